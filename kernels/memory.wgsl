@@ -1,0 +1,56 @@
+// The engine's own kernels: fill, copy and sum of flat f32 or u32 buffers.
+// fill: y[i] = bits; copy: y[i] = x[i]; add: y[i] = x[i] + z[i]; add_in_place: y[i] += x[i]
+// One invocation owns UNROLL words, a workgroup's words are contiguous; buffers hold `count` words.
+
+struct Params {
+  count: u32,
+  bits: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<u32>;
+@group(0) @binding(1) var<storage, read> z: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(3) var<uniform> params: Params;
+
+const WG = 256u;
+const UNROLL = 4u;
+
+fn first(group: vec3<u32>, groups: vec3<u32>, lane: u32) -> u32 {
+  return (group.y * groups.x + group.x) * WG * UNROLL + lane;
+}
+
+@compute @workgroup_size(WG)
+fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = first(group, groups, lane);
+  for (var i = 0u; i < UNROLL; i++) {
+    let j = at + i * WG;
+    if (j < params.count) { y[j] = params.bits; }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = first(group, groups, lane);
+  for (var i = 0u; i < UNROLL; i++) {
+    let j = at + i * WG;
+    if (j < params.count) { y[j] = x[j]; }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn add(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = first(group, groups, lane);
+  for (var i = 0u; i < UNROLL; i++) {
+    let j = at + i * WG;
+    if (j < params.count) { y[j] = bitcast<u32>(bitcast<f32>(x[j]) + bitcast<f32>(z[j])); }
+  }
+}
+
+@compute @workgroup_size(WG)
+fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let at = first(group, groups, lane);
+  for (var i = 0u; i < UNROLL; i++) {
+    let j = at + i * WG;
+    if (j < params.count) { y[j] = bitcast<u32>(bitcast<f32>(y[j]) + bitcast<f32>(x[j])); }
+  }
+}

@@ -1,0 +1,130 @@
+// Sum and maximum over one axis, with a fixed order of additions (no atomics): the same bits every time.
+// reduce_rows:    y[r, s]    = scale * op over k in chunk s of pre(x[r, k])        x [R, K]
+// reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
+// A second launch reduces the chunks. `rows`: LANES invocations share one row (1 on software adapters, where barriers
+// are dear), ROWS rows a workgroup. `columns`: one invocation owns one column of vectors. The `1` entry points take sizes
+// that are no multiple of 4.
+
+override LANES: u32 = 1;
+override ROWS: u32 = 8;
+override WG: u32 = 64;
+override OP: u32 = 0;  // 0 sum, 1 maximum
+override PRE: u32 = 0; // 0 x, 1 x * x, 2 abs(x)
+
+struct Params {
+  rows: u32,    // R or O
+  size: u32,    // K
+  inner: u32,   // I, in vectors
+  chunks: u32,  // S
+  chunk: u32,   // elements (vectors) of a chunk
+  scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read> x4: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y4: array<vec4<f32>>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+var<workgroup> shared_acc: array<f32, 256>;
+
+const LOWEST = -3.4028234e38;
+
+fn pre4(v: vec4<f32>) -> vec4<f32> {
+  if (PRE == 1u) { return v * v; }
+  if (PRE == 2u) { return abs(v); }
+  return v;
+}
+
+fn pre1(v: f32) -> f32 {
+  if (PRE == 1u) { return v * v; }
+  if (PRE == 2u) { return abs(v); }
+  return v;
+}
+
+fn both4(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+  if (OP == 1u) { return max(a, b); }
+  return a + b;
+}
+
+fn both1(a: f32, b: f32) -> f32 {
+  if (OP == 1u) { return max(a, b); }
+  return a + b;
+}
+
+fn start() -> f32 {
+  if (OP == 1u) { return LOWEST; }
+  return 0.0;
+}
+
+fn finish_row(item: u32, lane: u32, row: u32, own: f32) {
+  var acc = own;
+  if (LANES > 1u) {
+    shared_acc[row * LANES + lane] = acc;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+      if (lane < half) {
+        shared_acc[row * LANES + lane] = both1(shared_acc[row * LANES + lane], shared_acc[row * LANES + lane + half]);
+      }
+      workgroupBarrier();
+    }
+    acc = shared_acc[row * LANES];
+  }
+  if (lane == 0u && item < params.rows * params.chunks) { y[item] = acc * params.scale; }
+}
+
+@compute @workgroup_size(LANES, ROWS)
+fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+               @builtin(local_invocation_id) local: vec3<u32>) {
+  let item = (group.y * groups.x + group.x) * ROWS + local.y;
+  let from_row = (item / params.chunks) * params.size;
+  let begin = (item % params.chunks) * params.chunk;
+  var acc = vec4<f32>(start());
+  if (item < params.rows * params.chunks) {
+    let end = min(begin + params.chunk, params.size);
+    for (var k = begin + local.x; k < end; k += LANES) { acc = both4(acc, pre4(x4[from_row + k])); }
+  }
+  finish_row(item, local.x, local.y, both1(both1(acc.x, acc.y), both1(acc.z, acc.w)));
+}
+
+@compute @workgroup_size(LANES, ROWS)
+fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                @builtin(local_invocation_id) local: vec3<u32>) {
+  let item = (group.y * groups.x + group.x) * ROWS + local.y;
+  let from_row = (item / params.chunks) * params.size;
+  let begin = (item % params.chunks) * params.chunk;
+  var acc = start();
+  if (item < params.rows * params.chunks) {
+    let end = min(begin + params.chunk, params.size);
+    for (var k = begin + local.x; k < end; k += LANES) { acc = both1(acc, pre1(x[from_row + k])); }
+  }
+  finish_row(item, local.x, local.y, acc);
+}
+
+@compute @workgroup_size(WG)
+fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * WG + lane;
+  if (item >= params.rows * params.chunks * params.inner) { return; }
+  let i = item % params.inner;
+  let s = (item / params.inner) % params.chunks;
+  let o = item / (params.inner * params.chunks);
+  let end = min((s + 1u) * params.chunk, params.size);
+  var acc = vec4<f32>(start());
+  for (var k = s * params.chunk; k < end; k++) { acc = both4(acc, pre4(x4[(o * params.size + k) * params.inner + i])); }
+  y4[item] = acc * params.scale;
+}
+
+@compute @workgroup_size(WG)
+fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                   @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * WG + lane;
+  if (item >= params.rows * params.chunks * params.inner) { return; }
+  let i = item % params.inner;
+  let s = (item / params.inner) % params.chunks;
+  let o = item / (params.inner * params.chunks);
+  let end = min((s + 1u) * params.chunk, params.size);
+  var acc = start();
+  for (var k = s * params.chunk; k < end; k++) { acc = both1(acc, pre1(x[(o * params.size + k) * params.inner + i])); }
+  y[item] = acc * params.scale;
+}

@@ -1,0 +1,179 @@
+// The one open WebGPU device: adapter choice, limits, profile, error scopes and device loss.
+// Every other layer reaches the device through `device()`, so that ops and models carry no handle around.
+// Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
+
+import { GpuError } from "../errors.ts";
+
+/** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
+export type Profile = "cpu" | "gpu";
+
+export interface DeviceOptions {
+  /** Ask for the software adapter even where a GPU is present. */
+  cpu?: boolean;
+  /** Override the kernel profile that the adapter would get. */
+  profile?: Profile;
+}
+
+/** What was created on the device since it was opened; a test holds these still across steps. */
+export interface Counters {
+  buffers: number;
+  bindGroups: number;
+  pipelines: number;
+  submits: number;
+}
+
+export interface AdapterFacts {
+  vendor: string;
+  architecture: string;
+  description: string;
+  software: boolean;
+  features: string[];
+}
+
+const SOFTWARE = /llvmpipe|lavapipe|swiftshader|softpipe|basic render/i;
+
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxComputeWorkgroupSizeY",
+  "maxComputeWorkgroupsPerDimension",
+  "minStorageBufferOffsetAlignment",
+  "minUniformBufferOffsetAlignment",
+] as const;
+
+/** An open device. Made by {@link openDevice}; reached through {@link device}. */
+export class Device {
+  readonly counters: Counters = { buffers: 0, bindGroups: 0, pipelines: 0, submits: 0 };
+  /** Why the device was lost, once it is. */
+  lost: string | undefined;
+  #uncaptured: string[] = [];
+
+  /** @param profile may be switched between captures: tests run every op in both */
+  constructor(readonly gpu: GPUDevice, readonly facts: AdapterFacts, public profile: Profile) {
+    gpu.addEventListener("uncapturederror", (event) => {
+      event.preventDefault();
+      this.#uncaptured.push((event as GPUUncapturedErrorEvent).error.message);
+    });
+    // Older runtimes have no `lost` promise.
+    gpu.lost?.then((info) => this.lost = `${info.reason}: ${info.message}`);
+  }
+
+  get limits(): GPUSupportedLimits {
+    return this.gpu.limits;
+  }
+
+  /** Creates a buffer of `bytes` (rounded up to 16) under an error scope; throws GpuError when refused. */
+  async createBuffer(bytes: number, usage: number, label: string): Promise<GPUBuffer> {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    if (size > this.limits.maxBufferSize) {
+      throw new GpuError(
+        `Cannot allocate "${label}": it needs ${size} bytes, the adapter allows ${this.limits.maxBufferSize} a buffer`,
+      );
+    }
+    this.counters.buffers++;
+    return await this.scoped(
+      `allocate ${size} bytes for "${label}"`,
+      () => this.gpu.createBuffer({ size, usage, label }),
+    );
+  }
+
+  /** Runs `make` inside validation and out-of-memory scopes and turns what they caught into a GpuError. */
+  async scoped<T>(action: string, make: () => T): Promise<T> {
+    this.gpu.pushErrorScope("out-of-memory");
+    this.gpu.pushErrorScope("validation");
+    let made: T | undefined;
+    let thrown: unknown;
+    try {
+      made = make();
+    } catch (error) {
+      thrown = error;
+    }
+    const validation = await this.gpu.popErrorScope();
+    const memory = await this.gpu.popErrorScope();
+    if (memory) throw new GpuError(`Cannot ${action}: out of device memory (${memory.message})`);
+    if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
+    if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
+    return made as T;
+  }
+
+  /** Submits one command buffer. */
+  submit(commands: GPUCommandBuffer): void {
+    this.counters.submits++;
+    this.gpu.queue.submit([commands]);
+  }
+
+  /** Throws when the device was lost or reported an error outside any scope. */
+  check(): void {
+    if (this.lost !== undefined) {
+      throw new GpuError(`Cannot go on: the device was lost (${this.lost}); run again with --resume`);
+    }
+    const [first] = this.#uncaptured;
+    if (first !== undefined) throw new GpuError(`Cannot go on: the device reported an error: ${first}`);
+  }
+
+  destroy(): void {
+    this.gpu.destroy();
+  }
+}
+
+let current: Device | undefined;
+
+/**
+ * Opens the adapter with the most performance (or the software one), with every limit that it has.
+ * @throws GpuError when no adapter answers.
+ */
+export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
+  const adapter = await requestAdapter(options.cpu ?? false);
+  const facts = adapterFacts(adapter);
+  const requiredLimits: Record<string, number> = {};
+  for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
+  const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query"];
+  const requiredFeatures = wanted.filter((name) => adapter.features.has(name));
+  const gpu = await adapter.requestDevice({ requiredLimits, requiredFeatures, label: "tok" });
+  current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
+  return current;
+}
+
+/** The open device. @throws GpuError when there is none yet. */
+export function device(): Device {
+  if (!current) throw new GpuError("Cannot use the device: none is open; call openDevice() first");
+  return current;
+}
+
+/** Destroys the open device, if any. Programs and variables made on it are gone with it. */
+export function closeDevice(): void {
+  current?.destroy();
+  current = undefined;
+}
+
+/** Facts about an adapter, for `doctor` and for the choice of profile. */
+export function adapterFacts(adapter: GPUAdapter): AdapterFacts {
+  const { vendor, architecture, description, device: id } = adapter.info;
+  return {
+    vendor,
+    architecture,
+    description: description || id,
+    software: SOFTWARE.test(`${description} ${id} ${vendor}`),
+    features: [...adapter.features],
+  };
+}
+
+async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
+  // The Vulkan loader complains on stderr about a missing runtime folder on every headless machine.
+  if (Deno.build.os === "linux" && !Deno.env.get("XDG_RUNTIME_DIR")) {
+    Deno.env.set("XDG_RUNTIME_DIR", Deno.env.get("TMPDIR") ?? "/tmp");
+  }
+  const adapter = await navigator.gpu.requestAdapter(
+    cpu ? { forceFallbackAdapter: true } : { powerPreference: "high-performance" },
+  );
+  if (!adapter) {
+    throw new GpuError(
+      `Cannot find ${cpu ? "a software" : "any"} WebGPU adapter; run "tok doctor" to see what is missing`,
+    );
+  }
+  return adapter;
+}

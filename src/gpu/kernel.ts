@@ -1,0 +1,250 @@
+// From WGSL text to launches. The text is the single source of truth: the loader reads `@binding` names and
+// `struct Params` from it, callers pass buffers and scalars by name, and a wrong name throws at once.
+// Pipelines are built later, when a plan is prepared, so that recording never waits for the driver.
+
+import { GpuError } from "../errors.ts";
+import { device } from "./device.ts";
+import type { Fusion } from "./fuse.ts";
+import type { Bindable, Storage } from "./storage.ts";
+
+export interface Binding {
+  name: string;
+  index: number;
+  access: "read" | "read_write";
+}
+
+/** One dispatch: a kernel with its buffers (in binding order), its packed parameters and its grid. */
+export interface Launch {
+  readonly kernel: Kernel;
+  readonly storages: readonly Storage[];
+  readonly params: Uint8Array<ArrayBuffer> | undefined;
+  readonly grid: readonly [number, number, number];
+  readonly flops: number;
+  readonly fusion: Fusion | undefined;
+}
+
+export interface LaunchOptions {
+  /** Floating-point operations of this launch, for plans and benchmarks. */
+  flops?: number;
+  /** Makes the launch a candidate for merging with its neighbours. The last binding is then its only output. */
+  fusion?: Fusion;
+}
+
+type Param = { name: string; type: "u32" | "i32" | "f32" };
+
+/** Where launches go; program.ts sets it while it records. */
+export const sink: { record: ((launch: Launch) => void) | undefined } = { record: undefined };
+
+/** An entry point of a WGSL text with its overrides fixed. Made by {@link kernel}, which caches. */
+export class Kernel {
+  readonly bindings: readonly Binding[];
+  readonly label: string;
+  readonly #params: readonly Param[];
+  readonly #paramsIndex: number;
+  #pipeline: { gpu: GPUDevice; pipeline: GPUComputePipeline } | undefined;
+
+  constructor(
+    readonly source: string,
+    readonly entry: string,
+    readonly constants: Readonly<Record<string, number>>,
+  ) {
+    const constantsText = Object.entries(constants).map(([k, v]) => ` ${k}=${v}`).join("");
+    this.label = entry + constantsText;
+    const text = stripComments(source);
+    const used = identifiersUsedBy(text, entry);
+    const all = [...text.matchAll(
+      /@group\(0\)\s*@binding\((\d+)\)\s*var<(storage|uniform)(?:,\s*(read_write|read))?>\s*(\w+)\s*:/g,
+    )];
+    this.bindings = all
+      .filter((m) => m[2] === "storage" && used.has(m[4] ?? ""))
+      .map((m) => ({
+        name: m[4] ?? "",
+        index: Number(m[1]),
+        access: m[3] === "read_write" ? "read_write" : "read",
+      }));
+    const uniform = all.find((m) => m[2] === "uniform" && used.has(m[4] ?? ""));
+    this.#paramsIndex = uniform ? Number(uniform[1]) : -1;
+    this.#params = uniform ? parseParams(text, entry) : [];
+  }
+
+  get hasParams(): boolean {
+    return this.#paramsIndex >= 0;
+  }
+
+  get paramsIndex(): number {
+    return this.#paramsIndex;
+  }
+
+  /**
+   * Records one dispatch into the program that is being captured.
+   * @param buffers every storage binding of the entry point, by name
+   * @param params every field of `struct Params`, by name
+   * @param grid workgroups in x, y, z (at most 65,535 each; see {@link fold})
+   */
+  launch(
+    buffers: Readonly<Record<string, Bindable>>,
+    params: Readonly<Record<string, number>>,
+    grid: readonly [number, number?, number?],
+    options: LaunchOptions = {},
+  ): void {
+    if (!sink.record) {
+      throw new GpuError(
+        `Cannot launch "${this.label}": nothing is being captured; wrap the call in capture()`,
+      );
+    }
+    const expected = new Set(this.bindings.map((b) => b.name));
+    const unknown = Object.keys(buffers).filter((name) => !expected.has(name));
+    if (unknown.length) {
+      throw new GpuError(`Cannot launch "${this.label}": unknown buffers ${quoted(unknown)}`);
+    }
+    const storages = this.bindings.map(({ name }) => {
+      const buffer = buffers[name];
+      if (!buffer) throw new GpuError(`Cannot launch "${this.label}": buffer "${name}" is missing`);
+      return buffer.storage;
+    });
+    const [x, y = 1, z = 1] = grid;
+    const limit = device().limits.maxComputeWorkgroupsPerDimension;
+    if (![x, y, z].every((n) => Number.isInteger(n) && n >= 1 && n <= limit)) {
+      throw new GpuError(`Cannot launch "${this.label}": the grid [${x}, ${y}, ${z}] is outside 1..${limit}`);
+    }
+    sink.record({
+      kernel: this,
+      storages,
+      params: this.#pack(params),
+      grid: [x, y, z],
+      flops: options.flops ?? 0,
+      fusion: options.fusion,
+    });
+  }
+
+  /** The compiled pipeline. @throws GpuError with the WGSL line when the text does not compile. */
+  async pipeline(): Promise<GPUComputePipeline> {
+    const { gpu, counters } = device();
+    if (this.#pipeline?.gpu === gpu) return this.#pipeline.pipeline;
+    counters.pipelines++;
+    const entries: GPUBindGroupLayoutEntry[] = this.bindings.map(({ index, access }) => ({
+      binding: index,
+      visibility: GPUShaderStage.COMPUTE,
+      buffer: { type: access === "read" ? "read-only-storage" : "storage" },
+    }));
+    if (this.hasParams) {
+      entries.push({
+        binding: this.#paramsIndex,
+        visibility: GPUShaderStage.COMPUTE,
+        buffer: { type: "uniform" },
+      });
+    }
+    const { label } = this;
+    try {
+      const pipeline = await device().scoped(`compile kernel "${label}"`, () => {
+        const layout = gpu.createPipelineLayout({
+          bindGroupLayouts: [gpu.createBindGroupLayout({ entries, label })],
+        });
+        const module = gpu.createShaderModule({ code: this.source, label });
+        return gpu.createComputePipeline({
+          layout,
+          compute: { module, entryPoint: this.entry, constants: { ...this.constants } },
+          label,
+        });
+      });
+      this.#pipeline = { gpu, pipeline };
+      return pipeline;
+    } catch (error) {
+      throw error instanceof GpuError ? new GpuError(withLine(error.message, this.source)) : error;
+    }
+  }
+
+  #pack(values: Readonly<Record<string, number>>): Uint8Array<ArrayBuffer> | undefined {
+    const unknown = Object.keys(values).filter((name) => !this.#params.some((p) => p.name === name));
+    if (unknown.length) {
+      throw new GpuError(`Cannot launch "${this.label}": unknown parameters ${quoted(unknown)}`);
+    }
+    if (!this.hasParams) return undefined;
+    const bytes = new DataView(new ArrayBuffer(Math.ceil(this.#params.length / 4) * 16));
+    this.#params.forEach(({ name, type }, i) => {
+      const value = values[name];
+      if (value === undefined) {
+        throw new GpuError(`Cannot launch "${this.label}": parameter "${name}" is missing`);
+      }
+      if (type === "f32") bytes.setFloat32(4 * i, value, true);
+      else if (!Number.isInteger(value) || value < (type === "u32" ? 0 : -(2 ** 31)) || value >= 2 ** 32) {
+        throw new GpuError(`Cannot launch "${this.label}": parameter "${name}" is ${value}, not a ${type}`);
+      } else if (type === "u32") bytes.setUint32(4 * i, value, true);
+      else bytes.setInt32(4 * i, value, true);
+    });
+    return new Uint8Array(bytes.buffer);
+  }
+}
+
+const kernels = new Map<string, Kernel>();
+
+/** The kernel `entry` of a WGSL `source` with `override` constants fixed; the same arguments give the same object. */
+export function kernel(source: string, entry: string, constants: Record<string, number> = {}): Kernel {
+  const key = `${entry}\0${JSON.stringify(constants)}\0${source}`;
+  let made = kernels.get(key);
+  if (!made) kernels.set(key, made = new Kernel(source, entry, constants));
+  return made;
+}
+
+/** Folds a number of workgroups into x and y so that neither passes the device's limit: index = y * gridX + x. */
+export function fold(groups: number): [number, number] {
+  const limit = device().limits.maxComputeWorkgroupsPerDimension;
+  if (groups <= limit) return [Math.max(1, groups), 1];
+  const y = Math.ceil(groups / limit);
+  return [Math.ceil(groups / y), y];
+}
+
+function stripComments(source: string): string {
+  return source.replace(/\/\/[^\n]*/g, "").replace(/\/\*[\s\S]*?\*\//g, "");
+}
+
+/** All identifiers in the entry point and in the functions that it calls, however deep. */
+function identifiersUsedBy(text: string, entry: string): Set<string> {
+  const functions = new Map<string, string>();
+  for (const match of text.matchAll(/\bfn\s+(\w+)\s*\(/g)) {
+    let at = text.indexOf("{", match.index);
+    const from = match.index;
+    for (let depth = 0; at < text.length; at++) {
+      if (text[at] === "{") depth++;
+      else if (text[at] === "}" && --depth === 0) break;
+    }
+    functions.set(match[1] ?? "", text.slice(from, at + 1));
+  }
+  if (!functions.has(entry)) {
+    throw new GpuError(`Cannot load kernel "${entry}": the text has no such function`);
+  }
+  const used = new Set<string>();
+  const queue = [entry];
+  for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
+    for (const [word] of (functions.get(name) ?? "").matchAll(/(?<![.\w])[A-Za-z_]\w*/g)) {
+      if (!used.has(word) && functions.has(word) && word !== name) queue.push(word);
+      used.add(word);
+    }
+  }
+  return used;
+}
+
+function parseParams(text: string, entry: string): Param[] {
+  const struct = /struct\s+Params\s*\{([^}]*)\}/.exec(text);
+  if (!struct) throw new GpuError(`Cannot load kernel "${entry}": it has a uniform but no "struct Params"`);
+  return (struct[1] ?? "").split(",").map((line) => line.trim()).filter(Boolean).map((line) => {
+    const match = /^(\w+)\s*:\s*(u32|i32|f32)$/.exec(line);
+    if (!match) throw new GpuError(`Cannot load kernel "${entry}": "${line}" in Params is not a scalar`);
+    return { name: match[1] ?? "", type: match[2] as Param["type"] };
+  });
+}
+
+/** Adds the offending WGSL lines to a compile error that names a line. */
+function withLine(message: string, source: string): string {
+  const line = /(?:wgsl:|:)(\d+):\d+/.exec(message)?.[1];
+  if (!line || message.includes("│")) return message;
+  const n = Number(line);
+  const near = source.split("\n").slice(Math.max(0, n - 2), n + 1).map((l, i) =>
+    `  ${Math.max(1, n - 1) + i} | ${l}`
+  );
+  return `${message}\n${near.join("\n")}`;
+}
+
+function quoted(names: string[]): string {
+  return names.map((name) => `"${name}"`).join(", ");
+}

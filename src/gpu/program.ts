@@ -1,0 +1,239 @@
+// capture -> plan -> replay. A program is a function of fixed shapes, recorded once as a list of launches and
+// replayed thousands of times: pipelines, bind groups and memory are prepared before the first run, a run is one
+// command buffer and one submit. What is not captured cannot run: there is no eager mode to drift away from.
+
+import { GpuError } from "../errors.ts";
+import { device } from "./device.ts";
+import { type Launch, sink } from "./kernel.ts";
+import { makePlan, type Place, type Plan } from "./plan.ts";
+import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
+
+interface Step {
+  pipeline: GPUComputePipeline;
+  group: GPUBindGroup;
+  grid: readonly [number, number, number];
+}
+
+/** Time of one kernel over a run, from {@link Program.profile}. */
+export interface KernelTime {
+  label: string;
+  launches: number;
+  milliseconds: number;
+  flops: number;
+}
+
+/** A captured function, planned and ready to be prepared and run. */
+export class Program<I extends Record<string, Bindable>, O extends Record<string, Bindable>> {
+  #steps: Step[] | undefined;
+  #pool: GPUBuffer[] = [];
+  #owned: GPUBuffer[] = [];
+  #outputs = new Map<Storage, GPUBuffer>();
+  #placeOf: ReadonlyMap<Storage, Place>;
+
+  constructor(readonly label: string, readonly inputs: I, readonly outputs: O, readonly plan: Plan) {
+    this.#placeOf = plan.places;
+  }
+
+  /**
+   * Allocates memory, compiles pipelines and makes bind groups. Called once; runs do none of it.
+   * @param progress called with the number of kernels compiled and their total
+   */
+  async prepare(progress?: (done: number, total: number) => void): Promise<this> {
+    if (this.#steps) return this;
+    const { plan } = this;
+    for (const input of Object.values(this.inputs)) await input.storage.materialise();
+    const kernels = [...new Set(plan.launches.map((l) => l.kernel))];
+    for (const [i, k] of kernels.entries()) {
+      await k.pipeline();
+      progress?.(i + 1, kernels.length);
+    }
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    for (const [i, bytes] of plan.slots.entries()) {
+      this.#pool.push(await device().createBuffer(bytes, usage, `${this.label} pool ${i}`));
+    }
+    for (const { root, slot } of plan.places.values()) {
+      if (slot >= 0 || this.#outputs.has(root)) continue;
+      if (root.persistent) await root.materialise();
+      else this.#outputs.set(root, await device().createBuffer(root.bytes, usage, root.label));
+    }
+    const params = await this.#writeParams();
+    this.#steps = await device().scoped(
+      `bind the buffers of "${this.label}"`,
+      () => plan.launches.map((launch, i) => this.#step(launch, params.buffer, params.offsets[i] ?? 0)),
+    ).then((steps) => Promise.all(steps));
+    return this;
+  }
+
+  /** Uploads what is given of the inputs and replays the program. Does not wait for the device. */
+  run(data: { [K in keyof I]?: HostArray } = {}): void {
+    for (const [name, array] of Object.entries(data)) {
+      const input = this.inputs[name];
+      if (!input) throw new GpuError(`Cannot run "${this.label}": it has no input "${name}"`);
+      input.storage.write(array as HostArray);
+    }
+    device().submit(this.#encode());
+  }
+
+  /** Reads an output (or any persistent storage) after the last run. Waits for the device. */
+  async read(what: Bindable): Promise<Float32Array> {
+    return new Float32Array(await this.readBytes(what));
+  }
+
+  async readBytes({ storage }: Bindable): Promise<ArrayBuffer> {
+    const place = this.#placeOf.get(storage);
+    const buffer = place && this.#outputs.get(place.root);
+    if (buffer && place) return await readBuffer(buffer, place.offset, storage.bytes);
+    return await storage.read();
+  }
+
+  /** Device time of each kernel over one run, longest first. Needs timestamp queries. */
+  async profile(): Promise<KernelTime[]> {
+    const { gpu } = device();
+    if (!gpu.features.has("timestamp-query")) {
+      throw new GpuError(`Cannot profile "${this.label}": the adapter has no timestamp queries`);
+    }
+    const steps = this.#ready();
+    const times = new Map<string, KernelTime>();
+    const most = 2000;
+    const query = gpu.createQuerySet({ type: "timestamp", count: 2 * most });
+    const resolved = await device().createBuffer(
+      16 * most,
+      GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+      "timestamps",
+    );
+    for (let from = 0; from < steps.length; from += most) {
+      const part = steps.slice(from, from + most);
+      const encoder = gpu.createCommandEncoder();
+      part.forEach(({ pipeline, group, grid }, i) => {
+        const pass = encoder.beginComputePass({
+          timestampWrites: {
+            querySet: query,
+            beginningOfPassWriteIndex: 2 * i,
+            endOfPassWriteIndex: 2 * i + 1,
+          },
+        });
+        pass.setPipeline(pipeline);
+        pass.setBindGroup(0, group);
+        pass.dispatchWorkgroups(...grid);
+        pass.end();
+      });
+      encoder.resolveQuerySet(query, 0, 2 * part.length, resolved, 0);
+      device().submit(encoder.finish());
+      const stamps = new BigUint64Array(await readBuffer(resolved, 0, 16 * part.length));
+      part.forEach((_, i) => {
+        const launch = this.plan.launches[from + i] as Launch;
+        const entry = times.get(launch.kernel.label) ??
+          { label: launch.kernel.label, launches: 0, milliseconds: 0, flops: 0 };
+        entry.launches++;
+        entry.milliseconds += Number((stamps[2 * i + 1] ?? 0n) - (stamps[2 * i] ?? 0n)) / 1e6;
+        entry.flops += launch.flops;
+        times.set(launch.kernel.label, entry);
+      });
+    }
+    query.destroy();
+    resolved.destroy();
+    return [...times.values()].sort((a, b) => b.milliseconds - a.milliseconds);
+  }
+
+  /** Frees everything that the program owns; persistent storages stay. */
+  destroy(): void {
+    for (const buffer of [...this.#pool, ...this.#owned, ...this.#outputs.values()]) buffer.destroy();
+    this.#pool = [];
+    this.#owned = [];
+    this.#outputs.clear();
+    this.#steps = undefined;
+    for (const input of Object.values(this.inputs)) {
+      if (input.storage.category === "inputs") input.storage.destroy();
+    }
+  }
+
+  #ready(): Step[] {
+    if (!this.#steps) throw new GpuError(`Cannot run "${this.label}": prepare() was not called`);
+    return this.#steps;
+  }
+
+  #encode(): GPUCommandBuffer {
+    const encoder = device().gpu.createCommandEncoder({ label: this.label });
+    const pass = encoder.beginComputePass();
+    let pipeline: GPUComputePipeline | undefined;
+    for (const step of this.#ready()) {
+      if (step.pipeline !== pipeline) pass.setPipeline(pipeline = step.pipeline);
+      pass.setBindGroup(0, step.group);
+      pass.dispatchWorkgroups(...step.grid);
+    }
+    pass.end();
+    return encoder.finish();
+  }
+
+  /** All launches' parameters in one uniform buffer, equal ones stored once. Returns the offset of each launch. */
+  async #writeParams(): Promise<{ buffer: GPUBuffer | undefined; offsets: number[] }> {
+    const align = device().limits.minUniformBufferOffsetAlignment;
+    const seen = new Map<string, number>();
+    const chunks: Uint8Array[] = [];
+    let size = 0;
+    const offsets = this.plan.launches.map(({ params }) => {
+      if (!params) return -1;
+      const key = params.join();
+      let offset = seen.get(key);
+      if (offset === undefined) {
+        seen.set(key, offset = size);
+        chunks[offset / align] = params;
+        size += Math.ceil(params.byteLength / align) * align;
+      }
+      return offset;
+    });
+    if (size === 0) return { buffer: undefined, offsets };
+    const all = new Uint8Array(size);
+    chunks.forEach((chunk, i) => all.set(chunk, i * align));
+    const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+    const buffer = await device().createBuffer(size, usage, `${this.label} parameters`);
+    device().gpu.queue.writeBuffer(buffer, 0, all);
+    this.#owned.push(buffer);
+    return { buffer, offsets };
+  }
+
+  async #step(launch: Launch, params: GPUBuffer | undefined, offset: number): Promise<Step> {
+    const { kernel, storages, grid } = launch;
+    const pipeline = await kernel.pipeline();
+    const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index }, i) => {
+      const storage = storages[i] as Storage;
+      const place = this.#placeOf.get(storage) as Place;
+      const buffer = place.slot >= 0
+        ? this.#pool[place.slot] as GPUBuffer
+        : this.#outputs.get(place.root) ?? place.root.buffer;
+      // Rounded up because a kernel may see the bytes as vec4; every physical buffer is a multiple of 16.
+      const size = Math.min(Math.ceil(storage.bytes / 16) * 16, buffer.size - place.offset);
+      return { binding: index, resource: { buffer, offset: place.offset, size } };
+    });
+    if (params && launch.params) {
+      const size = launch.params.byteLength;
+      entries.push({ binding: kernel.paramsIndex, resource: { buffer: params, offset, size } });
+    }
+    device().counters.bindGroups++;
+    const group = device().gpu.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
+    return { pipeline, group, grid };
+  }
+}
+
+/**
+ * Runs `fn` once, recording the launches of every op that it calls, and plans them.
+ * @param inputs tensors that `fn` reads and `run` uploads
+ * @param fn records the program and returns what may be read afterwards
+ */
+export function capture<I extends Record<string, Bindable>, O extends Record<string, Bindable>>(
+  label: string,
+  inputs: I,
+  fn: (inputs: I) => O,
+): Program<I, O> {
+  if (sink.record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
+  const launches: Launch[] = [];
+  sink.record = (launch) => launches.push(launch);
+  let outputs: O;
+  try {
+    outputs = fn(inputs);
+  } finally {
+    sink.record = undefined;
+  }
+  const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
+  return new Program(label, inputs, outputs, plan);
+}

@@ -1,0 +1,147 @@
+// Where the bytes of tensors live. A Storage is virtual until a plan gives it (a part of) a physical buffer, or
+// persistent: it keeps its own buffer across programs (parameters, moments, inputs, results).
+// A persistent storage may be placed inside a larger one, so that all parameters of a set are one flat buffer
+// and the optimizer is one launch.
+
+import { GpuError } from "../errors.ts";
+import { device } from "./device.ts";
+
+/** What a storage is for; `program.plan` reports bytes by these. */
+export type Category =
+  | "parameters"
+  | "gradients"
+  | "optimizer"
+  | "state"
+  | "inputs"
+  | "outputs"
+  | "activations";
+
+/** Anything that has a storage: what kernels bind. */
+export interface Bindable {
+  readonly storage: Storage;
+}
+
+export type HostArray = Float32Array | Uint32Array | Int32Array | Uint16Array;
+
+export interface StorageOptions {
+  category?: Category;
+  label?: string;
+  /** Keeps its buffer across programs; filled by `init`, or with zeros. */
+  persistent?: boolean;
+  init?: () => HostArray;
+}
+
+let ids = 0;
+
+export class Storage {
+  readonly id = ids++;
+  readonly category: Category;
+  readonly label: string;
+  readonly persistent: boolean;
+  #init: (() => HostArray) | undefined;
+  #buffer: GPUBuffer | undefined;
+  #parent: Storage | undefined;
+  #offset = 0;
+  #children: Storage[] = [];
+
+  constructor(readonly bytes: number, options: StorageOptions = {}) {
+    this.category = options.category ?? "activations";
+    this.label = options.label ?? this.category;
+    this.persistent = options.persistent ?? false;
+    this.#init = options.init;
+  }
+
+  /** The storage that owns the buffer, and where this one begins in it. */
+  get root(): Storage {
+    return this.#parent ?? this;
+  }
+
+  get offset(): number {
+    return this.#offset;
+  }
+
+  /** The physical buffer of a materialised persistent storage. */
+  get buffer(): GPUBuffer {
+    const buffer = this.root.#buffer;
+    if (!buffer) throw new GpuError(`Cannot use "${this.label}": it has no buffer yet`);
+    return buffer;
+  }
+
+  get materialised(): boolean {
+    return this.root.#buffer !== undefined;
+  }
+
+  /** Makes this storage a part of `parent`, which must not have a buffer yet. */
+  place(parent: Storage, offset: number): void {
+    if (this.#buffer || this.#parent || parent.#parent || parent.#buffer) {
+      throw new GpuError(`Cannot place "${this.label}" in "${parent.label}": one of them is already in use`);
+    }
+    this.#parent = parent;
+    this.#offset = offset;
+    parent.#children.push(this);
+  }
+
+  /** Gives a persistent storage its buffer and first contents. Does nothing when it has them. */
+  async materialise(): Promise<void> {
+    const root = this.root;
+    if (root.#buffer) return;
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    root.#buffer = await device().createBuffer(root.bytes, usage, root.label);
+    for (const part of [root, ...root.#children]) {
+      if (part.#init) write(part, part.#init());
+      part.#init = undefined;
+    }
+  }
+
+  /** Copies host data over the whole storage. Before it has a buffer, the data becomes its first contents. */
+  write(data: HostArray): void {
+    if (data.byteLength !== this.bytes) {
+      throw new GpuError(
+        `Cannot write "${this.label}": it holds ${this.bytes} bytes, got ${data.byteLength}`,
+      );
+    }
+    if (this.materialised) write(this, data);
+    else this.#init = () => data;
+  }
+
+  /** Reads the whole storage back. Waits for the device: never call it inside a step. */
+  async read(): Promise<ArrayBuffer> {
+    await this.materialise();
+    return await readBuffer(this.buffer, this.#offset, this.bytes);
+  }
+
+  destroy(): void {
+    this.root.#buffer?.destroy();
+    this.root.#buffer = undefined;
+  }
+}
+
+function write(storage: Storage, data: HostArray): void {
+  const bytes = data.byteLength;
+  const { buffer, offset } = storage;
+  const { queue } = device().gpu;
+  if (bytes % 4 === 0) {
+    queue.writeBuffer(buffer, offset, data.buffer, data.byteOffset, bytes);
+  } else {
+    const padded = new Uint8Array(Math.ceil(bytes / 4) * 4);
+    padded.set(new Uint8Array(data.buffer, data.byteOffset, bytes));
+    queue.writeBuffer(buffer, offset, padded);
+  }
+}
+
+/** Copies `bytes` of a device buffer to the host. */
+export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
+  const { gpu } = device();
+  const size = Math.ceil(bytes / 4) * 4;
+  const staging = gpu.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+  try {
+    const encoder = gpu.createCommandEncoder();
+    encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
+    device().submit(encoder.finish());
+    await staging.mapAsync(GPUMapMode.READ);
+    device().check();
+    return staging.getMappedRange().slice(0, bytes);
+  } finally {
+    staging.destroy();
+  }
+}

@@ -1,0 +1,158 @@
+// Sum, mean and maximum over any axes, and their gradients. Axes are reduced in contiguous groups, each as [R, K]
+// rows or [O, K, I] columns; tall ones in two launches of fixed order, so that few outputs still fill the machine.
+
+import source from "../../kernels/reduce.wgsl" with { type: "text" };
+import { differentiable } from "../autograd.ts";
+import { device } from "../gpu/device.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
+import { pointwise } from "./pointwise.ts";
+
+export interface ReduceOptions {
+  /** Keep the reduced axes with size 1. */
+  keepDims?: boolean;
+}
+
+type Op = "sum" | "max";
+type Pre = "identity" | "square" | "abs";
+
+const OPS: Record<Op, number> = { sum: 0, max: 1 };
+const PRES: Record<Pre, number> = { identity: 0, square: 1, abs: 2 };
+
+/** Sum over `axes` (all when absent). */
+export function sum(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
+  return reduced(x, axes, options, "sum", 1);
+}
+
+/** Mean over `axes` (all when absent). */
+export function mean(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
+  const all = axesOf(x, axes, "take a mean");
+  return reduced(x, axes, options, "sum", 1 / all.reduce((n, a) => n * x.dim(a), 1));
+}
+
+/** Maximum over `axes` (all when absent). Ties share the gradient evenly. */
+export function max(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
+  return reduced(x, axes, options, "max", 1);
+}
+
+/** scale * sum of pre(x) over everything, as a scalar; not differentiable (norms, finiteness checks). */
+export function total(x: Tensor, pre: Pre = "identity", scale = 1): Tensor {
+  return viewAs(reduceGroup(x, 1, x.size, 1, "sum", scale, pre), []);
+}
+
+/** Sums `x` over the axes along which `shape` was broadcast to x's shape. Not differentiable: used by gradients. */
+export function sumTo(x: Tensor, shape: Shape): Tensor {
+  if (shape.join() === x.shape.join()) return x;
+  const extra = x.rank - shape.length;
+  const axes = x.shape.map((_, a) => a).filter((a) =>
+    a < extra || (shape[a - extra] === 1 && x.shape[a] !== 1)
+  );
+  return viewAs(reduceAxes(x, axes, "sum", 1), shape);
+}
+
+/** `x` repeated to `shape`. Not differentiable: used by gradients. */
+export function broadcastTo(x: Tensor, shape: Shape): Tensor {
+  if (shape.join() === x.shape.join()) return x;
+  return pointwise(["x0"], [x], [], shape);
+}
+
+function reduced(
+  x: Tensor,
+  axes: readonly number[] | undefined,
+  options: ReduceOptions,
+  op: Op,
+  scale: number,
+): Tensor {
+  const over = axesOf(x, axes, `reduce by ${op}`);
+  const kept = x.shape.map((n, a) => over.includes(a) ? 1 : n);
+  const y = viewAs(
+    reduceAxes(x, over, op, scale),
+    options.keepDims ? kept : x.shape.filter((_, a) => !over.includes(a)),
+  );
+  return differentiable(y, [x], (dy) => {
+    const dyKept = viewAs(dy, kept);
+    if (op === "sum") {
+      return [broadcastTo(scale === 1 ? dyKept : pointwise(["x0 * s0"], [dyKept], [scale]), x.shape)];
+    }
+    const hit = pointwise(["select(T(0.0), T(1.0), x0 == x1)"], [x, viewAs(y, kept)]);
+    const ties = viewAs(reduceAxes(hit, over, "sum", 1), kept);
+    return [pointwise(["x0 * x1 / x2"], [hit, dyKept, ties])];
+  });
+}
+
+function axesOf(x: Tensor, axes: readonly number[] | undefined, action: string): number[] {
+  const all = axes ? axes.map((a) => axisOf(x, a, action)) : x.shape.map((_, a) => a);
+  check(new Set(all).size === all.length, action, `axes [${all}] repeat`, x);
+  return all.sort((a, b) => a - b);
+}
+
+/** Reduces groups of neighbouring axes, the last group first; the result keeps the order of the other axes. */
+function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): Tensor {
+  let y = x;
+  let shape = [...x.shape];
+  const rest = [...axes].filter((a) => x.shape[a] !== 1);
+  while (rest.length) {
+    const last = rest.pop() as number;
+    let first = last;
+    while (rest.length && rest.at(-1) === first - 1) first = rest.pop() as number;
+    const outer = sizeOf(shape.slice(0, first));
+    const size = sizeOf(shape.slice(first, last + 1));
+    const inner = sizeOf(shape.slice(last + 1));
+    y = reduceGroup(y, outer, size, inner, op, rest.length ? 1 : scale, "identity");
+    shape = [...shape.slice(0, first), ...Array(last - first + 1).fill(1), ...shape.slice(last + 1)];
+  }
+  if (y === x && scale !== 1) y = pointwise(["x0 * s0"], [x], [scale]);
+  return viewAs(y, shape);
+}
+
+/** [O, K, I] -> [O, I], in one or two launches. */
+function reduceGroup(
+  x: Tensor,
+  outer: number,
+  size: number,
+  inner: number,
+  op: Op,
+  scale: number,
+  pre: Pre,
+): Tensor {
+  const cpu = device().profile === "cpu";
+  const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
+  const items = inner === 1 ? outer : outer * inner / width;
+  const length = inner === 1 ? size / width : size;
+  const wanted = inner === 1 ? (cpu ? 64 : 1024) : cpu ? 256 : 16384;
+  const chunks = Math.max(
+    1,
+    Math.min(Math.ceil(wanted / items), Math.ceil(length / (inner === 1 ? 64 : 16))),
+  );
+  const y = empty([outer, chunks, inner], "f32", "reduction");
+  const constants = { OP: OPS[op], PRE: PRES[pre] };
+  const common = {
+    rows: outer,
+    size: length,
+    chunks,
+    chunk: Math.ceil(length / chunks),
+    scale: chunks > 1 ? 1 : scale,
+  };
+  const flops = outer * size * inner;
+  const suffix = width === 4 ? "" : "1";
+  if (inner === 1) {
+    const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
+    const rows = cpu ? 8 : 64 / lanes;
+    kernel(source, `reduce_rows${suffix}`, { ...constants, LANES: lanes, ROWS: rows }).launch(
+      { [width === 4 ? "x4" : "x"]: x, y },
+      { ...common, inner: 1 },
+      fold(Math.ceil(outer * chunks / rows)),
+      { flops },
+    );
+  } else {
+    const group = cpu ? 16 : 64;
+    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group }).launch(
+      { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
+      { ...common, inner: inner / width },
+      fold(Math.ceil(items * chunks / group)),
+      { flops },
+    );
+  }
+  if (chunks === 1) return viewAs(y, [outer, inner]);
+  return reduceGroup(viewAs(y, [outer, chunks, inner]), outer, chunks, inner, op, scale, "identity");
+}
