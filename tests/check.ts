@@ -82,7 +82,7 @@ export interface OpCheck {
 
 /** Proves an op; see the header. Gradients of at most 24 elements of each input are compared, spread over it. */
 export async function checkOp(c: OpCheck): Promise<void> {
-  const { tolerance = 2e-6, gradientTolerance = 1e-5 } = c;
+  const { tolerance = 2e-6, gradientTolerance = 2e-5 } = c;
   for (const shapes of c.shapes) {
     const arrays = shapes.map((shape, i) => randomArray(size(shape), i + 1));
     c.prepare?.(arrays);

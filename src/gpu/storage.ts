@@ -93,6 +93,12 @@ export class Storage {
     }
   }
 
+  /** Sets how the first contents are made; nothing is kept on the host until they are needed. */
+  initialise(init: () => HostArray): void {
+    if (this.materialised) write(this, init());
+    else this.#init = init;
+  }
+
   /** Copies host data over the whole storage. Before it has a buffer, the data becomes its first contents. */
   write(data: HostArray): void {
     if (data.byteLength !== this.bytes) {

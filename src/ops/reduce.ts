@@ -56,6 +56,12 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   return pointwise(["x0"], [x], [], shape);
 }
 
+/** scale * sum over the first axis of [S, N], as [N]: the second half of a split product. Not differentiable. */
+export function sumChunks(x: Tensor, scale: number): Tensor {
+  const [S, N] = x.shape as [number, number];
+  return viewAs(reduceGroup(x, 1, S, N, "sum", scale, "identity"), [N]);
+}
+
 function reduced(
   x: Tensor,
   axes: readonly number[] | undefined,

@@ -1,0 +1,151 @@
+// The convolutional decoder of LDM, SD-VAE and VA-VAE, by their tensor names: conv_in, a middle of residual block,
+// attention, residual block, then levels of residual blocks with nearest-2x upsampling between them.
+// Rombach et al. (2022); Yao et al. (2025) for VA-VAE's sizes. Channels-last inside, [Cout,Cin,K,K] in files.
+
+import { z } from "zod";
+import { attention } from "../ops/attention.ts";
+import { add } from "../ops/math.ts";
+import { upsampleNearest2x } from "../ops/pool.ts";
+import { reshape } from "../ops/shape.ts";
+import { Conv2d, GroupNorm, type Initializer, state } from "../nn.ts";
+import { check, type Tensor } from "../tensor.ts";
+
+export const decoderConfig = z.object({
+  /** Channels of the highest resolution; `ch_mult` gives each level's multiple, highest resolution first. */
+  ch: z.number().int().positive().default(128),
+  ch_mult: z.array(z.number().positive()).min(1).default([1, 1, 2, 2, 4]),
+  num_res_blocks: z.number().int().nonnegative().default(2),
+  /** Levels (as side of the latent grid times 2^k) with attention; VA-VAE: [16]. */
+  attn_resolutions: z.array(z.number().int().positive()).default([16]),
+  /** Side of the output for which attn_resolutions are meant. */
+  resolution: z.number().int().positive().default(256),
+  z_channels: z.number().int().positive().default(32),
+  groups: z.number().int().positive().default(32),
+  out_ch: z.literal(3).default(3),
+});
+export type DecoderConfig = z.infer<typeof decoderConfig>;
+
+class ResBlock {
+  readonly norm1: GroupNorm;
+  readonly conv1: Conv2d;
+  readonly norm2: GroupNorm;
+  readonly conv2: Conv2d;
+  readonly nin_shortcut?: Conv2d;
+
+  constructor(from: number, to: number, groups: number) {
+    this.norm1 = new GroupNorm(groups, from);
+    this.conv1 = new Conv2d(from, to, 3, { padding: 1 });
+    this.norm2 = new GroupNorm(groups, to);
+    this.conv2 = new Conv2d(to, to, 3, { padding: 1 });
+    if (from !== to) this.nin_shortcut = new Conv2d(from, to, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    const y = this.conv1.forward(this.norm1.forward(x, { silu: true })); // [B, H, W, to]
+    const residual = this.conv2.forward(this.norm2.forward(y, { silu: true }));
+    return add(this.nin_shortcut ? this.nin_shortcut.forward(x) : x, residual);
+  }
+}
+
+/** Single-head self-attention over all pixels. */
+class AttnBlock {
+  readonly norm: GroupNorm;
+  readonly q: Conv2d;
+  readonly k: Conv2d;
+  readonly v: Conv2d;
+  readonly proj_out: Conv2d;
+
+  constructor(C: number, groups: number) {
+    this.norm = new GroupNorm(groups, C);
+    this.q = new Conv2d(C, C, 1);
+    this.k = new Conv2d(C, C, 1);
+    this.v = new Conv2d(C, C, 1);
+    this.proj_out = new Conv2d(C, C, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    const [B, H, W, C] = x.shape as [number, number, number, number];
+    const h = this.norm.forward(x);
+    const heads = (conv: Conv2d) => reshape(conv.forward(h), [B, H * W, 1, C]);
+    const y = attention(heads(this.q), heads(this.k), heads(this.v)); // [B, HW, C]
+    return add(x, this.proj_out.forward(reshape(y, [B, H, W, C])));
+  }
+}
+
+interface Level {
+  block: ResBlock[];
+  attn: AttnBlock[];
+  upsample?: { conv: Conv2d };
+}
+
+export class Decoder {
+  readonly conv_in: Conv2d;
+  readonly mid: { block_1: ResBlock; attn_1: AttnBlock; block_2: ResBlock };
+  /** Highest resolution first, as in the checkpoints. */
+  readonly up: Level[];
+  readonly norm_out: GroupNorm;
+  readonly conv_out: Conv2d;
+
+  constructor(readonly config: DecoderConfig) {
+    const { ch, ch_mult, groups, num_res_blocks, attn_resolutions, resolution } = config;
+    const widths = ch_mult.map((m) => Math.round(ch * m));
+    check(
+      widths.every((width) => width % groups === 0),
+      "build a decoder",
+      `channels ${widths} are not multiples of ${groups} groups`,
+    );
+    let C = widths.at(-1) as number;
+    let side = resolution / 2 ** (widths.length - 1);
+    this.conv_in = new Conv2d(config.z_channels, C, 3, { padding: 1 });
+    this.mid = {
+      block_1: new ResBlock(C, C, groups),
+      attn_1: new AttnBlock(C, groups),
+      block_2: new ResBlock(C, C, groups),
+    };
+    this.up = [];
+    for (let level = widths.length - 1; level >= 0; level--, side *= 2) {
+      const width = widths[level] as number;
+      const made: Level = { block: [], attn: [] };
+      for (let i = 0; i <= num_res_blocks; i++, C = width) {
+        made.block.push(new ResBlock(C, width, groups));
+        if (attn_resolutions.includes(side)) made.attn.push(new AttnBlock(width, groups));
+      }
+      if (level > 0) made.upsample = { conv: new Conv2d(C, C, 3, { padding: 1 }) };
+      this.up.unshift(made);
+    }
+    this.norm_out = new GroupNorm(groups, C);
+    this.conv_out = new Conv2d(C, config.out_ch, 3, { padding: 1 });
+  }
+
+  /** PyTorch's default of every convolution, norms at one: as the published decoders start. */
+  init(init: Initializer): void {
+    const visit = (value: unknown) => {
+      if (value instanceof Conv2d) init.torchDefault(value);
+      else if (value instanceof GroupNorm) init.norm(value);
+      else if (typeof value === "object" && value !== null) Object.values(value).forEach(visit);
+    };
+    visit({ ...this, config: undefined });
+  }
+
+  /** Latents [B, h, w, z_channels] to pixels [B, h * 2^k, w * 2^k, 3], about -1..1, not clamped. */
+  forward(latents: Tensor): Tensor {
+    let y = this.conv_in.forward(latents);
+    y = this.mid.block_2.forward(this.mid.attn_1.forward(this.mid.block_1.forward(y)));
+    for (const { block, attn, upsample } of this.up.toReversed()) {
+      block.forEach((b, i) => {
+        y = b.forward(y);
+        y = attn[i]?.forward(y) ?? y;
+      });
+      if (upsample) y = upsample.conv.forward(upsampleNearest2x(y));
+    }
+    return this.conv_out.forward(this.norm_out.forward(y, { silu: true })); // [B, H, W, 3]
+  }
+
+  /** The weight whose gradients balance the adversarial loss. */
+  get lastLayer(): Tensor {
+    return this.conv_out.weight;
+  }
+}
+
+/** How many tensors a decoder has; for `inspect`. */
+export const tensorCount = (decoder: Decoder): number => state(decoder).size;

@@ -1,0 +1,57 @@
+// PatchGAN: a few strided 4x4 convolutions that judge overlapping patches. Isola et al. (2017), as LDM uses it
+// (three layers, batch norm, no bias before a norm). Tensor names are those of its `main` sequence.
+
+import { z } from "zod";
+import { leakyRelu } from "../ops/math.ts";
+import { BatchNorm2d, Conv2d, type Initializer } from "../nn.ts";
+import type { Tensor } from "../tensor.ts";
+
+export const discriminatorConfig = z.object({
+  /** Channels after the first convolution; doubled by each layer, at most eight times. */
+  ndf: z.number().int().positive().default(64),
+  n_layers: z.number().int().positive().default(3),
+});
+export type DiscriminatorConfig = z.infer<typeof discriminatorConfig>;
+
+/** `train`: batch statistics, running ones updated; `frozen`: batch statistics only; `eval`: running statistics. */
+export type StatisticsMode = "train" | "frozen" | "eval";
+
+export class Discriminator {
+  /** Indices as in the published sequence; activations take a place without a tensor. */
+  readonly main: (Conv2d | BatchNorm2d | "leaky")[];
+
+  constructor(readonly config: DiscriminatorConfig) {
+    const { ndf, n_layers } = config;
+    this.main = [new Conv2d(3, ndf, 4, { stride: 2, padding: 1 }), "leaky"];
+    let C = ndf;
+    for (let n = 1; n <= n_layers; n++) {
+      const width = ndf * Math.min(2 ** n, 8);
+      const stride = n === n_layers ? 1 : 2;
+      this.main.push(new Conv2d(C, width, 4, { stride, padding: 1 }, false), new BatchNorm2d(width), "leaky");
+      C = width;
+    }
+    this.main.push(new Conv2d(C, 1, 4, { stride: 1, padding: 1 }));
+  }
+
+  /** pix2pix: convolutions normal(0, 0.02), norm weights normal(1, 0.02) (here exactly 1), biases 0. */
+  init(init: Initializer): void {
+    for (const layer of this.main) {
+      if (layer instanceof Conv2d) {
+        init.normal(layer.weight, 0.02);
+        init.constant(layer.bias, 0);
+      } else if (layer instanceof BatchNorm2d) init.norm(layer);
+    }
+  }
+
+  /** Pixels [B, H, W, 3] to logits [B, h, w, 1]: positive where a patch looks real. */
+  forward(x: Tensor, mode: StatisticsMode): Tensor {
+    const training = { train: true, frozen: "frozen-statistics", eval: false }[mode] as
+      | true
+      | "frozen-statistics"
+      | false;
+    return this.main.reduce<Tensor>((y, layer) => {
+      if (layer === "leaky") return leakyRelu(y, 0.2);
+      return layer instanceof Conv2d ? layer.forward(y) : layer.forward(y, training);
+    }, x);
+  }
+}

@@ -1,0 +1,224 @@
+// LightningDiT by its tensor names: RMSNorm, adaLN-Zero, rotary positions on top of a fixed sine table, SwiGLU,
+// optional QK-norm. Yao et al. (2025), github.com/hustvl/LightningDiT; DiT: Peebles and Xie (2023).
+// Velocity prediction: t = 0 is noise, t = 1 is data.
+
+import { z } from "zod";
+import { attention } from "../ops/attention.ts";
+import { embedding, timestepEmbedding } from "../ops/embedding.ts";
+import { add, silu } from "../ops/math.ts";
+import { gatedAdd, modulate, splitModulation, swiglu } from "../ops/modulate.ts";
+import { rotary, rotaryTables2d } from "../ops/rotary.ts";
+import { reshape, split } from "../ops/shape.ts";
+import { Conv2d, type Initializer, Linear, RmsNorm } from "../nn.ts";
+import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
+
+export const ditConfig = z.object({
+  /** Side of the latent grid. */
+  input_size: z.number().int().positive().default(16),
+  patch_size: z.literal(1).default(1),
+  in_channels: z.number().int().positive().default(32),
+  hidden_size: z.number().int().positive().default(1152),
+  depth: z.number().int().positive().default(28),
+  num_heads: z.number().int().positive().default(16),
+  num_classes: z.number().int().positive().default(1000),
+  use_qknorm: z.boolean().default(false),
+});
+export type DitConfig = z.infer<typeof ditConfig>;
+
+/** The published sizes. */
+export const DIT_SIZES = {
+  "S/1": { depth: 12, hidden_size: 384, num_heads: 6 },
+  "B/1": { depth: 12, hidden_size: 768, num_heads: 12 },
+  "L/1": { depth: 24, hidden_size: 1024, num_heads: 16 },
+  "XL/1": { depth: 28, hidden_size: 1152, num_heads: 16 },
+} as const satisfies Record<string, Partial<DitConfig>>;
+
+const TIME_FEATURES = 256;
+const EPS = 1e-6;
+
+class Attention {
+  readonly qkv: Linear;
+  readonly q_norm?: RmsNorm;
+  readonly k_norm?: RmsNorm;
+  readonly proj: Linear;
+
+  constructor(readonly config: DitConfig) {
+    const C = config.hidden_size, HS = C / config.num_heads;
+    this.qkv = new Linear(C, 3 * C);
+    if (config.use_qknorm) {
+      this.q_norm = new RmsNorm(HS, EPS);
+      this.k_norm = new RmsNorm(HS, EPS);
+    }
+    this.proj = new Linear(C, C);
+  }
+
+  forward(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
+    const [B, T, C] = x.shape as [number, number, number];
+    const NH = this.config.num_heads;
+    const parts = split(this.qkv.forward(x), [C, C, C], 2); // 3 x [B, T, C]
+    let [q, k, v] = parts.map((p) => reshape(p, [B, T, NH, C / NH])) as [Tensor, Tensor, Tensor];
+    if (this.q_norm && this.k_norm) [q, k] = [this.q_norm.forward(q), this.k_norm.forward(k)];
+    [q, k] = [rotary(q, cos, sin), rotary(k, cos, sin)];
+    return this.proj.forward(attention(q, k, v)); // [B, T, C]
+  }
+}
+
+class SwiGlu {
+  readonly w12: Linear;
+  readonly w3: Linear;
+
+  constructor(C: number) {
+    const hidden = Math.floor(4 * C * 2 / 3);
+    this.w12 = new Linear(C, 2 * hidden);
+    this.w3 = new Linear(hidden, C);
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.w3.forward(swiglu(this.w12.forward(x)));
+  }
+}
+
+/** adaLN: the published sequence is (SiLU, Linear), so the Linear is entry 1. */
+type Modulation = [activation: "silu", linear: Linear];
+
+class Block {
+  readonly norm1: RmsNorm;
+  readonly attn: Attention;
+  readonly norm2: RmsNorm;
+  readonly mlp: SwiGlu;
+  readonly adaLN_modulation: Modulation;
+
+  constructor(config: DitConfig) {
+    const C = config.hidden_size;
+    this.norm1 = new RmsNorm(C, EPS);
+    this.attn = new Attention(config);
+    this.norm2 = new RmsNorm(C, EPS);
+    this.mlp = new SwiGlu(C);
+    this.adaLN_modulation = ["silu", new Linear(C, 6 * C)];
+  }
+
+  /** @param c conditioning after SiLU [B, C] */
+  forward(x: Tensor, c: Tensor, cos: Tensor, sin: Tensor): Tensor {
+    const [shift1, scale1, gate1, shift2, scale2, gate2] = splitModulation(
+      this.adaLN_modulation[1].forward(c),
+      6,
+    ) as [
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const y = gatedAdd(
+      x,
+      this.attn.forward(modulate(this.norm1.forward(x), shift1, scale1), cos, sin),
+      gate1,
+    );
+    return gatedAdd(y, this.mlp.forward(modulate(this.norm2.forward(y), shift2, scale2)), gate2); // [B, T, C]
+  }
+}
+
+export class Dit {
+  readonly x_embedder: { proj: Conv2d };
+  readonly t_embedder: { mlp: [Linear, "silu", Linear] };
+  readonly y_embedder: { embedding_table: { weight: Tensor } };
+  readonly pos_embed: Tensor;
+  readonly feat_rope: { freqs_cos: Tensor; freqs_sin: Tensor };
+  readonly blocks: Block[];
+  readonly final_layer: { norm_final: RmsNorm; linear: Linear; adaLN_modulation: Modulation };
+
+  constructor(readonly config: DitConfig) {
+    const { hidden_size: C, in_channels, input_size: S, num_heads, num_classes } = config;
+    check(
+      C % (4 * num_heads) === 0,
+      "build a DiT",
+      `hidden_size ${C} is not divisible by 4 x ${num_heads} heads`,
+    );
+    this.x_embedder = { proj: new Conv2d(in_channels, C, 1) };
+    this.t_embedder = { mlp: [new Linear(TIME_FEATURES, C), "silu", new Linear(C, C)] };
+    const rows = num_classes + 1; // the last row means "no class"
+    this.y_embedder = {
+      embedding_table: { weight: parameter([rows, C], () => new Float32Array(rows * C), "classes") },
+    };
+    this.pos_embed = variable([1, S * S, C], { label: "pos_embed", init: () => sineTable2d(S, C) });
+    const { cos, sin } = rotaryTables2d(S, S, C / num_heads);
+    this.feat_rope = {
+      freqs_cos: constant(cos, [S * S, C / num_heads]),
+      freqs_sin: constant(sin, [S * S, C / num_heads]),
+    };
+    this.blocks = Array.from({ length: config.depth }, () => new Block(config));
+    this.final_layer = {
+      norm_final: new RmsNorm(C, EPS),
+      linear: new Linear(C, in_channels),
+      adaLN_modulation: ["silu", new Linear(C, 2 * C)],
+    };
+  }
+
+  /** LightningDiT's: Glorot linears with zero bias, normal(0.02) embeddings, adaLN and the last layer zero. */
+  init(init: Initializer): void {
+    const glorot = ({ weight, bias }: Linear | Conv2d) => {
+      init.xavier(weight);
+      init.constant(bias, 0);
+    };
+    const zero = ({ weight, bias }: Linear) => {
+      init.constant(weight, 0);
+      init.constant(bias, 0);
+    };
+    glorot(this.x_embedder.proj);
+    for (const layer of this.t_embedder.mlp) {
+      if (layer === "silu") continue;
+      init.normal(layer.weight, 0.02);
+      init.constant(layer.bias, 0);
+    }
+    init.normal(this.y_embedder.embedding_table.weight, 0.02);
+    for (const { norm1, norm2, attn, mlp, adaLN_modulation } of this.blocks) {
+      for (const norm of [norm1, norm2, attn.q_norm, attn.k_norm]) if (norm) init.norm(norm);
+      for (const layer of [attn.qkv, attn.proj, mlp.w12, mlp.w3]) glorot(layer);
+      zero(adaLN_modulation[1]); // every block starts as the identity
+    }
+    init.norm(this.final_layer.norm_final);
+    zero(this.final_layer.adaLN_modulation[1]);
+    zero(this.final_layer.linear);
+  }
+
+  /**
+   * @param x noised latents [B, S, S, in_channels]
+   * @param t times [B] in 0..1
+   * @param y class numbers u32 [B]; num_classes means none
+   * @returns velocity [B, S, S, in_channels]
+   */
+  forward(x: Tensor, t: Tensor, y: Tensor): Tensor {
+    const { hidden_size: C, input_size: S, in_channels } = this.config;
+    const B = x.dim(0);
+    const { freqs_cos, freqs_sin } = this.feat_rope;
+    const [in_, , out] = this.t_embedder.mlp;
+    const time = out.forward(in_.forward(timestepEmbedding(t, TIME_FEATURES), { activation: "silu" })); // [B, C]
+    const c = silu(add(time, embedding(this.y_embedder.embedding_table.weight, y))); // [B, C]
+    let h = add(reshape(this.x_embedder.proj.forward(x), [B, S * S, C]), this.pos_embed); // [B, T, C]
+    for (const block of this.blocks) h = block.forward(h, c, freqs_cos, freqs_sin);
+    const { norm_final, linear, adaLN_modulation } = this.final_layer;
+    const [shift, scale] = splitModulation(adaLN_modulation[1].forward(c), 2) as [Tensor, Tensor];
+    h = linear.forward(modulate(norm_final.forward(h), shift, scale)); // [B, T, in_channels]
+    return reshape(h, [B, S, S, in_channels]);
+  }
+}
+
+/** MAE's fixed table: the first half of the channels encodes the column, the second the row, each sin then cos. */
+function sineTable2d(S: number, C: number): Float32Array {
+  const table = new Float32Array(S * S * C);
+  const quarter = C / 4;
+  for (let row = 0; row < S; row++) {
+    for (let column = 0; column < S; column++) {
+      const at = (row * S + column) * C;
+      for (let i = 0; i < quarter; i++) {
+        const omega = 1 / 10000 ** (i / quarter);
+        table[at + i] = Math.sin(column * omega);
+        table[at + quarter + i] = Math.cos(column * omega);
+        table[at + 2 * quarter + i] = Math.sin(row * omega);
+        table[at + 3 * quarter + i] = Math.cos(row * omega);
+      }
+    }
+  }
+  return table;
+}

@@ -1,0 +1,355 @@
+// Building blocks of models, and what can be done with any model: list its tensors by path, initialise, place them in
+// one flat buffer, load and save. A module is a plain object whose fields are tensors or modules; the path of a
+// field is its key in a checkpoint. Files keep the public layouts; `fileLayout` says what is permuted, here only.
+
+import { UsageError } from "./errors.ts";
+import { device } from "./gpu/device.ts";
+import { Storage } from "./gpu/storage.ts";
+import { conv2d, type ConvOptions } from "./ops/conv.ts";
+import { linear, type LinearOptions } from "./ops/matmul.ts";
+import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
+import { normal, uniform } from "./philox.ts";
+import { parameter, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
+
+const zeros = (shape: Shape, label: string) => parameter(shape, () => new Float32Array(sizeOf(shape)), label);
+
+/** y = x W^T + b; weight [Cout, Cin]. */
+export class Linear {
+  readonly weight: Tensor;
+  readonly bias?: Tensor;
+
+  constructor(readonly inFeatures: number, readonly outFeatures: number, bias = true) {
+    this.weight = zeros([outFeatures, inFeatures], "linear.weight");
+    if (bias) this.bias = zeros([outFeatures], "linear.bias");
+  }
+
+  forward(x: Tensor, options: LinearOptions = {}): Tensor {
+    return linear(x, this.weight, this.bias, options);
+  }
+}
+
+/** Convolution over [B,H,W,Cin]; weight [Cout,KH,KW,Cin] here, [Cout,Cin,KH,KW] in files. */
+export class Conv2d {
+  readonly weight: Tensor;
+  readonly bias?: Tensor;
+
+  constructor(
+    readonly inChannels: number,
+    readonly outChannels: number,
+    readonly kernelSize: number,
+    readonly options: ConvOptions = {},
+    bias = true,
+  ) {
+    this.weight = zeros([outChannels, kernelSize, kernelSize, inChannels], "conv.weight");
+    channelsLast.add(this.weight);
+    if (bias) this.bias = zeros([outChannels], "conv.bias");
+  }
+
+  forward(x: Tensor): Tensor {
+    return conv2d(x, this.weight, this.bias, this.options);
+  }
+}
+
+export class LayerNorm {
+  readonly weight: Tensor;
+  readonly bias: Tensor;
+
+  constructor(features: number, readonly eps = 1e-6) {
+    this.weight = zeros([features], "norm.weight");
+    this.bias = zeros([features], "norm.bias");
+  }
+
+  forward(x: Tensor): Tensor {
+    return layerNorm(x, this.weight, this.bias, this.eps);
+  }
+}
+
+export class RmsNorm {
+  readonly weight: Tensor;
+
+  constructor(features: number, readonly eps = 1e-6) {
+    this.weight = zeros([features], "norm.weight");
+  }
+
+  forward(x: Tensor): Tensor {
+    return rmsNorm(x, this.weight, this.eps);
+  }
+}
+
+export class GroupNorm {
+  readonly weight: Tensor;
+  readonly bias: Tensor;
+
+  constructor(readonly groups: number, channels: number, readonly eps = 1e-6) {
+    this.weight = zeros([channels], "norm.weight");
+    this.bias = zeros([channels], "norm.bias");
+  }
+
+  forward(x: Tensor, options: { silu?: boolean } = {}): Tensor {
+    return groupNorm(x, this.groups, this.weight, this.bias, this.eps, options);
+  }
+}
+
+/** Batch statistics while training (running ones are updated in place), running statistics otherwise. */
+export class BatchNorm2d {
+  readonly weight: Tensor;
+  readonly bias: Tensor;
+  readonly running_mean: Tensor;
+  readonly running_var: Tensor;
+
+  constructor(features: number, readonly eps = 1e-5, readonly momentum = 0.1) {
+    this.weight = zeros([features], "norm.weight");
+    this.bias = zeros([features], "norm.bias");
+    this.running_mean = variable([features], { label: "running_mean" });
+    this.running_var = variable([features], {
+      label: "running_var",
+      init: () => new Float32Array(features).fill(1),
+    });
+  }
+
+  forward(x: Tensor, training: boolean | "frozen-statistics"): Tensor {
+    const { eps, momentum, running_mean: mean, running_var: variance } = this;
+    if (training === true) {
+      return batchNorm(x, this.weight, this.bias, { eps, training, running: { mean, variance, momentum } });
+    }
+    if (training === "frozen-statistics") {
+      return batchNorm(x, this.weight, this.bias, { eps, training: true });
+    }
+    return batchNorm(x, this.weight, this.bias, { eps, training: { mean, variance } });
+  }
+}
+
+/** Weights that are channels-last here and [Cout,Cin,KH,KW] in files. */
+const channelsLast = new WeakSet<Tensor>();
+
+/** Every tensor of a model by its path, in field order: parameters and statistics. */
+export function state(module: object): Map<string, Tensor> {
+  const found = new Map<string, Tensor>();
+  const walk = (value: unknown, path: string) => {
+    if (value instanceof Tensor) found.set(path, value);
+    else if (Array.isArray(value)) value.forEach((v, i) => walk(v, path ? `${path}.${i}` : `${i}`));
+    else if (typeof value === "object" && value !== null && !ArrayBuffer.isView(value)) {
+      for (const [key, v] of Object.entries(value)) {
+        if (key !== "config") walk(v, path ? `${path}.${key}` : key);
+      }
+    }
+  };
+  walk(module, "");
+  return found;
+}
+
+/** The trainable tensors of a model by path. */
+export function parameters(module: object): Map<string, Tensor> {
+  return new Map([...state(module)].filter(([, t]) => t.storage.category === "parameters"));
+}
+
+/** Number of trainable scalars. */
+export function countParameters(module: object): number {
+  return [...parameters(module).values()].reduce((n, t) => n + t.size, 0);
+}
+
+/** Writes first values, reproducible from a seed: the k-th tensor initialised draws from stream k. */
+export class Initializer {
+  #stream = 0;
+
+  constructor(readonly seed: number) {}
+
+  constant(t: Tensor | undefined, value: number): void {
+    if (t) t.storage.initialise(() => new Float32Array(t.size).fill(value));
+  }
+
+  normal(t: Tensor, std: number): void {
+    const stream = this.#stream++;
+    t.storage.initialise(() => normal(this.seed, stream, t.size).map((v) => v * std));
+  }
+
+  /** Uniform in -bound..bound. */
+  uniform(t: Tensor, bound: number): void {
+    const stream = this.#stream++;
+    t.storage.initialise(() => uniform(this.seed, stream, t.size).map((v) => (2 * v - 1) * bound));
+  }
+
+  /** Glorot and Bengio (2010): uniform with variance 2 / (fan in + fan out), as a [rows, columns] matrix. */
+  xavier(t: Tensor): void {
+    const out = t.dim(0), rest = t.size / out;
+    this.uniform(t, Math.sqrt(6 / (out + rest)));
+  }
+
+  /** PyTorch's default of Linear and Conv2d: uniform in +-1/sqrt(fan in), for weight and bias alike. */
+  torchDefault({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
+    const bound = 1 / Math.sqrt(weight.size / weight.dim(0));
+    this.uniform(weight, bound);
+    if (bias) this.uniform(bias, bound);
+  }
+
+  norm({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
+    this.constant(weight, 1);
+    this.constant(bias, 0);
+  }
+}
+
+/** Bytes between the parameters of a flat buffer; no adapter asks for more. */
+const ALIGN = 256;
+
+/**
+ * All trainable tensors of a module in one flat buffer (or a few, where the adapter binds less), with buffers of the same
+ * layout for gradients and whatever an optimizer keeps. Made once, before the first use of the tensors.
+ */
+export class ParameterSet {
+  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** The flat parameters, f32 [n] each. */
+  readonly flats: readonly Tensor[];
+  #gradients: { flats: Tensor[]; of: Map<Tensor, Tensor> } | undefined;
+
+  constructor(readonly name: string, module: object) {
+    this.tensors = parameters(module);
+    const limit = device().limits.maxStorageBufferBindingSize;
+    const bins: { bytes: number; members: [Tensor, number][] }[] = [];
+    for (const tensor of this.tensors.values()) {
+      const bytes = Math.ceil(tensor.storage.bytes / ALIGN) * ALIGN;
+      let bin = bins.at(-1);
+      if (!bin || bin.bytes + bytes > limit) bins.push(bin = { bytes: 0, members: [] });
+      bin.members.push([tensor, bin.bytes]);
+      bin.bytes += bytes;
+    }
+    this.flats = bins.map(({ bytes, members }, i) => {
+      const flat = this.#flat(bytes / 4, "parameters", i);
+      for (const [tensor, offset] of members) tensor.storage.place(flat.storage, offset);
+      return flat;
+    });
+  }
+
+  get list(): Tensor[] {
+    return [...this.tensors.values()];
+  }
+
+  /** Flat gradients, and the place of each tensor's gradient in them. Made when first asked for. */
+  gradients(): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
+    if (this.#gradients) return this.#gradients;
+    const flats = this.like("gradients");
+    const of = new Map<Tensor, Tensor>();
+    for (const tensor of this.tensors.values()) {
+      const at = this.flats.findIndex((flat) => flat.storage === tensor.storage.root);
+      const storage = new Storage(tensor.storage.bytes, {
+        category: "gradients",
+        persistent: true,
+        label: tensor.storage.label,
+      });
+      storage.place((flats[at] as Tensor).storage, tensor.storage.offset);
+      of.set(tensor, new Tensor(tensor.shape, "f32", storage));
+    }
+    return this.#gradients = { flats, of };
+  }
+
+  /** New flat buffers of the same layout, zero at first: moments, averages. */
+  like(category: "gradients" | "optimizer" | "state"): Tensor[] {
+    return this.flats.map((flat, i) => this.#flat(flat.size, category, i));
+  }
+
+  async materialise(): Promise<void> {
+    for (const flat of this.flats) await flat.storage.materialise();
+  }
+
+  destroy(): void {
+    for (const flat of [...this.flats, ...this.#gradients?.flats ?? []]) flat.storage.destroy();
+  }
+
+  #flat(n: number, category: "parameters" | "gradients" | "optimizer" | "state", i: number): Tensor {
+    return variable([n], {
+      category,
+      label: `${this.name} ${category}${this.flats?.length > 1 ? ` ${i}` : ""}`,
+    });
+  }
+}
+
+/** Where `loadState` gets tensors from: an open safetensors file or folder, or a map in memory. */
+export interface TensorSource {
+  readonly name: string;
+  readonly shapes: ReadonlyMap<string, Shape>;
+  read(key: string): Promise<Float32Array>;
+}
+
+/**
+ * Fills every tensor of `module` from `source`, strictly.
+ * @param prefix of the module's keys in the source; other keys must match `ignore`
+ * @throws UsageError listing every missing, unexpected and misshapen key
+ */
+export async function loadState(
+  module: object,
+  source: TensorSource,
+  { prefix = "", ignore }: { prefix?: string; ignore?: RegExp } = {},
+): Promise<void> {
+  const own = state(module);
+  const problems: string[] = [];
+  for (const [path, tensor] of own) {
+    const shape = source.shapes.get(prefix + path);
+    const expected = fileShape(tensor);
+    if (!shape) problems.push(`missing "${prefix + path}"`);
+    else if (shape.join() !== expected.join()) {
+      problems.push(`"${prefix + path}" is [${shape.join(", ")}] instead of [${expected.join(", ")}]`);
+    }
+  }
+  for (const key of source.shapes.keys()) {
+    const mine = key.startsWith(prefix) && own.has(key.slice(prefix.length));
+    if (!mine && !ignore?.test(key) && key.startsWith(prefix)) problems.push(`unexpected "${key}"`);
+  }
+  if (problems.length) {
+    const shown = problems.slice(0, 8).join(", ");
+    const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
+    throw new UsageError(`Cannot load "${source.name}": ${shown}${more}`);
+  }
+  for (const [path, tensor] of own) {
+    tensor.storage.write(fromFile(tensor, await source.read(prefix + path)));
+  }
+}
+
+/** One tensor as it goes into a file. */
+export interface SavedTensor {
+  name: string;
+  shape: Shape;
+  data: Float32Array;
+}
+
+/** Reads every tensor of `module` back, in the public layouts. Waits for the device. */
+export async function saveState(module: object, prefix = ""): Promise<SavedTensor[]> {
+  const roots = new Map<Storage, ArrayBuffer>();
+  const saved: SavedTensor[] = [];
+  for (const [path, tensor] of state(module)) {
+    const { root, offset } = tensor.storage;
+    let bytes = roots.get(root);
+    if (!bytes) roots.set(root, bytes = await root.read());
+    const data = new Float32Array(bytes, offset, tensor.size).slice();
+    saved.push({ name: prefix + path, shape: fileShape(tensor), data: toFile(tensor, data) });
+  }
+  return saved;
+}
+
+/** Shape of a tensor in a file. */
+export function fileShape(tensor: Tensor): Shape {
+  if (!channelsLast.has(tensor)) return tensor.shape;
+  const [o, h, w, i] = tensor.shape as [number, number, number, number];
+  return [o, i, h, w];
+}
+
+function fromFile(tensor: Tensor, data: Float32Array): Float32Array {
+  if (!channelsLast.has(tensor)) return data;
+  const [O, H, W, I] = tensor.shape as [number, number, number, number];
+  return exchange(data, O, I, H * W);
+}
+
+function toFile(tensor: Tensor, data: Float32Array): Float32Array {
+  if (!channelsLast.has(tensor)) return data;
+  const [O, H, W, I] = tensor.shape as [number, number, number, number];
+  return exchange(data, O, H * W, I);
+}
+
+/** [outer, a, b] -> [outer, b, a] */
+function exchange(data: Float32Array, outer: number, a: number, b: number): Float32Array {
+  const out = new Float32Array(data.length);
+  for (let o = 0; o < outer; o++) {
+    for (let i = 0; i < a; i++) {
+      for (let j = 0; j < b; j++) out[(o * b + j) * a + i] = data[(o * a + i) * b + j] as number;
+    }
+  }
+  return out;
+}

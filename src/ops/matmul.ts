@@ -1,0 +1,109 @@
+// Matrix products and linear layers with their gradients, each of which is again a matrix product.
+
+import { differentiable } from "../autograd.ts";
+import { check, type Tensor, viewAs } from "../tensor.ts";
+import { gemm } from "./gemm.ts";
+import { activate, type Activation } from "./math.ts";
+import { sumTo } from "./reduce.ts";
+
+export interface MatmulOptions {
+  /** The last two axes of a (of b) are swapped before the product. */
+  transposeA?: boolean;
+  transposeB?: boolean;
+  /** The product is multiplied by this. */
+  alpha?: number;
+}
+
+/**
+ * alpha * op(a) op(b): [..., M, K] x [..., K, N] -> [..., M, N]. Leading axes must be equal.
+ * @throws ShapeError when the shapes do not fit
+ */
+export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
+  const { transposeA = false, transposeB = false, alpha = 1 } = options;
+  check(a.rank >= 2 && b.rank >= 2, "multiply matrices", "both need two axes or more", a, b);
+  const [M, K] = transposeA ? [a.dim(-1), a.dim(-2)] : [a.dim(-2), a.dim(-1)];
+  const [Kb, N] = transposeB ? [b.dim(-1), b.dim(-2)] : [b.dim(-2), b.dim(-1)];
+  const lead = a.shape.slice(0, -2);
+  check(
+    K === Kb && lead.join() === b.shape.slice(0, -2).join(),
+    "multiply matrices",
+    "the shapes do not fit",
+    a,
+    b,
+  );
+  const count = lead.reduce((x, y) => x * y, 1);
+  const y = product(a, b, [...lead, M, N], { M, N, K, transposeA, transposeB, alpha, count });
+  return differentiable(y, [a, b], (dy) => {
+    const t = (x: boolean) => ({ transposeA: x });
+    const da = transposeA
+      ? matmul(b, dy, { ...t(transposeB), transposeB: true, alpha })
+      : matmul(dy, b, { transposeB: !transposeB, alpha });
+    const db = transposeB
+      ? matmul(dy, a, { ...t(true), transposeB: transposeA, alpha })
+      : matmul(a, dy, { ...t(!transposeA), alpha });
+    return [da, db];
+  });
+}
+
+export interface LinearOptions {
+  activation?: Activation;
+}
+
+/**
+ * y = activation(x W^T + b): [..., Cin] -> [..., Cout].
+ * @param weight [Cout, Cin]
+ * @param bias [Cout]
+ */
+export function linear(
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor,
+  { activation = "none" }: LinearOptions = {},
+): Tensor {
+  const K = x.dim(-1), [N, Kw] = [weight.dim(0), weight.dim(-1)], R = x.size / K;
+  check(weight.rank === 2 && K === Kw, "apply a linear layer", "the weight does not fit", x, weight);
+  check(
+    !bias || (bias.rank === 1 && bias.size === N),
+    "apply a linear layer",
+    "the bias does not fit",
+    weight,
+    ...bias ? [bias] : [],
+  );
+  const shape = [...x.shape.slice(0, -1), N];
+  const y = product(x, weight, shape, { M: R, N, K, transposeA: false, transposeB: true, bias });
+  const inputs = bias ? [x, weight, bias] : [x, weight];
+  differentiable(y, inputs, (dy) => {
+    const dx = product(dy, weight, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
+    const dweight = product(dy, x, weight.shape, { M: N, N: K, K: R, transposeA: true, transposeB: false });
+    return bias ? [dx, dweight, sumTo(viewAs(dy, [R, N]), [N])] : [dx, dweight];
+  });
+  return activate(y, activation);
+}
+
+interface ProductOptions {
+  M: number;
+  N: number;
+  K: number;
+  transposeA: boolean;
+  transposeB: boolean;
+  bias?: Tensor | undefined;
+  alpha?: number;
+  count?: number;
+}
+
+function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
+  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1 } = o;
+  const lda = transposeA ? M : K, ldb = transposeB ? K : N;
+  return gemm(a, b, shape, {
+    source: { kind: "plain", transposeA, transposeB },
+    M,
+    N,
+    K,
+    lda,
+    ldb,
+    bias,
+    alpha,
+    batch: { count, a: M * K, b: K * N },
+    vector: K % 4 === 0 && lda % 4 === 0 && ldb % 4 === 0,
+  });
+}
