@@ -198,17 +198,17 @@ ${multiplyAdd(TM, TN4, (i, q) => `a${i}.${XYZW[q]}`)}
 function gatherFunctions({ source }: GemmSpec): string {
   if (source.kind !== "conv_dweight") return "";
   return `
-fn x_at(pixel: vec3<i32>, dy: i32, dx: i32, c4: i32) -> vec4<f32> { // pixel: first row of its image, iy, ix
-  let iy = pixel.y + dy;
-  let ix = pixel.z + dx;
-  let inside = iy >= 0 && ix >= 0 && iy < i32(params.H) && ix < i32(params.W);
-  let at = ((pixel.x + iy) * i32(params.W) + ix) * i32(params.C / 4u) + c4;
-  return select(vec4<f32>(), b[max(at, 0)], inside);
+struct Sizes { H: i32, W: i32, C4: i32, Ho: u32, Wo: u32, stride: u32, top: i32, left: i32 } // read once, not in the loop
+fn x_at(s: Sizes, pixel: vec3<i32>, ky: i32, kx: i32, c4: i32) -> vec4<f32> { // pixel: first row of its image, iy, ix
+  let iy = pixel.y + ky;
+  let ix = pixel.z + kx;
+  let inside = iy >= 0 && ix >= 0 && iy < s.H && ix < s.W;
+  let at = ((pixel.x + iy) * s.W + ix) * s.C4 + c4;
+  return select(vec4<f32>(), b[select(0, at, inside)], inside);
 }
-fn corner(pixel: u32) -> vec3<i32> {
-  return vec3<i32>(i32(pixel / (params.Wo * params.Ho) * params.H),
-                   i32((pixel / params.Wo) % params.Ho * params.stride) - i32(params.top),
-                   i32(pixel % params.Wo * params.stride) - i32(params.left));
+fn corner(s: Sizes, pixel: u32) -> vec3<i32> {
+  let row = pixel / s.Wo;
+  return vec3<i32>(i32(row / s.Ho) * s.H, i32(row % s.Ho * s.stride) - s.top, i32(pixel % s.Wo * s.stride) - s.left);
 }`;
 }
 
@@ -222,20 +222,17 @@ function vectorLoop({ source, tile: [TM, TN] }: GemmSpec): string {
   const byRow = (i: number, q: number) => `a${i}.${XYZW[q]}`;
   const byColumn = (i: number, q: number) => `u${q}_${i >> 2}.${XYZW[i & 3]}`;
   const columnsOfA = (k: string) =>
-    range(4).map((q) =>
-      lines(TM4, (i) => `let u${q}_${i} = a[(from_a + (${k} + ${q}u) * params.lda + m0) / 4u + ${i}u];`)
-    )
+    range(4).map((q) => lines(TM4, (i) => `let u${q}_${i} = a[from_m + (${k} + ${q}u) * lda4 + ${i}u];`))
       .join("\n");
   if (source.kind === "plain") {
     const loadA = source.transposeA ? columnsOfA("k") : rowsOfA;
     const loadB = source.transposeB
       ? `${lines(TN, (j) => `let t${j} = b[rb${j} + k / 4u];`)}\n${transposeB(TN)}`
-      : range(4).map((q) =>
-        lines(TN4, (j) => `let b${q}_${j} = b[(from_b + (k + ${q}u) * params.ldb + n0) / 4u + ${j}u];`)
-      ).join("\n");
-    return `${
-      source.transposeA ? "" : lines(TM, (i) => `let ra${i} = (from_a + (m0 + ${i}u) * params.lda) / 4u;`)
-    }
+      : range(4).map((q) => lines(TN4, (j) => `let b${q}_${j} = b[from_n + (k + ${q}u) * ldb4 + ${j}u];`))
+        .join("\n");
+    return `let lda4 = params.lda / 4u; let ldb4 = params.ldb / 4u;
+let from_m = (from_a + m0) / 4u; let from_n = (from_b + n0) / 4u;
+${source.transposeA ? "" : lines(TM, (i) => `let ra${i} = (from_a + (m0 + ${i}u) * params.lda) / 4u;`)}
 ${source.transposeB ? lines(TN, (j) => `let rb${j} = (from_b + (n0 + ${j}u) * params.ldb) / 4u;`) : ""}
 for (var k = begin; k < end; k += 4u) {
 ${loadA}
@@ -244,7 +241,9 @@ ${multiplyAdd(TM, TN4, source.transposeA ? byColumn : byRow)}
 }`;
   }
   if (source.kind === "conv_dweight") {
-    return `${
+    return `let lda4 = params.lda / 4u; let from_m = (from_a + m0) / 4u;
+let sizes = Sizes(i32(params.H), i32(params.W), i32(params.C / 4u), params.Ho, params.Wo, params.stride, i32(params.top), i32(params.left));
+${
       lines(TN4, (j) =>
         `let column${j} = n0 + ${
           4 * j
@@ -253,11 +252,11 @@ ${multiplyAdd(TM, TN4, source.transposeA ? byColumn : byRow)}
     }
 for (var k = begin; k < end; k += 4u) {
 ${columnsOfA("k")}
-${lines(4, (q) => `let p${q} = corner(k + ${q}u);`)}
+${lines(4, (q) => `let p${q} = corner(sizes, k + ${q}u);`)}
 ${
       range(4).map((q) =>
         lines(TN4, (j) =>
-          `let b${q}_${j} = select(vec4<f32>(), x_at(p${q}, ky${j}, kx${j}, channel${j}), k + ${q}u < end);`)
+          `let b${q}_${j} = select(vec4<f32>(), x_at(sizes, p${q}, ky${j}, kx${j}, channel${j}), k + ${q}u < end);`)
       ).join("\n")
     }
 ${multiplyAdd(TM, TN4, byColumn)}
@@ -275,25 +274,27 @@ ${multiplyAdd(TM, TN4, byColumn)}
   const tap = (i: number) =>
     dx
       ? `let sy${i} = py${i} - ky; let sx${i} = px${i} - kx; let iy${i} = sy${i} / s; let ix${i} = sx${i} / s;
-let ok${i} = sy${i} >= 0 && sx${i} >= 0 && iy${i} * s == sy${i} && ix${i} * s == sx${i} && iy${i} < i32(params.Ho) && ix${i} < i32(params.Wo);
-let ra${i} = select(0u, u32((pb${i} * i32(params.Ho) + iy${i}) * i32(params.Wo) + ix${i}) * C4, ok${i});`
+let ok${i} = sy${i} >= 0 && sx${i} >= 0 && iy${i} * s == sy${i} && ix${i} * s == sx${i} && iy${i} < Ho && ix${i} < Wo;
+let ra${i} = select(0u, u32((pb${i} * Ho + iy${i}) * Wo + ix${i}) * C4, ok${i});`
       : `let iy${i} = py${i} + ky; let ix${i} = px${i} + kx;
-let ok${i} = iy${i} >= 0 && ix${i} >= 0 && iy${i} < i32(params.H) && ix${i} < i32(params.W);
-let ra${i} = select(0u, u32((pb${i} * i32(params.H) + iy${i}) * i32(params.W) + ix${i}) * C4, ok${i});`;
+let ok${i} = iy${i} >= 0 && ix${i} >= 0 && iy${i} < H && ix${i} < W;
+let ra${i} = select(0u, u32((pb${i} * H + iy${i}) * W + ix${i}) * C4, ok${i});`;
   const loadB = dx
     ? range(4).map((q) =>
       lines(
         TN4,
-        (j) => `let b${q}_${j} = b[((c4 * 4u + ${q}u) * params.ldb + taps * params.N + n0) / 4u + ${j}u];`,
+        (j) => `let b${q}_${j} = b[(c4 * 4u + ${q}u) * ldb4 + from_n + ${j}u];`,
       )
     ).join("\n")
     : `${lines(TN, (j) => `let t${j} = b[rb${j} + taps * C4 + c4];`)}\n${transposeB(TN)}`;
   return `let C4 = params.${channels} / 4u;
-${dx ? "let s = i32(params.stride);" : ""}
+${dx ? "let s = i32(params.stride); let ldb4 = params.ldb / 4u;" : ""}
+let H = i32(params.H); let W = i32(params.W); let Ho = i32(params.Ho); let Wo = i32(params.Wo); let KW = params.KW; let N = params.N;
+let all_taps = params.KH * params.KW;
 ${lines(TM, pixel)}
 ${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
-for (var taps = 0u; taps < params.KH * params.KW; taps++) {
-let ky = i32(taps / params.KW); let kx = i32(taps % params.KW);
+for (var taps = 0u; taps < all_taps; taps++) {
+let ky = i32(taps / KW); let kx = i32(taps % KW);${dx ? " let from_n = (taps * N + n0) / 4u;" : ""}
 ${lines(TM, tap)}
 for (var c4 = 0u; c4 < C4; c4++) {
 ${lines(TM, (i) => `let a${i} = select(vec4<f32>(), a[ra${i} + c4], ok${i});`)}
