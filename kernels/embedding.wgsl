@@ -1,0 +1,36 @@
+// y[r] = table[ids[r]], table [V, C]. Backward without atomics: one invocation owns an element of dtable and walks over
+// all ids in order. A number past the last row counts as the last row.
+
+struct Params {
+  count: u32, // ids
+  rows: u32,  // V
+  size: u32,  // C
+}
+
+@group(0) @binding(0) var<storage, read> table: array<f32>;
+@group(0) @binding(1) var<storage, read> ids: array<u32>;
+@group(0) @binding(2) var<storage, read> dy: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+@compute @workgroup_size(64)
+fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+             @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.count * params.size) { return; }
+  y[i] = table[min(ids[i / params.size], params.rows - 1u) * params.size + i % params.size];
+}
+
+@compute @workgroup_size(64)
+fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                      @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.rows * params.size) { return; }
+  let row = i / params.size;
+  let c = i % params.size;
+  var sum = 0.0;
+  for (var r = 0u; r < params.count; r++) {
+    if (min(ids[r], params.rows - 1u) == row) { sum += dy[r * params.size + c]; }
+  }
+  y[i] = sum;
+}

@@ -1,0 +1,179 @@
+// Group norm over channels-last maps x [B, P, C] (P pixels, C in vectors V), with an optional SiLU behind it.
+//   n = (x - mean_g) r_g,  z = n w + b,  y = z or z sigmoid(z)
+// Batch norm is the case of one image and one channel a group. Three launches: `partials` sums over chunks of pixels for each
+// channel, relative to the channel's first value (so that a large mean does not cancel); `statistics` joins the channels
+// of a group; `apply` is elementwise. Backward mirrors them, with u = dy silu'(z):
+//   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
+
+override SILU: u32 = 0;
+
+struct Params {
+  images: u32,
+  pixels: u32,
+  size: u32,     // vectors of C
+  channels: u32, // C
+  groups: u32,
+  chunks: u32,
+  chunk: u32,    // pixels of a chunk
+  eps: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<V>;
+@group(0) @binding(1) var<storage, read> w: array<V>;
+@group(0) @binding(2) var<storage, read> b: array<V>;
+@group(0) @binding(3) var<storage, read> mean: array<V>;       // [B, C]
+@group(0) @binding(4) var<storage, read> r: array<V>;          // [B, C]
+@group(0) @binding(5) var<storage, read> dy: array<V>;
+@group(0) @binding(6) var<storage, read_write> s1: array<V>;   // [B, chunks, C]
+@group(0) @binding(7) var<storage, read_write> s2: array<V>;
+@group(0) @binding(8) var<storage, read_write> y: array<V>;
+@group(0) @binding(9) var<storage, read> x1: array<f32>;       // the same memories, element by element
+@group(0) @binding(10) var<storage, read> w1: array<f32>;
+@group(0) @binding(11) var<storage, read> sum1: array<f32>;
+@group(0) @binding(12) var<storage, read> sum2: array<f32>;
+@group(0) @binding(13) var<storage, read_write> out1: array<f32>; // [B, C]
+@group(0) @binding(14) var<storage, read_write> out2: array<f32>;
+@group(0) @binding(15) var<storage, read> mean1: array<V>;     // [B, C] mean_g(u w)
+@group(0) @binding(16) var<storage, read> mean2: array<V>;     // [B, C] mean_g(u w n)
+@group(0) @binding(17) var<uniform> params: Params;
+
+fn sigmoid(z: V) -> V { return 1.0 / (1.0 + exp(-z)); }
+
+// dLoss/dz at vector `at` of channel vector k of image i.
+fn upstream(at: u32, n: V, k: u32) -> V {
+  if (SILU == 0u) { return dy[at]; }
+  let z = n * w[k] + b[k];
+  let s = sigmoid(z);
+  return dy[at] * s * (1.0 + z * (1.0 - s));
+}
+
+@compute @workgroup_size(16)
+fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * 16u + lane;
+  if (item >= params.images * params.chunks * params.size) { return; }
+  let k = item % params.size;
+  let chunk = item / params.size % params.chunks;
+  let from_image = item / (params.size * params.chunks) * params.pixels * params.size + k;
+  let end = min((chunk + 1u) * params.chunk, params.pixels);
+  let origin = x[from_image];
+  let step = params.size;
+  var s = V();
+  var q = V();
+  for (var p = chunk * params.chunk; p < end; p++) {
+    let d = x[from_image + p * step] - origin;
+    s += d;
+    q += d * d;
+  }
+  s1[item] = s;
+  s2[item] = q;
+}
+
+@compute @workgroup_size(8)
+fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                    @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * 8u + lane;
+  if (item >= params.images * params.groups) { return; }
+  let image = item / params.groups;
+  let width = params.channels / params.groups;
+  let first = item % params.groups * width;
+  let pixels = f32(params.pixels);
+  let from_image = image * params.pixels * params.channels;
+  let from_sums = image * params.chunks * params.channels;
+  var mean_g = 0.0;
+  for (var c = first; c < first + width; c++) {
+    var s = 0.0;
+    for (var k = 0u; k < params.chunks; k++) { s += sum1[from_sums + k * params.channels + c]; }
+    mean_g += (x1[from_image + c] + s / pixels) / f32(width);
+  }
+  var variance = 0.0;
+  for (var c = first; c < first + width; c++) {
+    var s = 0.0;
+    var q = 0.0;
+    for (var k = 0u; k < params.chunks; k++) {
+      s += sum1[from_sums + k * params.channels + c];
+      q += sum2[from_sums + k * params.channels + c];
+    }
+    let offset = x1[from_image + c] - mean_g;
+    variance += (q + 2.0 * offset * s) / pixels + offset * offset;
+  }
+  let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
+  for (var c = first; c < first + width; c++) {
+    out1[image * params.channels + c] = mean_g;
+    out2[image * params.channels + c] = rstd;
+  }
+}
+
+@compute @workgroup_size(64)
+fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+               @builtin(local_invocation_index) lane: u32) {
+  let at = (group.y * groups.x + group.x) * 64u + lane;
+  let image_size = params.pixels * params.size;
+  if (at >= params.images * image_size) { return; }
+  let k = at % params.size;
+  let c = at / image_size * params.size + k;
+  let z = (x[at] - mean[c]) * r[c] * w[k] + b[k];
+  if (SILU == 0u) { y[at] = z; } else { y[at] = z * sigmoid(z); }
+}
+
+@compute @workgroup_size(16)
+fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                           @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * 16u + lane;
+  if (item >= params.images * params.chunks * params.size) { return; }
+  let k = item % params.size;
+  let chunk = item / params.size % params.chunks;
+  let image = item / (params.size * params.chunks);
+  let from_image = image * params.pixels * params.size + k;
+  let end = min((chunk + 1u) * params.chunk, params.pixels);
+  let m = mean[image * params.size + k];
+  let rstd = r[image * params.size + k];
+  let step = params.size;
+  var s = V();
+  var q = V();
+  for (var p = chunk * params.chunk; p < end; p++) {
+    let at = from_image + p * step;
+    let n = (x[at] - m) * rstd;
+    let u = upstream(at, n, k);
+    s += u;
+    q += u * n;
+  }
+  s1[item] = s;
+  s2[item] = q;
+}
+
+@compute @workgroup_size(8)
+fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                             @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * 8u + lane;
+  if (item >= params.images * params.groups) { return; }
+  let image = item / params.groups;
+  let width = params.channels / params.groups;
+  let first = item % params.groups * width;
+  var g = 0.0;
+  var gn = 0.0;
+  for (var c = first; c < first + width; c++) {
+    for (var k = 0u; k < params.chunks; k++) {
+      let at = (image * params.chunks + k) * params.channels + c;
+      g += sum1[at] * w1[c];
+      gn += sum2[at] * w1[c];
+    }
+  }
+  let count = f32(params.pixels * width);
+  for (var c = first; c < first + width; c++) {
+    out1[image * params.channels + c] = g / count;
+    out2[image * params.channels + c] = gn / count;
+  }
+}
+
+@compute @workgroup_size(64)
+fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                    @builtin(local_invocation_index) lane: u32) {
+  let at = (group.y * groups.x + group.x) * 64u + lane;
+  let image_size = params.pixels * params.size;
+  if (at >= params.images * image_size) { return; }
+  let k = at % params.size;
+  let c = at / image_size * params.size + k;
+  let n = (x[at] - mean[c]) * r[c];
+  y[at] = r[c] * (upstream(at, n, k) * w[k] - mean1[c] - n * mean2[c]);
+}

@@ -1,0 +1,90 @@
+// Softmax over the last axis of x [R, C] and cross entropy with class numbers; safe for large inputs.
+//   softmax: y = exp(x - max) / sum      backward: dx = y (dy - sum(dy y))
+//   cross entropy: loss[r] = log sum exp x[r] - x[r, label]      backward: dx = (softmax(x) - onehot) dy * scale
+// Needs the preludes wide or narrow, and rows.
+
+struct Params {
+  rows: u32,
+  size: u32, // vectors of a row
+  scale: f32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<V>;
+@group(0) @binding(1) var<storage, read_write> y: array<V>;
+@group(0) @binding(2) var<storage, read> saved: array<V>; // y of the forward pass
+@group(0) @binding(3) var<storage, read> dy: array<V>;
+@group(0) @binding(4) var<storage, read_write> dx: array<V>;
+@group(0) @binding(5) var<storage, read> labels: array<u32>;
+@group(0) @binding(6) var<storage, read> x1: array<f32>;      // x element by element
+@group(0) @binding(7) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(8) var<storage, read> dloss: array<f32>;   // one number
+@group(0) @binding(9) var<storage, read_write> dx1: array<f32>;
+@group(0) @binding(10) var<uniform> params: Params;
+
+const LOWEST = -3.4028234e38;
+
+// (max, sum of exp(x - max)) of a row.
+fn normaliser(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
+  var m = V(LOWEST);
+  if (live) { for (var k = lane; k < params.size; k += LANES) { m = max(m, x[at + k]); } }
+  let top = max_lanes(biggest(m), lane, row);
+  var s = V();
+  if (live) { for (var k = lane; k < params.size; k += LANES) { s += exp(x[at + k] - top); } }
+  return vec2(top, sum_lanes(vec2(total(s), 0.0), lane, row).x);
+}
+
+@compute @workgroup_size(LANES, ROWS)
+fn softmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+           @builtin(local_invocation_id) local: vec3<u32>) {
+  let row = (group.y * groups.x + group.x) * ROWS + local.y;
+  let live = row < params.rows;
+  let at = row * params.size;
+  let n = normaliser(at, local.x, local.y, live);
+  if (!live) { return; }
+  let r = 1.0 / n.y;
+  for (var k = local.x; k < params.size; k += LANES) { y[at + k] = exp(x[at + k] - n.x) * r; }
+}
+
+@compute @workgroup_size(LANES, ROWS)
+fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                    @builtin(local_invocation_id) local: vec3<u32>) {
+  let row = (group.y * groups.x + group.x) * ROWS + local.y;
+  let live = row < params.rows;
+  let at = row * params.size;
+  var s = V();
+  if (live) { for (var k = local.x; k < params.size; k += LANES) { s += dy[at + k] * saved[at + k]; } }
+  let dot = sum_lanes(vec2(total(s), 0.0), local.x, local.y).x;
+  if (!live) { return; }
+  for (var k = local.x; k < params.size; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
+}
+
+@compute @workgroup_size(8)
+fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                 @builtin(local_invocation_index) lane: u32) {
+  let row = (group.y * groups.x + group.x) * 8u + lane;
+  if (row >= params.rows) { return; }
+  let at = row * params.size;
+  var top = LOWEST;
+  for (var k = 0u; k < params.size; k++) { top = max(top, x1[at + k]); }
+  var s = 0.0;
+  for (var k = 0u; k < params.size; k++) { s += exp(x1[at + k] - top); }
+  let label = min(labels[row], params.size - 1u);
+  loss[row] = log(s) + top - x1[at + label];
+}
+
+@compute @workgroup_size(8)
+fn cross_entropy_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                          @builtin(local_invocation_index) lane: u32) {
+  let row = (group.y * groups.x + group.x) * 8u + lane;
+  if (row >= params.rows) { return; }
+  let at = row * params.size;
+  var top = LOWEST;
+  for (var k = 0u; k < params.size; k++) { top = max(top, x1[at + k]); }
+  var s = 0.0;
+  for (var k = 0u; k < params.size; k++) { s += exp(x1[at + k] - top); }
+  let label = min(labels[row], params.size - 1u);
+  let factor = dloss[0] * params.scale;
+  for (var k = 0u; k < params.size; k++) {
+    dx1[at + k] = (exp(x1[at + k] - top) / s - select(0.0, 1.0, k == label)) * factor;
+  }
+}

@@ -1,0 +1,5 @@
+// Prelude of kernels that see rows as vectors of four; narrow.wgsl is its twin for sizes that are no multiple of four.
+alias V = vec4<f32>;
+const WIDTH = 4.0;
+fn total(v: V) -> f32 { return v.x + v.y + v.z + v.w; }
+fn biggest(v: V) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }

@@ -1,0 +1,54 @@
+// Scaled dot-product attention with streaming softmax, and its gradients. Vaswani et al. (2017); the recomputing
+// backward pass is FlashAttention's (Dao et al., 2022).
+
+import { ATTENTION_LANES, attentionWgsl } from "../../kernels/attention.ts";
+import { differentiable } from "../autograd.ts";
+import { device } from "../gpu/device.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, empty, type Tensor, viewAs } from "../tensor.ts";
+
+/**
+ * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
+ * @param q [B, T, NH, HS]
+ * @param k [B, S, NH, HS]
+ * @param v [B, S, NH, HS]
+ */
+export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
+  check(
+    q.rank === 4 && k.rank === 4 && k.shape.join() === v.shape.join() && q.dim(0) === k.dim(0) &&
+      q.shape.slice(2).join() === k.shape.slice(2).join(),
+    "attend",
+    "q must be [B,T,NH,HS], k and v [B,S,NH,HS]",
+    q,
+    k,
+    v,
+  );
+  const [B, T, NH, HS] = q.shape as [number, number, number, number];
+  const S = k.dim(1);
+  const { profile } = device();
+  const text = attentionWgsl(HS, profile);
+  const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
+  const grid = (rows: number) => fold(Math.ceil(B * rows * NH / ATTENTION_LANES[profile]));
+  const products = B * NH * T * S * HS * 2;
+
+  const y = empty(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
+  kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid(T), { flops: 2 * products });
+  differentiable(y, [q, k, v], (dy) => {
+    const dq = empty(q.shape), dk = empty(k.shape), dv = empty(v.shape), dsum = empty([B, T, NH]);
+    kernel(text, "attention_backward_q").launch(
+      { q, k, v, dy, lse, y_saved: y, y: dq, dsum_out: dsum },
+      params,
+      grid(T),
+      { flops: 3 * products },
+    );
+    kernel(text, "attention_backward_kv").launch({ q, k, v, dy, lse, dsum, dk, dv }, params, grid(S), {
+      flops: 4 * products,
+    });
+    return [dq, dk, dv];
+  });
+  return flatten(y, [B, T, NH * HS]);
+}
+
+function flatten(y: Tensor, shape: readonly number[]): Tensor {
+  return differentiable(viewAs(y, shape), [y], (dy) => [viewAs(dy, y.shape)]);
+}

@@ -1,0 +1,49 @@
+// The named steps of a DiT block: adaLN's modulation and gate, and SwiGLU. Modulation and gate are chains of
+// elementwise ops that the plan merges into one launch each.
+
+import source from "../../kernels/swiglu.wgsl" with { type: "text" };
+import { differentiable } from "../autograd.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, empty, type Tensor } from "../tensor.ts";
+import { add, mul, shift as plus } from "./math.ts";
+import { byWidth } from "./rows.ts";
+import { reshape, split } from "./shape.ts";
+
+/** x (1 + scale) + shift: x [B, T, C], scale and shift [B, 1, C]. */
+export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
+  return add(mul(x, plus(scale, 1)), shift);
+}
+
+/** x + gate y: x and y [B, T, C], gate [B, 1, C]. */
+export function gatedAdd(x: Tensor, y: Tensor, gate: Tensor): Tensor {
+  return add(x, mul(y, gate));
+}
+
+/** The `count` parts of an adaLN output [B, count * C], each as [B, 1, C]. */
+export function splitModulation(modulation: Tensor, count: number): Tensor[] {
+  const [B, all] = modulation.shape as [number, number];
+  check(
+    modulation.rank === 2 && all % count === 0,
+    "split a modulation",
+    `it must be [B, ${count} * C]`,
+    modulation,
+  );
+  const C = all / count;
+  return split(reshape(modulation, [B, 1, all]), Array(count).fill(C), 2);
+}
+
+/** silu(first half) * second half of the last axis: [..., 2H] -> [..., H]. */
+export function swiglu(x: Tensor): Tensor {
+  check(x.dim(-1) % 2 === 0, "apply SwiGLU", "the last axis must be even", x);
+  const H = x.dim(-1) / 2;
+  const { source: text, width } = byWidth(source, H);
+  const y = empty([...x.shape.slice(0, -1), H]);
+  const params = { count: y.size / width, size: H / width };
+  const grid = fold(Math.ceil(params.count / 64));
+  kernel(text, "swiglu").launch({ x, y }, params, grid, { flops: 5 * y.size });
+  return differentiable(y, [x], (dy) => {
+    const dx = empty(x.shape);
+    kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, { flops: 10 * y.size });
+    return [dx];
+  });
+}

@@ -1,0 +1,180 @@
+// Layer, RMS, group and batch norm with gradients for input, weight and bias. Statistics are kept from the forward pass.
+
+import groupSource from "../../kernels/group_norm.wgsl" with { type: "text" };
+import source from "../../kernels/norm.wgsl" with { type: "text" };
+import { differentiable, noGrad } from "../autograd.ts";
+import { copy } from "../gpu/memory.ts";
+import { device } from "../gpu/device.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { add, div, mul, shift, sqrt, sub } from "./math.ts";
+import { pointwise } from "./pointwise.ts";
+import { sumChunks } from "./reduce.ts";
+import { byWidth, rowKernel } from "./rows.ts";
+
+/** (x - mean) / sqrt(var + eps) * weight + bias over the last axis. @param weight [C] @param bias [C] */
+export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps = 1e-6): Tensor {
+  return rowNorm(x, weight, bias, eps);
+}
+
+/** x / sqrt(mean(x^2) + eps) * weight over the last axis. @param weight [C] */
+export function rmsNorm(x: Tensor, weight: Tensor, eps = 1e-6): Tensor {
+  return rowNorm(x, weight, undefined, eps);
+}
+
+function rowNorm(x: Tensor, w: Tensor, b: Tensor | undefined, eps: number): Tensor {
+  const C = x.dim(-1), R = x.size / C;
+  check(
+    w.shape.join() === `${C}` && (!b || b.shape.join() === `${C}`),
+    "normalise rows",
+    "the weight must be [C]",
+    x,
+    w,
+  );
+  const y = empty(x.shape), stats = empty([R, 2], "f32", "statistics");
+  const constants = { RMS: b ? 0 : 1 };
+  const forward = rowKernel(source, b ? "layer_norm" : "rms_norm", R, C, constants);
+  const params = { rows: R, size: forward.size, eps, chunks: 1, chunk: 1 };
+  forward.kernel.launch({ x, w, y, stats, ...(b ? { b } : {}) }, params, forward.grid, { flops: 8 * x.size });
+  return differentiable(y, b ? [x, w, b] : [x, w], (dy) => {
+    const dx = empty(x.shape);
+    const backward = rowKernel(source, "norm_backward_x", R, C, constants);
+    backward.kernel.launch({ x, w, dy, saved: stats, dx }, params, backward.grid, { flops: 12 * x.size });
+    const { size } = backward;
+    const chunks = Math.max(
+      1,
+      Math.min(Math.ceil((device().profile === "cpu" ? 256 : 8192) / size), Math.ceil(R / 16)),
+    );
+    const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
+    rowKernel(source, "norm_backward_weight", R, C, constants).kernel.launch(
+      { x, dy, saved: stats, dw, db },
+      { ...params, chunks, chunk: Math.ceil(R / chunks) },
+      fold(Math.ceil(chunks * size / 16)),
+      { flops: 5 * x.size },
+    );
+    return b ? [dx, sumChunks(dw, 1), sumChunks(db, 1)] : [dx, sumChunks(dw, 1)];
+  });
+}
+
+/**
+ * Group norm over [B,H,W,C] (any axes between the first and the last), statistics over pixels and C / groups channels.
+ * @param silu applies x * sigmoid(x) behind it, in the same launch
+ */
+export function groupNorm(
+  x: Tensor,
+  groups: number,
+  weight: Tensor,
+  bias: Tensor,
+  eps = 1e-6,
+  { silu = false }: { silu?: boolean } = {},
+): Tensor {
+  const B = x.dim(0), C = x.dim(-1);
+  check(C % groups === 0, "normalise groups", `${C} channels are no multiple of ${groups} groups`, x);
+  return grouped(x, B, groups, weight, bias, eps, silu).y;
+}
+
+/** What batch norm knows besides its input. */
+export interface BatchNormOptions {
+  eps?: number;
+  /** Statistics of this batch, or given ones. */
+  training: true | { mean: Tensor; variance: Tensor };
+  /** Updated in place while training: running = (1 - momentum) running + momentum batch (unbiased variance). */
+  running?: { mean: Tensor; variance: Tensor; momentum: number };
+}
+
+/** Batch norm over all axes but the last. */
+export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: BatchNormOptions): Tensor {
+  const { eps = 1e-5, training, running } = options;
+  const C = x.dim(-1), n = x.size / C;
+  if (training !== true) {
+    const { mean, variance } = training;
+    return add(mul(div(sub(x, mean), sqrt(shift(variance, eps))), weight), bias);
+  }
+  const { y, mean, r } = grouped(x, 1, C, weight, bias, eps, false);
+  if (running) {
+    const m = running.momentum;
+    noGrad(() => {
+      copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
+      const unbiased = m * n / Math.max(1, n - 1);
+      const update = ["x0 * s0 + (1.0 / (x1 * x1) - s2) * s1"];
+      copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
+    });
+  }
+  return y;
+}
+
+function grouped(
+  x: Tensor,
+  images: number,
+  groups: number,
+  w: Tensor,
+  b: Tensor,
+  eps: number,
+  silu: boolean,
+) {
+  const C = x.dim(-1), pixels = x.size / C / images;
+  check(
+    w.shape.join() === `${C}` && b.shape.join() === `${C}`,
+    "normalise groups",
+    "weight and bias must be [C]",
+    x,
+    w,
+    b,
+  );
+  const { source: text, width } = byWidth(groupSource, C);
+  const size = C / width;
+  const wanted = device().profile === "cpu" ? 512 : 16384;
+  const chunks = Math.max(1, Math.min(Math.ceil(wanted / (images * size)), Math.ceil(pixels / 8)));
+  const params = {
+    images,
+    pixels,
+    size,
+    channels: C,
+    groups,
+    chunks,
+    chunk: Math.ceil(pixels / chunks),
+    eps,
+  };
+  const SILU = silu ? 1 : 0;
+  const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
+  const perChannel = () => [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
+  const overPartials = fold(Math.ceil(images * chunks * size / 16));
+  const overGroups = fold(Math.ceil(images * groups / 8));
+  const overAll = fold(Math.ceil(x.size / width / 64));
+
+  const y = empty(x.shape);
+  const [s1, s2] = partials(), [mean, r] = perChannel();
+  kernel(text, "group_partials").launch({ x, s1, s2 }, params, overPartials, { flops: 4 * x.size });
+  kernel(text, "group_statistics").launch(
+    { x1: x, sum1: s1, sum2: s2, out1: mean, out2: r },
+    params,
+    overGroups,
+  );
+  kernel(text, "group_apply", { SILU }).launch({ x, w, b, mean, r, y }, params, overAll, {
+    flops: 4 * x.size,
+  });
+  differentiable(y, [x, w, b], (dy) => {
+    const dx = empty(x.shape);
+    const [p1, p2] = partials(), [mean1, mean2] = perChannel();
+    kernel(text, "group_backward_partials", { SILU }).launch(
+      { x, mean, r, dy, s1: p1, s2: p2, w, b },
+      params,
+      overPartials,
+      { flops: 8 * x.size },
+    );
+    kernel(text, "group_backward_statistics").launch(
+      { w1: w, sum1: p1, sum2: p2, out1: mean1, out2: mean2 },
+      params,
+      overGroups,
+    );
+    kernel(text, "group_backward_x", { SILU }).launch(
+      { x, w, b, mean, r, dy, mean1, mean2, y: dx },
+      params,
+      overAll,
+      { flops: 10 * x.size },
+    );
+    const over = (p: Tensor) => sumChunks(viewAs(p, [images * chunks, C]), 1);
+    return [dx, over(p2), over(p1)];
+  });
+  return { y, mean, r };
+}

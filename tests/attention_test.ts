@@ -1,0 +1,210 @@
+// Softmax, cross entropy, attention, rotary positions, embedding and the parts of a DiT block, against loops.
+
+import { assert, assertEquals } from "@std/assert";
+import { grad } from "../src/autograd.ts";
+import { attention } from "../src/ops/attention.ts";
+import { embedding, timestepEmbedding } from "../src/ops/embedding.ts";
+import { gatedAdd, modulate, swiglu } from "../src/ops/modulate.ts";
+import { rotary, rotaryTables2d } from "../src/ops/rotary.ts";
+import { crossEntropy, softmax } from "../src/ops/softmax.ts";
+import { constant, type Tensor } from "../src/tensor.ts";
+import { checkOp, evaluate, PROFILES, randomArray, relativeError, testDevice } from "./check.ts";
+import { at, build, elementwise, type Nd } from "./reference.ts";
+
+Deno.test("softmax() and its gradient match the reference", async () => {
+  await checkOp({
+    op: softmax,
+    reference: (x) =>
+      build(x.shape, (...index) => {
+        const row = index.slice(0, -1);
+        let sum = 0;
+        for (let c = 0; c < (x.shape.at(-1) as number); c++) sum += Math.exp(at(x, ...row, c));
+        return Math.exp(at(x, ...index)) / sum;
+      }),
+    shapes: [[[3, 1]], [[5, 7]], [[2, 3, 64]], [[3, 260]]],
+  });
+});
+
+Deno.test("softmax() of huge logits is finite and sums to one", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const { y } = await evaluate(
+      { x: { shape: [2, 4], data: new Float32Array([1e30, -1e30, 0, 1, 3e4, 3e4, -3e4, 0]) } },
+      ({ x }) => ({ y: softmax(x as Tensor) }),
+    );
+    assert(relativeError(y, [1, 0, 0, 0, 0.5, 0.5, 0, 0]) < 1e-6);
+  }
+});
+
+Deno.test("crossEntropy() and its gradient match the reference", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const [R, K] = [37, 10], data = randomArray(R * K, 2);
+    const labels = Uint32Array.from({ length: R }, (_, r) => (r * 7) % K);
+    const { loss, dx } = await evaluate(
+      { x: { shape: [R, K], data }, labels: { shape: [R], data: labels } },
+      (t) => {
+        const x = t.x as Tensor;
+        x.requiresGrad = true;
+        const loss = crossEntropy(x, t.labels as Tensor);
+        return { loss, dx: grad(loss, [x])[0] as Tensor };
+      },
+    );
+    let expected = 0;
+    const gradient = new Float64Array(R * K);
+    for (let r = 0; r < R; r++) {
+      const row = data.subarray(r * K, (r + 1) * K), sum = row.reduce((s, v) => s + Math.exp(v), 0);
+      expected += (Math.log(sum) - (row[labels[r] as number] as number)) / R;
+      row.forEach((v, k) => gradient[r * K + k] = (Math.exp(v) / sum - (k === labels[r] ? 1 : 0)) / R);
+    }
+    assert(relativeError(loss, [expected]) < 2e-6);
+    assert(relativeError(dx, gradient) < 1e-5);
+  }
+});
+
+function attentionReference(q: Nd, k: Nd, v: Nd): Nd {
+  const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.shape[1] as number;
+  const y = build([B, T, NH * HS], () => 0);
+  for (let b = 0; b < B; b++) {
+    for (let h = 0; h < NH; h++) {
+      for (let i = 0; i < T; i++) {
+        const p = Array.from({ length: S }, (_, j) => {
+          let s = 0;
+          for (let d = 0; d < HS; d++) s += at(q, b, i, h, d) * at(k, b, j, h, d);
+          return Math.exp(s / Math.sqrt(HS));
+        });
+        const sum = p.reduce((a, c) => a + c, 0);
+        for (let d = 0; d < HS; d++) {
+          y.data[((b * T + i) * NH + h) * HS + d] = p.reduce((a, w, j) => a + w / sum * at(v, b, j, h, d), 0);
+        }
+      }
+    }
+  }
+  return y;
+}
+
+Deno.test("attention() and its gradients match the reference", async () => {
+  const shape = (...s: number[]) => [s, s, s];
+  await checkOp({
+    op: attention,
+    reference: attentionReference,
+    shapes: [shape(1, 1, 1, 4), shape(2, 5, 3, 6), shape(1, 17, 2, 32), shape(1, 70, 1, 16), [[2, 3, 1, 8], [
+      2,
+      9,
+      1,
+      8,
+    ], [2, 9, 1, 8]]],
+    wrong: [[[1, 2, 1, 4], [1, 2, 1, 8], [1, 2, 1, 8]], [[1, 2, 4], [1, 2, 4], [1, 2, 4]]],
+    tolerance: 5e-6,
+    gradientTolerance: 5e-5,
+  });
+});
+
+Deno.test("attention() stays finite for logits in the thousands", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const data = randomArray(2 * 6 * 8, 4).map((v) => v * 100);
+    const { y } = await evaluate(
+      { x: { shape: [2, 6, 1, 8], data } },
+      ({ x }) => ({ y: attention(x as Tensor, x as Tensor, x as Tensor) }),
+    );
+    assert(y.every(Number.isFinite));
+  }
+});
+
+Deno.test("rotary() rotates pairs, and its gradient rotates back", async () => {
+  const { cos, sin } = rotaryTables2d(2, 3, 8);
+  await checkOp({
+    op: (x) => rotary(x, constant(cos, [6, 8]), constant(sin, [6, 8])),
+    reference: (x) =>
+      build(x.shape, (...[b, t, h, d]) => {
+        const [n, token, head, c] = [b, t, h, d] as [number, number, number, number];
+        const other = c % 2 === 0 ? -at(x, n, token, head, c + 1) : at(x, n, token, head, c - 1);
+        return at(x, n, token, head, c) * (cos[token * 8 + c] as number) +
+          other * (sin[token * 8 + c] as number);
+      }),
+    shapes: [[[1, 6, 1, 8]], [[3, 6, 2, 8]]],
+    wrong: [[[1, 5, 1, 8]]],
+  });
+});
+
+Deno.test("rotaryTables2d() turns the first half with the row and the second with the column", () => {
+  const { cos, sin } = rotaryTables2d(3, 4, 8, 100);
+  const t = 2 * 4 + 3; // row 2, column 3
+  assert(
+    relativeError(cos.subarray(t * 8, t * 8 + 8), [2, 2, 0.2, 0.2, 3, 3, 0.3, 0.3].map(Math.cos)) < 1e-6,
+  );
+  assert(
+    relativeError(sin.subarray(t * 8, t * 8 + 8), [2, 2, 0.2, 0.2, 3, 3, 0.3, 0.3].map(Math.sin)) < 1e-6,
+  );
+});
+
+Deno.test("embedding() picks rows and adds up the gradients of equal ids", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const table = randomArray(5 * 3, 1), dy = randomArray(4 * 3, 2);
+    const { y, d } = await evaluate(
+      {
+        table: { shape: [5, 3], data: table },
+        ids: { shape: [4], data: new Uint32Array([2, 0, 2, 4]) },
+        dy: { shape: [4, 3], data: dy },
+      },
+      (t) => {
+        const w = t.table as Tensor;
+        w.requiresGrad = true;
+        const y = embedding(w, t.ids as Tensor);
+        return { y, d: grad(y, [w], t.dy as Tensor)[0] as Tensor };
+      },
+    );
+    assertEquals([...y], [2, 0, 2, 4].flatMap((r) => [...table.subarray(3 * r, 3 * r + 3)]));
+    const expected = [0, 0, 0, 0, 0].flatMap((_, r) =>
+      [0, 1, 2].map((c) => [2, 0, 2, 4].reduce((s, id, i) => s + (id === r ? dy[3 * i + c] as number : 0), 0))
+    );
+    assert(relativeError(d, expected) < 1e-6);
+  }
+});
+
+Deno.test("timestepEmbedding() is cosines then sines of geometric frequencies", async () => {
+  await testDevice();
+  const times = [0, 0.25, 1];
+  const { y } = await evaluate(
+    { t: { shape: [3], data: new Float32Array(times) } },
+    ({ t }) => ({ y: timestepEmbedding(t as Tensor, 8) }),
+  );
+  const f = [0, 1, 2, 3].map((i) => 10000 ** (-i / 4));
+  assert(
+    relativeError(
+      y,
+      times.flatMap((t) => [...f.map((w) => Math.cos(t * w)), ...f.map((w) => Math.sin(t * w))]),
+    ) < 1e-6,
+  );
+});
+
+Deno.test("modulate(), gatedAdd() and their gradients match the reference", async () => {
+  const shapes = [[[2, 5, 8], [2, 1, 8], [2, 1, 8]], [[1, 3, 6], [1, 1, 6], [1, 1, 6]]];
+  await checkOp({
+    op: modulate,
+    reference: elementwise((x, b, s) => x * (1 + (s as number)) + (b as number)),
+    shapes,
+  });
+  await checkOp({
+    op: gatedAdd,
+    reference: elementwise((x, y, g) => x + (y as number) * (g as number)),
+    shapes: shapes.map(([x, m]) => [x as number[], x as number[], m as number[]]),
+  });
+});
+
+Deno.test("swiglu() and its gradient match the reference", async () => {
+  await checkOp({
+    op: swiglu,
+    reference: (x) => {
+      const H = (x.shape.at(-1) as number) / 2;
+      return build([...x.shape.slice(0, -1), H], (...index) => {
+        const row = index.slice(0, -1), c = index.at(-1) as number, a = at(x, ...row, c);
+        return a / (1 + Math.exp(-a)) * at(x, ...row, H + c);
+      });
+    },
+    shapes: [[[2, 3, 16]], [[5, 6]], [[70, 24]]],
+    wrong: [[[2, 3]]],
+  });
+});
