@@ -4,7 +4,7 @@
 // grid is not the native one, by the filter that each family's official code uses.
 
 import { z } from "zod";
-import { add, mul } from "../ops/math.ts";
+import { add, mul, sub } from "../ops/math.ts";
 import { attention } from "../ops/attention.ts";
 import { resize } from "../ops/resize.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
@@ -175,7 +175,7 @@ export class Vit {
     const h = H / P, w = W / P, T = h * w;
     const { cls_token, mask_token, register_tokens, patch_embeddings } = this.embeddings;
     let tokens = reshape(patch_embeddings.projection.forward(x), [B, T, C]);
-    if (mask) tokens = add(tokens, mul(mask, add(mask_token, mul(tokens, minusOne(mask_token)))));
+    if (mask) tokens = add(tokens, mul(mask, sub(mask_token, tokens)));
     const position = this.#positions(h, w); // [1, 1 + T, C]
     const patches = add(tokens, slice(position, 1, 1, 1 + T));
     const cls = broadcastTo(add(cls_token, slice(position, 1, 0, 1)), [B, 1, C]);

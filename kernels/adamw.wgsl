@@ -1,0 +1,73 @@
+// AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch for a whole
+// flat set:  g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
+//   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
+// norm2 holds the squared global norm; where it is not finite nothing changes, and `count` keeps t without that step.
+// hyper: lr, b1, b2, eps, wd, clip (0: none), d. One invocation owns UNROLL vectors of four.
+
+struct Params {
+  size: u32, // vectors of four
+  factor: f32, // of the learning rate, for this set
+}
+
+@group(0) @binding(0) var<storage, read_write> p: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> m: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> ema: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> hyper: array<f32>;
+@group(0) @binding(6) var<storage, read> norm2: array<f32>;
+@group(0) @binding(7) var<storage, read> applied: array<f32>;        // steps applied so far, this one included; steps skipped
+@group(0) @binding(8) var<storage, read_write> count: array<f32>;    // the same, for `advance`
+@group(0) @binding(9) var<uniform> params: Params;
+
+const UNROLL = 4u;
+
+// Not finite also when a driver folds comparisons with NaN: the exponent bits are looked at.
+fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u; }
+
+@compute @workgroup_size(1)
+fn advance() {
+  if (finite(norm2[0])) { count[0] += 1.0; } else { count[1] += 1.0; }
+}
+
+// The new value of vector i.
+fn step(i: u32) -> vec4<f32> {
+  let lr = hyper[0] * params.factor;
+  let b1 = hyper[1];
+  let b2 = hyper[2];
+  let norm = sqrt(norm2[0]);
+  let gi = g[i] * select(1.0, hyper[5] / norm, hyper[5] > 0.0 && norm > hyper[5]);
+  let mi = b1 * m[i] + (1.0 - b1) * gi;
+  let vi = b2 * v[i] + (1.0 - b2) * gi * gi;
+  let t = applied[0];
+  let ratio = (mi / (1.0 - pow(b1, t))) / (sqrt(vi / (1.0 - pow(b2, t))) + hyper[3]);
+  m[i] = mi;
+  v[i] = vi;
+  return p[i] - lr * (ratio + hyper[4] * p[i]);
+}
+
+@compute @workgroup_size(64)
+fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+         @builtin(local_invocation_index) lane: u32) {
+  if (!finite(norm2[0])) { return; }
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  for (var u = 0u; u < UNROLL; u++) {
+    let i = first + u * 64u;
+    if (i < params.size) { p[i] = step(i); }
+  }
+}
+
+@compute @workgroup_size(64)
+fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+             @builtin(local_invocation_index) lane: u32) {
+  if (!finite(norm2[0])) { return; }
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  for (var u = 0u; u < UNROLL; u++) {
+    let i = first + u * 64u;
+    if (i < params.size) {
+      let value = step(i);
+      p[i] = value;
+      ema[i] = hyper[6] * ema[i] + (1.0 - hyper[6]) * value;
+    }
+  }
+}

@@ -1,0 +1,115 @@
+// Nearest-2x upsampling and pooling of channels-last maps [B, H, W, C] (C in vectors V; needs the prelude wide or narrow).
+// Every backward pass gathers: one invocation owns an element of dx and walks over the windows that contain it in scan
+// order, so there are no atomics. A maximum's gradient goes to the first element of the window that has it.
+
+struct Params {
+  count: u32, // vectors of what an invocation owns
+  H: u32,
+  W: u32,
+  C: u32,
+  Ho: u32,
+  Wo: u32,
+  K: u32,
+  stride: u32,
+  padding: u32,
+}
+
+@group(0) @binding(0) var<storage, read> x: array<V>;
+@group(0) @binding(1) var<storage, read> dy: array<V>;
+@group(0) @binding(2) var<storage, read_write> y: array<V>;
+@group(0) @binding(3) var<uniform> params: Params;
+
+override MAX: u32 = 0;
+
+// One input vector becomes four of the output.
+@compute @workgroup_size(64)
+fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+            @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.count) { return; }
+  let pixel = i / params.C;
+  let row = pixel / params.W;
+  let line = params.W * 2u * params.C;
+  let at = row * 2u * line + (pixel - row * params.W) * 2u * params.C + i - pixel * params.C;
+  let v = x[i];
+  y[at] = v;
+  y[at + params.C] = v;
+  y[at + line] = v;
+  y[at + line + params.C] = v;
+}
+
+@compute @workgroup_size(64)
+fn upsample_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                     @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.count) { return; }
+  let pixel = i / params.C;
+  let row = pixel / params.W;
+  let line = params.W * 2u * params.C;
+  let at = row * 2u * line + (pixel - row * params.W) * 2u * params.C + i - pixel * params.C;
+  y[i] = dy[at] + dy[at + params.C] + dy[at + line] + dy[at + line + params.C];
+}
+
+// Padding counts as zero in the mean (PyTorch's count_include_pad) and is left out of the maximum.
+fn window(image: u32, oy: u32, ox: u32, c: u32) -> V {
+  var acc = V(select(0.0, -3.4028234e38, MAX == 1u));
+  for (var k = 0u; k < params.K * params.K; k++) {
+    let iy = i32(oy * params.stride + k / params.K) - i32(params.padding);
+    let ix = i32(ox * params.stride + k % params.K) - i32(params.padding);
+    if (iy < 0 || ix < 0 || iy >= i32(params.H) || ix >= i32(params.W)) { continue; }
+    let v = x[((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c];
+    if (MAX == 1u) { acc = max(acc, v); } else { acc += v; }
+  }
+  return acc;
+}
+
+@compute @workgroup_size(64)
+fn pool(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.count) { return; }
+  let pixel = i / params.C;
+  let acc = window(pixel / (params.Wo * params.Ho), pixel / params.Wo % params.Ho, pixel % params.Wo, i % params.C);
+  if (MAX == 1u) { y[i] = acc; } else { y[i] = acc / f32(params.K * params.K); }
+}
+
+// Whether an earlier element of the window has the same value.
+fn earlier(image: u32, oy: u32, ox: u32, c: u32, own: u32, value: V) -> V {
+  var hits = V();
+  for (var k = 0u; k < own; k++) {
+    let iy = i32(oy * params.stride + k / params.K) - i32(params.padding);
+    let ix = i32(ox * params.stride + k % params.K) - i32(params.padding);
+    if (iy < 0 || ix < 0 || iy >= i32(params.H) || ix >= i32(params.W)) { continue; }
+    hits += select(V(), V(1.0), x[((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c] == value);
+  }
+  return hits;
+}
+
+@compute @workgroup_size(64)
+fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                 @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
+  if (i >= params.count) { return; }
+  let pixel = i / params.C;
+  let c = i % params.C;
+  let image = pixel / (params.W * params.H);
+  let iy = pixel / params.W % params.H + params.padding;
+  let ix = pixel % params.W + params.padding;
+  let own = x[i];
+  var acc = V();
+  for (var k = 0u; k < params.K * params.K; k++) { // the element's place in the window
+    let ky = k / params.K;
+    let kx = k % params.K;
+    if (iy < ky || ix < kx || (iy - ky) % params.stride != 0u || (ix - kx) % params.stride != 0u) { continue; }
+    let oy = (iy - ky) / params.stride;
+    let ox = (ix - kx) / params.stride;
+    if (oy >= params.Ho || ox >= params.Wo) { continue; }
+    let g = dy[((image * params.Ho + oy) * params.Wo + ox) * params.C + c];
+    if (MAX == 0u) { acc += g / f32(params.K * params.K); }
+    else {
+      let first = (window(image, oy, ox, c) == own) & (earlier(image, oy, ox, c, k, own) == V());
+      acc += select(V(), g, first);
+    }
+  }
+  y[i] = acc;
+}

@@ -1,0 +1,74 @@
+// The optimizer step on flat sets of parameters: the squared norm of all gradients, then one launch a set.
+
+import source from "../../kernels/adamw.wgsl" with { type: "text" };
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, type Tensor, variable } from "../tensor.ts";
+import { pointwise } from "./pointwise.ts";
+import { total } from "./reduce.ts";
+
+/** Numbers that may change each step without a new capture. */
+export interface Hyper {
+  lr: number;
+  beta1: number;
+  beta2: number;
+  eps: number;
+  weightDecay: number;
+  /** Largest global norm of the gradients; 0 for no clipping. */
+  clip: number;
+  /** Share of the old average that stays each step. */
+  emaDecay: number;
+}
+
+/** The variable that {@link adamw} reads its numbers from. */
+export function hyperVariable(): Tensor {
+  return variable([8], { label: "hyper-parameters" });
+}
+
+export function packHyper(h: Hyper): Float32Array {
+  return new Float32Array([h.lr, h.beta1, h.beta2, h.eps, h.weightDecay, h.clip, h.emaDecay, 0]);
+}
+
+/** Flat tensors of one layout, all [n] with n a multiple of 4. */
+export interface FlatSet {
+  parameters: Tensor;
+  gradients: Tensor;
+  m: Tensor;
+  v: Tensor;
+  ema?: Tensor | undefined;
+  /** Factor of the learning rate. */
+  lrFactor: number;
+}
+
+/** Sum of squares over all flats, as a scalar; not finite when any element is not. */
+export function squaredNorm(flats: readonly Tensor[]): Tensor {
+  const [first, ...rest] = flats.map((f) => total(f, "square"));
+  check(first !== undefined, "take a norm", "there is nothing to measure");
+  return rest.reduce((a, b) => pointwise(["x0 + x1"], [a, b]), first);
+}
+
+/**
+ * One step over all sets, skipped as a whole when `norm2` is not finite.
+ * @param norm2 squared global norm
+ * @param count f32 [2]: steps applied, steps skipped
+ */
+export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, count: Tensor): void {
+  kernel(source, "advance").launch({ norm2, count }, {}, [1]);
+  for (const { parameters: p, gradients: g, m, v, ema, lrFactor } of sets) {
+    check(
+      [g, m, v, ema ?? p].every((t) => t.shape.join() === p.shape.join()) && p.size % 4 === 0,
+      "update parameters",
+      "all flats of a set must be [n], n a multiple of 4",
+      p,
+      g,
+      m,
+      v,
+    );
+    const size = p.size / 4;
+    kernel(source, ema ? "adamw_ema" : "adamw").launch(
+      { p, g, m, v, hyper, norm2, applied: count, ...(ema ? { ema } : {}) },
+      { size, factor: lrFactor },
+      fold(Math.ceil(size / 256)),
+      { flops: 14 * p.size },
+    );
+  }
+}

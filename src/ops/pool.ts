@@ -1,0 +1,81 @@
+// Nearest-2x upsampling, average and max pooling of channels-last maps, with gradients.
+
+import source from "../../kernels/pool.wgsl" with { type: "text" };
+import { differentiable } from "../autograd.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, empty, type Tensor } from "../tensor.ts";
+import { byWidth } from "./rows.ts";
+
+const over = (count: number) => fold(Math.ceil(count / 64));
+
+/** Each pixel of [B,H,W,C] becomes a 2x2 square: -> [B,2H,2W,C]. */
+export function upsampleNearest2x(x: Tensor): Tensor {
+  check(x.rank === 4, "upsample", "it must be [B,H,W,C]", x);
+  const [B, H, W, C] = x.shape as [number, number, number, number];
+  const { source: text, width } = byWidth(source, C);
+  const params = {
+    count: x.size / width,
+    H,
+    W,
+    C: C / width,
+    Ho: 2 * H,
+    Wo: 2 * W,
+    K: 2,
+    stride: 2,
+    padding: 0,
+  };
+  const y = empty([B, 2 * H, 2 * W, C]);
+  kernel(text, "upsample").launch({ x, y }, params, over(params.count));
+  return differentiable(y, [x], (dy) => {
+    const dx = empty(x.shape);
+    kernel(text, "upsample_backward").launch({ dy, y: dx }, params, over(params.count), {
+      flops: 3 * x.size,
+    });
+    return [dx];
+  });
+}
+
+export interface PoolOptions {
+  /** Side of the window. */
+  kernel: number;
+  /** Step between windows; the window's side when absent. */
+  stride?: number;
+  /** Cells around the map; zeros for the mean, ignored by the maximum. */
+  padding?: number;
+}
+
+/** Mean over windows of [B,H,W,C]. */
+export function averagePool(x: Tensor, options: PoolOptions): Tensor {
+  return pool(x, options, 0);
+}
+
+/** Maximum over windows of [B,H,W,C]. */
+export function maxPool(x: Tensor, options: PoolOptions): Tensor {
+  return pool(x, options, 1);
+}
+
+function pool(x: Tensor, { kernel: K, stride = K, padding = 0 }: PoolOptions, MAX: 0 | 1): Tensor {
+  check(x.rank === 4, "pool", "it must be [B,H,W,C]", x);
+  const [B, H, W, C] = x.shape as [number, number, number, number];
+  const side = (n: number) => Math.floor((n + 2 * padding - K) / stride) + 1;
+  const Ho = side(H), Wo = side(W);
+  check(
+    Ho > 0 && Wo > 0 && padding <= K / 2,
+    "pool",
+    `windows of ${K} with padding ${padding} do not fit`,
+    x,
+  );
+  const { source: text, width } = byWidth(source, C);
+  const y = empty([B, Ho, Wo, C]);
+  const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
+  const forward = { ...params, count: y.size / width };
+  kernel(text, "pool", { MAX }).launch({ x, y }, forward, over(forward.count), { flops: K * K * y.size });
+  return differentiable(y, [x], (dy) => {
+    const dx = empty(x.shape);
+    const backward = { ...params, count: x.size / width };
+    kernel(text, "pool_backward", { MAX }).launch({ x, dy, y: dx }, backward, over(backward.count), {
+      flops: K * K * y.size,
+    });
+    return [dx];
+  });
+}

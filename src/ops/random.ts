@@ -1,0 +1,47 @@
+// Random tensors that are functions of (seed, stream, step, row, element): nothing to save, and image i gets the same noise in
+// any batch. The state is a variable, so the step changes without a new capture.
+
+import source from "../../kernels/random.wgsl" with { type: "text" };
+import { fold, kernel } from "../gpu/kernel.ts";
+import { keyOf } from "../philox.ts";
+import { empty, type Shape, sizeOf, type Tensor, variable } from "../tensor.ts";
+
+/** Seed, step and first row of the random ops of a program. */
+export class RandomState {
+  /** u32 [4]: seed low, seed high, step, number of the first row. */
+  readonly tensor: Tensor;
+
+  constructor(readonly seed: number) {
+    this.tensor = variable([4], { dtype: "u32", label: "random state", init: () => this.#words(0, 0) });
+  }
+
+  /** Sets what the next run draws from. */
+  set(step: number, firstRow = 0): void {
+    this.tensor.storage.write(this.#words(step, firstRow));
+  }
+
+  #words(step: number, firstRow: number): Uint32Array {
+    return new Uint32Array([...keyOf(this.seed), step, firstRow]);
+  }
+}
+
+/** Uniform in (0, 1). Rows are along the first axis; `stream` tells this use of randomness from others. */
+export function uniform(shape: Shape, state: RandomState, stream: number): Tensor {
+  return draw(shape, state, stream, 0);
+}
+
+/** Standard normal; otherwise as {@link uniform}. */
+export function normal(shape: Shape, state: RandomState, stream: number): Tensor {
+  return draw(shape, state, stream, 1);
+}
+
+function draw(shape: Shape, state: RandomState, stream: number, NORMAL: 0 | 1): Tensor {
+  const rows = shape[0] ?? 1, size = sizeOf(shape) / rows, quads = Math.ceil(size / 4);
+  const y = empty(shape, "f32", "random numbers");
+  kernel(source, "random", { NORMAL }).launch(
+    { state: state.tensor, y },
+    { rows, size, quads, stream },
+    fold(Math.ceil(rows * quads / 64)),
+  );
+  return y;
+}

@@ -1,0 +1,124 @@
+// AdamW over parameter sets, recorded into a program: gradients into flat buffers, their global norm, one launch a set.
+// Everything that a run must save lives in the tensors of `state()`.
+
+import { grad, store } from "../autograd.ts";
+import { copy } from "../gpu/memory.ts";
+import { capture } from "../gpu/program.ts";
+import type { ParameterSet } from "../nn.ts";
+import { adamw, type Hyper, hyperVariable, packHyper, squaredNorm } from "../ops/adamw.ts";
+import { type Tensor, variable } from "../tensor.ts";
+
+export interface Group {
+  set: ParameterSet;
+  /** Factor of the learning rate for this set. */
+  lrFactor?: number;
+  /** Keep a moving average of the weights. */
+  ema?: boolean;
+}
+
+interface Slot {
+  set: ParameterSet;
+  lrFactor: number;
+  m: Tensor[];
+  v: Tensor[];
+  ema: Tensor[] | undefined;
+}
+
+export class Optimizer {
+  readonly #slots: Slot[];
+  readonly #hyper: Tensor = hyperVariable();
+  /** Steps applied, and steps skipped because a gradient was not finite. f32 [2] */
+  readonly count: Tensor = variable([2], { category: "optimizer", label: "steps applied and skipped" });
+
+  constructor(readonly label: string, groups: readonly Group[]) {
+    this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
+      set,
+      lrFactor,
+      m: set.like("optimizer"),
+      v: set.like("optimizer"),
+      ema: ema ? set.like("optimizer") : undefined,
+    }));
+  }
+
+  /** All parameters that are trained. */
+  get parameters(): Tensor[] {
+    return this.#slots.flatMap(({ set }) => set.list);
+  }
+
+  /** Sets the numbers of the next step. */
+  set(hyper: Hyper): void {
+    this.#hyper.storage.write(packHyper(hyper));
+  }
+
+  /**
+   * Records the update from gradients of `loss` (or from `gradients`, in the order of `parameters`).
+   * @returns the squared global norm before clipping
+   */
+  update(from: Tensor | readonly Tensor[]): Tensor {
+    const { parameters } = this;
+    const gradients = Array.isArray(from) ? from as readonly Tensor[] : grad(from as Tensor, parameters);
+    let at = 0;
+    for (const { set } of this.#slots) {
+      const { of } = set.gradients();
+      store(gradients.slice(at, at + set.list.length), set.list.map((p) => of.get(p) as Tensor));
+      at += set.list.length;
+    }
+    const norm2 = squaredNorm(this.#slots.flatMap(({ set }) => set.gradients().flats));
+    const flats = this.#slots.flatMap(({ set, lrFactor, m, v, ema }) =>
+      set.flats.map((parameters, i) => ({
+        parameters,
+        gradients: set.gradients().flats[i] as Tensor,
+        m: m[i] as Tensor,
+        v: v[i] as Tensor,
+        ema: ema?.[i],
+        lrFactor,
+      }))
+    );
+    adamw(flats, this.#hyper, norm2, this.count);
+    return norm2;
+  }
+
+  /** Makes the averages equal to the weights: the start of averaging. */
+  async startEma(): Promise<void> {
+    await this.#copyAll((slot, i) => [slot.set.flats[i] as Tensor, slot.ema?.[i]]);
+  }
+
+  /** Overwrites `target`, a set of the same layout as the `index`-th group, with that group's averages. */
+  async readEmaInto(index: number, target: ParameterSet): Promise<void> {
+    const ema = this.#slots[index]?.ema;
+    if (!ema) return;
+    await run(ema.map((from, i) => [from, target.flats[i] as Tensor]));
+  }
+
+  /** Names and tensors of everything that must be saved besides the parameters. */
+  state(): Map<string, Tensor> {
+    const found = new Map<string, Tensor>([[`${this.label}.count`, this.count]]);
+    for (const { set, m, v, ema } of this.#slots) {
+      for (const [kind, flats] of Object.entries({ m, v, ema })) {
+        flats?.forEach((flat, i) => found.set(`${this.label}.${set.name}.${kind}.${i}`, flat));
+      }
+    }
+    return found;
+  }
+
+  destroy(): void {
+    for (const tensor of [...this.state().values(), this.#hyper]) tensor.storage.destroy();
+  }
+
+  async #copyAll(pair: (slot: Slot, i: number) => [Tensor, Tensor | undefined]): Promise<void> {
+    const pairs = this.#slots.flatMap((slot) => slot.set.flats.map((_, i) => pair(slot, i)));
+    await run(pairs.filter((p): p is [Tensor, Tensor] => p[1] !== undefined));
+  }
+}
+
+/** Copies flats on the device. */
+async function run(pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> {
+  if (!pairs.length) return;
+  const program = capture("copy weights", {}, () => {
+    for (const [from, to] of pairs) copy(from, to);
+    return {};
+  });
+  await program.prepare();
+  program.run();
+  program.destroy();
+}
