@@ -9,11 +9,15 @@ struct Params {
   size: u32,   // elements of a row
   quads: u32,  // ceil(size / 4)
   stream: u32,
+  share: f32,      // of labels that are dropped
+  no_class: u32,   // what they become
 }
 
 @group(0) @binding(0) var<storage, read> state: array<u32>; // seed low, seed high, step, number of the first row
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
 @group(0) @binding(2) var<uniform> params: Params;
+@group(0) @binding(3) var<storage, read> labels: array<u32>;
+@group(0) @binding(4) var<storage, read_write> kept: array<u32>;
 
 fn mul_high(a: u32, b: u32) -> u32 {
   let low = (a & 0xffffu) * (b & 0xffffu);
@@ -50,4 +54,14 @@ fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   for (var j = 0u; j < 4u; j++) {
     if (quad * 4u + j < params.size) { y[at + j] = v[j]; }
   }
+}
+
+// Replaces a share of class numbers by `no_class`; row r draws as element 0 of row r.
+@compute @workgroup_size(64)
+fn drop_labels(@builtin(global_invocation_id) id: vec3<u32>) {
+  let row = id.x;
+  if (row >= params.rows) { return; }
+  let bits = philox(vec4(0u, params.stream, state[2], state[3] + row), vec2(state[0], state[1]));
+  let drop = (f32(bits.x >> 8u) + 0.5) * 5.9604645e-8 < params.share;
+  kept[row] = select(labels[row], params.no_class, drop);
 }

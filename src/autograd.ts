@@ -54,22 +54,36 @@ export function detach(x: Tensor): Tensor {
   return viewAs(x, x.shape);
 }
 
+/** A root of a backward pass: a tensor and dLoss/d(tensor). */
+export interface Root {
+  y: Tensor;
+  dy: Tensor;
+}
+
 /**
  * Gradients of `sum(y * dy)` with respect to each tensor of `wrt` (zeros where y does not depend on it).
  * @param dy same shape as y; ones when absent
  */
 export function grad(y: Tensor, wrt: readonly Tensor[], dy?: Tensor): Tensor[] {
-  if (dy && dy.shape.join() !== y.shape.join()) {
-    throw new ShapeError(`Cannot differentiate: dy is [${dy.shape}], y is [${y.shape}]`);
+  return gradOf([{ y, dy: dy ?? full(y.shape, 1) }], wrt);
+}
+
+/** Gradients of the sum of several roots: one walk, shared parts once. */
+export function gradOf(roots: readonly Root[], wrt: readonly Tensor[]): Tensor[] {
+  for (const { y, dy } of roots) {
+    if (dy.shape.join() !== y.shape.join()) {
+      throw new ShapeError(`Cannot differentiate: dy is [${dy.shape}], y is [${y.shape}]`);
+    }
   }
-  const found = gradients(y, wrt, dy ?? full(y.shape, 1));
+  const found = gradients(roots, wrt);
   return wrt.map((x) => found.get(x) ?? full(x.shape, 0));
 }
 
-function gradients(y: Tensor, wrt: readonly Tensor[], dy: Tensor): Map<Tensor, Tensor> {
-  const path = nodesBetween(y, new Set(wrt));
-  const flowing = new Map<Tensor, Tensor>([[y, dy]]);
+function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, Tensor> {
+  const path = nodesBetween(roots.map(({ y }) => y), new Set(wrt));
+  const flowing = new Map<Tensor, Tensor>();
   return noGrad(() => {
+    for (const { y, dy } of roots) flowing.set(y, flowing.has(y) ? plus(flowing.get(y) as Tensor, dy) : dy);
     for (const node of path) {
       const dys = node.outputs.map((output) => flowing.get(output));
       if (dys.every((d) => d === undefined)) continue;
@@ -90,10 +104,10 @@ function gradients(y: Tensor, wrt: readonly Tensor[], dy: Tensor): Map<Tensor, T
   });
 }
 
-/** The nodes on paths from `y` back to any of `wrt`, latest first: a valid order since inputs are made before outputs. */
-function nodesBetween(y: Tensor, wrt: ReadonlySet<Tensor>): Node[] {
+/** The nodes on paths from `ys` back to any of `wrt`, latest first: a valid order since inputs are made before outputs. */
+function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
   const leads = new Map<Node, boolean>();
-  const stack = y.node ? [y.node] : [];
+  const stack = [...new Set(ys.flatMap(({ node }) => node ?? []))];
   const reached = new Set<Node>(stack);
   for (let node = stack.pop(); node; node = stack.pop()) {
     for (const { node: next } of node.inputs) {

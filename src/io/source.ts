@@ -1,15 +1,57 @@
-// Where training and evaluation images come from: a folder (dataset.ts) or a generator. Both look the same to a loop.
-// Pixels are f32 in [-1,1], channels-last.
+// Where images come from: a folder, or the generator. Batches are a function of (seed, step) alone, so a resumed run
+// sees the same images without any saved state.
 
+import { permutation } from "../philox.ts";
+
+/** A numbered set of labelled images. */
 export interface ImageSource {
-  /** Number of images. */
   readonly length: number;
-  /** Class names in label order; empty where images have no class. */
+  /** Class names; a label is an index into them. Empty where images have no classes. */
   readonly classes: readonly string[];
-  /** Class of image `i`, 0 where there are no classes. */
   label(i: number): number;
-  /** Image `i` as `[size,size,3]` in [-1,1]. */
-  image(i: number, size: number): Promise<Float32Array> | Float32Array;
-  /** A name that is unique in the source, for reports and file names. */
   name(i: number): string;
+  /** Pixels in [-1,1], channels-last [size, size, 3]. */
+  image(i: number, size: number): Float32Array | Promise<Float32Array>;
+}
+
+export interface Batch {
+  /** [count, size, size, 3] */
+  images: Float32Array<ArrayBuffer>;
+  labels: Uint32Array<ArrayBuffer>;
+  indices: number[];
+}
+
+/** Images `indices` of a source, one after another. */
+export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
+  const images = new Float32Array(indices.length * size * size * 3);
+  const labels = new Uint32Array(indices.length);
+  await Promise.all(indices.map(async (i, k) => {
+    images.set(await source.image(i, size), k * size * size * 3);
+    labels[k] = source.label(i);
+  }));
+  return { images, labels, indices: [...indices] };
+}
+
+/** Which images step `step` sees: consecutive parts of a new order of the whole source in every epoch. */
+export function batchIndices(length: number, batchSize: number, seed: number, step: number): number[] {
+  const indices: number[] = [];
+  let epoch = -1;
+  let order = new Uint32Array(0);
+  for (let at = step * batchSize; at < (step + 1) * batchSize; at++) {
+    if (Math.floor(at / length) !== epoch) {
+      epoch = Math.floor(at / length);
+      order = orderOf(seed, epoch, length);
+    }
+    indices.push(order[at % length] as number);
+  }
+  return indices;
+}
+
+let latest: { key: string; order: Uint32Array<ArrayBuffer> } | undefined;
+
+/** The order of an epoch; the last one is kept, since a run asks for it at every step. */
+function orderOf(seed: number, epoch: number, length: number): Uint32Array<ArrayBuffer> {
+  const key = `${seed} ${epoch} ${length}`;
+  if (latest?.key !== key) latest = { key, order: new Uint32Array(permutation(seed, epoch, length)) };
+  return latest.order;
 }

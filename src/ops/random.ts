@@ -4,7 +4,7 @@
 import source from "../../kernels/random.wgsl" with { type: "text" };
 import { fold, kernel } from "../gpu/kernel.ts";
 import { keyOf } from "../philox.ts";
-import { empty, type Shape, sizeOf, type Tensor, variable } from "../tensor.ts";
+import { check, empty, type Shape, sizeOf, type Tensor, variable } from "../tensor.ts";
 
 /** Seed, step and first row of the random ops of a program. */
 export class RandomState {
@@ -40,8 +40,27 @@ function draw(shape: Shape, state: RandomState, stream: number, NORMAL: 0 | 1): 
   const y = empty(shape, "f32", "random numbers");
   kernel(source, "random", { NORMAL }).launch(
     { state: state.tensor, y },
-    { rows, size, quads, stream },
+    { rows, size, quads, stream, share: 0, no_class: 0 },
     fold(Math.ceil(rows * quads / 64)),
   );
   return y;
+}
+
+/** Class numbers u32 [B] of which a share becomes `noClass`: label dropout for classifier-free guidance. */
+export function dropLabels(
+  labels: Tensor,
+  share: number,
+  noClass: number,
+  state: RandomState,
+  stream: number,
+): Tensor {
+  check(labels.rank === 1 && labels.dtype === "u32", "drop labels", "they must be u32 [B]", labels);
+  const rows = labels.size;
+  const kept = empty(labels.shape, "u32", "labels");
+  kernel(source, "drop_labels").launch(
+    { state: state.tensor, labels, kept },
+    { rows, size: 1, quads: 1, stream, share, no_class: noClass },
+    [Math.ceil(rows / 64)],
+  );
+  return kept;
 }

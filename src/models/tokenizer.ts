@@ -1,0 +1,117 @@
+// An image tokenizer made of a vision encoder: encoder -> adapter -> latent -> convolutional decoder (AlignTok,
+// arXiv 2509.25162). The latent is deterministic: no KL, no sampling. Its per-channel mean and standard deviation are
+// kept with it, since diffusion works on (z - mean) / std.
+
+import { z } from "zod";
+import { Conv2d, type Initializer } from "../nn.ts";
+import { add, mul, sub } from "../ops/math.ts";
+import { div } from "../ops/math.ts";
+import { resize } from "../ops/resize.ts";
+import { reshape } from "../ops/shape.ts";
+import { check, constant, type Tensor, variable } from "../tensor.ts";
+import { Adapter } from "./adapter.ts";
+import { Decoder, decoderConfig } from "./decoder.ts";
+import { Vit, vitConfig } from "./vit.ts";
+
+const three = z.array(z.number()).length(3);
+
+export const tokenizerConfig = z.object({
+  /** Side of the images that it was trained on, pixels. */
+  image_size: z.number().int().positive(),
+  encoder: vitConfig,
+  /** What the encoder expects of pixels in 0..1. */
+  image_mean: three,
+  image_std: three,
+  adapter_hidden: z.number().int().positive(),
+  decoder: decoderConfig,
+});
+export type TokenizerConfig = z.infer<typeof tokenizerConfig>;
+
+/** Encoder, normalisation and the size at which the encoder sees an image. */
+export class Encoder {
+  readonly #scale: Tensor;
+  readonly #shift: Tensor;
+
+  constructor(readonly vit: Vit, mean: readonly number[], std: readonly number[]) {
+    // ((x + 1) / 2 - mean) / std for x in -1..1
+    this.#scale = constant(Float32Array.from(std, (s) => 0.5 / s), [3], "image scale");
+    this.#shift = constant(
+      Float32Array.from(mean, (m, c) => (0.5 - m) / (std[c] as number)),
+      [3],
+      "image shift",
+    );
+  }
+
+  /** Normed patch tokens [B, side * side, C] of images [B, S, S, 3] in -1..1, seen as side x side patches. */
+  patches(x: Tensor, side: number): Tensor {
+    const pixels = side * this.vit.config.patch_size;
+    const seen = x.dim(1) === pixels ? x : resize(x, pixels, pixels, { filter: "bicubic", antialias: true });
+    return this.vit.forward(add(mul(seen, this.#scale), this.#shift)).patches;
+  }
+}
+
+export class Tokenizer {
+  readonly encoder: Vit;
+  readonly adapter: Adapter;
+  readonly post_quant_conv: Conv2d;
+  readonly decoder: Decoder;
+  /** Per-channel statistics of latents [C]. */
+  readonly latent_mean: Tensor;
+  readonly latent_std: Tensor;
+  readonly #input: Encoder;
+
+  constructor(readonly config: TokenizerConfig) {
+    const C = config.decoder.z_channels;
+    this.encoder = new Vit(config.encoder);
+    this.adapter = new Adapter(config.encoder.hidden_size, C, config.adapter_hidden);
+    this.post_quant_conv = new Conv2d(C, C, 1);
+    this.decoder = new Decoder(config.decoder);
+    this.latent_mean = variable([C], { label: "latent_mean" });
+    this.latent_std = variable([C], { label: "latent_std", init: () => new Float32Array(C).fill(1) });
+    this.#input = new Encoder(this.encoder, config.image_mean, config.image_std);
+  }
+
+  /** Everything but the encoder, which comes pretrained. */
+  init(init: Initializer): void {
+    this.adapter.init(init);
+    init.torchDefault(this.post_quant_conv);
+    this.decoder.init(init);
+  }
+
+  /** Side of the latent of an image of side `size`. @throws ShapeError when it does not divide */
+  side(size: number): number {
+    const factor = 2 ** (this.config.decoder.ch_mult.length - 1);
+    check(size % factor === 0, "tokenize", `the image side ${size} is no multiple of ${factor}`);
+    return size / factor;
+  }
+
+  /** Features of the encoder on the latent's grid: [B,S,S,3] -> [B, side * side, features]. */
+  features(x: Tensor): Tensor {
+    return this.#input.patches(x, this.side(x.dim(1)));
+  }
+
+  /** Features to latent: [B, side * side, features] -> [B, side, side, C]. */
+  adapt(features: Tensor): Tensor {
+    const side = Math.sqrt(features.dim(1));
+    return reshape(this.adapter.forward(features), [features.dim(0), side, side, -1]);
+  }
+
+  /** Images [B,S,S,3] in -1..1 to latents [B,side,side,C]. */
+  encode(x: Tensor): Tensor {
+    return this.adapt(this.features(x));
+  }
+
+  /** Latents to pixels, about -1..1, not clamped. */
+  decode(latents: Tensor): Tensor {
+    return this.decoder.forward(this.post_quant_conv.forward(latents));
+  }
+
+  /** (z - mean) / std for diffusion, and back. */
+  normalise(latents: Tensor): Tensor {
+    return div(sub(latents, this.latent_mean), this.latent_std);
+  }
+
+  denormalise(latents: Tensor): Tensor {
+    return add(mul(latents, this.latent_std), this.latent_mean);
+  }
+}

@@ -1,0 +1,263 @@
+// AlignTok's three stages as data, and one training step that serves them all. Stage 1 trains adapter and decoder on a
+// frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
+// decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
+
+import { detach, grad, gradOf, noGrad } from "../autograd.ts";
+import { addInPlace, copy } from "../gpu/memory.ts";
+import { capture, type Program } from "../gpu/program.ts";
+import { Adapter } from "../models/adapter.ts";
+import type { Discriminator } from "../models/discriminator.ts";
+import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
+import { Vit } from "../models/vit.ts";
+import { ParameterSet, state } from "../nn.ts";
+import { add, mul, scale } from "../ops/math.ts";
+import { concat, reshape, slice } from "../ops/shape.ts";
+import { input, type Tensor, variable } from "../tensor.ts";
+import { adaptiveWeight, cosineDistance, discriminatorLoss, generatorLoss, l1, l2 } from "./losses.ts";
+import { Optimizer } from "./optimizer.ts";
+
+type Part = "encoder" | "adapter" | "decoder";
+
+export interface Stage {
+  name: "latent" | "perceptual" | "refine";
+  train: readonly Part[];
+  /** Weights of the losses; a loss of weight 0 is not computed. */
+  losses: { l1: number; perceptual: number; gan: number; semantic: number };
+  steps: number;
+  lr: number;
+  /** Factor of the rate for the encoder. */
+  encoderLr: number;
+  /** Decay of the moving average of the weights that become the result of the stage; 0 for none. */
+  ema: number;
+  /** Step of the stage from which the adversarial loss counts. */
+  ganStart: number;
+}
+
+export interface AlignmentOptions {
+  batchSize: number;
+  accumulate: number;
+  imageSize: number;
+  semanticLoss: "l2" | "cosine";
+  semanticAt: "after" | "before";
+}
+
+/** What the meter adds up each step, in this order. */
+export const METERS = [
+  "loss",
+  "l1",
+  "perceptual",
+  "semantic",
+  "gan",
+  "gan_weight",
+  "discriminator",
+  "grad_norm2",
+] as const;
+
+/** The models of an alignment, each in its own parameter set. */
+export class Alignment {
+  /** The encoder as it was given, frozen: perceptual features, and half of the semantic anchor. */
+  readonly reference: Vit;
+  /** The adapter as stage 1 left it. */
+  readonly anchor: Adapter;
+  readonly discriminator: Discriminator | undefined;
+  readonly sets: Record<Part | "anchor" | "reference", ParameterSet> & { discriminator?: ParameterSet };
+  readonly #reference: Encoder;
+
+  constructor(readonly tokenizer: Tokenizer, discriminator: Discriminator | undefined) {
+    const { config } = tokenizer;
+    this.reference = new Vit(config.encoder);
+    this.#reference = new Encoder(this.reference, config.image_mean, config.image_std);
+    this.anchor = new Adapter(config.encoder.hidden_size, config.decoder.z_channels, config.adapter_hidden);
+    this.discriminator = discriminator;
+    this.sets = {
+      encoder: new ParameterSet("encoder", tokenizer.encoder),
+      adapter: new ParameterSet("adapter", tokenizer.adapter),
+      decoder: new ParameterSet("decoder", {
+        post_quant_conv: tokenizer.post_quant_conv,
+        decoder: tokenizer.decoder,
+      }),
+      anchor: new ParameterSet("anchor", this.anchor),
+      reference: new ParameterSet("reference", this.reference),
+      ...(discriminator ? { discriminator: new ParameterSet("discriminator", discriminator) } : {}),
+    };
+  }
+
+  /** Freezes what stage 1 made: the anchor of the semantic loss. */
+  async setAnchor(): Promise<void> {
+    await this.#copySet("adapter", "anchor");
+  }
+
+  /** Makes the frozen reference equal to the encoder as it is now. */
+  async setReference(): Promise<void> {
+    await this.#copySet("encoder", "reference");
+  }
+
+  /** Names and tensors of all that a checkpoint holds, but the optimizers'. */
+  state(): Map<string, Tensor> {
+    const parts = {
+      tokenizer: this.tokenizer,
+      anchor: this.anchor,
+      reference: this.reference,
+      discriminator: this.discriminator,
+    };
+    return new Map(
+      Object.entries(parts).flatMap(([name, part]) =>
+        part ? [...state(part)].map(([key, tensor]) => [`${name}.${key}`, tensor] as const) : []
+      ),
+    );
+  }
+
+  /** Patch tokens of the frozen encoder on the latent's grid. */
+  frozenFeatures(x: Tensor): Tensor {
+    return this.#reference.patches(x, this.tokenizer.side(x.dim(1)));
+  }
+
+  async #copySet(from: Part, to: "anchor" | "reference"): Promise<void> {
+    await this.sets[from].materialise();
+    const program = await capture("copy", {}, () => {
+      this.sets[from].flats.forEach((flat, i) => copy(flat, this.sets[to].flats[i] as Tensor));
+      return {};
+    }).prepare();
+    program.run();
+    program.destroy();
+  }
+}
+
+type StageProgram = Program<{ x: Tensor }, Record<string, Tensor>>;
+
+/** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
+export class StageRun {
+  readonly optimizer: Optimizer;
+  readonly critic: Optimizer | undefined;
+  /** Sums of METERS since they were last cleared, and how many steps. */
+  readonly meter: Tensor = variable([METERS.length], { label: "meter" });
+  #program: { adversarial: boolean; program: StageProgram } | undefined;
+
+  constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
+    const { sets } = alignment;
+    this.optimizer = new Optimizer(
+      "optimizer",
+      stage.train.map((part) => ({
+        set: sets[part],
+        lrFactor: part === "encoder" ? stage.encoderLr : 1,
+        ema: stage.ema > 0,
+      })),
+    );
+    const set = sets.discriminator;
+    this.critic = stage.losses.gan > 0 && set ? new Optimizer("critic", [{ set }]) : undefined;
+  }
+
+  /** The program of step `n` of the stage; captured and prepared when it changes. */
+  async program(n: number, progress?: (done: number, total: number) => void): Promise<StageProgram> {
+    const adversarial = this.critic !== undefined && n >= this.stage.ganStart;
+    if (this.#program?.adversarial !== adversarial) {
+      this.#program?.program.destroy();
+      this.#program = { adversarial, program: await this.capture(adversarial).prepare(progress) };
+    }
+    return this.#program.program;
+  }
+
+  /** Records one step; nothing is allocated yet. */
+  capture(adversarial: boolean): StageProgram {
+    const { batchSize: B, imageSize: S } = this.options;
+    const x = input([B * this.options.accumulate, S, S, 3], "f32", "images");
+    return capture(`stage ${this.stage.name}`, { x }, ({ x }) => this.#step(x, adversarial));
+  }
+
+  /** One update from `accumulate` micro-batches, one after another in the same program. */
+  #step(x: Tensor, adversarial: boolean): Record<string, Tensor> {
+    const { batchSize: B, accumulate } = this.options;
+    const micro = Array.from(
+      { length: accumulate },
+      (_, i) => this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial),
+    );
+    const average = (lists: readonly (readonly Tensor[])[]) =>
+      (lists[0] ?? []).map((_, k) => mean(lists.map((list) => list[k] as Tensor)));
+    const norm2 = this.optimizer.update(average(micro.map((m) => m.generator)));
+    if (adversarial) this.critic?.update(average(micro.map((m) => m.critic)));
+    const values = METERS.map((name) =>
+      name === "grad_norm2" ? norm2 : mean(micro.map((m) => m.parts[name]))
+    );
+    addInPlace(concat(values.map((v) => reshape(detach(v), [1])), 0), this.meter);
+    return { y: (micro[0] as (typeof micro)[number]).y };
+  }
+
+  /** Losses of one micro-batch, and their gradients for the trained parts and for the discriminator. */
+  #gradients(x: Tensor, adversarial: boolean) {
+    const { alignment, stage, options, optimizer, critic } = this;
+    const { tokenizer, discriminator } = alignment;
+    const { losses } = stage;
+    const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
+    const frozen = noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
+    // In stage 1 the encoder still is the reference.
+    const features = stage.name === "latent"
+      ? frozen
+      : unless(stage.train.includes("encoder"), () => tokenizer.features(x));
+    const z = unless(stage.train.includes("adapter"), () => tokenizer.adapt(features)); // [B, side, side, C]
+    const y = tokenizer.decode(z); // [B, S, S, 3]
+
+    const zero = scalar(0);
+    const parts: Record<(typeof METERS)[number], Tensor> = {
+      loss: zero,
+      l1: l1(y, x),
+      perceptual: losses.perceptual > 0 ? l2(alignment.frozenFeatures(y), frozen) : zero,
+      semantic: zero,
+      gan: zero,
+      gan_weight: zero,
+      discriminator: zero,
+      grad_norm2: zero,
+    };
+    if (losses.semantic > 0) {
+      const distance = options.semanticLoss === "cosine" ? cosineDistance : l2;
+      parts.semantic = options.semanticAt === "before"
+        ? distance(features, frozen)
+        : distance(z, reshape(noGrad(() => alignment.anchor.forward(frozen)), z.shape));
+    }
+    const reconstruction = weighted([[parts.l1, losses.l1], [parts.perceptual, losses.perceptual]]);
+    parts.loss = weighted([[reconstruction, 1], [parts.semantic, losses.semantic]]);
+
+    const dRec = grad(reconstruction, [y])[0] as Tensor;
+    const roots = [{ y, dy: dRec }];
+    let ofCritic: Tensor[] = [];
+    if (adversarial && discriminator && critic) {
+      parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
+      const dGan = grad(parts.gan, [y])[0] as Tensor;
+      parts.gan_weight = adaptiveWeight(y, tokenizer.decoder.lastLayer, dRec, dGan, losses.gan);
+      roots.push({ y, dy: mul(dGan, parts.gan_weight) });
+      parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
+      ofCritic = grad(parts.discriminator, critic.parameters);
+    }
+    if (losses.semantic > 0) roots.push({ y: parts.semantic, dy: scalar(losses.semantic) });
+    return { y, parts, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
+  }
+
+  /** Names and tensors that a checkpoint of this stage holds besides the models. */
+  state(): Map<string, Tensor> {
+    return new Map([...this.optimizer.state(), ...this.critic?.state() ?? []]);
+  }
+
+  /** The averages become the weights: the end of a stage with averaging. */
+  async finish(): Promise<void> {
+    if (this.stage.ema > 0) {
+      for (const [i, part] of this.stage.train.entries()) {
+        await this.optimizer.readEmaInto(i, this.alignment.sets[part]);
+      }
+    }
+  }
+
+  destroy(): void {
+    this.#program?.program.destroy();
+    this.optimizer.destroy();
+    this.critic?.destroy();
+    this.meter.storage.destroy();
+  }
+}
+
+function weighted(terms: readonly (readonly [Tensor, number])[]): Tensor {
+  return terms.filter(([, w]) => w !== 0).map(([t, w]) => w === 1 ? t : scale(t, w)).reduce(add);
+}
+
+const mean = (list: readonly Tensor[]): Tensor =>
+  list.length === 1 ? list[0] as Tensor : scale(list.reduce(add), 1 / list.length);
+
+const scalar = (value: number) => variable([], { label: "scalar", init: () => new Float32Array([value]) });

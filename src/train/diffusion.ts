@@ -1,0 +1,79 @@
+// Training of a LightningDiT by flow matching on normalised latents: x_t = t x1 + (1 - t) x0 with data x1 and noise x0,
+// target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
+// the direction term and the time distribution are LightningDiT's.
+
+import { detach, noGrad } from "../autograd.ts";
+import { addInPlace } from "../gpu/memory.ts";
+import { capture, type Program } from "../gpu/program.ts";
+import type { Dit } from "../models/dit.ts";
+import { ParameterSet, state } from "../nn.ts";
+import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
+import { dropLabels, normal, RandomState } from "../ops/random.ts";
+import { concat, reshape } from "../ops/shape.ts";
+import { input, type Tensor, variable } from "../tensor.ts";
+import { cosineDistance, l2 } from "./losses.ts";
+import { Optimizer } from "./optimizer.ts";
+
+export interface DiffusionOptions {
+  batchSize: number;
+  /** Share of labels replaced by "no class". */
+  labelDropout: number;
+  /** Weight of the direction loss. */
+  directionWeight: number;
+  ema: boolean;
+  seed: number;
+}
+
+/** What the meter adds up each step, in this order. */
+export const DIFFUSION_METERS = ["loss", "velocity", "direction", "grad_norm2"] as const;
+
+/** Streams of randomness inside a step. */
+const STREAMS = { noise: 1, time: 2, dropout: 3 };
+
+export class Diffusion {
+  readonly set: ParameterSet;
+  readonly optimizer: Optimizer;
+  readonly random: RandomState;
+  readonly meter: Tensor = variable([DIFFUSION_METERS.length], { label: "meter" });
+
+  constructor(readonly dit: Dit, readonly options: DiffusionOptions) {
+    this.set = new ParameterSet("model", dit);
+    this.optimizer = new Optimizer("optimizer", [{ set: this.set, ema: options.ema }]);
+    this.random = new RandomState(options.seed);
+  }
+
+  /** Records one step: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
+  capture(): Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }> {
+    const { batchSize: B, labelDropout, directionWeight } = this.options;
+    const { input_size: S, in_channels: C, num_classes } = this.dit.config;
+    const inputs = { x: input([B, S, S, C], "f32", "latents"), labels: input([B], "u32", "labels") };
+    return capture("diffusion", inputs, ({ x, labels }) => {
+      const { xt, v, t, y } = noGrad(() => {
+        const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
+        const t = sigmoid(normal([B, 1, 1, 1], this.random, STREAMS.time));
+        const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
+        return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
+      });
+      const predicted = this.dit.forward(xt, t, y);
+      const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
+      const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
+      const norm2 = this.optimizer.update(loss);
+      const values = [loss, velocity, direction, norm2].map((value) => reshape(detach(value), [1]));
+      addInPlace(concat(values, 0), this.meter);
+      return { loss };
+    });
+  }
+
+  /** Names and tensors of a checkpoint. */
+  state(): Map<string, Tensor> {
+    const model = [...state(this.dit)].map(([key, tensor]) => [`model.${key}`, tensor] as const);
+    return new Map([...model, ...this.optimizer.state()]);
+  }
+
+  destroy(): void {
+    this.set.destroy();
+    this.optimizer.destroy();
+    this.random.tensor.storage.destroy();
+    this.meter.storage.destroy();
+  }
+}

@@ -1,0 +1,49 @@
+// Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference).
+
+import { gradOf } from "../autograd.ts";
+import type { Discriminator } from "../models/discriminator.ts";
+import { abs, add, div, maximum, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
+import { pointwise } from "../ops/pointwise.ts";
+import { mean, sum, total } from "../ops/reduce.ts";
+import type { Tensor } from "../tensor.ts";
+import { constant } from "../tensor.ts";
+
+/** mean |a - b| */
+export const l1 = (a: Tensor, b: Tensor): Tensor => mean(abs(sub(a, b)));
+
+/** mean (a - b)^2 */
+export const l2 = (a: Tensor, b: Tensor): Tensor => mean(square(sub(a, b)));
+
+/** mean of 1 - cos(a, b) over the last axis */
+export function cosineDistance(a: Tensor, b: Tensor): Tensor {
+  const dot = sum(mul(a, b), [-1]);
+  const norms = sqrt(mul(sum(square(a), [-1]), sum(square(b), [-1])));
+  const floor = constant(new Float32Array([1e-8]), [1], "floor");
+  return shift(neg(mean(div(dot, maximum(norms, floor)))), 1);
+}
+
+/** Hinge loss of the generator: -mean D(fake). */
+export const generatorLoss = (fake: Tensor): Tensor => neg(mean(fake));
+
+/** Hinge loss of the discriminator. */
+export function discriminatorLoss(discriminator: Discriminator, real: Tensor, fake: Tensor): Tensor {
+  const onReal = mean(relu(shift(neg(discriminator.forward(real, "train")), 1)));
+  const onFake = mean(relu(shift(discriminator.forward(fake, "train"), 1)));
+  return scale(add(onReal, onFake), 0.5);
+}
+
+/**
+ * The adversarial weight of VQGAN: ||dRec|| / (||dGan|| + 1e-4) at the decoder's last layer, at most 1e4, times `factor`.
+ * @param y reconstruction; `dRec` and `dGan` are gradients of both losses at it
+ * @returns a scalar that stays on the device
+ */
+export function adaptiveWeight(
+  y: Tensor,
+  lastLayer: Tensor,
+  dRec: Tensor,
+  dGan: Tensor,
+  factor: number,
+): Tensor {
+  const norm2 = (dy: Tensor) => total(gradOf([{ y, dy }], [lastLayer])[0] as Tensor, "square");
+  return pointwise(["min(sqrt(x0) / (sqrt(x1) + 1e-4), T(1e4)) * s0"], [norm2(dRec), norm2(dGan)], [factor]);
+}
