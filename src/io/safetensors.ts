@@ -1,18 +1,27 @@
-// The safetensors format, strict: header at most 100 MB, no duplicate keys, no holes, no overlaps, and the file ends where
-// the last tensor does. Reads only what is asked for; writes as the reference does (sorted, data at a multiple of 8).
+// The safetensors format, read strictly: header at most 100 MB, no key twice, no hole, no overlap, and the file ends where
+// the last tensor does. Only what is asked for is read, into buffers of its own: data is aligned to 8 bytes at best.
+// JSON.parse alone would keep the last of two equal keys in silence, so that two readers could see different files.
 // https://github.com/huggingface/safetensors
 
+import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { explained, writeAtomic } from "./files.ts";
+import { exists, fileError, readJson } from "./files.ts";
 
 const MOST_HEADER = 100_000_000;
 
-const BITS: Readonly<Record<string, number>> = {
+/** Bits an element takes, in the format's own order of alignment, which is also the writer's sorting order. */
+export const DTYPE_BITS: Readonly<Record<string, number>> = {
   BOOL: 8,
+  F4: 4,
+  F6_E2M3: 6,
+  F6_E3M2: 6,
   U8: 8,
   I8: 8,
   F8_E5M2: 8,
   F8_E4M3: 8,
+  F8_E8M0: 8,
+  F8_E4M3FNUZ: 8,
+  F8_E5M2FNUZ: 8,
   I16: 16,
   U16: 16,
   F16: 16,
@@ -20,70 +29,84 @@ const BITS: Readonly<Record<string, number>> = {
   I32: 32,
   U32: 32,
   F32: 32,
+  C64: 64,
+  F64: 64,
   I64: 64,
   U64: 64,
-  F64: 64,
 };
 
+/** Where a tensor lies in a file. */
 export interface TensorEntry {
-  dtype: string;
-  shape: readonly number[];
+  readonly dtype: string;
+  readonly shape: readonly number[];
   /** Bytes from the beginning of the file. */
-  begin: number;
-  end: number;
+  readonly begin: number;
+  readonly end: number;
 }
 
-/** An open file: header in memory, tensors read when asked for. */
-export class SafetensorsFile {
+/** Named tensors on a disk: one file, or a sharded model. */
+export interface TensorStore {
+  /** The path, for messages. */
+  readonly name: string;
+  readonly tensors: ReadonlyMap<string, TensorEntry>;
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  readonly metadata: ReadonlyMap<string, string>;
+  /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
+  read(key: string): Promise<Float32Array<ArrayBuffer>>;
+  /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
+  readInts(key: string): Promise<Int32Array<ArrayBuffer>>;
+  close(): void;
+}
+
+/** An open file: the header in memory, tensors read when asked for. */
+export class SafetensorsFile implements TensorStore {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
 
   constructor(
     readonly name: string,
     readonly tensors: ReadonlyMap<string, TensorEntry>,
     readonly metadata: ReadonlyMap<string, string>,
-    readonly file: Deno.FsFile,
+    private readonly file: Deno.FsFile,
   ) {
     this.shapes = new Map([...tensors].map(([key, { shape }]) => [key, shape]));
   }
 
-  /** A tensor's elements as f32; F16, BF16 and F64 are converted. @throws UsageError for other dtypes */
-  async read(key: string): Promise<Float32Array> {
-    const { dtype } = this.#entry(key);
-    const bytes = await this.readBytes(key);
-    switch (dtype) {
-      case "F32":
-        return new Float32Array(bytes.buffer);
-      case "F16":
-        return Float32Array.from(new Float16Array(bytes.buffer));
-      case "BF16":
-        return new Float32Array(Uint32Array.from(new Uint16Array(bytes.buffer), (v) => v << 16).buffer);
-      case "F64":
-        return Float32Array.from(new Float64Array(bytes.buffer));
-      default:
-        throw new UsageError(`Cannot read "${key}" of "${this.name}" as numbers: its dtype is ${dtype}`);
-    }
+  async read(key: string): Promise<Float32Array<ArrayBuffer>> {
+    return this.readRows(key, 0, Infinity);
   }
 
-  /** An integer tensor's elements. */
-  async readIntegers(key: string): Promise<number[]> {
-    const { dtype } = this.#entry(key);
-    const { buffer } = await this.readBytes(key);
-    const array =
-      { I64: BigInt64Array, U64: BigUint64Array, I32: Int32Array, U32: Uint32Array, U8: Uint8Array }[dtype];
-    if (!array) {
+  async readInts(key: string): Promise<Int32Array<ArrayBuffer>> {
+    const { dtype, begin, end } = this.#entry(key);
+    const elements = INTEGERS[dtype];
+    if (!elements) {
       throw new UsageError(`Cannot read "${key}" of "${this.name}" as integers: its dtype is ${dtype}`);
     }
-    return Array.from(new array(buffer) as Iterable<number | bigint>, Number);
+    const values = elements(this.#bytes(begin, end).buffer);
+    return Int32Array.from(values, (value) => {
+      const number = Number(value);
+      if (number === (number | 0)) return number;
+      throw new UsageError(`Cannot read "${key}" of "${this.name}": ${value} is beyond 32 bits`);
+    });
   }
 
-  /** The bytes of a tensor, copied to the beginning of a buffer of their own. */
-  async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
-    const { begin, end } = this.#entry(key);
-    return await readAt(this.file, this.name, begin, end - begin);
+  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
+  async readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>> {
+    const { dtype, shape, begin, end } = this.#entry(key);
+    const convert = FLOATS[dtype];
+    if (!convert) {
+      throw new UsageError(`Cannot read "${key}" of "${this.name}" as numbers: its dtype is ${dtype}`);
+    }
+    const rows = shape[0] ?? 1, bytes = rows ? (end - begin) / rows : 0;
+    const first = Math.min(from, rows), last = Math.max(first, Math.min(to, rows));
+    return convert(this.#bytes(begin + first * bytes, begin + last * bytes).buffer);
   }
 
   close(): void {
     this.file.close();
+  }
+
+  #bytes(begin: number, end: number): Uint8Array<ArrayBuffer> {
+    return readAt(this.file, this.name, begin, end - begin);
   }
 
   #entry(key: string): TensorEntry {
@@ -93,100 +116,195 @@ export class SafetensorsFile {
   }
 }
 
-/** Opens and checks a file. @throws UsageError in one line for anything that is wrong with it */
+const FLOATS: Readonly<Record<string, (bytes: ArrayBuffer) => Float32Array<ArrayBuffer>>> = {
+  F16: (bytes) => Float32Array.from(new Float16Array(bytes)),
+  BF16: (bytes) => new Float32Array(Uint32Array.from(new Uint16Array(bytes), (v) => v << 16).buffer),
+  F32: (bytes) => new Float32Array(bytes),
+  F64: (bytes) => Float32Array.from(new Float64Array(bytes)),
+};
+
+const INTEGERS: Readonly<Record<string, (bytes: ArrayBuffer) => Iterable<number | bigint>>> = {
+  BOOL: (bytes) => new Uint8Array(bytes),
+  U8: (bytes) => new Uint8Array(bytes),
+  I8: (bytes) => new Int8Array(bytes),
+  I16: (bytes) => new Int16Array(bytes),
+  U16: (bytes) => new Uint16Array(bytes),
+  I32: (bytes) => new Int32Array(bytes),
+  U32: (bytes) => new Uint32Array(bytes),
+  I64: (bytes) => new BigInt64Array(bytes),
+  U64: (bytes) => new BigUint64Array(bytes),
+};
+
+/** Opens a file and checks all of its header. @throws UsageError in one line for anything that is wrong with it */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
-  const file = await Deno.open(path).catch((error) => {
-    throw explained(error, "open", path);
-  });
+  let file: Deno.FsFile | undefined;
   try {
-    const { size } = await file.stat();
-    const wrong = (reason: string) => new UsageError(`Cannot read "${path}": ${reason}`);
-    if (size < 8) throw wrong(`${size} bytes are no safetensors file`);
-    const length = new DataView((await readAt(file, path, 0, 8)).buffer).getBigUint64(0, true);
-    if (length > BigInt(MOST_HEADER)) {
-      throw wrong(`a header of ${length} bytes is longer than ${MOST_HEADER}`);
+    file = await Deno.open(path);
+    const { size, isDirectory } = await file.stat();
+    if (isDirectory) {
+      throw new UsageError(`Cannot read "${path}": it is a folder and not a file; check the path`);
     }
-    if (Number(length) > size - 8) throw wrong(`the header of ${length} bytes is longer than the file`);
-    const header = await readAt(file, path, 8, Number(length));
-    const { tensors, metadata } = parseHeader(header, 8 + Number(length), size, wrong);
+    if (size < 8) throw damaged(path, `${size} bytes are no safetensors file`);
+    const length = new DataView(readAt(file, path, 0, 8).buffer).getBigUint64(0, true);
+    if (length > MOST_HEADER) {
+      throw damaged(path, `its header claims ${length} bytes, at most ${MOST_HEADER} are allowed`);
+    }
+    const start = 8 + Number(length);
+    if (start > size) throw damaged(path, `its header claims ${length} bytes, the file has ${size}`);
+    const { tensors, metadata } = parseHeader(readAt(file, path, 8, Number(length)), start, size, path);
     return new SafetensorsFile(path, tensors, metadata, file);
   } catch (error) {
-    file.close();
+    file?.close();
+    throw fileError("read", path, error);
+  }
+}
+
+/**
+ * Opens the weights in a folder of Hugging Face layout: `model.safetensors`, or all the shards that
+ * `model.safetensors.index.json` names. A path to one file is taken too.
+ * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
+ */
+export async function openModel(path: string): Promise<TensorStore> {
+  const single = join(path, "model.safetensors"), index = `${single}.index.json`;
+  if (await exists(single)) return await openSafetensors(single);
+  if (await exists(index)) return await openShards(path, index);
+  if ((await exists(path)) && (await Deno.stat(path)).isFile) return await openSafetensors(path);
+  throw new UsageError(
+    `Cannot load the model "${path}": there is neither "model.safetensors" nor "model.safetensors.index.json"; ` +
+      `check the path`,
+  );
+}
+
+async function openShards(folder: string, index: string): Promise<TensorStore> {
+  const json = await readJson(index) as { weight_map?: unknown } | null;
+  const map = json?.weight_map;
+  if (typeof map !== "object" || map === null || Array.isArray(map)) {
+    throw damaged(index, `it has no "weight_map"`);
+  }
+  const shardOf = new Map<string, string>();
+  for (const [key, shard] of Object.entries(map)) {
+    if (typeof shard !== "string" || !/^[^/\\\0]+$/.test(shard) || shard === "." || shard === "..") {
+      throw damaged(index, `the shard ${JSON.stringify(shard)} of "${key}" is not a file name`);
+    }
+    shardOf.set(key, shard);
+  }
+  const names = [...new Set(shardOf.values())].sort();
+  const missing = [];
+  for (const name of names) if (!(await exists(join(folder, name)))) missing.push(name);
+  if (missing.length) {
+    throw new UsageError(
+      `Cannot load the model "${folder}": "${missing.join('", "')}" is missing; fetch it again`,
+    );
+  }
+  const files = new Map<string, SafetensorsFile>();
+  const close = () => files.forEach((file) => file.close());
+  try {
+    for (const name of names) files.set(name, await openSafetensors(join(folder, name)));
+    const owner = (key: string): SafetensorsFile => {
+      const file = files.get(shardOf.get(key) ?? "");
+      if (!file) throw new UsageError(`Cannot read "${key}": "${folder}" has no such tensor`);
+      return file;
+    };
+    const tensors = new Map<string, TensorEntry>();
+    for (const [key, shard] of shardOf) {
+      const entry = owner(key).tensors.get(key);
+      if (!entry) throw damaged(join(folder, shard), `"${key}" is not in it, although the index says so`);
+      tensors.set(key, entry);
+    }
+    return {
+      name: folder,
+      tensors,
+      shapes: new Map([...tensors].map(([key, { shape }]) => [key, shape])),
+      metadata: new Map([...files.values()].flatMap((file) => [...file.metadata])),
+      read: async (key) => await owner(key).read(key),
+      readInts: async (key) => await owner(key).readInts(key),
+      close,
+    };
+  } catch (error) {
+    close();
     throw error;
   }
 }
 
-function parseHeader(bytes: Uint8Array, start: number, size: number, wrong: (reason: string) => UsageError) {
-  let text: string;
-  let json: unknown;
+function damaged(path: string, reason: string): UsageError {
+  return new UsageError(`Cannot read "${path}": ${reason}; fetch or make it again`);
+}
+
+/** Checks a header against the file's `size`; `start` is where its data begins. */
+function parseHeader(bytes: Uint8Array, start: number, size: number, path: string) {
+  let text: string, json: unknown;
   try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
     if (text[0] !== "{") throw new Error("it does not begin with {");
     json = JSON.parse(text);
   } catch (error) {
-    throw wrong(`the header is not JSON (${error instanceof Error ? error.message : error})`);
+    throw damaged(path, `its header is not JSON (${error instanceof Error ? error.message : error})`);
   }
   const repeated = duplicateKey(text);
-  if (repeated !== undefined) throw wrong(`the key "${repeated}" appears twice in the header`);
+  if (repeated !== undefined) throw damaged(path, `the key "${repeated}" is twice in its header`);
   const metadata = new Map<string, string>();
   const tensors = new Map<string, TensorEntry>();
   for (const [key, value] of Object.entries(json as object)) {
-    if (key === "__metadata__") {
-      for (const [k, v] of Object.entries(value ?? {})) {
-        if (typeof v !== "string") throw wrong(`the metadata "${k}" is no string`);
-        metadata.set(k, v);
-      }
-    } else tensors.set(key, entryOf(key, value, start, wrong));
+    if (key !== "__metadata__") {
+      tensors.set(key, parseEntry(key, value, start, path));
+      continue;
+    }
+    if (typeof value !== "object" || value === null || Array.isArray(value)) {
+      throw damaged(path, "its metadata is not an object");
+    }
+    for (const [k, v] of Object.entries(value)) {
+      if (typeof v !== "string") throw damaged(path, `its metadata "${k}" is not a string`);
+      metadata.set(k, v);
+    }
   }
   let at = start;
-  for (
-    const [key, { begin, end }] of [...tensors].sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end)
-  ) {
-    if (begin !== at) {
-      throw wrong(
-        `there is ${begin > at ? "a hole" : "an overlap"} before the tensor "${key}"`,
-      );
-    }
+  const inOrder = [...tensors].sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end);
+  for (const [key, { begin, end }] of inOrder) {
+    if (begin !== at) throw damaged(path, `there is ${begin > at ? "a hole" : "an overlap"} before "${key}"`);
     at = end;
   }
-  if (at !== size) throw wrong(`its tensors end at byte ${at}, the file at byte ${size}`);
+  if (at !== size) throw damaged(path, `its tensors end at byte ${at}, the file at byte ${size}`);
   return { tensors, metadata };
 }
 
-function entryOf(
-  key: string,
-  value: unknown,
-  start: number,
-  wrong: (reason: string) => UsageError,
-): TensorEntry {
-  const { dtype, shape, data_offsets: offsets, ...rest } = (value ?? {}) as Record<string, unknown>;
-  const count = (v: unknown): v is number => typeof v === "number" && Number.isSafeInteger(v) && v >= 0;
-  if (typeof dtype !== "string" || !Object.hasOwn(BITS, dtype)) {
-    throw wrong(`the dtype ${dtype} of "${key}" is unknown`);
+function parseEntry(key: string, value: unknown, start: number, path: string): TensorEntry {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw damaged(path, `"${key}" is not described by an object`);
   }
-  if (!Array.isArray(shape) || !shape.every(count)) {
-    throw wrong(`the shape of "${key}" is ${JSON.stringify(shape)}`);
+  const { dtype, shape, data_offsets: offsets, ...others } = value as Record<string, unknown>;
+  const bits = typeof dtype === "string" && Object.hasOwn(DTYPE_BITS, dtype) ? DTYPE_BITS[dtype] : undefined;
+  if (bits === undefined) throw damaged(path, `the dtype ${JSON.stringify(dtype)} of "${key}" is unknown`);
+  if (!isCounts(shape)) throw damaged(path, `the shape of "${key}" is ${JSON.stringify(shape)}`);
+  if (!isCounts(offsets) || offsets.length !== 2) {
+    throw damaged(path, `the offsets of "${key}" are ${JSON.stringify(offsets)}`);
   }
-  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(count)) {
-    throw wrong(`the offsets of "${key}" are ${JSON.stringify(offsets)}`);
+  const other = Object.keys(others)[0];
+  if (other !== undefined) throw damaged(path, `"${key}" has the unknown field "${other}"`);
+  const [begin = 0, end = 0] = offsets;
+  let total = bits;
+  for (const n of shape) {
+    total *= n;
+    if (!Number.isSafeInteger(total)) throw damaged(path, `the shape [${shape}] of "${key}" overflows`);
   }
-  if (Object.keys(rest).length) throw wrong(`"${key}" has the unknown field "${Object.keys(rest)[0]}"`);
-  const [begin, end] = offsets as [number, number];
-  const bits = shape.reduce((n, d) => n * d, BITS[dtype] as number);
-  if (!Number.isSafeInteger(bits) || bits !== (end - begin) * 8) {
-    throw wrong(`"${key}" of shape [${shape}] and dtype ${dtype} does not fill its ${end - begin} bytes`);
+  if (total !== (end - begin) * 8) {
+    throw damaged(path, `"${key}", ${dtype} [${shape}], does not fill the bytes ${begin} to ${end}`);
   }
-  return { dtype, shape, begin: start + begin, end: start + end };
+  return { dtype: dtype as string, shape, begin: start + begin, end: start + end };
 }
 
-/** JSON.parse keeps the last of two equal keys in silence; this finds the first repeated one on any level. */
+/** Safe non-negative integers: JSON numbers above 2^53 have lost digits. */
+function isCounts(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
+}
+
+/** The first key that an object of this valid JSON text has twice, after escapes are resolved. */
 function duplicateKey(text: string): string | undefined {
   const seen: Set<string>[] = [];
   for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"\s*:?|[{}]/g)) {
     if (token === "{") seen.push(new Set());
     else if (token === "}") seen.pop();
     else if (token.endsWith(":")) {
-      const key: string = JSON.parse(token.slice(0, -1).trimEnd());
+      const key: string = JSON.parse(token.slice(0, -1));
       if (seen.at(-1)?.has(key)) return key;
       seen.at(-1)?.add(key);
     }
@@ -194,62 +312,14 @@ function duplicateKey(text: string): string | undefined {
   return undefined;
 }
 
-async function readAt(
-  file: Deno.FsFile,
-  path: string,
-  offset: number,
-  length: number,
-): Promise<Uint8Array<ArrayBuffer>> {
+/** Synchronous, so that two readers of one file cannot move each other's position. */
+function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
-  await file.seek(offset, Deno.SeekMode.Start);
+  file.seekSync(offset, Deno.SeekMode.Start);
   for (let at = 0; at < length;) {
-    const n = await file.read(bytes.subarray(at));
-    if (n === null) throw new UsageError(`Cannot read "${path}": it ends after ${offset + at} bytes`);
+    const n = file.readSync(bytes.subarray(at));
+    if (!n) throw damaged(path, `it ends after ${offset + at} bytes`);
     at += n;
   }
   return bytes;
-}
-
-/** A tensor to be written. */
-export interface TensorData {
-  name: string;
-  shape: readonly number[];
-  data: Float32Array | Float16Array | Int32Array | Uint32Array | BigInt64Array | Uint8Array;
-}
-
-const DTYPES: readonly (readonly [string, new (n: number) => ArrayBufferView])[] = [
-  ["I64", BigInt64Array],
-  ["F32", Float32Array],
-  ["I32", Int32Array],
-  ["U32", Uint32Array],
-  ["F16", Float16Array],
-  ["U8", Uint8Array],
-];
-
-/** Writes tensors atomically, largest elements first, then by name. */
-export function writeSafetensors(
-  path: string,
-  tensors: Iterable<TensorData>,
-  metadata: Record<string, string> = {},
-): void {
-  const rows = [...tensors].map((t) => {
-    const rank = DTYPES.findIndex(([, array]) => t.data instanceof array);
-    return { ...t, rank, dtype: DTYPES[rank]?.[0] ?? "F32" };
-  }).sort((a, b) => a.rank - b.rank || (a.name < b.name ? -1 : 1));
-  const header: Record<string, unknown> = Object.keys(metadata).length ? { __metadata__: metadata } : {};
-  let at = 0;
-  for (const { name, dtype, shape, data } of rows) {
-    header[name] = { dtype, shape, data_offsets: [at, at += data.byteLength] };
-  }
-  let text = new TextEncoder().encode(JSON.stringify(header));
-  const padded = new Uint8Array(Math.ceil(text.length / 8) * 8).fill(0x20);
-  padded.set(text);
-  text = padded;
-  const length = new Uint8Array(8);
-  new DataView(length.buffer).setBigUint64(0, BigInt(text.length), true);
-  writeAtomic(path, (file) => {
-    file.write(length);
-    file.write(text);
-    for (const { data } of rows) file.write(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-  });
 }
