@@ -2,157 +2,173 @@
 // target's name in one rename; then the folder is flushed too. A crash at any point leaves the old file or the new one,
 // and at worst a "*.tmp" that the next run removes. Errors of the file system become one line that says what to do.
 
-import { statfs } from "node:fs/promises";
-import { basename, dirname, join } from "@std/path";
+import { statfsSync } from "node:fs";
+import { dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 
-/** Where a streaming writer puts its bytes. */
-export interface Sink {
-  /** Bytes written so far. */
-  readonly position: number;
-  write(bytes: Uint8Array): Promise<void>;
-  /** Overwrites bytes that were written before, for headers that are known last. */
-  patch(offset: number, bytes: Uint8Array): Promise<void>;
-}
+/** Suffix of files that are being written; whatever still has it after a crash is rubbish. */
+export const TEMPORARY = ".tmp";
 
-export type Content = string | Uint8Array | ((sink: Sink) => Promise<void>);
+/** For tests: called with a name at each point where a crash would matter. */
+export const faults: { at: (point: FaultPoint) => void } = { at: () => {} };
+export type FaultPoint = "open" | "write" | "written" | "sync" | "rename" | "renamed" | "done";
 
-export interface WriteOptions {
-  /** Bytes that will be written, where known: checked against the free space first. */
-  size?: number;
-}
+const BLOCK = 1 << 24;
+let made = 0;
 
-let fault: (point: string) => void = () => {};
-let temporaries = 0;
-
-/** For tests: calls `hook` with a name at each point where a crash would matter. */
-export function setFaultHook(hook: (point: string) => void): void {
-  fault = hook;
-}
-
-/**
- * Writes a file so that it is there whole or not at all, replacing an older one. Makes missing folders.
- * @throws UsageError when the file system refuses, for example when the disk is full.
- */
-export async function writeAtomic(path: string, content: Content, options: WriteOptions = {}): Promise<void> {
-  const folder = dirname(path);
-  const temporary = join(folder, `${basename(path)}.${Deno.pid}-${temporaries++}.tmp`);
-  await makeFolder(folder);
-  try {
-    if (options.size !== undefined) await checkFreeSpace(folder, options.size);
-    fault("before open");
-    const file = await Deno.open(temporary, { write: true, create: true, truncate: true });
-    try {
-      fault("opened");
-      if (typeof content === "function") await content(new FileSink(file));
-      else await writeFully(file, typeof content === "string" ? new TextEncoder().encode(content) : content);
-      fault("before sync");
-      await file.sync();
-      fault("synced");
-    } finally {
-      file.close();
-    }
-    fault("before rename");
-    await Deno.rename(temporary, path);
-    fault("renamed");
-    await syncFolder(folder);
-    fault("done");
-  } catch (error) {
-    await Deno.remove(temporary).catch(() => {});
-    throw fileError("write", path, error);
-  }
-}
-
-class FileSink implements Sink {
+/** A file in the making: `write` what there is, then `commit`; or `abort`, and the target stays as it was. */
+export class AtomicFile {
+  readonly #temporary: string;
+  readonly #file: Deno.FsFile;
   #position = 0;
 
-  constructor(private readonly file: Deno.FsFile) {}
+  /**
+   * Makes missing folders and opens the temporary file.
+   * @param size bytes that will be written, where known: compared with the free space first
+   * @throws UsageError when the file system refuses
+   */
+  constructor(readonly path: string, size = 0) {
+    this.#temporary = `${path}.${Deno.pid}-${made++}${TEMPORARY}`;
+    makeFolder(dirname(path));
+    checkFreeSpace(dirname(path), size);
+    try {
+      faults.at("open");
+      this.#file = Deno.openSync(this.#temporary, { write: true, create: true, truncate: true });
+    } catch (error) {
+      throw explained(error, "write", path);
+    }
+  }
 
+  /** Bytes written so far. */
   get position(): number {
     return this.#position;
   }
 
-  async write(bytes: Uint8Array): Promise<void> {
-    await writeFully(this.file, bytes);
-    this.#position += bytes.length;
+  write(bytes: Uint8Array): void {
+    this.#guard(() => {
+      // In blocks, so that a crash can fall into the middle; and one call may take fewer bytes than it was given.
+      for (let at = 0; at < bytes.length;) {
+        faults.at("write");
+        at += this.#file.writeSync(bytes.subarray(at, at + BLOCK));
+        faults.at("written");
+      }
+      this.#position += bytes.length;
+    });
   }
 
-  async patch(offset: number, bytes: Uint8Array): Promise<void> {
-    await this.file.seek(offset, Deno.SeekMode.Start);
-    await writeFully(this.file, bytes);
-    await this.file.seek(this.#position, Deno.SeekMode.Start);
+  /** Overwrites bytes that were written before: headers that are known last. */
+  patch(offset: number, bytes: Uint8Array): void {
+    const end = this.#position;
+    this.#guard(() => this.#file.seekSync(offset, Deno.SeekMode.Start));
+    this.write(bytes);
+    this.#guard(() => this.#file.seekSync(this.#position = end, Deno.SeekMode.Start));
+  }
+
+  /** Flushes the bytes to the disk and gives the file its name. */
+  commit(): void {
+    this.#guard(() => {
+      faults.at("sync");
+      this.#file.syncSync();
+      this.#file.close();
+      faults.at("rename");
+      Deno.renameSync(this.#temporary, this.path);
+      faults.at("renamed");
+      syncFolder(dirname(this.path));
+      faults.at("done");
+    });
+  }
+
+  /** Forgets what was written. Harmless after a failure. */
+  abort(): void {
+    try {
+      this.#file.close();
+    } catch {
+      // commit() has closed it already.
+    }
+    try {
+      Deno.removeSync(this.#temporary);
+    } catch {
+      // It has its final name, or is gone.
+    }
+  }
+
+  #guard(action: () => void): void {
+    try {
+      action();
+    } catch (error) {
+      this.abort();
+      throw explained(error, "write", this.path);
+    }
   }
 }
 
-/** Writes all the bytes: one call to write() may take only some of them. */
-export async function writeFully(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
-  const block = 1 << 24; // so that a crash in a test can fall into the middle of a large array
-  for (let done = 0; done < bytes.length;) {
-    fault("before write");
-    done += await file.write(bytes.subarray(done, done + block));
-    fault("written");
-  }
+/**
+ * Writes a whole file so that it is there complete or not at all, replacing an older one.
+ * @throws UsageError when the file system refuses, for example when the disk is full
+ */
+export function writeAtomic(path: string, content: string | Uint8Array): void {
+  const file = new AtomicFile(path);
+  file.write(typeof content === "string" ? new TextEncoder().encode(content) : content);
+  file.commit();
 }
 
-async function syncFolder(folder: string): Promise<void> {
-  if (Deno.build.os === "windows") return; // folders cannot be opened there, and a rename is journaled
-  const handle = await Deno.open(folder);
+function syncFolder(folder: string): void {
+  if (Deno.build.os === "windows") return; // folders cannot be opened there
+  const handle = Deno.openSync(folder);
   try {
-    await handle.sync();
+    handle.syncSync();
   } finally {
     handle.close();
   }
 }
 
-async function checkFreeSpace(folder: string, size: number): Promise<void> {
-  const { bavail, bsize } = await statfs(folder);
-  if (size <= bavail * bsize) return;
+function checkFreeSpace(folder: string, size: number): void {
+  if (size < 1 << 20) return;
+  const { bavail, bsize } = statfsSync(folder);
+  const free = bavail * bsize;
+  if (size <= free) return;
   throw new UsageError(
-    `Cannot write to "${folder}": ${formatBytes(size)} are needed and ${
-      formatBytes(bavail * bsize)
-    } are free; ` + `free some space or choose another folder`,
+    `Cannot write to "${folder}": ${formatBytes(size)} are needed and ${formatBytes(free)} are free; ` +
+      `free some space or choose another folder`,
   );
 }
 
-/** Makes a folder and its parents. @throws UsageError when a file is in the way or the place is not writable. */
-export async function makeFolder(folder: string): Promise<void> {
+/** Makes a folder and its parents. @throws UsageError when a file is in the way or the place is not writable */
+export function makeFolder(folder: string): void {
   try {
-    await Deno.mkdir(folder, { recursive: true });
+    Deno.mkdirSync(folder, { recursive: true });
   } catch (error) {
-    throw fileError("make folder", folder, error);
+    throw explained(error, "make the folder", folder);
   }
 }
 
 /** Removes what interrupted writes left in a folder. Only for a folder that nobody else writes to. */
-export async function removeTemporaries(folder: string): Promise<void> {
-  if (!(await exists(folder))) return;
-  for await (const entry of Deno.readDir(folder)) {
-    if (entry.isFile && /\.\d+-\d+\.tmp$/.test(entry.name)) await Deno.remove(join(folder, entry.name));
+export function removeTemporaries(folder: string): void {
+  if (!exists(folder)) return;
+  for (const { name, isFile } of Deno.readDirSync(folder)) {
+    if (isFile && name.endsWith(TEMPORARY)) Deno.removeSync(join(folder, name));
   }
 }
 
-export async function exists(path: string): Promise<boolean> {
+/** Whether there is something at `path`. @throws UsageError when that cannot be known */
+export function exists(path: string): boolean {
   try {
-    await Deno.stat(path);
+    Deno.statSync(path);
     return true;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return false;
-    throw fileError("look at", path, error);
+    throw explained(error, "look at", path);
   }
 }
 
-/** Reads a whole file. @throws UsageError when it is not there or not readable. */
-export async function readBytes(path: string): Promise<Uint8Array<ArrayBuffer>> {
+/** Reads a JSON file. @throws UsageError when it is not there or not JSON */
+export function readJson(path: string): unknown {
+  let text: string;
   try {
-    return await Deno.readFile(path);
+    text = Deno.readTextFileSync(path);
   } catch (error) {
-    throw fileError("read", path, error);
+    throw explained(error, "read", path);
   }
-}
-
-/** Reads a JSON file. @throws UsageError when it is not there or not JSON. */
-export async function readJson(path: string): Promise<unknown> {
-  const text = new TextDecoder().decode(await readBytes(path));
   try {
     return JSON.parse(text);
   } catch (error) {
@@ -161,8 +177,8 @@ export async function readJson(path: string): Promise<unknown> {
 }
 
 /** Writes a JSON file, indented, atomically. */
-export async function writeJson(path: string, value: unknown): Promise<void> {
-  await writeAtomic(path, JSON.stringify(value, null, 2) + "\n");
+export function writeJson(path: string, value: unknown): void {
+  writeAtomic(path, JSON.stringify(value, null, 2) + "\n");
 }
 
 const REASONS: Record<string, string> = {
@@ -173,6 +189,7 @@ const REASONS: Record<string, string> = {
   EPERM: "permission is denied; check its owner and mode, or choose another place",
   ENOENT: "it does not exist; check the path",
   ENOTDIR: "a part of the path is a file and not a folder; check the path",
+  EEXIST: "something else has that name; choose another one",
   EISDIR: "it is a folder and not a file; check the path",
   ELOOP: "its symbolic links lead in a circle; check the path",
   ENAMETOOLONG: "the name is too long; choose a shorter one",
@@ -180,18 +197,22 @@ const REASONS: Record<string, string> = {
   EIO: "the device failed to transfer data; check the disk",
 };
 
-/** Turns an error of the file system into a UsageError in one line; other errors come back as they are. */
-export function fileError(action: string, path: string, error: unknown): unknown {
+/** Turns an error of the file system into a UsageError of one line; other errors come back as they are. */
+export function explained(error: unknown, action: string, path: string): unknown {
   if (!(error instanceof Error) || error instanceof UsageError) return error;
-  const code = (error as { code?: string }).code ??
-    (error instanceof Deno.errors.NotFound
-      ? "ENOENT"
-      : error instanceof Deno.errors.PermissionDenied
-      ? "EACCES"
-      : "");
+  const code = (error as { code?: string }).code ?? CODES[error.name] ?? "";
   const reason = REASONS[code];
   return reason ? new UsageError(`Cannot ${action} "${path}": ${reason}`, { cause: error }) : error;
 }
+
+/** For errors that carry no code. */
+const CODES: Readonly<Record<string, string>> = {
+  NotFound: "ENOENT",
+  PermissionDenied: "EACCES",
+  NotADirectory: "ENOTDIR",
+  IsADirectory: "EISDIR",
+  AlreadyExists: "EEXIST",
+};
 
 /** "1.5 GB" and the like. */
 export function formatBytes(bytes: number): string {

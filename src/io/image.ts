@@ -1,11 +1,13 @@
-// Image files to pixels and back. Files are known by their first bytes, not by their names; the size is read from the
-// header before anything is decoded, so that a small file cannot ask for gigabytes. Alpha is dropped, as Pillow's
-// convert("RGB") does; EXIF orientation is ignored, as torchvision's loader does.
+// PNG, JPEG and WebP files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format,
+// not the name. Colours are those of Pillow's convert("RGB"): alpha is dropped, EXIF orientation is ignored, CMYK is
+// converted without a profile; only 16-bit gray keeps its high byte, where Pillow clips. PNG and WebP are exact, JPEG
+// within 3 levels of libjpeg. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
 
-import jpeg from "imagescript/jpeg";
-import png from "imagescript/png";
-import { UsageError } from "../errors.ts";
+import jpeg, { type JpegDecoder, type JpegFrame } from "imagescript/jpeg";
+import png, { encode, type PngDecoder } from "imagescript/png";
+import { ShapeError, UsageError } from "../errors.ts";
 import { explained, writeAtomic } from "./files.ts";
+import { imageHeader, lastMarkerIsEnd } from "./image_header.ts";
 import type { Image } from "./resize.ts";
 
 export type { Image } from "./resize.ts";
@@ -13,120 +15,135 @@ export type { Image } from "./resize.ts";
 /** Pixels of the largest image that is decoded. */
 export const MOST_PIXELS = 100_000_000;
 
-type Kind = "PNG" | "JPEG" | "WebP";
-
-/** Decodes a PNG, JPEG or WebP file. @throws UsageError naming the file for anything that cannot be decoded */
+/** Decodes a file. @throws UsageError as decodeImage() does, and when it cannot be read */
 export async function readImage(path: string): Promise<Image> {
-  const bytes = await Deno.readFile(path).catch((error) => {
+  let bytes: Uint8Array<ArrayBuffer>;
+  try {
+    bytes = await Deno.readFile(path);
+  } catch (error) {
     throw explained(error, "read", path);
-  });
+  }
   return await decodeImage(bytes, path);
 }
 
-/** Decodes bytes; `name` is for messages. */
+/**
+ * Decodes a PNG, JPEG or WebP file.
+ * @param name of the file, for messages
+ * @throws UsageError for another format, a damaged or cut file, and more than 100 megapixels
+ */
 export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string): Promise<Image> {
-  const kind = kindOf(bytes);
-  if (!kind) throw new UsageError(`Cannot decode "${name}": it is no PNG, JPEG or WebP image`);
-  const size = headerSize(bytes, kind);
-  if (!size) throw new UsageError(`Cannot decode "${name}": its ${kind} header is broken`);
-  if (size.width * size.height > MOST_PIXELS) {
-    throw new UsageError(
-      `Cannot decode "${name}": ${size.width} x ${size.height} pixels are more than ${
-        MOST_PIXELS / 1e6
-      } million; shrink it`,
+  const refuse = (reason: string) => new UsageError(`Cannot decode the image "${name}": ${reason}`);
+  if (bytes.length === 0) throw refuse("the file is empty");
+  const header = imageHeader(bytes);
+  if (header === undefined) throw refuse("it is not a PNG, JPEG or WebP file; convert it first");
+  const { format, width, height } = header;
+  if (!width || !height) throw refuse(`the ${format} header is damaged or cut off; replace the file`);
+  if (width * height > MOST_PIXELS) {
+    throw refuse(
+      `${width} x ${height} pixels are more than ${MOST_PIXELS / 1e6} million; scale it down first`,
     );
   }
+  let image: Image;
   try {
-    const image = kind === "JPEG"
+    image = format === "PNG"
+      ? await decodePng(bytes)
+      : format === "JPEG"
       ? await decodeJpeg(bytes)
-      : await decodePng(kind === "PNG" ? bytes : await webpToPng(bytes));
-    if (image.width !== size.width || image.height !== size.height) {
-      throw new Error("its size is not what its header says");
+      : await decodeByRuntime(bytes);
+  } catch {
+    throw refuse(`the ${format} data is damaged or cut off; replace the file`);
+  }
+  if (image.width !== width || image.height !== height) throw refuse(`the ${format} header is damaged`);
+  return image;
+}
+
+// The wasm decoders never give all their memory back: after this many pixels a new one takes over.
+const PIXELS_PER_DECODER = 32_000_000;
+
+/** A decoder that is made when first needed, and anew after much work or a failure. */
+function renewed<D>(make: () => Promise<D>) {
+  let decoder: D | undefined, budget = 0;
+  return async <I extends { width: number; height: number }>(decode: (decoder: D) => I): Promise<I> => {
+    if (!decoder || budget <= 0) [decoder, budget] = [await make(), PIXELS_PER_DECODER];
+    try {
+      const image = decode(decoder);
+      budget -= image.width * image.height + 65_536;
+      return image;
+    } catch (error) {
+      decoder = undefined;
+      throw error;
     }
-    return image;
-  } catch (error) {
-    throw new UsageError(
-      `Cannot decode "${name}": the ${kind} data is broken (${
-        error instanceof Error ? error.message : error
-      })`,
-    );
-  }
+  };
 }
 
-function kindOf(b: Uint8Array): Kind | undefined {
-  const text = (from: number, to: number) => String.fromCharCode(...b.subarray(from, to));
-  if (b[0] === 0x89 && text(1, 4) === "PNG") return "PNG";
-  if (b[0] === 0xff && b[1] === 0xd8) return "JPEG";
-  if (text(0, 4) === "RIFF" && text(8, 12) === "WEBP") return "WebP";
-  return undefined;
-}
-
-function headerSize(b: Uint8Array, kind: Kind): { width: number; height: number } | undefined {
-  const view = new DataView(b.buffer, b.byteOffset, b.byteLength);
-  const found = (width: number, height: number) => width > 0 && height > 0 ? { width, height } : undefined;
-  if (kind === "PNG") return b.length >= 24 ? found(view.getUint32(16), view.getUint32(20)) : undefined;
-  if (kind === "JPEG") {
-    for (let at = 2; at + 9 < b.length;) {
-      if (b[at] !== 0xff) return undefined;
-      const marker = b[at + 1] as number;
-      if (marker === 0xff || marker === 0x01 || (marker >= 0xd0 && marker <= 0xd7)) {
-        at += marker === 0xff ? 1 : 2;
-      } else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
-        return found(view.getUint16(at + 7), view.getUint16(at + 5));
-      } else at += 2 + view.getUint16(at + 2);
-    }
-    return undefined;
-  }
-  const chunk = String.fromCharCode(...b.subarray(12, 16));
-  if (b.length < 30) return undefined;
-  if (chunk === "VP8 ") return found(view.getUint16(26, true) & 0x3fff, view.getUint16(28, true) & 0x3fff);
-  if (chunk === "VP8L") {
-    const bits = view.getUint32(21, true);
-    return found((bits & 0x3fff) + 1, ((bits >>> 14) & 0x3fff) + 1);
-  }
-  const three = (at: number) => view.getUint16(at, true) + ((b[at + 2] as number) << 16);
-  return chunk === "VP8X" ? found(three(24) + 1, three(27) + 1) : undefined;
-}
-
-let decoder: ReturnType<typeof jpeg.init> | undefined;
-
-async function decodeJpeg(bytes: Uint8Array): Promise<Image> {
-  const { decode } = await (decoder ??= jpeg.init());
-  const { width, height, format, buffer } = decode(bytes);
-  const data = new Uint8Array(width * height * 3);
-  if (format === 1) data.set(buffer.subarray(0, data.length));
-  else if (format === 0) {
-    for (let i = 0; i < width * height; i++) data.fill(buffer[i] as number, 3 * i, 3 * i + 3);
-  } else {
-    // CMYK, stored inverted as Adobe does.
-    for (let i = 0; i < width * height; i++) {
-      const k = buffer[4 * i + 3] as number;
-      for (let c = 0; c < 3; c++) data[3 * i + c] = Math.round((buffer[4 * i + c] as number) * k / 255);
-    }
-  }
-  return { width, height, data };
-}
+const withJpeg = renewed<JpegDecoder>(() => jpeg.init());
+const withPng = renewed<PngDecoder>(() => png.init());
 
 async function decodePng(bytes: Uint8Array): Promise<Image> {
-  const { width, height, pixels } = await png.decode(bytes);
-  const data = new Uint8Array(width * height * 3);
-  for (let i = 0; i < width * height; i++) {
-    for (let c = 0; c < 3; c++) data[3 * i + c] = pixels[4 * i + c] as number;
-  }
-  return { width, height, data };
+  const { width, height, framebuffer } = await withPng((decoder) => decoder.decode(bytes));
+  return { width, height, data: dropAlpha(framebuffer, width * height) };
 }
 
-/** Through the runtime's own decoder, which has no way to give pixels but an encoded blob. */
-async function webpToPng(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
+/** What imagescript cannot read although it is whole (CMYK without Adobe's marker) goes to the runtime's decoder. */
+async function decodeJpeg(bytes: Uint8Array<ArrayBuffer>): Promise<Image> {
+  try {
+    const frame = await withJpeg((decoder) => decoder.decode(bytes, 0, 0));
+    return { width: frame.width, height: frame.height, data: rgbOf(frame) };
+  } catch (error) {
+    if (!lastMarkerIsEnd(bytes)) throw error;
+    return await decodeByRuntime(bytes);
+  }
+}
+
+/** The runtime decodes to a bitmap, which only comes out again as a PNG file. */
+async function decodeByRuntime(bytes: Uint8Array<ArrayBuffer>): Promise<Image> {
   const bitmap = await createImageBitmap(new Blob([bytes]));
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   canvas.getContext("bitmaprenderer")?.transferFromImageBitmap(bitmap);
-  return new Uint8Array(await (await canvas.convertToBlob({ type: "image/png" })).arrayBuffer());
+  return await decodePng(await (await canvas.convertToBlob({ type: "image/png" })).bytes());
 }
 
-/** The bytes of a PNG file. */
+function dropAlpha(rgba: Uint8Array, pixels: number): Uint8Array<ArrayBuffer> {
+  if (rgba.length !== 4 * pixels) throw new Error("the decoder returned another number of pixels");
+  const rgb = new Uint8Array(3 * pixels);
+  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
+    rgb[j] = rgba[i] as number;
+    rgb[j + 1] = rgba[i + 1] as number;
+    rgb[j + 2] = rgba[i + 2] as number;
+  }
+  return rgb;
+}
+
+function rgbOf({ width, height, format, buffer }: JpegFrame): Uint8Array<ArrayBuffer> {
+  const pixels = width * height, channels = [1, 3, 4][format];
+  if (channels === undefined || buffer.length < channels * pixels) {
+    throw new Error("the decoder returned too little");
+  }
+  const rgb = new Uint8Array(3 * pixels);
+  if (channels === 3) rgb.set(buffer.subarray(0, 3 * pixels));
+  else {
+    for (let i = 0; i < pixels; i++) {
+      for (let c = 0; c < 3; c++) {
+        if (channels === 1) rgb[3 * i + c] = buffer[i] as number;
+        else {
+          const white = 255 - (buffer[4 * i + 3] as number); // what the black ink leaves
+          const ink = (buffer[4 * i + c] as number) * white + 128;
+          rgb[3 * i + c] = white - ((ink + (ink >> 8)) >> 8);
+        }
+      }
+    }
+  }
+  return rgb;
+}
+
+/** The bytes of a PNG file. @throws ShapeError when the pixels do not fill the size */
 export async function encodePng({ width, height, data }: Image): Promise<Uint8Array> {
-  return await png.encode(data, { width, height, channels: 3, depth: 8, level: 3 });
+  if (data.length !== 3 * width * height) {
+    throw new ShapeError(
+      `Cannot encode a PNG of ${width} x ${height} pixels: there are ${data.length} bytes`,
+    );
+  }
+  return encode(data, { width, height, channels: 3, level: 3 });
 }
 
 /** Writes a PNG file atomically. */
@@ -134,34 +151,50 @@ export async function writePng(path: string, image: Image): Promise<void> {
   writeAtomic(path, await encodePng(image));
 }
 
-/** Bytes to f32 in -1..1. */
-export function toFloat(data: Uint8Array): Float32Array {
-  return Float32Array.from(data, (v) => v / 127.5 - 1);
+/** Bytes to f32 in [-1,1]: b / 127.5 - 1. */
+export function toFloat(bytes: Uint8Array): Float32Array<ArrayBuffer> {
+  return Float32Array.from(bytes, (b) => b / 127.5 - 1);
 }
 
-/** f32 in -1..1 to bytes, clamped and rounded. */
-export function toBytes(data: Float32Array): Uint8Array {
-  return Uint8Array.from(data, (v) => Math.min(255, Math.max(0, Math.round((v + 1) * 127.5))));
+/** f32 in [-1,1] to bytes, clamped, rounded to the nearest; NaN becomes 0. */
+export function toBytes(pixels: Float32Array): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(pixels.length);
+  for (let i = 0; i < pixels.length; i++) {
+    bytes[i] = Math.max(0, Math.min(255, Math.floor((pixels[i] as number) * 127.5 + 128)));
+  }
+  return bytes;
 }
 
-/** Images of one size side by side, `columns` to a row, each pixel drawn as a square of `scale`. */
+/**
+ * One picture of many square ones, row by row with white lines between; each pixel becomes `scale` x `scale`.
+ * @param images each `[size,size,3]` bytes
+ * @throws ShapeError when there is no image, or one has another size
+ */
 export function grid(
   images: readonly Uint8Array[],
   size: number,
   columns: number,
-  scale = 1,
+  scale = Math.max(1, Math.ceil(64 / size)),
   gap = 2,
 ): Image {
-  const rows = Math.ceil(images.length / columns), cell = size * scale + gap;
-  const width = Math.min(columns, images.length) * cell + gap, height = rows * cell + gap;
-  const data = new Uint8Array(width * height * 3).fill(255);
+  const wrong = images.findIndex((image) => image.length !== 3 * size * size);
+  if (images.length === 0 || wrong >= 0) {
+    throw new ShapeError(
+      images.length === 0
+        ? "Cannot make a grid: there are no images"
+        : `Cannot make a grid: image ${wrong} is not ${size} x ${size}`,
+    );
+  }
+  const across = Math.min(columns, images.length), down = Math.ceil(images.length / across);
+  const side = size * scale, cell = side + gap;
+  const width = across * cell + gap, height = down * cell + gap;
+  const data = new Uint8Array(3 * width * height).fill(255);
   images.forEach((image, i) => {
-    const left = gap + (i % columns) * cell, top = gap + Math.floor(i / columns) * cell;
-    for (let y = 0; y < size * scale; y++) {
-      for (let x = 0; x < size * scale; x++) {
-        const from = (Math.floor(y / scale) * size + Math.floor(x / scale)) * 3;
-        const to = ((top + y) * width + left + x) * 3;
-        for (let c = 0; c < 3; c++) data[to + c] = image[from + c] as number;
+    const left = gap + (i % across) * cell, top = gap + Math.floor(i / across) * cell;
+    for (let y = 0; y < side; y++) {
+      for (let x = 0; x < side; x++) {
+        const from = 3 * (Math.floor(y / scale) * size + Math.floor(x / scale));
+        data.set(image.subarray(from, from + 3), 3 * ((top + y) * width + left + x));
       }
     }
   });

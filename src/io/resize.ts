@@ -1,127 +1,148 @@
-// Resampling of 8-bit images exactly as Pillow does it: two passes, 22-bit fixed-point weights, antialiased; and the crops
-// that image preprocessing uses. Training and scores see the same pixels as the Python world.
+// Resampling and cropping of RGB bytes, bit for bit as Pillow does it: two passes, horizontal first, in 8-bit fixed point
+// with 22 fractional bits, the filter widened by the scale when shrinking (antialias). Also the crops of the field:
+// shorter side + centre (torchvision, Hugging Face) and ADM's, which scores at 256 x 256 are measured with.
+// Pillow, src/libImaging/Resample.c; Dhariwal and Nichol (2021), guided-diffusion's center_crop_arr.
 
-/** 8-bit RGB, rows from the top, [height, width, 3]. */
+import { ShapeError } from "../errors.ts";
+
+/** Pixels as rows of RGB bytes. */
 export interface Image {
   width: number;
   height: number;
-  data: Uint8Array;
+  /** `[height,width,3]` */
+  data: Uint8Array<ArrayBuffer>;
 }
 
 export type Filter = "box" | "bilinear" | "bicubic" | "lanczos";
 
-const sinc = (x: number) => x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x);
+const sinc = (x: number) => x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI);
 
-const FILTERS: Record<Filter, { support: number; weight: (x: number) => number }> = {
+const FILTERS: Readonly<Record<Filter, { support: number; weight: (x: number) => number }>> = {
   box: { support: 0.5, weight: (x) => x > -0.5 && x <= 0.5 ? 1 : 0 },
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
   bicubic: {
     support: 2,
-    weight: (x) => {
-      const d = Math.abs(x), a = -0.5;
-      if (d < 1) return ((a + 2) * d - (a + 3)) * d * d + 1;
-      return d < 2 ? (((d - 5) * d + 8) * d - 4) * a : 0;
+    weight: (signed) => {
+      const x = Math.abs(signed), a = -0.5;
+      if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+      return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
     },
   },
-  lanczos: { support: 3, weight: (x) => x > -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0 },
+  lanczos: { support: 3, weight: (x) => x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0 },
 };
 
-const BITS = 22;
+const FRACTION_BITS = 22;
 
-interface Weights {
-  first: Int32Array;
-  count: Int32Array;
-  /** `most` fixed-point weights for each output. */
-  values: Int32Array;
-  most: number;
-}
-
-function weightsOf(from: number, to: number, filter: Filter): Weights {
-  const { support: reach, weight } = FILTERS[filter];
-  const scale = from / to, stretch = Math.max(scale, 1), support = reach * stretch;
-  const most = Math.ceil(support) * 2 + 1;
-  const first = new Int32Array(to), count = new Int32Array(to), values = new Int32Array(to * most);
-  for (let i = 0; i < to; i++) {
+/** For each output position: the first input position, and the fixed-point weights from there on. */
+function coefficients(from: number, to: number, filter: Filter) {
+  const { support, weight } = FILTERS[filter];
+  const scale = from / to, stretch = Math.max(scale, 1), reach = support * stretch;
+  return Array.from({ length: to }, (_, i) => {
     const centre = (i + 0.5) * scale;
-    const begin = Math.max(0, Math.trunc(centre - support + 0.5)),
-      end = Math.min(from, Math.trunc(centre + support + 0.5));
-    const row = Array.from({ length: end - begin }, (_, k) => weight((k + begin - centre + 0.5) / stretch));
-    const sum = row.reduce((a, b) => a + b, 0);
-    row.forEach((w, k) => {
-      const fixed = (sum === 0 ? w : w / sum) * 2 ** BITS;
-      values[i * most + k] = Math.trunc(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
+    const first = Math.max(0, Math.trunc(centre - reach + 0.5));
+    const last = Math.min(from, Math.trunc(centre + reach + 0.5));
+    const weights = new Float64Array(last - first);
+    let sum = 0;
+    for (let k = 0; k < weights.length; k++) {
+      sum += weights[k] = weight((k + first - centre + 0.5) * (1 / stretch));
+    }
+    const fixed = Int32Array.from(weights, (w) => {
+      const normalized = sum === 0 ? w : w / sum;
+      return Math.trunc((normalized < 0 ? -0.5 : 0.5) + normalized * 2 ** FRACTION_BITS);
     });
-    first[i] = begin;
-    count[i] = end - begin;
-  }
-  return { first, count, values, most };
+    return { first, weights: fixed };
+  });
 }
 
-/** Resizes to `width` x `height`. */
-export function resizeImage(image: Image, width: number, height: number, filter: Filter): Image {
-  const across = width === image.width ? image : pass(image, width, filter, "x");
-  return height === image.height ? across : pass(across, height, filter, "y");
-}
-
-function pass({ width, height, data }: Image, to: number, filter: Filter, axis: "x" | "y"): Image {
-  const alongX = axis === "x";
-  const { first, count, values, most } = weightsOf(alongX ? width : height, to, filter);
-  const [outWidth, outHeight] = alongX ? [to, height] : [width, to];
-  const out = new Uint8Array(outWidth * outHeight * 3);
-  const step = alongX ? 3 : width * 3;
-  for (let y = 0, at = 0; y < outHeight; y++) {
-    for (let x = 0; x < outWidth; x++) {
-      const i = alongX ? x : y;
-      const begin = alongX ? (y * width + (first[i] as number)) * 3 : ((first[i] as number) * width + x) * 3;
-      const n = count[i] as number;
-      for (let c = 0; c < 3; c++) {
-        let sum = 2 ** (BITS - 1);
-        for (let k = 0, p = begin + c; k < n; k++, p += step) {
-          sum += (data[p] as number) * (values[i * most + k] as number);
+/**
+ * Resamples along one axis. The picture is taken as `outer` blocks of `from` positions of `inner` bytes.
+ * Columns: outer = height, inner = 3. Rows: outer = 1, inner = 3 * width.
+ */
+function pass(data: Uint8Array, outer: number, from: number, to: number, inner: number, filter: Filter) {
+  const out = new Uint8Array(outer * to * inner);
+  coefficients(from, to, filter).forEach(({ first, weights }, i) => {
+    for (let o = 0; o < outer; o++) {
+      const source = (o * from + first) * inner, target = (o * to + i) * inner;
+      for (let c = 0; c < inner; c++) {
+        let sum = 1 << (FRACTION_BITS - 1);
+        for (let k = 0; k < weights.length; k++) {
+          sum += (data[source + k * inner + c] as number) * (weights[k] as number);
         }
-        const value = Math.floor(sum / 2 ** BITS);
-        out[at++] = value < 0 ? 0 : value > 255 ? 255 : value;
+        const value = sum >> FRACTION_BITS;
+        out[target + c] = value < 0 ? 0 : value > 255 ? 255 : value;
       }
     }
-  }
-  return { width: outWidth, height: outHeight, data: out };
+  });
+  return out;
 }
 
-/** The `width` x `height` part with its corner at (left, top). */
+/** `Image.resize((width, height), filter)` of Pillow. @throws ShapeError for a size below 1 */
+export function resizeImage(image: Image, width: number, height: number, filter: Filter = "bicubic"): Image {
+  if (!(Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0)) {
+    throw new ShapeError(`Cannot resize an image to ${width} x ${height}`);
+  }
+  let { data } = image;
+  if (width !== image.width) data = pass(data, image.height, image.width, width, 3, filter);
+  if (height !== image.height) data = pass(data, 1, image.height, height, 3 * width, filter);
+  return { width, height, data };
+}
+
+/** Cuts out a rectangle. @throws ShapeError when it does not lie in the image */
 export function crop(image: Image, left: number, top: number, width: number, height: number): Image {
-  const data = new Uint8Array(width * height * 3);
+  if (left < 0 || top < 0 || left + width > image.width || top + height > image.height) {
+    throw new ShapeError(
+      `Cannot crop ${width} x ${height} at (${left}, ${top}): the image is ${image.width} x ${image.height}`,
+    );
+  }
+  const data = new Uint8Array(3 * width * height);
   for (let y = 0; y < height; y++) {
-    const from = ((top + y) * image.width + left) * 3;
-    data.set(image.data.subarray(from, from + width * 3), y * width * 3);
+    const from = 3 * ((top + y) * image.width + left);
+    data.set(image.data.subarray(from, from + 3 * width), 3 * y * width);
   }
   return { width, height, data };
 }
 
-/** torchvision's Resize(shorter) and CenterCrop(size): the usual preprocessing of encoders. */
-export function resizeAndCrop(image: Image, shorter: number, size: number, filter: Filter): Image {
-  const { width, height } = image;
-  const [w, h] = width <= height
-    ? [shorter, Math.trunc(shorter * height / width)]
-    : [Math.trunc(shorter * width / height), shorter];
-  const resized = resizeImage(image, w, h, filter);
-  return crop(resized, roundHalfEven((w - size) / 2), roundHalfEven((h - size) / 2), size, size);
+/** The square of side `size` in the middle, by default the largest one. */
+export function centerCropSquare(image: Image, size = Math.min(image.width, image.height)): Image {
+  const left = Math.floor((image.width - size) / 2), top = Math.floor((image.height - size) / 2);
+  return crop(image, left, top, size, size);
 }
 
-/** ADM's centre crop: halve with a box while twice too large, then bicubic, then crop (Dhariwal and Nichol, 2021). */
+/** The shorter side becomes `size`; the longer one keeps the aspect ratio, rounded down as torchvision does. */
+export function resizeShorterSide(image: Image, size: number, filter: Filter = "bicubic"): Image {
+  const { width, height } = image;
+  const longer = Math.floor(size * Math.max(width, height) / Math.min(width, height));
+  return width <= height
+    ? resizeImage(image, size, longer, filter)
+    : resizeImage(image, longer, size, filter);
+}
+
+/**
+ * What an encoder's `preprocessor_config.json` asks for: the shorter side to `shorter`, then the central square of `size`,
+ * an odd rest rounded as Hugging Face does (torchvision rounds halves to even).
+ * @throws ShapeError when the square is larger than the resized image
+ */
+export function resizeAndCrop(
+  image: Image,
+  shorter: number,
+  size = shorter,
+  filter: Filter = "bicubic",
+): Image {
+  return centerCropSquare(resizeShorterSide(image, shorter, filter), size);
+}
+
+/** ADM's centre crop: halved by boxes while at least twice too large, bicubic to the exact size, central square. */
 export function centerCropAdm(image: Image, size: number): Image {
-  let current = image;
-  while (Math.min(current.width, current.height) >= 2 * size) {
-    current = resizeImage(current, Math.floor(current.width / 2), Math.floor(current.height / 2), "box");
+  while (Math.min(image.width, image.height) >= 2 * size) {
+    image = resizeImage(image, Math.floor(image.width / 2), Math.floor(image.height / 2), "box");
   }
-  const scale = size / Math.min(current.width, current.height);
-  const w = roundHalfEven(current.width * scale), h = roundHalfEven(current.height * scale);
-  current = resizeImage(current, w, h, "bicubic");
-  return crop(current, Math.floor((w - size) / 2), Math.floor((h - size) / 2), size, size);
+  const scale = size / Math.min(image.width, image.height);
+  const fit = (n: number) => roundHalfToEven(n * scale);
+  return centerCropSquare(resizeImage(image, fit(image.width), fit(image.height)), size);
 }
 
 /** Python's round(). */
-function roundHalfEven(x: number): number {
+function roundHalfToEven(x: number): number {
   const floor = Math.floor(x);
-  if (x - floor !== 0.5) return Math.round(x);
-  return floor % 2 === 0 ? floor : floor + 1;
+  return x - floor === 0.5 ? floor + floor % 2 : Math.round(x);
 }

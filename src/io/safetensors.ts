@@ -1,16 +1,16 @@
-// The safetensors format, read strictly: header at most 100 MB, no key twice, no hole, no overlap, and the file ends where
+// The safetensors format. Read strictly: header at most 100 MB, no key twice, no hole, no overlap, and the file ends where
 // the last tensor does. Only what is asked for is read, into buffers of its own: data is aligned to 8 bytes at best.
 // JSON.parse alone would keep the last of two equal keys in silence, so that two readers could see different files.
+// Written as the reference does, byte for byte: by dtype alignment, largest first, then by name; data at a multiple of 8.
 // https://github.com/huggingface/safetensors
 
-import { join } from "@std/path";
-import { UsageError } from "../errors.ts";
-import { exists, fileError, readJson } from "./files.ts";
+import { ShapeError, UsageError } from "../errors.ts";
+import { AtomicFile, explained } from "./files.ts";
 
 const MOST_HEADER = 100_000_000;
 
 /** Bits an element takes, in the format's own order of alignment, which is also the writer's sorting order. */
-export const DTYPE_BITS: Readonly<Record<string, number>> = {
+const DTYPE_BITS: Readonly<Record<string, number>> = {
   BOOL: 8,
   F4: 4,
   F6_E2M3: 6,
@@ -54,7 +54,7 @@ export interface TensorStore {
   /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
   read(key: string): Promise<Float32Array<ArrayBuffer>>;
   /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
-  readInts(key: string): Promise<Int32Array<ArrayBuffer>>;
+  readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
   close(): void;
 }
 
@@ -75,7 +75,7 @@ export class SafetensorsFile implements TensorStore {
     return this.readRows(key, 0, Infinity);
   }
 
-  async readInts(key: string): Promise<Int32Array<ArrayBuffer>> {
+  async readIntegers(key: string): Promise<Int32Array<ArrayBuffer>> {
     const { dtype, begin, end } = this.#entry(key);
     const elements = INTEGERS[dtype];
     if (!elements) {
@@ -99,6 +99,12 @@ export class SafetensorsFile implements TensorStore {
     const rows = shape[0] ?? 1, bytes = rows ? (end - begin) / rows : 0;
     const first = Math.min(from, rows), last = Math.max(first, Math.min(to, rows));
     return convert(this.#bytes(begin + first * bytes, begin + last * bytes).buffer);
+  }
+
+  /** The bytes of a tensor in a buffer of their own. */
+  async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
+    const { begin, end } = this.#entry(key);
+    return this.#bytes(begin, end);
   }
 
   close(): void {
@@ -155,78 +161,12 @@ export async function openSafetensors(path: string): Promise<SafetensorsFile> {
     return new SafetensorsFile(path, tensors, metadata, file);
   } catch (error) {
     file?.close();
-    throw fileError("read", path, error);
+    throw explained(error, "read", path);
   }
 }
 
-/**
- * Opens the weights in a folder of Hugging Face layout: `model.safetensors`, or all the shards that
- * `model.safetensors.index.json` names. A path to one file is taken too.
- * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
- */
-export async function openModel(path: string): Promise<TensorStore> {
-  const single = join(path, "model.safetensors"), index = `${single}.index.json`;
-  if (await exists(single)) return await openSafetensors(single);
-  if (await exists(index)) return await openShards(path, index);
-  if ((await exists(path)) && (await Deno.stat(path)).isFile) return await openSafetensors(path);
-  throw new UsageError(
-    `Cannot load the model "${path}": there is neither "model.safetensors" nor "model.safetensors.index.json"; ` +
-      `check the path`,
-  );
-}
-
-async function openShards(folder: string, index: string): Promise<TensorStore> {
-  const json = await readJson(index) as { weight_map?: unknown } | null;
-  const map = json?.weight_map;
-  if (typeof map !== "object" || map === null || Array.isArray(map)) {
-    throw damaged(index, `it has no "weight_map"`);
-  }
-  const shardOf = new Map<string, string>();
-  for (const [key, shard] of Object.entries(map)) {
-    if (typeof shard !== "string" || !/^[^/\\\0]+$/.test(shard) || shard === "." || shard === "..") {
-      throw damaged(index, `the shard ${JSON.stringify(shard)} of "${key}" is not a file name`);
-    }
-    shardOf.set(key, shard);
-  }
-  const names = [...new Set(shardOf.values())].sort();
-  const missing = [];
-  for (const name of names) if (!(await exists(join(folder, name)))) missing.push(name);
-  if (missing.length) {
-    throw new UsageError(
-      `Cannot load the model "${folder}": "${missing.join('", "')}" is missing; fetch it again`,
-    );
-  }
-  const files = new Map<string, SafetensorsFile>();
-  const close = () => files.forEach((file) => file.close());
-  try {
-    for (const name of names) files.set(name, await openSafetensors(join(folder, name)));
-    const owner = (key: string): SafetensorsFile => {
-      const file = files.get(shardOf.get(key) ?? "");
-      if (!file) throw new UsageError(`Cannot read "${key}": "${folder}" has no such tensor`);
-      return file;
-    };
-    const tensors = new Map<string, TensorEntry>();
-    for (const [key, shard] of shardOf) {
-      const entry = owner(key).tensors.get(key);
-      if (!entry) throw damaged(join(folder, shard), `"${key}" is not in it, although the index says so`);
-      tensors.set(key, entry);
-    }
-    return {
-      name: folder,
-      tensors,
-      shapes: new Map([...tensors].map(([key, { shape }]) => [key, shape])),
-      metadata: new Map([...files.values()].flatMap((file) => [...file.metadata])),
-      read: async (key) => await owner(key).read(key),
-      readInts: async (key) => await owner(key).readInts(key),
-      close,
-    };
-  } catch (error) {
-    close();
-    throw error;
-  }
-}
-
-function damaged(path: string, reason: string): UsageError {
+/** The error for a file whose contents are wrong. */
+export function damaged(path: string, reason: string): UsageError {
   return new UsageError(`Cannot read "${path}": ${reason}; fetch or make it again`);
 }
 
@@ -322,4 +262,109 @@ function readAt(file: Deno.FsFile, path: string, offset: number, length: number)
     at += n;
   }
   return bytes;
+}
+
+/** Elements of a tensor. A Uint16Array holds the bits of BF16 where `dtype` says so. */
+export type TensorArray =
+  | Float32Array
+  | Float64Array
+  | Float16Array
+  | Int32Array
+  | Uint32Array
+  | Uint16Array
+  | BigInt64Array
+  | Uint8Array;
+
+/** A tensor to be written. */
+export interface TensorData {
+  name: string;
+  shape: readonly number[];
+  /** The elements, or a function that gets them when their turn has come; that one needs `dtype`. */
+  data: TensorArray | (() => TensorArray | Promise<TensorArray>);
+  /** As the format spells it; follows from `data` when absent. */
+  dtype?: string;
+}
+
+const NATIVE: readonly (readonly [string, (data: TensorArray) => boolean])[] = [
+  ["F32", (data) => data instanceof Float32Array],
+  ["F64", (data) => data instanceof Float64Array],
+  ["F16", (data) => data instanceof Float16Array],
+  ["I32", (data) => data instanceof Int32Array],
+  ["U32", (data) => data instanceof Uint32Array],
+  ["U16", (data) => data instanceof Uint16Array],
+  ["I64", (data) => data instanceof BigInt64Array],
+  ["U8", (data) => data instanceof Uint8Array],
+];
+
+/**
+ * Writes `tensors` to `path`, whole or not at all; metadata keys are sorted, so equal input gives equal bytes.
+ * @throws ShapeError when a tensor's data does not fill its shape, or a name comes twice
+ * @throws UsageError when the file system refuses
+ */
+export async function writeSafetensors(
+  path: string,
+  tensors: Iterable<TensorData>,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const order = Object.keys(DTYPE_BITS);
+  const rows = Array.from(tensors, (tensor) => ({ ...tensor, ...layout(tensor, path) }));
+  rows.sort((a, b) => order.indexOf(b.dtype) - order.indexOf(a.dtype) || (a.name < b.name ? -1 : 1));
+  const entries: [string, unknown][] = [];
+  if (Object.keys(metadata).length) {
+    entries.push([
+      "__metadata__",
+      Object.fromEntries(Object.entries(metadata).sort(([a], [b]) => a < b ? -1 : 1)),
+    ]);
+  }
+  let end = 0;
+  const names = new Set<string>(["__metadata__"]);
+  for (const { name, dtype, shape, bytes } of rows) {
+    if (names.has(name)) throw new ShapeError(`Cannot write "${path}": the tensor name "${name}" is taken`);
+    names.add(name);
+    entries.push([name, { dtype, shape, data_offsets: [end, end += bytes] }]);
+  }
+  const header = encodeHeader(entries);
+  const file = new AtomicFile(path, header.length + end);
+  try {
+    file.write(header);
+    for (const { name, data, bytes } of rows) {
+      const array = typeof data === "function" ? await data() : data;
+      if (array.byteLength !== bytes) throw misfit(path, name, array.byteLength, bytes);
+      file.write(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+    }
+    file.commit();
+  } catch (error) {
+    file.abort();
+    throw error;
+  }
+}
+
+function layout({ name, shape, data, dtype: given }: TensorData, path: string) {
+  const dtype = given ?? (typeof data === "function" ? undefined : NATIVE.find(([, is]) => is(data))?.[0]);
+  const bits = dtype === undefined ? undefined : DTYPE_BITS[dtype];
+  if (dtype === undefined || bits === undefined) {
+    throw new ShapeError(`Cannot write "${path}": the dtype of "${name}" is not known`);
+  }
+  const bytes = shape.reduce((n, d) => n * d, bits) / 8;
+  if (typeof data !== "function" && data.byteLength !== bytes) {
+    throw misfit(path, name, data.byteLength, bytes);
+  }
+  return { dtype, bytes };
+}
+
+function misfit(path: string, name: string, bytes: number, expected: number): ShapeError {
+  return new ShapeError(`Cannot write "${path}": "${name}" has ${bytes} bytes, its shape needs ${expected}`);
+}
+
+/** Length and JSON, padded with spaces to a multiple of 8. Built by hand: an object would lose the name "__proto__". */
+function encodeHeader(entries: readonly (readonly [string, unknown])[]): Uint8Array {
+  const json = `{${
+    entries.map(([key, value]) => `${JSON.stringify(key)}:${JSON.stringify(value)}`).join(",")
+  }}`;
+  const text = new TextEncoder().encode(json);
+  const length = Math.ceil(text.length / 8) * 8;
+  const header = new Uint8Array(8 + length).fill(0x20);
+  new DataView(header.buffer).setBigUint64(0, BigInt(length), true);
+  header.set(text, 8);
+  return header;
 }

@@ -3,3 +3,4 @@
 
 // @ts-types="./imagescript_jpeg.d.ts"
 export { default } from "npm:imagescript@1.3.1/wasm/node/jpeg.js";
+export type { JpegDecoder, JpegFrame } from "./imagescript_jpeg.d.ts";

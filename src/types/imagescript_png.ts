@@ -5,3 +5,4 @@
 export { default } from "npm:imagescript@1.3.1/wasm/node/png.js";
 // @ts-types="./imagescript_png_encode.d.ts"
 export { encode } from "npm:imagescript@1.3.1/png/node.js";
+export type { PngDecoder } from "./imagescript_png.d.ts";

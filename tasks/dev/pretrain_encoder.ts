@@ -7,7 +7,7 @@ import { capture } from "../../src/gpu/program.ts";
 import { gather } from "../../src/io/source.ts";
 import { Shapes } from "../../src/io/shapes.ts";
 import { writeAtomic } from "../../src/io/files.ts";
-import { writeSafetensors } from "../../src/io/safetensors_writer.ts";
+import { writeSafetensors } from "../../src/io/safetensors.ts";
 import { Vit, vitConfig } from "../../src/models/vit.ts";
 import { Initializer, Linear, ParameterSet, saveState } from "../../src/nn.ts";
 import { add, square, sub } from "../../src/ops/math.ts";
@@ -114,8 +114,8 @@ console.log(`held-out: classes ${(100 * hits / 1024).toFixed(1)} %, pixel error 
 Deno.mkdirSync(folder, { recursive: true });
 const json = (value: unknown) => JSON.stringify(value, undefined, 2) + "\n";
 await writeSafetensors(new URL("model.safetensors", folder).pathname, await saveState(vit), { format: "pt" });
-await writeAtomic(new URL("config.json", folder).pathname, json({ architectures: ["Dinov2Model"], ...config }));
-await writeAtomic(
+writeAtomic(new URL("config.json", folder).pathname, json({ architectures: ["Dinov2Model"], ...config }));
+writeAtomic(
   new URL("preprocessor_config.json", folder).pathname,
   json({
     do_resize: true,
