@@ -324,6 +324,36 @@ export async function saveState(module: object, prefix = ""): Promise<SavedTenso
   return saved;
 }
 
+/** Reads named tensors back as they are inside, for a checkpoint. Waits for the device. */
+export async function snapshot(tensors: ReadonlyMap<string, Tensor>): Promise<SavedTensor[]> {
+  const roots = new Map<Storage, ArrayBuffer>();
+  const saved: SavedTensor[] = [];
+  for (const [name, { shape, size, storage }] of tensors) {
+    let bytes = roots.get(storage.root);
+    if (!bytes) roots.set(storage.root, bytes = await storage.root.read());
+    saved.push({ name, shape, data: new Float32Array(bytes, storage.offset, size) });
+  }
+  return saved;
+}
+
+/** Writes a snapshot back. @throws UsageError when it does not have exactly these tensors */
+export async function restore(tensors: ReadonlyMap<string, Tensor>, source: TensorSource): Promise<void> {
+  const missing = [...tensors].filter(([key, t]) => source.shapes.get(key)?.join() !== t.shape.join()).map((
+    [key],
+  ) => key);
+  const extra = [...source.shapes.keys()].filter((key) => !tensors.has(key));
+  if (missing.length || extra.length) {
+    throw new UsageError(
+      `Cannot resume from "${source.name}": it is the checkpoint of another model or stage ` +
+        `(${missing.length} tensors do not fit, the first is "${missing[0] ?? extra[0]}")`,
+    );
+  }
+  for (const [key, tensor] of tensors) {
+    await tensor.storage.materialise();
+    tensor.storage.write(await source.read(key));
+  }
+}
+
 /** Shape of a tensor in a file. */
 export function fileShape(tensor: Tensor): Shape {
   if (!channelsLast.has(tensor)) return tensor.shape;

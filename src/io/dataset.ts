@@ -1,7 +1,9 @@
-// A folder of images as a source: searched recursively in name order, classes are the first level of sub-folders.
-// Every file is checked by its header when it is first needed; what to do with a broken one is the caller's choice.
+// A folder of images as a source: searched recursively, in name order; the first level of sub-folders are the classes.
+// Hidden files are left out, and so is "grid.png" beside other images: it is tok's own overview of a folder. Images beside
+// class folders make a class "." of their own rather than taking a wrong label.
 
-import { extname, join, relative, SEPARATOR } from "@std/path";
+import { createHash } from "node:crypto";
+import { basename, extname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { explained } from "./files.ts";
 import { readImage, toFloat } from "./image.ts";
@@ -10,97 +12,144 @@ import type { ImageSource } from "./source.ts";
 
 const EXTENSIONS = new Set([".png", ".jpg", ".jpeg", ".webp"]);
 
-/** Below this many images a broken one is an error unless the caller says otherwise. */
+/** Below this many images a damaged one is an error unless the caller says otherwise. */
 const FEW = 1000;
 
+/** What to do with a file that cannot be decoded: stop, or take another image of its class instead. */
 export type BadImage = "skip" | "error";
 
+export interface FolderOptions {
+  /** "error" for fewer than 1,000 images, otherwise "skip". */
+  badImage?: BadImage | undefined;
+  /** Told once about each file that is skipped. */
+  onBad?: (message: string) => void;
+}
+
+/** An image file: its path from the root with "/" between the parts. */
+interface Entry {
+  readonly name: string;
+  readonly path: string;
+  readonly size: number;
+  readonly label: number;
+}
+
 export class Folder implements ImageSource {
-  readonly classes: readonly string[];
-  /** Files that could not be decoded, in the order of discovery. */
+  /** Names of the images that could not be decoded so far. */
   readonly bad = new Set<string>();
-  readonly #paths: string[];
-  readonly #labels: Int32Array;
-  readonly #policy: BadImage;
-  readonly #onBad: (message: string) => void;
 
   constructor(
     readonly root: string,
-    paths: string[],
-    options: { badImage?: BadImage | undefined; onBad?: (message: string) => void },
-  ) {
-    this.#paths = paths;
-    const first = paths.map((path) => {
-      const parts = relative(root, path).split(SEPARATOR);
-      return parts.length > 1 ? parts[0] as string : "";
-    });
-    const names = [...new Set(first)].sort();
-    // A folder without sub-folders has no classes; loose files beside class folders form none either.
-    this.classes = names.filter((name) => name !== "");
-    this.#labels = Int32Array.from(first, (name) => Math.max(0, this.classes.indexOf(name)));
-    this.#policy = options.badImage ?? (paths.length < FEW ? "error" : "skip");
-    this.#onBad = options.onBad ?? (() => {});
-  }
+    readonly classes: readonly string[],
+    private readonly entries: readonly Entry[],
+    private readonly options: FolderOptions = {},
+  ) {}
 
   get length(): number {
-    return this.#paths.length;
+    return this.entries.length;
   }
 
   label(i: number): number {
-    return this.#labels[i] ?? 0;
+    return this.#entry(i).label;
   }
 
+  /** Path from the root, for example "cats/1.png". */
   name(i: number): string {
-    return relative(this.root, this.path(i)) || (this.path(i).split(SEPARATOR).at(-1) as string);
+    return this.#entry(i).name;
   }
 
   path(i: number): string {
-    return this.#paths[i] as string;
+    return this.#entry(i).path;
   }
 
-  /** Shorter side to `size` (bicubic), centre crop. A broken image is replaced by the next good one where that is allowed. */
+  /** A hash of all names and sizes: changes when files are added, removed, renamed or replaced by others. */
+  fingerprint(): string {
+    const hash = createHash("sha256");
+    for (const { name, size } of this.entries) hash.update(`${name}\0${size}\n`);
+    return hash.digest("hex").slice(0, 16);
+  }
+
+  /** Shorter side to `size` (bicubic), central square. @throws UsageError for a damaged file, see FolderOptions */
   async image(i: number, size: number): Promise<Float32Array> {
+    const { badImage = this.length < FEW ? "error" : "skip", onBad } = this.options;
     for (let k = 0; k < this.length; k++) {
-      const path = this.path((i + k) % this.length);
-      if (this.bad.has(path)) continue;
+      const { name, path, label } = this.#entry((i + k) % this.length);
+      if (label !== this.label(i) || this.bad.has(name)) continue;
       try {
-        return toFloat(resizeAndCrop(await readImage(path), size, size, "bicubic").data);
+        return toFloat(resizeAndCrop(await readImage(path), size).data);
       } catch (error) {
-        if (this.#policy === "error" || !(error instanceof UsageError)) throw error;
-        this.bad.add(path);
-        this.#onBad(error.message);
+        if (badImage === "error" || !(error instanceof UsageError)) throw error;
+        this.bad.add(name);
+        onBad?.(error.message);
       }
     }
-    throw new UsageError(`Cannot use "${this.root}": not one of its ${this.length} images can be decoded`);
+    throw new UsageError(
+      `Cannot use "${this.root}": no image of the class "${
+        this.classes[this.label(i)] ?? ""
+      }" can be decoded`,
+    );
+  }
+
+  #entry(i: number): Entry {
+    const entry = this.entries[i];
+    if (!entry) throw new RangeError(`There is no image ${i}: the folder has ${this.length}`);
+    return entry;
   }
 }
 
-/** Opens a folder, or one file. @throws UsageError when there is nothing in it */
-export async function openFolder(
-  path: string,
-  options: { badImage?: BadImage | undefined; onBad?: (message: string) => void } = {},
-): Promise<Folder> {
-  const info = await Deno.stat(path).catch((error) => {
-    throw explained(error, "open", path);
-  });
-  const paths = info.isDirectory ? await list(path) : [path];
-  if (paths.length === 0) {
-    throw new UsageError(`Cannot use "${path}": no PNG, JPEG or WebP image is in it or below it`);
+/** Opens a folder of images, or a single file. @throws UsageError when it is not there or holds no image */
+export async function openFolder(path: string, options: FolderOptions = {}): Promise<Folder> {
+  let info: Deno.FileInfo;
+  try {
+    info = Deno.statSync(path);
+  } catch (error) {
+    throw explained(error, "use", path);
   }
-  return new Folder(path, paths, options);
+  if (!info.isDirectory) {
+    return new Folder(path, [], [{ name: basename(path), path, size: info.size, label: 0 }], options);
+  }
+  let found = [...search(path, "", new Set())];
+  if (found.length > 1) found = found.filter(({ name }) => name !== "grid.png");
+  if (found.length === 0) {
+    throw new UsageError(
+      `Cannot use "${path}": there is no PNG, JPEG or WebP image in it or below it; choose another folder`,
+    );
+  }
+  found.sort((a, b) => a.name < b.name ? -1 : 1);
+  const classOf = (name: string) => name.includes("/") ? name.slice(0, name.indexOf("/")) : ".";
+  const names = [...new Set(found.map(({ name }) => classOf(name)))].sort();
+  const classes = names.length === 1 && names[0] === "." ? [] : names;
+  const labels = new Map(names.map((name, label) => [name, label]));
+  const entries = found.map((entry) => ({ ...entry, label: labels.get(classOf(entry.name)) ?? 0 }));
+  return new Folder(path, classes, entries, options);
 }
 
-async function list(folder: string): Promise<string[]> {
-  const found: string[] = [];
-  const entries = await Array.fromAsync(Deno.readDir(folder)).catch((error) => {
-    throw explained(error, "list", folder);
-  });
-  for (const { name, isDirectory, isFile, isSymlink } of entries) {
+/** Image files below `folder`, in no order. Symbolic links are followed, but never in a circle (`above`). */
+function* search(
+  folder: string,
+  prefix: string,
+  above: ReadonlySet<string>,
+): Generator<Omit<Entry, "label">> {
+  let inside: Deno.DirEntry[], real: string;
+  try {
+    real = Deno.realPathSync(folder);
+    inside = [...Deno.readDirSync(folder)];
+  } catch (error) {
+    throw explained(error, "list the folder", folder);
+  }
+  if (above.has(real)) return;
+  for (const { name } of inside) {
     if (name.startsWith(".")) continue;
     const path = join(folder, name);
-    const kind = isSymlink ? await Deno.stat(path).catch(() => undefined) : { isDirectory, isFile };
-    if (kind?.isDirectory && !isSymlink) found.push(...await list(path));
-    else if (kind?.isFile && EXTENSIONS.has(extname(name).toLowerCase())) found.push(path);
+    let info: Deno.FileInfo;
+    try {
+      info = Deno.statSync(path);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound || (error as { code?: string }).code === "ELOOP") continue; // a dead link
+      throw explained(error, "read", path);
+    }
+    if (info.isDirectory) yield* search(path, `${prefix}${name}/`, new Set([...above, real]));
+    else if (EXTENSIONS.has(extname(name).toLowerCase())) {
+      yield { name: prefix + name, path, size: info.size };
+    }
   }
-  return found.sort();
 }

@@ -1,0 +1,204 @@
+// A folder of latents as LightningDiT's tools write it: shards with `latents` and `latents_flip` (of the mirrored image)
+// [N,C,H,W] and `labels` [N], and `latents_stats.safetensors` with `mean` and `std` [1,C,1,1] over all `latents`.
+// The stats are written last: a folder without them is unfinished and is refused.
+
+import { join } from "@std/path";
+import { ShapeError, UsageError } from "../errors.ts";
+import { exists, makeFolder, removeTemporaries } from "./files.ts";
+import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
+
+const STATS = "latents_stats.safetensors";
+const SHARD = /^latents_\d+\.safetensors$/;
+const shardName = (n: number) => `latents_${String(n).padStart(5, "0")}.safetensors`;
+
+/** Writes latents shard by shard, with at most one shard in memory. */
+export class LatentsWriter {
+  #latents: Float32Array[] = [];
+  #flipped: Float32Array[] = [];
+  #labels: number[] = [];
+  #shards = 0;
+  readonly #count: Float64Array;
+  readonly #mean: Float64Array;
+  readonly #squares: Float64Array;
+
+  /**
+   * @param shape [C,H,W] of one latent
+   * @param perShard latents in a file (2048)
+   * @throws UsageError when the folder holds latents already
+   */
+  constructor(
+    readonly folder: string,
+    readonly shape: readonly [number, number, number],
+    private readonly perShard = 2048,
+  ) {
+    makeFolder(folder);
+    if (exists(join(folder, STATS))) {
+      throw new UsageError(
+        `Cannot write latents to "${folder}": it holds latents already; choose another --out`,
+      );
+    }
+    removeTemporaries(folder);
+    for (const { name } of [...Deno.readDirSync(folder)]) {
+      if (SHARD.test(name)) Deno.removeSync(join(folder, name)); // of an interrupted run
+    }
+    [this.#count, this.#mean, this.#squares] = [0, 0, 0].map(() => new Float64Array(shape[0])) as [
+      Float64Array,
+      Float64Array,
+      Float64Array,
+    ];
+  }
+
+  /**
+   * Adds N latents.
+   * @param latents and flipped [N,C,H,W]; flipped are those of the mirrored images
+   * @throws ShapeError when the three differ in N
+   */
+  async add(latents: Float32Array, flipped: Float32Array, labels: ArrayLike<number>): Promise<void> {
+    const [C, H, W] = this.shape, size = C * H * W;
+    if (latents.length !== labels.length * size || flipped.length !== latents.length) {
+      throw new ShapeError(
+        `Cannot add latents: ${labels.length} labels, and ${latents.length} and ${flipped.length} elements of [${this.shape}]`,
+      );
+    }
+    for (let i = 0; i < labels.length; i++) {
+      const latent = latents.slice(i * size, (i + 1) * size);
+      this.#measure(latent, H * W);
+      this.#latents.push(latent);
+      this.#flipped.push(flipped.slice(i * size, (i + 1) * size));
+      this.#labels.push(labels[i] as number);
+      if (this.#labels.length === this.perShard) await this.#flush();
+    }
+  }
+
+  /** Writes what is left, and the stats. @throws UsageError when nothing was added */
+  async close(): Promise<void> {
+    if (this.#labels.length) await this.#flush();
+    if (this.#shards === 0) throw new UsageError(`Cannot write latents to "${this.folder}": there are none`);
+    const C = this.shape[0];
+    const std = this.#squares.map((sum, c) => Math.sqrt(sum / Math.max(1, (this.#count[c] as number) - 1)));
+    await writeSafetensors(join(this.folder, STATS), [
+      { name: "mean", shape: [1, C, 1, 1], data: Float32Array.from(this.#mean) },
+      { name: "std", shape: [1, C, 1, 1], data: Float32Array.from(std) },
+    ]);
+  }
+
+  /** Welford (1962), a channel at a time, in f64. */
+  #measure(latent: Float32Array, pixels: number): void {
+    latent.forEach((value, i) => {
+      const c = Math.floor(i / pixels);
+      const n = this.#count[c] = (this.#count[c] as number) + 1;
+      const before = value - (this.#mean[c] as number);
+      const mean = this.#mean[c] = (this.#mean[c] as number) + before / n;
+      this.#squares[c] = (this.#squares[c] as number) + before * (value - mean);
+    });
+  }
+
+  async #flush(): Promise<void> {
+    const shape = [this.#labels.length, ...this.shape];
+    await writeSafetensors(join(this.folder, shardName(this.#shards++)), [
+      { name: "latents", shape, data: join32(this.#latents) },
+      { name: "latents_flip", shape, data: join32(this.#flipped) },
+      {
+        name: "labels",
+        shape: [this.#labels.length],
+        data: BigInt64Array.from(this.#labels, (label) => BigInt(label)),
+      },
+    ]);
+    this.#latents = [];
+    this.#flipped = [];
+    this.#labels = [];
+  }
+}
+
+function join32(parts: readonly Float32Array[]): Float32Array {
+  const size = parts[0]?.length ?? 0;
+  const all = new Float32Array(parts.length * size);
+  parts.forEach((part, i) => all.set(part, i * size));
+  return all;
+}
+
+/** An open folder of latents; each latent is read when it is asked for. */
+export class Latents {
+  constructor(
+    readonly folder: string,
+    /** [C,H,W] of one latent. */
+    readonly shape: readonly [number, number, number],
+    readonly labels: Int32Array,
+    /** Of each channel, over the whole folder. */
+    readonly mean: Float32Array,
+    readonly std: Float32Array,
+    private readonly shards: readonly { first: number; file: SafetensorsFile }[],
+  ) {}
+
+  get length(): number {
+    return this.labels.length;
+  }
+
+  /** Latent `i` [C,H,W] as it was encoded; the mirrored image's where `flipped`. */
+  async latent(i: number, flipped = false): Promise<Float32Array<ArrayBuffer>> {
+    const shard = this.shards.findLast(({ first }) => first <= i);
+    if (!shard || !(i < this.length)) {
+      throw new RangeError(`There is no latent ${i}: the folder has ${this.length}`);
+    }
+    return await shard.file.readRows(
+      flipped ? "latents_flip" : "latents",
+      i - shard.first,
+      i - shard.first + 1,
+    );
+  }
+
+  close(): void {
+    this.shards.forEach(({ file }) => file.close());
+  }
+}
+
+/** Opens a folder of latents. @throws UsageError when it is unfinished, or its files do not fit together */
+export async function openLatents(folder: string): Promise<Latents> {
+  const refuse = (reason: string) =>
+    new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
+  if (!exists(join(folder, STATS))) throw refuse(`there is no "${STATS}"`);
+  const names = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) => SHARD.test(name))
+    .sort();
+  const shards: { first: number; file: SafetensorsFile }[] = [];
+  try {
+    const labels: number[] = [];
+    let shape: readonly number[] | undefined;
+    for (const name of names) {
+      const file = await openSafetensors(join(folder, name));
+      shards.push({ first: labels.length, file });
+      const [N, ...rest] = file.shapes.get("latents") ?? [];
+      const expected = [N, ...shape ?? rest].join();
+      if (
+        rest.length !== 3 ||
+        ["latents", "latents_flip"].some((key) => file.shapes.get(key)?.join() !== expected)
+      ) {
+        throw refuse(`the shapes in "${name}" do not fit`);
+      }
+      shape = rest;
+      const own = await file.readIntegers("labels");
+      if (own.length !== N) throw refuse(`"${name}" has ${own.length} labels for ${N} latents`);
+      for (const label of own) labels.push(label);
+    }
+    if (!shape || labels.length === 0) throw refuse("it has none");
+    const stats = await openSafetensors(join(folder, STATS));
+    try {
+      const [mean, std] = [await stats.read("mean"), await stats.read("std")];
+      if (mean.length !== shape[0] || std.length !== shape[0]) {
+        throw refuse(`"${STATS}" is for ${mean.length} channels, the latents have ${shape[0]}`);
+      }
+      return new Latents(
+        folder,
+        shape as [number, number, number],
+        Int32Array.from(labels),
+        mean,
+        std,
+        shards,
+      );
+    } finally {
+      stats.close();
+    }
+  } catch (error) {
+    shards.forEach(({ file }) => file.close());
+    throw error;
+  }
+}

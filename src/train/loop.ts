@@ -1,0 +1,68 @@
+// The training loop of every recipe: run a step, now and then read the meters, save, and stop when asked. It never waits for
+// the device in a step, except to keep the host from running far ahead of it.
+
+import { device } from "../gpu/device.ts";
+import { readTensor, type Tensor } from "../tensor.ts";
+
+/** What a run reports every `logEvery` steps: means over them. */
+export interface LogRow {
+  step: number;
+  [meter: string]: number;
+}
+
+export interface LoopOptions {
+  /** Steps already done, and the step to stop after. */
+  from: number;
+  to: number;
+  /** Uploads and submits one step; does not wait. */
+  step(n: number): Promise<void>;
+  /** Sums of `meters` on the device, cleared at each reading. */
+  meter: Tensor;
+  meters: readonly string[];
+  logEvery: number;
+  /** Steps between checkpoints; 0 for only the last. */
+  saveEvery: number;
+  /** Bytes uploaded by a step: bounds how far the host runs ahead. */
+  stepBytes: number;
+  onLog(row: LogRow): void;
+  onStep?(n: number): void;
+  /** Saves the state after `n` steps. */
+  save(n: number): Promise<void>;
+  /** Asked between steps; true saves and returns. */
+  stopping(): boolean;
+}
+
+const AHEAD_BYTES = 256 * 1024 * 1024;
+
+/** Runs steps from..to-1. Returns how many were done in all; fewer than `to` when it was stopped. */
+export async function trainLoop(o: LoopOptions): Promise<number> {
+  const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
+  let logged = o.from;
+  const log = async (n: number) => {
+    if (n === logged) return;
+    const sums = await readTensor(o.meter);
+    o.meter.storage.write(new Float32Array(o.meters.length));
+    const row: LogRow = { step: n };
+    o.meters.forEach((name, i) => row[name] = (sums[i] as number) / (n - logged));
+    logged = n;
+    o.onLog(row);
+  };
+  for (let n = o.from; n < o.to; n++) {
+    await o.step(n);
+    o.onStep?.(n + 1);
+    const done = n + 1, stop = o.stopping();
+    if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
+    else if (done % ahead === 0) {
+      await device().gpu.queue.onSubmittedWorkDone();
+      device().check();
+    }
+    if (stop || done === o.to || (o.saveEvery > 0 && done % o.saveEvery === 0)) await o.save(done);
+    if (stop && done < o.to) return done;
+  }
+  return o.to;
+}
+
+/** Rate of a step: linear warm-up, then a straight line from 1 down to `last` at the end. */
+export function schedule(n: number, steps: number, warmup: number, last: number): number {
+  return Math.min(1, (n + 1) / Math.max(1, warmup)) * (last + (1 - last) * (1 - n / steps));
+}
