@@ -9,4 +9,5 @@ export interface EncodeOptions {
   text?: Record<string, string>;
 }
 
-export function encode(pixels: Uint8Array, options: EncodeOptions): Uint8Array;
+declare const encoder: { encode(pixels: Uint8Array, options: EncodeOptions): Uint8Array };
+export default encoder;

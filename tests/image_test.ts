@@ -1,0 +1,138 @@
+// Decoding against Pillow's pixels (fixtures/images.json says how they were made), refusals, and encoding.
+
+import { assert, assertEquals, assertLessOrEqual, assertRejects, assertThrows } from "@std/assert";
+import { ShapeError, UsageError } from "../src/errors.ts";
+import { decodeImage, encodePng, grid, readImage, toBytes, toFloat, writePng } from "../src/io/image.ts";
+import facts from "./fixtures/images.json" with { type: "json" };
+
+const folder = new URL("fixtures/images/", import.meta.url).pathname;
+const bytesOf = (name: string) => Deno.readFileSync(folder + name);
+
+for (const [name, { size, pixels }] of Object.entries(facts.images)) {
+  // The two JPEG decoders round the inverse cosine transform differently.
+  const tolerance = bytesOf(name)[0] === 0xff ? 3 : 0;
+  Deno.test(`readImage() reads ${name} ${tolerance ? `within ${tolerance} levels of` : "exactly as"} Pillow`, async () => {
+    const image = await readImage(folder + name);
+    assertEquals([image.width, image.height], size);
+    const expected = Uint8Array.fromBase64(pixels);
+    assertEquals(image.data.length, expected.length);
+    const worst = image.data.reduce((w, v, i) => Math.max(w, Math.abs(v - (expected[i] ?? NaN))), 0);
+    assertLessOrEqual(worst, tolerance);
+  });
+}
+
+/** A PNG whose header claims a size; the checksum is not looked at before the size. */
+function bomb(width: number, height: number): Uint8Array<ArrayBuffer> {
+  const bytes = bytesOf("rgb.png").slice();
+  const view = new DataView(bytes.buffer);
+  view.setUint32(16, width);
+  view.setUint32(20, height);
+  return bytes;
+}
+
+const REFUSED: [string, () => Uint8Array<ArrayBuffer>, string][] = [
+  ["an empty file", () => new Uint8Array(), "the file is empty"],
+  [
+    "a text file",
+    () => new TextEncoder().encode("GIF89a, or so it says"),
+    "it is not a PNG, JPEG or WebP file",
+  ],
+  ["two bytes of a JPEG", () => new Uint8Array([0xff, 0xd8]), "the JPEG header is damaged or cut off"],
+  ["a PNG without its header", () => bytesOf("rgb.png").slice(0, 20), "the PNG header is damaged or cut off"],
+  [
+    "a WebP without its header",
+    () => bytesOf("lossy.webp").slice(0, 20),
+    "the WebP header is damaged or cut off",
+  ],
+  ["a PNG cut in its data", () => bytesOf("rgb.png").slice(0, 400), "the PNG data is damaged or cut off"],
+  ["a JPEG cut by a byte", () => bytesOf("baseline.jpg").slice(0, -1), "the JPEG data is damaged or cut off"],
+  [
+    "a progressive JPEG cut in half",
+    () => bytesOf("progressive.jpg").slice(0, 500),
+    "the JPEG data is damaged",
+  ],
+  ["a WebP cut in half", () => bytesOf("lossy.webp").slice(0, 150), "the WebP data is damaged or cut off"],
+  [
+    "a PNG of 65535 x 65535 pixels",
+    () => bomb(65535, 65535),
+    "65535 x 65535 pixels are more than 100 million",
+  ],
+  [
+    "a PNG of 12000 x 12000 pixels",
+    () => bomb(12000, 12000),
+    "12000 x 12000 pixels are more than 100 million",
+  ],
+  ["a PNG that is 0 pixels wide", () => bomb(0, 7), "the PNG header is damaged"],
+  ["a PNG that claims another size", () => bomb(24, 17), "damaged"],
+];
+for (const [what, bytes, reason] of REFUSED) {
+  Deno.test(`decodeImage() refuses ${what} in one line that names it`, async () => {
+    const { message } = await assertRejects(() => decodeImage(bytes(), "a/b.png"), UsageError, reason);
+    assert(message.startsWith('Cannot decode the image "a/b.png": '), message);
+    assert(!message.includes("\n"), message);
+  });
+}
+
+Deno.test("decodeImage() works again after a damaged file, a thousand times over", async () => {
+  await assertRejects(() => decodeImage(bytesOf("baseline.jpg").slice(0, 300), "cut.jpg"), UsageError);
+  await assertRejects(() => decodeImage(bytesOf("rgb.png").slice(0, 400), "cut.png"), UsageError);
+  const first = await decodeImage(bytesOf("baseline.jpg"), "whole.jpg");
+  for (let i = 0; i < 1000; i++) {
+    assertEquals((await decodeImage(bytesOf("baseline.jpg"), "it")).data, first.data);
+  }
+});
+
+Deno.test("readImage() says what is wrong with the path", async () => {
+  await assertRejects(() => readImage(folder), UsageError, "it is a folder and not a file");
+  await assertRejects(() => readImage(folder + "none.png"), UsageError, "it does not exist");
+});
+
+Deno.test("encodePng() and decodeImage() give back every byte", async () => {
+  for (const [width, height] of [[1, 1], [7, 3], [256, 64]] as const) {
+    const data = Uint8Array.from({ length: 3 * width * height }, (_, i) => Math.imul(i, 2654435761) >>> 24);
+    const png = await encodePng({ width, height, data });
+    assertEquals(await decodeImage(new Uint8Array(png), "it"), { width, height, data });
+  }
+  await assertRejects(
+    () => encodePng({ width: 2, height: 2, data: new Uint8Array(11) }),
+    ShapeError,
+    "2 x 2",
+  );
+});
+
+Deno.test("writePng() leaves one whole file", async () => {
+  const path = `${await Deno.makeTempDir()}/a/1.png`;
+  const image = { width: 2, height: 1, data: new Uint8Array([1, 2, 3, 4, 5, 6]) };
+  await writePng(path, image);
+  assertEquals(await readImage(path), image);
+});
+
+Deno.test("toFloat() and toBytes() are inverse, and toBytes() rounds, clamps and has an answer to NaN", () => {
+  const all = Uint8Array.from({ length: 256 }, (_, i) => i);
+  assertEquals(toBytes(toFloat(all)), all);
+  assertEquals([...toFloat(new Uint8Array([0, 255]))], [-1, 1]);
+  assertEquals([...toBytes(new Float32Array([-9, 9, -0.001, 0.001, NaN, Infinity]))], [
+    0,
+    255,
+    127,
+    128,
+    0,
+    255,
+  ]);
+});
+
+Deno.test("grid() puts enlarged images side by side with white lines between", () => {
+  const [red, blue] = [new Uint8Array([255, 0, 0]), new Uint8Array([0, 0, 255])];
+  const { width, height, data } = grid([red, blue, red], 1, 2, 2, 1);
+  const rows = Array.from({ length: height }, (_, y) =>
+    Array.from(
+      { length: width },
+      (_, x) =>
+        ({ "255,0,0": "r", "0,0,255": "b", "255,255,255": "." })[
+          data.slice(3 * (y * width + x)).slice(0, 3).join()
+        ],
+    ).join(""));
+  assertEquals(rows, [".......", ".rr.bb.", ".rr.bb.", ".......", ".rr....", ".rr....", "......."]);
+  assertThrows(() => grid([], 1, 2), ShapeError, "there are no images");
+  assertThrows(() => grid([red, new Uint8Array(6)], 1, 2), ShapeError, "image 1 is not 1 x 1");
+});
