@@ -51,7 +51,7 @@ export function resolveConfig<S extends Schema>(
   const fields = Object.entries(schema.shape) as [string, z.ZodType][];
   const booleans = fields.filter(([, t]) => inner(t) instanceof z.ZodBoolean).map(([name]) => kebab(name));
   const strings = fields.map(([name]) => kebab(name)).filter((flag) => !booleans.includes(flag));
-  const known = [...booleans, ...strings];
+  const known = [...booleans, ...strings, "help"];
   // A value that begins with a minus sign must not look like a flag.
   const joined: string[] = [];
   for (const arg of args) {

@@ -48,7 +48,7 @@ export class Shapes implements ImageSource {
     let back = [next(), next(), next()];
     const contrast = back.reduce((sum, c, k) => sum + Math.abs(c - (front[k] as number)), 0);
     if (contrast < 0.9) back = front.map((c) => (c + 0.5) % 1);
-    const slopeX = next(-0.12, 0.12), slopeY = next(-0.12, 0.12); // the background's gradient
+    const slopeX = next(-0.1, 0.1), slopeY = next(-0.1, 0.1); // the background's gradient
     const striped = next() < 0.4,
       stripes = next(5, 8),
       strength = next(0.08, 0.16),

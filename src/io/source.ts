@@ -55,3 +55,14 @@ function orderOf(seed: number, epoch: number, length: number): Uint32Array<Array
   if (latest?.key !== key) latest = { key, order: new Uint32Array(permutation(seed, epoch, length)) };
   return latest.order;
 }
+
+/** Images from..to-1 of a source, as a source of their own. */
+export function part(source: ImageSource, from: number, to: number): ImageSource {
+  return {
+    length: Math.max(0, to - from),
+    classes: source.classes,
+    label: (i) => source.label(from + i),
+    name: (i) => source.name(from + i),
+    image: (i, size) => source.image(from + i, size),
+  };
+}

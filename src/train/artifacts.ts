@@ -102,6 +102,9 @@ export const modelConfig = z.object({
   /** The tokenizer run whose latents it makes. */
   tokenizer: z.string(),
   classes: z.array(z.string()),
+  /** Per-channel statistics of the latents that it was trained on: it works on (z - mean) / std. */
+  latent_mean: z.array(z.number()),
+  latent_std: z.array(z.number()),
 });
 export type ModelConfig = z.infer<typeof modelConfig>;
 

@@ -1,0 +1,85 @@
+// Scores of a tokenizer: reconstruction on held-out images (PSNR, SSIM, MSE on bytes, means over images), and what its latents
+// still know about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
+
+import { capture } from "../gpu/program.ts";
+import { toBytes } from "../io/image.ts";
+import type { ImageSource } from "../io/source.ts";
+import type { Tokenizer } from "../models/tokenizer.ts";
+import { noGrad } from "../autograd.ts";
+import { input } from "../tensor.ts";
+import { collect, infer } from "./infer.ts";
+import { accuracy, nearest, predict, trainProbe } from "./probe.ts";
+import { mse, psnr, ssim } from "./quality.ts";
+
+export interface ReconstructionScores {
+  psnr: number;
+  ssim: number;
+  mse: number;
+  n: number;
+}
+
+/** A prepared program x -> latent z and reconstruction y. */
+export function tokenizerProgram(tokenizer: Tokenizer, batchSize: number, size: number) {
+  return capture(
+    "tokenize",
+    { x: input([batchSize, size, size, 3], "f32", "images") },
+    ({ x }) =>
+      noGrad(() => {
+        const z = tokenizer.encode(x);
+        return { z, y: tokenizer.decode(z) };
+      }),
+  ).prepare();
+}
+
+/** Reconstructs `n` images. @param visit gets each image and its reconstruction as bytes */
+export async function scoreReconstruction(
+  tokenizer: Tokenizer,
+  source: ImageSource,
+  options: { size: number; batchSize: number; n?: number },
+  visit?: (
+    index: number,
+    original: Uint8Array<ArrayBuffer>,
+    reconstruction: Uint8Array<ArrayBuffer>,
+  ) => void | Promise<void>,
+): Promise<ReconstructionScores> {
+  const { size, batchSize, n = source.length } = options;
+  const program = await tokenizerProgram(tokenizer, batchSize, size);
+  const sums = { psnr: 0, ssim: 0, mse: 0 };
+  try {
+    const length = size * size * 3;
+    for await (const { first, count, images, outputs } of infer(program, source, n)) {
+      const original = toBytes(images), made = toBytes(outputs.y);
+      for (let i = 0; i < count; i++) {
+        const a = original.subarray(i * length, (i + 1) * length),
+          b = made.subarray(i * length, (i + 1) * length);
+        sums.psnr += psnr(a, b) / n;
+        sums.ssim += ssim(a, b, size, size) / n;
+        sums.mse += mse(a, b) / n;
+        await visit?.(first + i, a, b);
+      }
+    }
+  } finally {
+    program.destroy();
+  }
+  return { ...sums, n };
+}
+
+/** Accuracy of a linear probe and of nearest neighbours on latents. */
+export async function scoreLatents(
+  tokenizer: Tokenizer,
+  train: ImageSource,
+  test: ImageSource,
+  options: { size: number; batchSize: number },
+): Promise<{ probe: number; knn: number }> {
+  const program = await tokenizerProgram(tokenizer, options.batchSize, options.size);
+  try {
+    const a = await collect(program, "z", train), b = await collect(program, "z", test);
+    const probe = trainProbe(a.features, a.labels, train.classes.length);
+    return {
+      probe: accuracy(predict(probe, b.features), b.labels),
+      knn: accuracy(nearest(a.features, a.labels, b.features), b.labels),
+    };
+  } finally {
+    program.destroy();
+  }
+}

@@ -1,0 +1,58 @@
+// From a diffusion model and a tokenizer to pictures. Picture i depends on (seed, i) and its class, not on the batch.
+
+import { noGrad } from "../autograd.ts";
+import { capture } from "../gpu/program.ts";
+import { toBytes } from "../io/image.ts";
+import type { Dit } from "../models/dit.ts";
+import type { Tokenizer } from "../models/tokenizer.ts";
+import { add, mul } from "../ops/math.ts";
+import { constant, input } from "../tensor.ts";
+import type { ModelConfig } from "./artifacts.ts";
+import { Sampler, type SamplingOptions } from "./sampling.ts";
+
+export interface GenerateOptions extends SamplingOptions {
+  /** Class of each picture. */
+  labels: readonly number[];
+  onProgress?: (done: number) => void;
+  stopping?: () => boolean;
+}
+
+/** Draws one picture for each label, as bytes [size, size, 3]. */
+export async function* generate(
+  { dit, config }: { dit: Dit; config: ModelConfig },
+  tokenizer: Tokenizer,
+  options: GenerateOptions,
+): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {
+  const { labels, batchSize: B } = options;
+  const { input_size: S, in_channels: C } = config.dit;
+  const sampler = await new Sampler(dit, options).prepare();
+  const latents = input([B, S, S, C], "f32", "latents");
+  const mean = constant(Float32Array.from(config.latent_mean), [C]),
+    std = constant(Float32Array.from(config.latent_std), [C]);
+  const decode = await capture(
+    "decode",
+    { z: latents },
+    ({ z }) => noGrad(() => ({ y: tokenizer.decode(add(mul(z, std), mean)) })),
+  ).prepare();
+  try {
+    for (let first = 0; first < labels.length && !options.stopping?.(); first += B) {
+      const count = Math.min(B, labels.length - first);
+      const classes = Uint32Array.from(
+        { length: B },
+        (_, i) => labels[first + Math.min(i, count - 1)] as number,
+      );
+      const z = sampler.run(classes, first);
+      decode.run({ z: new Float32Array(await z.storage.read()) });
+      const y = await decode.read(decode.outputs.y);
+      const length = y.length / B;
+      for (let i = 0; i < count; i++) {
+        const pixels = y.slice(i * length, (i + 1) * length);
+        yield { index: first + i, image: toBytes(pixels), pixels };
+      }
+      options.onProgress?.(first + count);
+    }
+  } finally {
+    sampler.destroy();
+    decode.destroy();
+  }
+}

@@ -1,0 +1,222 @@
+// tok align: turns an encoder into a tokenizer in three stages.
+
+import { join } from "@std/path";
+import { alignConfig } from "../src/config.ts";
+import { UsageError } from "../src/errors.ts";
+import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
+import { makeFolder, writeJson } from "../src/io/files.ts";
+import { grid, writePng } from "../src/io/image.ts";
+import { writeReport } from "../src/io/report.ts";
+import { Shapes } from "../src/io/shapes.ts";
+import { part } from "../src/io/source.ts";
+import { scoreLatents, scoreReconstruction } from "../src/metrics/tokenizer.ts";
+import { Discriminator } from "../src/models/discriminator.ts";
+import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
+import { countParameters, Initializer } from "../src/nn.ts";
+import { runAlignment } from "../src/train/align.ts";
+import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
+import { openEncoder, saveTokenizer } from "../src/train/artifacts.ts";
+import { updateStatistics } from "../src/train/statistics.ts";
+import { checkSame, command, imageSource, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { planTable, progressOf } from "./show.ts";
+
+export const align = command({
+  name: "align",
+  purpose: "Turn an encoder into an image tokenizer (three stages)",
+  schema: alignConfig,
+  examples: [
+    "tok align",
+    "tok align --encoder dinov2-large --preset dinov2-l --data photos --out runs/photos",
+  ],
+  async run(config, { log, line, stopping }) {
+    const c = config;
+    const encoder = openEncoder(c.encoder);
+    log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
+    await openAdapter(c, log);
+
+    const tokenizer = new Tokenizer(tokenizerConfig.parse({
+      image_size: c.imageSize,
+      encoder: encoder.config,
+      image_mean: encoder.mean,
+      image_std: encoder.std,
+      adapter_hidden: c.adapterHidden ?? encoder.config.hidden_size,
+      decoder: {
+        ch: c.decoderChannels,
+        ch_mult: c.decoderMultiples,
+        num_res_blocks: c.decoderBlocks,
+        attn_resolutions: c.decoderAttention.filter((side) => side > 0),
+        resolution: c.imageSize,
+        z_channels: c.latentChannels,
+        groups: c.decoderGroups,
+      },
+    }));
+    tokenizer.side(c.imageSize);
+    const adversarial = c.gan === "patch" && c.wGan > 0;
+    const discriminator = adversarial
+      ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
+      : undefined;
+    const alignment = new Alignment(tokenizer, discriminator);
+    const stages = stagesOf(c, adversarial);
+    const options = {
+      batchSize: c.batchSize,
+      accumulate: c.accumulate,
+      imageSize: c.imageSize,
+      semanticLoss: c.semanticLoss,
+      semanticAt: c.semanticAt,
+    };
+    const parameters = {
+      encoder: countParameters(tokenizer.encoder),
+      adapter: countParameters(tokenizer.adapter),
+      decoder: countParameters(tokenizer.decoder) + countParameters(tokenizer.post_quant_conv),
+      ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),
+    };
+    if (c.dryRun) {
+      const plans = stages.map((stage) => {
+        const stageRun = new StageRun(alignment, stage, options);
+        return {
+          name: stage.name,
+          steps: stage.steps,
+          plan: stageRun.capture(adversarial && stage.ganStart < stage.steps).plan,
+        };
+      });
+      return planTable(parameters, plans, log);
+    }
+
+    const all = await imageSource(c.data, { length: 1_000_000, seed: SEEDS.train + c.seed }, c.badImage, log);
+    // Generated images are held out by another seed, files by their number.
+    const few = Math.min(c.heldOut, Math.max(1, Math.floor(all.length / 10)));
+    const train = c.data === undefined ? all : part(all, few, all.length);
+    const heldOut = c.data === undefined ? new Shapes(c.heldOut, SEEDS.heldOut) : part(all, 0, few);
+    if (train.length === 0) throw new UsageError(`Cannot train on "${c.data}": one image is not enough`);
+
+    const out = runFolder(c.out, "align");
+    const lock = openRun(out, { resume: c.resume !== undefined });
+    try {
+      const resume = c.resume === undefined
+        ? undefined
+        : c.resume === ""
+        ? await newestCheckpoint(out, (m) => log.warn(m))
+        : await openCheckpoint(c.resume);
+      if (c.resume !== undefined && !resume) log.warn(`there is no checkpoint in "${out}"; starting anew`);
+      if (resume) checkSame(resume.config, c, resume.path);
+      log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
+      log.openFile(out);
+      writeJson(join(out, "config.json"), { command: "align", ...c });
+      makeFolder(join(out, "images"));
+      log.event("start", { command: "align", out, parameters, step: resume?.step ?? 0 });
+
+      const init = new Initializer(c.seed);
+      tokenizer.init(init);
+      discriminator?.init(init);
+      await encoder.load(tokenizer.encoder);
+      await alignment.setReference();
+
+      const metrics: Record<string, Record<string, number>> = {};
+      const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));
+      const evaluateStage = async (stage: Stage, index: number) => {
+        const shown: Uint8Array[][] = [];
+        const scores = await scoreReconstruction(
+          tokenizer,
+          heldOut,
+          { size: c.imageSize, batchSize: Math.min(32, heldOut.length) },
+          (i, a, b) => void (i < 20 && shown.push([a.slice(), b.slice()])),
+        );
+        metrics[stage.name] = { ...scores };
+        if (heldOut.classes.length > 1 && c.data === undefined) {
+          Object.assign(
+            metrics[stage.name] as object,
+            await scoreLatents(tokenizer, new Shapes(1000, SEEDS.probe), heldOut, {
+              size: c.imageSize,
+              batchSize: 32,
+            }),
+          );
+        }
+        writeJson(join(out, "metrics.json"), { stages: metrics, ...metrics[stage.name] });
+        const columns = Math.min(10, shown.length);
+        const rows: Uint8Array[] = [];
+        for (let at = 0; at < shown.length; at += columns) {
+          const pairs = shown.slice(at, at + columns);
+          rows.push(...pairs.map(([a]) => a as Uint8Array), ...pairs.map(([, b]) => b as Uint8Array));
+        }
+        await writePng(
+          join(out, "images", `${index + 1}_${stage.name}.png`),
+          grid(rows, c.imageSize, columns),
+        );
+        const text = Object.entries(metrics[stage.name] as object).map(([k, v]) =>
+          `${k} ${(v as number).toFixed(k === "n" ? 0 : 3)}`
+        );
+        log.line(`${log.bold(`stage ${index + 1} (${stage.name})`)}: ${text.join(", ")}`);
+        log.event("stage", { stage: stage.name, ...metrics[stage.name] });
+      };
+
+      const finished = await runAlignment({
+        alignment,
+        stages,
+        options,
+        source: train,
+        optimizer: c,
+        seed: c.seed,
+        flip: c.flip,
+        logEvery: c.logEvery,
+        saveEvery: c.saveEvery,
+        hooks: {
+          onStage: (stage) => progress.begin(stage.name),
+          onCompile: progress.compile,
+          onStep: (_, n) => progress.step(n),
+          onLog: (stage, row) => log.event("step", { stage: stage.name, ...row }),
+          onStageEnd: async (stage, index) => {
+            progress.end();
+            await evaluateStage(stage, index);
+          },
+          save: async (step, tensors) => void await saveCheckpoint(out, step, tensors, c, { keep: c.keep }),
+          stopping,
+        },
+      }, resume && { step: resume.step, source: resume.file });
+      resume?.file.close();
+      progress.end();
+      if (!finished) {
+        log.line(`saved; go on with: tok align --out ${out} --resume`);
+        return { out, finished };
+      }
+      await updateStatistics(tokenizer, train, {
+        size: c.imageSize,
+        batchSize: 32,
+        images: Math.min(2000, train.length),
+      });
+      await saveTokenizer(out, tokenizer);
+      await writeReport(out, { title: "Alignment", line });
+      const last = Object.values(metrics).at(-1) ?? {};
+      log.line(`tokenizer: ${join(out, "tokenizer")}, report: ${join(out, "report.html")}`);
+      return { out, stages: metrics, ...last };
+    } finally {
+      lock.release();
+    }
+  },
+});
+
+/** The three stages as data; the same table as in the recipe. */
+function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
+  const losses = {
+    l1: c.wL1,
+    perceptual: c.perceptual === "encoder" ? c.wPerceptual : 0,
+    gan: adversarial ? c.wGan : 0,
+    semantic: 0,
+  };
+  const table: Omit<Stage, "steps" | "lr" | "ganStart">[] = [
+    { name: "latent", train: ["adapter", "decoder"], losses, encoderLr: 0, ema: 0 },
+    {
+      name: "perceptual",
+      train: ["encoder", "adapter", "decoder"],
+      losses: { ...losses, semantic: c.wSemantic },
+      encoderLr: c.encoderLr,
+      ema: c.ema,
+    },
+    { name: "refine", train: ["decoder"], losses, encoderLr: 0, ema: 0 },
+  ];
+  return [...new Set(c.stages)].sort().map((n) => ({
+    ...(table[n - 1] as (typeof table)[number]),
+    steps: c.steps[n - 1] as number,
+    lr: c.lr[n - 1] as number,
+    ganStart: c.ganStart[n - 1] as number,
+  }));
+}

@@ -1,0 +1,138 @@
+// What a subcommand is: a name, a purpose, a schema of options, examples and a function. Also the few things that every
+// command does the same way: opening the device, choosing its run folder, finding its inputs.
+
+import { join } from "@std/path";
+import type { z } from "zod";
+import { UsageError } from "../src/errors.ts";
+import type { Schema } from "../src/flags.ts";
+import { type Device, openDevice } from "../src/gpu/device.ts";
+import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
+import { type BadImage, openFolder } from "../src/io/dataset.ts";
+import { exists } from "../src/io/files.ts";
+import type { Log } from "../src/io/log.ts";
+import { Shapes } from "../src/io/shapes.ts";
+import type { ImageSource } from "../src/io/source.ts";
+
+export const RUNS = "runs";
+
+/** What main.ts gives to a command. */
+export interface Context {
+  log: Log;
+  /** The command line, for reports. */
+  line: string;
+  /** Whether Ctrl-C or SIGTERM came: save and return. */
+  stopping(): boolean;
+}
+
+export interface Command<S extends Schema = Schema> {
+  name: string;
+  purpose: string;
+  schema: S;
+  examples: readonly string[];
+  /** Field that the word behind the command fills. */
+  argument?: string;
+  /** @returns results for the last JSON line */
+  run(config: z.infer<S>, context: Context): Promise<Record<string, unknown>>;
+}
+
+/** Gives a command its types. */
+export function command<S extends Schema>(definition: Command<S>): Command {
+  return definition as unknown as Command;
+}
+
+/** Opens the adapter that the options ask for, and says so when it is only a software one. */
+export async function openAdapter(
+  config: { cpu: boolean; kernels: "auto" | "cpu" | "gpu" },
+  log: Log,
+): Promise<Device> {
+  const device = await openDevice({
+    cpu: config.cpu,
+    ...(config.kernels === "auto" ? {} : { profile: config.kernels }),
+  });
+  const { description, software } = device.facts;
+  log.line(`adapter: ${description} (${device.profile} kernels)`);
+  log.event("adapter", { description, software, kernels: device.profile });
+  if (software && !config.cpu && exists("/dev/nvidiactl")) {
+    log.warn('a GPU is plugged in, but only a software adapter answers; "tok doctor" says why');
+  }
+  return device;
+}
+
+/** The folder of this run: the one asked for, or the first free number under ./runs. */
+export function runFolder(out: string | undefined, name: string): string {
+  if (out !== undefined) return out;
+  for (let n = 1;; n++) {
+    const folder = join(RUNS, `${name}-${String(n).padStart(3, "0")}`);
+    if (!exists(folder)) return folder;
+  }
+}
+
+/** The run asked for, or the newest that has what is needed. @throws UsageError where there is none */
+export function inputRun(given: string | undefined, kind: RunKind, log: Log): string {
+  if (given !== undefined) return given;
+  const run = newestRun(RUNS, kind);
+  if (run === undefined) {
+    const maker = kind === "tokenizer" ? "tok align" : "tok train-dit";
+    throw new UsageError(
+      `Cannot find a ${kind} under "${RUNS}": run "${maker}" first, or name one with --${kind}`,
+    );
+  }
+  log.line(`${kind}: ${run} (the newest)`);
+  return run;
+}
+
+/** The folder asked for, or `length` generated shapes from `seed`. */
+export async function imageSource(
+  data: string | undefined,
+  generated: { length: number; seed: number },
+  badImage: BadImage | undefined,
+  log: Log,
+): Promise<ImageSource> {
+  if (data === undefined) {
+    log.line(`data: generated shapes`);
+    return new Shapes(generated.length, generated.seed);
+  }
+  const folder = await openFolder(data, { badImage, onBad: (message) => log.warn(message) });
+  log.line(
+    `data: ${folder.length} images in "${data}"${
+      folder.classes.length ? `, ${folder.classes.length} classes` : ""
+    }`,
+  );
+  return folder;
+}
+
+/** Seeds of generated images; held-out images never meet training images. */
+export const SEEDS = { train: 1, heldOut: 999, probe: 555 };
+
+/** Options that may differ between a run and its resumption. */
+const FREE = new Set([
+  "out",
+  "resume",
+  "logEvery",
+  "saveEvery",
+  "keep",
+  "dryRun",
+  "json",
+  "debug",
+  "config",
+  "cpu",
+  "kernels",
+  "data",
+  "encoder",
+  "badImage",
+]);
+
+/** @throws UsageError when a checkpoint's options differ from the ones given now */
+export function checkSame(saved: unknown, now: Record<string, unknown>, path: string): void {
+  const before = saved as Record<string, unknown>;
+  for (const key of Object.keys(now)) {
+    if (!FREE.has(key) && JSON.stringify(before[key]) !== JSON.stringify(now[key])) {
+      throw new UsageError(
+        `Cannot resume from "${path}": ${key} was ${JSON.stringify(before[key])} and is ${
+          JSON.stringify(now[key])
+        }; ` +
+          `use the same options, or another --out`,
+      );
+    }
+  }
+}

@@ -1,0 +1,61 @@
+// tok reconstruct: images through a tokenizer and back.
+
+import { basename, dirname, extname, join } from "@std/path";
+import { reconstructConfig } from "../src/config.ts";
+import { makeFolder, writeJson } from "../src/io/files.ts";
+import { grid, writePng } from "../src/io/image.ts";
+import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
+import { openTokenizer } from "../src/train/artifacts.ts";
+import { command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+
+export const reconstruct = command({
+  name: "reconstruct",
+  purpose: "Send images through a tokenizer and back, and measure what was lost",
+  schema: reconstructConfig,
+  examples: ["tok reconstruct", "tok reconstruct --tokenizer runs/photos --input photos --out out"],
+  async run(c, { log }) {
+    const run = inputRun(c.tokenizer, "tokenizer", log);
+    await openAdapter(c, log);
+    const tokenizer = await openTokenizer(run);
+    const size = c.imageSize ?? tokenizer.config.image_size;
+    tokenizer.side(size);
+    const source = await imageSource(c.input, { length: c.num, seed: SEEDS.heldOut }, c.badImage, log);
+    const out = runFolder(c.out, "reconstruct");
+    makeFolder(out);
+    const progress = log.progress("reconstructing", source.length, "images");
+    const shown: Uint8Array[][] = [];
+    const scores = await scoreReconstruction(
+      tokenizer,
+      source,
+      { size, batchSize: Math.min(c.batchSize, source.length) },
+      async (i, original, made) => {
+        const name = source.name(i);
+        const path = join(out, dirname(name), `${basename(name, extname(name))}.png`);
+        makeFolder(dirname(path));
+        await writePng(path, { width: size, height: size, data: made });
+        if (shown.length < 60) shown.push([original.slice(), made.slice()]);
+        progress.update(i + 1);
+      },
+    );
+    progress.end();
+    if (c.grid) {
+      const columns = Math.min(12, shown.length), rows: Uint8Array[] = [];
+      for (let at = 0; at < shown.length; at += columns) {
+        const pairs = shown.slice(at, at + columns);
+        // A short last row is filled up, so that reconstructions stay below their originals.
+        while (pairs.length < columns) {
+          pairs.push([new Uint8Array(size * size * 3).fill(255), new Uint8Array(size * size * 3).fill(255)]);
+        }
+        rows.push(...pairs.map(([a]) => a as Uint8Array), ...pairs.map(([, b]) => b as Uint8Array));
+      }
+      await writePng(join(out, "grid.png"), grid(rows, size, columns));
+    }
+    writeJson(join(out, "metrics.json"), scores);
+    log.line(
+      `PSNR ${scores.psnr.toFixed(2)} dB, SSIM ${scores.ssim.toFixed(3)} over ${scores.n} images; ${
+        join(out, c.grid ? "grid.png" : "")
+      }`,
+    );
+    return { out, ...scores };
+  },
+});

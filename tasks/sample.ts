@@ -1,0 +1,115 @@
+// tok sample: pictures from a diffusion model.
+
+import { join } from "@std/path";
+import { sampleConfig } from "../src/config.ts";
+import { UsageError } from "../src/errors.ts";
+import { makeFolder, writeJson } from "../src/io/files.ts";
+import { grid, writePng } from "../src/io/image.ts";
+import { writeNpz } from "../src/io/npz.ts";
+import { openDit, openTokenizer } from "../src/train/artifacts.ts";
+import { generate } from "../src/train/generate.ts";
+import { command, inputRun, openAdapter, runFolder } from "./command.ts";
+
+export const sample = command({
+  name: "sample",
+  purpose: "Draw images from a diffusion model, with guidance",
+  schema: sampleConfig,
+  examples: [
+    "tok sample --cfg 4",
+    "tok sample --model runs/dit-001 --num 50000 --classes all --cfg 1.5 --npz --out samples",
+  ],
+  async run(c, { log, stopping }) {
+    const run = inputRun(c.model, "model", log);
+    await openAdapter(c, log);
+    const model = await openDit(run);
+    const tokenizer = await openTokenizer(c.tokenizer ?? model.config.tokenizer);
+    const chosen = classesOf(c.classes, model.config.classes);
+    const labels = Array.from({ length: c.num }, (_, i) => chosen[i % chosen.length] as number);
+    const out = runFolder(c.out, "samples");
+    makeFolder(out);
+    const size = tokenizer.config.image_size;
+    const images: Uint8Array[] = [];
+    const progress = log.progress("sampling", c.num, "images");
+    const folders = c.folders
+      ? model.config.classes.map((name, k) =>
+        `${String(k).padStart(4, "0")}_${name.replace(/[^\w.-]/g, "_")}`
+      )
+      : [];
+    for (const folder of folders) makeFolder(join(out, folder));
+    for await (
+      const { index, image } of generate(model, tokenizer, {
+        ...samplingOf(c),
+        labels,
+        onProgress: (n) => progress.update(n),
+        stopping,
+      })
+    ) {
+      const name = `${String(index).padStart(6, "0")}.png`;
+      const folder = folders[labels[index] as number];
+      await writePng(folder ? join(out, folder, name) : join(out, name), {
+        width: size,
+        height: size,
+        data: image,
+      });
+      if (c.npz || images.length < 200) images.push(image);
+    }
+    progress.end();
+    const columns = chosen.length >= 5 && chosen.length <= 20 ? chosen.length : 10;
+    if (images.length) await writePng(join(out, "grid.png"), grid(images.slice(0, 200), size, columns));
+    if (c.npz) {
+      await writeNpz(join(out, "samples.npz"), [
+        { name: "arr_0", shape: [images.length, size, size, 3], data: concatenated(images) },
+        {
+          name: "arr_1",
+          shape: [images.length],
+          data: BigInt64Array.from(labels.slice(0, images.length), BigInt),
+        },
+      ]);
+    }
+    writeJson(join(out, "config.json"), { command: "sample", ...c, model: run, labels });
+    log.line(`${c.num} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
+    return { out, n: c.num };
+  },
+});
+
+/** The sampling options of a config, as the sampler takes them. */
+export function samplingOf(
+  c: Pick<
+    typeof sampleConfig._output,
+    "batchSize" | "steps" | "sampler" | "shift" | "cfg" | "cfgInterval" | "cfgChannels" | "seed"
+  >,
+) {
+  const [from, to] = c.cfgInterval as [number, number];
+  return {
+    batchSize: c.batchSize,
+    steps: c.steps,
+    sampler: c.sampler,
+    shift: c.shift,
+    cfg: c.cfg,
+    cfgInterval: [from, to] as const,
+    cfgChannels: c.cfgChannels === "all" ? undefined : c.cfgChannels,
+    seed: c.seed,
+  };
+}
+
+function classesOf(text: string, names: readonly string[]): number[] {
+  if (text === "all") return names.map((_, i) => i);
+  return text.split(",").map((word) => {
+    const i = names.includes(word) ? names.indexOf(word) : /^\d+$/.test(word) ? Number(word) : -1;
+    if (i < 0 || i >= names.length) {
+      throw new UsageError(
+        `Cannot sample the class "${word}": the model has 0 to ${names.length - 1}${
+          names.length <= 20 ? ` (${names.join(", ")})` : ""
+        }`,
+      );
+    }
+    return i;
+  });
+}
+
+function concatenated(images: readonly Uint8Array[]): Uint8Array {
+  const [first] = images;
+  const all = new Uint8Array(images.length * (first?.length ?? 0));
+  images.forEach((image, i) => all.set(image, i * image.length));
+  return all;
+}

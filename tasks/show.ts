@@ -1,0 +1,74 @@
+// What several commands show in the same way: progress through stages, and the table of --dry-run.
+
+import { UsageError } from "../src/errors.ts";
+import type { Plan } from "../src/gpu/plan.ts";
+import { formatBytes } from "../src/io/files.ts";
+import type { Log, Progress } from "../src/io/log.ts";
+
+/** Progress over named parts of known length. */
+export function progressOf(log: Log, parts: readonly (readonly [string, number])[]) {
+  let current: Progress | undefined;
+  let part = parts[0];
+  return {
+    begin(name: string): void {
+      part = parts.find(([n]) => n === name);
+      current = undefined;
+    },
+    /** While kernels are compiled: the first time takes a while on a software adapter. */
+    compile(done: number, total: number): void {
+      current ??= log.progress(`${part?.[0]}: compiling`, total, "kernels");
+      current.update(done);
+      if (done === total) {
+        current.end();
+        current = undefined;
+      }
+    },
+    step(n: number): void {
+      current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
+      current.update(n);
+    },
+    end(): void {
+      current?.end();
+      current = undefined;
+    },
+  };
+}
+
+/** Prints what a run would need. @throws UsageError where it does not fit into memory */
+export function planTable(
+  parameters: Record<string, number>,
+  plans: readonly { name: string; steps: number; plan: Plan }[],
+  log: Log,
+): Record<string, unknown> {
+  for (const [name, n] of Object.entries(parameters)) {
+    log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
+  }
+  const rows = plans.map(({ name, steps, plan }) => ({
+    name,
+    steps,
+    flops: plan.flops,
+    launches: plan.launches.length,
+    bytes: plan.bytes,
+    totalBytes: plan.totalBytes,
+  }));
+  for (const row of rows) {
+    log.line(
+      `${log.bold(row.name)}: ${row.steps} steps of ${
+        (row.flops / 1e9).toFixed(2)
+      } GFLOP in ${row.launches} launches, ${formatBytes(row.totalBytes)}`,
+    );
+    for (const [category, bytes] of Object.entries(row.bytes)) {
+      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}`);
+    }
+  }
+  const most = Math.max(...rows.map((r) => r.totalBytes));
+  const { available } = Deno.systemMemoryInfo();
+  if (most > available) {
+    throw new UsageError(
+      `Cannot fit the run: it needs ${formatBytes(most)}, ${
+        formatBytes(available)
+      } are free; use a smaller --batch-size with --accumulate`,
+    );
+  }
+  return { parameters, plans: rows };
+}

@@ -1,0 +1,164 @@
+// tok train-dit: a LightningDiT on a tokenizer's latents.
+
+import { join } from "@std/path";
+import { trainDitConfig } from "../src/config.ts";
+import { UsageError } from "../src/errors.ts";
+import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
+import { exists, writeJson } from "../src/io/files.ts";
+import { openLatents } from "../src/io/latents.ts";
+import { writeReport } from "../src/io/report.ts";
+import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
+import { countParameters, Initializer, restore, snapshot } from "../src/nn.ts";
+import { openTokenizer, saveDit } from "../src/train/artifacts.ts";
+import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
+import { encodeTo, latentBatch } from "../src/train/latents.ts";
+import { schedule, trainLoop } from "../src/train/loop.ts";
+import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { planTable, progressOf } from "./show.ts";
+
+/** The size that trains in minutes on two cores. */
+const TINY = { depth: 4, hidden_size: 128, num_heads: 4 } satisfies Partial<DitConfig>;
+
+export const trainDit = command({
+  name: "train-dit",
+  purpose: "Train a LightningDiT on a tokenizer's latents",
+  schema: trainDitConfig,
+  examples: [
+    "tok train-dit",
+    "tok train-dit --tokenizer runs/photos --latents latents --model B/1 --steps 80000",
+  ],
+  async run(c, { log, line, stopping }) {
+    const tokenizerRun = inputRun(c.tokenizer, "tokenizer", log);
+    await openAdapter(c, log);
+    const tokenizer = await openTokenizer(tokenizerRun);
+    const side = tokenizer.side(tokenizer.config.image_size);
+    const out = runFolder(c.out, "dit");
+    const lock = c.dryRun ? undefined : openRun(out, { resume: c.resume !== undefined });
+    try {
+      const source = c.latents === undefined
+        ? await imageSource(c.data, { length: c.images, seed: SEEDS.train + c.seed }, c.badImage, log)
+        : undefined;
+      const folder = c.latents ?? join(out, "latents");
+      if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
+        const progress = log.progress("encoding", source.length, "images");
+        await encodeTo(folder, tokenizer, source, {
+          batchSize: 50,
+          mirrored: c.flip,
+          onProgress: (n) => progress.update(n),
+        });
+        progress.end();
+      }
+      const latents = c.dryRun && source ? undefined : await openLatents(folder);
+      const known = source?.classes ?? [];
+      const highest = latents ? latents.labels.reduce((a, b) => Math.max(a, b), 0) : 0;
+      const classes = known.length ? [...known] : Array.from({ length: highest + 1 }, (_, i) => String(i));
+      const shape = latents?.shape ?? [tokenizer.config.decoder.z_channels, side, side];
+      if (shape[0] !== tokenizer.config.decoder.z_channels) {
+        throw new UsageError(
+          `Cannot train on "${folder}": its latents have ${
+            shape[0]
+          } channels, the tokenizer ${tokenizer.config.decoder.z_channels}`,
+        );
+      }
+      const architecture = ditConfig.parse({
+        ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
+        input_size: shape[1],
+        in_channels: shape[0],
+        num_classes: classes.length,
+        use_qknorm: c.qkNorm,
+      });
+      const dit = new Dit(architecture);
+      const diffusion = new Diffusion(dit, {
+        batchSize: c.batchSize,
+        labelDropout: c.labelDropout,
+        directionWeight: c.wDirection,
+        ema: c.ema > 0,
+        seed: c.seed,
+      });
+      const program = diffusion.capture();
+      const parameters = { dit: countParameters(dit) };
+      if (c.dryRun || !latents) {
+        return planTable(parameters, [{ name: "diffusion", steps: c.steps, plan: program.plan }], log);
+      }
+
+      const resume = c.resume === undefined
+        ? undefined
+        : c.resume === ""
+        ? await newestCheckpoint(out, (m) => log.warn(m))
+        : await openCheckpoint(c.resume);
+      if (c.resume !== undefined && !resume) log.warn(`there is no checkpoint in "${out}"; starting anew`);
+      if (resume) checkSame(resume.config, c, resume.path);
+      log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
+      log.openFile(out);
+      writeJson(join(out, "config.json"), { command: "train-dit", ...c, tokenizer: tokenizerRun });
+      log.event("start", {
+        command: "train-dit",
+        out,
+        parameters,
+        flops: program.plan.flops,
+        step: resume?.step ?? 0,
+      });
+
+      dit.init(new Initializer(c.seed));
+      const progress = progressOf(log, [["diffusion", c.steps]]);
+      progress.begin("diffusion");
+      await program.prepare(progress.compile);
+      if (resume) {
+        await restore(diffusion.state(), resume.file);
+        resume.file.close();
+      } else await diffusion.optimizer.startEma();
+      const done = await trainLoop({
+        from: resume?.step ?? 0,
+        to: c.steps,
+        meter: diffusion.meter,
+        meters: DIFFUSION_METERS,
+        logEvery: c.logEvery,
+        saveEvery: c.saveEvery,
+        stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,
+        async step(n) {
+          const { x, labels } = await latentBatch(latents, {
+            batchSize: c.batchSize,
+            seed: c.seed,
+            step: n,
+            flip: c.flip,
+          });
+          diffusion.optimizer.set({
+            lr: c.lr * schedule(n, c.steps, c.warmup, c.lrEnd),
+            beta1: c.beta1,
+            beta2: c.beta2,
+            eps: 1e-8,
+            weightDecay: c.weightDecay,
+            clip: c.clip,
+            emaDecay: Math.min(c.ema, (1 + n) / (10 + n)),
+          });
+          diffusion.random.set(n);
+          program.run({ x, labels });
+        },
+        onStep: progress.step,
+        onLog: (row) => log.event("step", { ...row }),
+        save: async (n) =>
+          void await saveCheckpoint(out, n, await snapshot(diffusion.state()), c, { keep: c.keep }),
+        stopping,
+      });
+      progress.end();
+      latents.close();
+      if (done < c.steps) {
+        log.line(`saved; go on with: tok train-dit --out ${out} --resume`);
+        return { out, finished: false };
+      }
+      await diffusion.optimizer.readEmaInto(0, diffusion.set);
+      await saveDit(out, dit, {
+        dit: architecture,
+        tokenizer: tokenizerRun,
+        classes,
+        latent_mean: [...latents.mean],
+        latent_std: [...latents.std],
+      });
+      await writeReport(out, { title: "Diffusion training", line });
+      log.line(`model: ${join(out, "model")}, report: ${join(out, "report.html")}`);
+      return { out, finished: true, steps: c.steps, parameters: parameters.dit };
+    } finally {
+      lock?.release();
+    }
+  },
+});
