@@ -91,7 +91,7 @@ export const alignConfig = z.strictObject({
   ),
   decoderChannels: option(count().default(16), "Model", "Decoder channels at full resolution; VA-VAE: 128"),
   decoderMultiples: option(
-    z.array(count()).min(1).default([1, 2, 3, 4]),
+    z.array(count()).min(1).default([1, 1, 2, 4]),
     "Model",
     "Multiples for each level, full resolution first; each level halves the side",
   ),
@@ -118,8 +118,8 @@ export const alignConfig = z.strictObject({
     "Stages",
     "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([700, 1200, 400]), "Stages", "Steps of the three stages"),
-  lr: option(three(2e-3, 1e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
+  steps: option(z.array(count()).length(3).default([300, 1100, 300]), "Stages", "Steps of the three stages"),
+  lr: option(three(1.5e-3, 1e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
   encoderLr: option(
     amount().default(1),
     "Stages",
@@ -136,9 +136,9 @@ export const alignConfig = z.strictObject({
     "Losses",
     "Perceptual loss: distance of the frozen encoder's features, or none",
   ),
-  wPerceptual: option(amount().default(0.1), "Losses", "Weight of the perceptual loss"),
+  wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
   wSemantic: option(
-    amount().default(2),
+    amount().default(0.5),
     "Losses",
     "Weight of semantic preservation in stage 2; the paper: 1 [N]",
   ),
@@ -151,7 +151,7 @@ export const alignConfig = z.strictObject({
   gan: option(z.enum(["patch", "none"]).default("patch"), "Losses", "Discriminator: PatchGAN [I], or none"),
   wGan: option(amount().default(0.5), "Losses", "Factor of the adaptive adversarial weight [I]"),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([700, 1200, 200]),
+    z.array(z.number().int().nonnegative()).length(3).default([300, 1100, 200]),
     "Losses",
     "Step of each stage from which the adversarial loss counts",
   ),

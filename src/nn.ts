@@ -182,6 +182,12 @@ export class Initializer {
     if (bias) this.uniform(bias, bound);
   }
 
+  /** Uniform with variance `gain`^2 / (fan in), zero bias: the output varies as much as the input, times the gain. */
+  preserving({ weight, bias }: { weight: Tensor; bias?: Tensor }, gain = 1): void {
+    this.uniform(weight, gain * Math.sqrt(3 * weight.dim(0) / weight.size));
+    this.constant(bias, 0);
+  }
+
   norm({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
     this.constant(weight, 1);
     this.constant(bias, 0);

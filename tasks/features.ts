@@ -4,7 +4,7 @@ import { noGrad } from "../src/autograd.ts";
 import { featuresConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
-import { Folder, openFolder } from "../src/io/dataset.ts";
+import { type Folder, openFolder } from "../src/io/dataset.ts";
 import { readImage, toFloat } from "../src/io/image.ts";
 import { type Image, resizeAndCrop } from "../src/io/resize.ts";
 import { writeSafetensors } from "../src/io/safetensors.ts";

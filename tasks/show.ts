@@ -17,8 +17,9 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     /** While kernels are compiled: the first time takes a while on a software adapter. */
     compile(done: number, total: number): void {
       current ??= log.progress(`${part?.[0]}: compiling`, total, "kernels");
-      current.update(done);
-      if (done === total) {
+      // The last line of a count is always shown, and this one says nothing.
+      if (done < total) current.update(done);
+      else {
         current.end();
         current = undefined;
       }

@@ -2,7 +2,7 @@
 
 import { assert } from "@std/assert";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "../src/ops/norm.ts";
-import { type Tensor } from "../src/tensor.ts";
+import type { Tensor } from "../src/tensor.ts";
 import { checkOp, evaluate, PROFILES, randomArray, relativeError, testDevice } from "./check.ts";
 import { at, build, type Nd } from "./reference.ts";
 

@@ -68,7 +68,7 @@ export class Log {
       update: (done, note = "") => {
         const now = performance.now(), rate = (done - from) / Math.max(1e-3, (now - began) / 1000);
         const wait = this.#bar ? 0.1 : QUIET;
-        if (done < total && now - this.#lastLine < wait * 1000) return;
+        if (done < total && now - Math.max(this.#lastLine, this.#bar ? 0 : began) < wait * 1000) return;
         this.#lastLine = now;
         const left = rate > 0 ? duration((total - done) / rate) : "?";
         const counts = `${done}/${total} ${unit}`;

@@ -4,8 +4,7 @@
 
 import { z } from "zod";
 import { Conv2d, type Initializer } from "../nn.ts";
-import { add, mul, sub } from "../ops/math.ts";
-import { div } from "../ops/math.ts";
+import { add, div, mul, sub } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
 import { reshape } from "../ops/shape.ts";
 import { check, constant, type Tensor, variable } from "../tensor.ts";
@@ -74,7 +73,7 @@ export class Tokenizer {
   /** Everything but the encoder, which comes pretrained. */
   init(init: Initializer): void {
     this.adapter.init(init);
-    init.torchDefault(this.post_quant_conv);
+    init.preserving(this.post_quant_conv);
     this.decoder.init(init);
   }
 

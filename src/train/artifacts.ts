@@ -9,7 +9,7 @@ import { openModel } from "../io/shards.ts";
 import { writeSafetensors } from "../io/safetensors.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
 import { Tokenizer, type TokenizerConfig, tokenizerConfig } from "../models/tokenizer.ts";
-import { Vit, type VitConfig, vitConfig } from "../models/vit.ts";
+import { type Vit, type VitConfig, vitConfig } from "../models/vit.ts";
 import { loadState, saveState, type TensorSource } from "../nn.ts";
 
 /** The encoder that comes with tok: trained by tasks/dev/pretrain_encoder.ts on generated images. */

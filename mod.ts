@@ -1,0 +1,30 @@
+/**
+ * tok as a library: the engine, the models and the recipes behind the commands.
+ *
+ * ```ts
+ * import { capture, input, linear, openDevice } from "./mod.ts";
+ * await openDevice();
+ * const program = capture("example", { x: input([2, 4]), w: input([3, 4]) }, ({ x, w }) => ({ y: linear(x, w) }));
+ * ```
+ * @module
+ */
+export { checkpoint, detach, grad, gradOf, noGrad } from "./src/autograd.ts";
+export { GpuError, ShapeError, UsageError } from "./src/errors.ts";
+export { closeDevice, device, openDevice } from "./src/gpu/device.ts";
+export { capture, Program } from "./src/gpu/program.ts";
+export { Decoder } from "./src/models/decoder.ts";
+export { Discriminator } from "./src/models/discriminator.ts";
+export { Dit } from "./src/models/dit.ts";
+export { Encoder, Tokenizer } from "./src/models/tokenizer.ts";
+export { Vit } from "./src/models/vit.ts";
+export { Initializer, loadState, ParameterSet, saveState } from "./src/nn.ts";
+export { attention } from "./src/ops/attention.ts";
+export { conv2d } from "./src/ops/conv.ts";
+export { linear, matmul } from "./src/ops/matmul.ts";
+export { constant, input, parameter, readTensor, Tensor, variable } from "./src/tensor.ts";
+export { Alignment, StageRun } from "./src/train/alignment.ts";
+export { openDit, openEncoder, openTokenizer } from "./src/train/artifacts.ts";
+export { Diffusion } from "./src/train/diffusion.ts";
+export { generate } from "./src/train/generate.ts";
+export { Optimizer } from "./src/train/optimizer.ts";
+export { Sampler } from "./src/train/sampling.ts";

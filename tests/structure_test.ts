@@ -1,0 +1,138 @@
+// The layout of the project, enforced: which way imports point, who may touch the device, how long a file may be.
+
+import { assertEquals } from "@std/assert";
+import { fromFileUrl, join, relative } from "@std/path";
+
+const TOP = fromFileUrl(new URL("..", import.meta.url));
+
+function files(folder: string, extension: RegExp): string[] {
+  return [...Deno.readDirSync(join(TOP, folder))].flatMap(({ name, isDirectory }) => {
+    const path = join(folder, name);
+    if (isDirectory) return name === "fixtures" || name === "node_modules" ? [] : files(path, extension);
+    return extension.test(name) ? [path] : [];
+  }).sort();
+}
+
+const read = (path: string) => Deno.readTextFileSync(join(TOP, path));
+const SOURCES = [
+  "main.ts",
+  "mod.ts",
+  ...["src", "tasks", "kernels", "tests"].flatMap((f) => files(f, /\.ts$/)),
+]
+  .filter((path) => !path.endsWith(".d.ts"));
+const WGSL = files("kernels", /\.wgsl$/);
+
+/** Paths that a file imports, relative to the top. */
+function imports(path: string): string[] {
+  return [...read(path).matchAll(/^(?:import|export)[^;]*?from\s+"(\.[^"]+)"/gm)]
+    .map((m) => relative(TOP, join(TOP, path, "..", m[1] as string)));
+}
+
+/** The layers, lowest first; a file may import its own layer and lower ones. */
+const LAYERS: [RegExp, number][] = [
+  [/^src\/(errors|config|philox)\.ts$|^kernels\/|^src\/types\//, 0],
+  [/^src\/flags\.ts$/, 0],
+  [/^src\/gpu\//, 1],
+  [/^src\/tensor\.ts$/, 2],
+  [/^src\/autograd\.ts$/, 3],
+  [/^src\/io\//, 3],
+  [/^src\/ops\//, 4],
+  [/^src\/nn\.ts$/, 5],
+  [/^src\/models\//, 6],
+  [/^src\/metrics\//, 7],
+  [/^src\/train\//, 8],
+  [/^tasks\//, 9],
+  [/^(main|mod)\.ts$|^deno\.json$/, 10],
+];
+const layer = (path: string) => LAYERS.find(([pattern]) => pattern.test(path))?.[1] ?? NaN;
+const product = SOURCES.filter((path) => !path.startsWith("tests/"));
+
+Deno.test("imports point downwards only", () => {
+  const wrong = product.flatMap((path) =>
+    imports(path).filter((to) => !(layer(to) <= layer(path)) && to !== "deno.json").map((to) =>
+      `${path} -> ${to}`
+    )
+  );
+  assertEquals(wrong, []);
+});
+
+Deno.test("there are no import cycles", () => {
+  const cycles: string[] = [];
+  const state = new Map<string, "open" | "done">();
+  const visit = (path: string, trail: string[]) => {
+    if (state.get(path) === "done" || !path.endsWith(".ts")) return;
+    if (state.get(path) === "open") {
+      return void cycles.push([...trail.slice(trail.indexOf(path)), path].join(" -> "));
+    }
+    state.set(path, "open");
+    // Types alone make no cycle at run time.
+    const runtime = [...read(path).matchAll(/^(?:import|export)\s+(?!type\b)[^;]*?from\s+"(\.[^"]+)"/gm)];
+    for (const m of runtime) visit(relative(TOP, join(TOP, path, "..", m[1] as string)), [...trail, path]);
+    state.set(path, "done");
+  };
+  for (const path of product) visit(path, []);
+  assertEquals(cycles, []);
+});
+
+Deno.test("only src/gpu says GPUDevice", () => {
+  assertEquals(product.filter((p) => !p.startsWith("src/gpu/") && /\bGPUDevice\b/.test(read(p))), []);
+});
+
+Deno.test("only ops and the engine's own memory import kernels", () => {
+  const wrong = product.filter((path) =>
+    !/^(src\/ops\/|src\/gpu\/memory\.ts|kernels\/)/.test(path) &&
+    imports(path).some((to) => to.startsWith("kernels/"))
+  );
+  assertEquals(wrong, []);
+});
+
+Deno.test("only main.ts and development scripts read the command line or exit", () => {
+  const wrong = product.filter((p) =>
+    p !== "main.ts" && !p.startsWith("tasks/dev/") && /Deno\.(args|exit)\b/.test(read(p))
+  );
+  assertEquals(wrong, []);
+});
+
+Deno.test("no file is longer than 400 lines, or called utils or index", () => {
+  assertEquals([...SOURCES, ...WGSL].filter((path) => read(path).split("\n").length > 401), []);
+  assertEquals(SOURCES.filter((path) => /\/(utils|index)\.ts$/.test(path)), []);
+});
+
+Deno.test("every file begins by saying what it owns", () => {
+  assertEquals([...SOURCES, ...WGSL].filter((path) => !/^(\/\/ |\/\*\*)/.test(read(path))), []);
+});
+
+Deno.test("the top level holds what it should and nothing else", () => {
+  const allowed = new Set([
+    ".ci",
+    ".git",
+    ".gitignore",
+    "LICENSE",
+    "README.md",
+    "deno.json",
+    "deno.lock",
+    "kernels",
+    "main.ts",
+    "mod.ts",
+    "src",
+    "tasks",
+    "tests",
+    // left by runs and builds, and ignored by git
+    "runs",
+    ".gl",
+    "node_modules",
+    "dist",
+    "tok",
+  ]);
+  assertEquals([...Deno.readDirSync(TOP)].map(({ name }) => name).filter((name) => !allowed.has(name)), []);
+});
+
+Deno.test("nothing is left to be done later, and nothing names a machine", () => {
+  // Spelled in pieces, so that this file does not find itself.
+  const left = new RegExp(
+    ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"].map((w) => `\\b${w}\\b`).join("|"),
+  );
+  const machine = new RegExp(["/ro" + "ot/", "/wo" + "rk/", "//regis" + "try\\."].join("|"));
+  const all = [...SOURCES, ...WGSL, "README.md", "deno.json"];
+  assertEquals(all.filter((path) => left.test(read(path)) || machine.test(read(path))), []);
+});
