@@ -40,50 +40,50 @@ fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
   return vec2(mean, inverseSqrt(variance + params.eps));
 }
 
-@compute @workgroup_size(LANES, ROWS)
+@compute @workgroup_size(LANES * ROWS)
 fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-              @builtin(local_invocation_id) local: vec3<u32>) {
-  let row = (group.y * groups.x + group.x) * ROWS + local.y;
+              @builtin(local_invocation_index) index: u32) {
+  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
   let live = row < params.rows;
   let at = row * params.size;
-  let m = moments(at, local.x, local.y, live);
+  let m = moments(at, (index % LANES), (index / LANES), live);
   if (!live) { return; }
-  if (local.x == 0u) { stats[row] = m; }
-  for (var k = local.x; k < params.size; k += LANES) { y[at + k] = (x[at + k] - m.x) * m.y * w[k] + b[k]; }
+  if ((index % LANES) == 0u) { stats[row] = m; }
+  for (var k = (index % LANES); k < params.size; k += LANES) { y[at + k] = (x[at + k] - m.x) * m.y * w[k] + b[k]; }
 }
 
-@compute @workgroup_size(LANES, ROWS)
+@compute @workgroup_size(LANES * ROWS)
 fn rms_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_id) local: vec3<u32>) {
-  let row = (group.y * groups.x + group.x) * ROWS + local.y;
+            @builtin(local_invocation_index) index: u32) {
+  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
   let live = row < params.rows;
   let at = row * params.size;
-  let m = moments(at, local.x, local.y, live);
+  let m = moments(at, (index % LANES), (index / LANES), live);
   if (!live) { return; }
-  if (local.x == 0u) { stats[row] = m; }
-  for (var k = local.x; k < params.size; k += LANES) { y[at + k] = x[at + k] * m.y * w[k]; }
+  if ((index % LANES) == 0u) { stats[row] = m; }
+  for (var k = (index % LANES); k < params.size; k += LANES) { y[at + k] = x[at + k] * m.y * w[k]; }
 }
 
-@compute @workgroup_size(LANES, ROWS)
+@compute @workgroup_size(LANES * ROWS)
 fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                   @builtin(local_invocation_id) local: vec3<u32>) {
-  let row = (group.y * groups.x + group.x) * ROWS + local.y;
+                   @builtin(local_invocation_index) index: u32) {
+  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
   let live = row < params.rows;
   let at = row * params.size;
   let m = saved[select(0u, row, live)];
   var s = V();
   var q = V();
   if (live) {
-    for (var k = local.x; k < params.size; k += LANES) {
+    for (var k = (index % LANES); k < params.size; k += LANES) {
       let g = dy[at + k] * w[k];
       s += g;
       q += g * (x[at + k] - m.x) * m.y;
     }
   }
-  var mean = sum_lanes(vec2(total(s), total(q)), local.x, local.y) / (f32(params.size) * WIDTH);
+  var mean = sum_lanes(vec2(total(s), total(q)), (index % LANES), (index / LANES)) / (f32(params.size) * WIDTH);
   if (RMS == 1u) { mean.x = 0.0; }
   if (!live) { return; }
-  for (var k = local.x; k < params.size; k += LANES) {
+  for (var k = (index % LANES); k < params.size; k += LANES) {
     dx[at + k] = m.y * (dy[at + k] * w[k] - mean.x - (x[at + k] - m.x) * m.y * mean.y);
   }
 }
