@@ -6,6 +6,7 @@
 //   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
 
 override SILU: u32 = 0;
+override PIXELS: u32 = 8; // of a lane of the elementwise kernels
 
 struct Params {
   images: u32,
@@ -39,12 +40,32 @@ struct Params {
 
 fn sigmoid(z: V) -> V { return 1.0 / (1.0 + exp(-z)); }
 
-// dLoss/dz at vector `at` of channel vector k of image i.
-fn upstream(at: u32, n: V, k: u32) -> V {
-  if (SILU == 0u) { return dy[at]; }
-  let z = n * w[k] + b[k];
+// dLoss/dz from dLoss/dy, for z = n weight + bias.
+fn upstream(g: V, n: V, weight: V, bias: V) -> V {
+  if (SILU == 0u) { return g; }
+  let z = n * weight + bias;
   let s = sigmoid(z);
-  return dy[at] * s * (1.0 + z * (1.0 - s));
+  return g * s * (1.0 + z * (1.0 - s));
+}
+
+// A lane of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
+// is read once for all of them, and neighbouring lanes still touch neighbouring memory.
+
+struct Strand {
+  k: u32,     // channel vector
+  c: u32,     // the same in [B, C]
+  begin: u32, // first vector of the map, then every `step` before `end`; nothing for lanes past the last one
+  step: u32,
+  end: u32,
+}
+
+fn strand(item: u32) -> Strand {
+  let slab = (params.pixels + PIXELS - 1u) / PIXELS;
+  let image = item / (slab * params.size);
+  let k = item % params.size;
+  let begin = (image * params.pixels + item / params.size % slab) * params.size + k;
+  let end = select(0u, (image + 1u) * params.pixels * params.size, image < params.images);
+  return Strand(k, image * params.size + k, begin, slab * params.size, end);
 }
 
 @compute @workgroup_size(16)
@@ -107,13 +128,14 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 @compute @workgroup_size(64)
 fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                @builtin(local_invocation_index) lane: u32) {
-  let at = (group.y * groups.x + group.x) * 64u + lane;
-  let image_size = params.pixels * params.size;
-  if (at >= params.images * image_size) { return; }
-  let k = at % params.size;
-  let c = at / image_size * params.size + k;
-  let z = (x[at] - mean[c]) * r[c] * w[k] + b[k];
-  if (SILU == 0u) { y[at] = z; } else { y[at] = z * sigmoid(z); }
+  let own = strand((group.y * groups.x + group.x) * 64u + lane);
+  let m = mean[own.c];
+  let scale = r[own.c] * w[own.k];
+  let bias = b[own.k];
+  for (var at = own.begin; at < own.end; at += own.step) {
+    let z = (x[at] - m) * scale + bias;
+    if (SILU == 0u) { y[at] = z; } else { y[at] = z * sigmoid(z); }
+  }
 }
 
 @compute @workgroup_size(16)
@@ -128,13 +150,15 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   let end = min((chunk + 1u) * params.chunk, params.pixels);
   let m = mean[image * params.size + k];
   let rstd = r[image * params.size + k];
+  let weight = w[k];
+  let bias = b[k];
   let step = params.size;
   var s = V();
   var q = V();
   for (var p = chunk * params.chunk; p < end; p++) {
     let at = from_image + p * step;
     let n = (x[at] - m) * rstd;
-    let u = upstream(at, n, k);
+    let u = upstream(dy[at], n, weight, bias);
     s += u;
     q += u * n;
   }
@@ -169,11 +193,15 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
 @compute @workgroup_size(64)
 fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) lane: u32) {
-  let at = (group.y * groups.x + group.x) * 64u + lane;
-  let image_size = params.pixels * params.size;
-  if (at >= params.images * image_size) { return; }
-  let k = at % params.size;
-  let c = at / image_size * params.size + k;
-  let n = (x[at] - mean[c]) * r[c];
-  y[at] = r[c] * (upstream(at, n, k) * w[k] - mean1[c] - n * mean2[c]);
+  let own = strand((group.y * groups.x + group.x) * 64u + lane);
+  let m = mean[own.c];
+  let rstd = r[own.c];
+  let weight = w[own.k];
+  let bias = b[own.k];
+  let m1 = mean1[own.c];
+  let m2 = mean2[own.c];
+  for (var at = own.begin; at < own.end; at += own.step) {
+    let n = (x[at] - m) * rstd;
+    y[at] = rstd * (upstream(dy[at], n, weight, bias) * weight - m1 - n * m2);
+  }
 }

@@ -3,3 +3,4 @@ alias V = f32;
 const WIDTH = 1.0;
 fn total(v: V) -> f32 { return v; }
 fn biggest(v: V) -> f32 { return v; }
+fn head(v: V) -> f32 { return v; }

@@ -1,10 +1,12 @@
 // Layer and RMS norm over the last axis of x [R, C] (C in vectors V).
-//   layer: y = (x - mean) r w + b,  r = 1 / sqrt(var + eps)       rms: y = x r w,  r = 1 / sqrt(mean(x^2) + eps)
+//   layer: y = (x - mean) r w + b,  r = 1 / sqrt(var + eps)       rms: y = x r w + b,  r = 1 / sqrt(mean(x^2) + eps)
 // backward, with g = dy w and n = (x - mean) r:  dx = r (g - mean(g) - n mean(g n))   (rms: without mean(g))
 //   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, added up by a second launch.
-// Needs the preludes wide or narrow, and rows. A row is read twice for its variance: one pass would cancel.
+// Needs the preludes wide or narrow, and rows. Moments are taken in one pass relative to the row's first element: a large
+// mean does not cancel, a constant row has a variance of exactly zero, and even an outlier there costs at most C roundings.
 
 override RMS: u32 = 0;
+override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
 
 struct Params {
   rows: u32,
@@ -26,84 +28,108 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> db: array<V>;
 @group(0) @binding(10) var<uniform> params: Params;
 
+fn weight(k: u32) -> V {
+  if (AFFINE == 0u) { return V(1.0); }
+  return w[k];
+}
+
+fn bias(k: u32) -> V {
+  if (AFFINE < 2u) { return V(); }
+  return b[k];
+}
+
+// (mean, r) of the row that begins at vector `at`.
 fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
-  let n = f32(params.size) * WIDTH;
-  var mean = 0.0;
-  if (RMS == 0u) {
-    var s = V();
-    if (live) { for (var k = lane; k < params.size; k += LANES) { s += x[at + k]; } }
-    mean = sum_lanes(vec2(total(s), 0.0), lane, row).x / n;
-  }
+  var origin = 0.0;
+  if (RMS == 0u && live) { origin = head(x[at]); }
+  var s = V();
   var q = V();
-  if (live) { for (var k = lane; k < params.size; k += LANES) { let d = x[at + k] - mean; q += d * d; } }
-  let variance = sum_lanes(vec2(total(q), 0.0), lane, row).x / n;
-  return vec2(mean, inverseSqrt(variance + params.eps));
+  if (live) {
+    for (var k = lane; k < params.size; k += LANES) {
+      let d = x[at + k] - origin;
+      s += d;
+      q += d * d;
+    }
+  }
+  let m = sum_lanes(vec2(total(s), total(q)), lane, row) / (f32(params.size) * WIDTH);
+  if (RMS == 1u) { return vec2(0.0, inverseSqrt(m.y + params.eps)); }
+  return vec2(origin + m.x, inverseSqrt(max(m.y - m.x * m.x, 0.0) + params.eps));
 }
 
 @compute @workgroup_size(LANES * ROWS)
-fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-              @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
+fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
   let live = row < params.rows;
   let at = row * params.size;
-  let m = moments(at, (index % LANES), (index / LANES), live);
+  let m = moments(at, lane, index / LANES, live);
   if (!live) { return; }
-  if ((index % LANES) == 0u) { stats[row] = m; }
-  for (var k = (index % LANES); k < params.size; k += LANES) { y[at + k] = (x[at + k] - m.x) * m.y * w[k] + b[k]; }
-}
-
-@compute @workgroup_size(LANES * ROWS)
-fn rms_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
-  let live = row < params.rows;
-  let at = row * params.size;
-  let m = moments(at, (index % LANES), (index / LANES), live);
-  if (!live) { return; }
-  if ((index % LANES) == 0u) { stats[row] = m; }
-  for (var k = (index % LANES); k < params.size; k += LANES) { y[at + k] = x[at + k] * m.y * w[k]; }
+  if (lane == 0u) { stats[row] = m; }
+  for (var k = lane; k < params.size; k += LANES) { y[at + k] = (x[at + k] - m.x) * m.y * weight(k) + bias(k); }
 }
 
 @compute @workgroup_size(LANES * ROWS)
 fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                    @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
   let live = row < params.rows;
   let at = row * params.size;
   let m = saved[select(0u, row, live)];
   var s = V();
   var q = V();
   if (live) {
-    for (var k = (index % LANES); k < params.size; k += LANES) {
-      let g = dy[at + k] * w[k];
+    for (var k = lane; k < params.size; k += LANES) {
+      let g = dy[at + k] * weight(k);
       s += g;
       q += g * (x[at + k] - m.x) * m.y;
     }
   }
-  var mean = sum_lanes(vec2(total(s), total(q)), (index % LANES), (index / LANES)) / (f32(params.size) * WIDTH);
+  var mean = sum_lanes(vec2(total(s), total(q)), lane, index / LANES) / (f32(params.size) * WIDTH);
   if (RMS == 1u) { mean.x = 0.0; }
   if (!live) { return; }
-  for (var k = (index % LANES); k < params.size; k += LANES) {
-    dx[at + k] = m.y * (dy[at + k] * w[k] - mean.x - (x[at + k] - m.x) * m.y * mean.y);
+  for (var k = lane; k < params.size; k += LANES) {
+    dx[at + k] = m.y * (dy[at + k] * weight(k) - mean.x - (x[at + k] - m.x) * m.y * mean.y);
   }
 }
 
+fn keep(chunk: u32, k: u32, q: V, s: V) {
+  if (k < params.size) {
+    dw[chunk * params.size + k] = q;
+    db[chunk * params.size + k] = s;
+  }
+}
+
+// A lane owns four columns of a chunk, `stride` apart, so that a row's statistics are read once for them and a pass
+// over a row touches most of it. A column past the end reads some other row and is not kept.
 @compute @workgroup_size(16)
 fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                         @builtin(local_invocation_index) lane: u32) {
   let item = (group.y * groups.x + group.x) * 16u + lane;
-  if (item >= params.chunks * params.size) { return; }
-  let k = item % params.size;
-  let first = item / params.size * params.chunk;
-  let end = min(first + params.chunk, params.rows);
-  var s = V();
-  var q = V();
-  for (var row = first; row < end; row++) {
+  let stride = (params.size + 3u) / 4u;
+  if (item >= params.chunks * stride) { return; }
+  let chunk = item / stride;
+  let k = item % stride;
+  let begin = chunk * params.chunk;
+  let end = min(begin + params.chunk, params.rows);
+  var s0 = V(); var s1 = V(); var s2 = V(); var s3 = V();
+  var q0 = V(); var q1 = V(); var q2 = V(); var q3 = V();
+  for (var row = begin; row < end; row++) {
     let m = saved[row];
-    let g = dy[row * params.size + k];
-    s += g;
-    q += g * (x[row * params.size + k] - m.x) * m.y;
+    let at = row * params.size + k;
+    let g0 = dy[at];
+    let g1 = dy[at + stride];
+    let g2 = dy[at + 2u * stride];
+    let g3 = dy[at + 3u * stride];
+    s0 += g0; s1 += g1; s2 += g2; s3 += g3;
+    q0 += g0 * ((x[at] - m.x) * m.y);
+    q1 += g1 * ((x[at + stride] - m.x) * m.y);
+    q2 += g2 * ((x[at + 2u * stride] - m.x) * m.y);
+    q3 += g3 * ((x[at + 3u * stride] - m.x) * m.y);
   }
-  dw[item] = q;
-  db[item] = s;
+  keep(chunk, k, q0, s0);
+  keep(chunk, k + stride, q1, s1);
+  keep(chunk, k + 2u * stride, q2, s2);
+  keep(chunk, k + 3u * stride, q3, s3);
 }

@@ -36,26 +36,28 @@ fn normaliser(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
 @compute @workgroup_size(LANES * ROWS)
 fn softmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
            @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
   let live = row < params.rows;
   let at = row * params.size;
-  let n = normaliser(at, (index % LANES), (index / LANES), live);
+  let n = normaliser(at, lane, index / LANES, live);
   if (!live) { return; }
   let r = 1.0 / n.y;
-  for (var k = (index % LANES); k < params.size; k += LANES) { y[at + k] = exp(x[at + k] - n.x) * r; }
+  for (var k = lane; k < params.size; k += LANES) { y[at + k] = exp(x[at + k] - n.x) * r; }
 }
 
 @compute @workgroup_size(LANES * ROWS)
 fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) index: u32) {
-  let row = (group.y * groups.x + group.x) * ROWS + (index / LANES);
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
   let live = row < params.rows;
   let at = row * params.size;
   var s = V();
-  if (live) { for (var k = (index % LANES); k < params.size; k += LANES) { s += dy[at + k] * saved[at + k]; } }
-  let dot = sum_lanes(vec2(total(s), 0.0), (index % LANES), (index / LANES)).x;
+  if (live) { for (var k = lane; k < params.size; k += LANES) { s += dy[at + k] * saved[at + k]; } }
+  let dot = sum_lanes(vec2(total(s), 0.0), lane, index / LANES).x;
   if (!live) { return; }
-  for (var k = (index % LANES); k < params.size; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
+  for (var k = lane; k < params.size; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
 }
 
 @compute @workgroup_size(8)

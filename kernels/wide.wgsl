@@ -3,3 +3,4 @@ alias V = vec4<f32>;
 const WIDTH = 4.0;
 fn total(v: V) -> f32 { return v.x + v.y + v.z + v.w; }
 fn biggest(v: V) -> f32 { return max(max(v.x, v.y), max(v.z, v.w)); }
+fn head(v: V) -> f32 { return v.x; }

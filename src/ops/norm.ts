@@ -12,44 +12,56 @@ import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
 import { byWidth, rowKernel } from "./rows.ts";
 
-/** (x - mean) / sqrt(var + eps) * weight + bias over the last axis. @param weight [C] @param bias [C] */
-export function layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps = 1e-6): Tensor {
-  return rowNorm(x, weight, bias, eps);
+/**
+ * (x - mean) / sqrt(var + eps) * weight + bias over the last axis.
+ * @param weight [C]; ones when absent
+ * @param bias [C]; zeros when absent
+ * @throws ShapeError when weight or bias is not [C]
+ */
+export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, eps = 1e-6): Tensor {
+  return rowNorm(x, weight, bias, eps, false);
 }
 
-/** x / sqrt(mean(x^2) + eps) * weight over the last axis. @param weight [C] */
-export function rmsNorm(x: Tensor, weight: Tensor, eps = 1e-6): Tensor {
-  return rowNorm(x, weight, undefined, eps);
+/**
+ * x / sqrt(mean(x^2) + eps) * weight over the last axis.
+ * @param weight [C]; ones when absent
+ * @throws ShapeError when weight is not [C]
+ */
+export function rmsNorm(x: Tensor, weight?: Tensor, eps = 1e-6): Tensor {
+  return rowNorm(x, weight, undefined, eps, true);
 }
 
-function rowNorm(x: Tensor, w: Tensor, b: Tensor | undefined, eps: number): Tensor {
+/** Rows that one lane adds up for the gradients of weight and bias, and the most partial sums that are made. */
+const CHUNK = { rows: 32, most: 512 };
+
+function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: number, rms: boolean): Tensor {
   const C = x.dim(-1), R = x.size / C;
+  const affine = [w, b].filter((t) => t !== undefined);
   check(
-    w.shape.join() === `${C}` && (!b || b.shape.join() === `${C}`),
+    affine.every((t) => t.shape.join() === `${C}`) && (w !== undefined || !b),
     "normalise rows",
-    "the weight must be [C]",
+    "weight and bias must be [C], and a bias needs a weight",
     x,
-    w,
+    ...affine,
   );
   const y = empty(x.shape), stats = empty([R, 2], "f32", "statistics");
-  const constants = { RMS: b ? 0 : 1 };
-  const forward = rowKernel(source, b ? "layer_norm" : "rms_norm", R, C, constants);
-  const params = { rows: R, size: forward.size, eps, chunks: 1, chunk: 1 };
-  forward.kernel.launch({ x, w, y, stats, ...(b ? { b } : {}) }, params, forward.grid, { flops: 8 * x.size });
-  return differentiable(y, b ? [x, w, b] : [x, w], (dy) => {
+  const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
+  const forward = rowKernel(source, "norm", R, C, constants);
+  const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows));
+  const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
+  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, { flops: 8 * x.size });
+  return differentiable(y, [x, ...affine], (dy) => {
     const dx = empty(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, constants);
-    backward.kernel.launch({ x, w, dy, saved: stats, dx }, params, backward.grid, { flops: 12 * x.size });
-    const { size } = backward;
-    const chunks = Math.max(
-      1,
-      Math.min(Math.ceil((device().profile === "cpu" ? 256 : 8192) / size), Math.ceil(R / 16)),
-    );
+    backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
+      flops: 12 * x.size,
+    });
+    if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
-    rowKernel(source, "norm_backward_weight", R, C, constants).kernel.launch(
+    kernel(backward.kernel.source, "norm_backward_weight").launch(
       { x, dy, saved: stats, dw, db },
-      { ...params, chunks, chunk: Math.ceil(R / chunks) },
-      fold(Math.ceil(chunks * size / 16)),
+      params,
+      fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / 16)),
       { flops: 5 * x.size },
     );
     return b ? [dx, sumChunks(dw, 1), sumChunks(db, 1)] : [dx, sumChunks(dw, 1)];
@@ -69,6 +81,7 @@ export function groupNorm(
   { silu = false }: { silu?: boolean } = {},
 ): Tensor {
   const B = x.dim(0), C = x.dim(-1);
+  check(x.rank >= 2, "normalise groups", "x must be [B, ..., C]", x);
   check(C % groups === 0, "normalise groups", `${C} channels are no multiple of ${groups} groups`, x);
   return grouped(x, B, groups, weight, bias, eps, silu).y;
 }
@@ -86,6 +99,15 @@ export interface BatchNormOptions {
 export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: BatchNormOptions): Tensor {
   const { eps = 1e-5, training, running } = options;
   const C = x.dim(-1), n = x.size / C;
+  const given = [...training === true ? [] : [training], ...running ? [running] : []];
+  const statistics = given.flatMap(({ mean, variance }) => [mean, variance]);
+  check(
+    statistics.every((t) => t.shape.join() === `${C}`),
+    "normalise a batch",
+    "statistics must be [C]",
+    x,
+    ...statistics,
+  );
   if (training !== true) {
     const { mean, variance } = training;
     return add(mul(div(sub(x, mean), sqrt(shift(variance, eps))), weight), bias);
@@ -96,12 +118,15 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
     noGrad(() => {
       copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
       const unbiased = m * n / Math.max(1, n - 1);
-      const update = ["x0 * s0 + (1.0 / (x1 * x1) - s2) * s1"];
+      const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
       copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
     });
   }
   return y;
 }
+
+/** Pixels that one lane of the elementwise kernels of a group norm owns. */
+const PIXELS = 8;
 
 function grouped(
   x: Tensor,
@@ -140,7 +165,7 @@ function grouped(
   const perChannel = () => [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
   const overPartials = fold(Math.ceil(images * chunks * size / 16));
   const overGroups = fold(Math.ceil(images * groups / 8));
-  const overAll = fold(Math.ceil(x.size / width / 64));
+  const overAll = fold(Math.ceil(images * Math.ceil(pixels / PIXELS) * size / 64));
 
   const y = empty(x.shape);
   const [s1, s2] = partials(), [mean, r] = perChannel();
@@ -150,7 +175,7 @@ function grouped(
     params,
     overGroups,
   );
-  kernel(text, "group_apply", { SILU }).launch({ x, w, b, mean, r, y }, params, overAll, {
+  kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, overAll, {
     flops: 4 * x.size,
   });
   differentiable(y, [x, w, b], (dy) => {
@@ -167,7 +192,7 @@ function grouped(
       params,
       overGroups,
     );
-    kernel(text, "group_backward_x", { SILU }).launch(
+    kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
       { x, w, b, mean, r, dy, mean1, mean2, y: dx },
       params,
       overAll,
