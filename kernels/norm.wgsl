@@ -2,8 +2,9 @@
 //   layer: y = (x - mean) r w + b,  r = 1 / sqrt(var + eps)       rms: y = x r w + b,  r = 1 / sqrt(mean(x^2) + eps)
 // backward, with g = dy w and n = (x - mean) r:  dx = r (g - mean(g) - n mean(g n))   (rms: without mean(g))
 //   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, added up by a second launch.
-// Needs the preludes wide or narrow, and rows. Moments are taken in one pass relative to the row's first element: a large
-// mean does not cancel, a constant row has a variance of exactly zero, and even an outlier there costs at most C roundings.
+// Needs the preludes wide or narrow, and rows. Each component of each lane keeps a running mean and sum of squares about it
+// (Welford), joined at the end: one pass over the row, and neither a large mean nor an outlier cancels. Values are taken
+// relative to the row's first, so that a constant row has exactly its own mean and no variance.
 
 override RMS: u32 = 0;
 override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
@@ -40,20 +41,29 @@ fn bias(k: u32) -> V {
 
 // (mean, r) of the row that begins at vector `at`.
 fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
+  let n = f32(params.size) * WIDTH;
   var origin = 0.0;
   if (RMS == 0u && live) { origin = head(x[at]); }
-  var s = V();
+  var count = 0.0;
+  var m = V();
   var q = V();
   if (live) {
     for (var k = lane; k < params.size; k += LANES) {
-      let d = x[at + k] - origin;
-      s += d;
-      q += d * d;
+      let v = x[at + k] - origin;
+      let d = v - m;
+      count += 1.0;
+      if (RMS == 0u) { m += d * (1.0 / count); }
+      q += d * (v - m);
     }
   }
-  let m = sum_lanes(vec2(total(s), total(q)), lane, row) / (f32(params.size) * WIDTH);
-  if (RMS == 1u) { return vec2(0.0, inverseSqrt(m.y + params.eps)); }
-  return vec2(origin + m.x, inverseSqrt(max(m.y - m.x * m.x, 0.0) + params.eps));
+  var mean = 0.0;
+  if (RMS == 0u) {
+    mean = sum_lanes(vec2(count * total(m), 0.0), lane, row).x / n;
+    let e = m - mean;
+    q += count * e * e;
+  }
+  let variance = sum_lanes(vec2(total(q), 0.0), lane, row).x / n;
+  return vec2(origin + mean, inverseSqrt(variance + params.eps));
 }
 
 @compute @workgroup_size(LANES * ROWS)
