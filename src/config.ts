@@ -118,7 +118,7 @@ export const alignConfig = z.strictObject({
     "Stages",
     "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([300, 1100, 300]), "Stages", "Steps of the three stages"),
+  steps: option(z.array(count()).length(3).default([300, 1400, 400]), "Stages", "Steps of the three stages"),
   lr: option(three(1.5e-3, 1e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
   encoderLr: option(
     amount().default(1),
@@ -138,7 +138,7 @@ export const alignConfig = z.strictObject({
   ),
   wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
   wSemantic: option(
-    amount().default(0.5),
+    amount().default(0.3),
     "Losses",
     "Weight of semantic preservation in stage 2; the paper: 1 [N]",
   ),
@@ -149,9 +149,13 @@ export const alignConfig = z.strictObject({
     "Measured after [S/N] or before the adapter",
   ),
   gan: option(z.enum(["patch", "none"]).default("patch"), "Losses", "Discriminator: PatchGAN [I], or none"),
-  wGan: option(amount().default(0.5), "Losses", "Factor of the adaptive adversarial weight [I]"),
+  wGan: option(
+    amount().default(0.05),
+    "Losses",
+    "Factor of the adaptive adversarial weight; at scale 0.5 [I]",
+  ),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([300, 1100, 200]),
+    z.array(z.number().int().nonnegative()).length(3).default([300, 1400, 300]),
     "Losses",
     "Step of each stage from which the adversarial loss counts",
   ),
@@ -192,7 +196,7 @@ export const trainDitConfig = z.strictObject({
   images: option(count().default(6000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
-  steps: option(count().default(1200), "Training", "Training steps"),
+  steps: option(count().default(900), "Training", "Training steps"),
   batchSize: option(count().default(32), "Training", "Latents of a step"),
   lr: option(amount().default(2e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(
@@ -366,6 +370,7 @@ export const PRESETS: Record<string, Record<string, unknown>> = {
     encoderLr: 0.1,
     ema: 0.9999,
     wPerceptual: 1,
+    wGan: 0.5,
     wSemantic: 1,
     ganStart: [5001, 0, 0],
     discriminatorChannels: 64,

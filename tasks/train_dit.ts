@@ -17,7 +17,7 @@ import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEED
 import { planTable, progressOf } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
-const TINY = { depth: 4, hidden_size: 128, num_heads: 4 } satisfies Partial<DitConfig>;
+const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
 
 export const trainDit = command({
   name: "train-dit",

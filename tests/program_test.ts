@@ -3,10 +3,11 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { checkpoint, grad, noGrad, store } from "../src/autograd.ts";
 import { GpuError } from "../src/errors.ts";
-import { device } from "../src/gpu/device.ts";
+import { device, openDevice } from "../src/gpu/device.ts";
 import { kernel } from "../src/gpu/kernel.ts";
 import { addInPlace } from "../src/gpu/memory.ts";
 import { capture } from "../src/gpu/program.ts";
+import { Storage } from "../src/gpu/storage.ts";
 import { Linear, parameters, ParameterSet } from "../src/nn.ts";
 import { add, mul, silu, square } from "../src/ops/math.ts";
 import { linear, matmul } from "../src/ops/matmul.ts";
@@ -212,4 +213,81 @@ Deno.test("a variable is updated in place, run after run", async () => {
   for (let i = 0; i < 3; i++) program.run({ x: new Float32Array([1, 2, 3]) });
   assertEquals([...await readTensor(total)], [6, 12, 18]);
   program.destroy();
+});
+
+Deno.test("a program refuses inputs that it does not have or that are too long", async () => {
+  await testDevice();
+  const program = await capture("t", { x: input([4]) }, ({ x }) => ({ y: square(x) })).prepare();
+  const wild = program as unknown as { run(data: Record<string, Float32Array>): void };
+  assertThrows(() => wild.run({ z: new Float32Array(4) }), GpuError, `no input "z"`);
+  assertThrows(() => program.run({ x: new Float32Array(5) }), GpuError, "holds 16 bytes, got 20");
+  program.destroy();
+  assertThrows(() => program.run(), GpuError, "prepare() was not called");
+});
+
+Deno.test("two runs of a training program from the same state give the same bits", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const train = async () => {
+      const layer = new Linear(16, 24);
+      layer.weight.storage.write(randomArray(16 * 24, 1));
+      const optimizer = new Optimizer("t", [{ set: new ParameterSet("t", layer), ema: true }]);
+      const program = await capture("t", { x: input([37, 16]) }, ({ x }) => {
+        const loss = mean(square(silu(layer.forward(x))));
+        optimizer.update(loss);
+        return { loss };
+      }).prepare();
+      for (let step = 0; step < 5; step++) {
+        optimizer.set({
+          lr: 1e-2,
+          beta1: 0.9,
+          beta2: 0.99,
+          eps: 1e-8,
+          weightDecay: 0,
+          clip: 1,
+          emaDecay: 0.9,
+        });
+        program.run({ x: randomArray(37 * 16, step + 2) });
+      }
+      const bits = [await program.readBytes(program.outputs.loss), await layer.weight.storage.read()];
+      program.destroy();
+      return bits.map((b) => new Uint32Array(b));
+    };
+    assertEquals(await train(), await train());
+  }
+});
+
+/** Runs `fn` on a device of its own, which it may break; the next test opens another. */
+async function onOwnDevice(fn: () => Promise<void>): Promise<void> {
+  await openDevice();
+  try {
+    await fn();
+  } finally {
+    device().destroy();
+    await openDevice();
+  }
+}
+
+Deno.test("a buffer that cannot be bound is a GpuError of prepare()", async () => {
+  await testDevice();
+  await onOwnDevice(async () => {
+    const x = variable([4]), whole = new Storage(64, { persistent: true });
+    x.storage.place(whole, 4); // bindings begin at multiples of 16 bytes at the very least
+    const program = capture("t", {}, () => ({ y: square(x) }));
+    await assertRejects(() => program.prepare(), GpuError, `Cannot bind the buffers of "t"`);
+  });
+});
+
+Deno.test("after the device is lost, running, reading and preparing are GpuErrors that say so", async () => {
+  await testDevice();
+  await onOwnDevice(async () => {
+    const make = () => capture("t", { x: input([4]) }, ({ x }) => ({ y: square(x) }));
+    const program = await make().prepare();
+    program.run({ x: randomArray(4, 1) });
+    device().destroy();
+    await device().gpu.lost;
+    assertThrows(() => program.run(), GpuError, "the device was lost");
+    await assertRejects(() => program.read(program.outputs.y), GpuError, "the device was lost");
+    await assertRejects(() => make().prepare(), GpuError, "the device was lost");
+  });
 });

@@ -81,8 +81,12 @@ export class Device {
     );
   }
 
-  /** Runs `make` inside validation and out-of-memory scopes and turns what they caught into a GpuError. */
+  /**
+   * Runs `make` inside validation and out-of-memory scopes and turns what they caught into a GpuError.
+   * @param make must do its work before it returns: the scopes are closed then
+   */
   async scoped<T>(action: string, make: () => T): Promise<T> {
+    this.check();
     this.gpu.pushErrorScope("out-of-memory");
     this.gpu.pushErrorScope("validation");
     let made: T | undefined;
@@ -100,8 +104,9 @@ export class Device {
     return made as T;
   }
 
-  /** Submits one command buffer. */
+  /** Submits one command buffer. @throws GpuError when the device was lost or reported an error before */
   submit(commands: GPUCommandBuffer): void {
+    this.check();
     this.counters.submits++;
     this.gpu.queue.submit([commands]);
   }

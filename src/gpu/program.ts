@@ -4,7 +4,7 @@
 
 import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
-import { type Launch, sink } from "./kernel.ts";
+import { type Kernel, type Launch, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
 
@@ -43,9 +43,10 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     const { plan } = this;
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
     const kernels = [...new Set(plan.launches.map((l) => l.kernel))];
-    for (const [i, k] of kernels.entries()) {
-      await k.pipeline();
-      progress?.(i + 1, kernels.length);
+    const pipelines = new Map<Kernel, GPUComputePipeline>();
+    for (const k of kernels) {
+      pipelines.set(k, await k.pipeline());
+      progress?.(pipelines.size, kernels.length);
     }
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     for (const [i, bytes] of plan.slots.entries()) {
@@ -59,8 +60,12 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     const params = await this.#writeParams();
     this.#steps = await device().scoped(
       `bind the buffers of "${this.label}"`,
-      () => plan.launches.map((launch, i) => this.#step(launch, params.buffer, params.offsets[i] ?? 0)),
-    ).then((steps) => Promise.all(steps));
+      () =>
+        plan.launches.map((launch, i) => {
+          const pipeline = pipelines.get(launch.kernel) as GPUComputePipeline;
+          return this.#step(launch, pipeline, params.buffer, params.offsets[i] ?? 0);
+        }),
+    );
     return this;
   }
 
@@ -192,9 +197,8 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return { buffer, offsets };
   }
 
-  async #step(launch: Launch, params: GPUBuffer | undefined, offset: number): Promise<Step> {
+  #step(launch: Launch, pipeline: GPUComputePipeline, params: GPUBuffer | undefined, offset: number): Step {
     const { kernel, storages, grid } = launch;
-    const pipeline = await kernel.pipeline();
     const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index }, i) => {
       const storage = storages[i] as Storage;
       const place = this.#placeOf.get(storage) as Place;

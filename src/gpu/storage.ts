@@ -144,8 +144,9 @@ export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: numbe
     const encoder = gpu.createCommandEncoder();
     encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
     device().submit(encoder.finish());
-    await staging.mapAsync(GPUMapMode.READ);
+    const failed = await staging.mapAsync(GPUMapMode.READ).then(() => undefined, (error: Error) => error);
     device().check();
+    if (failed) throw new GpuError(`Cannot read ${bytes} bytes back from the device: ${failed.message}`);
     return staging.getMappedRange().slice(0, bytes);
   } finally {
     staging.destroy();

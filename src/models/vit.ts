@@ -38,6 +38,8 @@ export interface VitOutput {
   patches: Tensor;
   /** Normed CLS token [B, C]. */
   cls: Tensor;
+  /** Normed register tokens [B, R, C], where the model has them. */
+  registers?: Tensor;
   /** Patch tokens after each block, without the final norm. */
   layers: Tensor[];
 }
@@ -190,6 +192,7 @@ export class Vit {
     return {
       patches: slice(normed, 1, 1 + R, 1 + R + T), // [B, T, C]
       cls: reshape(slice(normed, 1, 0, 1), [B, C]),
+      ...(R ? { registers: slice(normed, 1, 1, 1 + R) } : {}),
       layers,
     };
   }
