@@ -1,0 +1,152 @@
+// The command line: exit codes, suggestions, help, precedence, and one clear line for bad input.
+
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { fromFileUrl, join } from "@std/path";
+import { alignConfig, sampleConfig, trainDitConfig } from "../src/config.ts";
+import { UsageError } from "../src/errors.ts";
+import { resolveConfig } from "../src/flags.ts";
+
+const MAIN = fromFileUrl(new URL("../main.ts", import.meta.url));
+const CONFIG = fromFileUrl(new URL("../deno.json", import.meta.url));
+
+async function tok(args: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args],
+    stdout: "piped",
+    stderr: "piped",
+    ...options,
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+}
+
+const COMMANDS = [
+  "align",
+  "reconstruct",
+  "train-dit",
+  "sample",
+  "eval",
+  "encode",
+  "features",
+  "inspect",
+  "doctor",
+];
+
+Deno.test("help of tok and of every command is there, with defaults and examples", async () => {
+  const top = await tok(["--help"]);
+  assertEquals(top.code, 0);
+  for (const name of COMMANDS) {
+    assert(top.stdout.includes(`  ${name}`), name);
+    const { code, stdout } = await tok([name, "--help"]);
+    assertEquals(code, 0);
+    assert(
+      stdout.includes(`Usage: tok ${name}`) && stdout.includes("Examples:") && stdout.includes("--seed N"),
+      name,
+    );
+  }
+  assert(/^tok \d+\.\d+\.\d+\n$/.test((await tok(["--version"])).stdout));
+});
+
+Deno.test("an unknown command or option ends with 2 and one line that names the nearest", async () => {
+  for (
+    const [args, nearest] of [[["smaple"], "sample"], [["sample", "--cgf", "4"], "--cfg"], [[
+      "align",
+      "--stepps",
+      "1,1,1",
+    ], "--steps"]] as const
+  ) {
+    const { code, stderr, stdout } = await tok([...args]);
+    assertEquals(code, 2);
+    assertEquals(stdout, "");
+    assertEquals(stderr.trim().split("\n").length, 1);
+    assert(stderr.includes(nearest), stderr);
+  }
+});
+
+Deno.test("flags go over the file, the file over the preset, the preset over the defaults", async () => {
+  const file = await Deno.makeTempFile({ suffix: ".json" });
+  await Deno.writeTextFile(file, JSON.stringify({ "batch-size": 5, latentChannels: 7 }));
+  const resolve = (...args: string[]) => resolveConfig(alignConfig, args, { command: "align" });
+  assertEquals(resolve().latentChannels, 16);
+  assertEquals(resolve("--preset", "dinov2-l").latentChannels, 32);
+  assertEquals(resolve("--preset", "dinov2-l", "--config", file).latentChannels, 7);
+  const all = resolve("--preset=dinov2-l", "--config", file, "--latent-channels", "9", "--flip");
+  assertEquals([all.latentChannels, all.batchSize, all.flip, all.decoderChannels], [9, 5, true, 128]);
+  assertEquals(resolve("--preset", "dinov2-l", "--no-flip").flip, false);
+  await Deno.writeTextFile(file, JSON.stringify({ latentChanels: 7 }));
+  assertThrows(() => resolve("--config", file), UsageError, "latentChannels");
+  await Deno.remove(file);
+});
+
+Deno.test("values are checked: type, range, number of parts, choices, repetition", () => {
+  const wrong: [string[], string][] = [
+    [["--batch-size", "0"], "--batch-size 0"],
+    [["--batch-size", "many"], "--batch-size many"],
+    [["--steps", "1,2"], "--steps 1,2"],
+    [["--steps", "1,2,x"], "--steps 1,2,x"],
+    [["--semantic-loss", "l3"], "--semantic-loss l3"],
+    [["--ema", "1"], "--ema 1"],
+    [["--out"], "--out"],
+    [["--seed", "1", "--seed", "2"], "twice"],
+    [["photos"], "photos"],
+  ];
+  for (const [args, part] of wrong) {
+    assertThrows(() => resolveConfig(alignConfig, args, { command: "align" }), UsageError, part);
+  }
+  assertEquals(resolveConfig(sampleConfig, ["--cfg", "-1"], { command: "sample" }).cfg, -1);
+  assertEquals(
+    resolveConfig(sampleConfig, ["--cfg-interval", "0.2,0.8", "--cfg-channels", "3"], { command: "sample" })
+      .cfgChannels,
+    3,
+  );
+  assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
+});
+
+Deno.test("bad input ends with 2 and one line that says what, where and why", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.mkdir(join(folder, "empty"));
+    await Deno.writeTextFile(join(folder, "text.png"), "no image");
+    await Deno.mkdir(join(folder, "encoder"));
+    await Deno.writeTextFile(
+      join(folder, "encoder/config.json"),
+      JSON.stringify({ hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2 }),
+    );
+    const cases: [string[], string][] = [
+      [["reconstruct"], "tok align"],
+      [["sample"], "tok train-dit"],
+      [["align", "--data", "empty"], "empty"],
+      [["align", "--data", "absent"], "absent"],
+      [["align", "--encoder", "empty"], "config.json"],
+      [["align", "--encoder", "encoder"], "model.safetensors"],
+      [["align", "--image-size", "30"], "30"],
+      [["features", "--input", "text.png"], "text.png"],
+      [["inspect", "text.png"], "text.png"],
+      [["reconstruct", "--tokenizer", "empty"], "empty"],
+    ];
+    for (const [args, part] of cases) {
+      const { code, stderr } = await tok(args, { cwd: folder });
+      assertEquals(code, 2, `${args.join(" ")}: ${stderr}`);
+      const last = stderr.trim().split("\n").at(-1) as string;
+      assert(last.startsWith("tok: Cannot") && last.includes(part), `${args.join(" ")}: ${last}`);
+      assert(!/^\s+at /m.test(stderr), "no stack trace");
+    }
+    assertEquals(
+      [...Deno.readDirSync(folder)].map(({ name }) => name).filter((n) => n === "runs"),
+      [],
+      "nothing half-written",
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("--json prints one object a line on stdout, the last one done; people read on stderr", async () => {
+  const { code, stdout, stderr } = await tok(["align", "--dry-run", "--json"], { env: { NO_COLOR: "1" } });
+  assertEquals(code, 0, stderr);
+  const rows = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assertEquals(rows.at(-1).event, "done");
+  assertEquals(rows.at(-1).plans.length, 3);
+  assert(rows.at(-1).plans[1].totalBytes > 0 && rows.at(-1).plans[1].flops > 1e9);
+  assert(stderr.includes("GFLOP") && !stderr.includes("\x1b["));
+});
