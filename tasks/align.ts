@@ -89,6 +89,13 @@ export const align = command({
     const heldOut = c.data === undefined ? new Shapes(c.heldOut, SEEDS.heldOut) : part(all, 0, few);
     if (train.length === 0) throw new UsageError(`Cannot train on "${c.data}": one image is not enough`);
 
+    // Before the run's folder is made, so that a wrong encoder leaves nothing behind.
+    const init = new Initializer(c.seed);
+    tokenizer.init(init);
+    discriminator?.init(init);
+    await encoder.load(tokenizer.encoder);
+    await alignment.setReference();
+
     const out = runFolder(c.out, "align");
     const lock = openRun(out, { resume: c.resume !== undefined });
     try {
@@ -104,12 +111,6 @@ export const align = command({
       writeJson(join(out, "config.json"), { command: "align", ...c });
       makeFolder(join(out, "images"));
       log.event("start", { command: "align", out, parameters, step: resume?.step ?? 0 });
-
-      const init = new Initializer(c.seed);
-      tokenizer.init(init);
-      discriminator?.init(init);
-      await encoder.load(tokenizer.encoder);
-      await alignment.setReference();
 
       const metrics: Record<string, Record<string, number>> = {};
       const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));

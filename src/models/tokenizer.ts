@@ -3,11 +3,12 @@
 // kept with it, since diffusion works on (z - mean) / std.
 
 import { z } from "zod";
+import { UsageError } from "../errors.ts";
 import { Conv2d, type Initializer } from "../nn.ts";
 import { add, div, mul, sub } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
 import { reshape } from "../ops/shape.ts";
-import { check, constant, type Tensor, variable } from "../tensor.ts";
+import { constant, type Tensor, variable } from "../tensor.ts";
 import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Vit, vitConfig } from "./vit.ts";
@@ -77,10 +78,12 @@ export class Tokenizer {
     this.decoder.init(init);
   }
 
-  /** Side of the latent of an image of side `size`. @throws ShapeError when it does not divide */
+  /** Side of the latent of an image of side `size`. @throws UsageError when it does not divide */
   side(size: number): number {
     const factor = 2 ** (this.config.decoder.ch_mult.length - 1);
-    check(size % factor === 0, "tokenize", `the image side ${size} is no multiple of ${factor}`);
+    if (size % factor !== 0) {
+      throw new UsageError(`Cannot tokenize images of side ${size}: it must be a multiple of ${factor}`);
+    }
     return size / factor;
   }
 
