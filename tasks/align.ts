@@ -18,7 +18,7 @@ import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
 import { openEncoder, saveTokenizer } from "../src/train/artifacts.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
 import { checkSame, command, imageSource, openAdapter, runFolder, SEEDS } from "./command.ts";
-import { planTable, progressOf } from "./show.ts";
+import { planTable, progressOf, warnSkipped } from "./show.ts";
 
 export const align = command({
   name: "align",
@@ -164,7 +164,10 @@ export const align = command({
           onStage: (stage) => progress.begin(stage.name),
           onCompile: progress.compile,
           onStep: (_, n) => progress.step(n),
-          onLog: (stage, row) => log.event("step", { stage: stage.name, ...row }),
+          onLog: (stage, row) => {
+            warnSkipped(log, row);
+            log.event("step", { stage: stage.name, ...row });
+          },
           onStageEnd: async (stage, index) => {
             progress.end();
             await evaluateStage(stage, index);

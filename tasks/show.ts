@@ -73,3 +73,10 @@ export function planTable(
   }
   return { parameters, plans: rows };
 }
+
+/** Says when steps did not count because a gradient was not finite. */
+export function warnSkipped(log: Log, row: { step: number; skipped?: number }): void {
+  if (row.skipped) {
+    log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
+  }
+}

@@ -14,7 +14,7 @@ import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
 import { encodeTo, latentBatch } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
 import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
-import { planTable, progressOf } from "./show.ts";
+import { planTable, progressOf, warnSkipped } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
 const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
@@ -112,6 +112,7 @@ export const trainDit = command({
         to: c.steps,
         meter: diffusion.meter,
         meters: DIFFUSION_METERS,
+        count: diffusion.optimizer.count,
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,
         stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,
@@ -135,7 +136,10 @@ export const trainDit = command({
           program.run({ x, labels });
         },
         onStep: progress.step,
-        onLog: (row) => log.event("step", { ...row }),
+        onLog: (row) => {
+          warnSkipped(log, row);
+          log.event("step", { ...row });
+        },
         save: async (n) =>
           void await saveCheckpoint(out, n, await snapshot(diffusion.state()), c, { keep: c.keep }),
         stopping,

@@ -78,6 +78,7 @@ export async function runAlignment(
       to: stage.steps,
       meter: stageRun.meter,
       meters: METERS,
+      count: stageRun.optimizer.count,
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,
       stepBytes: options.batchSize * options.accumulate * options.imageSize ** 2 * 12,

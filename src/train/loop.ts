@@ -1,6 +1,7 @@
 // The training loop of every recipe: run a step, now and then read the meters, save, and stop when asked. It never waits for
 // the device in a step, except to keep the host from running far ahead of it.
 
+import { GpuError } from "../errors.ts";
 import { device } from "../gpu/device.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
 
@@ -19,6 +20,8 @@ export interface LoopOptions {
   /** Sums of `meters` on the device, cleared at each reading. */
   meter: Tensor;
   meters: readonly string[];
+  /** f32 [2]: steps applied and steps skipped because a gradient was not finite. */
+  count: Tensor;
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
@@ -38,12 +41,23 @@ const AHEAD_BYTES = 256 * 1024 * 1024;
 export async function trainLoop(o: LoopOptions): Promise<number> {
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
   let logged = o.from;
+  let skipped = (await readTensor(o.count))[1] as number;
   const log = async (n: number) => {
     if (n === logged) return;
     const sums = await readTensor(o.meter);
     o.meter.storage.write(new Float32Array(o.meters.length));
     const row: LogRow = { step: n };
     o.meters.forEach((name, i) => row[name] = (sums[i] as number) / (n - logged));
+    const before = skipped;
+    skipped = (await readTensor(o.count))[1] as number;
+    row.skipped = skipped - before;
+    if (row.skipped === n - logged) {
+      throw new GpuError(
+        `Cannot go on: the gradients of all steps from ${
+          logged + 1
+        } to ${n} were not finite; use a smaller --lr, or --clip 1`,
+      );
+    }
     logged = n;
     o.onLog(row);
   };

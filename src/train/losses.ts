@@ -2,11 +2,10 @@
 
 import { gradOf } from "../autograd.ts";
 import type { Discriminator } from "../models/discriminator.ts";
-import { abs, add, div, maximum, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
+import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, total } from "../ops/reduce.ts";
 import type { Tensor } from "../tensor.ts";
-import { constant } from "../tensor.ts";
 
 /** mean |a - b| */
 export const l1 = (a: Tensor, b: Tensor): Tensor => mean(abs(sub(a, b)));
@@ -14,12 +13,14 @@ export const l1 = (a: Tensor, b: Tensor): Tensor => mean(abs(sub(a, b)));
 /** mean (a - b)^2 */
 export const l2 = (a: Tensor, b: Tensor): Tensor => mean(square(sub(a, b)));
 
+/** Added under the root of |a|^2 |b|^2, so that a vector of zeros has a finite gradient. */
+const COSINE_EPS = 1e-8;
+
 /** mean of 1 - cos(a, b) over the last axis */
 export function cosineDistance(a: Tensor, b: Tensor): Tensor {
   const dot = sum(mul(a, b), [-1]);
-  const norms = sqrt(mul(sum(square(a), [-1]), sum(square(b), [-1])));
-  const floor = constant(new Float32Array([1e-8]), [1], "floor");
-  return shift(neg(mean(div(dot, maximum(norms, floor)))), 1);
+  const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
+  return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
 }
 
 /** Hinge loss of the generator: -mean D(fake). */
