@@ -2,7 +2,7 @@
 // reduce_rows:    y[r, s]    = scale * op over k in chunk s of pre(x[r, k])        x [R, K]
 // reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
 // A second launch reduces the chunks. `rows`: LANES invocations share one row (1 on software adapters, where barriers
-// are dear), ROWS rows a workgroup. `columns`: one invocation owns one column of vectors. The `1` entry points take sizes
+// are dear), ROWS rows a workgroup, which is one-dimensional so that its rows fill one SIMD vector. `columns`: one invocation owns one column of vectors. The `1` entry points take sizes
 // that are no multiple of 4.
 
 override LANES: u32 = 1;
@@ -73,32 +73,36 @@ fn finish_row(item: u32, lane: u32, row: u32, own: f32) {
   if (lane == 0u && item < params.rows * params.chunks) { y[item] = acc * params.scale; }
 }
 
-@compute @workgroup_size(LANES, ROWS)
+@compute @workgroup_size(LANES * ROWS)
 fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_id) local: vec3<u32>) {
-  let item = (group.y * groups.x + group.x) * ROWS + local.y;
+               @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = index / LANES;
+  let item = (group.y * groups.x + group.x) * ROWS + row;
   let from_row = (item / params.chunks) * params.size;
   let begin = (item % params.chunks) * params.chunk;
   var acc = vec4<f32>(start());
   if (item < params.rows * params.chunks) {
     let end = min(begin + params.chunk, params.size);
-    for (var k = begin + local.x; k < end; k += LANES) { acc = both4(acc, pre4(x4[from_row + k])); }
+    for (var k = begin + lane; k < end; k += LANES) { acc = both4(acc, pre4(x4[from_row + k])); }
   }
-  finish_row(item, local.x, local.y, both1(both1(acc.x, acc.y), both1(acc.z, acc.w)));
+  finish_row(item, lane, row, both1(both1(acc.x, acc.y), both1(acc.z, acc.w)));
 }
 
-@compute @workgroup_size(LANES, ROWS)
+@compute @workgroup_size(LANES * ROWS)
 fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                @builtin(local_invocation_id) local: vec3<u32>) {
-  let item = (group.y * groups.x + group.x) * ROWS + local.y;
+                @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = index / LANES;
+  let item = (group.y * groups.x + group.x) * ROWS + row;
   let from_row = (item / params.chunks) * params.size;
   let begin = (item % params.chunks) * params.chunk;
   var acc = start();
   if (item < params.rows * params.chunks) {
     let end = min(begin + params.chunk, params.size);
-    for (var k = begin + local.x; k < end; k += LANES) { acc = both1(acc, pre1(x[from_row + k])); }
+    for (var k = begin + lane; k < end; k += LANES) { acc = both1(acc, pre1(x[from_row + k])); }
   }
-  finish_row(item, local.x, local.y, acc);
+  finish_row(item, lane, row, acc);
 }
 
 @compute @workgroup_size(WG)
