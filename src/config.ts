@@ -118,7 +118,7 @@ export const alignConfig = z.strictObject({
     "Stages",
     "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([300, 1400, 400]), "Stages", "Steps of the three stages"),
+  steps: option(z.array(count()).length(3).default([300, 1400, 350]), "Stages", "Steps of the three stages"),
   lr: option(three(1.5e-3, 1e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
   encoderLr: option(
     amount().default(1),
@@ -138,7 +138,7 @@ export const alignConfig = z.strictObject({
   ),
   wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
   wSemantic: option(
-    amount().default(0.3),
+    amount().default(0.4),
     "Losses",
     "Weight of semantic preservation in stage 2; the paper: 1 [N]",
   ),
@@ -155,7 +155,7 @@ export const alignConfig = z.strictObject({
     "Factor of the adaptive adversarial weight; at scale 0.5 [I]",
   ),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([300, 1400, 300]),
+    z.array(z.number().int().nonnegative()).length(3).default([300, 1400, 270]),
     "Losses",
     "Step of each stage from which the adversarial loss counts",
   ),
@@ -193,11 +193,11 @@ export const trainDitConfig = z.strictObject({
     "Data",
     "Folder of latents that `tok encode` wrote, instead of --data",
   ),
-  images: option(count().default(6000), "Data", "How many generated images where no data is given"),
+  images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
-  steps: option(count().default(900), "Training", "Training steps"),
-  batchSize: option(count().default(32), "Training", "Latents of a step"),
+  steps: option(count().default(1200), "Training", "Training steps"),
+  batchSize: option(count().default(24), "Training", "Latents of a step"),
   lr: option(amount().default(2e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(
     z.number().min(0).max(1).default(0.1),
@@ -229,7 +229,7 @@ const sampling = {
     "How many channels are guided; LightningDiT: 3",
   ),
   sampler: option(z.enum(["euler", "heun"]).default("euler"), "Sampling", "Method of integration"),
-  steps: option(count().default(30), "Sampling", "Steps of integration; LightningDiT: 250"),
+  steps: option(count().default(20), "Sampling", "Steps of integration; LightningDiT: 250"),
   shift: option(z.number().positive().default(1), "Sampling", "Time shift s; LightningDiT: 0.3"),
 };
 
