@@ -126,7 +126,7 @@ export const align = command({
         if (heldOut.classes.length > 1 && c.data === undefined) {
           Object.assign(
             metrics[stage.name] as object,
-            await scoreLatents(tokenizer, new Shapes(1000, SEEDS.probe), heldOut, {
+            await scoreLatents(tokenizer, new Shapes(500, SEEDS.probe), heldOut, {
               size: c.imageSize,
               batchSize: 32,
             }),
@@ -185,7 +185,7 @@ export const align = command({
       await updateStatistics(tokenizer, train, {
         size: c.imageSize,
         batchSize: 32,
-        images: Math.min(2000, train.length),
+        images: Math.min(1000, train.length),
       });
       await saveTokenizer(out, tokenizer);
       await writeReport(out, { title: "Alignment", line });

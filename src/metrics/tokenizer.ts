@@ -18,6 +18,15 @@ export interface ReconstructionScores {
   n: number;
 }
 
+/** A prepared program x -> latent z. */
+export function encoderProgram(tokenizer: Tokenizer, batchSize: number, size: number) {
+  return capture(
+    "encode",
+    { x: input([batchSize, size, size, 3], "f32", "images") },
+    ({ x }) => noGrad(() => ({ z: tokenizer.encode(x) })),
+  ).prepare();
+}
+
 /** A prepared program x -> latent z and reconstruction y. */
 export function tokenizerProgram(tokenizer: Tokenizer, batchSize: number, size: number) {
   return capture(
@@ -71,7 +80,7 @@ export async function scoreLatents(
   test: ImageSource,
   options: { size: number; batchSize: number },
 ): Promise<{ probe: number; knn: number }> {
-  const program = await tokenizerProgram(tokenizer, options.batchSize, options.size);
+  const program = await encoderProgram(tokenizer, options.batchSize, options.size);
   try {
     const a = await collect(program, "z", train), b = await collect(program, "z", test);
     const probe = trainProbe(a.features, a.labels, train.classes.length);

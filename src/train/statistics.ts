@@ -2,7 +2,7 @@
 
 import type { ImageSource } from "../io/source.ts";
 import { infer } from "../metrics/infer.ts";
-import { tokenizerProgram } from "../metrics/tokenizer.ts";
+import { encoderProgram } from "../metrics/tokenizer.ts";
 import type { Tokenizer } from "../models/tokenizer.ts";
 
 /** Measures the statistics over the first `images` of a source and writes them into the tokenizer. */
@@ -14,7 +14,7 @@ export async function updateStatistics(
   const C = tokenizer.config.decoder.z_channels;
   const sum = new Float64Array(C), squares = new Float64Array(C);
   let count = 0;
-  const program = await tokenizerProgram(tokenizer, options.batchSize, options.size);
+  const program = await encoderProgram(tokenizer, options.batchSize, options.size);
   for await (const { outputs: { z } } of infer(program, source, options.images)) {
     for (let i = 0; i < z.length; i++) {
       const v = z[i] as number, c = i % C;
