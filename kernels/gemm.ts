@@ -2,8 +2,9 @@
 // operand gathered from a feature map (convolution as implicit GEMM). A generator because register tiles must be
 // written out: loop and index checks cannot be switched off, so only straight-line code runs at speed.
 //
-// cpu profile: a lane owns TMxTN outputs and walks K in steps of four with vec4 loads and no workgroup memory; the eight
-// lanes of a workgroup (one SIMD vector) take consecutive tiles, whatever matrix of the batch those belong to.
+// cpu profile: a lane owns TMxTN outputs and walks K in steps of four or eight with vec4 loads, from textures where they
+// fit (see gpu/staging.ts), and no workgroup memory; the eight lanes of a workgroup (one SIMD vector) take consecutive
+// tiles, whatever matrix of the batch those belong to.
 // gpu profile: a workgroup of 16x16 threads owns 64x64 outputs and stages 16-deep slabs in workgroup memory.
 
 import { cpuKernel } from "./gemm_cpu.ts";
@@ -15,6 +16,8 @@ export { CPU_LANES, type GemmSource, type GemmSpec, GPU_TILE } from "./gemm_part
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias. */
 export function gemmWgsl(spec: GemmSpec): string {
   const wide = spec.vector && spec.profile === "cpu" ? "vec4<f32>" : "f32";
+  const operand = (name: string) =>
+    spec.texels ? `var ${name}: texture_2d<f32>` : `var<storage, read> ${name}: array<${wide}>`;
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, // elements between rows
@@ -24,8 +27,8 @@ export function gemmWgsl(spec: GemmSpec): string {
   alpha: f32,
   H: u32, W: u32, C: u32, Ho: u32, Wo: u32, Co: u32, KH: u32, KW: u32, stride: u32, top: u32, left: u32,
 }
-@group(0) @binding(0) var<storage, read> a: array<${wide}>;
-@group(0) @binding(1) var<storage, read> b: array<${wide}>;
+@group(0) @binding(0) ${operand("a")};
+@group(0) @binding(1) ${operand("b")};
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 @group(0) @binding(4) var<uniform> params: Params;

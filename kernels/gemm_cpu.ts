@@ -28,29 +28,40 @@ ${store(spec)}
 `;
 }
 
-/** The multiply-adds of four steps of K, accumulator by accumulator (other orders spill more). */
-function multiplyAdd(TM: number, TN4: number, a: (i: number, q: number) => string): string {
+/** Loads four numbers of an operand; `at` counts in fours. */
+function load({ texels }: GemmSpec, operand: "a" | "b", at: string): string {
+  if (!texels) return `${operand}[${at}]`;
+  return `textureLoad(${operand}, vec2<u32>((${at}) & ${texels - 1}u, (${at}) >> ${Math.log2(texels)}u), 0)`;
+}
+
+/** The multiply-adds of `step` K's, accumulator by accumulator (other orders spill more). */
+function multiplyAdd(
+  { tile: [TM, TN], step }: GemmSpec,
+  a: (i: number, q: number) => string,
+  before: (i: number) => string = () => "",
+): string {
+  const sum = (i: number, j: number) => range(step).map((q) => `${a(i, q)} * b${q}_${j}`).join(" + ");
   return lines(
     TM,
-    (i) =>
-      range(TN4).map((j) =>
-        `c${i}_${j} = c${i}_${j} + ${range(4).map((q) => `${a(i, q)} * b${q}_${j}`).join(" + ")};`
-      ).join(" "),
+    (i) => before(i) + range(TN / 4).map((j) => `c${i}_${j} = c${i}_${j} + ${sum(i, j)};`).join(" "),
   );
 }
 
-/** b<q>_<j> out of t<n> = four K's of column n. */
-function transposeB(TN: number): string {
-  return range(4).map((q) =>
+/** b<q>_<j> out of t<n>_<q / 4> = four K's of column n. */
+function transposeB({ tile: [, TN], step }: GemmSpec): string {
+  return range(step).map((q) =>
     lines(
       TN / 4,
-      (j) => `let b${q}_${j} = vec4<f32>(${range(4).map((e) => `t${4 * j + e}.${XYZW[q]}`).join(", ")});`,
+      (j) =>
+        `let b${q}_${j} = vec4<f32>(${
+          range(4).map((e) => `t${4 * j + e}_${q >> 2}.${XYZW[q & 3]}`).join(", ")
+        });`,
     )
   ).join("\n");
 }
 
-function scalarLoop({ tile: [TM, TN] }: GemmSpec): string {
-  const TN4 = TN / 4;
+function scalarLoop(spec: GemmSpec): string {
+  const { tile: [TM, TN] } = spec, TN4 = TN / 4;
   const row = (f: string, first: string, i: number) =>
     `vec4<f32>(${range(4).map((q) => `${f}(from_a, ${first} + ${i}u, k + ${q}u, end)`).join(", ")})`;
   return `for (var k = begin; k < end; k += 4u) {
@@ -65,12 +76,12 @@ ${
         });`)
     ).join("\n")
   }
-${multiplyAdd(TM, TN4, (i, q) => `a${i}.${XYZW[q]}`)}
+${multiplyAdd(spec, (i, q) => `a${i}.${XYZW[q]}`)}
 }`;
 }
 
-function gatherFunctions({ source }: GemmSpec): string {
-  if (source.kind !== "conv_dweight") return "";
+function gatherFunctions(spec: GemmSpec): string {
+  if (spec.source.kind !== "conv_dweight") return "";
   return `
 struct Sizes { H: i32, W: i32, C4: i32, Ho: u32, Wo: u32, stride: u32, top: i32, left: i32 } // read once, not in the loop
 fn x_at(s: Sizes, pixel: vec3<i32>, ky: i32, kx: i32, c4: i32) -> vec4<f32> { // pixel: first row of its image, iy, ix
@@ -78,7 +89,7 @@ fn x_at(s: Sizes, pixel: vec3<i32>, ky: i32, kx: i32, c4: i32) -> vec4<f32> { //
   let ix = pixel.z + kx;
   let inside = iy >= 0 && ix >= 0 && iy < s.H && ix < s.W;
   let at = ((pixel.x + iy) * s.W + ix) * s.C4 + c4;
-  return select(vec4<f32>(), b[select(0, at, inside)], inside);
+  return select(vec4<f32>(), ${load(spec, "b", "u32(select(0, at, inside))")}, inside);
 }
 fn corner(s: Sizes, pixel: u32) -> vec3<i32> {
   let row = pixel / s.Wo;
@@ -90,28 +101,38 @@ fn corner(s: Sizes, pixel: u32) -> vec3<i32> {
  * Loops over K with vec4 loads. Rows and columns beyond M and N are loaded too: such loads stay inside the buffer (robust
  * access) and their results are never stored.
  */
-function vectorLoop({ source, tile: [TM, TN] }: GemmSpec): string {
-  const TM4 = TM / 4, TN4 = TN / 4;
-  const rowsOfA = lines(TM, (i) => `let a${i} = a[ra${i} + k / 4u];`);
-  const byRow = (i: number, q: number) => `a${i}.${XYZW[q]}`;
+function vectorLoop(spec: GemmSpec): string {
+  const { source, tile: [TM, TN], step } = spec;
+  const TM4 = TM / 4, TN4 = TN / 4, fours = step / 4;
+  const rowOfA = (i: number, at: string, keep = (value: string) => value) =>
+    range(fours).map((z) => `let a${i}_${z} = ${keep(load(spec, "a", `${at} + ${z}u`))}; `).join("");
+  const byRow = (i: number, q: number) => `a${i}_${q >> 2}.${XYZW[q & 3]}`;
   const byColumn = (i: number, q: number) => `u${q}_${i >> 2}.${XYZW[i & 3]}`;
-  const columnsOfA = (k: string) =>
-    range(4).map((q) => lines(TM4, (i) => `let u${q}_${i} = a[from_m + (${k} + ${q}u) * lda4 + ${i}u];`))
+  const columnsOfA = range(step).map((q) =>
+    lines(TM4, (i) => `let u${q}_${i} = ${load(spec, "a", `from_m + (k + ${q}u) * lda4 + ${i}u`)};`)
+  ).join("\n");
+  const columnsOfB = (at: (j: number) => string) =>
+    lines(
+      TN,
+      (j) => range(fours).map((z) => `let t${j}_${z} = ${load(spec, "b", `${at(j)} + ${z}u`)};`).join(" "),
+    ) +
+    `\n${transposeB(spec)}`;
+  const rowsOfB = (at: (q: number) => string) =>
+    range(step).map((q) => lines(TN4, (j) => `let b${q}_${j} = ${load(spec, "b", `${at(q)} + ${j}u`)};`))
       .join("\n");
   if (source.kind === "plain") {
-    const loadA = source.transposeA ? columnsOfA("k") : rowsOfA;
-    const loadB = source.transposeB
-      ? `${lines(TN, (j) => `let t${j} = b[rb${j} + k / 4u];`)}\n${transposeB(TN)}`
-      : range(4).map((q) => lines(TN4, (j) => `let b${q}_${j} = b[from_n + (k + ${q}u) * ldb4 + ${j}u];`))
-        .join("\n");
+    const { transposeA, transposeB } = source;
     return `let lda4 = params.lda / 4u; let ldb4 = params.ldb / 4u;
 let from_m = (from_a + m0) / 4u; let from_n = (from_b + n0) / 4u;
-${source.transposeA ? "" : lines(TM, (i) => `let ra${i} = (from_a + (m0 + ${i}u) * params.lda) / 4u;`)}
-${source.transposeB ? lines(TN, (j) => `let rb${j} = (from_b + (n0 + ${j}u) * params.ldb) / 4u;`) : ""}
-for (var k = begin; k < end; k += 4u) {
-${loadA}
-${loadB}
-${multiplyAdd(TM, TN4, source.transposeA ? byColumn : byRow)}
+${transposeA ? "" : lines(TM, (i) => `let ra${i} = (from_a + (m0 + ${i}u) * params.lda) / 4u;`)}
+${transposeB ? lines(TN, (j) => `let rb${j} = (from_b + (n0 + ${j}u) * params.ldb) / 4u;`) : ""}
+for (var k = begin; k < end; k += ${step}u) {
+${transposeB ? columnsOfB((j) => `rb${j} + k / 4u`) : rowsOfB((q) => `from_n + (k + ${q}u) * ldb4`)}
+${
+      transposeA
+        ? `${columnsOfA}\n${multiplyAdd(spec, byColumn)}`
+        : multiplyAdd(spec, byRow, (i) => rowOfA(i, `ra${i} + k / 4u`))
+    }
 }`;
   }
   if (source.kind === "conv_dweight") {
@@ -124,16 +145,16 @@ ${
         }u; let tap${j} = column${j} / params.C; let ky${j} = i32(tap${j} / params.KW);` +
         ` let kx${j} = i32(tap${j} % params.KW); let channel${j} = i32(column${j} % params.C / 4u);`)
     }
-for (var k = begin; k < end; k += 4u) {
-${columnsOfA("k")}
-${lines(4, (q) => `let p${q} = corner(sizes, k + ${q}u);`)}
+for (var k = begin; k < end; k += ${step}u) {
+${columnsOfA}
+${lines(step, (q) => `let p${q} = corner(sizes, k + ${q}u);`)}
 ${
-      range(4).map((q) =>
+      range(step).map((q) =>
         lines(TN4, (j) =>
           `let b${q}_${j} = select(vec4<f32>(), x_at(sizes, p${q}, ky${j}, kx${j}, channel${j}), k + ${q}u < end);`)
       ).join("\n")
     }
-${multiplyAdd(TM, TN4, byColumn)}
+${multiplyAdd(spec, byColumn)}
 }`;
   }
   const dx = source.kind === "conv_dx";
@@ -153,14 +174,6 @@ let ra${i} = select(0u, u32((pb${i} * Ho + iy${i}) * Wo + ix${i}) * C4, ok${i});
       : `let iy${i} = py${i} + ky; let ix${i} = px${i} + kx;
 let ok${i} = iy${i} >= 0 && ix${i} >= 0 && iy${i} < H && ix${i} < W;
 let ra${i} = select(0u, u32((pb${i} * H + iy${i}) * W + ix${i}) * C4, ok${i});`;
-  const loadB = dx
-    ? range(4).map((q) =>
-      lines(
-        TN4,
-        (j) => `let b${q}_${j} = b[(c4 * 4u + ${q}u) * ldb4 + from_n + ${j}u];`,
-      )
-    ).join("\n")
-    : `${lines(TN, (j) => `let t${j} = b[rb${j} + taps * C4 + c4];`)}\n${transposeB(TN)}`;
   return `let C4 = params.${channels} / 4u;
 ${dx ? "let s = i32(params.stride); let ldb4 = params.ldb / 4u;" : ""}
 let H = i32(params.H); let W = i32(params.W); let Ho = i32(params.Ho); let Wo = i32(params.Wo); let KW = params.KW; let N = params.N;
@@ -170,10 +183,15 @@ ${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
 for (var taps = 0u; taps < all_taps; taps++) {
 let ky = i32(taps / KW); let kx = i32(taps % KW);${dx ? " let from_n = (taps * N + n0) / 4u;" : ""}
 ${lines(TM, tap)}
-for (var c4 = 0u; c4 < C4; c4++) {
-${lines(TM, (i) => `let a${i} = select(vec4<f32>(), a[ra${i} + c4], ok${i});`)}
-${loadB}
-${multiplyAdd(TM, TN4, byRow)}
+for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {
+${dx ? rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`) : columnsOfB((j) => `rb${j} + taps * C4 + c4`)}
+${
+    multiplyAdd(
+      spec,
+      byRow,
+      (i) => rowOfA(i, `ra${i} + c4`, (value) => `select(vec4<f32>(), ${value}, ok${i})`),
+    )
+  }
 }
 }`;
 }

@@ -18,6 +18,10 @@ export interface GemmSpec {
   readonly tile: readonly [number, number];
   /** Loads go four at a time along the contiguous axis; needs leading dimensions that are multiples of 4. */
   readonly vector: boolean;
+  /** cpu, vector: operands come as textures of this many texels a row, 0 for buffers. A power of two. */
+  readonly texels: number;
+  /** cpu, vector: K's of one turn of the loop, 4 or 8; K (of a convolution, its channels) must be a multiple. */
+  readonly step: 4 | 8;
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;

@@ -11,6 +11,8 @@ export interface Binding {
   name: string;
   index: number;
   access: "read" | "read_write";
+  /** Read as a texture that a copy of the buffer is staged in; see staging.ts. */
+  texture: boolean;
 }
 
 /** One dispatch: a kernel with its buffers (in binding order), its packed parameters and its grid. */
@@ -53,14 +55,15 @@ export class Kernel {
     const text = stripComments(source);
     const used = identifiersUsedBy(text, entry);
     const all = [...text.matchAll(
-      /@group\(0\)\s*@binding\((\d+)\)\s*var<(storage|uniform)(?:,\s*(read_write|read))?>\s*(\w+)\s*:/g,
+      /@group\(0\)\s*@binding\((\d+)\)\s*var(?:<(storage|uniform)(?:,\s*(read_write|read))?>)?\s*(\w+)\s*:/g,
     )];
     this.bindings = all
-      .filter((m) => m[2] === "storage" && used.has(m[4] ?? ""))
+      .filter((m) => m[2] !== "uniform" && used.has(m[4] ?? ""))
       .map((m) => ({
         name: m[4] ?? "",
         index: Number(m[1]),
         access: m[3] === "read_write" ? "read_write" : "read",
+        texture: m[2] === undefined,
       }));
     const uniform = all.find((m) => m[2] === "uniform" && used.has(m[4] ?? ""));
     this.#paramsIndex = uniform ? Number(uniform[1]) : -1;
@@ -122,10 +125,12 @@ export class Kernel {
     const { gpu, counters } = device();
     if (this.#pipeline?.gpu === gpu) return this.#pipeline.pipeline;
     counters.pipelines++;
-    const entries: GPUBindGroupLayoutEntry[] = this.bindings.map(({ index, access }) => ({
+    const entries: GPUBindGroupLayoutEntry[] = this.bindings.map(({ index, access, texture }) => ({
       binding: index,
       visibility: GPUShaderStage.COMPUTE,
-      buffer: { type: access === "read" ? "read-only-storage" : "storage" },
+      ...texture
+        ? { texture: { sampleType: "unfilterable-float" } }
+        : { buffer: { type: access === "read" ? "read-only-storage" : "storage" } },
     }));
     if (this.hasParams) {
       entries.push({

@@ -7,6 +7,7 @@ import { device } from "./device.ts";
 import type { Launch } from "./kernel.ts";
 import { COPY } from "./memory.ts";
 import { fuse } from "./fuse.ts";
+import { stagingBytes } from "./staging.ts";
 import type { Category, Storage } from "./storage.ts";
 
 /** A part of a physical buffer: of a persistent storage, of an output, or of slot `slot` of the pool. */
@@ -21,7 +22,7 @@ export interface Plan {
   readonly places: ReadonlyMap<Storage, Place>;
   /** Bytes of each physical buffer of the pool. */
   readonly slots: readonly number[];
-  /** Bytes on the device by category; `activations` is the pool. */
+  /** Bytes on the device by category; `activations` is the pool and the textures that operands are staged in. */
   readonly bytes: Readonly<Record<Category, number>>;
   readonly totalBytes: number;
   /** Floating-point operations of one run, as the ops declare them. */
@@ -46,7 +47,7 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
     state: 0,
     inputs: 0,
     outputs: 0,
-    activations: slots.reduce((a, b) => a + b, 0),
+    activations: [...slots, ...stagingBytes(launches).values()].reduce((a, b) => a + b, 0),
   };
   for (const root of new Set([...places.values()].filter((p) => p.slot < 0).map((p) => p.root))) {
     bytes[root.persistent ? root.category : "outputs"] += root.bytes;

@@ -6,12 +6,15 @@ import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
 import { type Kernel, type Launch, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
+import { type StagedCopy, Staging } from "./staging.ts";
 import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
 
 interface Step {
   pipeline: GPUComputePipeline;
   group: GPUBindGroup;
   grid: readonly [number, number, number];
+  /** What is copied into textures before the dispatch. */
+  copies: readonly StagedCopy[];
 }
 
 /** Time of one kernel over a run, from {@link Program.profile}. */
@@ -28,10 +31,12 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   #pool: GPUBuffer[] = [];
   #owned: GPUBuffer[] = [];
   #outputs = new Map<Storage, GPUBuffer>();
+  #staging: Staging;
   #placeOf: ReadonlyMap<Storage, Place>;
 
   constructor(readonly label: string, readonly inputs: I, readonly outputs: O, readonly plan: Plan) {
     this.#placeOf = plan.places;
+    this.#staging = new Staging(plan.places);
   }
 
   /**
@@ -57,6 +62,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
       if (root.persistent) await root.materialise();
       else this.#outputs.set(root, await device().createBuffer(root.bytes, usage, root.label));
     }
+    await this.#staging.allocate(plan.launches, this.label);
     const params = await this.#writeParams();
     this.#steps = await device().scoped(
       `bind the buffers of "${this.label}"`,
@@ -109,7 +115,8 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     for (let from = 0; from < steps.length; from += most) {
       const part = steps.slice(from, from + most);
       const encoder = gpu.createCommandEncoder();
-      part.forEach(({ pipeline, group, grid }, i) => {
+      part.forEach(({ pipeline, group, grid, copies }, i) => {
+        for (const copy of copies) encoder.copyBufferToTexture(...copy);
         const pass = encoder.beginComputePass({
           timestampWrites: {
             querySet: query,
@@ -146,6 +153,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     this.#pool = [];
     this.#owned = [];
     this.#outputs.clear();
+    this.#staging.destroy();
     this.#steps = undefined;
     for (const input of Object.values(this.inputs)) {
       if (input.storage.category === "inputs") input.storage.destroy();
@@ -159,14 +167,20 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
 
   #encode(): GPUCommandBuffer {
     const encoder = device().gpu.createCommandEncoder({ label: this.label });
-    const pass = encoder.beginComputePass();
+    let pass: GPUComputePassEncoder | undefined;
     let pipeline: GPUComputePipeline | undefined;
     for (const step of this.#ready()) {
+      if (step.copies.length) { // copies stand between passes
+        pass?.end();
+        pass = pipeline = undefined;
+        for (const copy of step.copies) encoder.copyBufferToTexture(...copy);
+      }
+      pass ??= encoder.beginComputePass();
       if (step.pipeline !== pipeline) pass.setPipeline(pipeline = step.pipeline);
       pass.setBindGroup(0, step.group);
       pass.dispatchWorkgroups(...step.grid);
     }
-    pass.end();
+    pass?.end();
     return encoder.finish();
   }
 
@@ -199,12 +213,12 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
 
   #step(launch: Launch, pipeline: GPUComputePipeline, params: GPUBuffer | undefined, offset: number): Step {
     const { kernel, storages, grid } = launch;
-    const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index }, i) => {
+    const copies = this.#staging.copiesBefore(launch, (place) => this.#bufferOf(place));
+    const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index, texture }, i) => {
+      if (texture) return { binding: index, resource: this.#staging.view(index) };
       const storage = storages[i] as Storage;
       const place = this.#placeOf.get(storage) as Place;
-      const buffer = place.slot >= 0
-        ? this.#pool[place.slot] as GPUBuffer
-        : this.#outputs.get(place.root) ?? place.root.buffer;
+      const buffer = this.#bufferOf(place);
       // Rounded up because a kernel may see the bytes as vec4; every physical buffer is a multiple of 16.
       const size = Math.min(Math.ceil(storage.bytes / 16) * 16, buffer.size - place.offset);
       return { binding: index, resource: { buffer, offset: place.offset, size } };
@@ -215,7 +229,11 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     }
     device().counters.bindGroups++;
     const group = device().gpu.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
-    return { pipeline, group, grid };
+    return { pipeline, group, grid, copies };
+  }
+
+  #bufferOf({ slot, root }: Place): GPUBuffer {
+    return slot >= 0 ? this.#pool[slot] as GPUBuffer : this.#outputs.get(root) ?? root.buffer;
   }
 }
 

@@ -4,6 +4,7 @@
 import { CPU_LANES, type GemmSource, gemmWgsl, GPU_TILE } from "../../kernels/gemm.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
+import { stageable, TEXELS } from "../gpu/staging.ts";
 import { empty, type Shape, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
@@ -68,11 +69,16 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
   const depth = splits === 1 ? K : Math.ceil(K / splits / 16) * 16;
   const used = Math.ceil(K / depth);
   const vectorStore = N % 4 === 0;
+  const staged = cpu && o.vector && stageable(a.storage.bytes) && stageable(b.storage.bytes);
+  // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
+  const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
   const text = gemmWgsl({
     source,
     profile: cpu ? "cpu" : "gpu",
     tile,
     vector: o.vector,
+    texels: staged ? TEXELS : 0,
+    step: staged && run % 8 === 0 ? 8 : 4,
     vectorStore,
     bias: bias !== undefined && used === 1,
   });
