@@ -51,6 +51,8 @@ export class Device {
   readonly counters: Counters = { buffers: 0, bindGroups: 0, pipelines: 0, submits: 0 };
   /** Why the device was lost, once it is. */
   lost: string | undefined;
+  /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
+  staging = true;
   #uncaptured: string[] = [];
 
   /** @param profile may be switched between captures: tests run every op in both */

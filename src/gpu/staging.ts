@@ -15,9 +15,10 @@ const ROW_BYTES = 16 * TEXELS;
 /** One copy of a buffer into a texture, prepared before the first run. */
 export type StagedCopy = readonly [GPUTexelCopyBufferInfo, GPUTexelCopyTextureInfo, GPUExtent3D];
 
-/** Whether `bytes` fit into a staging texture of this adapter. */
+/** Whether an operand of `bytes` can be staged on this device. */
 export function stageable(bytes: number): boolean {
-  return Math.ceil(bytes / ROW_BYTES) <= device().limits.maxTextureDimension2D;
+  const { staging, limits } = device();
+  return staging && Math.ceil(bytes / ROW_BYTES) <= limits.maxTextureDimension2D;
 }
 
 /** Bytes of each staging texture that the launches need, by binding number: all launches share one for each. */

@@ -125,11 +125,9 @@ function reduceGroup(
   const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
-  const wanted = inner === 1 ? (cpu ? 64 : 1024) : cpu ? 256 : 16384;
-  const chunks = Math.max(
-    1,
-    Math.min(Math.ceil(wanted / items), Math.ceil(length / (inner === 1 ? 64 : 16))),
-  );
+  // A second launch costs a software adapter as much as 500 loads.
+  const [wanted, least] = inner === 1 ? (cpu ? [64, 64] : [1024, 64]) : cpu ? [64, 512] : [16384, 16];
+  const chunks = Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {

@@ -1,6 +1,7 @@
 // Measures kernels and whole steps on this adapter, each against the adapter's own ceiling measured in the same run: an
 // FMA loop for arithmetic, a copy for bytes. Run: deno task bench [--json] [--peers]
-// --peers runs TensorFlow.js on the same adapter beside it; its packages live in a temporary folder, not in the project.
+// --peers runs TensorFlow.js, jax-js and onnxruntime-web on the same adapter beside it (see peers/); their packages live
+// in a temporary folder, not in the project.
 
 import { parseArgs } from "@std/cli/parse-args";
 import { grad } from "../../src/autograd.ts";
@@ -10,16 +11,26 @@ import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { attention } from "../../src/ops/attention.ts";
 import { conv2d } from "../../src/ops/conv.ts";
+import { adamw, hyperVariable, packHyper, squaredNorm } from "../../src/ops/adamw.ts";
 import { add, silu } from "../../src/ops/math.ts";
 import { matmul } from "../../src/ops/matmul.ts";
 import { groupNorm, layerNorm } from "../../src/ops/norm.ts";
 import { softmax } from "../../src/ops/softmax.ts";
-import { input, type Shape, type Tensor } from "../../src/tensor.ts";
+import { input, type Shape, type Tensor, variable } from "../../src/tensor.ts";
 import { Alignment, StageRun } from "../../src/train/alignment.ts";
 import { openEncoder } from "../../src/train/artifacts.ts";
 import { measureCeiling, timeOf } from "../../src/train/ceiling.ts";
 import { Diffusion } from "../../src/train/diffusion.ts";
 
+/** Packages of each peer, for `--peers`. */
+const PEERS: Readonly<Record<string, readonly string[]>> = {
+  tfjs: ["@tensorflow/tfjs-core@4.22.0", "@tensorflow/tfjs-backend-webgpu@4.22.0"],
+  jax: ["@jax-js/jax@0.1.25"],
+  ort: ["onnxruntime-web@1.30.0"],
+};
+
+/** Milliseconds of each case. */
+const own = new Map<string, number>();
 const args = parseArgs(Deno.args, { boolean: ["json", "peers"] });
 await openDevice();
 const ceiling = await measureCeiling();
@@ -63,6 +74,7 @@ function report(
   launches: number,
   planned: number,
 ) {
+  own.set(name, ms);
   const gflops = flops / ms / 1e6, gbps = bytes ? bytes / ms / 1e6 : undefined;
   const share = gbps !== undefined ? gbps / ceiling.copy : gflops / ceiling.fma;
   print(
@@ -108,11 +120,19 @@ await measure(
   (a, g, b) => groupNorm(a, 4, g, b, 1e-6, { silu: true }),
   2 * 4 * 16 * 1024 * 16,
 );
-await measure(
-  "attention 4x256x6x64",
-  [[4, 256, 6, 64], [4, 256, 6, 64], [4, 256, 6, 64]],
-  (q, k, v) => attention(q, k, v),
-);
+for (const [B, T] of [[16, 64], [4, 256], [1, 1024]] as const) {
+  const shape = [B, T, 6, 64];
+  await measure(`attention ${shape.join("x")}`, [shape, shape, shape], attention);
+  await measure(
+    `attention ${shape.join("x")} backward`,
+    [shape, shape, shape, [B, T, 384]],
+    (q, k, v, dy) => {
+      const leaves = [q, k, v].map((t) => Object.assign(t as Tensor, { requiresGrad: true }));
+      return grad(attention(q as Tensor, k as Tensor, v as Tensor), leaves, dy);
+    },
+  );
+}
+await updates();
 
 // Whole steps of the tiny preset.
 const encoder = openEncoder();
@@ -149,13 +169,13 @@ const steps = {
       ditConfig.parse({
         input_size: 4,
         in_channels: 16,
-        hidden_size: 128,
+        hidden_size: 144,
         depth: 4,
         num_heads: 4,
         num_classes: 10,
       }),
     ),
-    { batchSize: 32, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0 },
+    { batchSize: 24, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0 },
   ).capture().prepare(),
 };
 for (const [name, program] of Object.entries(steps)) {
@@ -164,29 +184,54 @@ for (const [name, program] of Object.entries(steps)) {
 }
 if (args.peers) await peers();
 
-/** TensorFlow.js, in a process and package folder of its own. */
-async function peers(): Promise<void> {
-  const folder = await Deno.makeTempDir({ prefix: "tok-peers-" });
-  try {
-    await Deno.writeTextFile(
-      `${folder}/deno.json`,
-      JSON.stringify({
-        imports: {
-          "@tensorflow/tfjs-core": "npm:@tensorflow/tfjs-core@4.22.0",
-          "@tensorflow/tfjs-backend-webgpu": "npm:@tensorflow/tfjs-backend-webgpu@4.22.0",
-        },
-      }),
+/** AdamW with clipping and a weight average over 8 million parameters: six values read and four written for each. */
+async function updates(): Promise<void> {
+  const n = 8 << 20, make = () => variable([n]);
+  const [parameters, gradients, m, v, ema] = [make(), make(), make(), make(), make()];
+  const program = await capture("adamw", {}, () => {
+    const hyper = hyperVariable();
+    hyper.storage.write(
+      packHyper({ lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.01, clip: 1, emaDecay: 0.99 }),
     );
-    const script = await Deno.readTextFile(new URL("peers_tfjs.ts", import.meta.url));
-    await Deno.writeTextFile(`${folder}/tfjs.ts`, script);
-    console.log("\nTensorFlow.js 4.22 (webgpu backend) on the same adapter");
-    const { code } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-check", "-A", `${folder}/tfjs.ts`],
-      cwd: folder,
-    }).spawn().status;
-    if (code !== 0) console.log("TensorFlow.js could not be measured");
-  } finally {
-    await Deno.remove(folder, { recursive: true });
+    const norm2 = squaredNorm([gradients]);
+    adamw([{ parameters, gradients, m, v, ema, lrFactor: 1 }], hyper, norm2, variable([2]));
+    return { norm2 };
+  }).prepare();
+  const { flops, launches, totalBytes } = program.plan;
+  report("AdamW, clip, EMA 8 M", await timeOf(program), flops, 4 * n * 10, launches.length, totalBytes);
+  program.destroy();
+  for (const t of [parameters, gradients, m, v, ema]) t.storage.destroy();
+}
+
+/** Each peer in a process and package folder of its own; how many times longer each of its cases takes than ours. */
+async function peers(): Promise<void> {
+  for (const [name, packages] of Object.entries(PEERS)) {
+    print({ peer: name, packages }, `\n${packages.join(", ")} on the same adapter`);
+    const folder = await Deno.makeTempDir({ prefix: "tok-peers-" });
+    try {
+      const imports = Object.fromEntries(packages.map((p) => [p.slice(0, p.lastIndexOf("@")), `npm:${p}`]));
+      await Deno.writeTextFile(`${folder}/deno.json`, JSON.stringify({ imports, nodeModulesDir: "auto" }));
+      await Deno.copyFile(new URL(`peers/${name}.ts`, import.meta.url), `${folder}/${name}.ts`);
+      await run(folder, ["install", "--quiet"]);
+      const lines = await run(folder, ["run", "--no-check", "-A", `${name}.ts`, folder]);
+      for (const line of lines.split("\n").filter((l) => l.startsWith(`{"case"`))) {
+        const { case: which, ms } = JSON.parse(line) as { case: string; ms: number };
+        const ratio = ms / (own.get(which) ?? NaN);
+        const text = `${which.padEnd(38)} ${ms.toFixed(3).padStart(9)} ms  ${
+          ratio.toFixed(1).padStart(6)
+        } x ours`;
+        print({ case: which, peer: name, ms, ratio }, text);
+      }
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
   }
+}
+
+/** Standard output of a Deno command; what it says on failure is shown. */
+async function run(cwd: string, args: string[]): Promise<string> {
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd }).output();
+  if (!success) console.error(new TextDecoder().decode(stderr).trim());
+  return new TextDecoder().decode(stdout);
 }
 Deno.exit(0);
