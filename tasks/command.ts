@@ -6,6 +6,7 @@ import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
 import type { Schema } from "../src/flags.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
+import { diagnose } from "../src/gpu/probe.ts";
 import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
 import { type BadImage, openFolder } from "../src/io/dataset.ts";
 import { exists } from "../src/io/files.ts";
@@ -52,8 +53,8 @@ export async function openAdapter(
   const { description, software } = device.facts;
   log.line(`adapter: ${description} (${device.profile} kernels)`);
   log.event("adapter", { description, software, kernels: device.profile });
-  if (software && !config.cpu && exists("/dev/nvidiactl")) {
-    log.warn('a GPU is plugged in, but only a software adapter answers; "tok doctor" says why');
+  if (software && !config.cpu) {
+    for (const { problem, remedy } of diagnose(device.facts)) log.warn(`${problem}; ${remedy}`);
   }
   return device;
 }

@@ -78,8 +78,9 @@ export function diagnose(
     }
   } else if (!manifests.length) {
     found.push({
-      problem: "there is no Vulkan driver manifest",
-      remedy: "apt-get install -y mesa-vulkan-drivers",
+      problem: "there is no Vulkan driver manifest" +
+        (adapter ? `, so ${adapter.description} answers through OpenGL, which is many times slower` : ""),
+      remedy: "apt-get install -y libvulkan1 mesa-vulkan-drivers",
     });
   }
   if (nvidia && !manifests.some((name) => name.includes("nvidia"))) {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up a fresh machine and runs tok: sh tasks/dev/up.sh demo | test
-# Installs what is missing and says so: Deno 2.9 or later, and on Debian and Ubuntu (as root) a Vulkan loader and, where no
-# adapter answers, the software one. Elsewhere it prints the one command to type.
+# Installs what is missing and says so: Deno 2.9 or later, and on Debian and Ubuntu (as root) a Vulkan loader and the software
+# driver where no Vulkan adapter answers. Elsewhere it prints the one command to type.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 what=${1:-}
@@ -26,7 +26,9 @@ if ! deno_is_new; then
 fi
 
 export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-${TMPDIR:-/tmp}}"
-adapter() { deno eval 'Deno.exit(await navigator.gpu.requestAdapter() ? 0 : 1)' >/dev/null 2>&1; }
+# On Linux only Vulkan counts: an adapter that answers through OpenGL compiles some kernels for twenty seconds each.
+case "$(uname)" in Linux) backend=vulkan ;; Darwin) backend=metal ;; *) backend=dx12 ;; esac
+adapter() { DENO_WEBGPU_BACKEND=$backend deno eval 'Deno.exit(await navigator.gpu.requestAdapter() ? 0 : 1)' >/dev/null 2>&1; }
 if ! adapter; then
   packages="libvulkan1 mesa-vulkan-drivers"
   if [ "$(uname)" = Linux ] && command -v apt-get >/dev/null 2>&1; then
@@ -35,7 +37,7 @@ if ! adapter; then
       export DEBIAN_FRONTEND=noninteractive
       apt-get install -y $packages >/dev/null 2>&1 || { apt-get update >/dev/null && apt-get install -y $packages >/dev/null; }
     else
-      say "no graphics adapter answers; type: sudo apt-get install -y $packages"
+      say "no Vulkan adapter answers; type: sudo apt-get install -y $packages"
       exit 1
     fi
   else
