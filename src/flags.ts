@@ -3,7 +3,8 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { z } from "zod";
-import { about, PRESETS } from "./config.ts";
+import { about } from "./config.ts";
+import { PRESETS } from "./presets.ts";
 import { UsageError } from "./errors.ts";
 
 export type Schema = z.ZodObject<z.ZodRawShape>;

@@ -11,7 +11,7 @@ import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import { Vit } from "../src/models/vit.ts";
 import { input } from "../src/tensor.ts";
-import { type EncoderFolder, openEncoder } from "../src/train/artifacts.ts";
+import { type EncoderFolder, openEncoder } from "../src/train/encoders.ts";
 import { command, openAdapter, SEEDS } from "./command.ts";
 
 export const features = command({

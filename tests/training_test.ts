@@ -11,7 +11,7 @@ import { normal } from "../src/philox.ts";
 import { readTensor } from "../src/tensor.ts";
 import { Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "../src/train/alignment.ts";
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
-import { openEncoder } from "../src/train/artifacts.ts";
+import { openEncoder } from "../src/train/encoders.ts";
 import { Sampler, timeGrid } from "../src/train/sampling.ts";
 import { relativeError, testDevice } from "./check.ts";
 

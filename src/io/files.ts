@@ -2,6 +2,7 @@
 // target's name in one rename; then the folder is flushed too. A crash at any point leaves the old file or the new one,
 // and at worst a "*.tmp" that the next run removes. Errors of the file system become one line that says what to do.
 
+import type { z } from "zod";
 import { statfsSync } from "node:fs";
 import { dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -174,6 +175,14 @@ export function readJson(path: string): unknown {
   } catch (error) {
     throw new UsageError(`Cannot read "${path}": it is not JSON (${(error as Error).message})`);
   }
+}
+
+/** `value` (of the file `path`) as what `schema` describes. @throws UsageError that names the first wrong field */
+export function validated<T>(schema: z.ZodType<T>, value: unknown, path: string): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const { path: at, message } = result.error.issues[0] as z.core.$ZodIssue;
+  throw new UsageError(`Cannot use "${path}": ${at.join(".") || "the file"}: ${message}`);
 }
 
 /** Writes a JSON file, indented, atomically. */

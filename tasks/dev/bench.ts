@@ -18,7 +18,7 @@ import { groupNorm, layerNorm } from "../../src/ops/norm.ts";
 import { softmax } from "../../src/ops/softmax.ts";
 import { input, type Shape, type Tensor, variable } from "../../src/tensor.ts";
 import { Alignment, StageRun } from "../../src/train/alignment.ts";
-import { openEncoder } from "../../src/train/artifacts.ts";
+import { openEncoder } from "../../src/train/encoders.ts";
 import { measureCeiling, timeOf } from "../../src/train/ceiling.ts";
 import { Diffusion } from "../../src/train/diffusion.ts";
 

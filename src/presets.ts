@@ -1,0 +1,48 @@
+// Named sets of values for the options of a command; the defaults in config.ts are the preset "tiny". Recipe numbers carry
+// their grade there.
+
+/** Values of the presets other than tiny. */
+export const PRESETS: Record<string, Record<string, unknown>> = {
+  "dinov2-l": {
+    latentChannels: 32,
+    decoderChannels: 128,
+    decoderMultiples: [1, 1, 2, 2, 4],
+    decoderBlocks: 2,
+    decoderGroups: 32,
+    decoderAttention: [16],
+    imageSize: 256,
+    batchSize: 8,
+    accumulate: 32,
+    flip: true,
+    steps: [50000, 50000, 25000],
+    lr: [1e-4, 1e-4, 1e-4],
+    encoderLr: 0.1,
+    ema: 0.9999,
+    wPerceptual: 1,
+    wGan: 0.5,
+    wSemantic: 1,
+    ganStart: [5001, 0, 0],
+    discriminatorChannels: 64,
+    discriminatorLayers: 3,
+    ganLr: 1e-4,
+    beta1: 0.5,
+    beta2: 0.9,
+    lrEnd: 1,
+    logEvery: 100,
+    saveEvery: 2000,
+  },
+  imagenet: {
+    model: "XL/1",
+    steps: 80000,
+    batchSize: 1024,
+    lr: 2e-4,
+    ema: 0.9999,
+    flip: true,
+    clip: 0,
+    warmup: 0,
+    lrEnd: 1,
+    logEvery: 100,
+    saveEvery: 5000,
+  },
+};
+PRESETS["dinov2-b"] = PRESETS["dinov2-l"] as Record<string, unknown>;
