@@ -205,7 +205,7 @@ export class ParameterSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
-  #gradients: { flats: Tensor[]; of: Map<Tensor, Tensor> } | undefined;
+  readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 
   constructor(readonly name: string, module: object) {
     this.tensors = parameters(module);
@@ -229,9 +229,13 @@ export class ParameterSet {
     return [...this.tensors.values()];
   }
 
-  /** Flat gradients, and the place of each tensor's gradient in them. Made when first asked for. */
-  gradients(): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
-    if (this.#gradients) return this.#gradients;
+  /**
+   * Flat gradients, and the place of each tensor's gradient in them. Made when first asked for.
+   * @param which 0: those that an optimizer reads; 1: those of one more micro-batch, before they are added
+   */
+  gradients(which: 0 | 1 = 0): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
+    const known = this.#gradients[which];
+    if (known) return known;
     const flats = this.like("gradients");
     const of = new Map<Tensor, Tensor>();
     for (const tensor of this.tensors.values()) {
@@ -244,7 +248,7 @@ export class ParameterSet {
       storage.place((flats[at] as Tensor).storage, tensor.storage.offset);
       of.set(tensor, new Tensor(tensor.shape, "f32", storage));
     }
-    return this.#gradients = { flats, of };
+    return this.#gradients[which] = { flats, of };
   }
 
   /** New flat buffers of the same layout, zero at first: moments, averages. */
@@ -257,7 +261,7 @@ export class ParameterSet {
   }
 
   destroy(): void {
-    for (const flat of [...this.flats, ...this.#gradients?.flats ?? []]) flat.storage.destroy();
+    for (const flat of [...this.flats, ...this.#gradients.flatMap((g) => g.flats)]) flat.storage.destroy();
   }
 
   #flat(n: number, category: "parameters" | "gradients" | "optimizer" | "state", i: number): Tensor {

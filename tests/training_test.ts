@@ -158,6 +158,15 @@ Deno.test("two micro-batches give the step of one batch of twice the size", asyn
   assert(relativeError(weights[0] as Float32Array, weights[1] as Float32Array) < 1e-3);
 });
 
+Deno.test("more micro-batches take no more memory, but for their images", async () => {
+  const a = await alignment();
+  const activations = [2, 8].map((accumulate) => {
+    const options = { ...OPTIONS, batchSize: 2, accumulate };
+    return new StageRun(a, { ...STAGES.latent }, options).capture(false).plan.bytes.activations;
+  });
+  assert((activations[1] as number) < 1.02 * (activations[0] as number), `${activations}`);
+});
+
 Deno.test("flow matching learns two classes apart, and samples with guidance land on them", async () => {
   await testDevice();
   const S = 2, C = 4, B = 32;

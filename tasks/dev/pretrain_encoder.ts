@@ -56,7 +56,7 @@ const train = await capture(
     const tokens = vit.forward(x, mask).patches; // [B, T, C]
     const classLoss = crossEntropy(heads.classes.forward(mean(tokens, [1])), labels);
     const pixelLoss = mean(square(sub(heads.pixels.forward(tokens), patches(x))));
-    optimizer.update(add(classLoss, pixelLoss));
+    optimizer.minimise(add(classLoss, pixelLoss));
     return { classLoss, pixelLoss };
   },
 ).prepare();

@@ -24,7 +24,7 @@ const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", judge
 const inputs = { x: input([BATCH, 32, 32, 3]), labels: input([BATCH], "u32") };
 const train = await capture("judge", inputs, ({ x, labels }) => {
   const loss = crossEntropy(judge.forward(x), labels);
-  optimizer.update(loss);
+  optimizer.minimise(loss);
   return { loss };
 }).prepare();
 const images = new Shapes(1_000_000, 31);
