@@ -308,7 +308,9 @@ export async function loadState(
     const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
     throw new UsageError(`Cannot load "${source.name}": ${shown}${more}`);
   }
+  // One tensor at a time onto the device, so that the host never holds more than one.
   for (const [path, tensor] of own) {
+    await tensor.storage.materialise();
     tensor.storage.write(fromFile(tensor, await source.read(prefix + path)));
   }
 }
