@@ -8,7 +8,7 @@
 
 /** Lanes of a workgroup, and rows of a lane in each entry point. */
 export const ATTENTION = {
-  cpu: { lanes: 8, rows: { attention: 4, attention_backward_q: 2, attention_backward_kv: 2 } },
+  cpu: { lanes: 8, rows: { attention: 4, attention_backward_q: 4, attention_backward_kv: 2 } },
   gpu: { lanes: 64, rows: { attention: 1, attention_backward_q: 1, attention_backward_kv: 1 } },
 } as const;
 

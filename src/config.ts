@@ -196,9 +196,9 @@ export const trainDitConfig = z.strictObject({
   images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
-  steps: option(count().default(1200), "Training", "Training steps"),
+  steps: option(count().default(1400), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
-  lr: option(amount().default(2e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
+  lr: option(amount().default(4e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(
     z.number().min(0).max(1).default(0.1),
     "Training",
