@@ -53,6 +53,8 @@ export interface TensorStore {
   readonly metadata: ReadonlyMap<string, string>;
   /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
   read(key: string): Promise<Float32Array<ArrayBuffer>>;
+  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
+  readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>>;
   /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
   readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
   close(): void;
@@ -89,7 +91,6 @@ export class SafetensorsFile implements TensorStore {
     });
   }
 
-  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
   async readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>> {
     const { dtype, shape, begin, end } = this.#entry(key);
     const convert = FLOATS[dtype];

@@ -70,6 +70,7 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
       shapes: new Map([...tensors].map(([key, { shape }]) => [key, shape])),
       metadata: new Map([...files.values()].flatMap((file) => [...file.metadata])),
       read: async (key) => await owner(key).read(key),
+      readRows: async (key, from, to) => await owner(key).readRows(key, from, to),
       readIntegers: async (key) => await owner(key).readIntegers(key),
       close,
     };
