@@ -33,24 +33,29 @@ export class Cursor {
   }
 
   u8(): number {
-    return this.#view.getUint8(this.#need(1));
+    const at = this.#need(1);
+    return this.#view.getUint8(at);
   }
 
   u16(): number {
-    return this.#view.getUint16(this.#need(2), true);
+    const at = this.#need(2);
+    return this.#view.getUint16(at, true);
   }
 
   u32(): number {
-    return this.#view.getUint32(this.#need(4), true);
+    const at = this.#need(4);
+    return this.#view.getUint32(at, true);
   }
 
   u64(): number {
-    return Number(this.#view.getBigUint64(this.#need(8), true));
+    const at = this.#need(8);
+    return Number(this.#view.getBigUint64(at, true));
   }
 
   /** Big-endian, the only one that is. */
   f64(): number {
-    return this.#view.getFloat64(this.#need(8), false);
+    const at = this.#need(8);
+    return this.#view.getFloat64(at, false);
   }
 
   /** Bytes in a buffer of their own. */
