@@ -88,20 +88,23 @@ export interface MemberParts {
   crc?: number;
   method?: number;
   size?: number;
+  compressed?: number;
 }
 
 /** A zip archive without ZIP64. */
 export function zip(members: readonly MemberParts[]): Uint8Array<ArrayBuffer> {
   const locals: Uint8Array[] = [], central: Uint8Array[] = [];
   let at = 0;
-  for (const { name, data, crc = crc32(data), method = 0, size = data.length } of members) {
+  for (
+    const { name, data, crc = crc32(data), method = 0, size = data.length, compressed = size } of members
+  ) {
     const head = [
       little(20, 2),
       little(0, 2),
       little(method, 2),
       little(0, 4),
       little(crc, 4),
-      little(method ? data.length : size, 4),
+      little(compressed, 4),
       little(size, 4),
     ];
     const local = bytes("PK\x03\x04", ...head, little(name.length, 2), 0, 0, name, data);

@@ -106,6 +106,7 @@ function readZip(source: ByteSource): Value {
   if (endian !== undefined && endian !== "little") throw bigEndian(name, endian);
   const names = new TorchNames(name);
   const { value } = unpickle(memoryBytes(name, whole(pickle, MOST_PICKLE)), 0, names);
+  let left = source.size; // storages that share bytes would be a way to hold more than the file does
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);
     if (!member) throw damaged(name, `the storage "${storage.key}" is missing`);
@@ -116,6 +117,7 @@ function readZip(source: ByteSource): Value {
       );
     }
     storage.bytes = zip.stored(member);
+    if ((left -= member.size) < 0) throw damaged(name, "its storages overlap");
   }
   return value;
 }
