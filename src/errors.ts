@@ -5,10 +5,9 @@ const LONGEST = 2000;
 
 /** Text that files bring along, fit for one line of a terminal: control characters are spelled out. */
 export function printable(text: string): string {
-  // deno-lint-ignore no-control-regex
   return text.replace(
-    /[\x00-\x1f\x7f-\x9f\u2028\u2029]/g,
-    (c) => JSON.stringify(c).slice(1, -1).replace(c, "?"),
+    /[\p{Cc}\p{Zl}\p{Zp}]/gu,
+    (c) => c === "\n" ? "\\n" : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
 
