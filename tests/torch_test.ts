@@ -16,6 +16,7 @@ import {
   guarded,
   int,
   legacy,
+  little,
   type MemberParts,
   members,
   type Part,
@@ -123,6 +124,17 @@ Deno.test("openModel() goes by what is in a file, and takes the names that folde
   assertEquals(await keys(sharded), 1);
   await assertRejects(() => openTorch(`${folder}/none.pth`), UsageError, "it does not exist");
   await assertRejects(() => openTorch(folder), UsageError, "it is a folder and not a file");
+});
+
+Deno.test("openModel() is not misled by a safetensors file that begins like a zip archive or a pickle", async () => {
+  const path = `${await Deno.makeTempDir()}/model.safetensors`;
+  const head = '{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}';
+  for (const length of [0x4b50, 0x0280]) {
+    Deno.writeFileSync(path, bytes(little(length, 8), head.padEnd(length), 7));
+    const store = await openModel(path);
+    assertEquals([...await store.readIntegers("x")], [7]);
+    store.close();
+  }
 });
 
 Deno.test("a tensor alone is called tensor, and lists go by their indices", async () => {
