@@ -9,20 +9,36 @@ import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import { Vit } from "../src/models/vit.ts";
 import { architectureOf } from "../src/models/vit_families.ts";
-import { fileShape, Initializer, parameters, type SavedTensor, saveState, state } from "../src/nn.ts";
+import {
+  fileShape,
+  Initializer,
+  parameters,
+  ParameterSet,
+  type SavedTensor,
+  saveState,
+  state,
+} from "../src/nn.ts";
 import { input, type Tensor } from "../src/tensor.ts";
+import { Alignment } from "../src/train/alignment.ts";
+import { openTokenizer, saveTokenizer } from "../src/train/artifacts.ts";
 import { openEncoder } from "../src/train/encoders.ts";
 import { randomArray, testDevice } from "./check.ts";
-import { inFolder, writeJson } from "./encoder_files.ts";
+import { inFolder, weightsOf, writeJson } from "./encoder_files.ts";
 
 /** One model under two names. */
 async function sameWeights(a: Vit, b: Vit): Promise<void> {
   assertEquals(await saveState(a), await saveState(b));
 }
 
+/** The model with its parameters in one buffer, which is read back at once. */
+function placed<M extends object>(model: M): M {
+  new ParameterSet("test", model);
+  return model;
+}
+
 /** A model with other values everywhere. */
 function filled(config: Record<string, unknown>): Vit {
-  const vit = new Vit(architectureOf(config, "config.json"));
+  const vit = placed(new Vit(architectureOf(config, "config.json")));
   [...state(vit).values()].forEach((t, i) => t.storage.write(randomArray(t.size, i)));
   return vit;
 }
@@ -68,7 +84,7 @@ Deno.test("MAE's own file, with its fused projections and its decoder, is the mo
     }
     const path = join(folder, "mae_pretrain_vit_base.safetensors");
     await writeSafetensors(path, own);
-    const encoder = await openEncoder(path), again = new Vit(encoder.config);
+    const encoder = await openEncoder(path), again = placed(new Vit(encoder.config));
     await encoder.load(again);
     assertEquals(encoder.config.image_size, 6);
     assertEquals(encoder.config.intermediate_size, 72);
@@ -100,7 +116,7 @@ async function loadedAs(
     ...tensors.map((t) => ({ ...t, name: rename(t.name) })),
     ...strangers.map((name) => ({ name, shape: [2], data: new Float32Array(2) })),
   ]);
-  const encoder = await openEncoder(path), vit = new Vit(encoder.config);
+  const encoder = await openEncoder(path), vit = placed(new Vit(encoder.config));
   await encoder.load(vit);
   return vit;
 }
@@ -158,8 +174,29 @@ Deno.test("wrapped encoders, both spellings of DINOv3, and towers beside a text 
   });
 });
 
-Deno.test("every family serves in a tokenizer, which keeps its published names", async () => {
+/** A small tokenizer on an encoder of this family. */
+function tokenizerOf(model_type: string): Tokenizer {
+  return new Tokenizer(tokenizerConfig.parse({
+    image_size: 8,
+    encoder: architectureOf({ model_type, ...SMALL, patch_size: 2 }, "config.json"),
+    image_mean: [0.5, 0.5, 0.5],
+    image_std: [0.5, 0.5, 0.5],
+    adapter_hidden: 8,
+    decoder: {
+      ch: 4,
+      ch_mult: [1, 1],
+      num_res_blocks: 0,
+      attn_resolutions: [],
+      resolution: 8,
+      z_channels: 4,
+      groups: 2,
+    },
+  }));
+}
+
+Deno.test("every family serves in a tokenizer, which keeps its published names and is the same when it is opened again", async () => {
   await testDevice();
+  const folder = await Deno.makeTempDir();
   const names: Record<string, string> = {
     dinov2: "encoder.layer.0.attention.attention.query.weight",
     dinov2_with_registers: "embeddings.register_tokens",
@@ -170,22 +207,7 @@ Deno.test("every family serves in a tokenizer, which keeps its published names",
     vit_mae: "embeddings.position_embeddings",
   };
   for (const [model_type, name] of Object.entries(names)) {
-    const tokenizer = new Tokenizer(tokenizerConfig.parse({
-      image_size: 8,
-      encoder: architectureOf({ model_type, ...SMALL, patch_size: 2 }, "config.json"),
-      image_mean: [0.5, 0.5, 0.5],
-      image_std: [0.5, 0.5, 0.5],
-      adapter_hidden: 8,
-      decoder: {
-        ch: 4,
-        ch_mult: [1, 1],
-        num_res_blocks: 0,
-        attn_resolutions: [],
-        resolution: 8,
-        z_channels: 4,
-        groups: 2,
-      },
-    }));
+    const tokenizer = placed(tokenizerOf(model_type));
     const init = new Initializer(0);
     tokenizer.init(init);
     tokenizer.encoder.init(init);
@@ -199,7 +221,29 @@ Deno.test("every family serves in a tokenizer, which keeps its published names",
     const z = await program.read(program.outputs.z);
     assert(z.length === 4 * 4 * 4 && z.every(Number.isFinite) && z.some((v) => v !== 0), model_type);
     program.destroy();
+    if (!["siglip_vision_model", "vit_mae"].includes(model_type)) continue;
+    await saveTokenizer(join(folder, model_type), tokenizer);
+    const again = await openTokenizer(join(folder, model_type));
+    assertEquals(again.config, tokenizer.config);
+    assertEquals(await saveState(again), await saveState(tokenizer));
   }
+  await Deno.remove(folder, { recursive: true });
+});
+
+Deno.test("an authors' file with keys too few and too many is refused with their names", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const { tensors } = await weightsOf("dinov2_authors_registers"), path = join(folder, "cut.safetensors");
+    const stranger = { name: "stranger", shape: [1], data: new Float32Array(1) };
+    await writeSafetensors(path, [...tensors.filter((t) => t.name !== "blocks.0.attn.qkv.bias"), stranger]);
+    const encoder = await openEncoder(path), vit = new Vit(encoder.config);
+    const { message } = await assertRejects(() => encoder.load(vit), UsageError);
+    for (const part of ["query.bias", "key.bias", "value.bias", 'unexpected "stranger"']) {
+      assert(message.includes(part), message);
+    }
+    await writeSafetensors(path, tensors.filter((t) => !t.name.startsWith("blocks.")));
+    await assertRejects(() => openEncoder(path), UsageError, "no known architecture");
+  });
 });
 
 Deno.test("a fixed table of positions is no parameter, and is saved all the same", async () => {
@@ -208,4 +252,14 @@ Deno.test("a fixed table of positions is no parameter, and is saved all the same
   assert(!parameters(vit).has("embeddings.position_embeddings"));
   const table = state(vit).get("embeddings.position_embeddings") as Tensor;
   assertEquals([...fileShape(table)], [1, 5, 8]);
+});
+
+Deno.test("the frozen copy of an encoder has its fixed positions too", async () => {
+  await testDevice();
+  const tokenizer = tokenizerOf("vit_mae"), alignment = new Alignment(tokenizer, undefined);
+  [...state(tokenizer.encoder).values()].forEach((t, i) =>
+    t.storage.initialise(() => randomArray(t.size, i))
+  );
+  await alignment.setReference();
+  assertEquals(await saveState(alignment.reference), await saveState(tokenizer.encoder));
 });
