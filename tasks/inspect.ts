@@ -5,6 +5,7 @@ import { inspectConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { exists, formatBytes, readJson } from "../src/io/files.ts";
 import { openModel } from "../src/io/shards.ts";
+import { tensorBytes, tensorSize } from "../src/io/tensors.ts";
 import { command } from "./command.ts";
 
 export const inspect = command({
@@ -28,9 +29,10 @@ export const inspect = command({
       const store = await openModel(folder);
       let parameters = 0, bytes = 0;
       log.line(log.bold(store.name));
-      for (const [name, { dtype, shape, begin, end }] of store.tensors) {
-        parameters += shape.reduce((a, b) => a * b, 1);
-        bytes += end - begin;
+      for (const [name, entry] of store.tensors) {
+        const { dtype, shape } = entry;
+        parameters += tensorSize(entry);
+        bytes += tensorBytes(entry);
         log.line(`  ${name.padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
       }
       for (const [key, value] of store.metadata) {

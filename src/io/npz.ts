@@ -2,6 +2,7 @@
 // 256 x 256 (9.8 GB in one array) need no memory: images come row by row, statistics at once.
 
 import { ShapeError, UsageError } from "../errors.ts";
+import { openBytes } from "./bytes.ts";
 import {
   encodeNpyHeader,
   type NpyArray,
@@ -125,7 +126,7 @@ export class NpzFile {
 
 /** Opens an .npz file and reads the headers of its arrays. @throws UsageError when it is missing or damaged */
 export async function openNpz(path: string): Promise<NpzFile> {
-  const zip = new ZipReader(path);
+  const zip = new ZipReader(openBytes(path));
   try {
     const arrays = new Map<string, NpyHeader>();
     for (const [name, member] of zip.members) {

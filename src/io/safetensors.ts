@@ -4,171 +4,67 @@
 // Written as the reference does, byte for byte: by dtype alignment, largest first, then by name; data at a multiple of 8.
 // https://github.com/huggingface/safetensors
 
-import { ShapeError, UsageError } from "../errors.ts";
-import { AtomicFile, explained } from "./files.ts";
+import { ShapeError } from "../errors.ts";
+import { bytesAt, type ByteSource, damaged, openBytes } from "./bytes.ts";
+import { AtomicFile } from "./files.ts";
+import { DTYPE_BITS, type TensorEntry, TensorFile } from "./tensors.ts";
+
+export type { TensorEntry, TensorStore } from "./tensors.ts";
 
 const MOST_HEADER = 100_000_000;
 
-/** Bits an element takes, in the format's own order of alignment, which is also the writer's sorting order. */
-const DTYPE_BITS: Readonly<Record<string, number>> = {
-  BOOL: 8,
-  F4: 4,
-  F6_E2M3: 6,
-  F6_E3M2: 6,
-  U8: 8,
-  I8: 8,
-  F8_E5M2: 8,
-  F8_E4M3: 8,
-  F8_E8M0: 8,
-  F8_E4M3FNUZ: 8,
-  F8_E5M2FNUZ: 8,
-  I16: 16,
-  U16: 16,
-  F16: 16,
-  BF16: 16,
-  I32: 32,
-  U32: 32,
-  F32: 32,
-  C64: 64,
-  F64: 64,
-  I64: 64,
-  U64: 64,
-};
-
 /** Where a tensor lies in a file. */
-export interface TensorEntry {
-  readonly dtype: string;
-  readonly shape: readonly number[];
+export interface SafetensorsEntry extends TensorEntry {
   /** Bytes from the beginning of the file. */
   readonly begin: number;
   readonly end: number;
 }
 
-/** Named tensors on a disk: one file, or a sharded model. */
-export interface TensorStore {
-  /** The path, for messages. */
-  readonly name: string;
-  readonly tensors: ReadonlyMap<string, TensorEntry>;
-  readonly shapes: ReadonlyMap<string, readonly number[]>;
-  readonly metadata: ReadonlyMap<string, string>;
-  /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
-  read(key: string): Promise<Float32Array<ArrayBuffer>>;
-  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
-  readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>>;
-  /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
-  readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
-  close(): void;
-}
-
 /** An open file: the header in memory, tensors read when asked for. */
-export class SafetensorsFile implements TensorStore {
-  readonly shapes: ReadonlyMap<string, readonly number[]>;
-
+export class SafetensorsFile extends TensorFile<SafetensorsEntry> {
   constructor(
-    readonly name: string,
-    readonly tensors: ReadonlyMap<string, TensorEntry>,
-    readonly metadata: ReadonlyMap<string, string>,
-    private readonly file: Deno.FsFile,
+    private readonly source: ByteSource,
+    tensors: ReadonlyMap<string, SafetensorsEntry>,
+    metadata: ReadonlyMap<string, string>,
   ) {
-    this.shapes = new Map([...tensors].map(([key, { shape }]) => [key, shape]));
+    super(source.name, tensors, metadata);
   }
 
-  async read(key: string): Promise<Float32Array<ArrayBuffer>> {
-    return this.readRows(key, 0, Infinity);
+  protected fill({ begin }: SafetensorsEntry, offset: number, target: Uint8Array<ArrayBuffer>): void {
+    this.source.readInto(begin + offset, target);
   }
 
-  async readIntegers(key: string): Promise<Int32Array<ArrayBuffer>> {
-    const { dtype, begin, end } = this.#entry(key);
-    const elements = INTEGERS[dtype];
-    if (!elements) {
-      throw new UsageError(`Cannot read "${key}" of "${this.name}" as integers: its dtype is ${dtype}`);
-    }
-    const values = elements(this.#bytes(begin, end).buffer);
-    return Int32Array.from(values, (value) => {
-      const number = Number(value);
-      if (number === (number | 0)) return number;
-      throw new UsageError(`Cannot read "${key}" of "${this.name}": ${value} is beyond 32 bits`);
-    });
-  }
-
-  async readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>> {
-    const { dtype, shape, begin, end } = this.#entry(key);
-    const convert = FLOATS[dtype];
-    if (!convert) {
-      throw new UsageError(`Cannot read "${key}" of "${this.name}" as numbers: its dtype is ${dtype}`);
-    }
-    const rows = shape[0] ?? 1, bytes = rows ? (end - begin) / rows : 0;
-    const first = Math.min(from, rows), last = Math.max(first, Math.min(to, rows));
-    return convert(this.#bytes(begin + first * bytes, begin + last * bytes).buffer);
-  }
-
-  /** The bytes of a tensor in a buffer of their own. */
-  async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
-    const { begin, end } = this.#entry(key);
-    return this.#bytes(begin, end);
+  protected sequential(): boolean {
+    return true;
   }
 
   close(): void {
-    this.file.close();
-  }
-
-  #bytes(begin: number, end: number): Uint8Array<ArrayBuffer> {
-    return readAt(this.file, this.name, begin, end - begin);
-  }
-
-  #entry(key: string): TensorEntry {
-    const entry = this.tensors.get(key);
-    if (!entry) throw new UsageError(`Cannot read "${key}": "${this.name}" has no such tensor`);
-    return entry;
+    this.source.close();
   }
 }
-
-const FLOATS: Readonly<Record<string, (bytes: ArrayBuffer) => Float32Array<ArrayBuffer>>> = {
-  F16: (bytes) => Float32Array.from(new Float16Array(bytes)),
-  BF16: (bytes) => new Float32Array(Uint32Array.from(new Uint16Array(bytes), (v) => v << 16).buffer),
-  F32: (bytes) => new Float32Array(bytes),
-  F64: (bytes) => Float32Array.from(new Float64Array(bytes)),
-};
-
-const INTEGERS: Readonly<Record<string, (bytes: ArrayBuffer) => Iterable<number | bigint>>> = {
-  BOOL: (bytes) => new Uint8Array(bytes),
-  U8: (bytes) => new Uint8Array(bytes),
-  I8: (bytes) => new Int8Array(bytes),
-  I16: (bytes) => new Int16Array(bytes),
-  U16: (bytes) => new Uint16Array(bytes),
-  I32: (bytes) => new Int32Array(bytes),
-  U32: (bytes) => new Uint32Array(bytes),
-  I64: (bytes) => new BigInt64Array(bytes),
-  U64: (bytes) => new BigUint64Array(bytes),
-};
 
 /** Opens a file and checks all of its header. @throws UsageError in one line for anything that is wrong with it */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
-  let file: Deno.FsFile | undefined;
-  try {
-    file = await Deno.open(path);
-    const { size, isDirectory } = await file.stat();
-    if (isDirectory) {
-      throw new UsageError(`Cannot read "${path}": it is a folder and not a file; check the path`);
-    }
-    if (size < 8) throw damaged(path, `${size} bytes are no safetensors file`);
-    const length = new DataView(readAt(file, path, 0, 8).buffer).getBigUint64(0, true);
-    if (length > MOST_HEADER) {
-      throw damaged(path, `its header claims ${length} bytes, at most ${MOST_HEADER} are allowed`);
-    }
-    const start = 8 + Number(length);
-    if (start > size) throw damaged(path, `its header claims ${length} bytes, the file has ${size}`);
-    const { tensors, metadata } = parseHeader(readAt(file, path, 8, Number(length)), start, size, path);
-    return new SafetensorsFile(path, tensors, metadata, file);
-  } catch (error) {
-    file?.close();
-    throw explained(error, "read", path);
-  }
+  return readSafetensors(openBytes(path));
 }
 
-/** The error for a file whose contents are wrong. */
-export function damaged(path: string, reason: string): UsageError {
-  return new UsageError(`Cannot read "${path}": ${reason}; fetch or make it again`);
+/** The same from any bytes, which are closed with the store, or at once where they are wrong. */
+export function readSafetensors(source: ByteSource): SafetensorsFile {
+  const { name, size } = source;
+  try {
+    if (size < 8) throw damaged(name, `${size} bytes are no safetensors file`);
+    const length = new DataView(bytesAt(source, 0, 8).buffer).getBigUint64(0, true);
+    if (length > MOST_HEADER) {
+      throw damaged(name, `its header claims ${length} bytes, at most ${MOST_HEADER} are allowed`);
+    }
+    const start = 8 + Number(length);
+    if (start > size) throw damaged(name, `its header claims ${length} bytes, the file has ${size}`);
+    const { tensors, metadata } = parseHeader(bytesAt(source, 8, Number(length)), start, size, name);
+    return new SafetensorsFile(source, tensors, metadata);
+  } catch (error) {
+    source.close();
+    throw error;
+  }
 }
 
 /** Checks a header against the file's `size`; `start` is where its data begins. */
@@ -184,7 +80,7 @@ function parseHeader(bytes: Uint8Array, start: number, size: number, path: strin
   const repeated = duplicateKey(text);
   if (repeated !== undefined) throw damaged(path, `the key "${repeated}" is twice in its header`);
   const metadata = new Map<string, string>();
-  const tensors = new Map<string, TensorEntry>();
+  const tensors = new Map<string, SafetensorsEntry>();
   for (const [key, value] of Object.entries(json as object)) {
     if (key !== "__metadata__") {
       tensors.set(key, parseEntry(key, value, start, path));
@@ -208,7 +104,7 @@ function parseHeader(bytes: Uint8Array, start: number, size: number, path: strin
   return { tensors, metadata };
 }
 
-function parseEntry(key: string, value: unknown, start: number, path: string): TensorEntry {
+function parseEntry(key: string, value: unknown, start: number, path: string): SafetensorsEntry {
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw damaged(path, `"${key}" is not described by an object`);
   }
@@ -251,18 +147,6 @@ function duplicateKey(text: string): string | undefined {
     }
   }
   return undefined;
-}
-
-/** Synchronous, so that two readers of one file cannot move each other's position. */
-function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(length);
-  file.seekSync(offset, Deno.SeekMode.Start);
-  for (let at = 0; at < length;) {
-    const n = file.readSync(bytes.subarray(at));
-    if (!n) throw damaged(path, `it ends after ${offset + at} bytes`);
-    at += n;
-  }
-  return bytes;
 }
 
 /** Elements of a tensor. A Uint16Array holds the bits of BF16 where `dtype` says so. */

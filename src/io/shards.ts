@@ -1,31 +1,53 @@
-// The weights of a model in a folder of Hugging Face layout: one file, or shards and their index. Shard names come from a
-// file that others made, so they may not leave the folder; and every shard must be there before anything is read.
+// The weights of a model, as they were downloaded: one file, or a folder of Hugging Face layout with one file or shards and
+// their index. Files are opened by what is in them and not by their name. Shard names come from a file that others made, so
+// they may not leave the folder; and every shard must be there before anything is read.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
+import { damaged, openBytes } from "./bytes.ts";
 import { exists, readJson } from "./files.ts";
-import {
-  damaged,
-  openSafetensors,
-  type SafetensorsFile,
-  type TensorEntry,
-  type TensorStore,
-} from "./safetensors.ts";
+import { readSafetensors } from "./safetensors.ts";
+import type { TensorEntry, TensorStore } from "./tensors.ts";
+import { isTorch, readTorch } from "./torch.ts";
+
+/** The files that hold a model in a folder, in order of preference. Of each there may be an index of shards instead. */
+const NAMES = ["model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
+
+/** Whether a folder holds the weights of a model. */
+export function holdsModel(folder: string): boolean {
+  return NAMES.some((name) => exists(join(folder, name)) || exists(join(folder, `${name}.index.json`)));
+}
 
 /**
- * Opens the weights in a folder of Hugging Face layout: `model.safetensors`, or all the shards that
- * `model.safetensors.index.json` names. A path to one file is taken too.
+ * Opens the weights in a folder (`model.safetensors`, or the shards that `model.safetensors.index.json` names; else what
+ * diffusers or older releases have in their place), or one file: safetensors, or what torch.save writes.
  * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
  */
 export async function openModel(path: string): Promise<TensorStore> {
-  const single = join(path, "model.safetensors"), index = `${single}.index.json`;
-  if (exists(single)) return await openSafetensors(single);
-  if (exists(index)) return await openShards(path, index);
-  if (exists(path) && Deno.statSync(path).isFile) return await openSafetensors(path);
+  if (exists(path) && Deno.statSync(path).isFile) return openWeights(path);
+  for (const name of NAMES) {
+    const single = join(path, name), index = `${single}.index.json`;
+    if (exists(single)) return openWeights(single);
+    if (exists(index)) return await openShards(path, index);
+  }
   throw new UsageError(
-    `Cannot load the model "${path}": there is neither "model.safetensors" nor "model.safetensors.index.json"; ` +
+    `Cannot load the model "${path}": there is neither "${
+      NAMES.join('" nor "')
+    }" nor an index of shards of one; ` +
       `check the path`,
   );
+}
+
+function openWeights(path: string): TensorStore {
+  const source = openBytes(path);
+  let torch;
+  try {
+    torch = isTorch(source);
+  } catch (error) {
+    source.close();
+    throw error;
+  }
+  return torch ? readTorch(source) : readSafetensors(source);
 }
 
 async function openShards(folder: string, index: string): Promise<TensorStore> {
@@ -49,11 +71,11 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
       `Cannot load the model "${folder}": "${missing.join('", "')}" is missing; fetch it again`,
     );
   }
-  const files = new Map<string, SafetensorsFile>();
+  const files = new Map<string, TensorStore>();
   const close = () => files.forEach((file) => file.close());
   try {
-    for (const name of names) files.set(name, await openSafetensors(join(folder, name)));
-    const owner = (key: string): SafetensorsFile => {
+    for (const name of names) files.set(name, openWeights(join(folder, name)));
+    const owner = (key: string): TensorStore => {
       const file = files.get(shardOf.get(key) ?? "");
       if (!file) throw new UsageError(`Cannot read "${key}": "${folder}" has no such tensor`);
       return file;
@@ -72,6 +94,7 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
       read: async (key) => await owner(key).read(key),
       readRows: async (key, from, to) => await owner(key).readRows(key, from, to),
       readIntegers: async (key) => await owner(key).readIntegers(key),
+      readBytes: async (key) => await owner(key).readBytes(key),
       close,
     };
   } catch (error) {

@@ -1,11 +1,12 @@
-// Zip archives as .npz files need them. Written without compression, always as ZIP64 and without clock: equal members give
+// Zip archives as .npz and torch files need them. Written without compression, always as ZIP64 and without clock: equal members give
 // equal bytes. Read with every offset checked against the file and every CRC against the data. Hand-written because of what
 // the libraries do with large or damaged files: one returns nothing above 4 GB, the other ends the process.
 // PKWARE, .ZIP File Format Specification (APPNOTE) 6.3, sections 4.3 and 4.5.3.
 
 import { crc32 } from "node:zlib";
 import { UsageError } from "../errors.ts";
-import { AtomicFile, explained } from "./files.ts";
+import { bytesAt, type ByteSource, damaged } from "./bytes.ts";
+import { AtomicFile } from "./files.ts";
 
 /** A file in an archive. */
 export interface Member {
@@ -19,6 +20,7 @@ export interface Member {
 }
 
 const VERSION = 45, JANUARY_1980 = 0x21, STORED = 0, DEFLATED = 8;
+const MOST_DIRECTORY = 1 << 26; // half a million members
 const FULL = 0xffffffff; // "see the ZIP64 record"
 const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50, END64 = 0x06064b50, LOCATOR = 0x07064b50;
 
@@ -116,33 +118,20 @@ function endRecords(count: number, start: number, size: number): Uint8Array {
 /** An open archive. */
 export class ZipReader {
   readonly members: ReadonlyMap<string, Member>;
-  readonly #file: Deno.FsFile;
-  readonly #size: number;
 
-  /** @throws UsageError when the file is missing or no whole archive */
-  constructor(readonly path: string) {
-    let file: Deno.FsFile | undefined;
+  /** Closes `source` where it is wrong. @throws UsageError when it is no whole archive */
+  constructor(private readonly source: ByteSource) {
     try {
-      file = Deno.openSync(path);
-      const { size, isDirectory } = file.statSync();
-      if (isDirectory) {
-        throw new UsageError(`Cannot read "${path}": it is a folder and not a file; check the path`);
-      }
-      [this.#file, this.#size] = [file, size];
       this.members = this.#directory();
     } catch (error) {
-      file?.close();
-      throw explained(error, "read", path);
+      source.close();
+      throw error;
     }
   }
 
   /** The contents of a member, inflated. @throws UsageError when they are damaged, at the latest at the end */
-  async *stream({ name, method, size, compressed, crc, offset }: Member): AsyncGenerator<Uint8Array> {
-    const local = this.#view(offset, 30);
-    if (local.getUint32(0, true) !== LOCAL) throw this.#damaged(`"${name}" has no header`);
-    if (local.getUint16(6, true) & 1) throw this.#damaged(`"${name}" is encrypted`);
-    const start = offset + 30 + local.getUint16(26, true) + local.getUint16(28, true);
-    if (start + compressed > this.#size) throw this.#damaged(`"${name}" is cut off`);
+  async *stream(member: Member): AsyncGenerator<Uint8Array> {
+    const { name, method, size, compressed, crc } = member, start = this.#start(member);
     if (method !== STORED && method !== DEFLATED) {
       throw this.#damaged(`"${name}" is compressed by method ${method}`);
     }
@@ -161,12 +150,52 @@ export class ZipReader {
     if (seen !== size || sum !== crc) throw this.#damaged(`the size or the checksum of "${name}" is wrong`);
   }
 
+  /**
+   * A member that is stored as it is, to be read at any place. Where reads go through it from its beginning to its end,
+   * the last one fails unless the checksum is right.
+   * @throws UsageError when it is compressed or cut off
+   */
+  stored(member: Member): ByteSource {
+    const { name, method, size, compressed, crc } = member;
+    if (method !== STORED) throw this.#damaged(`"${name}" is compressed, and must not be`);
+    if (size !== compressed) throw this.#damaged(`"${name}" has two sizes, ${compressed} and ${size}`);
+    const start = this.#start(member);
+    let next = 0, sum = 0;
+    return {
+      name: this.source.name,
+      size,
+      readInto: (offset, target) => {
+        if (offset + target.length > size) throw this.#damaged(`"${name}" ends after ${size} bytes`);
+        this.source.readInto(start + offset, target);
+        if (offset === 0) next = sum = 0;
+        if (offset !== next) return;
+        sum = crc32(target, sum);
+        next += target.length;
+        if (next === size && sum !== crc) throw this.#damaged(`the checksum of "${name}" is wrong`);
+      },
+      close() {},
+    };
+  }
+
   close(): void {
-    this.#file.close();
+    this.source.close();
+  }
+
+  /** Where the bytes of a member begin. */
+  #start({ name, compressed, offset }: Member): number {
+    const local = this.#view(offset, 30);
+    if (local.getUint32(0, true) !== LOCAL) throw this.#damaged(`"${name}" has no header`);
+    if (local.getUint16(6, true) & 1) throw this.#damaged(`"${name}" is encrypted`);
+    const start = offset + 30 + local.getUint16(26, true) + local.getUint16(28, true);
+    if (start + compressed > this.source.size) throw this.#damaged(`"${name}" is cut off`);
+    return start;
   }
 
   #directory(): Map<string, Member> {
-    const tail = Math.min(this.#size, 65_557), base = this.#size - tail, view = this.#view(base, tail);
+    const length = this.source.size,
+      tail = Math.min(length, 65_557),
+      base = length - tail,
+      view = this.#view(base, tail);
     let at = tail - 22;
     while (
       at >= 0 && !(view.getUint32(at, true) === END && at + 22 + view.getUint16(at + 20, true) === tail)
@@ -180,6 +209,7 @@ export class ZipReader {
       if (end.getUint32(0, true) !== END64) throw this.#damaged("its ZIP64 record is missing");
       [count, size, start] = [this.#number(end, 32), this.#number(end, 40), this.#number(end, 48)];
     }
+    if (size > MOST_DIRECTORY) throw this.#damaged(`its directory claims ${size} bytes`);
     const directory = this.#view(start, size), members = new Map<string, Member>();
     for (let p = 0, n = 0; n < count; n++) {
       if (p + 46 > size || directory.getUint32(p, true) !== CENTRAL) {
@@ -236,19 +266,12 @@ export class ZipReader {
   }
 
   #read(offset: number, length: number): Uint8Array<ArrayBuffer> {
-    if (offset + length > this.#size) throw this.#damaged("it is cut off, or its directory is damaged");
-    const bytes = new Uint8Array(length);
-    this.#file.seekSync(offset, Deno.SeekMode.Start);
-    for (let at = 0; at < length;) {
-      const n = this.#file.readSync(bytes.subarray(at));
-      if (!n) throw this.#damaged(`it ends after ${offset + at} bytes`);
-      at += n;
-    }
-    return bytes;
+    if (offset + length > this.source.size) throw this.#damaged("it is cut off, or its directory is damaged");
+    return bytesAt(this.source, offset, length);
   }
 
   #damaged(reason: string): UsageError {
-    return new UsageError(`Cannot read "${this.path}": ${reason}; fetch or make it again`);
+    return damaged(this.source.name, reason);
   }
 }
 

@@ -1,0 +1,82 @@
+// Bytes that can be read at any place: a file, a part of one, or memory. The readers of formats are written over this, so
+// that none of them needs a whole file at once, and tests can hand them whatever bytes they like.
+
+import { UsageError } from "../errors.ts";
+import { explained } from "./files.ts";
+
+export interface ByteSource {
+  /** The path, for messages. */
+  readonly name: string;
+  readonly size: number;
+  /** Fills `target` with the bytes from `offset` on. @throws UsageError where the source ends before */
+  readInto(offset: number, target: Uint8Array): void;
+  close(): void;
+}
+
+/** An open file. Reads are synchronous, so that two readers of it cannot move each other's position. */
+class FileBytes implements ByteSource {
+  constructor(readonly name: string, readonly size: number, private readonly file: Deno.FsFile) {}
+
+  readInto(offset: number, target: Uint8Array): void {
+    if (!target.length) return;
+    this.file.seekSync(offset, Deno.SeekMode.Start);
+    for (let at = 0; at < target.length;) {
+      const n = this.file.readSync(target.subarray(at));
+      if (!n) throw damaged(this.name, `it ends after ${offset + at} bytes`);
+      at += n;
+    }
+  }
+
+  close(): void {
+    this.file.close();
+  }
+}
+
+/** Opens a file. @throws UsageError when it is missing, a folder or not to be read */
+export function openBytes(path: string): ByteSource {
+  let file: Deno.FsFile | undefined;
+  try {
+    file = Deno.openSync(path);
+    const { size, isDirectory } = file.statSync();
+    if (!isDirectory) return new FileBytes(path, size, file);
+    throw new UsageError(`Cannot read "${path}": it is a folder and not a file; check the path`);
+  } catch (error) {
+    file?.close();
+    throw explained(error, "read", path);
+  }
+}
+
+/** Bytes in memory, under the name of where they came from. */
+export function memoryBytes(name: string, bytes: Uint8Array): ByteSource {
+  return {
+    name,
+    size: bytes.length,
+    readInto(offset, target) {
+      if (offset + target.length > bytes.length) throw damaged(name, `it ends after ${bytes.length} bytes`);
+      target.set(bytes.subarray(offset, offset + target.length));
+    },
+    close() {},
+  };
+}
+
+/** `size` bytes of a source from `begin` on, which the source must have. Closing it is the source's matter. */
+export function partOf(source: ByteSource, begin: number, size: number): ByteSource {
+  return {
+    name: source.name,
+    size,
+    readInto: (offset, target) => source.readInto(begin + offset, target),
+    close() {},
+  };
+}
+
+/** `length` bytes from `offset` on, in a buffer of their own. */
+export function bytesAt(source: ByteSource, offset: number, length: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  source.readInto(offset, bytes);
+  return bytes;
+}
+
+/** The error for a file whose contents are wrong. */
+export function damaged(path: string, reason: string): UsageError {
+  return new UsageError(`Cannot read "${path}": ${reason}; fetch or make it again`);
+}

@@ -1,0 +1,84 @@
+// Tensors as views of a longer row of elements: offset, shape and strides, as PyTorch has them. A view whose elements do
+// not follow each other is gathered in one pass over the part of the row that it lies in, so that a transposed matrix of
+// gigabytes is read from its beginning to its end, block by block, and not a row of it for each element.
+
+import type { ByteSource } from "./bytes.ts";
+
+/** Element i, j, ... is number offset + i * stride[0] + j * stride[1] + ... of the row. */
+export interface Layout {
+  readonly offset: number;
+  readonly shape: readonly number[];
+  /** In elements, not negative. */
+  readonly stride: readonly number[];
+}
+
+/** Whether the elements follow each other, the last axis fastest. */
+export function isContiguous({ shape, stride }: Layout): boolean {
+  let expected = 1;
+  for (let k = shape.length - 1; k >= 0; k--) {
+    const n = shape[k] as number;
+    if (n === 0) return true;
+    if (n !== 1 && stride[k] !== expected) return false;
+    expected *= n;
+  }
+  return true;
+}
+
+/** Elements of the row that a view needs: its last one is before this. Infinite or inexact where sizes overflow. */
+export function extentOf({ offset, shape, stride }: Layout): number {
+  if (shape.includes(0)) return offset;
+  return shape.reduce((last, n, k) => last + (n - 1) * (stride[k] as number), offset) + 1;
+}
+
+/** Bytes of the row that are read at a time. */
+const BLOCK = 1 << 20;
+
+type Words = Uint8Array | Uint16Array | Uint32Array | BigUint64Array;
+
+/** The bytes of a buffer as elements of `width` bytes. */
+function words(bytes: Uint8Array<ArrayBuffer>, width: number): Words {
+  const Kind = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array, 8: BigUint64Array }[width as 1 | 2 | 4 | 8];
+  return new Kind(bytes.buffer, bytes.byteOffset, bytes.length / width);
+}
+
+/** Fills `target` with the elements of a view, `width` bytes each, row-major. */
+export function gather(
+  row: ByteSource,
+  width: number,
+  layout: Layout,
+  target: Uint8Array<ArrayBuffer>,
+): void {
+  // Widest stride first, so that a block of the row meets few of the outer indices.
+  const axes = layout.shape.map((n, k) => ({
+    n,
+    from: layout.stride[k] as number,
+    to: layout.shape.slice(k + 1).reduce((a, b) => a * b, 1),
+  })).filter(({ n }) => n > 1).sort((a, b) => b.from - a.from);
+  /** How far the axes from k on reach in the row. */
+  const reach = axes.map((_, k) => axes.slice(k).reduce((sum, { n, from }) => sum + (n - 1) * from, 0));
+  const out = words(target, width), end = extentOf(layout);
+  const buffer = new Uint8Array(Math.min(BLOCK, (end - layout.offset) * width));
+  for (let begin = layout.offset; begin < end;) {
+    const block = buffer.subarray(0, (end - begin) * width), first = begin;
+    row.readInto(begin * width, block);
+    const elements = words(block, width), length = elements.length;
+    const visit = (k: number, at: number, to: number) => {
+      const axis = axes[k];
+      if (!axis) return void (out[to] = elements[at - first] as never);
+      const rest = reach[k + 1] ?? 0;
+      // Of the indices i those where something of at + i * from + (0..rest) lies in this block.
+      let low = 0, high = axis.n - 1;
+      if (axis.from) {
+        low = Math.max(low, Math.ceil((first - rest - at) / axis.from));
+        high = Math.min(high, Math.floor((first + length - 1 - at) / axis.from));
+      }
+      if (k === axes.length - 1 && axis.from) {
+        for (let i = low; i <= high; i++) {
+          out[to + i * axis.to] = elements[at + i * axis.from - first] as never;
+        }
+      } else for (let i = low; i <= high; i++) visit(k + 1, at + i * axis.from, to + i * axis.to);
+    };
+    visit(0, layout.offset, 0);
+    begin += length;
+  }
+}

@@ -1,0 +1,179 @@
+// Named tensors on a disk, whatever the format: what a store of them is, and how their elements become numbers. A format
+// only says where elements lie. Numbers are converted in blocks, so that reading a tensor takes little more memory than
+// the result, and F32 is read straight into it.
+
+import { UsageError } from "../errors.ts";
+import { formatBytes } from "./files.ts";
+
+/** Bits an element takes, in safetensors' order of alignment, which is also the writer's sorting order. */
+export const DTYPE_BITS: Readonly<Record<string, number>> = {
+  BOOL: 8,
+  F4: 4,
+  F6_E2M3: 6,
+  F6_E3M2: 6,
+  U8: 8,
+  I8: 8,
+  F8_E5M2: 8,
+  F8_E4M3: 8,
+  F8_E8M0: 8,
+  F8_E4M3FNUZ: 8,
+  F8_E5M2FNUZ: 8,
+  I16: 16,
+  U16: 16,
+  F16: 16,
+  BF16: 16,
+  I32: 32,
+  U32: 32,
+  F32: 32,
+  C64: 64,
+  F64: 64,
+  I64: 64,
+  U64: 64,
+};
+
+/** What is known of a tensor before it is read. */
+export interface TensorEntry {
+  /** As safetensors spells it. */
+  readonly dtype: string;
+  readonly shape: readonly number[];
+}
+
+/** Named tensors on a disk: one file, or a sharded model. */
+export interface TensorStore {
+  /** The path, for messages. */
+  readonly name: string;
+  readonly tensors: ReadonlyMap<string, TensorEntry>;
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  readonly metadata: ReadonlyMap<string, string>;
+  /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
+  read(key: string): Promise<Float32Array<ArrayBuffer>>;
+  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
+  readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>>;
+  /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
+  readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
+  /** A tensor's elements as they are: row-major, little-endian. */
+  readBytes(key: string): Promise<Uint8Array<ArrayBuffer>>;
+  close(): void;
+}
+
+/** Elements that are converted at a time. */
+const BLOCK = 1 << 18;
+
+/** A store in one file; a format adds where elements lie. */
+export abstract class TensorFile<Entry extends TensorEntry> implements TensorStore {
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+
+  constructor(
+    readonly name: string,
+    readonly tensors: ReadonlyMap<string, Entry>,
+    readonly metadata: ReadonlyMap<string, string>,
+  ) {
+    this.shapes = new Map([...tensors].map(([key, { shape }]) => [key, shape]));
+  }
+
+  /** Fills `target`, the start of a buffer, with the bytes of the row-major tensor from byte `offset` on. */
+  protected abstract fill(entry: Entry, offset: number, target: Uint8Array<ArrayBuffer>): void;
+
+  /** Whether parts of a tensor cost as much as they are long; others are filled by whole rows, all at once. */
+  protected abstract sequential(entry: Entry): boolean;
+
+  abstract close(): void;
+
+  async read(key: string): Promise<Float32Array<ArrayBuffer>> {
+    return this.readRows(key, 0, Infinity);
+  }
+
+  async readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>> {
+    const entry = this.#entry(key), { dtype, shape } = entry;
+    const bytes = (DTYPE_BITS[dtype] ?? 0) / 8, rows = shape[0] ?? 1;
+    const width = shape.slice(1).reduce((n, d) => n * d, 1);
+    const first = Math.min(from, rows), count = (Math.max(first, Math.min(to, rows)) - first) * width;
+    const start = first * width * bytes;
+    if (dtype === "F32") return new Float32Array(this.#take(entry, key, start, count * bytes).buffer);
+    const convert = FLOATS[dtype];
+    if (!convert) {
+      throw new UsageError(`Cannot read "${key}" of "${this.name}" as numbers: its dtype is ${dtype}`);
+    }
+    const numbers = new Float32Array(this.#buffer(key, count * 4).buffer);
+    const block = this.#buffer(key, (this.sequential(entry) ? Math.min(BLOCK, count) : count) * bytes);
+    for (let at = 0; at < count;) {
+      const part = block.subarray(0, (count - at) * bytes), n = part.length / bytes;
+      this.fill(entry, start + at * bytes, part);
+      convert(block.buffer, numbers.subarray(at, at += n));
+    }
+    return numbers;
+  }
+
+  async readIntegers(key: string): Promise<Int32Array<ArrayBuffer>> {
+    const { dtype } = this.#entry(key);
+    const elements = INTEGERS[dtype];
+    if (!elements) {
+      throw new UsageError(`Cannot read "${key}" of "${this.name}" as integers: its dtype is ${dtype}`);
+    }
+    const values = elements((await this.readBytes(key)).buffer);
+    return Int32Array.from(values, (value) => {
+      const number = Number(value);
+      if (number === (number | 0)) return number;
+      throw new UsageError(`Cannot read "${key}" of "${this.name}": ${value} is beyond 32 bits`);
+    });
+  }
+
+  async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
+    const entry = this.#entry(key);
+    return this.#take(entry, key, 0, tensorBytes(entry));
+  }
+
+  #take(entry: Entry, key: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
+    const bytes = this.#buffer(key, length);
+    this.fill(entry, offset, bytes);
+    return bytes;
+  }
+
+  #buffer(key: string, bytes: number): Uint8Array<ArrayBuffer> {
+    try {
+      return new Uint8Array(bytes);
+    } catch {
+      throw new UsageError(
+        `Cannot read "${key}" of "${this.name}": ${formatBytes(bytes)} are too much at once`,
+      );
+    }
+  }
+
+  #entry(key: string): Entry {
+    const entry = this.tensors.get(key);
+    if (!entry) throw new UsageError(`Cannot read "${key}": "${this.name}" has no such tensor`);
+    return entry;
+  }
+}
+
+/** Number of elements. */
+export function tensorSize({ shape }: TensorEntry): number {
+  return shape.reduce((n, d) => n * d, 1);
+}
+
+/** Bytes of all the elements. */
+export function tensorBytes(entry: TensorEntry): number {
+  return tensorSize(entry) * (DTYPE_BITS[entry.dtype] ?? 0) / 8;
+}
+
+/** Elements at the start of a buffer, to f32. */
+const FLOATS: Readonly<Record<string, (from: ArrayBuffer, to: Float32Array<ArrayBuffer>) => void>> = {
+  F16: (from, to) => to.set(new Float16Array(from, 0, to.length)),
+  BF16: (from, to) => {
+    const upper = new Uint16Array(from), bits = new Uint32Array(to.buffer, to.byteOffset, to.length);
+    for (let i = 0; i < bits.length; i++) bits[i] = (upper[i] as number) << 16;
+  },
+  F64: (from, to) => to.set(new Float64Array(from, 0, to.length)),
+};
+
+const INTEGERS: Readonly<Record<string, (bytes: ArrayBuffer) => Iterable<number | bigint>>> = {
+  BOOL: (bytes) => new Uint8Array(bytes),
+  U8: (bytes) => new Uint8Array(bytes),
+  I8: (bytes) => new Int8Array(bytes),
+  I16: (bytes) => new Int16Array(bytes),
+  U16: (bytes) => new Uint16Array(bytes),
+  I32: (bytes) => new Int32Array(bytes),
+  U32: (bytes) => new Uint32Array(bytes),
+  I64: (bytes) => new BigInt64Array(bytes),
+  U64: (bytes) => new BigUint64Array(bytes),
+};
