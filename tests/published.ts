@@ -1,15 +1,24 @@
 // Checkpoints in the published layouts, made for tests: weights come from the formula that the fixtures' metadata state, so
 // that no fixture stores them.
 
-import { fromFileUrl } from "@std/path";
-import { openSafetensors, type TensorStore, writeSafetensors } from "../src/io/safetensors.ts";
+import { fromFileUrl, join } from "@std/path";
+import { openSafetensors, writeSafetensors } from "../src/io/safetensors.ts";
+import type { TensorStore } from "../src/io/tensors.ts";
 import { randomArray } from "./check.ts";
 
 /** Tensors by name. */
 export type Weights = Map<string, { shape: readonly number[]; data: Float32Array<ArrayBuffer> }>;
 
-export const fixture = (name: string) =>
-  openSafetensors(fromFileUrl(new URL(`fixtures/${name}.safetensors`, import.meta.url)));
+export const fixturePath = (name: string) => fromFileUrl(new URL(`fixtures/${name}`, import.meta.url));
+export const fixture = (name: string) => openSafetensors(fixturePath(`${name}.safetensors`));
+
+/** Configuration and weights of the model that a fixture was made with. */
+export async function made(name: string): Promise<{ config: Record<string, unknown>; weights: Weights }> {
+  const file = await fixture(name);
+  const [config, shapes] = ["config", "shapes"].map((key) => JSON.parse(file.metadata.get(key) as string));
+  file.close();
+  return { config, weights: formulaWeights(shapes) };
+}
 
 /** The weights of a model with these shapes, as `made` of the autoencoders' fixtures says. */
 export function formulaWeights(shapes: Readonly<Record<string, readonly number[]>>): Weights {
@@ -38,6 +47,13 @@ export function rename(weights: Weights, name: (key: string) => string | undefin
 export const write = (path: string, weights: Weights) =>
   writeSafetensors(path, [...weights].map(([name, tensor]) => ({ name, ...tensor })));
 
+/** A folder as diffusers writes one. */
+export async function writeDiffusers(folder: string, weights: Weights, config: unknown): Promise<string> {
+  await write(join(folder, "diffusion_pytorch_model.safetensors"), weights);
+  await Deno.writeTextFile(join(folder, "config.json"), JSON.stringify(config));
+  return folder;
+}
+
 /** Tensors in memory, as a file that was opened. */
 export function memoryStore(weights: Weights): TensorStore {
   const get = (key: string) => weights.get(key)?.data ?? new Float32Array();
@@ -49,6 +65,7 @@ export function memoryStore(weights: Weights): TensorStore {
     read: (key) => Promise.resolve(get(key)),
     readRows: (key) => Promise.resolve(get(key)),
     readIntegers: (key) => Promise.resolve(Int32Array.from(get(key))),
+    readBytes: (key) => Promise.resolve(new Uint8Array(get(key).buffer)),
     close: () => {},
   };
 }

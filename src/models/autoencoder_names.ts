@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/safetensors.ts";
+import type { TensorStore } from "../io/tensors.ts";
 import { type AutoencoderConfig, autoencoderConfig } from "./autoencoder.ts";
 import { wrapperOf } from "./wrappers.ts";
 

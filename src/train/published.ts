@@ -7,7 +7,7 @@ import { UsageError } from "../errors.ts";
 import { exists, readJson, validated } from "../io/files.ts";
 import { readStatistics } from "../io/latents.ts";
 import { renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/safetensors.ts";
+import type { TensorStore } from "../io/tensors.ts";
 import { openModel } from "../io/shards.ts";
 import { Autoencoder, type AutoencoderConfig } from "../models/autoencoder.ts";
 import { autoencoderIn, inferAutoencoder } from "../models/autoencoder_names.ts";
