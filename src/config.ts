@@ -353,6 +353,12 @@ export type EvalConfig = z.infer<typeof evalConfig>;
 
 export const inspectConfig = z.strictObject({
   path: option(z.string().optional(), "Data", "File, run or folder; also as the argument behind the command"),
+  convert: option(z.string().optional(), "Output", "Write the tensors to this .safetensors file as well"),
+  preset: option(
+    z.string().optional(),
+    "Model",
+    "Print the number of parameters of a published size instead; all: of every one",
+  ),
   ...general,
 });
 

@@ -97,7 +97,11 @@ export function resolveConfig<S extends Schema>(
 
   const file = typeof flags.config === "string" ? readConfig(flags.config, fields.map(([name]) => name)) : {};
   const name = String(flags.preset ?? file.preset ?? "tiny");
-  const preset = "preset" in schema.shape ? PRESETS[name] ?? {} : {};
+  const preset = Object.fromEntries(
+    Object.entries(PRESETS[name] ?? {}).filter(([field]) =>
+      "preset" in schema.shape && field in schema.shape
+    ),
+  );
   const result = schema.safeParse({ ...preset, ...file, ...flags });
   if (result.success) return result.data as z.infer<S>;
   const issue = result.error.issues[0] as z.core.$ZodIssue;

@@ -1,57 +1,138 @@
-// tok inspect: what is inside a file, a run or a model folder.
+// tok inspect: what is inside a file, a run or a model folder; the same as safetensors; the sizes of published models.
 
 import { join } from "@std/path";
 import { inspectConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
+import { hint } from "../src/flags.ts";
 import { exists, formatBytes, readJson } from "../src/io/files.ts";
-import { openModel } from "../src/io/shards.ts";
-import { tensorBytes, tensorSize } from "../src/io/tensors.ts";
+import type { Log } from "../src/io/log.ts";
+import { openNpz } from "../src/io/npz.ts";
+import { writeSafetensors } from "../src/io/safetensors.ts";
+import { holdsModel, openModel } from "../src/io/shards.ts";
+import { tensorBytes, tensorSize, type TensorStore } from "../src/io/tensors.ts";
+import { PUBLISHED } from "../src/models/sizes.ts";
 import { command } from "./command.ts";
+
+/** Plain values that are shown to people; --json has all of them. */
+const SHOWN = 40;
 
 export const inspect = command({
   name: "inspect",
   purpose: "List the tensors, sizes and configuration of a file, run or folder",
   schema: inspectConfig,
   argument: "path",
-  examples: ["tok inspect runs/align-001", "tok inspect model.safetensors --json"],
-  async run({ path }, { log }) {
+  examples: [
+    "tok inspect runs/align-001",
+    "tok inspect dinov2_vitl14_pretrain.pth --convert dinov2-l.safetensors",
+    "tok inspect --preset dinov2-l",
+  ],
+  async run({ path, convert, preset }, { log }) {
+    if (preset !== undefined) {
+      if (path === undefined && convert === undefined) return { presets: presets(preset, log) };
+      throw new UsageError("Cannot inspect: --preset goes without a file; leave one of them out");
+    }
     if (path === undefined) throw new UsageError("Cannot inspect: name a file, a run or a folder");
-    const folders = [path, join(path, "tokenizer"), join(path, "model")]
-      .filter((p) =>
-        p.endsWith(".safetensors") || exists(join(p, "model.safetensors")) ||
-        exists(join(p, "model.safetensors.index.json"))
+    if (path.endsWith(".npz") && convert === undefined) return { found: [await arrays(path, log)] };
+    const isFile = exists(path) && Deno.statSync(path).isFile;
+    const places = isFile ? [path] : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
+    if (!places.length) {
+      throw new UsageError(
+        `Cannot inspect "${path}": it is no file of tensors, run or model folder; check the path`,
       );
-    if (!folders.length) {
-      throw new UsageError(`Cannot inspect "${path}": it is no safetensors file, run or model folder`);
+    }
+    if (convert !== undefined && places.length > 1) {
+      throw new UsageError(`Cannot convert "${path}": it holds several models; name ${places.join(" or ")}`);
     }
     const found = [];
-    for (const folder of folders) {
-      const store = await openModel(folder);
-      let parameters = 0, bytes = 0;
-      log.line(log.bold(store.name));
-      for (const [name, entry] of store.tensors) {
-        const { dtype, shape } = entry;
-        parameters += tensorSize(entry);
-        bytes += tensorBytes(entry);
-        log.line(`  ${name.padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
+    for (const place of places) {
+      const store = await openModel(place);
+      try {
+        found.push({ ...list(store, log), config: configOf(place, log) });
+        if (convert === undefined) continue;
+        await convertTo(store, convert);
+        log.line(`written: ${convert}, ${formatBytes(Deno.statSync(convert).size)}`);
+      } finally {
+        store.close();
       }
-      for (const [key, value] of store.metadata) {
-        log.line(`  ${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`);
-      }
-      log.line(
-        `  ${store.tensors.size} tensors, ${(parameters / 1e6).toFixed(2)} M elements, ${formatBytes(bytes)}`,
-      );
-      const config = exists(join(folder, "config.json")) ? readJson(join(folder, "config.json")) : undefined;
-      if (config) log.line(JSON.stringify(config, undefined, 2));
-      found.push({
-        path: store.name,
-        tensors: [...store.tensors].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
-        parameters,
-        bytes,
-        config,
-      });
-      store.close();
     }
-    return { found };
+    return { found, ...(convert === undefined ? {} : { converted: convert }) };
   },
 });
+
+function list(store: TensorStore, log: Log) {
+  let parameters = 0, bytes = 0;
+  log.line(log.bold(store.name));
+  for (const [name, entry] of store.tensors) {
+    parameters += tensorSize(entry);
+    bytes += tensorBytes(entry);
+    log.line(`  ${name.padEnd(64)} ${entry.dtype.padEnd(5)} [${entry.shape.join(", ")}]`);
+  }
+  for (const [key, value] of [...store.metadata].slice(0, SHOWN)) {
+    log.line(`  ${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`);
+  }
+  if (store.metadata.size > SHOWN) log.line(`  and ${store.metadata.size - SHOWN} more values`);
+  log.line(
+    `  ${store.tensors.size} tensors, ${(parameters / 1e6).toFixed(2)} M elements, ${formatBytes(bytes)}`,
+  );
+  return {
+    path: store.name,
+    tensors: [...store.tensors].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
+    metadata: Object.fromEntries(store.metadata),
+    parameters,
+    bytes,
+  };
+}
+
+function configOf(place: string, log: Log): unknown {
+  const path = join(place, "config.json");
+  if (!exists(path)) return undefined;
+  const config = readJson(path);
+  log.line(JSON.stringify(config, undefined, 2));
+  return config;
+}
+
+/** Tensor by tensor, dtypes as they are. */
+async function convertTo(store: TensorStore, path: string): Promise<void> {
+  if (!path.endsWith(".safetensors")) {
+    throw new UsageError(`Cannot convert to "${path}": only .safetensors can be written; choose such a name`);
+  }
+  if (store.tensors.has("__metadata__")) {
+    throw new UsageError(`Cannot convert "${store.name}": safetensors cannot hold a tensor "__metadata__"`);
+  }
+  const tensors = [...store.tensors].map(([name, { dtype, shape }]) => ({
+    name,
+    dtype,
+    shape,
+    data: () => store.parts(name),
+  }));
+  await writeSafetensors(path, tensors, { format: "pt", ...Object.fromEntries(store.metadata) });
+}
+
+async function arrays(path: string, log: Log) {
+  const file = await openNpz(path);
+  file.close();
+  log.line(log.bold(path));
+  const tensors = [...file.arrays].map(([name, { kind, shape }]) => ({ name, dtype: kind, shape }));
+  for (const { name, dtype, shape } of tensors) {
+    log.line(`  ${name.padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
+  }
+  return { path, tensors };
+}
+
+function presets(asked: string, log: Log) {
+  const names = asked === "all" ? [...PUBLISHED.keys()] : [asked];
+  return names.map((name) => {
+    const size = PUBLISHED.get(name);
+    if (!size) {
+      const known = [...PUBLISHED.keys()];
+      throw new UsageError(
+        `Cannot inspect --preset ${name}: there is no such size${
+          hint(name, known, "") || `; there are ${known.join(", ")} and all`
+        }`,
+      );
+    }
+    const parameters = size.parameters();
+    log.line(`${name.padEnd(20)} ${(parameters / 1e6).toFixed(2).padStart(8)} M  ${size.about}`);
+    return { name, parameters };
+  });
+}

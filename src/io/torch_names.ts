@@ -61,7 +61,7 @@ const TYPES =
  * a whole package may be named is safe because a name is all there is of it here.
  */
 const CLASSES =
-  /^(argparse\.Namespace|torch\.device|pathlib\.(Pure)?PosixPath|_codecs\.encode|numpy\.dtype|numpy\._?core\.multiarray\.scalar|(omegaconf|pytorch_lightning|lightning)\.[\w.]+)$/;
+  /^(argparse\.Namespace|torch\.device|pathlib\.(Pure)?PosixPath|numpy\.dtype|numpy\._?core\.multiarray\.scalar|(omegaconf|pytorch_lightning|lightning)\.[\w.]+)$/;
 
 /** A view may repeat elements (stride 0), but 16 bytes of file shall not become gigabytes. */
 const MOST_REPEATED = 1 << 24;
@@ -85,6 +85,7 @@ export class TorchNames implements Permissions {
       ["torch._utils._rebuild_tensor_v2", (args) => this.#view(args)],
       ["torch._utils._rebuild_parameter", ([tensor = null]) => this.#tensor(tensor)],
       ["torch.Size", list],
+      ["_codecs.encode", () => new Instance("bytes")], // how protocol 2 spells bytes
       ["collections.OrderedDict", dict],
       ["collections.Counter", dict],
       ["collections.defaultdict", ([, ...args]) => dict(args)],
