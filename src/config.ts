@@ -36,6 +36,25 @@ const general = {
   config: option(z.string().optional(), "General", "JSON file with options; flags go before it"),
 };
 
+const encoder = {
+  encoder: option(
+    z.string().optional(),
+    "Model",
+    "Encoder: a folder in Hugging Face layout, a name in its cache (facebook/dinov2-large), or the authors' .pth; " +
+      "default: the embedded one",
+  ),
+  download: option(
+    z.boolean().default(false),
+    "Model",
+    "Fetch an encoder that the Hugging Face cache has not got",
+  ),
+  interpolateOffset: option(
+    z.number().min(0).lt(1).optional(),
+    "Model",
+    "Stretch stored positions by (n + offset) / N; default: as the files' own code, 0.1 for DINOv2's .pth, else 0",
+  ),
+};
+
 const badImage = option(
   z.enum(["skip", "error"]).optional(),
   "Data",
@@ -92,11 +111,7 @@ export const alignConfig = z.strictObject({
     "Model",
     "Named set of values for all options",
   ),
-  encoder: option(
-    z.string().optional(),
-    "Model",
-    "Encoder folder in Hugging Face layout; default: the embedded one",
-  ),
+  ...encoder,
   latentChannels: option(count().default(16), "Model", "Channels of the latent; the paper: 32 [N]"),
   adapterHidden: option(
     count().optional(),
@@ -298,11 +313,7 @@ export const encodeConfig = z.strictObject({
 export type EncodeConfig = z.infer<typeof encodeConfig>;
 
 export const featuresConfig = z.strictObject({
-  encoder: option(
-    z.string().optional(),
-    "Model",
-    "Encoder folder in Hugging Face layout; default: the embedded one",
-  ),
+  ...encoder,
   input: option(z.string().optional(), "Data", "Folder of images or one image; default: 16 generated shapes"),
   imageSize: option(
     z.union([z.literal("native"), count()]).optional(),
@@ -338,11 +349,7 @@ export const evalConfig = z.strictObject({
     "Metrics",
     "Which scores, where they apply",
   ),
-  encoder: option(
-    z.string().optional(),
-    "Metrics",
-    "Encoder of features and probe; default: the embedded one",
-  ),
+  ...encoder,
   out: option(z.string().optional(), "Output", "Folder for metrics.json; default: a new one under ./runs"),
   batchSize: option(count().default(50), "Metrics", "Images at a time"),
   badImage,
