@@ -71,8 +71,8 @@ const imageSize = option(
 const tokenizer = option(
   z.string().optional(),
   "Model",
-  "Run or folder of a tokenizer, diffusers folder, or checkpoint of an LDM, SD-VAE or VA-VAE autoencoder; " +
-    "default: the newest run that has one",
+  "Run or folder of a tokenizer; diffusers folder, or its name in the Hugging Face cache (stabilityai/sd-vae-ft-mse); " +
+    "checkpoint of an LDM, SD-VAE or VA-VAE autoencoder; default: the newest run that has one",
 );
 
 const running = {

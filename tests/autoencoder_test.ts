@@ -4,18 +4,17 @@
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../src/autograd.ts";
 import { capture } from "../src/gpu/program.ts";
-import { Autoencoder, autoencoderConfig } from "../src/models/autoencoder.ts";
+import { Autoencoder, AUTOENCODER_SIZES } from "../src/models/autoencoder.ts";
 import { autoencoderIn, inferAutoencoder } from "../src/models/autoencoder_names.ts";
 import { countParameters, loadState, parameters } from "../src/nn.ts";
 import { add, mul } from "../src/ops/math.ts";
 import { mean } from "../src/ops/reduce.ts";
-import { permute, slice } from "../src/ops/shape.ts";
+import { slice } from "../src/ops/shape.ts";
 import { constant, input, type Tensor } from "../src/tensor.ts";
 import { PROFILES, randomArray, relativeError, testDevice } from "./check.ts";
+import { nchw, nhwc } from "./compare.ts";
 import { fixture, formulaWeights, ldmKey, made, memoryStore, rename, type Weights } from "./published.ts";
 
-const nhwc = (x: Tensor) => permute(x, [0, 2, 3, 1]);
-const nchw = (x: Tensor) => permute(x, [0, 3, 1, 2]);
 const SIZE = 16;
 const FIXTURES = { autoencoder_ldm: 32, autoencoder_diffusers: 16, autoencoder_diffusers_bare: 8 };
 
@@ -143,14 +142,10 @@ Deno.test("every spelling of diffusers and LDM gives the same weights, wrapped o
 
 Deno.test("published autoencoders have their published numbers of parameters", async () => {
   await testDevice();
-  const common = { num_res_blocks: 2, resolution: 256 };
-  const make = (ch_mult: number[], attn_resolutions: number[], z_channels: number) => {
-    const half = { ...common, ch_mult, attn_resolutions, z_channels };
-    return new Autoencoder(
-      autoencoderConfig.parse({ image_size: 256, embed_dim: z_channels, encoder: half, decoder: half }),
-    );
-  };
-  const vavae = make([1, 1, 2, 2, 4], [16], 32), sd = make([1, 2, 4, 4], [], 4);
+  const [vavae, sd] = [
+    new Autoencoder(AUTOENCODER_SIZES.vavae),
+    new Autoencoder(AUTOENCODER_SIZES["sd-vae"]),
+  ];
   assertEquals(
     [vavae.encoder, vavae.decoder, vavae, sd.encoder, sd.decoder, sd].map(countParameters),
     [28413248, 41417603, 69836067, 34163592, 49490179, 83653863],

@@ -54,20 +54,13 @@ export async function writeDiffusers(folder: string, weights: Weights, config: u
   return folder;
 }
 
-/** Tensors in memory, as a file that was opened. */
+/** Tensors in memory, as far as a loader asks a file for them. */
 export function memoryStore(weights: Weights): TensorStore {
-  const get = (key: string) => weights.get(key)?.data ?? new Float32Array();
   return {
     name: "memory",
     shapes: new Map([...weights].map(([key, { shape }]) => [key, shape])),
-    tensors: new Map(),
-    metadata: new Map(),
-    read: (key) => Promise.resolve(get(key)),
-    readRows: (key) => Promise.resolve(get(key)),
-    readIntegers: (key) => Promise.resolve(Int32Array.from(get(key))),
-    readBytes: (key) => Promise.resolve(new Uint8Array(get(key).buffer)),
-    close: () => {},
-  };
+    read: (key: string) => Promise.resolve(weights.get(key)?.data),
+  } as unknown as TensorStore;
 }
 
 /** LDM's name of a key in diffusers' layout with `levels` levels, written down independently of the product's map. */

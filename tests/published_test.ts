@@ -240,23 +240,28 @@ async function tok(cwd: string, ...args: string[]): Promise<void> {
     stdout: "piped",
     stderr: "piped",
     cwd,
+    env: { HF_HUB_CACHE: "hub" },
   }).output();
   assertEquals(code, 0, `${args.join(" ")}: ${new TextDecoder().decode(stderr)}`);
 }
 
-Deno.test("reconstruct gives the same pictures from LDM's file and diffusers' folder", async () => {
+Deno.test("reconstruct gives the same pictures from LDM's file, diffusers' folder and its name in the cache", async () => {
   const { config, weights } = await made("autoencoder_diffusers");
   await inFolder(async (folder) => {
     // LDM's norms always have 32 groups.
-    await writeDiffusers(join(folder, "diffusers"), weights, {
+    const model = join("hub", "models--some--vae"), snapshot = join(model, "snapshots", "0a1b");
+    await writeDiffusers(join(folder, snapshot), weights, {
       ...config,
       norm_num_groups: 32,
       sample_size: 32,
     });
+    await Deno.mkdir(join(folder, model, "refs"));
+    await Deno.writeTextFile(join(folder, model, "refs", "main"), "0a1b");
     await write(join(folder, "ldm.safetensors"), rename(weights, (key) => ldmKey(key, 2)));
     const size = ["--image-size", "32", "--num", "3"];
     await tok(folder, "reconstruct", "--tokenizer", "ldm.safetensors", "--out", "a", ...size);
-    await tok(folder, "reconstruct", "--tokenizer", "diffusers", "--out", "b", ...size);
+    await tok(folder, "reconstruct", "--tokenizer", snapshot, "--out", "b", ...size);
+    await tok(folder, "reconstruct", "--tokenizer", "some/vae", "--out", "c", ...size);
     const names = [...Deno.readDirSync(join(folder, "a"))].map(({ name }) => name).sort();
     assertEquals(names.filter((name) => name.endsWith(".png")).length, 4);
     for (const name of names) {

@@ -38,6 +38,17 @@ export const autoencoderConfig = z.object({
 });
 export type AutoencoderConfig = z.infer<typeof autoencoderConfig>;
 
+const published = (z_channels: number, ch_mult: number[], attn_resolutions: number[]): AutoencoderConfig => {
+  const half = { z_channels, ch_mult, attn_resolutions };
+  return autoencoderConfig.parse({ image_size: 256, embed_dim: z_channels, encoder: half, decoder: half });
+};
+
+/** The published sizes. */
+export const AUTOENCODER_SIZES = {
+  "vavae": published(32, [1, 1, 2, 2, 4], [16]),
+  "sd-vae": published(4, [1, 2, 4, 4], []),
+} as const;
+
 export class ConvEncoder {
   readonly conv_in: Conv2d;
   /** Highest resolution first. */

@@ -5,6 +5,7 @@ import { join } from "@std/path";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
+import { cachedModel, isModelName } from "../io/hub.ts";
 import { readStatistics } from "../io/latents.ts";
 import { openModel } from "../io/shards.ts";
 import { writeSafetensors } from "../io/safetensors.ts";
@@ -19,8 +20,8 @@ import { loadState, saveState } from "../nn.ts";
 import { isFile, openAutoencoder, openLightningDit } from "./published.ts";
 
 /**
- * A tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, or a checkpoint file
- * of LDM, SD-VAE or VA-VAE.
+ * A tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, its name in the
+ * local Hugging Face cache, or a checkpoint file of LDM, SD-VAE or VA-VAE.
  * @param path undefined where the caller's model does not say which
  */
 export async function openTokenizer(path: string | undefined): Promise<ImageTokenizer> {
@@ -32,11 +33,12 @@ export async function openTokenizer(path: string | undefined): Promise<ImageToke
   }
   const folder = partOf(path, "tokenizer");
   if (folder === undefined) {
-    const autoencoder = await openAutoencoder(path);
+    const cached = !exists(path) && isModelName(path) ? cachedModel(path) : undefined;
+    const autoencoder = await openAutoencoder(cached ?? path);
     if (autoencoder) return autoencoder;
     throw new UsageError(
-      `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder ` +
-        `or a checkpoint of LDM, SD-VAE or VA-VAE`,
+      `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder, one in ` +
+        `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,
     );
   }
   const config = validated(
