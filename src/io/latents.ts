@@ -167,10 +167,10 @@ export async function readStatistics(
   try {
     const [mean, std] = [await store.read("mean"), await store.read("std")];
     if (
-      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s > 0 && s < Infinity)
+      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s >= 0 && s < Infinity)
     ) {
       throw new UsageError(
-        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some that are not above 0; make it again`,
+        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some are no finite numbers; make it again`,
       );
     }
     return { mean, std, path };
