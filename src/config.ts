@@ -61,6 +61,20 @@ const badImage = option(
   "What to do with a broken image; default: error below 1,000 images, skip from there on",
 );
 
+const imageSize = option(
+  count().optional(),
+  "Data",
+  "Side of the images; default: the tokenizer's",
+  "pixels",
+);
+
+const tokenizer = option(
+  z.string().optional(),
+  "Model",
+  "Run or folder of a tokenizer; diffusers folder, or its name in the Hugging Face cache (stabilityai/sd-vae-ft-mse); " +
+    "checkpoint of an LDM, SD-VAE or VA-VAE autoencoder; default: the newest run that has one",
+);
+
 const running = {
   out: option(z.string().optional(), "Output", "Run folder; default: a new one under ./runs"),
   logEvery: option(count().default(50), "Output", "Steps between log lines"),
@@ -197,17 +211,14 @@ export const trainDitConfig = z.strictObject({
     "Model",
     "RMS-normalise queries and keys; needed beyond ~180K steps [S]",
   ),
-  tokenizer: option(
-    z.string().optional(),
-    "Data",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
   latents: option(
     z.string().optional(),
     "Data",
     "Folder of latents that `tok encode` wrote, instead of --data",
   ),
+  imageSize,
   images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
@@ -252,12 +263,17 @@ export const sampleConfig = z.strictObject({
   model: option(
     z.string().optional(),
     "Model",
-    "Run or folder of a diffusion model; default: the newest run that has one",
+    "Run or folder of a diffusion model, or checkpoint of LightningDiT; default: the newest run that has one",
   ),
   tokenizer: option(
     z.string().optional(),
     "Model",
-    "Tokenizer; default: the one that the model was trained on",
+    "Tokenizer, as in reconstruct; default: the one that the model was trained on",
+  ),
+  latents: option(
+    z.string().optional(),
+    "Model",
+    "Folder with the statistics of the latents that the model was trained on; default: the model's, else the tokenizer's",
   ),
   num: option(count().default(200), "Output", "How many images"),
   classes: option(z.string().default("all"), "Output", "Class numbers or names, comma-separated, or all"),
@@ -271,13 +287,9 @@ export const sampleConfig = z.strictObject({
 export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
-  tokenizer: option(
-    z.string().optional(),
-    "Model",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   input: option(z.string().optional(), "Data", "Folder of images or one image; default: generated shapes"),
-  imageSize: option(count().optional(), "Data", "Side of the images; default: the tokenizer's", "pixels"),
+  imageSize,
   num: option(count().default(64), "Data", "How many generated images where no input is given"),
   out: option(z.string().optional(), "Output", "Folder for the images; default: a new one under ./runs"),
   grid: option(z.boolean().default(true), "Output", "Write grid.png, originals over reconstructions"),
@@ -288,12 +300,9 @@ export const reconstructConfig = z.strictObject({
 export type ReconstructConfig = z.infer<typeof reconstructConfig>;
 
 export const encodeConfig = z.strictObject({
-  tokenizer: option(
-    z.string().optional(),
-    "Model",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
+  imageSize,
   images: option(count().default(6000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(true), "Data", "Also encode a flipped copy of each image"),
   out: option(z.string().optional(), "Output", "Folder for the latents; default: a new one under ./runs"),
