@@ -280,7 +280,8 @@ export class ParameterSet {
 export interface TensorSource {
   readonly name: string;
   readonly shapes: ReadonlyMap<string, Shape>;
-  read(key: string): Promise<Float32Array>;
+  /** Elements of a tensor. @param into the start of a buffer that may be filled and returned */
+  read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array>;
 }
 
 /**
@@ -312,10 +313,14 @@ export async function loadState(
     const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
     throw new UsageError(`Cannot load "${source.name}": ${shown}${more}`);
   }
-  // One tensor at a time onto the device, so that the host never holds more than one.
+  // One tensor at a time onto the device, through one array, so that the host never holds more than the largest.
+  const tensors = [...own.values()];
+  for (const { storage } of tensors) storage.forgetInit();
+  const room = new Float32Array(Math.max(0, ...tensors.map(({ size }) => size)));
   for (const [path, tensor] of own) {
     await tensor.storage.materialise();
-    tensor.storage.write(fromFile(tensor, await source.read(prefix + path)));
+    const data = await source.read(prefix + path, room.subarray(0, tensor.size));
+    tensor.storage.write(fromFile(tensor, data));
   }
 }
 

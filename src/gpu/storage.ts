@@ -99,6 +99,11 @@ export class Storage {
     else this.#init = init;
   }
 
+  /** For a storage that will be written as soon as it has a buffer: its first contents need not be made. */
+  forgetInit(): void {
+    this.#init = undefined;
+  }
+
   /** Copies host data over the whole storage. Before it has a buffer, the data becomes its first contents. */
   write(data: HostArray): void {
     if (data.byteLength !== this.bytes) {
