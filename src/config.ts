@@ -36,10 +36,43 @@ const general = {
   config: option(z.string().optional(), "General", "JSON file with options; flags go before it"),
 };
 
+const encoder = {
+  encoder: option(
+    z.string().optional(),
+    "Model",
+    "Encoder: a folder in Hugging Face layout, a name in its cache (facebook/dinov2-large), or the authors' .pth; " +
+      "default: the embedded one",
+  ),
+  download: option(
+    z.boolean().default(false),
+    "Model",
+    "Fetch an encoder that the Hugging Face cache has not got",
+  ),
+  interpolateOffset: option(
+    z.number().min(0).lt(1).optional(),
+    "Model",
+    "Stretch stored positions by (n + offset) / N; default: as the files' own code, 0.1 for DINOv2's .pth, else 0",
+  ),
+};
+
 const badImage = option(
   z.enum(["skip", "error"]).optional(),
   "Data",
   "What to do with a broken image; default: error below 1,000 images, skip from there on",
+);
+
+const imageSize = option(
+  count().optional(),
+  "Data",
+  "Side of the images; default: the tokenizer's",
+  "pixels",
+);
+
+const tokenizer = option(
+  z.string().optional(),
+  "Model",
+  "Run or folder of a tokenizer; diffusers folder, or its name in the Hugging Face cache (stabilityai/sd-vae-ft-mse); " +
+    "checkpoint of an LDM, SD-VAE or VA-VAE autoencoder; default: the newest run that has one",
 );
 
 const running = {
@@ -78,11 +111,7 @@ export const alignConfig = z.strictObject({
     "Model",
     "Named set of values for all options",
   ),
-  encoder: option(
-    z.string().optional(),
-    "Model",
-    "Encoder folder in Hugging Face layout; default: the embedded one",
-  ),
+  ...encoder,
   latentChannels: option(count().default(16), "Model", "Channels of the latent; the paper: 32 [N]"),
   adapterHidden: option(
     count().optional(),
@@ -182,17 +211,14 @@ export const trainDitConfig = z.strictObject({
     "Model",
     "RMS-normalise queries and keys; needed beyond ~180K steps [S]",
   ),
-  tokenizer: option(
-    z.string().optional(),
-    "Data",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
   latents: option(
     z.string().optional(),
     "Data",
     "Folder of latents that `tok encode` wrote, instead of --data",
   ),
+  imageSize,
   images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
@@ -237,12 +263,17 @@ export const sampleConfig = z.strictObject({
   model: option(
     z.string().optional(),
     "Model",
-    "Run or folder of a diffusion model; default: the newest run that has one",
+    "Run or folder of a diffusion model, or checkpoint of LightningDiT; default: the newest run that has one",
   ),
   tokenizer: option(
     z.string().optional(),
     "Model",
-    "Tokenizer; default: the one that the model was trained on",
+    "Tokenizer, as in reconstruct; default: the one that the model was trained on",
+  ),
+  latents: option(
+    z.string().optional(),
+    "Model",
+    "Folder with the statistics of the latents that the model was trained on; default: the model's, else the tokenizer's",
   ),
   num: option(count().default(200), "Output", "How many images"),
   classes: option(z.string().default("all"), "Output", "Class numbers or names, comma-separated, or all"),
@@ -256,13 +287,9 @@ export const sampleConfig = z.strictObject({
 export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
-  tokenizer: option(
-    z.string().optional(),
-    "Model",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   input: option(z.string().optional(), "Data", "Folder of images or one image; default: generated shapes"),
-  imageSize: option(count().optional(), "Data", "Side of the images; default: the tokenizer's", "pixels"),
+  imageSize,
   num: option(count().default(64), "Data", "How many generated images where no input is given"),
   out: option(z.string().optional(), "Output", "Folder for the images; default: a new one under ./runs"),
   grid: option(z.boolean().default(true), "Output", "Write grid.png, originals over reconstructions"),
@@ -273,12 +300,9 @@ export const reconstructConfig = z.strictObject({
 export type ReconstructConfig = z.infer<typeof reconstructConfig>;
 
 export const encodeConfig = z.strictObject({
-  tokenizer: option(
-    z.string().optional(),
-    "Model",
-    "Run or folder of a tokenizer; default: the newest run that has one",
-  ),
+  tokenizer,
   data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
+  imageSize,
   images: option(count().default(6000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(true), "Data", "Also encode a flipped copy of each image"),
   out: option(z.string().optional(), "Output", "Folder for the latents; default: a new one under ./runs"),
@@ -289,11 +313,7 @@ export const encodeConfig = z.strictObject({
 export type EncodeConfig = z.infer<typeof encodeConfig>;
 
 export const featuresConfig = z.strictObject({
-  encoder: option(
-    z.string().optional(),
-    "Model",
-    "Encoder folder in Hugging Face layout; default: the embedded one",
-  ),
+  ...encoder,
   input: option(z.string().optional(), "Data", "Folder of images or one image; default: 16 generated shapes"),
   imageSize: option(
     z.union([z.literal("native"), count()]).optional(),
@@ -329,11 +349,7 @@ export const evalConfig = z.strictObject({
     "Metrics",
     "Which scores, where they apply",
   ),
-  encoder: option(
-    z.string().optional(),
-    "Metrics",
-    "Encoder of features and probe; default: the embedded one",
-  ),
+  ...encoder,
   out: option(z.string().optional(), "Output", "Folder for metrics.json; default: a new one under ./runs"),
   batchSize: option(count().default(50), "Metrics", "Images at a time"),
   badImage,

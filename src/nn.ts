@@ -1,6 +1,7 @@
 // Building blocks of models, and what can be done with any model: list its tensors by path, initialise, place them in
 // one flat buffer, load and save. A module is a plain object whose fields are tensors or modules; the path of a
-// field is its key in a checkpoint. Files keep the public layouts; `fileLayout` says what is permuted, here only.
+// field is its key in a checkpoint, unless the module has a `fileName` for it. Files keep the public layouts; what is
+// permuted stands here only.
 
 import { UsageError } from "./errors.ts";
 import { device } from "./gpu/device.ts";
@@ -124,20 +125,23 @@ export class BatchNorm2d {
 /** Weights that are channels-last here and [Cout,Cin,KH,KW] in files. */
 const channelsLast = new WeakSet<Tensor>();
 
-/** Every tensor of a model by its path, in field order: parameters and statistics. */
+/** A module that mirrors a published one: its tensors go by their published names instead of their paths. */
+export interface Published {
+  /** The name in files of the tensor at a path inside the module. */
+  fileName(path: string): string;
+}
+
+/** Every tensor of a model by its path (or published name), in field order: parameters and statistics. */
 export function state(module: object): Map<string, Tensor> {
   const found = new Map<string, Tensor>();
-  const walk = (value: unknown, path: string) => {
-    if (value instanceof Tensor) found.set(path, value);
-    else if (Array.isArray(value)) value.forEach((v, i) => walk(v, path ? `${path}.${i}` : `${i}`));
-    else if (typeof value === "object" && value !== null && !ArrayBuffer.isView(value)) {
-      for (const [key, v] of Object.entries(value)) {
-        if (key !== "config") walk(v, path ? `${path}.${key}` : key);
-      }
+  for (const [key, value] of Object.entries(module)) {
+    if (value instanceof Tensor) found.set(key, value);
+    else if (typeof value === "object" && value !== null && !ArrayBuffer.isView(value) && key !== "config") {
+      for (const [path, tensor] of state(value)) found.set(`${key}.${path}`, tensor);
     }
-  };
-  walk(module, "");
-  return found;
+  }
+  if (!("fileName" in module)) return found;
+  return new Map([...found].map(([path, t]) => [(module as Published).fileName(path), t]));
 }
 
 /** The trainable tensors of a model by path. */

@@ -16,9 +16,8 @@ import { countParameters, Initializer } from "../src/nn.ts";
 import { runAlignment } from "../src/train/align.ts";
 import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
 import { saveTokenizer } from "../src/train/artifacts.ts";
-import { openEncoder } from "../src/train/encoders.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
-import { checkSame, command, imageSource, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { checkSame, chosenEncoder, command, imageSource, openAdapter, runFolder, SEEDS } from "./command.ts";
 import { planTable, progressOf, warnSkipped } from "./show.ts";
 
 export const align = command({
@@ -31,15 +30,15 @@ export const align = command({
   ],
   async run(config, { log, line, stopping }) {
     const c = config;
-    const encoder = openEncoder(c.encoder);
+    const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
     await openAdapter(c, log);
 
     const tokenizer = new Tokenizer(tokenizerConfig.parse({
       image_size: c.imageSize,
       encoder: encoder.config,
-      image_mean: encoder.mean,
-      image_std: encoder.std,
+      image_mean: encoder.preprocessor.mean,
+      image_std: encoder.preprocessor.std,
       adapter_hidden: c.adapterHidden ?? encoder.config.hidden_size,
       decoder: {
         ch: c.decoderChannels,

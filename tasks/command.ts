@@ -13,6 +13,7 @@ import { exists } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { ImageSource } from "../src/io/source.ts";
+import { type EncoderSource, openEncoder } from "../src/train/encoders.ts";
 
 export const RUNS = "runs";
 
@@ -57,6 +58,15 @@ export async function openAdapter(
     for (const { problem, remedy } of diagnose(device.facts)) log.warn(`${problem}; ${remedy}`);
   }
   return device;
+}
+
+/** The encoder that the options ask for. @throws UsageError as openEncoder() does */
+export async function chosenEncoder(
+  c: { encoder?: string | undefined; download: boolean; interpolateOffset?: number | undefined },
+  log: Log,
+): Promise<EncoderSource> {
+  const { download, interpolateOffset } = c;
+  return await openEncoder(c.encoder, { download, interpolateOffset, say: (line) => log.line(line) });
 }
 
 /** The folder of this run: the one asked for, or the first free number under ./runs. */
@@ -120,6 +130,7 @@ const FREE = new Set([
   "kernels",
   "data",
   "encoder",
+  "download",
   "badImage",
 ]);
 

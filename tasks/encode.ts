@@ -9,11 +9,16 @@ export const encode = command({
   name: "encode",
   purpose: "Encode images into latents for train-dit",
   schema: encodeConfig,
-  examples: ["tok encode", "tok encode --tokenizer runs/photos --data photos --out latents"],
+  examples: [
+    "tok encode",
+    "tok encode --tokenizer sd-vae-ft-mse --data photos --image-size 256 --out latents",
+  ],
   async run(c, { log }) {
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
     const tokenizer = await openTokenizer(run);
+    const size = c.imageSize ?? tokenizer.config.image_size;
+    tokenizer.side(size);
     const source = await imageSource(
       c.data,
       { length: c.images, seed: SEEDS.train + c.seed },
@@ -23,12 +28,13 @@ export const encode = command({
     const out = runFolder(c.out, "latents");
     const progress = log.progress("encoding", source.length, "images");
     await encodeTo(out, tokenizer, source, {
+      size,
       batchSize: c.batchSize,
       mirrored: c.flip,
       onProgress: (n) => progress.update(n),
     });
     progress.end();
-    log.line(`${source.length} latents: ${out}`);
+    log.line(`${source.length} latents of images of side ${size}: ${out}`);
     return { out, n: source.length, tokenizer: run };
   },
 });

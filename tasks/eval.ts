@@ -8,6 +8,7 @@ import { capture, type Program } from "../src/gpu/program.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
 import { openNpz } from "../src/io/npz.ts";
 import { toFloat } from "../src/io/image.ts";
+import { sideOf } from "../src/io/preprocess.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { ImageSource } from "../src/io/source.ts";
 import { type Features, frechet, gaussian } from "../src/metrics/frechet.ts";
@@ -20,9 +21,17 @@ import { Vit } from "../src/models/vit.ts";
 import { mean } from "../src/ops/reduce.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import { openDit, openTokenizer } from "../src/train/artifacts.ts";
-import { openEncoder } from "../src/train/encoders.ts";
 import { generate } from "../src/train/generate.ts";
-import { command, type Context, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import {
+  chosenEncoder,
+  command,
+  type Context,
+  imageSource,
+  inputRun,
+  openAdapter,
+  runFolder,
+  SEEDS,
+} from "./command.ts";
 import { samplingOf } from "./sample.ts";
 
 type Config = typeof evalConfig._output;
@@ -48,7 +57,7 @@ export const evaluate = command({
       ? await scoreTokenizer(c, c.tokenizer, context)
       : model !== undefined
       ? await scoreModel(c, model, context)
-      : await scoreSets(c, await setOf(c.real, c, context), await setOf(c.fake, c, context), {});
+      : await scoreSets(c, await setOf(c.real, c, context), await setOf(c.fake, c, context), {}, context);
     for (const [name, value] of Object.entries(scores)) {
       log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
     }
@@ -99,7 +108,7 @@ async function scoreModel(c: Config, run: string, context: Context): Promise<Sco
     image: (i) => toFloat(quantised(pixels[i] as Float32Array)),
   };
   const real = await setOf(c.real, c, context);
-  return await scoreSets(c, real, fake, { size, labelled: true });
+  return await scoreSets(c, real, fake, { size, labelled: true }, context);
 }
 
 /** Fréchet distance of features, and whether classes are recognised. */
@@ -108,13 +117,15 @@ async function scoreSets(
   real: ImageSource,
   fake: ImageSource,
   options: { size?: number; labelled?: boolean },
+  { log }: Context,
 ): Promise<Scores> {
-  const encoder = openEncoder(c.encoder);
-  const size = options.size ?? encoder.crop;
-  const vit = new Vit(encoder.config);
+  const encoder = await chosenEncoder(c, log);
+  const { config, preprocessor } = encoder;
+  const size = options.size ?? sideOf(preprocessor) ?? config.image_size;
+  const vit = new Vit(config);
   await encoder.load(vit);
-  const seen = new Encoder(vit, encoder.mean, encoder.std);
-  const side = Math.max(1, Math.round(size / encoder.config.patch_size));
+  const seen = new Encoder(vit, preprocessor.mean, preprocessor.std);
+  const side = Math.max(1, Math.round(size / config.patch_size));
   const program = await imageProgram(c, size, (x) => mean(seen.patches(x, side), [1]));
   const scores: Scores = { n: fake.length };
   const a = await collect(program, "y", real), b = await collect(program, "y", fake);

@@ -4,91 +4,88 @@ import { noGrad } from "../src/autograd.ts";
 import { featuresConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
-import { type Folder, openFolder } from "../src/io/dataset.ts";
-import { readImage, toFloat } from "../src/io/image.ts";
-import { type Image, resizeAndCrop } from "../src/io/resize.ts";
+import { openFolder } from "../src/io/dataset.ts";
+import { readImage } from "../src/io/image.ts";
+import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
+import type { Image } from "../src/io/resize.ts";
 import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import { Vit } from "../src/models/vit.ts";
-import { input } from "../src/tensor.ts";
-import { type EncoderFolder, openEncoder } from "../src/train/encoders.ts";
-import { command, openAdapter, SEEDS } from "./command.ts";
+import { input, type Tensor } from "../src/tensor.ts";
+import type { EncoderSource } from "../src/train/encoders.ts";
+import { chosenEncoder, command, openAdapter, SEEDS } from "./command.ts";
 
 export const features = command({
   name: "features",
   purpose: "Write an encoder's patch and CLS tokens for images",
   schema: featuresConfig,
   examples: [
-    "tok features --input photos --encoder dinov2-large",
+    "tok features --input photos --encoder facebook/dinov2-large",
     "tok features --input photos --image-size native --out f.safetensors",
   ],
   async run(c, { log }) {
-    const encoder = openEncoder(c.encoder);
+    const encoder = await chosenEncoder(c, log);
     await openAdapter(c, log);
     const vit = new Vit(encoder.config);
     await encoder.load(vit);
     const images = await pixelsOf(c, encoder);
-    const [{ width, height }] = images as [Image];
+    const [{ width, height }] = images as [Pixels];
     const P = encoder.config.patch_size, C = encoder.config.hidden_size;
     if (images.some((i) => i.width !== width || i.height !== height)) {
       throw new UsageError("Cannot stack features: the images differ in size; give --image-size");
     }
     if (width % P || height % P) {
       throw new UsageError(
-        `Cannot encode ${width} x ${height} images: the sides must be multiples of the patch size ${P}`,
+        `Cannot encode ${width} x ${height} images: the sides must be multiples of the patch size ${P}; ` +
+          `give another --image-size`,
       );
     }
-    const T = (width / P) * (height / P), B = Math.min(c.batchSize, images.length), N = images.length;
+    const T = (width / P) * (height / P), N = images.length, B = Math.min(c.batchSize, N);
     const x = input([B, height, width, 3], "f32", "images");
-    const program = await capture("features", { x }, ({ x }) =>
-      noGrad(() => {
-        const { patches, cls } = vit.forward(x);
-        return { patches, cls };
-      })).prepare();
-    const patch = new Float32Array(N * T * C), cls = new Float32Array(N * C);
+    const program = await capture(
+      "features",
+      { x },
+      ({ x }) =>
+        noGrad((): { patches: Tensor; cls?: Tensor } => {
+          const { patches, cls } = vit.forward(x);
+          return cls ? { patches, cls } : { patches };
+        }),
+    ).prepare();
+    const { patches: patchTokens, cls: clsToken } = program.outputs;
+    const patch = new Float32Array(N * T * C), cls = new Float32Array(clsToken ? N * C : 0);
     const progress = log.progress("encoding", N, "images");
     for (let first = 0; first < N; first += B) {
-      const count = Math.min(B, N - first);
-      const pixels = new Float32Array(B * width * height * 3);
-      for (let i = 0; i < count; i++) {
-        pixels.set(normalised(images[first + i] as Image, encoder), i * width * height * 3);
-      }
+      const batch = images.slice(first, first + B), pixels = new Float32Array(x.size);
+      batch.forEach(({ data }, i) => pixels.set(data, i * data.length));
       program.run({ x: pixels });
-      patch.set((await program.read(program.outputs.patches)).subarray(0, count * T * C), first * T * C);
-      cls.set((await program.read(program.outputs.cls)).subarray(0, count * C), first * C);
-      progress.update(first + count);
+      const keep = async (from: Tensor, to: Float32Array, size: number) =>
+        to.set((await program.read(from)).subarray(0, batch.length * size), first * size);
+      await keep(patchTokens, patch, T * C);
+      if (clsToken) await keep(clsToken, cls, C);
+      progress.update(first + batch.length);
     }
     progress.end();
     await writeSafetensors(c.out, [
       { name: "patch_tokens", shape: [N, T, C], data: patch },
-      { name: "cls_token", shape: [N, C], data: cls },
+      ...(clsToken ? [{ name: "cls_token", shape: [N, C], data: cls }] : []),
     ], { encoder: encoder.path });
-    log.line(`patch_tokens [${N}, ${T}, ${C}], cls_token [${N}, ${C}]: ${c.out}`);
+    const second = clsToken ? `, cls_token [${N}, ${C}]` : " (the encoder has no CLS token)";
+    log.line(`patch_tokens [${N}, ${T}, ${C}]${second}: ${c.out}`);
     return { out: c.out, n: N, tokens: T, channels: C };
   },
 });
 
-async function pixelsOf(c: typeof featuresConfig._output, encoder: EncoderFolder): Promise<Image[]> {
-  const size = c.imageSize === "native" ? undefined : c.imageSize;
+async function pixelsOf(c: typeof featuresConfig._output, encoder: EncoderSource): Promise<Pixels[]> {
+  const p = c.imageSize === undefined ? encoder.preprocessor : resized(encoder.preprocessor, c.imageSize);
   if (c.input === undefined) {
-    const shapes = new Shapes(16, SEEDS.heldOut), side = size ?? encoder.crop;
-    return Array.from({ length: 16 }, (_, i) => ({
-      width: side,
-      height: side,
-      data: Uint8Array.from(shapes.image(i, side), (v) => Math.round((v + 1) * 127.5)),
-    }));
+    const shapes = new Shapes(16, SEEDS.heldOut), side = sideOf(p) ?? encoder.config.image_size;
+    return Array.from({ length: 16 }, (_, i) => {
+      const data = Uint8Array.from(shapes.image(i, side), (v) => Math.round((v + 1) * 127.5));
+      return preprocess({ width: side, height: side, data } satisfies Image, resized(p, "native"));
+    });
   }
-  const folder: Folder = await openFolder(c.input, { badImage: c.badImage });
-  return await Promise.all(Array.from({ length: folder.length }, async (_, i) => {
-    const image = await readImage(folder.path(i));
-    if (c.imageSize === "native") return image;
-    return size === undefined
-      ? resizeAndCrop(image, encoder.resize, encoder.crop, encoder.filter)
-      : resizeAndCrop(image, size, size, encoder.filter);
-  }));
-}
-
-/** (byte / 255 - mean) / std */
-function normalised({ data }: Image, { mean, std }: EncoderFolder): Float32Array {
-  return toFloat(data).map((v, i) => ((v + 1) / 2 - (mean[i % 3] as number)) / (std[i % 3] as number));
+  const folder = await openFolder(c.input, { badImage: c.badImage });
+  return await Promise.all(
+    Array.from({ length: folder.length }, async (_, i) => preprocess(await readImage(folder.path(i)), p)),
+  );
 }

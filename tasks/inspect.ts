@@ -103,7 +103,7 @@ async function convertTo(store: TensorStore, path: string): Promise<void> {
     name,
     dtype,
     shape,
-    data: () => store.readBytes(name),
+    data: () => store.parts(name),
   }));
   await writeSafetensors(path, tensors, { format: "pt", ...Object.fromEntries(store.metadata) });
 }

@@ -12,7 +12,10 @@ export const reconstruct = command({
   name: "reconstruct",
   purpose: "Send images through a tokenizer and back, and measure what was lost",
   schema: reconstructConfig,
-  examples: ["tok reconstruct", "tok reconstruct --tokenizer runs/photos --input photos --out out"],
+  examples: [
+    "tok reconstruct",
+    "tok reconstruct --tokenizer sd-vae-ft-mse --input photos --image-size 256 --out out",
+  ],
   async run(c, { log }) {
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);

@@ -6,7 +6,7 @@ import { UsageError } from "../src/errors.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { writeNpz } from "../src/io/npz.ts";
-import { openDit, openTokenizer } from "../src/train/artifacts.ts";
+import { openGenerator } from "../src/train/artifacts.ts";
 import { generate } from "../src/train/generate.ts";
 import { command, inputRun, openAdapter, runFolder } from "./command.ts";
 
@@ -17,17 +17,18 @@ export const sample = command({
   examples: [
     "tok sample --cfg 4",
     "tok sample --model runs/dit-001 --num 50000 --classes all --cfg 1.5 --npz --out samples",
+    "tok sample --model lightningdit-xl-imagenet256-64ep.pt --tokenizer vavae.pt --classes 207,360 --num 8 --cfg 4",
   ],
   async run(c, { log, stopping }) {
     const run = inputRun(c.model, "model", log);
     await openAdapter(c, log);
-    const model = await openDit(run);
-    const tokenizer = await openTokenizer(c.tokenizer ?? model.config.tokenizer);
+    const { model, tokenizer, origin } = await openGenerator(run, c);
+    log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = Array.from({ length: c.num }, (_, i) => chosen[i % chosen.length] as number);
     const out = runFolder(c.out, "samples");
     makeFolder(out);
-    const size = tokenizer.config.image_size;
+    const size = model.config.dit.input_size * tokenizer.factor;
     const images: Uint8Array[] = [];
     const progress = log.progress("sampling", c.num, "images");
     const folders = c.folders

@@ -31,7 +31,7 @@ export const trainDit = command({
     const tokenizerRun = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
     const tokenizer = await openTokenizer(tokenizerRun);
-    const side = tokenizer.side(tokenizer.config.image_size);
+    const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
     const out = runFolder(c.out, "dit");
     const lock = c.dryRun ? undefined : openRun(out, { resume: c.resume !== undefined });
     try {
@@ -42,6 +42,7 @@ export const trainDit = command({
       if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
         const progress = log.progress("encoding", source.length, "images");
         await encodeTo(folder, tokenizer, source, {
+          size,
           batchSize: 50,
           mirrored: c.flip,
           onProgress: (n) => progress.update(n),
@@ -52,12 +53,19 @@ export const trainDit = command({
       const known = source?.classes ?? [];
       const highest = latents ? latents.labels.reduce((a, b) => Math.max(a, b), 0) : 0;
       const classes = known.length ? [...known] : Array.from({ length: highest + 1 }, (_, i) => String(i));
-      const shape = latents?.shape ?? [tokenizer.config.decoder.z_channels, side, side];
-      if (shape[0] !== tokenizer.config.decoder.z_channels) {
+      const shape = latents?.shape ?? [tokenizer.channels, side, side];
+      if (shape[0] !== tokenizer.channels) {
         throw new UsageError(
           `Cannot train on "${folder}": its latents have ${
             shape[0]
-          } channels, the tokenizer ${tokenizer.config.decoder.z_channels}`,
+          } channels, the tokenizer ${tokenizer.channels}`,
+        );
+      }
+      if (c.imageSize !== undefined && shape[1] !== side) {
+        throw new UsageError(
+          `Cannot train on "${folder}": its latents are ${
+            shape[1]
+          } cells wide, images of side ${size} give ${side}`,
         );
       }
       const architecture = ditConfig.parse({

@@ -59,12 +59,12 @@ const HYPER = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0, clip: 1, ema
 
 async function alignment(): Promise<Alignment> {
   await testDevice();
-  const encoder = openEncoder();
+  const encoder = await openEncoder();
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
     image_size: 32,
     encoder: encoder.config,
-    image_mean: encoder.mean,
-    image_std: encoder.std,
+    image_mean: encoder.preprocessor.mean,
+    image_std: encoder.preprocessor.std,
     adapter_hidden: 48,
     decoder: {
       ch: 8,

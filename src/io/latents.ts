@@ -6,6 +6,7 @@ import { join } from "@std/path";
 import { ShapeError, UsageError } from "../errors.ts";
 import { exists, makeFolder, removeTemporaries } from "./files.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
+import { openModel } from "./shards.ts";
 
 const STATS = "latents_stats.safetensors";
 const SHARD = /^latents_\d+\.safetensors$/;
@@ -152,11 +153,38 @@ export class Latents {
   }
 }
 
+/**
+ * Mean and standard deviation of each channel of the latents in a folder, as tok and LightningDiT's tools keep them there;
+ * undefined where there are none.
+ * @throws UsageError when the file is damaged or its numbers are not statistics
+ */
+export async function readStatistics(
+  folder: string,
+): Promise<{ mean: Float32Array; std: Float32Array; path: string } | undefined> {
+  const path = [STATS, "latents_stats.pt"].map((name) => join(folder, name)).find(exists);
+  if (path === undefined) return undefined;
+  const store = await openModel(path);
+  try {
+    const [mean, std] = [await store.read("mean"), await store.read("std")];
+    if (
+      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s > 0 && s < Infinity)
+    ) {
+      throw new UsageError(
+        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some that are not above 0; make it again`,
+      );
+    }
+    return { mean, std, path };
+  } finally {
+    store.close();
+  }
+}
+
 /** Opens a folder of latents. @throws UsageError when it is unfinished, or its files do not fit together */
 export async function openLatents(folder: string): Promise<Latents> {
   const refuse = (reason: string) =>
     new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
-  if (!exists(join(folder, STATS))) throw refuse(`there is no "${STATS}"`);
+  const stats = await readStatistics(folder);
+  if (!stats) throw refuse(`there is no "${STATS}"`);
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) => SHARD.test(name))
     .sort();
   const shards: { first: number; file: SafetensorsFile }[] = [];
@@ -180,23 +208,18 @@ export async function openLatents(folder: string): Promise<Latents> {
       for (const label of own) labels.push(label);
     }
     if (!shape || labels.length === 0) throw refuse("it has none");
-    const stats = await openSafetensors(join(folder, STATS));
-    try {
-      const [mean, std] = [await stats.read("mean"), await stats.read("std")];
-      if (mean.length !== shape[0] || std.length !== shape[0]) {
-        throw refuse(`"${STATS}" is for ${mean.length} channels, the latents have ${shape[0]}`);
-      }
-      return new Latents(
-        folder,
-        shape as [number, number, number],
-        Int32Array.from(labels),
-        mean,
-        std,
-        shards,
-      );
-    } finally {
-      stats.close();
+    const { mean, std } = stats;
+    if (mean.length !== shape[0]) {
+      throw refuse(`its statistics are for ${mean.length} channels, the latents have ${shape[0]}`);
     }
+    return new Latents(
+      folder,
+      shape as [number, number, number],
+      Int32Array.from(labels),
+      mean,
+      std,
+      shards,
+    );
   } catch (error) {
     shards.forEach(({ file }) => file.close());
     throw error;

@@ -33,7 +33,7 @@ const FILTERS: Readonly<Record<Filter, { support: number; weight: (x: number) =>
 
 const FRACTION_BITS = 22;
 
-/** For each output position: the first input position, and the fixed-point weights from there on. */
+/** For each output position: the first input position, and the weights from there on; they add up to 1. */
 function coefficients(from: number, to: number, filter: Filter) {
   const { support, weight } = FILTERS[filter];
   const scale = from / to, stretch = Math.max(scale, 1), reach = support * stretch;
@@ -46,13 +46,12 @@ function coefficients(from: number, to: number, filter: Filter) {
     for (let k = 0; k < weights.length; k++) {
       sum += weights[k] = weight((k + first - centre + 0.5) * (1 / stretch));
     }
-    const fixed = Int32Array.from(weights, (w) => {
-      const normalized = sum === 0 ? w : w / sum;
-      return Math.trunc((normalized < 0 ? -0.5 : 0.5) + normalized * 2 ** FRACTION_BITS);
-    });
-    return { first, weights: fixed };
+    return { first, weights: sum === 0 ? weights : weights.map((w) => w / sum) };
   });
 }
+
+const fixedPoint = (weights: Float64Array) =>
+  Int32Array.from(weights, (w) => Math.trunc((w < 0 ? -0.5 : 0.5) + w * 2 ** FRACTION_BITS));
 
 /**
  * Resamples along one axis. The picture is taken as `outer` blocks of `from` positions of `inner` bytes.
@@ -60,7 +59,8 @@ function coefficients(from: number, to: number, filter: Filter) {
  */
 function pass(data: Uint8Array, outer: number, from: number, to: number, inner: number, filter: Filter) {
   const out = new Uint8Array(outer * to * inner);
-  coefficients(from, to, filter).forEach(({ first, weights }, i) => {
+  coefficients(from, to, filter).forEach(({ first, weights: exact }, i) => {
+    const weights = fixedPoint(exact);
     for (let o = 0; o < outer; o++) {
       const source = (o * from + first) * inner, target = (o * to + i) * inner;
       for (let c = 0; c < inner; c++) {
@@ -87,6 +87,33 @@ export function resizeImage(image: Image, width: number, height: number, filter:
   return { width, height, data };
 }
 
+/**
+ * The same in floating point, neither rounded nor clamped between the passes or after them: what torchvision does with
+ * tensors that are not bytes.
+ * @returns `[height,width,3]`, 0..255 as the bytes were
+ */
+export function resizeFloat(image: Image, width: number, height: number, filter: Filter): Float32Array {
+  const along = (data: ArrayLike<number>, outer: number, from: number, to: number, inner: number) => {
+    const out = new Float64Array(outer * to * inner);
+    coefficients(from, to, filter).forEach(({ first, weights }, i) => {
+      for (let o = 0; o < outer; o++) {
+        const source = (o * from + first) * inner, target = (o * to + i) * inner;
+        for (let k = 0; k < weights.length; k++) {
+          const w = weights[k] as number;
+          for (let c = 0; c < inner; c++) {
+            out[target + c] = (out[target + c] as number) + w * (data[source + k * inner + c] as number);
+          }
+        }
+      }
+    });
+    return out;
+  };
+  let data: ArrayLike<number> = image.data;
+  if (width !== image.width) data = along(data, image.height, image.width, width, 3);
+  if (height !== image.height) data = along(data, 1, image.height, height, 3 * width);
+  return Float32Array.from(data);
+}
+
 /** Cuts out a rectangle. @throws ShapeError when it does not lie in the image */
 export function crop(image: Image, left: number, top: number, width: number, height: number): Image {
   if (left < 0 || top < 0 || left + width > image.width || top + height > image.height) {
@@ -109,12 +136,14 @@ export function centerCropSquare(image: Image, size = Math.min(image.width, imag
 }
 
 /** The shorter side becomes `size`; the longer one keeps the aspect ratio, rounded down as torchvision does. */
-export function resizeShorterSide(image: Image, size: number, filter: Filter = "bicubic"): Image {
-  const { width, height } = image;
+export function sizeOfShorterSide({ width, height }: Image, size: number): { width: number; height: number } {
   const longer = Math.floor(size * Math.max(width, height) / Math.min(width, height));
-  return width <= height
-    ? resizeImage(image, size, longer, filter)
-    : resizeImage(image, longer, size, filter);
+  return width <= height ? { width: size, height: longer } : { width: longer, height: size };
+}
+
+export function resizeShorterSide(image: Image, size: number, filter: Filter = "bicubic"): Image {
+  const { width, height } = sizeOfShorterSide(image, size);
+  return resizeImage(image, width, height, filter);
 }
 
 /**

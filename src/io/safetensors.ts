@@ -164,8 +164,8 @@ export type TensorArray =
 export interface TensorData {
   name: string;
   shape: readonly number[];
-  /** The elements, or a function that gets them when their turn has come; that one needs `dtype`. */
-  data: TensorArray | (() => TensorArray | Promise<TensorArray>);
+  /** The elements, or a function that gets them when their turn has come, whole or in parts; that one needs `dtype`. */
+  data: TensorArray | (() => TensorArray | Promise<TensorArray> | Iterable<Uint8Array>);
   /** As the format spells it; follows from `data` when absent. */
   dtype?: string;
 }
@@ -213,9 +213,11 @@ export async function writeSafetensors(
   try {
     file.write(header);
     for (const { name, data, bytes } of rows) {
-      const array = typeof data === "function" ? await data() : data;
-      if (array.byteLength !== bytes) throw misfit(path, name, array.byteLength, bytes);
-      file.write(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+      const got = typeof data === "function" ? await data() : data, start = file.position;
+      for (const { buffer, byteOffset, byteLength } of ArrayBuffer.isView(got) ? [got] : got) {
+        file.write(new Uint8Array(buffer, byteOffset, byteLength));
+      }
+      if (file.position - start !== bytes) throw misfit(path, name, file.position - start, bytes);
     }
     file.commit();
   } catch (error) {

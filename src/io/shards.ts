@@ -94,7 +94,7 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
       read: async (key) => await owner(key).read(key),
       readRows: async (key, from, to) => await owner(key).readRows(key, from, to),
       readIntegers: async (key) => await owner(key).readIntegers(key),
-      readBytes: async (key) => await owner(key).readBytes(key),
+      parts: (key) => owner(key).parts(key),
       close,
     };
   } catch (error) {

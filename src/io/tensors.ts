@@ -51,8 +51,8 @@ export interface TensorStore {
   readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>>;
   /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
   readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
-  /** A tensor's elements as they are: row-major, little-endian. */
-  readBytes(key: string): Promise<Uint8Array<ArrayBuffer>>;
+  /** A tensor's elements as they are, row-major and little-endian, in parts: each is good until the next is asked for. */
+  parts(key: string): Iterable<Uint8Array<ArrayBuffer>>;
   close(): void;
 }
 
@@ -118,9 +118,20 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
     });
   }
 
+  /** A tensor's elements as they are. */
   async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
     const entry = this.#entry(key);
     return this.#take(entry, key, 0, tensorBytes(entry));
+  }
+
+  *parts(key: string): Generator<Uint8Array<ArrayBuffer>> {
+    const entry = this.#entry(key), bytes = tensorBytes(entry);
+    const buffer = this.#buffer(key, this.sequential(entry) ? Math.min(8 * BLOCK, bytes) : bytes);
+    for (let at = 0; at < bytes; at += buffer.length) {
+      const part = buffer.subarray(0, bytes - at);
+      this.fill(entry, at, part);
+      yield part;
+    }
   }
 
   #take(entry: Entry, key: string, offset: number, length: number): Uint8Array<ArrayBuffer> {

@@ -4,7 +4,7 @@
 import { capture } from "../gpu/program.ts";
 import { toBytes, toFloat } from "../io/image.ts";
 import type { ImageSource } from "../io/source.ts";
-import type { Tokenizer } from "../models/tokenizer.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { noGrad } from "../autograd.ts";
 import { input } from "../tensor.ts";
 import { collect, infer } from "./infer.ts";
@@ -26,7 +26,7 @@ export interface PairScore {
 }
 
 /** A prepared program x -> latent z. */
-export function encoderProgram(tokenizer: Tokenizer, batchSize: number, size: number) {
+export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, size: number) {
   return capture(
     "encode",
     { x: input([batchSize, size, size, 3], "f32", "images") },
@@ -35,7 +35,7 @@ export function encoderProgram(tokenizer: Tokenizer, batchSize: number, size: nu
 }
 
 /** A prepared program x -> latent z and reconstruction y. */
-export function tokenizerProgram(tokenizer: Tokenizer, batchSize: number, size: number) {
+export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number) {
   return capture(
     "tokenize",
     { x: input([batchSize, size, size, 3], "f32", "images") },
@@ -53,7 +53,7 @@ export function tokenizerProgram(tokenizer: Tokenizer, batchSize: number, size: 
  * @param visit gets each image and its reconstruction as bytes
  */
 export async function scoreReconstruction(
-  tokenizer: Tokenizer,
+  tokenizer: ImageTokenizer,
   source: ImageSource,
   options: { size: number; batchSize: number; n?: number; pairs?: readonly PairScore[] },
   visit?: (
@@ -90,7 +90,7 @@ export async function scoreReconstruction(
 
 /** Accuracy of a linear probe and of nearest neighbours on latents. */
 export async function scoreLatents(
-  tokenizer: Tokenizer,
+  tokenizer: ImageTokenizer,
   train: ImageSource,
   test: ImageSource,
   options: { size: number; batchSize: number },

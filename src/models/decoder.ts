@@ -21,6 +21,8 @@ export const decoderConfig = z.object({
   resolution: z.number().int().positive().default(256),
   z_channels: z.number().int().positive().default(32),
   groups: z.number().int().positive().default(32),
+  /** Whether the middle has attention between its two residual blocks; all published ones but a few do. */
+  mid_attention: z.boolean().default(true),
   out_ch: z.literal(3).default(3),
 });
 export type DecoderConfig = z.infer<typeof decoderConfig>;
@@ -28,7 +30,7 @@ export type DecoderConfig = z.infer<typeof decoderConfig>;
 /** Factor of the last layer of a residual branch at the start. */
 const BRANCH = 0.1;
 
-class ResBlock {
+export class ResBlock {
   readonly norm1: GroupNorm;
   readonly conv1: Conv2d;
   readonly norm2: GroupNorm;
@@ -51,7 +53,7 @@ class ResBlock {
 }
 
 /** Single-head self-attention over all pixels. */
-class AttnBlock {
+export class AttnBlock {
   readonly norm: GroupNorm;
   readonly q: Conv2d;
   readonly k: Conv2d;
@@ -75,40 +77,70 @@ class AttnBlock {
   }
 }
 
-interface Level {
+/** Residual block, attention, residual block at the lowest resolution. */
+export class Middle {
+  readonly block_1: ResBlock;
+  readonly attn_1?: AttnBlock;
+  readonly block_2: ResBlock;
+
+  constructor(C: number, groups: number, attention: boolean) {
+    this.block_1 = new ResBlock(C, C, groups);
+    if (attention) this.attn_1 = new AttnBlock(C, groups);
+    this.block_2 = new ResBlock(C, C, groups);
+  }
+
+  forward(x: Tensor): Tensor {
+    const y = this.block_1.forward(x);
+    return this.block_2.forward(this.attn_1?.forward(y) ?? y);
+  }
+}
+
+/** The blocks of one resolution, in turn; attention follows each block or none. */
+export interface Level {
   block: ResBlock[];
   attn: AttnBlock[];
-  upsample?: { conv: Conv2d };
+}
+
+export function throughLevel({ block, attn }: Level, x: Tensor): Tensor {
+  return block.reduce((y, b, i) => {
+    const z = b.forward(y);
+    return attn[i]?.forward(z) ?? z;
+  }, x);
+}
+
+/** Channels of each level, highest resolution first. @throws ShapeError when group norm cannot divide them */
+export function widthsOf(
+  { ch, ch_mult, groups }: Pick<DecoderConfig, "ch" | "ch_mult" | "groups">,
+  what: string,
+): number[] {
+  const widths = ch_mult.map((m) => Math.round(ch * m));
+  check(
+    widths.every((width) => width % groups === 0),
+    `build ${what}`,
+    `channels ${widths} are not multiples of ${groups} groups`,
+  );
+  return widths;
 }
 
 export class Decoder {
   readonly conv_in: Conv2d;
-  readonly mid: { block_1: ResBlock; attn_1: AttnBlock; block_2: ResBlock };
+  readonly mid: Middle;
   /** Highest resolution first, as in the checkpoints. */
-  readonly up: Level[];
+  readonly up: (Level & { upsample?: { conv: Conv2d } })[];
   readonly norm_out: GroupNorm;
   readonly conv_out: Conv2d;
 
   constructor(readonly config: DecoderConfig) {
-    const { ch, ch_mult, groups, num_res_blocks, attn_resolutions, resolution } = config;
-    const widths = ch_mult.map((m) => Math.round(ch * m));
-    check(
-      widths.every((width) => width % groups === 0),
-      "build a decoder",
-      `channels ${widths} are not multiples of ${groups} groups`,
-    );
+    const { groups, num_res_blocks, attn_resolutions, resolution } = config;
+    const widths = widthsOf(config, "a decoder");
     let C = widths.at(-1) as number;
     let side = resolution / 2 ** (widths.length - 1);
     this.conv_in = new Conv2d(config.z_channels, C, 3, { padding: 1 });
-    this.mid = {
-      block_1: new ResBlock(C, C, groups),
-      attn_1: new AttnBlock(C, groups),
-      block_2: new ResBlock(C, C, groups),
-    };
+    this.mid = new Middle(C, groups, config.mid_attention);
     this.up = [];
     for (let level = widths.length - 1; level >= 0; level--, side *= 2) {
       const width = widths[level] as number;
-      const made: Level = { block: [], attn: [] };
+      const made: Decoder["up"][number] = { block: [], attn: [] };
       for (let i = 0; i <= num_res_blocks; i++, C = width) {
         made.block.push(new ResBlock(C, width, groups));
         if (attn_resolutions.includes(side)) made.attn.push(new AttnBlock(width, groups));
@@ -137,14 +169,10 @@ export class Decoder {
 
   /** Latents [B, h, w, z_channels] to pixels [B, h * 2^k, w * 2^k, 3], about -1..1, not clamped. */
   forward(latents: Tensor): Tensor {
-    let y = this.conv_in.forward(latents);
-    y = this.mid.block_2.forward(this.mid.attn_1.forward(this.mid.block_1.forward(y)));
-    for (const { block, attn, upsample } of this.up.toReversed()) {
-      block.forEach((b, i) => {
-        y = b.forward(y);
-        y = attn[i]?.forward(y) ?? y;
-      });
-      if (upsample) y = upsample.conv.forward(upsampleNearest2x(y));
+    let y = this.mid.forward(this.conv_in.forward(latents)); // [B, h, w, C]
+    for (const level of this.up.toReversed()) {
+      y = throughLevel(level, y);
+      if (level.upsample) y = level.upsample.conv.forward(upsampleNearest2x(y));
     }
     return this.conv_out.forward(this.norm_out.forward(y, { silu: true })); // [B, H, W, 3]
   }

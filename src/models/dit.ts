@@ -3,6 +3,7 @@
 // Velocity prediction: t = 0 is noise, t = 1 is data.
 
 import { z } from "zod";
+import { UsageError } from "../errors.ts";
 import { attention } from "../ops/attention.ts";
 import { embedding, timestepEmbedding } from "../ops/embedding.ts";
 import { add, silu } from "../ops/math.ts";
@@ -32,6 +33,48 @@ export const DIT_SIZES = {
   "L/1": { depth: 24, hidden_size: 1024, num_heads: 16 },
   "XL/1": { depth: 28, hidden_size: 1152, num_heads: 16 },
 } as const satisfies Record<string, Partial<DitConfig>>;
+
+/** Where a tensor stands that every LightningDiT has and other models do not. */
+export const DIT_ANCHOR = "x_embedder.proj.weight";
+
+/**
+ * The architecture of a published LightningDiT, from its tensors.
+ * @throws UsageError that names what tok does not have
+ */
+export function inferDit(name: string, shapes: ReadonlyMap<string, readonly number[]>): DitConfig {
+  const refuse = (reason: string) =>
+    new UsageError(
+      `Cannot load the diffusion model "${name}": ${reason}; supported is LightningDiT with patch size 1, SwiGLU, ` +
+        `RMSNorm, rotary positions and shifts in adaLN`,
+    );
+  const size = (key: string, axis: number): number => {
+    const n = shapes.get(key)?.[axis];
+    if (n === undefined) throw refuse(`there is no "${key}"`);
+    return n;
+  };
+  const [C, channels, patch] = [0, 1, 2].map((axis) => size(DIT_ANCHOR, axis)) as [number, number, number];
+  if (patch !== 1) throw refuse(`its patch size is ${patch}`);
+  if (shapes.has("blocks.0.mlp.fc1.weight")) throw refuse("its MLP is plain (mlp.fc1), not SwiGLU (mlp.w12)");
+  if (!shapes.has("blocks.0.norm1.weight")) throw refuse("its norms have no weight, they are LayerNorm");
+  if (!shapes.has("feat_rope.freqs_cos")) throw refuse('it has no rotary positions ("feat_rope.freqs_cos")');
+  const modulation = size("blocks.0.adaLN_modulation.1.weight", 0);
+  if (modulation !== 6 * C) throw refuse(`its adaLN makes ${modulation / C} values a channel instead of 6`);
+  const out = size("final_layer.linear.weight", 0);
+  if (out === 2 * channels) throw refuse("it also predicts a variance (learn_sigma)");
+  const T = size("pos_embed", 1), side = Math.sqrt(T), HS = size("feat_rope.freqs_cos", 1);
+  if (!Number.isInteger(side)) throw refuse(`its ${T} positions are not a square`);
+  if (C % HS) throw refuse(`heads of ${HS} do not divide its width of ${C}`);
+  const blocks = [...shapes.keys()].map((key) => Number(/^blocks\.(\d+)\./.exec(key)?.[1] ?? -1));
+  return ditConfig.parse({
+    input_size: side,
+    in_channels: channels,
+    hidden_size: C,
+    depth: blocks.reduce((a, b) => Math.max(a, b)) + 1,
+    num_heads: C / HS,
+    num_classes: size("y_embedder.embedding_table.weight", 0) - 1,
+    use_qknorm: shapes.has("blocks.0.attn.q_norm.weight"),
+  });
+}
 
 const TIME_FEATURES = 256;
 const EPS = 1e-6;

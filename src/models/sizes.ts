@@ -2,6 +2,7 @@
 // with the published one. Building a model makes shapes only; memory comes with its first use.
 
 import { countParameters } from "../nn.ts";
+import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";
 import { Vit, vitConfig } from "./vit.ts";
@@ -55,6 +56,14 @@ export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
   ["vavae-decoder", {
     about: "VA-VAE's decoder, f16d32",
     parameters: () => countParameters(new Decoder(decoderConfig.parse({}))),
+  }],
+  ["vavae", {
+    about: "VA-VAE, f16d32: encoder and decoder",
+    parameters: () => countParameters(new Autoencoder(AUTOENCODER_SIZES.vavae)),
+  }],
+  ["sd-vae", {
+    about: "Stable Diffusion's autoencoder, f8d4: encoder and decoder",
+    parameters: () => countParameters(new Autoencoder(AUTOENCODER_SIZES["sd-vae"])),
   }],
   ...lightningDit(),
 ]);

@@ -1,17 +1,51 @@
-// An image tokenizer made of a vision encoder: encoder -> adapter -> latent -> convolutional decoder (AlignTok,
-// arXiv 2509.25162). The latent is deterministic: no KL, no sampling. Its per-channel mean and standard deviation are
-// kept with it, since diffusion works on (z - mean) / std.
+// What the commands need of an image tokenizer, and the one made of a vision encoder: encoder -> adapter -> latent ->
+// convolutional decoder (AlignTok, arXiv 2509.25162). The latent is deterministic: no KL, no sampling. Its per-channel mean
+// and standard deviation are kept with it, since diffusion works on (z - mean) / std.
 
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { Conv2d, type Initializer } from "../nn.ts";
-import { add, div, mul, sub } from "../ops/math.ts";
+import { add, mul } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
 import { reshape } from "../ops/shape.ts";
-import { constant, type Tensor, variable } from "../tensor.ts";
+import { constant, readTensor, type Tensor, variable } from "../tensor.ts";
 import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Vit, vitConfig } from "./vit.ts";
+
+/** Images to latents and back: an AlignTok tokenizer, or a published autoencoder. */
+export interface ImageTokenizer {
+  /** `image_size`: side of the images that it was trained on, pixels. */
+  readonly config: { readonly image_size: number };
+  /** Channels of a latent. */
+  readonly channels: number;
+  /** Pixels along a side of one cell of the latent. */
+  readonly factor: number;
+  /** Side of the latent of an image of side `size`. @throws UsageError when `factor` does not divide it */
+  side(size: number): number;
+  /** Images [B,S,S,3] in -1..1 to latents [B,side,side,channels]. */
+  encode(x: Tensor): Tensor;
+  /** Latents to pixels, about -1..1, not clamped. */
+  decode(latents: Tensor): Tensor;
+  /** What diffusion normalises its latents with; undefined where nothing says it. Waits for the device. */
+  statistics(): Promise<LatentStatistics | undefined>;
+}
+
+/** Per-channel mean and standard deviation: diffusion works on (z - mean) / std. */
+export interface LatentStatistics {
+  mean: Float32Array;
+  std: Float32Array;
+  /** Where they come from, for people. */
+  origin: string;
+}
+
+/** Cells along a side. @throws UsageError when `factor` pixels do not fit an image of side `size` evenly */
+export function cellsAlong(size: number, factor: number): number {
+  if (size % factor !== 0) {
+    throw new UsageError(`Cannot tokenize images of side ${size}: it must be a multiple of ${factor}`);
+  }
+  return size / factor;
+}
 
 const three = z.array(z.number()).length(3);
 
@@ -50,7 +84,7 @@ export class Encoder {
   }
 }
 
-export class Tokenizer {
+export class Tokenizer implements ImageTokenizer {
   readonly encoder: Vit;
   readonly adapter: Adapter;
   readonly post_quant_conv: Conv2d;
@@ -78,13 +112,16 @@ export class Tokenizer {
     this.decoder.init(init);
   }
 
-  /** Side of the latent of an image of side `size`. @throws UsageError when it does not divide */
+  get channels(): number {
+    return this.config.decoder.z_channels;
+  }
+
+  get factor(): number {
+    return 2 ** (this.config.decoder.ch_mult.length - 1);
+  }
+
   side(size: number): number {
-    const factor = 2 ** (this.config.decoder.ch_mult.length - 1);
-    if (size % factor !== 0) {
-      throw new UsageError(`Cannot tokenize images of side ${size}: it must be a multiple of ${factor}`);
-    }
-    return size / factor;
+    return cellsAlong(size, this.factor);
   }
 
   /** Features of the encoder on the latent's grid: [B,S,S,3] -> [B, side * side, features]. */
@@ -108,12 +145,8 @@ export class Tokenizer {
     return this.decoder.forward(this.post_quant_conv.forward(latents));
   }
 
-  /** (z - mean) / std for diffusion, and back. */
-  normalise(latents: Tensor): Tensor {
-    return div(sub(latents, this.latent_mean), this.latent_std);
-  }
-
-  denormalise(latents: Tensor): Tensor {
-    return add(mul(latents, this.latent_std), this.latent_mean);
+  async statistics(): Promise<LatentStatistics> {
+    const [mean, std] = [await readTensor(this.latent_mean), await readTensor(this.latent_std)];
+    return { mean, std, origin: "the tokenizer's own" };
   }
 }

@@ -1,64 +1,72 @@
-// Vision transformer in DINOv2's layout as Hugging Face names it: patch embedding, CLS token, optional registers,
-// pre-norm blocks with LayerScale, exact-GELU MLP or SwiGLU, final LayerNorm.
-// Oquab et al. (2023), Darcet et al. (2023) for the registers. Position embeddings are interpolated when the input's
-// grid is not the native one, by the filter that each family's official code uses.
+// Vision transformer: patch embedding, CLS token and registers where a family has them, pre-norm blocks, final norm
+// (Dosovitskiy et al., 2021). What a family has is a row of vit_families.ts: DINOv2 and DINOv3 (LayerScale, registers,
+// SwiGLU), SigLIP, CLIP, MAE and the plain ViT. Field paths are DINOv2's names as Hugging Face has them; `fileName` gives
+// each tensor the name that its own family publishes. Positions are interpolated to the input's grid as the family does it.
 
-import { z } from "zod";
-import { add, mul, sub } from "../ops/math.ts";
+import { activate, type Activation, add, mul, sub } from "../ops/math.ts";
 import { attention } from "../ops/attention.ts";
 import { resize } from "../ops/resize.ts";
-import { concat, reshape, slice } from "../ops/shape.ts";
+import { rotary, rotaryTablesCentred } from "../ops/rotary.ts";
+import { broadcastTo, concat, reshape, slice } from "../ops/shape.ts";
 import { swiglu } from "../ops/modulate.ts";
-import { Conv2d, type Initializer, LayerNorm, Linear } from "../nn.ts";
-import { broadcastTo } from "../ops/shape.ts";
-import { check, parameter, type Tensor } from "../tensor.ts";
+import { Conv2d, type Initializer, LayerNorm, Linear, type Published } from "../nn.ts";
+import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
+import type { VitConfig } from "./vit_config.ts";
+import { FAMILIES, publishedName } from "./vit_families.ts";
 
-/** The fields of a Hugging Face `config.json` that decide the architecture. */
-export const vitConfig = z.object({
-  model_type: z.enum(["dinov2", "dinov2_with_registers"]).default("dinov2"),
-  hidden_size: z.number().int().positive(),
-  num_hidden_layers: z.number().int().positive(),
-  num_attention_heads: z.number().int().positive(),
-  mlp_ratio: z.number().positive().default(4),
-  patch_size: z.number().int().positive().default(14),
-  image_size: z.number().int().positive().default(224),
-  num_channels: z.literal(3).default(3),
-  hidden_act: z.literal("gelu").default("gelu"),
-  layer_norm_eps: z.number().positive().default(1e-6),
-  qkv_bias: z.literal(true).default(true),
-  use_swiglu_ffn: z.boolean().default(false),
-  layerscale_value: z.number().default(1),
-  num_register_tokens: z.number().int().nonnegative().default(0),
-});
-export type VitConfig = z.infer<typeof vitConfig>;
+export { type VitConfig, vitConfig } from "./vit_config.ts";
 
 /** What a forward pass gives. */
 export interface VitOutput {
-  /** Normed patch tokens of the last layer [B, T, C]. */
+  /**
+   * Patch tokens of the last layer [B, T, C], row by row: what Hugging Face calls `last_hidden_state`, without the leading
+   * tokens. DINOv2, DINOv3, SigLIP, ViT and MAE: after the final norm. CLIP: without it, since its final norm is made for
+   * the CLS token alone.
+   */
   patches: Tensor;
-  /** Normed CLS token [B, C]. */
-  cls: Tensor;
-  /** Normed register tokens [B, R, C], where the model has them. */
+  /** CLS token after the final norm [B, C] (CLIP: `pooler_output`); SigLIP has none. */
+  cls?: Tensor;
+  /** Register tokens after the final norm [B, R, C], where the model has them. */
   registers?: Tensor;
   /** Patch tokens after each block, without the final norm. */
   layers: Tensor[];
+}
+
+const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
+  gelu: "gelu",
+  gelu_pytorch_tanh: "geluTanh",
+  quick_gelu: "quickGelu",
+  silu: "silu",
+};
+
+/** Angles of the rotary positions, [tokens, HS] each. */
+interface Angles {
+  cos: Tensor;
+  sin: Tensor;
 }
 
 class Attention {
   readonly attention: { query: Linear; key: Linear; value: Linear };
   readonly output: { dense: Linear };
 
-  constructor(C: number, readonly config: { NH: number }) {
-    this.attention = { query: new Linear(C, C), key: new Linear(C, C), value: new Linear(C, C) };
+  constructor(readonly config: VitConfig) {
+    const { hidden_size: C, query_bias, key_bias, value_bias } = config;
+    this.attention = {
+      query: new Linear(C, C, query_bias),
+      key: new Linear(C, C, key_bias),
+      value: new Linear(C, C, value_bias),
+    };
     this.output = { dense: new Linear(C, C) };
   }
 
-  forward(x: Tensor): Tensor {
+  forward(x: Tensor, angles?: Angles): Tensor {
     const [B, T, C] = x.shape as [number, number, number];
-    const heads = [B, T, this.config.NH, C / this.config.NH];
-    const q = reshape(this.attention.query.forward(x), heads); // [B, T, NH, HS]
-    const k = reshape(this.attention.key.forward(x), heads);
-    const v = reshape(this.attention.value.forward(x), heads);
+    const NH = this.config.num_attention_heads;
+    const heads = (y: Tensor) => reshape(y, [B, T, NH, C / NH]);
+    const turn = (y: Tensor) => angles ? rotary(y, angles.cos, angles.sin, "halves") : y;
+    const q = turn(heads(this.attention.query.forward(x))); // [B, T, NH, HS]
+    const k = turn(heads(this.attention.key.forward(x)));
+    const v = heads(this.attention.value.forward(x));
     return this.output.dense.forward(attention(q, k, v)); // [B, T, C]
   }
 }
@@ -67,13 +75,13 @@ class Mlp {
   readonly fc1: Linear;
   readonly fc2: Linear;
 
-  constructor(C: number, hidden: number) {
+  constructor(C: number, hidden: number, readonly config: { activation: Activation }) {
     this.fc1 = new Linear(C, hidden);
     this.fc2 = new Linear(hidden, C);
   }
 
   forward(x: Tensor): Tensor {
-    return this.fc2.forward(this.fc1.forward(x, { activation: "gelu" }));
+    return this.fc2.forward(this.fc1.forward(x, this.config));
   }
 }
 
@@ -93,77 +101,121 @@ class SwiGlu {
   }
 }
 
-class Block {
-  readonly norm1: LayerNorm;
-  readonly attention: Attention;
-  readonly layer_scale1: { lambda1: Tensor };
-  readonly norm2: LayerNorm;
-  readonly mlp: Mlp | SwiGlu;
-  readonly layer_scale2: { lambda1: Tensor };
+/** The gated feed-forward of DINOv3's larger models: two projections of the full hidden size. */
+class GatedMlp {
+  readonly gate_proj: Linear;
+  readonly up_proj: Linear;
+  readonly down_proj: Linear;
 
-  constructor(c: VitConfig) {
-    const C = c.hidden_size, hidden = Math.floor(C * c.mlp_ratio);
-    const lambda = () => ({ lambda1: parameter([C], () => new Float32Array(C).fill(c.layerscale_value)) });
-    this.norm1 = new LayerNorm(C, c.layer_norm_eps);
-    this.attention = new Attention(C, { NH: c.num_attention_heads });
-    this.layer_scale1 = lambda();
-    this.norm2 = new LayerNorm(C, c.layer_norm_eps);
-    this.mlp = c.use_swiglu_ffn ? new SwiGlu(C, hidden) : new Mlp(C, hidden);
-    this.layer_scale2 = lambda();
+  constructor(C: number, hidden: number, readonly config: { activation: Activation }) {
+    this.gate_proj = new Linear(C, hidden);
+    this.up_proj = new Linear(C, hidden);
+    this.down_proj = new Linear(hidden, C);
   }
 
   forward(x: Tensor): Tensor {
-    const y = add(x, mul(this.attention.forward(this.norm1.forward(x)), this.layer_scale1.lambda1)); // [B, T, C]
-    return add(y, mul(this.mlp.forward(this.norm2.forward(y)), this.layer_scale2.lambda1));
+    const gate = activate(this.gate_proj.forward(x), this.config.activation);
+    return this.down_proj.forward(mul(gate, this.up_proj.forward(x)));
   }
 }
 
-export class Vit {
+class LayerScale {
+  readonly lambda1: Tensor;
+
+  constructor(C: number, value: number) {
+    this.lambda1 = parameter([C], () => new Float32Array(C).fill(value));
+  }
+}
+
+class Block {
+  readonly norm1: LayerNorm;
+  readonly attention: Attention;
+  readonly layer_scale1?: LayerScale;
+  readonly norm2: LayerNorm;
+  readonly mlp: Mlp | SwiGlu | GatedMlp;
+  readonly layer_scale2?: LayerScale;
+
+  constructor(c: VitConfig) {
+    const C = c.hidden_size, hidden = c.intermediate_size ?? Math.floor(C * c.mlp_ratio);
+    const scaled = FAMILIES[c.model_type].layerScale, activation = ACTIVATIONS[c.hidden_act];
+    this.norm1 = new LayerNorm(C, c.layer_norm_eps);
+    this.attention = new Attention(c);
+    if (scaled) this.layer_scale1 = new LayerScale(C, c.layerscale_value);
+    this.norm2 = new LayerNorm(C, c.layer_norm_eps);
+    this.mlp = c.use_swiglu_ffn
+      ? new SwiGlu(C, hidden)
+      : c.use_gated_mlp
+      ? new GatedMlp(C, hidden, { activation })
+      : new Mlp(C, hidden, { activation });
+    if (scaled) this.layer_scale2 = new LayerScale(C, c.layerscale_value);
+  }
+
+  forward(x: Tensor, angles?: Angles): Tensor {
+    const scaled = (y: Tensor, by?: LayerScale) => by ? mul(y, by.lambda1) : y;
+    const y = add(x, scaled(this.attention.forward(this.norm1.forward(x), angles), this.layer_scale1));
+    return add(y, scaled(this.mlp.forward(this.norm2.forward(y)), this.layer_scale2)); // [B, T, C]
+  }
+}
+
+export class Vit implements Published {
   readonly embeddings: {
-    cls_token: Tensor;
-    mask_token: Tensor;
-    position_embeddings: Tensor;
+    cls_token?: Tensor;
+    mask_token?: Tensor;
+    position_embeddings?: Tensor;
     register_tokens?: Tensor;
     patch_embeddings: { projection: Conv2d };
   };
+  readonly input_norm?: LayerNorm;
   readonly encoder: { layer: Block[] };
   readonly layernorm: LayerNorm;
 
   constructor(readonly config: VitConfig) {
-    const { hidden_size: C, patch_size: P, image_size, num_register_tokens: R } = config;
+    const { hidden_size: C, patch_size: P, num_register_tokens: R, layer_norm_eps: eps } = config;
+    const { cls, maskToken, patchBias, inputNorm, positions, axes } = FAMILIES[config.model_type];
     check(
       C % config.num_attention_heads === 0,
       "build a ViT",
       `hidden_size ${C} is not divisible by its heads`,
     );
-    const zeros = (...shape: number[]) =>
-      parameter(shape, () => new Float32Array(shape.reduce((a, b) => a * b, 1)), "embeddings");
-    const grid = Math.floor(image_size / P);
-    this.embeddings = {
-      cls_token: zeros(1, 1, C),
-      mask_token: zeros(1, C),
-      position_embeddings: zeros(1, 1 + grid * grid, C),
-      ...(R ? { register_tokens: zeros(1, R, C) } : {}),
-      patch_embeddings: { projection: new Conv2d(3, C, P, { stride: P }) },
+    const zeros = (leading: number, ...rest: number[]) => {
+      const shape = [...Array<number>(leading).fill(1), ...rest];
+      return parameter(shape, () => new Float32Array(rest.reduce((a, b) => a * b, 1)), "embeddings");
     };
+    const rows = this.#grid ** 2 + (cls ? 1 : 0);
+    this.embeddings = {
+      ...(cls ? { cls_token: zeros(axes.cls, C) } : {}),
+      ...(maskToken && config.use_mask_token ? { mask_token: zeros(axes.mask, C) } : {}),
+      ...(positions === "learned" ? { position_embeddings: zeros(axes.positions, rows, C) } : {}),
+      ...(positions === "fixed"
+        ? { position_embeddings: variable([1, rows, C], { label: "positions" }) }
+        : {}),
+      ...(R ? { register_tokens: zeros(1, R, C) } : {}),
+      patch_embeddings: { projection: new Conv2d(3, C, P, { stride: P }, patchBias) },
+    };
+    if (inputNorm) this.input_norm = new LayerNorm(C, eps);
     this.encoder = { layer: Array.from({ length: config.num_hidden_layers }, () => new Block(config)) };
-    this.layernorm = new LayerNorm(C, config.layer_norm_eps);
+    this.layernorm = new LayerNorm(C, eps);
+  }
+
+  /** The family's published name of a tensor. */
+  fileName(path: string): string {
+    return publishedName(this.config.model_type, path);
   }
 
   /** Random values as DINOv2 starts from: normal(0.02) everywhere, LayerScale at its configured value. */
   init(init: Initializer): void {
     const { cls_token, position_embeddings, register_tokens, patch_embeddings } = this.embeddings;
-    init.normal(cls_token, 0.02);
-    init.normal(position_embeddings, 0.02);
-    if (register_tokens) init.normal(register_tokens, 0.02);
+    for (const table of [cls_token, position_embeddings, register_tokens]) {
+      if (table) init.normal(table, 0.02);
+    }
     init.torchDefault(patch_embeddings.projection);
     for (const { norm1, norm2, attention, mlp } of this.encoder.layer) {
       init.norm(norm1);
       init.norm(norm2);
-      const linears = [...Object.values(attention.attention), attention.output.dense, ...Object.values(mlp)];
-      for (const { weight } of linears) init.normal(weight, 0.02);
+      const layers = [...Object.values(attention.attention), attention.output.dense, ...Object.values(mlp)];
+      for (const layer of layers) if (layer instanceof Linear) init.normal(layer.weight, 0.02);
     }
-    init.norm(this.layernorm);
+    for (const norm of [this.input_norm, this.layernorm]) if (norm) init.norm(norm);
   }
 
   /**
@@ -172,40 +224,72 @@ export class Vit {
    */
   forward(x: Tensor, mask?: Tensor): VitOutput {
     const [B, H, W] = x.shape as [number, number, number];
-    const { hidden_size: C, patch_size: P, num_register_tokens: R } = this.config;
+    const { hidden_size: C, patch_size: P, num_register_tokens: R, num_attention_heads: NH } = this.config;
+    const { cls: hasCls, positions, normed } = FAMILIES[this.config.model_type];
     check(H % P === 0 && W % P === 0, "encode an image", `sides must be multiples of the patch size ${P}`, x);
-    const h = H / P, w = W / P, T = h * w;
+    const h = H / P, w = W / P, T = h * w, K = hasCls ? 1 : 0;
     const { cls_token, mask_token, register_tokens, patch_embeddings } = this.embeddings;
-    let tokens = reshape(patch_embeddings.projection.forward(x), [B, T, C]);
-    if (mask) tokens = add(tokens, mul(mask, sub(mask_token, tokens)));
-    const position = this.#positions(h, w); // [1, 1 + T, C]
-    const patches = add(tokens, slice(position, 1, 1, 1 + T));
-    const cls = broadcastTo(add(cls_token, slice(position, 1, 0, 1)), [B, 1, C]);
-    const parts = register_tokens ? [cls, broadcastTo(register_tokens, [B, R, C]), patches] : [cls, patches];
-    let y = concat(parts, 1); // [B, 1 + R + T, C]
+    let patches = reshape(patch_embeddings.projection.forward(x), [B, T, C]);
+    if (mask) {
+      check(mask_token !== undefined, "mask patches", "the model has no mask token", mask);
+      patches = add(patches, mul(mask, sub(reshape(mask_token, [1, 1, C]), patches)));
+    }
+    let cls = cls_token && reshape(cls_token, [1, 1, C]);
+    const table = this.#positions(h, w); // [1, K + T, C]
+    if (table) {
+      patches = add(patches, slice(table, 1, K, K + T));
+      cls &&= add(cls, slice(table, 1, 0, 1));
+    }
+    const leading = [cls, register_tokens].filter((t) => t !== undefined);
+    let y = concat([...leading.map((t) => broadcastTo(t, [B, t.dim(1), C])), patches], 1); // [B, K + R + T, C]
+    if (this.input_norm) y = this.input_norm.forward(y);
+    const angles = positions === "rotary" ? this.#angles(K + R, h, w, C / NH) : undefined;
+    const patchesOf = (z: Tensor) => slice(z, 1, K + R, K + R + T);
     const layers: Tensor[] = [];
     for (const block of this.encoder.layer) {
-      y = block.forward(y);
-      layers.push(slice(y, 1, 1 + R, 1 + R + T));
+      y = block.forward(y, angles);
+      layers.push(patchesOf(y));
     }
-    const normed = this.layernorm.forward(y);
+    if (normed === "cls") {
+      const token = this.layernorm.forward(slice(y, 1, 0, 1));
+      return { patches: patchesOf(y), cls: reshape(token, [B, C]), layers };
+    }
+    const last = this.layernorm.forward(y);
     return {
-      patches: slice(normed, 1, 1 + R, 1 + R + T), // [B, T, C]
-      cls: reshape(slice(normed, 1, 0, 1), [B, C]),
-      ...(R ? { registers: slice(normed, 1, 1, 1 + R) } : {}),
+      patches: patchesOf(last), // [B, T, C]
+      ...(hasCls ? { cls: reshape(slice(last, 1, 0, 1), [B, C]) } : {}),
+      ...(R ? { registers: slice(last, 1, K, K + R) } : {}),
       layers,
     };
   }
 
-  /** Position embeddings for an h x w grid: bicubic, with antialias in the family with registers (as published). */
-  #positions(h: number, w: number): Tensor {
-    const { position_embeddings: position } = this.embeddings;
-    const { hidden_size: C, image_size, patch_size, model_type } = this.config;
-    const grid = Math.floor(image_size / patch_size);
-    if (h === grid && w === grid) return position;
-    const map = reshape(slice(position, 1, 1, 1 + grid * grid), [1, grid, grid, C]);
-    const antialias = model_type === "dinov2_with_registers";
-    const resized = resize(map, h, w, { filter: "bicubic", antialias });
-    return concat([slice(position, 1, 0, 1), reshape(resized, [1, h * w, C])], 1);
+  /** Patches along a side of the images that positions are stored for. */
+  get #grid(): number {
+    return Math.floor(this.config.image_size / this.config.patch_size);
+  }
+
+  /** Position embeddings for an h x w grid: bicubic, with antialias for DINOv2 with registers (as published). */
+  #positions(h: number, w: number): Tensor | undefined {
+    const { position_embeddings: stored } = this.embeddings;
+    if (!stored) return undefined;
+    const { hidden_size: C, model_type, interpolate_offset: offset } = this.config;
+    const grid = this.#grid, K = FAMILIES[model_type].cls ? 1 : 0;
+    const table = reshape(stored, [1, K + grid * grid, C]);
+    if (h === grid && w === grid) return table;
+    const map = reshape(slice(table, 1, K, K + grid * grid), [1, grid, grid, C]);
+    const resized = resize(map, h, w, {
+      filter: "bicubic",
+      antialias: model_type === "dinov2_with_registers",
+      steps: [grid / (h + offset), grid / (w + offset)],
+    });
+    const patches = reshape(resized, [1, h * w, C]);
+    return K ? concat([slice(table, 1, 0, 1), patches], 1) : patches;
+  }
+
+  /** Rotary angles for an h x w grid: the leading tokens do not turn. */
+  #angles(leading: number, h: number, w: number, HS: number): Angles {
+    const { cos, sin } = rotaryTablesCentred(leading, h, w, HS, this.config.rope_theta);
+    const shape = [leading + h * w, HS];
+    return { cos: constant(cos, shape, "rotary cos"), sin: constant(sin, shape, "rotary sin") };
   }
 }

@@ -73,9 +73,23 @@ const FORMULAS = {
       ` * ${SQRT_2_PI} * (1.0 + 0.134145 * a * a))`,
     ],
   },
+  // a sigmoid(1.702 a): CLIP's approximation of GELU.
+  quickGelu: {
+    forward: "a / (1.0 + exp(-1.702 * a))",
+    backward: ["dy * (1.0 + 1.702 * a * (1.0 - 1.0 / (1.0 + exp(-1.702 * a)))) / (1.0 + exp(-1.702 * a))"],
+  },
 } as const satisfies Record<string, Formula>;
 
-export type Activation = "none" | "relu" | "leakyRelu" | "silu" | "gelu" | "geluTanh" | "sigmoid" | "tanh";
+export type Activation =
+  | "none"
+  | "relu"
+  | "leakyRelu"
+  | "silu"
+  | "gelu"
+  | "geluTanh"
+  | "quickGelu"
+  | "sigmoid"
+  | "tanh";
 
 function apply(
   name: keyof typeof FORMULAS,
@@ -133,7 +147,11 @@ export const gelu = (a: Tensor): Tensor => apply("gelu", [a]);
 /** The tanh approximation of GELU. */
 export const geluTanh = (a: Tensor): Tensor => apply("geluTanh", [a]);
 
+/** a * sigmoid(1.702 a) */
+export const quickGelu = (a: Tensor): Tensor => apply("quickGelu", [a]);
+
 /** The activation by name. */
 export function activate(a: Tensor, activation: Activation): Tensor {
-  return activation === "none" ? a : { relu, leakyRelu, silu, gelu, geluTanh, sigmoid, tanh }[activation](a);
+  if (activation === "none") return a;
+  return { relu, leakyRelu, silu, gelu, geluTanh, quickGelu, sigmoid, tanh }[activation](a);
 }

@@ -11,14 +11,20 @@ export interface ResizeOptions {
   antialias?: boolean;
   /** Pixels lie at whole numbers and not half a pixel further, as in TensorFlow 1; bilinear without antialias only. */
   corners?: boolean;
+  /**
+   * Input positions that an output position spans, vertically and horizontally, where that is not the ratio of the sizes:
+   * the inverse of PyTorch's scale_factor.
+   */
+  steps?: readonly [number, number];
 }
 
 /** [B,H,W,C] -> [B,height,width,C]. Bicubic uses a = -0.75, with antialias a = -0.5, as PyTorch does. */
 export function resize(x: Tensor, height: number, width: number, options: ResizeOptions): Tensor {
   check(x.rank === 4, "resize", "it must be [B,H,W,C]", x);
   const [B, H, W, C] = x.shape as [number, number, number, number];
-  const y = along(x, [B, H, W * C], height, options, [B, height, W, C]);
-  return along(y, [B * height, W, C], width, options, [B, height, width, C]);
+  const [down, across] = options.steps ?? [H / height, W / width];
+  const y = along(x, [B, H, W * C], height, down, options, [B, height, W, C]);
+  return along(y, [B * height, W, C], width, across, options, [B, height, width, C]);
 }
 
 /** Table times the middle axis of x seen as [outer, n, inner]. */
@@ -26,11 +32,12 @@ function along(
   x: Tensor,
   [outer, n, inner]: readonly [number, number, number],
   size: number,
+  step: number,
   options: ResizeOptions,
   shape: readonly number[],
 ): Tensor {
-  if (n === size) return x;
-  const table = constant(resizeTable(n, size, options), [size, n], "resize table");
+  if (n === size && step === 1) return x;
+  const table = constant(resizeTable(n, size, options, step), [size, n], "resize table");
   const apply = (from: Tensor, transpose: boolean, to: readonly number[]) => {
     const [M, K] = transpose ? [n, size] : [size, n];
     const lda = transpose ? M : K;
@@ -48,14 +55,14 @@ function along(
   return differentiable(apply(x, false, shape), [x], (dy) => [apply(dy, true, x.shape)]);
 }
 
-/** Weights [size, n]: row i says how much of each input goes into output i. */
+/** Weights [size, n]: row i says how much of each input goes into output i, whose width is `scale` inputs. */
 export function resizeTable(
   n: number,
   size: number,
   { filter, antialias = false, corners = false }: ResizeOptions,
+  scale = n / size,
 ): Float32Array {
   const table = new Float64Array(size * n);
-  const scale = n / size;
   const stretch = antialias ? Math.max(scale, 1) : 1;
   const a = antialias ? -0.5 : -0.75;
   const weight = (distance: number) => {

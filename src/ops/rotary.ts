@@ -1,28 +1,33 @@
-// Rotary position embeddings on interleaved pairs, with the 2-D axial tables of LightningDiT.
+// Rotary position embeddings: on interleaved pairs with the 2-D axial tables of LightningDiT, or on the two halves of a
+// head with the tables of DINOv3, whose coordinates run from -1 to 1 whatever the grid.
 
 import source from "../../kernels/rotary.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor } from "../tensor.ts";
 
+/** Which two channels of a head turn together: 2i and 2i + 1, or i and i + HS / 2. */
+export type Pairs = "neighbours" | "halves";
+
 /** Rotates the channel pairs of x [B, T, NH, HS] by the angles of tables cos, sin [T, HS]. */
-export function rotary(x: Tensor, cos: Tensor, sin: Tensor): Tensor {
+export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neighbours"): Tensor {
   const [, T, NH, HS] = x.shape as [number, number, number, number];
+  const multiple = pairs === "halves" ? 4 : 2;
   check(
-    x.rank === 4 && HS % 2 === 0 && cos.shape.join() === `${T},${HS}` &&
+    x.rank === 4 && HS % multiple === 0 && cos.shape.join() === `${T},${HS}` &&
       sin.shape.join() === cos.shape.join(),
     "rotate",
-    "x must be [B,T,NH,HS] with an even HS, the tables [T,HS]",
+    `x must be [B,T,NH,HS] with HS a multiple of ${multiple}, the tables [T,HS]`,
     x,
     cos,
     sin,
   );
   const run = (from: Tensor, BACK: number): Tensor => {
     const y = empty(from.shape);
-    kernel(source, "rotary", { BACK }).launch(
+    kernel(source, pairs === "halves" ? "rotary_halves" : "rotary", { BACK }).launch(
       { x: from, cos_table: cos, sin_table: sin, y },
       { count: x.size / 2, tokens: T, heads: NH, size: HS / 2 },
-      fold(Math.ceil(x.size / 128)),
+      fold(Math.ceil(x.size / (64 * multiple))),
       { flops: 3 * x.size },
     );
     return y;
@@ -44,6 +49,29 @@ export function rotaryTables2d(rows: number, columns: number, HS: number, theta 
       const angle = position[d < half ? 0 : 1] * theta ** (-2 * pair / half);
       cos[t * HS + d] = Math.cos(angle);
       sin[t * HS + d] = Math.sin(angle);
+    }
+  }
+  return { cos, sin };
+}
+
+/**
+ * DINOv3's tables for `prefix` tokens that do not turn and a grid of patches behind them, [prefix + rows * columns, HS]:
+ * patch centres at -1..1 along each axis, frequencies 2 pi theta^(-4i / HS); each half of a head holds HS / 4 of them for
+ * the row, then HS / 4 for the column.
+ */
+export function rotaryTablesCentred(prefix: number, rows: number, columns: number, HS: number, theta = 100) {
+  const T = prefix + rows * columns, quarter = HS / 4;
+  const cos = new Float32Array(T * HS).fill(1), sin = new Float32Array(T * HS);
+  for (let t = 0; t < rows * columns; t++) {
+    const position = [
+      2 * (Math.floor(t / columns) + 0.5) / rows - 1,
+      2 * (t % columns + 0.5) / columns - 1,
+    ] as const;
+    for (let d = 0; d < HS; d++) {
+      const angle = 2 * Math.PI * position[d % (2 * quarter) < quarter ? 0 : 1] *
+        theta ** (-(d % quarter) / quarter);
+      cos[(prefix + t) * HS + d] = Math.cos(angle);
+      sin[(prefix + t) * HS + d] = Math.sin(angle);
     }
   }
   return { cos, sin };

@@ -12,7 +12,7 @@ import { Vit } from "../models/vit.ts";
 import { ParameterSet, state } from "../nn.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
-import { input, type Tensor, variable } from "../tensor.ts";
+import { input, readTensor, type Tensor, variable } from "../tensor.ts";
 import { adaptiveWeight, cosineDistance, discriminatorLoss, generatorLoss, l1, l2 } from "./losses.ts";
 import { Optimizer } from "./optimizer.ts";
 
@@ -90,6 +90,13 @@ export class Alignment {
   /** Makes the frozen reference equal to the encoder as it is now. */
   async setReference(): Promise<void> {
     await this.#copySet("encoder", "reference");
+    const own = state(this.tokenizer.encoder);
+    for (const [key, tensor] of state(this.reference)) {
+      // A fixed table of positions is in no parameter set.
+      if (tensor.storage.category !== "parameters") {
+        tensor.storage.write(await readTensor(own.get(key) as Tensor));
+      }
+    }
   }
 
   /** Names and tensors of all that a checkpoint holds, but the optimizers'. */

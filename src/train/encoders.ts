@@ -1,81 +1,137 @@
-// Encoders in Hugging Face layout: configuration, preprocessing and weights. The embedded encoder goes through the same
-// loader as a published one.
+// Encoders as they are published: a folder in Hugging Face layout, a model's name in the local Hugging Face cache, or the
+// authors' own torch file. Architecture, preprocessing, and weights ready to be read. The embedded encoder goes through
+// the same loader as a published one.
 
 import { fromFileUrl, join } from "@std/path";
-import { z } from "zod";
 import { UsageError } from "../errors.ts";
-import { exists, readJson, validated } from "../io/files.ts";
+import { exists, readJson } from "../io/files.ts";
+import { cachedModel, downloadModel, hubCache, isModelName } from "../io/hub.ts";
+import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
+import { type Origin, type Renamed, renamed } from "../io/renamed.ts";
+import type { TensorStore } from "../io/safetensors.ts";
 import { openModel } from "../io/shards.ts";
-import { type Vit, type VitConfig, vitConfig } from "../models/vit.ts";
+import type { Vit, VitConfig } from "../models/vit.ts";
+import { authorsModel } from "../models/vit_authors.ts";
+import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
 import { loadState, type TensorSource } from "../nn.ts";
 
 /** The encoder that comes with tok: trained by tasks/dev/pretrain_encoder.ts on generated images. */
 export const EMBEDDED_ENCODER = fromFileUrl(new URL("../models/tiny", import.meta.url));
 
-const preprocessor = z.object({
-  image_mean: z.array(z.number()).length(3).default([0.485, 0.456, 0.406]),
-  image_std: z.array(z.number()).length(3).default([0.229, 0.224, 0.225]),
-  size: z.union([
-    z.object({ shortest_edge: z.number().int().positive() }),
-    z.object({ height: z.number().int().positive(), width: z.number().int().positive() }),
-  ]).default({ shortest_edge: 256 }),
-  crop_size: z.object({ height: z.number().int().positive(), width: z.number().int().positive() }).optional(),
-  do_center_crop: z.boolean().default(true),
-  resample: z.number().int().default(3),
-});
-
-/** An encoder folder: architecture, preprocessing, and the weights ready to be read. */
-export interface EncoderFolder {
+/** An encoder before its weights are read. */
+export interface EncoderSource {
+  /** Where it lies: a folder or a file. */
   path: string;
   config: VitConfig;
-  mean: number[];
-  std: number[];
-  /** Side that the shorter edge is resized to, and the side of the centre crop. */
-  resize: number;
-  crop: number;
-  filter: "box" | "bilinear" | "bicubic" | "lanczos";
+  preprocessor: Preprocessor;
+  /** Fills a model that was made from `config`. @throws UsageError listing every wrong key */
   load(vit: Vit): Promise<void>;
 }
 
-/** Reads an encoder folder's configuration. @throws UsageError when something is missing or unsupported */
-export function openEncoder(path: string = EMBEDDED_ENCODER): EncoderFolder {
-  if (!exists(join(path, "config.json"))) {
+export interface EncoderOptions {
+  /** Fetch a model that is not in the Hugging Face cache. */
+  download?: boolean;
+  /**
+   * How positions are stretched to another grid than the stored one: by (n + offset) / N. Default: as the files' own
+   * code does it, 0.1 for the DINOv2 authors' files without registers, else 0.
+   */
+  interpolateOffset?: number | undefined;
+  /** Gets a line for each file that is fetched. */
+  say?: (line: string) => void;
+}
+
+/**
+ * Finds an encoder and reads what describes it.
+ * @param spec a folder, a file, or a name such as "facebook/dinov2-large"; default: the embedded encoder
+ * @throws UsageError when it is not found, not whole, or not supported
+ */
+export async function openEncoder(
+  spec: string = EMBEDDED_ENCODER,
+  options: EncoderOptions = {},
+): Promise<EncoderSource> {
+  const path = await locate(spec, options);
+  const encoder = Deno.statSync(path).isFile ? await openFile(path) : openFolder(path);
+  const { interpolateOffset: offset } = options;
+  if (offset === undefined) return encoder;
+  if (FAMILIES[encoder.config.model_type].positions === "rotary") {
+    throw new UsageError(
+      `Cannot use "--interpolate-offset" with "${spec}": its positions are rotations, and nothing is interpolated`,
+    );
+  }
+  return { ...encoder, config: { ...encoder.config, interpolate_offset: offset } };
+}
+
+async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
+  if (exists(spec)) return spec;
+  if (!isModelName(spec)) {
+    throw new UsageError(
+      `Cannot find the encoder "${spec}": there is no such file or folder; check the path, or give a name such as ` +
+        `facebook/dinov2-large`,
+    );
+  }
+  const cached = cachedModel(spec);
+  if (cached !== undefined) return cached;
+  if (download) return await downloadModel(spec, say);
+  throw new UsageError(
+    `Cannot find the encoder "${spec}": there is no such path, and it is not in the Hugging Face cache ` +
+      `"${hubCache()}"; fetch it with --download`,
+  );
+}
+
+function openFolder(path: string): EncoderSource {
+  const file = join(path, "config.json");
+  if (!exists(file)) {
     throw new UsageError(
       `Cannot load the encoder "${path}": there is no "config.json" in it; check the path`,
     );
   }
-  const raw = readJson(join(path, "config.json"));
-  const config = validated(vitConfig, raw, join(path, "config.json"));
-  const file = join(path, "preprocessor_config.json");
-  const p = validated(preprocessor, exists(file) ? readJson(file) : {}, file);
-  const resize = "shortest_edge" in p.size ? p.size.shortest_edge : p.size.height;
-  const filter = ({ 0: "box", 1: "lanczos", 2: "bilinear", 3: "bicubic" } as const)[p.resample];
-  if (!filter) {
-    throw new UsageError(`Cannot use "${file}": the resample filter ${p.resample} is not supported`);
-  }
+  const config = architectureOf(readJson(file), file);
   return {
     path,
     config,
-    mean: p.image_mean,
-    std: p.image_std,
-    resize,
-    crop: p.do_center_crop ? p.crop_size?.height ?? resize : resize,
-    filter,
-    async load(vit) {
-      const store = await openModel(path);
-      try {
-        await loadEncoder(vit, store);
-      } finally {
-        store.close();
-      }
-    },
+    preprocessor: preprocessorIn(path, config),
+    load: (vit) =>
+      reading(path, vit, (store) => renamed(store, publishedKeys(config.model_type, store.shapes.keys()))),
   };
 }
 
-/** Classification checkpoints wrap the encoder: their prefix is taken off, and their head is left out. */
-async function loadEncoder(vit: Vit, store: TensorSource): Promise<void> {
-  const keys = [...store.shapes.keys()];
-  const prefix = ["dinov2.", "dinov2_with_registers."].find((p) => keys.some((key) => key.startsWith(p))) ??
-    "";
-  await loadState(vit, store, { prefix, ignore: /^classifier\./ });
+async function openFile(path: string): Promise<EncoderSource> {
+  const store = await openModel(path);
+  store.close();
+  const model = authorsModel(store);
+  if (!model) {
+    throw new UsageError(
+      `Cannot load the encoder "${path}": its tensors are not named as the authors of DINOv2, DINOv3 or MAE do; give ` +
+        `the folder with its config.json`,
+    );
+  }
+  const { config, entries, shapes } = model;
+  return {
+    path,
+    config,
+    preprocessor: preprocessorIn(undefined, config),
+    load: (vit) =>
+      reading(path, vit, (store) => reshaped(renamed(store, entries as Map<string, Origin>), shapes)),
+  };
+}
+
+/** The folder's preprocessor_config.json, or what the family publishes where there is none. */
+function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): Preprocessor {
+  const { type, published } = FAMILIES[model_type].processor;
+  const file = join(folder ?? "", "preprocessor_config.json");
+  const found = folder !== undefined && exists(file);
+  return preprocessorOf(found ? readJson(file) : published, type, file);
+}
+
+async function reading(path: string, vit: Vit, view: (store: TensorStore) => TensorSource): Promise<void> {
+  const store = await openModel(path);
+  try {
+    await loadState(vit, view(store));
+  } finally {
+    store.close();
+  }
+}
+
+function reshaped(source: Renamed, shapes: ReadonlyMap<string, readonly number[]>): TensorSource {
+  return { ...source, shapes: new Map([...source.shapes, ...shapes]) };
 }

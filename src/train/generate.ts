@@ -1,13 +1,13 @@
 // From a diffusion model and a tokenizer to pictures. Picture i depends on (seed, i) and its class, not on the batch.
 
 import { noGrad } from "../autograd.ts";
+import { UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
 import { toBytes } from "../io/image.ts";
-import type { Dit } from "../models/dit.ts";
-import type { Tokenizer } from "../models/tokenizer.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { add, mul } from "../ops/math.ts";
 import { constant, input } from "../tensor.ts";
-import type { ModelConfig } from "./artifacts.ts";
+import type { DiffusionModel } from "./artifacts.ts";
 import { Sampler, type SamplingOptions } from "./sampling.ts";
 
 export interface GenerateOptions extends SamplingOptions {
@@ -17,14 +17,20 @@ export interface GenerateOptions extends SamplingOptions {
   stopping?: () => boolean;
 }
 
-/** Draws one picture for each label, as bytes [size, size, 3]. */
+/**
+ * Draws one picture for each label, as bytes [size, size, 3].
+ * @throws UsageError when the model does not know the statistics of its latents
+ */
 export async function* generate(
-  { dit, config }: { dit: Dit; config: ModelConfig },
-  tokenizer: Tokenizer,
+  { dit, config }: DiffusionModel,
+  tokenizer: ImageTokenizer,
   options: GenerateOptions,
 ): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {
   const { labels, batchSize: B } = options;
   const { input_size: S, in_channels: C } = config.dit;
+  if (!config.latent_mean || !config.latent_std) {
+    throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
+  }
   const sampler = await new Sampler(dit, options).prepare();
   const latents = input([B, S, S, C], "f32", "latents");
   const mean = constant(Float32Array.from(config.latent_mean), [C]),

@@ -9,18 +9,19 @@ import { noGrad } from "../autograd.ts";
 import { capture } from "../gpu/program.ts";
 import { flip } from "../ops/shape.ts";
 import { input } from "../tensor.ts";
-import type { Tokenizer } from "../models/tokenizer.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
 
-/** Encodes a whole source into `folder`; mirrored copies too where `mirrored`, else the flipped ones repeat the plain ones. */
+/**
+ * Encodes a whole source, seen as images of side `size`, into `folder`; mirrored copies too where `mirrored`, else the flipped
+ * ones repeat the plain ones.
+ */
 export async function encodeTo(
   folder: string,
-  tokenizer: Tokenizer,
+  tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { batchSize: number; mirrored: boolean; onProgress?: (done: number) => void },
+  options: { size: number; batchSize: number; mirrored: boolean; onProgress?: (done: number) => void },
 ): Promise<void> {
-  const size = tokenizer.config.image_size,
-    side = tokenizer.side(size),
-    C = tokenizer.config.decoder.z_channels;
+  const { size } = options, side = tokenizer.side(size), C = tokenizer.channels;
   const writer = new LatentsWriter(folder, [C, side, side]);
   const x = input([options.batchSize, size, size, 3], "f32", "images");
   const program = await capture("encode", { x }, ({ x }) =>

@@ -135,12 +135,12 @@ for (const [B, T] of [[16, 64], [4, 256], [1, 1024]] as const) {
 await updates();
 
 // Whole steps of the tiny preset.
-const encoder = openEncoder();
+const encoder = await openEncoder();
 const tokenizer = new Tokenizer(tokenizerConfig.parse({
   image_size: 32,
   encoder: encoder.config,
-  image_mean: encoder.mean,
-  image_std: encoder.std,
+  image_mean: encoder.preprocessor.mean,
+  image_std: encoder.preprocessor.std,
   adapter_hidden: 96,
   decoder: {
     ch: 16,

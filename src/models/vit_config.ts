@@ -1,0 +1,61 @@
+// What decides a vision transformer's architecture: the fields of a Hugging Face `config.json` under the names that they
+// have there. Fields with one allowed value are choices that no published checkpoint of these families makes otherwise.
+// What a family has or has not whatever its size stands in vit_families.ts.
+
+import { z } from "zod";
+
+const count = () => z.number().int().positive();
+
+/** A side, which some files give as two equal numbers. */
+const side = () =>
+  z.preprocess((v) => Array.isArray(v) && v.length === 2 && v[0] === v[1] ? v[0] : v, count());
+
+export const MODEL_TYPES = [
+  "dinov2",
+  "dinov2_with_registers",
+  "dinov3_vit",
+  "siglip_vision_model",
+  "clip_vision_model",
+  "vit",
+  "vit_mae",
+] as const;
+export type ModelType = typeof MODEL_TYPES[number];
+
+/** Sizes and switches of an encoder. Defaults are DINOv2's. */
+export const vitConfig = z.object({
+  model_type: z.enum(MODEL_TYPES).default("dinov2"),
+  hidden_size: count(),
+  num_hidden_layers: count(),
+  num_attention_heads: count(),
+  /** Hidden width of the feed-forward; where absent it is `mlp_ratio` times the hidden size. */
+  intermediate_size: count().optional(),
+  mlp_ratio: z.number().positive().default(4),
+  patch_size: side().default(14),
+  /** Side of the images whose positions are stored, pixels. */
+  image_size: side().default(224),
+  num_channels: z.literal(3).default(3),
+  hidden_act: z.enum(["gelu", "gelu_pytorch_tanh", "quick_gelu", "silu"]).default("gelu"),
+  layer_norm_eps: z.number().positive().default(1e-6),
+  qkv_bias: z.literal(true).default(true),
+  query_bias: z.boolean().default(true),
+  key_bias: z.boolean().default(true),
+  value_bias: z.boolean().default(true),
+  proj_bias: z.literal(true).default(true),
+  mlp_bias: z.literal(true).default(true),
+  /** DINOv2's SwiGLU: one fused input projection, hidden width 2/3 of the MLP's. */
+  use_swiglu_ffn: z.boolean().default(false),
+  /** DINOv3's gated feed-forward: `hidden_act` of a gate times a projection, of the full hidden width. */
+  use_gated_mlp: z.boolean().default(false),
+  use_mask_token: z.boolean().default(true),
+  /** What LayerScale begins with. */
+  layerscale_value: z.number().default(1),
+  num_register_tokens: z.number().int().nonnegative().default(0),
+  /** Base of the rotary frequencies. */
+  rope_theta: z.number().positive().default(100),
+  /**
+   * Stored positions are stretched by (n + offset) / N to a grid of n patches: 0 as Hugging Face does it, 0.1 as the
+   * authors of DINOv2 do it for their models without registers.
+   */
+  interpolate_offset: z.number().min(0).lt(1).default(0),
+});
+export type VitConfig = z.infer<typeof vitConfig>;
