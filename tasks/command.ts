@@ -131,6 +131,7 @@ const FREE = new Set([
   "data",
   "encoder",
   "download",
+  "lpips",
   "badImage",
 ]);
 

@@ -62,7 +62,7 @@ for (const profile of PROFILES) {
     ];
     file.close();
     for (const tensor of state(lpips).values()) tensor.storage.destroy();
-  assert(errors.every((e) => e < 1e-4), `distance and gradient: ${errors}`);
+    assert(errors.every((e) => e < 1e-4), `distance and gradient: ${errors}`);
   });
 }
 

@@ -46,7 +46,9 @@ export class Moments {
     const n = this.#n;
     for (let from = 0; from < data.length; from += n) {
       const row = data.subarray(from, from + n);
-      if (!row.every(Number.isFinite)) throw new UsageError("Cannot take a covariance: a feature is not finite");
+      if (!row.every(Number.isFinite)) {
+        throw new UsageError("Cannot take a covariance: a feature is not finite");
+      }
       const origin = this.#origin ??= row.slice();
       const place = this.rows++ % CHUNK;
       for (let i = 0; i < n; i++) {
@@ -70,8 +72,10 @@ export class Moments {
         covariance[i * n + j] = covariance[j * n + i] = products / (rows - 1);
       }
     }
-    const mean = Float64Array.from({ length: n }, (_, i) =>
-      (this.#origin?.[i] ?? 0) + (sum[i] as number) / rows);
+    const mean = Float64Array.from(
+      { length: n },
+      (_, i) => (this.#origin?.[i] ?? 0) + (sum[i] as number) / rows,
+    );
     return { mean, covariance };
   }
 

@@ -35,7 +35,9 @@ export async function precisionRecall(
   const total = real.rows ** 2 + fake.rows ** 2 + real.rows * fake.rows;
   let done = 0;
   const walk = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
-    for await (const { first: [i0, j0], count: [rows, columns], products, stride } of rowProducts(x, y, centre)) {
+    for await (
+      const { first: [i0, j0], count: [rows, columns], products, stride } of rowProducts(x, y, centre)
+    ) {
       for (let i = 0; i < rows; i++) {
         const length = x.lengths[i0 + i] as number;
         for (let j = 0; j < columns; j++) {
@@ -86,7 +88,9 @@ class Nearest {
 
   furthest(): Float64Array {
     const kept = Nearest.#kept;
-    return Float64Array.from({ length: this.#values.length / kept }, (_, r) =>
-      this.#values[r * kept + kept - 1] as number);
+    return Float64Array.from(
+      { length: this.#values.length / kept },
+      (_, r) => this.#values[r * kept + kept - 1] as number,
+    );
   }
 }

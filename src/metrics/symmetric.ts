@@ -191,7 +191,8 @@ export async function symmetricEigenvalues(
 function tridiagonalEigenvalues(d: Float64Array, e: Float64Array): Float64Array {
   const n = d.length;
   // What reduction to three diagonals leaves of tiny eigenvalues is rounding error of the largest.
-  const noise = Number.EPSILON * d.reduce((most, v, i) => Math.max(most, Math.abs(v) + Math.abs(e[i] as number)), 0);
+  const noise = Number.EPSILON *
+    d.reduce((most, v, i) => Math.max(most, Math.abs(v) + Math.abs(e[i] as number)), 0);
   for (let l = 0; l < n; l++) {
     for (let rounds = 0;; rounds++) {
       let m = l;
