@@ -10,7 +10,7 @@ import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.t
 import type { Image } from "../src/io/resize.ts";
 import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
-import { Vit } from "../src/models/vit.ts";
+import { fits, Vit } from "../src/models/vit.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import type { EncoderSource } from "../src/train/encoders.ts";
 import { chosenEncoder, command, openAdapter, SEEDS } from "./command.ts";
@@ -34,13 +34,13 @@ export const features = command({
     if (images.some((i) => i.width !== width || i.height !== height)) {
       throw new UsageError("Cannot stack features: the images differ in size; give --image-size");
     }
-    if (width % P || height % P) {
+    if (![width, height].every((side) => fits(side, encoder.config))) {
       throw new UsageError(
         `Cannot encode ${width} x ${height} images: the sides must be multiples of the patch size ${P}; ` +
           `give another --image-size`,
       );
     }
-    const T = (width / P) * (height / P), N = images.length, B = Math.min(c.batchSize, N);
+    const T = Math.floor(width / P) * Math.floor(height / P), N = images.length, B = Math.min(c.batchSize, N);
     const x = input([B, height, width, 3], "f32", "images");
     const program = await capture(
       "features",

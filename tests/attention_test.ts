@@ -5,7 +5,7 @@ import { grad } from "../src/autograd.ts";
 import { attention } from "../src/ops/attention.ts";
 import { embedding, timestepEmbedding } from "../src/ops/embedding.ts";
 import { gatedAdd, modulate, swiglu } from "../src/ops/modulate.ts";
-import { rotary, rotaryTables2d } from "../src/ops/rotary.ts";
+import { rotary, rotaryTables2d, rotaryTablesCentred } from "../src/ops/rotary.ts";
 import { crossEntropy, softmax } from "../src/ops/softmax.ts";
 import { constant, type Tensor } from "../src/tensor.ts";
 import { checkOp, evaluate, PROFILES, randomArray, relativeError, testDevice } from "./check.ts";
@@ -126,6 +126,32 @@ Deno.test("rotary() rotates pairs, and its gradient rotates back", async () => {
     shapes: [[[1, 6, 1, 8]], [[3, 6, 2, 8]]],
     wrong: [[[1, 5, 1, 8]]],
   });
+});
+
+Deno.test("rotary() of halves rotates channel i with channel i + HS / 2, and its gradient rotates back", async () => {
+  const { cos, sin } = rotaryTablesCentred(1, 2, 3, 8);
+  await checkOp({
+    op: (x) => rotary(x, constant(cos, [7, 8]), constant(sin, [7, 8]), "halves"),
+    reference: (x) =>
+      build(x.shape, (...[b, t, h, d]) => {
+        const [n, token, head, c] = [b, t, h, d] as [number, number, number, number];
+        const other = c < 4 ? -at(x, n, token, head, c + 4) : at(x, n, token, head, c - 4);
+        return at(x, n, token, head, c) * (cos[token * 8 + c] as number) +
+          other * (sin[token * 8 + c] as number);
+      }),
+    shapes: [[[1, 7, 1, 8]], [[5, 7, 3, 8]]],
+    wrong: [[[1, 6, 1, 8]], [[1, 7, 1, 6]]],
+  });
+});
+
+Deno.test("rotaryTablesCentred() leaves the leading tokens alone and spans -1 to 1 along each axis", () => {
+  const { cos, sin } = rotaryTablesCentred(1, 2, 4, 8, 100);
+  assertEquals([...cos.subarray(0, 8)], Array(8).fill(1));
+  assertEquals([...sin.subarray(0, 8)], Array(8).fill(0));
+  const t = 1 + 1 * 4 + 3; // row 1 of 2 is at 0.5, column 3 of 4 at 0.75
+  const angles = [0.5, 0.05, 0.75, 0.075, 0.5, 0.05, 0.75, 0.075].map((turn) => 2 * Math.PI * turn);
+  assert(relativeError(cos.subarray(t * 8, t * 8 + 8), angles.map(Math.cos)) < 1e-6);
+  assert(relativeError(sin.subarray(t * 8, t * 8 + 8), angles.map(Math.sin)) < 1e-6);
 });
 
 Deno.test("rotaryTables2d() turns the first half with the row and the second with the column", () => {

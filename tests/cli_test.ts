@@ -110,7 +110,7 @@ Deno.test("bad input ends with 2 and one line that says what, where and why", as
     await Deno.mkdir(join(folder, "encoder"));
     await Deno.writeTextFile(
       join(folder, "encoder/config.json"),
-      JSON.stringify({ hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2 }),
+      JSON.stringify({ model_type: "dinov2", hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2 }),
     );
     const cases: [string[], string][] = [
       [["reconstruct"], "tok align"],

@@ -67,6 +67,7 @@ const one: [string, (a: Tensor) => Tensor, (a: number) => number, "positive"?][]
     math.geluTanh,
     (a) => 0.5 * a * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (a + 0.044715 * a ** 3))),
   ],
+  ["quickGelu", math.quickGelu, (a) => a * sigmoid(1.702 * a)],
 ];
 for (const [name, op, f, domain] of one) {
   Deno.test(`${name}() and its gradient match the reference`, async () => {
@@ -86,7 +87,17 @@ for (const [name, op, f, domain] of one) {
 Deno.test("activations of huge arguments stay finite", async () => {
   await testDevice();
   const data = new Float32Array([-1e30, -200, -100, 100, 200, 1e30, 0, 20]);
-  const functions = ["relu", "leakyRelu", "silu", "sigmoid", "tanh", "gelu", "geluTanh", "softplus"] as const;
+  const functions = [
+    "relu",
+    "leakyRelu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "geluTanh",
+    "quickGelu",
+    "softplus",
+  ] as const;
   for (const name of functions) {
     const { y } = await evaluate({ x: { shape: [8], data } }, ({ x }) => ({ y: math[name](x as Tensor) }));
     assert(y.every(Number.isFinite), `${name} gave ${y}`);

@@ -89,16 +89,27 @@ for (const filter of ["bilinear", "bicubic"] as const) {
 }
 
 // PyTorch 2.13: F.interpolate(torch.arange(5.)[None, None]**2, size, mode=..., antialias=...) along one axis.
-const TORCH: [number, "bilinear" | "bicubic", boolean, number[]][] = JSON.parse(
-  Deno.readTextFileSync(new URL("./fixtures/resize_torch.json", import.meta.url)),
-).cases;
-for (const [size, filter, antialias, expected] of TORCH) {
+const TORCH: {
+  cases: [number, "bilinear" | "bicubic", boolean, number[]][];
+  scaled: [number, boolean, number[]][];
+} = JSON.parse(Deno.readTextFileSync(new URL("./fixtures/resize_torch.json", import.meta.url)));
+
+/** The table applied to squares. */
+const ofSquares = (table: Float32Array, size: number) =>
+  Array.from(
+    { length: size },
+    (_, i) => [0, 1, 2, 3, 4].reduce((s, j) => s + (table[i * 5 + j] as number) * j * j, 0),
+  );
+for (const [size, filter, antialias, expected] of TORCH.cases) {
   Deno.test(`resizeTable() from 5 to ${size}, ${filter}, antialias ${antialias}, gives PyTorch's values`, () => {
-    const table = resizeTable(5, size, { filter, antialias });
-    const got = Array.from(
-      { length: size },
-      (_, i) => [0, 1, 2, 3, 4].reduce((s, j) => s + (table[i * 5 + j] as number) * j * j, 0),
-    );
+    const got = ofSquares(resizeTable(5, size, { filter, antialias }), size);
     assert(relativeError(got, expected) < 2e-6, `${got} against ${expected}`);
   });
 }
+
+Deno.test("resizeTable() with a step of its own gives PyTorch's values for a scale_factor", () => {
+  for (const [size, antialias, expected] of TORCH.scaled) {
+    const got = ofSquares(resizeTable(5, size, { filter: "bicubic", antialias }, 5 / (size + 0.1)), size);
+    assert(relativeError(got, expected) < 2e-6, `${size}, ${antialias}: ${got} against ${expected}`);
+  }
+});

@@ -2,9 +2,9 @@
 // interpolated where there are any. How each fixture was made stands in its metadata.
 
 import { assertEquals } from "@std/assert";
+import { PUBLISHED } from "../src/models/sizes.ts";
 import { Vit } from "../src/models/vit.ts";
 import { architectureOf, publishedKeys } from "../src/models/vit_families.ts";
-import { countParameters } from "../src/nn.ts";
 import { concat, reshape } from "../src/ops/shape.ts";
 import { PROFILES, testDevice } from "./check.ts";
 import { compare, nhwc, open } from "./compare.ts";
@@ -47,3 +47,34 @@ for (const name of CASES) {
     });
   }
 }
+
+Deno.test("published sizes have as many parameters as transformers' models have", async () => {
+  await testDevice();
+  // Counted on PyTorch's meta device, transformers 5.18.0: tensors with requires_grad, without poolers and heads.
+  const expected = {
+    "dinov2-s": 22056576,
+    "dinov2-b": 86580480,
+    "dinov2-l": 304368640,
+    "dinov2-g": 1136480768,
+    "dinov2-s-reg": 22058112,
+    "dinov2-b-reg": 86583552,
+    "dinov2-l-reg": 304372736,
+    "dinov2-g-reg": 1136486912,
+    "dinov3-s": 21596544,
+    "dinov3-s-plus": 28692864,
+    "dinov3-b": 85660416,
+    "dinov3-l": 303129600,
+    "dinov3-h-plus": 840592640,
+    "dinov3-7b": 6716035072,
+    "siglip-b16-224": 85797120,
+    "siglip-so400m-14-384": 412987248,
+    "clip-l14": 303179776,
+    "vit-b16": 85798656,
+    "mae-b16": 85647360,
+  };
+  const names = Object.keys(expected);
+  assertEquals(
+    Object.fromEntries(names.map((name) => [name, PUBLISHED.get(name)?.parameters()])),
+    expected,
+  );
+});

@@ -17,6 +17,7 @@ import {
   validated,
   writeAtomic,
 } from "./files.ts";
+import { holdsModel } from "./shards.ts";
 
 /** "facebook/dinov2-large" */
 const NAME = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
@@ -49,9 +50,7 @@ export function cachedModel(name: string): string | undefined {
     throw new UsageError(`Cannot use "${ref}": it does not hold the name of a commit; remove it`);
   }
   const snapshot = join(folder, "snapshots", commit);
-  if (!exists(join(snapshot, "config.json"))) return undefined;
-  const weights = /\.(safetensors|safetensors\.index\.json|bin|pth|pt)$/;
-  return [...Deno.readDirSync(snapshot)].some(({ name }) => weights.test(name)) ? snapshot : undefined;
+  return exists(join(snapshot, "config.json")) && holdsModel(snapshot) ? snapshot : undefined;
 }
 
 function modelFolder(name: string): string {

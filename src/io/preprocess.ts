@@ -66,7 +66,7 @@ const fields = z.object({
   image_std: three,
   do_pad: off,
   do_flip_channel_order: off,
-  crop_pct: z.undefined({ error: "is not supported" }),
+  crop_pct: z.undefined({ error: "is not supported" }).optional(),
 });
 
 /** Pillow's numbers. */

@@ -141,11 +141,6 @@ export function sizeOfShorterSide({ width, height }: Image, size: number): { wid
   return width <= height ? { width: size, height: longer } : { width: longer, height: size };
 }
 
-export function resizeShorterSide(image: Image, size: number, filter: Filter = "bicubic"): Image {
-  const { width, height } = sizeOfShorterSide(image, size);
-  return resizeImage(image, width, height, filter);
-}
-
 /**
  * What an encoder's `preprocessor_config.json` asks for: the shorter side to `shorter`, then the central square of `size`,
  * an odd rest rounded as Hugging Face does (torchvision rounds halves to even).
@@ -157,7 +152,8 @@ export function resizeAndCrop(
   size = shorter,
   filter: Filter = "bicubic",
 ): Image {
-  return centerCropSquare(resizeShorterSide(image, shorter, filter), size);
+  const { width, height } = sizeOfShorterSide(image, shorter);
+  return centerCropSquare(resizeImage(image, width, height, filter), size);
 }
 
 /** ADM's centre crop: halved by boxes while at least twice too large, bicubic to the exact size, central square. */

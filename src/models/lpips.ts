@@ -114,7 +114,7 @@ export async function openLpips(paths: readonly string[]): Promise<Lpips> {
     ) {
       if (!has(pattern)) {
         throw new UsageError(
-          `Cannot load LPIPS: there are ${what} in "${source.name}"; give ${LPIPS_FILES}`,
+          `Cannot load LPIPS: "${source.name}" has ${what}; give ${LPIPS_FILES}`,
         );
       }
     }

@@ -7,7 +7,8 @@ import { Decoder, decoderConfig } from "./decoder.ts";
 import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";
 import { inceptionParameters } from "./inception.ts";
 import { Lpips } from "./lpips.ts";
-import { Vit, vitConfig } from "./vit.ts";
+import { Vit } from "./vit.ts";
+import { architectureOf } from "./vit_families.ts";
 
 /** A published size. */
 export interface PublishedSize {
@@ -17,26 +18,60 @@ export interface PublishedSize {
   parameters(): number;
 }
 
-const DINOV2 = {
-  s: { hidden_size: 384, num_hidden_layers: 12, num_attention_heads: 6 },
-  b: { hidden_size: 768, num_hidden_layers: 12, num_attention_heads: 12 },
-  l: { hidden_size: 1024, num_hidden_layers: 24, num_attention_heads: 16 },
-  g: { hidden_size: 1536, num_hidden_layers: 40, num_attention_heads: 24, use_swiglu_ffn: true },
+/** Sizes of vision transformers: hidden size, blocks, heads; feed-forwards are four times as wide unless it is said. */
+const SMALL = { hidden_size: 384, intermediate_size: 1536, num_hidden_layers: 12, num_attention_heads: 6 };
+const BASE = { hidden_size: 768, intermediate_size: 3072, num_hidden_layers: 12, num_attention_heads: 12 };
+const LARGE = { hidden_size: 1024, intermediate_size: 4096, num_hidden_layers: 24, num_attention_heads: 16 };
+const HUGE = { hidden_size: 1280, intermediate_size: 5120, num_hidden_layers: 32, num_attention_heads: 20 };
+const GIANT = { hidden_size: 1536, intermediate_size: 6144, num_hidden_layers: 40, num_attention_heads: 24 };
+const SEVEN_B = {
+  hidden_size: 4096,
+  intermediate_size: 8192,
+  num_hidden_layers: 40,
+  num_attention_heads: 32,
+};
+const SO400M = { hidden_size: 1152, intermediate_size: 4304, num_hidden_layers: 27, num_attention_heads: 16 };
+
+const gated = { use_gated_mlp: true, hidden_act: "silu" };
+const dinov2 = { model_type: "dinov2", patch_size: 14, image_size: 518 };
+const registers = { ...dinov2, model_type: "dinov2_with_registers" };
+const dinov3 = { model_type: "dinov3_vit", num_register_tokens: 4 };
+const siglip = { model_type: "siglip_vision_model" };
+
+const ENCODERS: Readonly<Record<string, [about: string, config: Record<string, unknown>]>> = {
+  "dinov2-s": ["DINOv2 ViT-S/14", { ...dinov2, ...SMALL }],
+  "dinov2-b": ["DINOv2 ViT-B/14", { ...dinov2, ...BASE }],
+  "dinov2-l": ["DINOv2 ViT-L/14", { ...dinov2, ...LARGE }],
+  "dinov2-g": ["DINOv2 ViT-g/14", { ...dinov2, ...GIANT, use_swiglu_ffn: true }],
+  "dinov2-s-reg": ["DINOv2 ViT-S/14 with registers", { ...registers, ...SMALL }],
+  "dinov2-b-reg": ["DINOv2 ViT-B/14 with registers", { ...registers, ...BASE }],
+  "dinov2-l-reg": ["DINOv2 ViT-L/14 with registers", { ...registers, ...LARGE }],
+  "dinov2-g-reg": ["DINOv2 ViT-g/14 with registers", { ...registers, ...GIANT, use_swiglu_ffn: true }],
+  "dinov3-s": ["DINOv3 ViT-S/16", { ...dinov3, ...SMALL }],
+  "dinov3-s-plus": ["DINOv3 ViT-S+/16", { ...dinov3, ...SMALL, ...gated }],
+  "dinov3-b": ["DINOv3 ViT-B/16", { ...dinov3, ...BASE }],
+  "dinov3-l": ["DINOv3 ViT-L/16", { ...dinov3, ...LARGE }],
+  "dinov3-h-plus": ["DINOv3 ViT-H+/16", { ...dinov3, ...HUGE, ...gated }],
+  "dinov3-7b": ["DINOv3 ViT-7B/16", {
+    ...dinov3,
+    ...SEVEN_B,
+    ...gated,
+    query_bias: false,
+    value_bias: false,
+  }],
+  "siglip-b16-224": ["SigLIP ViT-B/16, vision tower without its pooling head", siglip],
+  "siglip-so400m-14-384": [
+    "SigLIP ViT-So400m/14, vision tower without its pooling head",
+    { ...siglip, ...SO400M, patch_size: 14, image_size: 384 },
+  ],
+  "clip-l14": ["CLIP ViT-L/14, vision tower", { model_type: "clip_vision_model", ...LARGE, patch_size: 14 }],
+  "vit-b16": ["ViT-B/16 without its pooler", { model_type: "vit" }],
+  "mae-b16": ["MAE ViT-B/16, without its fixed positions", { model_type: "vit_mae" }],
 };
 
-function* dinov2(): Generator<[string, PublishedSize]> {
-  for (const registers of [0, 4]) {
-    for (const [size, config] of Object.entries(DINOV2)) {
-      yield [`dinov2-${size}${registers ? "-reg" : ""}`, {
-        about: `DINOv2 ViT-${size.toUpperCase()}/14${registers ? " with registers" : ""}`,
-        parameters: () =>
-          countParameters(
-            new Vit(
-              vitConfig.parse({ ...config, patch_size: 14, image_size: 518, num_register_tokens: registers }),
-            ),
-          ),
-      }];
-    }
+function* encoders(): Generator<[string, PublishedSize]> {
+  for (const [name, [about, config]] of Object.entries(ENCODERS)) {
+    yield [name, { about, parameters: () => countParameters(new Vit(architectureOf(config, name))) }];
   }
 }
 
@@ -54,7 +89,7 @@ function* lightningDit(): Generator<[string, PublishedSize]> {
 
 /** All of them by name. */
 export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
-  ...dinov2(),
+  ...encoders(),
   ["vavae-decoder", {
     about: "VA-VAE's decoder, f16d32",
     parameters: () => countParameters(new Decoder(decoderConfig.parse({}))),

@@ -39,6 +39,10 @@ const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
   silu: "silu",
 };
 
+/** Whether an image may have this side: a multiple of the patch size, or what the model was made for. */
+export const fits = (side: number, { patch_size, image_size }: VitConfig): boolean =>
+  side % patch_size === 0 || side === image_size;
+
 /** Angles of the rotary positions, [tokens, HS] each. */
 interface Angles {
   cos: Tensor;
@@ -219,15 +223,22 @@ export class Vit implements Published {
   }
 
   /**
-   * @param x normalised pixels [B, H, W, 3], H and W multiples of the patch size
+   * @param x normalised pixels [B, H, W, 3]; sides are multiples of the patch size, or the image size: where that is none
+   *   (SigLIP's 384 with patches of 14) the rest at the right and the bottom is not seen, as in the published models
    * @param mask [B, T, 1], 1 where a patch is replaced by the mask token
    */
   forward(x: Tensor, mask?: Tensor): VitOutput {
     const [B, H, W] = x.shape as [number, number, number];
     const { hidden_size: C, patch_size: P, num_register_tokens: R, num_attention_heads: NH } = this.config;
     const { cls: hasCls, positions, normed } = FAMILIES[this.config.model_type];
-    check(H % P === 0 && W % P === 0, "encode an image", `sides must be multiples of the patch size ${P}`, x);
-    const h = H / P, w = W / P, T = h * w, K = hasCls ? 1 : 0;
+    check(
+      [H, W].every((side) => fits(side, this.config)),
+      "encode an image",
+      `sides must be multiples of the patch size ${P}`,
+      x,
+    );
+    const h = Math.floor(H / P), w = Math.floor(W / P), T = h * w, K = hasCls ? 1 : 0;
+    if (H % P || W % P) x = slice(slice(x, 1, 0, h * P), 2, 0, w * P);
     const { cls_token, mask_token, register_tokens, patch_embeddings } = this.embeddings;
     let patches = reshape(patch_embeddings.projection.forward(x), [B, T, C]);
     if (mask) {
