@@ -2,7 +2,9 @@
 // parameter's name and the element's number (FNV-1a, then MurmurHash3's finaliser), as u in [0, 1), scaled by what the
 // parameter is. Whoever makes a fixture runs the same formula in f64 and rounds to f32.
 
-import type { TensorSource } from "../src/nn.ts";
+import { writeSafetensors } from "../src/io/safetensors.ts";
+import { Inception } from "../src/models/inception.ts";
+import { fileShape, state, type TensorSource } from "../src/nn.ts";
 import { type Shape, sizeOf } from "../src/tensor.ts";
 
 /** u(name, 0), u(name, 1), ... */
@@ -42,4 +44,39 @@ export function formulaSource(shapes: ReadonlyMap<string, Shape>): TensorSource 
     shapes,
     read: (name) => Promise.resolve(formulaWeights(name, shapes.get(name) ?? [])),
   };
+}
+
+/** Names and shapes of a model's tensors as files have them. */
+export function shapesOf(model: object): Map<string, Shape> {
+  return new Map([...state(model)].map(([key, tensor]) => [key, fileShape(tensor)]));
+}
+
+/** The published form of Inception's tensors: every convolution with its batch norm. */
+export function inceptionShapes(): Map<string, Shape> {
+  const shapes = new Map<string, Shape>();
+  for (const [key, shape] of shapesOf(new Inception())) {
+    const conv = /^(?!fc)(.+)\.weight$/.exec(key)?.[1];
+    if (key.startsWith("fc.")) shapes.set(key, shape);
+    else if (conv !== undefined) {
+      shapes.set(`${conv}.conv.weight`, shape);
+      for (const part of ["weight", "bias", "running_mean", "running_var"]) {
+        shapes.set(`${conv}.bn.${part}`, [shape[0] as number]);
+      }
+    }
+  }
+  return shapes;
+}
+
+/** Writes such parameters to a file. @param nameOf the name by which the formula knows a key of the file */
+export async function writeFormula(
+  path: string,
+  shapes: ReadonlyMap<string, Shape>,
+  nameOf: (key: string) => string = (key) => key,
+): Promise<void> {
+  const tensors = [...shapes].map(([name, shape]) => ({
+    name,
+    shape,
+    data: formulaWeights(nameOf(name), shape),
+  }));
+  await writeSafetensors(path, tensors, {});
 }

@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import { permutation } from "../philox.ts";
 import type { Features } from "./frechet.ts";
-import { rowProducts, rowsOf } from "./row_products.ts";
+import { RowProducts, rowsOf } from "./row_products.ts";
 
 /** Images of a split. */
 const SPLIT = 5000;
@@ -70,22 +70,26 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
   const size = Math.min(options.size ?? 1000, a.rows, b.rows);
   if (size < 2) throw new UsageError(`Cannot take a kernel distance: ${size} images are too few`);
   const subsets = size === a.rows && size === b.rows ? 1 : options.subsets ?? 100;
-  let sum = 0;
-  for (let s = 0; s < subsets; s++) {
-    const pick = (x: Features, stream: number) =>
-      rowsOf(x, permutation(options.seed ?? 0, 2 * s + stream, x.rows).subarray(0, size));
-    const x = pick(a, 0), y = pick(b, 1);
-    const within = size * (size - 1);
-    sum += await kernels(x, x, true) / within + await kernels(y, y, true) / within -
-      2 * await kernels(x, y, false) / size ** 2;
+  const program = await RowProducts.open(size, a.columns), within = size * (size - 1);
+  try {
+    let sum = 0;
+    for (let s = 0; s < subsets; s++) {
+      const pick = (x: Features, stream: number) =>
+        rowsOf(x, permutation(options.seed ?? 0, 2 * s + stream, x.rows).subarray(0, size));
+      const x = pick(a, 0), y = pick(b, 1);
+      sum += await kernels(program, x, x, true) / within + await kernels(program, y, y, true) / within -
+        2 * await kernels(program, x, y, false) / size ** 2;
+    }
+    return sum / subsets;
+  } finally {
+    program.destroy();
   }
-  return sum / subsets;
 }
 
 /** Sum of the kernel over all pairs of rows, or all pairs of different ones. */
-async function kernels(a: Features, b: Features, different: boolean): Promise<number> {
+async function kernels(program: RowProducts, a: Features, b: Features, different: boolean): Promise<number> {
   let sum = 0;
-  for await (const { first: [i0, j0], count: [rows, columns], products, stride } of rowProducts(a, b)) {
+  for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) {
         if (different && i0 + i === j0 + j) continue;

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
-import { rowProducts, squaredLengths } from "./row_products.ts";
+import { RowProducts, squaredLengths } from "./row_products.ts";
 
 const NEIGHBOURS = 3;
 
@@ -32,35 +32,40 @@ export async function precisionRecall(
   }
   const a = { ...real, lengths: squaredLengths(real, centre) };
   const b = { ...fake, lengths: squaredLengths(fake, centre) };
-  const total = real.rows ** 2 + fake.rows ** 2 + real.rows * fake.rows;
-  let done = 0;
-  const walk = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
-    for await (
-      const { first: [i0, j0], count: [rows, columns], products, stride } of rowProducts(x, y, centre)
-    ) {
-      for (let i = 0; i < rows; i++) {
-        const length = x.lengths[i0 + i] as number;
-        for (let j = 0; j < columns; j++) {
-          const d2 = length + (y.lengths[j0 + j] as number) - 2 * (products[i * stride + j] as number);
-          visit(i0 + i, j0 + j, Math.max(0, d2));
+  const program = await RowProducts.open(Math.max(a.rows, b.rows), a.columns);
+  try {
+    const total = real.rows ** 2 + fake.rows ** 2 + real.rows * fake.rows;
+    let done = 0;
+    const walk = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
+      for await (
+        const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(x, y, centre)
+      ) {
+        for (let i = 0; i < rows; i++) {
+          const length = x.lengths[i0 + i] as number;
+          for (let j = 0; j < columns; j++) {
+            const d2 = length + (y.lengths[j0 + j] as number) - 2 * (products[i * stride + j] as number);
+            visit(i0 + i, j0 + j, Math.max(0, d2));
+          }
         }
+        onBlock(done += rows * columns, total);
       }
-      onBlock(done += rows * columns, total);
-    }
-  };
-  const radii = async (x: Measured) => {
-    const nearest = new Nearest(x.rows);
-    await walk(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
-    return nearest.furthest();
-  };
-  const [ofReal, ofFake] = [await radii(a), await radii(b)];
-  const inReal = new Uint8Array(fake.rows), inFake = new Uint8Array(real.rows);
-  await walk(a, b, (i, j, d2) => {
-    if (d2 <= (ofReal[i] as number)) inReal[j] = 1;
-    if (d2 <= (ofFake[j] as number)) inFake[i] = 1;
-  });
-  const share = (hits: Uint8Array) => hits.reduce((n, hit) => n + hit, 0) / hits.length;
-  return { precision: share(inReal), recall: share(inFake) };
+    };
+    const radii = async (x: Measured) => {
+      const nearest = new Nearest(x.rows);
+      await walk(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
+      return nearest.furthest();
+    };
+    const [ofReal, ofFake] = [await radii(a), await radii(b)];
+    const inReal = new Uint8Array(fake.rows), inFake = new Uint8Array(real.rows);
+    await walk(a, b, (i, j, d2) => {
+      if (d2 <= (ofReal[i] as number)) inReal[j] = 1;
+      if (d2 <= (ofFake[j] as number)) inFake[i] = 1;
+    });
+    const share = (hits: Uint8Array) => hits.reduce((n, hit) => n + hit, 0) / hits.length;
+    return { precision: share(inReal), recall: share(inFake) };
+  } finally {
+    program.destroy();
+  }
 }
 
 interface Measured extends Features {

@@ -2,9 +2,9 @@
 // 50,000 images against as many are 5e12 multiplications; only blocks of sums come back.
 
 import { noGrad } from "../autograd.ts";
-import { capture } from "../gpu/program.ts";
+import { capture, type Program } from "../gpu/program.ts";
 import { matmul } from "../ops/matmul.ts";
-import { input } from "../tensor.ts";
+import { input, type Tensor } from "../tensor.ts";
 import type { Features } from "./frechet.ts";
 
 /** Rows of a block. */
@@ -18,34 +18,45 @@ export interface Block {
   stride: number;
 }
 
-/**
- * All products of rows of `a` and `b` in f32, after `centre` has been taken off.
- * @param a and b have equally many columns
- */
-export async function* rowProducts(
-  a: Features,
-  b: Features,
-  centre: ArrayLike<number> = new Float32Array(a.columns),
-): AsyncGenerator<Block> {
-  const K = a.columns, M = Math.min(BLOCK, a.rows), N = Math.min(BLOCK, b.rows);
-  const program = await capture(
-    "products of rows",
-    { x: input([M, K], "f32", "rows"), y: input([N, K], "f32", "rows") },
-    ({ x, y }) => noGrad(() => ({ z: matmul(x, y, { transposeB: true }) })),
-  ).prepare();
-  try {
-    const x = new Float32Array(M * K), y = new Float32Array(N * K);
-    for (let i = 0; i < a.rows; i += M) {
+/** The program for blocks of sets with equally many columns. */
+export class RowProducts {
+  private constructor(
+    private readonly program: Program<{ x: Tensor; y: Tensor }, { z: Tensor }>,
+    private readonly block: number,
+  ) {}
+
+  /** @param rows of the larger of the sets */
+  static async open(rows: number, columns: number): Promise<RowProducts> {
+    const block = Math.min(BLOCK, rows), side = () => input([block, columns], "f32", "rows");
+    const program = capture(
+      "products of rows",
+      { x: side(), y: side() },
+      ({ x, y }) => noGrad(() => ({ z: matmul(x, y, { transposeB: true }) })),
+    );
+    return new RowProducts(await program.prepare(), block);
+  }
+
+  /** All products of rows of `a` and `b` in f32, after `centre` has been taken off. */
+  async *of(
+    a: Features,
+    b: Features,
+    centre: ArrayLike<number> = new Float32Array(a.columns),
+  ): AsyncGenerator<Block> {
+    const { block, program } = this;
+    const x = new Float32Array(block * a.columns), y = new Float32Array(block * a.columns);
+    for (let i = 0; i < a.rows; i += block) {
       const rows = fill(x, a, i, centre);
-      for (let j = 0; j < b.rows; j += N) {
+      for (let j = 0; j < b.rows; j += block) {
         const columns = fill(y, b, j, centre);
         program.run(j === 0 ? { x, y } : { y });
         const products = await program.read(program.outputs.z);
-        yield { first: [i, j], count: [rows, columns], products, stride: N };
+        yield { first: [i, j], count: [rows, columns], products, stride: block };
       }
     }
-  } finally {
-    program.destroy();
+  }
+
+  destroy(): void {
+    this.program.destroy();
   }
 }
 
@@ -63,7 +74,7 @@ function fill(
   return Math.min(into.length / columns, rows - first);
 }
 
-/** Squared lengths of the rows after `centre` has been taken off, as rowProducts() sees them. */
+/** Squared lengths of the rows after `centre` has been taken off, as RowProducts sees them. */
 export function squaredLengths({ data, rows, columns }: Features, centre: ArrayLike<number>): Float64Array {
   return Float64Array.from({ length: rows }, (_, r) => {
     let sum = 0;
