@@ -20,6 +20,7 @@ struct Params {
 @group(0) @binding(3) var<uniform> params: Params;
 
 override MAX: u32 = 0;
+override COUNT_PADDING: u32 = 1;
 
 // One input vector becomes four of the output.
 @compute @workgroup_size(64)
@@ -50,7 +51,17 @@ fn upsample_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workg
   y[i] = dy[at] + dy[at + params.C] + dy[at + line] + dy[at + line + params.C];
 }
 
-// Padding counts as zero in the mean (PyTorch's count_include_pad) and is left out of the maximum.
+// Divisor of the mean: all cells of the window (PyTorch's count_include_pad), or those on the map.
+fn cells(oy: u32, ox: u32) -> f32 {
+  if (COUNT_PADDING == 1u) { return f32(params.K * params.K); }
+  let y0 = oy * params.stride;
+  let x0 = ox * params.stride;
+  let h = min(y0 + params.K, params.H + params.padding) - max(y0, params.padding);
+  let w = min(x0 + params.K, params.W + params.padding) - max(x0, params.padding);
+  return f32(h * w);
+}
+
+// Padding is zero in the mean and is left out of the maximum.
 fn window(image: u32, oy: u32, ox: u32, c: u32) -> V {
   var acc = V(select(0.0, -3.4028234e38, MAX == 1u));
   for (var k = 0u; k < params.K * params.K; k++) {
@@ -69,8 +80,10 @@ fn pool(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let i = (group.y * groups.x + group.x) * 64u + lane;
   if (i >= params.count) { return; }
   let pixel = i / params.C;
-  let acc = window(pixel / (params.Wo * params.Ho), pixel / params.Wo % params.Ho, pixel % params.Wo, i % params.C);
-  if (MAX == 1u) { y[i] = acc; } else { y[i] = acc / f32(params.K * params.K); }
+  let oy = pixel / params.Wo % params.Ho;
+  let ox = pixel % params.Wo;
+  let acc = window(pixel / (params.Wo * params.Ho), oy, ox, i % params.C);
+  if (MAX == 1u) { y[i] = acc; } else { y[i] = acc / cells(oy, ox); }
 }
 
 // Whether an earlier element of the window has the same value.
@@ -105,7 +118,7 @@ fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     let ox = (ix - kx) / params.stride;
     if (oy >= params.Ho || ox >= params.Wo) { continue; }
     let g = dy[((image * params.Ho + oy) * params.Wo + ox) * params.C + c];
-    if (MAX == 0u) { acc += g / f32(params.K * params.K); }
+    if (MAX == 0u) { acc += g / cells(oy, ox); }
     else {
       let first = (window(image, oy, ox, c) == own) & (earlier(image, oy, ox, c, k, own) == V());
       acc += select(V(), g, first);

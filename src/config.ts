@@ -3,107 +3,21 @@
 // authors of AlignTok, [N] from notes that agree, [C] one note, [I] our inference.
 
 import { z } from "zod";
-
-interface About {
-  group: string;
-  help: string;
-  unit?: string;
-}
-
-/** What help and messages know about a field. */
-export const about = new WeakMap<z.ZodType, About>();
-
-function option<T extends z.ZodType>(schema: T, group: string, help: string, unit?: string): T {
-  about.set(schema, unit === undefined ? { group, help } : { group, help, unit });
-  return schema;
-}
-
-const count = () => z.number().int().positive();
-const amount = () => z.number().nonnegative();
-const three = (a: number, b: number, c: number) =>
-  z.array(z.number().nonnegative()).length(3).default([a, b, c]);
-
-const general = {
-  seed: option(z.number().int().nonnegative().default(0), "General", "Seed of everything random"),
-  cpu: option(z.boolean().default(false), "General", "Use the software adapter even where there is a GPU"),
-  kernels: option(
-    z.enum(["auto", "cpu", "gpu"]).default("auto"),
-    "General",
-    "Kernel variants; auto goes by the adapter",
-  ),
-  json: option(z.boolean().default(false), "General", "Print one JSON object a line on stdout"),
-  debug: option(z.boolean().default(false), "General", "Show stack traces"),
-  config: option(z.string().optional(), "General", "JSON file with options; flags go before it"),
-};
-
-const encoder = {
-  encoder: option(
-    z.string().optional(),
-    "Model",
-    "Encoder: a folder in Hugging Face layout, a name in its cache (facebook/dinov2-large), or the authors' .pth; " +
-      "default: the embedded one",
-  ),
-  download: option(
-    z.boolean().default(false),
-    "Model",
-    "Fetch an encoder that the Hugging Face cache has not got",
-  ),
-  interpolateOffset: option(
-    z.number().min(0).lt(1).optional(),
-    "Model",
-    "Stretch stored positions by (n + offset) / N; default: as the files' own code, 0.1 for DINOv2's .pth, else 0",
-  ),
-};
-
-const badImage = option(
-  z.enum(["skip", "error"]).optional(),
-  "Data",
-  "What to do with a broken image; default: error below 1,000 images, skip from there on",
-);
-
-const imageSize = option(
-  count().optional(),
-  "Data",
-  "Side of the images; default: the tokenizer's",
-  "pixels",
-);
-
-const tokenizer = option(
-  z.string().optional(),
-  "Model",
-  "Run or folder of a tokenizer; diffusers folder, or its name in the Hugging Face cache (stabilityai/sd-vae-ft-mse); " +
-    "checkpoint of an LDM, SD-VAE or VA-VAE autoencoder; default: the newest run that has one",
-);
-
-const running = {
-  out: option(z.string().optional(), "Output", "Run folder; default: a new one under ./runs"),
-  logEvery: option(count().default(50), "Output", "Steps between log lines"),
-  saveEvery: option(
-    z.number().int().nonnegative().default(500),
-    "Output",
-    "Steps between checkpoints; 0: only at the end",
-  ),
-  keep: option(count().default(2), "Output", "Checkpoints that are kept"),
-  resume: option(
-    z.string().optional(),
-    "Output",
-    "Go on from the newest checkpoint of --out, or from this FILE",
-  ),
-  dryRun: option(z.boolean().default(false), "Output", "Print parameters, FLOPs and bytes, then stop"),
-};
-
-const optimizing = (beta1: number, beta2: number) => ({
-  beta1: option(z.number().min(0).lt(1).default(beta1), "Optimizer", "AdamW's first decay"),
-  beta2: option(z.number().min(0).lt(1).default(beta2), "Optimizer", "AdamW's second decay"),
-  weightDecay: option(amount().default(0), "Optimizer", "AdamW's weight decay"),
-  clip: option(amount().default(1), "Optimizer", "Largest global norm of the gradients; 0: no clipping"),
-  warmup: option(z.number().int().nonnegative().default(20), "Optimizer", "Steps of linear warm-up", "steps"),
-  lrEnd: option(
-    z.number().min(0).max(1).default(0.1),
-    "Optimizer",
-    "Share of the rate that is left at the end",
-  ),
-});
+import {
+  amount,
+  badImage,
+  count,
+  encoder,
+  general,
+  imageSize,
+  lpips,
+  optimizing,
+  option,
+  running,
+  sampling,
+  three,
+  tokenizer,
+} from "./options.ts";
 
 export const alignConfig = z.strictObject({
   preset: option(
@@ -161,10 +75,11 @@ export const alignConfig = z.strictObject({
   ),
   wL1: option(amount().default(1), "Losses", "Weight of the L1 loss"),
   perceptual: option(
-    z.enum(["encoder", "none"]).default("encoder"),
+    z.enum(["lpips", "encoder", "none"]).default("encoder"),
     "Losses",
-    "Perceptual loss: distance of the frozen encoder's features, or none",
+    "Perceptual loss: LPIPS-VGG [N], the distance of the frozen encoder's features, or none",
   ),
+  lpips,
   wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
   wSemantic: option(
     amount().default(0.4),
@@ -242,23 +157,6 @@ export const trainDitConfig = z.strictObject({
 });
 export type TrainDitConfig = z.infer<typeof trainDitConfig>;
 
-const sampling = {
-  cfg: option(z.number().default(4), "Sampling", "Guidance weight; 1: none"),
-  cfgInterval: option(
-    z.array(z.number().min(0).max(1)).length(2).default([0.1, 1]),
-    "Sampling",
-    "Times between which guidance acts (0 noise, 1 data)",
-  ),
-  cfgChannels: option(
-    z.union([z.literal("all"), count()]).default("all"),
-    "Sampling",
-    "How many channels are guided; LightningDiT: 3",
-  ),
-  sampler: option(z.enum(["euler", "heun"]).default("euler"), "Sampling", "Method of integration"),
-  steps: option(count().default(20), "Sampling", "Steps of integration; LightningDiT: 250"),
-  shift: option(z.number().positive().default(1), "Sampling", "Time shift s; LightningDiT: 0.3"),
-};
-
 export const sampleConfig = z.strictObject({
   model: option(
     z.string().optional(),
@@ -331,10 +229,30 @@ export const featuresConfig = z.strictObject({
 });
 export type FeaturesConfig = z.infer<typeof featuresConfig>;
 
-export const METRICS = ["psnr", "ssim", "probe", "knn", "fd-encoder", "classes"] as const;
+export const METRICS = [
+  "psnr",
+  "ssim",
+  "lpips",
+  "rfid",
+  "probe",
+  "knn",
+  "classes",
+  "fd-encoder",
+  "fid",
+  "sfid",
+  "is",
+  "kid",
+  "precision",
+  "recall",
+] as const;
+export type Metric = (typeof METRICS)[number];
 
 export const evalConfig = z.strictObject({
-  real: option(z.string().optional(), "Data", "Folder or NPZ of real images; default: generated shapes"),
+  real: option(
+    z.string().optional(),
+    "Data",
+    "Folder or NPZ of real images, or NPZ of their statistics; default: generated shapes",
+  ),
   fake: option(z.string().optional(), "Data", "Folder or NPZ of images to score against them"),
   tokenizer: option(z.string().optional(), "Data", "Score a tokenizer: reconstruction and probes"),
   model: option(
@@ -343,12 +261,29 @@ export const evalConfig = z.strictObject({
     "Score a diffusion model: sample, then score; default: the newest run that has one",
   ),
   data: option(z.string().optional(), "Data", "Images for --tokenizer; default: generated shapes"),
-  num: option(count().default(200), "Data", "Images of each set"),
-  metrics: option(
-    z.array(z.enum(METRICS)).default([...METRICS]),
-    "Metrics",
-    "Which scores, where they apply",
+  num: option(count().default(200), "Data", "Images that are sampled or generated"),
+  imageSize: option(
+    count().optional(),
+    "Data",
+    "Side at which images are compared; default: the NPZ's, the tokenizer's, or that of the first image",
+    "pixels",
   ),
+  metrics: option(
+    z.array(z.enum(METRICS)).min(1).optional(),
+    "Metrics",
+    `Which of ${METRICS.join(", ")}; default: all that apply`,
+  ),
+  inception: option(
+    z.string().optional(),
+    "Metrics",
+    "Inception-v3's weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+  ),
+  inceptionInput: option(
+    z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
+    "Metrics",
+    "Resizing and scaling before Inception: pytorch-fid's, or TensorFlow 1's as in ADM's evaluator",
+  ),
+  lpips,
   ...encoder,
   out: option(z.string().optional(), "Output", "Folder for metrics.json; default: a new one under ./runs"),
   batchSize: option(count().default(50), "Metrics", "Images at a time"),

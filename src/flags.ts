@@ -3,7 +3,7 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { z } from "zod";
-import { about } from "./config.ts";
+import { about } from "./options.ts";
 import { PRESETS } from "./presets.ts";
 import { UsageError } from "./errors.ts";
 

@@ -37,11 +37,13 @@ export class Conv2d {
   constructor(
     readonly inChannels: number,
     readonly outChannels: number,
-    readonly kernelSize: number,
+    /** Side, or [height, width]. */
+    readonly kernelSize: number | readonly [number, number],
     readonly options: ConvOptions = {},
     bias = true,
   ) {
-    this.weight = zeros([outChannels, kernelSize, kernelSize, inChannels], "conv.weight");
+    const [KH, KW] = typeof kernelSize === "number" ? [kernelSize, kernelSize] : kernelSize;
+    this.weight = zeros([outChannels, KH, KW, inChannels], "conv.weight");
     channelsLast.add(this.weight);
     if (bias) this.bias = zeros([outChannels], "conv.bias");
   }

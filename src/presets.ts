@@ -18,6 +18,7 @@ export const PRESETS: Record<string, Record<string, unknown>> = {
     lr: [1e-4, 1e-4, 1e-4],
     encoderLr: 0.1,
     ema: 0.9999,
+    perceptual: "lpips",
     wPerceptual: 1,
     wGan: 0.5,
     wSemantic: 1,

@@ -9,8 +9,10 @@ import { grid, writePng } from "../src/io/image.ts";
 import { writeReport } from "../src/io/report.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import { part } from "../src/io/source.ts";
+import { LpipsScore } from "../src/metrics/perceptual.ts";
 import { scoreLatents, scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { Discriminator } from "../src/models/discriminator.ts";
+import { Lpips, LPIPS_FILES, openLpips } from "../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import { countParameters, Initializer } from "../src/nn.ts";
 import { runAlignment } from "../src/train/align.ts";
@@ -30,6 +32,13 @@ export const align = command({
   ],
   async run(config, { log, line, stopping }) {
     const c = config;
+    const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
+    if (byLpips && c.lpips === undefined && !c.dryRun) {
+      throw new UsageError(
+        `Cannot compute the perceptual loss: --perceptual lpips needs --lpips FILES (${LPIPS_FILES}); ` +
+          `or choose --perceptual encoder`,
+      );
+    }
     const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
     await openAdapter(c, log);
@@ -55,7 +64,12 @@ export const align = command({
     const discriminator = adversarial
       ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
       : undefined;
-    const alignment = new Alignment(tokenizer, discriminator);
+    const lpips = c.lpips !== undefined && !c.dryRun
+      ? await openLpips(c.lpips)
+      : byLpips
+      ? new Lpips()
+      : undefined;
+    const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined);
     const stages = stagesOf(c, adversarial);
     const options = {
       batchSize: c.batchSize,
@@ -69,6 +83,7 @@ export const align = command({
       adapter: countParameters(tokenizer.adapter),
       decoder: countParameters(tokenizer.decoder) + countParameters(tokenizer.post_quant_conv),
       ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),
+      ...(alignment.lpips ? { lpips: countParameters(alignment.lpips) } : {}),
     };
     if (c.dryRun) {
       const plans = stages.map((stage) => {
@@ -116,12 +131,15 @@ export const align = command({
       const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));
       const evaluateStage = async (stage: Stage, index: number) => {
         const shown: Uint8Array[][] = [];
+        const batch = { size: c.imageSize, batchSize: Math.min(32, heldOut.length) };
+        const pair = lpips && await LpipsScore.open(lpips, batch);
         const scores = await scoreReconstruction(
           tokenizer,
           heldOut,
-          { size: c.imageSize, batchSize: Math.min(32, heldOut.length) },
+          { ...batch, pairs: pair ? [pair] : [] },
           (i, a, b) => void (i < 20 && shown.push([a.slice(), b.slice()])),
         );
+        pair?.destroy();
         metrics[stage.name] = { ...scores };
         if (heldOut.classes.length > 1 && c.data === undefined) {
           Object.assign(
@@ -202,7 +220,7 @@ export const align = command({
 function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
   const losses = {
     l1: c.wL1,
-    perceptual: c.perceptual === "encoder" ? c.wPerceptual : 0,
+    perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,
     gan: adversarial ? c.wGan : 0,
     semantic: 0,
   };

@@ -133,6 +133,7 @@ const FREE = new Set([
   "data",
   "encoder",
   "download",
+  "lpips",
   "badImage",
 ]);
 

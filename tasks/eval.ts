@@ -4,23 +4,30 @@ import { join } from "@std/path";
 import { noGrad } from "../src/autograd.ts";
 import { evalConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { capture, type Program } from "../src/gpu/program.ts";
+import { capture } from "../src/gpu/program.ts";
+import { Folder } from "../src/io/dataset.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
-import { openNpz } from "../src/io/npz.ts";
-import { toFloat } from "../src/io/image.ts";
+import { readImage } from "../src/io/image.ts";
+import { writeNpz } from "../src/io/npz.ts";
+import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
 import { sideOf } from "../src/io/preprocess.ts";
 import { Shapes } from "../src/io/shapes.ts";
-import type { ImageSource } from "../src/io/source.ts";
+import { halves, type ImageSource } from "../src/io/source.ts";
 import { type Features, frechet, gaussian } from "../src/metrics/frechet.ts";
-import { collect } from "../src/metrics/infer.ts";
+import { InceptionEye, ReconstructionFrechet } from "../src/metrics/inception.ts";
+import { collect, type ImageProgram } from "../src/metrics/infer.ts";
 import { JUDGE_SIZE, loadJudge } from "../src/metrics/judge.ts";
+import { LpipsScore } from "../src/metrics/perceptual.ts";
 import { accuracy, nearest, predict, trainProbe } from "../src/metrics/probe.ts";
+import { compareSets, type ImageSet, obstacle, type SetMetric } from "../src/metrics/sets.ts";
 import { scoreLatents, scoreReconstruction } from "../src/metrics/tokenizer.ts";
+import { INCEPTION_SIDE, openInception } from "../src/models/inception.ts";
+import { openLpips } from "../src/models/lpips.ts";
 import { Encoder } from "../src/models/tokenizer.ts";
 import { Vit } from "../src/models/vit.ts";
 import { mean } from "../src/ops/reduce.ts";
 import { input, type Tensor } from "../src/tensor.ts";
-import { openDit, openTokenizer } from "../src/train/artifacts.ts";
+import { openGenerator, openTokenizer } from "../src/train/artifacts.ts";
 import { generate } from "../src/train/generate.ts";
 import {
   chosenEncoder,
@@ -32,6 +39,7 @@ import {
   runFolder,
   SEEDS,
 } from "./command.ts";
+import { type Chosen, chosenMetrics } from "./metrics.ts";
 import { samplingOf } from "./sample.ts";
 
 type Config = typeof evalConfig._output;
@@ -41,163 +49,228 @@ export const evaluate = command({
   name: "eval",
   purpose: "Score a tokenizer, a diffusion model, or two sets of images",
   schema: evalConfig,
-  examples: ["tok eval", "tok eval --tokenizer runs/photos --data photos"],
+  examples: [
+    "tok eval --tokenizer runs/photos --data photos --lpips vgg16-397923af.pth,vgg.pth",
+    "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
+  ],
   async run(c, context) {
     const { log } = context;
     if ([c.fake, c.tokenizer, c.model].filter((v) => v !== undefined).length > 1) {
       throw new UsageError("Cannot score several things at once: give one of --fake, --tokenizer, --model");
     }
-    const model = c.fake === undefined && c.tokenizer === undefined
-      ? inputRun(c.model, "model", log)
-      : undefined;
+    const subject = c.fake !== undefined ? "sets" : c.tokenizer !== undefined ? "tokenizer" : "model";
+    const metrics = chosenMetrics(c, subject);
+    const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     await openAdapter(c, log);
     const out = runFolder(c.out, "eval");
-    makeFolder(out);
     const scores = c.tokenizer !== undefined
-      ? await scoreTokenizer(c, c.tokenizer, context)
+      ? await scoreTokenizer(c, metrics, c.tokenizer, context)
       : model !== undefined
-      ? await scoreModel(c, model, context)
-      : await scoreSets(c, await setOf(c.real, c, context), await setOf(c.fake, c, context), {}, context);
+      ? await scoreModel(c, metrics, model, out, context)
+      : await scoreSets(
+        c,
+        metrics,
+        await setOf(c.real, c, context),
+        await setOf(c.fake, c, context),
+        context,
+      );
     for (const [name, value] of Object.entries(scores)) {
       log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
     }
+    makeFolder(out);
     writeJson(join(out, "metrics.json"), scores);
     log.line(`scores: ${join(out, "metrics.json")}`);
     return { out, ...scores };
   },
 });
 
-async function scoreTokenizer(c: Config, run: string, { log }: Context): Promise<Scores> {
+async function scoreTokenizer(c: Config, metrics: Chosen, run: string, { log }: Context): Promise<Scores> {
   const tokenizer = await openTokenizer(run);
-  const size = tokenizer.config.image_size;
+  const size = c.imageSize ?? tokenizer.config.image_size;
   const source = await imageSource(c.data, { length: c.num, seed: SEEDS.heldOut }, c.badImage, log);
+  const labelled = source.classes.length > 1;
+  metrics.exclude(["probe", "knn"], !labelled && `the images in "${c.data}" have no classes`);
   const scores: Scores = {};
   const batchSize = Math.min(c.batchSize, source.length);
-  if (wants(c, "psnr", "ssim")) {
-    Object.assign(scores, await scoreReconstruction(tokenizer, source, { size, batchSize }));
+  if (metrics.any("psnr", "ssim", "lpips", "rfid")) {
+    const eye = metrics.any("rfid")
+      ? await InceptionEye.open(await openInception(c.inception ?? ""), {
+        size,
+        batchSize,
+        input: c.inceptionInput,
+        questions: ["moments"],
+      })
+      : undefined;
+    const lpips = metrics.any("lpips")
+      ? await LpipsScore.open(await openLpips(c.lpips ?? []), { size, batchSize })
+      : undefined;
+    if (eye) warnFew(source.length, log);
+    const all = await scoreReconstruction(tokenizer, source, {
+      size,
+      batchSize,
+      pairs: [...lpips ? [lpips] : [], ...eye ? [new ReconstructionFrechet(eye)] : []],
+    });
+    eye?.destroy();
+    lpips?.destroy();
+    const unasked = (["psnr", "ssim"] as const).filter((name) => !metrics.any(name));
+    Object.assign(scores, all);
+    for (const name of unasked) delete scores[name];
   }
-  if (wants(c, "probe", "knn") && source.classes.length > 1) {
+  if (metrics.any("probe", "knn")) {
     const [train, test] = c.data === undefined ? [new Shapes(2000, SEEDS.probe), source] : halves(source);
-    Object.assign(scores, await scoreLatents(tokenizer, train, test, { size, batchSize }));
+    const all = await scoreLatents(tokenizer, train, test, { size, batchSize });
+    for (const name of ["probe", "knn"] as const) if (metrics.any(name)) scores[name] = all[name];
   }
   return scores;
 }
 
-/** Samples from a model, at the guidance asked for, against held-out images. */
-async function scoreModel(c: Config, run: string, context: Context): Promise<Scores> {
+/** Samples from a model, at the guidance asked for, against held-out images. The samples stay in the run. */
+async function scoreModel(
+  c: Config,
+  metrics: Chosen,
+  run: string,
+  out: string,
+  context: Context,
+): Promise<Scores> {
   const { log } = context;
-  const model = await openDit(run);
-  const tokenizer = await openTokenizer(model.config.tokenizer);
-  const size = tokenizer.config.image_size, count = model.config.classes.length;
-  const labels = Array.from({ length: c.num }, (_, i) => i % count);
+  const { model, tokenizer } = await openGenerator(run);
+  const size = tokenizer.config.image_size, { classes } = model.config;
+  const known = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
+  metrics.exclude(
+    ["classes", "probe", "knn"],
+    !known && "they need a model of the generated shapes, and no --real",
+  );
+  const real = await setOf(c.real, c, context); // before the samples, which take long
+  const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
-  const pixels: Float32Array[] = [];
-  for await (
-    const s of generate(model, tokenizer, {
-      ...samplingOf(c),
-      labels,
-      onProgress: (n) => progress.update(n),
-    })
-  ) pixels.push(s.pixels);
+  async function* samples() {
+    const options = { ...samplingOf(c), labels, onProgress: (n: number) => progress.update(n) };
+    for await (const { image } of generate(model, tokenizer, options)) yield image;
+  }
+  makeFolder(out);
+  const path = join(out, "samples.npz");
+  await writeNpz(path, [
+    { name: "arr_0", shape: [c.num, size, size, 3], data: samples() },
+    { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
+  ]);
   progress.end();
-  const fake: ImageSource = {
-    length: pixels.length,
-    classes: model.config.classes,
-    label: (i) => labels[i] as number,
-    name: String,
-    image: (i) => toFloat(quantised(pixels[i] as Float32Array)),
-  };
-  const real = await setOf(c.real, c, context);
-  return await scoreSets(c, real, fake, { size, labelled: true }, context);
+  log.line(`samples: ${path}`);
+  return await scoreSets(c, metrics, real, await setOf(path, c, context), context);
 }
 
-/** Fréchet distance of features, and whether classes are recognised. */
+/** Distances of the sets, and whether classes are recognised. */
 async function scoreSets(
   c: Config,
+  metrics: Chosen,
+  real: ImageSet,
+  fake: ImageSet,
+  context: Context,
+): Promise<Scores> {
+  const { log } = context;
+  const byInception = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
+  for (const metric of byInception) metrics.exclude([metric], obstacle(metric, real, fake));
+  metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
+  const size = await sideOfSets(c, real, fake);
+  const scores: Scores = { n: fake.images?.length ?? 0 };
+  if (metrics.any("fd-encoder", "classes", "probe", "knn") && real.images && fake.images) {
+    Object.assign(scores, await scoreByEncoder(c, metrics, real.images, fake.images, size, context));
+  }
+  const asked = new Set<SetMetric>(byInception.filter((metric) => metrics.any(metric)));
+  if (asked.size === 0) return scores;
+  if (asked.has("fid")) {
+    for (const { images, pooled } of [real, fake]) if (images && !pooled) warnFew(images.length, log);
+  }
+  if (real.spatial && c.inceptionInput !== "adm") {
+    log.warn(
+      `the statistics in "${real.name}" are ADM's: --inception-input adm scores as its evaluator does`,
+    );
+  }
+  const inception = await openInception(c.inception ?? "");
+  const found = await compareSets(inception, real, fake, asked, {
+    size: size ?? INCEPTION_SIDE,
+    batchSize: c.batchSize,
+    input: c.inceptionInput,
+    seed: c.seed,
+    progress: (label, total, unit) => log.progress(label, total, unit),
+  });
+  return { ...scores, ...found };
+}
+
+/** The Frechet distance of an encoder's features, and what a probe on them says about classes. */
+async function scoreByEncoder(
+  c: Config,
+  metrics: Chosen,
   real: ImageSource,
   fake: ImageSource,
-  options: { size?: number; labelled?: boolean },
+  given: number | undefined,
   { log }: Context,
 ): Promise<Scores> {
   const encoder = await chosenEncoder(c, log);
   const { config, preprocessor } = encoder;
-  const size = options.size ?? sideOf(preprocessor) ?? config.image_size;
+  const own = sideOf(preprocessor) ?? config.image_size, size = given ?? own;
   const vit = new Vit(config);
   await encoder.load(vit);
   const seen = new Encoder(vit, preprocessor.mean, preprocessor.std);
-  const side = Math.max(1, Math.round(size / config.patch_size));
+  const side = Math.max(1, Math.round(own / config.patch_size));
   const program = await imageProgram(c, size, (x) => mean(seen.patches(x, side), [1]));
-  const scores: Scores = { n: fake.length };
-  const a = await collect(program, "y", real), b = await collect(program, "y", fake);
-  if (wants(c, "fd-encoder")) scores.fd_encoder = frechet(gaussian(a.features), gaussian(b.features));
-  if (wants(c, "classes") && options.labelled && c.real === undefined) {
+  const scores: Scores = {};
+  try {
+    const a = await collect(program, "y", real), b = await collect(program, "y", fake);
+    if (metrics.any("fd-encoder")) {
+      scores.fd_encoder = await frechet(gaussian(a.features), gaussian(b.features));
+    }
+    if (!metrics.any("classes", "probe", "knn")) return scores;
     const train = await collect(program, "y", new Shapes(2000, SEEDS.probe));
-    const probe = trainProbe(train.features, train.labels, fake.classes.length);
-    scores.class_agreement = accuracy(predict(probe, b.features), b.labels);
-    scores.probe = accuracy(predict(probe, a.features), a.labels);
-    if (wants(c, "knn")) scores.knn = accuracy(nearest(train.features, train.labels, a.features), a.labels);
-    if (size === JUDGE_SIZE) {
+    if (metrics.any("classes", "probe")) {
+      const probe = trainProbe(train.features, train.labels, fake.classes.length);
+      if (metrics.any("classes")) scores.class_agreement = accuracy(predict(probe, b.features), b.labels);
+      if (metrics.any("probe")) scores.probe = accuracy(predict(probe, a.features), a.labels);
+    }
+    if (metrics.any("knn")) {
+      scores.knn = accuracy(nearest(train.features, train.labels, a.features), a.labels);
+    }
+    if (metrics.any("classes") && size === JUDGE_SIZE) {
       const judge = await loadJudge();
       const judging = await imageProgram(c, size, (x) => judge.forward(x));
       const opinion = await collect(judging, "y", fake);
       scores.class_agreement_independent = accuracy(largest(opinion.features), b.labels);
       judging.destroy();
     }
+    return scores;
+  } finally {
+    program.destroy();
   }
-  program.destroy();
-  return scores;
 }
 
-function imageProgram(
-  c: Config,
-  size: number,
-  fn: (x: Tensor) => Tensor,
-): Promise<Program<{ x: Tensor }, { y: Tensor }>> {
+function imageProgram(c: Config, size: number, fn: (x: Tensor) => Tensor): Promise<ImageProgram<"y">> {
   const x = input([c.batchSize, size, size, 3], "f32", "images");
   return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) }))).prepare();
 }
 
-async function setOf(path: string | undefined, c: Config, { log }: Context): Promise<ImageSource> {
-  if (path === undefined || !path.endsWith(".npz")) {
-    return await imageSource(path, { length: Math.max(c.num, 500), seed: SEEDS.heldOut }, c.badImage, log);
+async function setOf(path: string | undefined, c: Config, { log }: Context): Promise<ImageSet> {
+  if (path?.endsWith(".npz")) return { name: path, ...await openNpzSet(path) };
+  const generated = { length: Math.max(c.num, 500), seed: SEEDS.heldOut };
+  return { name: path ?? "generated shapes", images: await imageSource(path, generated, c.badImage, log) };
+}
+
+/** The side at which images are compared; undefined where any will do. */
+async function sideOfSets(c: Config, real: ImageSet, fake: ImageSet): Promise<number | undefined> {
+  if (c.imageSize !== undefined) return c.imageSize;
+  for (const { images } of [fake, real]) if (images instanceof NpzImages) return images.side;
+  for (const { images } of [fake, real]) {
+    if (!(images instanceof Folder)) continue;
+    const { width, height } = await readImage(images.path(0));
+    return Math.min(width, height);
   }
-  const npz = await openNpz(path);
-  const images: Uint8Array[] = [];
-  for await (const row of npz.rows("arr_0")) images.push(row.slice());
-  const labels = npz.arrays.has("arr_1") ? await npz.read("arr_1") : new Float64Array(images.length);
-  return {
-    length: images.length,
-    classes: [...new Set(labels)].sort((a, b) => a - b).map(String),
-    label: (i) => labels[i] ?? 0,
-    name: String,
-    image(i, size) {
-      const image = images[i] as Uint8Array<ArrayBuffer>;
-      if (image.length !== size * size * 3) {
-        throw new UsageError(
-          `Cannot score "${path}": its images have ${image.length} bytes, ${size} x ${size} x 3 are needed`,
-        );
-      }
-      return toFloat(image);
-    },
-  };
+  return undefined;
 }
 
-const wants = (c: Config, ...names: Config["metrics"]) => names.some((name) => c.metrics.includes(name));
-
-/** Every second image to learn from, the others to test on. */
-function halves(source: ImageSource): [ImageSource, ImageSource] {
-  const half = (odd: number): ImageSource => ({
-    length: Math.floor((source.length + 1 - odd) / 2),
-    classes: source.classes,
-    label: (i) => source.label(2 * i + odd),
-    name: (i) => source.name(2 * i + odd),
-    image: (i, size) => source.image(2 * i + odd, size),
-  });
-  return [half(0), half(1)];
-}
-
-function quantised(pixels: Float32Array): Uint8Array<ArrayBuffer> {
-  return Uint8Array.from(pixels, (v) => Math.min(255, Math.max(0, Math.round((v + 1) * 127.5))));
+function warnFew(images: number, log: Context["log"]): void {
+  if (images <= 2048) {
+    log.warn(
+      `${images} images are few for 2048 features: such Frechet distances compare only at equal numbers`,
+    );
+  }
 }
 
 function largest({ data, rows, columns }: Features): Int32Array {

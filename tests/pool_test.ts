@@ -48,6 +48,11 @@ for (const [K, stride, padding] of [[2, 2, 0], [3, 2, 1], [3, 1, 1]] as const) {
       wrong: [[[1, 1, 2]]],
     });
     await checkOp({
+      op: (x) => averagePool(x, { ...options, countPadding: false }),
+      reference: window(K, stride, padding, (v) => v.reduce((s, a) => s + a, 0) / v.length),
+      shapes,
+    });
+    await checkOp({
       op: (x) => maxPool(x, options),
       reference: window(K, stride, padding, (v) => Math.max(...v)),
       shapes,

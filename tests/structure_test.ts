@@ -30,7 +30,7 @@ function imports(path: string): string[] {
 
 /** The layers, lowest first; a file may import its own layer and lower ones. */
 const LAYERS: [RegExp, number][] = [
-  [/^src\/(errors|config|philox|presets)\.ts$|^kernels\/|^src\/types\//, 0],
+  [/^src\/(errors|config|options|philox|presets)\.ts$|^kernels\/|^src\/types\//, 0],
   [/^src\/flags\.ts$/, 0],
   [/^src\/gpu\//, 1],
   [/^src\/tensor\.ts$/, 2],

@@ -66,3 +66,15 @@ export function part(source: ImageSource, from: number, to: number): ImageSource
     image: (i, size) => source.image(from + i, size),
   };
 }
+
+/** Every second image to learn from, the others to test on. */
+export function halves(source: ImageSource): [ImageSource, ImageSource] {
+  const half = (odd: number): ImageSource => ({
+    length: Math.floor((source.length + 1 - odd) / 2),
+    classes: source.classes,
+    label: (i) => source.label(2 * i + odd),
+    name: (i) => source.name(2 * i + odd),
+    image: (i, size) => source.image(2 * i + odd, size),
+  });
+  return [half(0), half(1)];
+}

@@ -1,9 +1,13 @@
 // Running a captured program over any number of images: fixed batches, the last one padded, results cut to what is real.
+// The next batch is made and runs while the caller looks at the latest one.
 
 import type { Program } from "../gpu/program.ts";
-import { gather, type ImageSource } from "../io/source.ts";
+import { type Batch, gather, type ImageSource } from "../io/source.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Features } from "./frechet.ts";
+
+/** A program over images `x` [B,S,S,3] in -1..1. */
+export type ImageProgram<K extends string> = Program<{ x: Tensor }, Record<K, Tensor>>;
 
 /** What one batch gave: `count` real images, their indices, pixels and labels, and the outputs asked for. */
 export interface Inferred<K extends string> {
@@ -14,46 +18,94 @@ export interface Inferred<K extends string> {
   outputs: Record<K, Float32Array>;
 }
 
-/** Feeds images 0..n-1 of a source to a program with the input `x` [B,S,S,3]; yields batch by batch. */
+/** Feeds images 0..n-1 of a source to a program; yields batch by batch. */
 export async function* infer<K extends string>(
-  program: Program<{ x: Tensor }, Record<K, Tensor>>,
+  program: ImageProgram<K>,
   source: ImageSource,
   n: number = source.length,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
-  for (let first = 0; first < n; first += B) {
-    const count = Math.min(B, n - first);
-    const indices = Array.from({ length: B }, (_, i) => first + Math.min(i, count - 1));
-    const batch = await gather(source, indices, S);
+  const start = async (first: number): Promise<Batch | undefined> => {
+    if (first >= n) return undefined;
+    const batch = await gather(source, Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1)), S);
     program.run({ x: batch.images });
-    const outputs = {} as Record<K, Float32Array>;
-    for (const [name, tensor] of Object.entries(program.outputs) as [K, Tensor][]) {
-      const all = await program.read(tensor);
-      outputs[name] = all.subarray(0, all.length / B * count);
-    }
-    const pixels = batch.images.subarray(0, count * S * S * 3);
-    yield { first, count, images: pixels, labels: batch.labels.subarray(0, count), outputs };
+    return batch;
+  };
+  let batch = await start(0);
+  for (let first = 0; batch; first += B) {
+    const count = Math.min(B, n - first), { images, labels } = batch;
+    const outputs = await readOutputs(program, count);
+    const next = start(first + B);
+    next.catch(() => {}); // reported when its turn comes, if it does
+    yield {
+      first,
+      count,
+      images: images.subarray(0, count * S * S * 3),
+      labels: labels.subarray(0, count),
+      outputs,
+    };
+    batch = await next;
   }
+}
+
+/** Feeds images that are at hand, [n,S,S,3]; yields the outputs of batch after batch. */
+export async function* inferImages<K extends string>(
+  program: ImageProgram<K>,
+  images: Float32Array,
+): AsyncGenerator<Record<K, Float32Array>> {
+  const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
+  for (let at = 0; at < images.length; at += size) {
+    const part = images.subarray(at, at + size), x = new Float32Array(size);
+    x.set(part);
+    program.run({ x });
+    yield await readOutputs(program, part.length / each);
+  }
+}
+
+async function readOutputs<K extends string>(
+  program: ImageProgram<K>,
+  count: number,
+): Promise<Record<K, Float32Array>> {
+  const B = program.inputs.x.dim(0);
+  const outputs = {} as Record<K, Float32Array>;
+  for (const [name, tensor] of Object.entries(program.outputs) as [K, Tensor][]) {
+    const all = await program.read(tensor);
+    outputs[name] = all.subarray(0, all.length / B * count);
+  }
+  return outputs;
 }
 
 /** One output over all images as rows of features, and the labels. */
 export async function collect<K extends string>(
-  program: Program<{ x: Tensor }, Record<K, Tensor>>,
+  program: ImageProgram<K>,
   output: K,
   source: ImageSource,
   n: number = source.length,
 ): Promise<{ features: Features; labels: Uint32Array }> {
-  const parts: Float32Array[] = [];
+  const rows = new Rows();
   const labels = new Uint32Array(n);
   for await (const batch of infer(program, source, n)) {
-    parts.push(batch.outputs[output]);
+    rows.add(batch.outputs[output]);
     labels.set(batch.labels, batch.first);
   }
-  const data = new Float32Array(parts.reduce((sum, p) => sum + p.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    data.set(part, at);
-    at += part.length;
+  return { features: rows.features(n), labels };
+}
+
+/** Rows that come bit by bit, as one array. */
+export class Rows {
+  readonly #parts: Float32Array[] = [];
+
+  add(part: Float32Array): void {
+    this.#parts.push(part);
   }
-  return { features: { data, rows: n, columns: data.length / n }, labels };
+
+  features(rows: number): Features {
+    const data = new Float32Array(this.#parts.reduce((sum, p) => sum + p.length, 0));
+    let at = 0;
+    for (let part = this.#parts.shift(); part; part = this.#parts.shift()) {
+      data.set(part, at);
+      at += part.length;
+    }
+    return { data, rows, columns: data.length / rows };
+  }
 }

@@ -2,7 +2,7 @@
 // still know about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
 
 import { capture } from "../gpu/program.ts";
-import { toBytes } from "../io/image.ts";
+import { toBytes, toFloat } from "../io/image.ts";
 import type { ImageSource } from "../io/source.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { noGrad } from "../autograd.ts";
@@ -16,6 +16,13 @@ export interface ReconstructionScores {
   ssim: number;
   mse: number;
   n: number;
+}
+
+/** A score of reconstructions that takes more than bytes: both images in -1..1, as files would hold them. */
+export interface PairScore {
+  /** Adds originals and their reconstructions, [n,S,S,3] each. */
+  add(originals: Float32Array, made: Float32Array): Promise<void>;
+  scores(): Promise<Record<string, number>>;
 }
 
 /** A prepared program x -> latent z. */
@@ -40,18 +47,22 @@ export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, s
   ).prepare();
 }
 
-/** Reconstructs `n` images. @param visit gets each image and its reconstruction as bytes */
+/**
+ * Reconstructs `n` images.
+ * @param options.pairs more scores of them; theirs are added to the result
+ * @param visit gets each image and its reconstruction as bytes
+ */
 export async function scoreReconstruction(
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { size: number; batchSize: number; n?: number },
+  options: { size: number; batchSize: number; n?: number; pairs?: readonly PairScore[] },
   visit?: (
     index: number,
     original: Uint8Array<ArrayBuffer>,
     reconstruction: Uint8Array<ArrayBuffer>,
   ) => void | Promise<void>,
-): Promise<ReconstructionScores> {
-  const { size, batchSize, n = source.length } = options;
+): Promise<ReconstructionScores & Record<string, number>> {
+  const { size, batchSize, n = source.length, pairs = [] } = options;
   const program = await tokenizerProgram(tokenizer, batchSize, size);
   const sums = { psnr: 0, ssim: 0, mse: 0 };
   try {
@@ -66,11 +77,15 @@ export async function scoreReconstruction(
         sums.mse += mse(a, b) / n;
         await visit?.(first + i, a, b);
       }
+      const reconstruction = pairs.length ? toFloat(made) : undefined;
+      for (const pair of pairs) if (reconstruction) await pair.add(images, reconstruction);
     }
   } finally {
     program.destroy();
   }
-  return { ...sums, n };
+  const more: Record<string, number> = {};
+  for (const pair of pairs) Object.assign(more, await pair.scores());
+  return { ...sums, ...more, n };
 }
 
 /** Accuracy of a linear probe and of nearest neighbours on latents. */

@@ -5,6 +5,8 @@ import { countParameters } from "../nn.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";
+import { inceptionParameters } from "./inception.ts";
+import { Lpips } from "./lpips.ts";
 import { Vit } from "./vit.ts";
 import { architectureOf } from "./vit_families.ts";
 
@@ -99,6 +101,14 @@ export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
   ["sd-vae", {
     about: "Stable Diffusion's autoencoder, f8d4: encoder and decoder",
     parameters: () => countParameters(new Autoencoder(AUTOENCODER_SIZES["sd-vae"])),
+  }],
+  ["lpips-vgg", {
+    about: "LPIPS-VGG: VGG-16's convolutions and the linear layers",
+    parameters: () => countParameters(new Lpips()),
+  }],
+  ["inception", {
+    about: "Inception-v3 of the Frechet distance, 1008 classes",
+    parameters: () => inceptionParameters(),
   }],
   ...lightningDit(),
 ]);

@@ -44,17 +44,24 @@ export interface PoolOptions {
   padding?: number;
 }
 
-/** Mean over windows of [B,H,W,C]. */
-export function averagePool(x: Tensor, options: PoolOptions): Tensor {
-  return pool(x, options, 0);
+/**
+ * Mean over windows of [B,H,W,C].
+ * @param options.countPadding whether a window's cells around the map count (true); TensorFlow's mean leaves them out
+ */
+export function averagePool(x: Tensor, options: PoolOptions & { countPadding?: boolean }): Tensor {
+  return pool(x, options, { MAX: 0, COUNT_PADDING: options.countPadding === false ? 0 : 1 });
 }
 
 /** Maximum over windows of [B,H,W,C]. */
 export function maxPool(x: Tensor, options: PoolOptions): Tensor {
-  return pool(x, options, 1);
+  return pool(x, options, { MAX: 1 });
 }
 
-function pool(x: Tensor, { kernel: K, stride = K, padding = 0 }: PoolOptions, MAX: 0 | 1): Tensor {
+function pool(
+  x: Tensor,
+  { kernel: K, stride = K, padding = 0 }: PoolOptions,
+  switches: Record<string, number>,
+): Tensor {
   check(x.rank === 4, "pool", "it must be [B,H,W,C]", x);
   const [B, H, W, C] = x.shape as [number, number, number, number];
   const side = (n: number) => Math.floor((n + 2 * padding - K) / stride) + 1;
@@ -69,11 +76,11 @@ function pool(x: Tensor, { kernel: K, stride = K, padding = 0 }: PoolOptions, MA
   const y = empty([B, Ho, Wo, C]);
   const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
   const forward = { ...params, count: y.size / width };
-  kernel(text, "pool", { MAX }).launch({ x, y }, forward, over(forward.count), { flops: K * K * y.size });
+  kernel(text, "pool", switches).launch({ x, y }, forward, over(forward.count), { flops: K * K * y.size });
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
     const backward = { ...params, count: x.size / width };
-    kernel(text, "pool_backward", { MAX }).launch({ x, dy, y: dx }, backward, over(backward.count), {
+    kernel(text, "pool_backward", switches).launch({ x, dy, y: dx }, backward, over(backward.count), {
       flops: K * K * y.size,
     });
     return [dx];

@@ -9,6 +9,8 @@ export interface ResizeOptions {
   filter: "bilinear" | "bicubic";
   /** Widen the filter when shrinking. */
   antialias?: boolean;
+  /** Pixels lie at whole numbers and not half a pixel further, as in TensorFlow 1; bilinear without antialias only. */
+  corners?: boolean;
   /**
    * Input positions that an output position spans, vertically and horizontally, where that is not the ratio of the sizes:
    * the inverse of PyTorch's scale_factor.
@@ -57,7 +59,7 @@ function along(
 export function resizeTable(
   n: number,
   size: number,
-  { filter, antialias = false }: ResizeOptions,
+  { filter, antialias = false, corners = false }: ResizeOptions,
   scale = n / size,
 ): Float32Array {
   const table = new Float64Array(size * n);
@@ -80,7 +82,7 @@ export function resizeTable(
       for (let j = first; j < end; j++) table[i * n + j] = weight((j + 0.5 - centre) / stretch) / sum;
     } else {
       // Outside the map the border repeats; bilinear does not look left of the first centre.
-      const at = filter === "bilinear" ? Math.max(0, centre - 0.5) : centre - 0.5;
+      const at = corners ? scale * i : filter === "bilinear" ? Math.max(0, centre - 0.5) : centre - 0.5;
       const base = Math.floor(at), reach = filter === "bilinear" ? [0, 1] : [-1, 0, 1, 2];
       for (const r of reach) {
         const j = Math.min(Math.max(base + r, 0), n - 1);

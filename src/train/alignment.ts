@@ -7,13 +7,22 @@ import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
+import type { Lpips } from "../models/lpips.ts";
 import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
 import { Vit } from "../models/vit.ts";
 import { ParameterSet, state } from "../nn.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
 import { input, readTensor, type Tensor, variable } from "../tensor.ts";
-import { adaptiveWeight, cosineDistance, discriminatorLoss, generatorLoss, l1, l2 } from "./losses.ts";
+import {
+  adaptiveWeight,
+  cosineDistance,
+  discriminatorLoss,
+  generatorLoss,
+  l1,
+  l2,
+  lpipsLoss,
+} from "./losses.ts";
 import { Optimizer } from "./optimizer.ts";
 
 type Part = "encoder" | "adapter" | "decoder";
@@ -63,7 +72,12 @@ export class Alignment {
   readonly sets: Record<Part | "anchor" | "reference", ParameterSet> & { discriminator?: ParameterSet };
   readonly #reference: Encoder;
 
-  constructor(readonly tokenizer: Tokenizer, discriminator: Discriminator | undefined) {
+  /** @param lpips the perceptual loss; the distance of the reference's features where there is none */
+  constructor(
+    readonly tokenizer: Tokenizer,
+    discriminator: Discriminator | undefined,
+    readonly lpips?: Lpips,
+  ) {
     const { config } = tokenizer;
     this.reference = new Vit(config.encoder);
     this.#reference = new Encoder(this.reference, config.image_mean, config.image_std);
@@ -112,6 +126,11 @@ export class Alignment {
         part ? [...state(part)].map(([key, tensor]) => [`${name}.${key}`, tensor] as const) : []
       ),
     );
+  }
+
+  /** How different `y` looks from `x`, whose patch tokens of the frozen encoder are `frozen`. */
+  perceptual(y: Tensor, x: Tensor, frozen: Tensor): Tensor {
+    return this.lpips ? lpipsLoss(this.lpips, y, x) : l2(this.frozenFeatures(y), frozen);
   }
 
   /** Patch tokens of the frozen encoder on the latent's grid. */
@@ -213,7 +232,7 @@ export class StageRun {
     const parts: Record<(typeof METERS)[number], Tensor> = {
       loss: zero,
       l1: l1(y, x),
-      perceptual: losses.perceptual > 0 ? l2(alignment.frozenFeatures(y), frozen) : zero,
+      perceptual: losses.perceptual > 0 ? alignment.perceptual(y, x, frozen) : zero,
       semantic: zero,
       gan: zero,
       gan_weight: zero,

@@ -1,7 +1,8 @@
 // Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference).
 
-import { gradOf } from "../autograd.ts";
+import { gradOf, noGrad } from "../autograd.ts";
 import type { Discriminator } from "../models/discriminator.ts";
+import type { Lpips } from "../models/lpips.ts";
 import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, total } from "../ops/reduce.ts";
@@ -22,6 +23,10 @@ export function cosineDistance(a: Tensor, b: Tensor): Tensor {
   const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
   return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
 }
+
+/** mean LPIPS of images from their originals, which get no gradient */
+export const lpipsLoss = (lpips: Lpips, y: Tensor, original: Tensor): Tensor =>
+  mean(lpips.compare(noGrad(() => lpips.describe(original)), lpips.describe(y)));
 
 /** Hinge loss of the generator: -mean D(fake). */
 export const generatorLoss = (fake: Tensor): Tensor => neg(mean(fake));

@@ -1,0 +1,140 @@
+// A set of images as Inception sees it: the moments of its features, the features themselves, the Inception score; only
+// what is asked for is computed and kept, so that a Frechet distance of 50,000 images needs no more memory than one of 50.
+
+import { noGrad } from "../autograd.ts";
+import { device } from "../gpu/device.ts";
+import { capture } from "../gpu/program.ts";
+import type { ImageSource } from "../io/source.ts";
+import type { Inception, InceptionInput, InceptionOutput } from "../models/inception.ts";
+import { input } from "../tensor.ts";
+import { InceptionScore } from "./fidelity.ts";
+import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
+import { type ImageProgram, infer, inferImages, Rows } from "./infer.ts";
+import type { PairScore } from "./tokenizer.ts";
+
+/** What may be asked about a set. */
+export type Question = "moments" | "spatial" | "features" | "score";
+
+/** The answers; each is there when it was asked for. */
+export interface InceptionView {
+  /** Of pooled features. */
+  moments?: Gaussian;
+  /** Of spatial features. */
+  spatial?: Gaussian;
+  /** Pooled ones [n, 2048]. */
+  features?: Features;
+  /** The Inception score. */
+  score?: number;
+}
+
+/** Bytes of the largest map that one image needs, [147,147,64]. */
+const LARGEST_MAP = 4 * 147 * 147 * 64;
+
+const OUTPUT: Record<Question, InceptionOutput> = {
+  moments: "pooled",
+  features: "pooled",
+  spatial: "spatial",
+  score: "logits",
+};
+
+/** Inception made ready for images of one size and some questions. */
+export class InceptionEye {
+  private constructor(
+    private readonly program: ImageProgram<InceptionOutput>,
+    readonly questions: readonly Question[],
+  ) {}
+
+  /** @param options.batchSize at most; smaller where the device binds less */
+  static async open(
+    inception: Inception,
+    options: { size: number; batchSize: number; input: InceptionInput; questions: readonly Question[] },
+  ): Promise<InceptionEye> {
+    const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
+    const B = Math.max(1, Math.min(options.batchSize, most));
+    const wanted = [...new Set(options.questions.map((q) => OUTPUT[q]))];
+    const x = input([B, options.size, options.size, 3], "f32", "images");
+    const program = await capture("inception", { x }, ({ x }) =>
+      noGrad(() => {
+        const all = inception.forward(x, options.input);
+        return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
+      })).prepare();
+    return new InceptionEye(program, options.questions);
+  }
+
+  /** Looks at images 0..n-1 of a source. */
+  async look(
+    source: ImageSource,
+    n: number = source.length,
+    onProgress: (done: number) => void = () => {},
+  ): Promise<InceptionView> {
+    const seen = new Seen(this.questions);
+    for await (const { first, count, outputs } of infer(this.program, source, n)) {
+      seen.add(outputs);
+      onProgress(first + count);
+    }
+    return seen.view();
+  }
+
+  /** Adds images at hand, [n,S,S,3] in -1..1, to what has been seen. */
+  async add(images: Float32Array, seen: Seen): Promise<void> {
+    for await (const outputs of inferImages(this.program, images)) seen.add(outputs);
+  }
+
+  destroy(): void {
+    this.program.destroy();
+  }
+}
+
+/** Answers under way. */
+export class Seen {
+  readonly #moments: Moments | undefined;
+  readonly #spatial: Moments | undefined;
+  readonly #rows: Rows | undefined;
+  readonly #score: InceptionScore | undefined;
+  #count = 0;
+
+  constructor(questions: readonly Question[]) {
+    if (questions.includes("moments")) this.#moments = new Moments(2048);
+    if (questions.includes("spatial")) this.#spatial = new Moments(17 * 17 * 7);
+    if (questions.includes("features")) this.#rows = new Rows();
+    if (questions.includes("score")) this.#score = new InceptionScore(1008);
+  }
+
+  add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): void {
+    if (pooled) {
+      this.#moments?.add(pooled);
+      this.#rows?.add(pooled);
+      this.#count += pooled.length / 2048;
+    }
+    if (spatial) this.#spatial?.add(spatial);
+    if (logits) this.#score?.add(logits);
+  }
+
+  view(): InceptionView {
+    return {
+      ...this.#moments && { moments: this.#moments.gaussian() },
+      ...this.#spatial && { spatial: this.#spatial.gaussian() },
+      ...this.#rows && { features: this.#rows.features(this.#count) },
+      ...this.#score && { score: this.#score.score() },
+    };
+  }
+}
+
+/** rFID: the Frechet distance of reconstructions from their originals. */
+export class ReconstructionFrechet implements PairScore {
+  readonly #originals = new Seen(["moments"]);
+  readonly #made = new Seen(["moments"]);
+
+  /** @param eye that was asked for moments */
+  constructor(readonly eye: InceptionEye) {}
+
+  async add(originals: Float32Array, made: Float32Array): Promise<void> {
+    await this.eye.add(originals, this.#originals);
+    await this.eye.add(made, this.#made);
+  }
+
+  async scores(): Promise<Record<string, number>> {
+    const [a, b] = [this.#originals.view().moments, this.#made.view().moments];
+    return a && b ? { rfid: await frechet(a, b) } : {};
+  }
+}

@@ -1,0 +1,101 @@
+// Precision and recall of generated images (Kynkaanniemi et al. 2019): the share of generated images inside the real ones'
+// manifold, and the reverse. A manifold is the union of balls around its images that reach to the third nearest neighbour;
+// distances are Euclidean over pooled features, as ADM's evaluator takes them (there in half precision, here in f32).
+
+import { UsageError } from "../errors.ts";
+import type { Features } from "./frechet.ts";
+import { RowProducts, squaredLengths } from "./row_products.ts";
+
+const NEIGHBOURS = 3;
+
+/**
+ * Precision and recall of `fake` against `real`.
+ * @param onBlock told how many of the image pairs are done
+ * @throws UsageError when a set has too few images for its balls
+ */
+export async function precisionRecall(
+  real: Features,
+  fake: Features,
+  onBlock: (done: number, total: number) => void = () => {},
+): Promise<{ precision: number; recall: number }> {
+  for (const { rows } of [real, fake]) {
+    if (rows <= NEIGHBOURS) {
+      throw new UsageError(
+        `Cannot take precision and recall: ${rows} images are too few; use more than ${NEIGHBOURS}`,
+      );
+    }
+  }
+  const centre = new Float64Array(real.columns); // Distances do not see it, but rounding does.
+  for (let i = 0; i < real.data.length; i++) {
+    const c = i % real.columns;
+    centre[c] = (centre[c] as number) + (real.data[i] as number) / real.rows;
+  }
+  const a = { ...real, lengths: squaredLengths(real, centre) };
+  const b = { ...fake, lengths: squaredLengths(fake, centre) };
+  const program = await RowProducts.open(Math.max(a.rows, b.rows), a.columns);
+  try {
+    const total = real.rows ** 2 + fake.rows ** 2 + real.rows * fake.rows;
+    let done = 0;
+    const walk = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
+      for await (
+        const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(x, y, centre)
+      ) {
+        for (let i = 0; i < rows; i++) {
+          const length = x.lengths[i0 + i] as number;
+          for (let j = 0; j < columns; j++) {
+            const d2 = length + (y.lengths[j0 + j] as number) - 2 * (products[i * stride + j] as number);
+            visit(i0 + i, j0 + j, Math.max(0, d2));
+          }
+        }
+        onBlock(done += rows * columns, total);
+      }
+    };
+    const radii = async (x: Measured) => {
+      const nearest = new Nearest(x.rows);
+      await walk(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
+      return nearest.furthest();
+    };
+    const [ofReal, ofFake] = [await radii(a), await radii(b)];
+    const inReal = new Uint8Array(fake.rows), inFake = new Uint8Array(real.rows);
+    await walk(a, b, (i, j, d2) => {
+      if (d2 <= (ofReal[i] as number)) inReal[j] = 1;
+      if (d2 <= (ofFake[j] as number)) inFake[i] = 1;
+    });
+    const share = (hits: Uint8Array) => hits.reduce((n, hit) => n + hit, 0) / hits.length;
+    return { precision: share(inReal), recall: share(inFake) };
+  } finally {
+    program.destroy();
+  }
+}
+
+interface Measured extends Features {
+  lengths: Float64Array;
+}
+
+/** For each row the smallest values offered, in order: its own and those of its neighbours. */
+class Nearest {
+  static readonly #kept = NEIGHBOURS + 1;
+  readonly #values: Float64Array;
+
+  constructor(rows: number) {
+    this.#values = new Float64Array(rows * Nearest.#kept).fill(Infinity);
+  }
+
+  offer(row: number, value: number): void {
+    const at = row * Nearest.#kept;
+    let k = Nearest.#kept - 1;
+    if (!(value < (this.#values[at + k] as number))) return;
+    for (; k > 0 && value < (this.#values[at + k - 1] as number); k--) {
+      this.#values[at + k] = this.#values[at + k - 1] as number;
+    }
+    this.#values[at + k] = value;
+  }
+
+  furthest(): Float64Array {
+    const kept = Nearest.#kept;
+    return Float64Array.from(
+      { length: this.#values.length / kept },
+      (_, r) => this.#values[r * kept + kept - 1] as number,
+    );
+  }
+}

@@ -1,0 +1,303 @@
+// Inception-v3 as the Frechet inception distance uses it: the network of 2015-12-05 with 1008 classes. It differs from
+// torchvision's (Szegedy et al. 2015) in the poolings of its mixed blocks: means leave the padding out, and the last block
+// takes the maximum. Tensor names are pytorch-fid's; each batch norm is folded into its convolution when it is loaded.
+
+import { UsageError } from "../errors.ts";
+import { openModel } from "../io/shards.ts";
+import { Conv2d, countParameters, Linear, loadState, state, type TensorSource } from "../nn.ts";
+import { relu, scale, shift } from "../ops/math.ts";
+import { linear } from "../ops/matmul.ts";
+import { averagePool, maxPool } from "../ops/pool.ts";
+import { mean } from "../ops/reduce.ts";
+import { resize } from "../ops/resize.ts";
+import { concat, reshape, slice } from "../ops/shape.ts";
+import type { Tensor } from "../tensor.ts";
+
+/** Where the weights are published, for messages. */
+export const INCEPTION_FILE =
+  "pt_inception-2015-12-05-6726825d.pth from https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights";
+
+/** Side at which the network sees images. */
+export const INCEPTION_SIDE = 299;
+
+/**
+ * How images become the network's input: `pytorch-fid` resizes as PyTorch does and scales bytes to b / 127.5 - 1; `adm`
+ * does what the TensorFlow graph in ADM's evaluator does, pixels at integers and (b - 128) / 128.
+ */
+export type InceptionInput = "pytorch-fid" | "adm";
+
+/** Batch norm's epsilon. */
+const EPS = 1e-3;
+
+const chain = (x: Tensor, ...convs: readonly Conv2d[]) => convs.reduce((y, conv) => relu(conv.forward(y)), x);
+const join = (...branches: readonly Tensor[]) => concat(branches, 3);
+const around = { kernel: 3, stride: 1, padding: 1 };
+const meanAround = (x: Tensor) => averagePool(x, { ...around, countPadding: false });
+const halved = (x: Tensor) => maxPool(x, { kernel: 3, stride: 2 });
+
+/** A convolution that keeps the side, with a kernel of KH x KW. */
+function same(from: number, to: number, KH: number, KW = KH): Conv2d {
+  const [y, x] = [(KH - 1) / 2, (KW - 1) / 2];
+  return new Conv2d(from, to, [KH, KW], { padding: [y, y, x, x] });
+}
+
+/** 1x1, 5x5, double 3x3 and pooling. */
+class BlockA {
+  readonly branch1x1: Conv2d;
+  readonly branch5x5_1: Conv2d;
+  readonly branch5x5_2 = same(48, 64, 5);
+  readonly branch3x3dbl_1: Conv2d;
+  readonly branch3x3dbl_2 = same(64, 96, 3);
+  readonly branch3x3dbl_3 = same(96, 96, 3);
+  readonly branch_pool: Conv2d;
+
+  constructor(C: number, pooled: number) {
+    this.branch1x1 = same(C, 64, 1);
+    this.branch5x5_1 = same(C, 48, 1);
+    this.branch3x3dbl_1 = same(C, 64, 1);
+    this.branch_pool = same(C, pooled, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    return join(
+      chain(x, this.branch1x1),
+      chain(x, this.branch5x5_1, this.branch5x5_2),
+      chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2, this.branch3x3dbl_3),
+      chain(meanAround(x), this.branch_pool),
+    );
+  }
+}
+
+/** Halves the side: 3x3, double 3x3 and the maximum. */
+class BlockB {
+  readonly branch3x3: Conv2d;
+  readonly branch3x3dbl_1: Conv2d;
+  readonly branch3x3dbl_2 = same(64, 96, 3);
+  readonly branch3x3dbl_3 = new Conv2d(96, 96, 3, { stride: 2 });
+
+  constructor(C: number) {
+    this.branch3x3 = new Conv2d(C, 384, 3, { stride: 2 });
+    this.branch3x3dbl_1 = same(C, 64, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    return join(
+      chain(x, this.branch3x3),
+      chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2, this.branch3x3dbl_3),
+      halved(x),
+    );
+  }
+}
+
+/** 1x1, 7x7 and double 7x7 in rows and columns, and pooling. */
+class BlockC {
+  readonly branch1x1: Conv2d;
+  readonly branch7x7_1: Conv2d;
+  readonly branch7x7_2: Conv2d;
+  readonly branch7x7_3: Conv2d;
+  readonly branch7x7dbl_1: Conv2d;
+  readonly branch7x7dbl_2: Conv2d;
+  readonly branch7x7dbl_3: Conv2d;
+  readonly branch7x7dbl_4: Conv2d;
+  readonly branch7x7dbl_5: Conv2d;
+  readonly branch_pool: Conv2d;
+
+  constructor(C: number, inner: number) {
+    this.branch1x1 = same(C, 192, 1);
+    this.branch7x7_1 = same(C, inner, 1);
+    this.branch7x7_2 = same(inner, inner, 1, 7);
+    this.branch7x7_3 = same(inner, 192, 7, 1);
+    this.branch7x7dbl_1 = same(C, inner, 1);
+    this.branch7x7dbl_2 = same(inner, inner, 7, 1);
+    this.branch7x7dbl_3 = same(inner, inner, 1, 7);
+    this.branch7x7dbl_4 = same(inner, inner, 7, 1);
+    this.branch7x7dbl_5 = same(inner, 192, 1, 7);
+    this.branch_pool = same(C, 192, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    return join(
+      chain(x, this.branch1x1),
+      chain(x, this.branch7x7_1, this.branch7x7_2, this.branch7x7_3),
+      chain(
+        x,
+        this.branch7x7dbl_1,
+        this.branch7x7dbl_2,
+        this.branch7x7dbl_3,
+        this.branch7x7dbl_4,
+        this.branch7x7dbl_5,
+      ),
+      chain(meanAround(x), this.branch_pool),
+    );
+  }
+}
+
+/** Halves the side: 3x3, 7x7 and the maximum. */
+class BlockD {
+  readonly branch3x3_1: Conv2d;
+  readonly branch3x3_2 = new Conv2d(192, 320, 3, { stride: 2 });
+  readonly branch7x7x3_1: Conv2d;
+  readonly branch7x7x3_2 = same(192, 192, 1, 7);
+  readonly branch7x7x3_3 = same(192, 192, 7, 1);
+  readonly branch7x7x3_4 = new Conv2d(192, 192, 3, { stride: 2 });
+
+  constructor(C: number) {
+    this.branch3x3_1 = same(C, 192, 1);
+    this.branch7x7x3_1 = same(C, 192, 1);
+  }
+
+  forward(x: Tensor): Tensor {
+    return join(
+      chain(x, this.branch3x3_1, this.branch3x3_2),
+      chain(x, this.branch7x7x3_1, this.branch7x7x3_2, this.branch7x7x3_3, this.branch7x7x3_4),
+      halved(x),
+    );
+  }
+}
+
+/** 1x1, 3x3 and double 3x3 that end in a row and a column beside each other, and pooling. */
+class BlockE {
+  readonly branch1x1: Conv2d;
+  readonly branch3x3_1: Conv2d;
+  readonly branch3x3_2a = same(384, 384, 1, 3);
+  readonly branch3x3_2b = same(384, 384, 3, 1);
+  readonly branch3x3dbl_1: Conv2d;
+  readonly branch3x3dbl_2 = same(448, 384, 3);
+  readonly branch3x3dbl_3a = same(384, 384, 1, 3);
+  readonly branch3x3dbl_3b = same(384, 384, 3, 1);
+  readonly branch_pool: Conv2d;
+  readonly #pool: (x: Tensor) => Tensor;
+
+  constructor(C: number, pool: (x: Tensor) => Tensor) {
+    this.branch1x1 = same(C, 320, 1);
+    this.branch3x3_1 = same(C, 384, 1);
+    this.branch3x3dbl_1 = same(C, 448, 1);
+    this.branch_pool = same(C, 192, 1);
+    this.#pool = pool;
+  }
+
+  forward(x: Tensor): Tensor {
+    const single = chain(x, this.branch3x3_1);
+    const double = chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2);
+    return join(
+      chain(x, this.branch1x1),
+      chain(single, this.branch3x3_2a),
+      chain(single, this.branch3x3_2b),
+      chain(double, this.branch3x3dbl_3a),
+      chain(double, this.branch3x3dbl_3b),
+      chain(this.#pool(x), this.branch_pool),
+    );
+  }
+}
+
+export class Inception {
+  readonly Conv2d_1a_3x3 = new Conv2d(3, 32, 3, { stride: 2 });
+  readonly Conv2d_2a_3x3 = new Conv2d(32, 32, 3);
+  readonly Conv2d_2b_3x3 = same(32, 64, 3);
+  readonly Conv2d_3b_1x1 = same(64, 80, 1);
+  readonly Conv2d_4a_3x3 = new Conv2d(80, 192, 3);
+  readonly Mixed_5b = new BlockA(192, 32);
+  readonly Mixed_5c = new BlockA(256, 64);
+  readonly Mixed_5d = new BlockA(288, 64);
+  readonly Mixed_6a = new BlockB(288);
+  readonly Mixed_6b = new BlockC(768, 128);
+  readonly Mixed_6c = new BlockC(768, 160);
+  readonly Mixed_6d = new BlockC(768, 160);
+  readonly Mixed_6e = new BlockC(768, 192);
+  readonly Mixed_7a = new BlockD(768);
+  readonly Mixed_7b = new BlockE(1280, meanAround);
+  readonly Mixed_7c = new BlockE(2048, (x) => maxPool(x, around));
+  readonly fc = new Linear(2048, 1008);
+
+  /**
+   * Images [B,S,S,3] in -1..1 to `pooled` features [B, 2048], `spatial` ones [B, 17 * 17 * 7] (the first channels of what
+   * TensorFlow's graph calls mixed_6/conv) and `logits` [B, 1008] without their bias, as ADM's evaluator takes them.
+   */
+  forward(x: Tensor, input: InceptionInput = "pytorch-fid"): Record<InceptionOutput, Tensor> {
+    const B = x.dim(0);
+    let y = chain(asInput(x, input), this.Conv2d_1a_3x3, this.Conv2d_2a_3x3, this.Conv2d_2b_3x3); // [B, 147, 147, 64]
+    y = chain(halved(y), this.Conv2d_3b_1x1, this.Conv2d_4a_3x3); // [B, 71, 71, 192]
+    y = [this.Mixed_5b, this.Mixed_5c, this.Mixed_5d].reduce((h, block) => block.forward(h), halved(y));
+    y = [this.Mixed_6a, this.Mixed_6b, this.Mixed_6c].reduce((h, block) => block.forward(h), y); // [B, 17, 17, 768]
+    const spatial = slice(chain(y, this.Mixed_6d.branch1x1), 3, 0, 7);
+    y = [this.Mixed_6d, this.Mixed_6e, this.Mixed_7a].reduce((h, block) => block.forward(h), y); // [B, 8, 8, 1280]
+    const pooled = mean(this.Mixed_7c.forward(this.Mixed_7b.forward(y)), [1, 2]); // [B, 2048]
+    return { pooled, spatial: reshape(spatial, [B, -1]), logits: linear(pooled, this.fc.weight) };
+  }
+}
+
+export type InceptionOutput = "pooled" | "spatial" | "logits";
+
+function asInput(x: Tensor, input: InceptionInput): Tensor {
+  const side = INCEPTION_SIDE;
+  if (input === "pytorch-fid") return resize(x, side, side, { filter: "bilinear" });
+  // b = 127.5 (x + 1), so (b - 128) / 128 = x 127.5 / 128 - 1 / 256
+  return shift(scale(resize(x, side, side, { filter: "bilinear", corners: true }), 127.5 / 128), -1 / 256);
+}
+
+/** Numbers that training would change in the published form, where batch norms have a weight and a bias of their own. */
+export function inceptionParameters(inception = new Inception()): number {
+  const folded = [...state(inception)].filter(([key]) => key.endsWith(".bias") && key !== "fc.bias");
+  return countParameters(inception) + folded.reduce((n, [, bias]) => n + bias.size, 0);
+}
+
+/** Loads pytorch-fid's file. @throws UsageError when it is another network's */
+export async function openInception(path: string): Promise<Inception> {
+  const store = await openModel(path);
+  try {
+    const inception = new Inception();
+    await loadState(inception, folded(store), { ignore: /\.num_batches_tracked$/ });
+    return inception;
+  } finally {
+    store.close();
+  }
+}
+
+/**
+ * Convolutions with their batch norms folded in, in f64: weight * g, bias - mean * g with g = gamma / sqrt(variance + eps).
+ * @throws UsageError when a batch norm is not whole, or the network is torchvision's own
+ */
+export function folded(source: TensorSource): TensorSource {
+  const { name, shapes } = source;
+  const classes = shapes.get("fc.weight")?.[0];
+  if (classes === 1000 || shapes.has("AuxLogits.fc.weight")) {
+    throw new UsageError(
+      `Cannot load "${name}": it is torchvision's Inception, whose features give other distances; use ${INCEPTION_FILE}`,
+    );
+  }
+  const parts = ["weight", "bias", "running_mean", "running_var"] as const;
+  const own = new Map<string, readonly number[]>();
+  for (const [key, shape] of shapes) {
+    const conv = /^(.+)\.conv\.weight$/.exec(key)?.[1];
+    if (conv !== undefined) {
+      for (const part of parts) {
+        const found = shapes.get(`${conv}.bn.${part}`);
+        if (found?.join() !== `${shape[0]}`) {
+          throw new UsageError(
+            `Cannot load "${name}": "${conv}.bn.${part}" ${
+              found ? `is [${found.join(", ")}] instead of [${shape[0]}]` : "is missing"
+            }; use ${INCEPTION_FILE}`,
+          );
+        }
+      }
+      own.set(`${conv}.weight`, shape).set(`${conv}.bias`, [shape[0] as number]);
+    } else if (!/\.bn\.(weight|bias|running_mean|running_var)$/.test(key)) own.set(key, shape);
+  }
+  return {
+    name,
+    shapes: own,
+    async read(key) {
+      const [, conv, part] = /^(.+)\.(weight|bias)$/.exec(key) ?? [];
+      if (conv === undefined || !shapes.has(`${conv}.conv.weight`)) return await source.read(key);
+      const [gamma, beta, average, variance] = await Promise.all(
+        parts.map((p) => source.read(`${conv}.bn.${p}`)),
+      ) as [Float32Array, Float32Array, Float32Array, Float32Array];
+      const gain = Float64Array.from(gamma, (g, c) => g / Math.sqrt((variance[c] as number) + EPS));
+      if (part === "bias") {
+        return Float32Array.from(gain, (g, c) => (beta[c] as number) - g * (average[c] as number));
+      }
+      const weight = await source.read(`${conv}.conv.weight`), each = weight.length / gain.length;
+      return weight.map((w, i) => w * (gain[Math.floor(i / each)] as number));
+    },
+  };
+}

@@ -1,0 +1,153 @@
+// LPIPS with VGG-16 (Zhang et al. 2018, version 0.1 of the published layers): how different two images look. Features after
+// relu1_2, 2_2, 3_3, 4_3 and 5_3 are brought to unit length at each pixel; their squared differences are weighted by
+// channel, averaged over pixels and added up. Tensor names are those of torchvision's vgg16 and of the published layers.
+
+import { UsageError } from "../errors.ts";
+import { openModel } from "../io/shards.ts";
+import type { TensorStore } from "../io/tensors.ts";
+import { Conv2d, loadState, type TensorSource } from "../nn.ts";
+import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
+import { maxPool } from "../ops/pool.ts";
+import { mean, sum } from "../ops/reduce.ts";
+import { reshape } from "../ops/shape.ts";
+import { constant, type Tensor } from "../tensor.ts";
+
+/** Where the weights are published, for messages. */
+export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org/models and " +
+  "lpips/weights/v0.1/vgg.pth from https://github.com/richzhang/PerceptualSimilarity, comma-separated";
+
+/** Channels of the convolutions between poolings. */
+const STAGES = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]] as const;
+
+/** The normalisation of images in -1..1 that the layers were trained with. */
+const SHIFT = [-0.030, -0.088, -0.188], SCALE = [0.458, 0.448, 0.450];
+
+const EPS = 1e-10;
+
+/** A 1x1 convolution to one channel behind a dropout, which only training used. */
+class Weighting {
+  readonly model: readonly ["dropout", Conv2d];
+
+  constructor(channels: number) {
+    this.model = ["dropout", new Conv2d(channels, 1, 1, {}, false)];
+  }
+
+  /** The weights [C]. */
+  get channels(): Tensor {
+    return reshape(this.model[1].weight, [-1]);
+  }
+}
+
+export class Lpips {
+  /** Indices as in torchvision; what has no tensors takes a place. */
+  readonly features: readonly (Conv2d | "relu" | "pool")[];
+  readonly lin0 = new Weighting(64);
+  readonly lin1 = new Weighting(128);
+  readonly lin2 = new Weighting(256);
+  readonly lin3 = new Weighting(512);
+  readonly lin4 = new Weighting(512);
+  readonly #factor = constant(Float32Array.from(SCALE, (s) => 1 / s), [3], "image scale");
+  readonly #offset = constant(
+    Float32Array.from(SHIFT, (s, c) => -s / (SCALE[c] as number)),
+    [3],
+    "image shift",
+  );
+
+  constructor() {
+    let C = 3;
+    this.features = STAGES.flatMap((widths, stage) => [
+      ...stage > 0 ? ["pool" as const] : [],
+      ...widths.flatMap((width) => {
+        const conv = new Conv2d(C, width, 3, { padding: 1 });
+        C = width;
+        return [conv, "relu" as const];
+      }),
+    ]);
+  }
+
+  /** What `compare` takes: images [B,H,W,3] in -1..1, sides of at least 16, to five maps of unit vectors. */
+  describe(x: Tensor): Tensor[] {
+    let y = add(mul(x, this.#factor), this.#offset);
+    const maps: Tensor[] = [];
+    for (const layer of this.features) {
+      if (layer === "pool") {
+        maps.push(y);
+        y = maxPool(y, { kernel: 2 });
+      } else y = layer === "relu" ? relu(y) : layer.forward(y);
+    }
+    return [...maps, y].map(unit);
+  }
+
+  /** The distance of each image of one batch from the same one of another: [B]. */
+  compare(a: readonly Tensor[], b: readonly Tensor[]): Tensor {
+    const { lin0, lin1, lin2, lin3, lin4 } = this;
+    return [lin0, lin1, lin2, lin3, lin4].map((lin, i) => {
+      const difference = square(sub(a[i] as Tensor, b[i] as Tensor)); // [B, H, W, C]
+      return sum(mean(mul(difference, lin.channels), [1, 2]), [1]); // [B]
+    }).reduce(add);
+  }
+
+  forward(x: Tensor, y: Tensor): Tensor {
+    return this.compare(this.describe(x), this.describe(y));
+  }
+}
+
+/** x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. */
+function unit(x: Tensor): Tensor {
+  const length = sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS));
+  return div(x, shift(length, EPS));
+}
+
+/**
+ * Loads LPIPS from one file or several: torchvision's vgg16 and the linear layers, or the package's own state with both.
+ * @throws UsageError when a tensor is missing, in two files, or of another network
+ */
+export async function openLpips(paths: readonly string[]): Promise<Lpips> {
+  const stores: TensorStore[] = [];
+  try {
+    for (const path of paths) stores.push(await openModel(path));
+    const lpips = new Lpips();
+    const source = together(stores);
+    const has = (pattern: RegExp) => [...source.shapes.keys()].some((key) => pattern.test(key));
+    for (
+      const [pattern, what] of [[/^features\./, "no VGG-16"], [/^lin\d\./, "no linear layers"]] as const
+    ) {
+      if (!has(pattern)) {
+        throw new UsageError(
+          `Cannot load LPIPS: "${source.name}" has ${what}; give ${LPIPS_FILES}`,
+        );
+      }
+    }
+    // The classifier of vgg16; the package's second list of the same layers, and its constants.
+    await loadState(lpips, source, { ignore: /^(classifier|lins\.\d|scaling_layer)\./ });
+    return lpips;
+  } finally {
+    stores.forEach((store) => store.close());
+  }
+}
+
+/** Several files as one, with the package's names of VGG's layers (`net.slice1.0`) as torchvision's (`features.0`). */
+function together(stores: readonly TensorStore[]): TensorSource {
+  const origins = new Map<string, { store: TensorStore; key: string }>();
+  for (const store of stores) {
+    for (const key of store.shapes.keys()) {
+      const name = key.replace(/^net\.slice\d\./, "features.");
+      const other = origins.get(name);
+      if (other) {
+        throw new UsageError(
+          `Cannot load LPIPS: "${key}" is in both "${other.store.name}" and "${store.name}"; give one of them`,
+        );
+      }
+      origins.set(name, { store, key });
+    }
+  }
+  return {
+    name: stores.map(({ name }) => name).join(","),
+    shapes: new Map([...origins].map(([name, { store, key }]) => [name, store.shapes.get(key) ?? []])),
+    read(name) {
+      const origin = origins.get(name);
+      if (!origin) throw new UsageError(`Cannot read "${name}": no file of LPIPS has that tensor`);
+      return origin.store.read(origin.key);
+    },
+  };
+}
