@@ -1,4 +1,4 @@
-// Building blocks of models, and what can be done with any model: list its tensors by path, initialise, place them in
+// Building blocks of models, and what can be done with any model: list its tensors by path, place them in
 // one flat buffer, load and save. A module is a plain object whose fields are tensors or modules; the path of a
 // field is its key in a checkpoint, unless the module has a `fileName` for it. Files keep the public layouts; what is
 // permuted stands here only.
@@ -9,7 +9,6 @@ import { Storage } from "./gpu/storage.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
-import { normal, uniform } from "./philox.ts";
 import { parameter, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
 
 const zeros = (shape: Shape, label: string) => parameter(shape, () => new Float32Array(sizeOf(shape)), label);
@@ -152,52 +151,6 @@ export function parameters(module: object): Map<string, Tensor> {
 /** Number of trainable scalars. */
 export function countParameters(module: object): number {
   return [...parameters(module).values()].reduce((n, t) => n + t.size, 0);
-}
-
-/** Writes first values, reproducible from a seed: the k-th tensor initialised draws from stream k. */
-export class Initializer {
-  #stream = 0;
-
-  constructor(readonly seed: number) {}
-
-  constant(t: Tensor | undefined, value: number): void {
-    if (t) t.storage.initialise(() => new Float32Array(t.size).fill(value));
-  }
-
-  normal(t: Tensor, std: number): void {
-    const stream = this.#stream++;
-    t.storage.initialise(() => normal(this.seed, stream, t.size).map((v) => v * std));
-  }
-
-  /** Uniform in -bound..bound. */
-  uniform(t: Tensor, bound: number): void {
-    const stream = this.#stream++;
-    t.storage.initialise(() => uniform(this.seed, stream, t.size).map((v) => (2 * v - 1) * bound));
-  }
-
-  /** Glorot and Bengio (2010): uniform with variance 2 / (fan in + fan out), as a [rows, columns] matrix. */
-  xavier(t: Tensor): void {
-    const out = t.dim(0), rest = t.size / out;
-    this.uniform(t, Math.sqrt(6 / (out + rest)));
-  }
-
-  /** PyTorch's default of Linear and Conv2d: uniform in +-1/sqrt(fan in), for weight and bias alike. */
-  torchDefault({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
-    const bound = 1 / Math.sqrt(weight.size / weight.dim(0));
-    this.uniform(weight, bound);
-    if (bias) this.uniform(bias, bound);
-  }
-
-  /** Uniform with variance `gain`^2 / (fan in), zero bias: the output varies as much as the input, times the gain. */
-  preserving({ weight, bias }: { weight: Tensor; bias?: Tensor }, gain = 1): void {
-    this.uniform(weight, gain * Math.sqrt(3 * weight.dim(0) / weight.size));
-    this.constant(bias, 0);
-  }
-
-  norm({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
-    this.constant(weight, 1);
-    this.constant(bias, 0);
-  }
 }
 
 /** Bytes between the parameters of a flat buffer; no adapter asks for more. */

@@ -6,7 +6,7 @@ import { gather } from "../src/io/source.ts";
 import { Discriminator } from "../src/models/discriminator.ts";
 import { Dit, ditConfig } from "../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
-import { Initializer } from "../src/nn.ts";
+import { Initializer } from "../src/init.ts";
 import { normal } from "../src/philox.ts";
 import { readTensor } from "../src/tensor.ts";
 import { Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "../src/train/alignment.ts";
