@@ -254,13 +254,17 @@ export const evalConfig = z.strictObject({
     "Folder or NPZ of real images, or NPZ of their statistics; default: generated shapes",
   ),
   fake: option(z.string().optional(), "Data", "Folder or NPZ of images to score against them"),
-  tokenizer: option(z.string().optional(), "Data", "Score a tokenizer: reconstruction and probes"),
+  tokenizer: option(
+    z.string().optional(),
+    "Data",
+    "Score a tokenizer: reconstruction and probes; beside --model: what turns its latents into images",
+  ),
   model: option(
     z.string().optional(),
     "Data",
     "Score a diffusion model: sample, then score; default: the newest run that has one",
   ),
-  data: option(z.string().optional(), "Data", "Images for --tokenizer; default: generated shapes"),
+  data: option(z.string().optional(), "Data", "Images for a tokenizer; default: generated shapes"),
   num: option(count().default(200), "Data", "Images that are sampled or generated"),
   imageSize: option(
     count().optional(),
