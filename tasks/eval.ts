@@ -170,8 +170,9 @@ async function scoreSets(
   const byInception = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
   for (const metric of byInception) metrics.exclude([metric], obstacle(metric, real, fake));
   metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
+  metrics.needSome();
   const size = await sideOfSets(c, real, fake);
-  const scores: Scores = { n: fake.images?.length ?? 0 };
+  const scores: Scores = fake.images ? { n: fake.images.length } : {};
   if (metrics.any("fd-encoder", "classes", "probe", "knn") && real.images && fake.images) {
     Object.assign(scores, await scoreByEncoder(c, metrics, real.images, fake.images, size, context));
   }
