@@ -137,9 +137,9 @@ export const trainDitConfig = z.strictObject({
   images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
-  steps: option(count().default(1200), "Training", "Training steps"),
+  steps: option(count().default(1400), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
-  lr: option(amount().default(2e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
+  lr: option(amount().default(4e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(
     z.number().min(0).max(1).default(0.1),
     "Training",
@@ -254,13 +254,17 @@ export const evalConfig = z.strictObject({
     "Folder or NPZ of real images, or NPZ of their statistics; default: generated shapes",
   ),
   fake: option(z.string().optional(), "Data", "Folder or NPZ of images to score against them"),
-  tokenizer: option(z.string().optional(), "Data", "Score a tokenizer: reconstruction and probes"),
+  tokenizer: option(
+    z.string().optional(),
+    "Data",
+    "Score a tokenizer: reconstruction and probes; beside --model: what turns its latents into images",
+  ),
   model: option(
     z.string().optional(),
     "Data",
     "Score a diffusion model: sample, then score; default: the newest run that has one",
   ),
-  data: option(z.string().optional(), "Data", "Images for --tokenizer; default: generated shapes"),
+  data: option(z.string().optional(), "Data", "Images for a tokenizer; default: generated shapes"),
   num: option(count().default(200), "Data", "Images that are sampled or generated"),
   imageSize: option(
     count().optional(),

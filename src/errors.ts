@@ -1,9 +1,23 @@
 // The three error classes of tok. A boundary throws one of them with a message of the form
 // "Cannot <action>: <reason with values>; <remedy>"; main.ts turns the class into an exit code.
 
-/** The caller's mistake or bad input. Ends the program with exit code 2 and its message alone. */
+const LONGEST = 2000;
+
+/** Text that files bring along, fit for one line of a terminal: control characters are spelled out. */
+export function printable(text: string): string {
+  return text.replace(
+    /[\p{Cc}\p{Zl}\p{Zp}]/gu,
+    (c) => c === "\n" ? "\\n" : `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}
+
+/** The caller's mistake or bad input. Ends the program with exit code 2 and its message alone, which is one line. */
 export class UsageError extends Error {
   override name = "UsageError";
+
+  constructor(message: string, options?: ErrorOptions) {
+    super(printable(message.length > LONGEST ? `${message.slice(0, LONGEST)}...` : message), options);
+  }
 }
 
 /** An operation was given tensors whose shapes do not fit together. Names the operation and the shapes. */

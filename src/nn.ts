@@ -1,4 +1,4 @@
-// Building blocks of models, and what can be done with any model: list its tensors by path, initialise, place them in
+// Building blocks of models, and what can be done with any model: list its tensors by path, place them in
 // one flat buffer, load and save. A module is a plain object whose fields are tensors or modules; the path of a
 // field is its key in a checkpoint, unless the module has a `fileName` for it. Files keep the public layouts; what is
 // permuted stands here only.
@@ -9,7 +9,6 @@ import { Storage } from "./gpu/storage.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
-import { normal, uniform } from "./philox.ts";
 import { parameter, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
 
 const zeros = (shape: Shape, label: string) => parameter(shape, () => new Float32Array(sizeOf(shape)), label);
@@ -154,52 +153,6 @@ export function countParameters(module: object): number {
   return [...parameters(module).values()].reduce((n, t) => n + t.size, 0);
 }
 
-/** Writes first values, reproducible from a seed: the k-th tensor initialised draws from stream k. */
-export class Initializer {
-  #stream = 0;
-
-  constructor(readonly seed: number) {}
-
-  constant(t: Tensor | undefined, value: number): void {
-    if (t) t.storage.initialise(() => new Float32Array(t.size).fill(value));
-  }
-
-  normal(t: Tensor, std: number): void {
-    const stream = this.#stream++;
-    t.storage.initialise(() => normal(this.seed, stream, t.size).map((v) => v * std));
-  }
-
-  /** Uniform in -bound..bound. */
-  uniform(t: Tensor, bound: number): void {
-    const stream = this.#stream++;
-    t.storage.initialise(() => uniform(this.seed, stream, t.size).map((v) => (2 * v - 1) * bound));
-  }
-
-  /** Glorot and Bengio (2010): uniform with variance 2 / (fan in + fan out), as a [rows, columns] matrix. */
-  xavier(t: Tensor): void {
-    const out = t.dim(0), rest = t.size / out;
-    this.uniform(t, Math.sqrt(6 / (out + rest)));
-  }
-
-  /** PyTorch's default of Linear and Conv2d: uniform in +-1/sqrt(fan in), for weight and bias alike. */
-  torchDefault({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
-    const bound = 1 / Math.sqrt(weight.size / weight.dim(0));
-    this.uniform(weight, bound);
-    if (bias) this.uniform(bias, bound);
-  }
-
-  /** Uniform with variance `gain`^2 / (fan in), zero bias: the output varies as much as the input, times the gain. */
-  preserving({ weight, bias }: { weight: Tensor; bias?: Tensor }, gain = 1): void {
-    this.uniform(weight, gain * Math.sqrt(3 * weight.dim(0) / weight.size));
-    this.constant(bias, 0);
-  }
-
-  norm({ weight, bias }: { weight: Tensor; bias?: Tensor }): void {
-    this.constant(weight, 1);
-    this.constant(bias, 0);
-  }
-}
-
 /** Bytes between the parameters of a flat buffer; no adapter asks for more. */
 const ALIGN = 256;
 
@@ -211,7 +164,7 @@ export class ParameterSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
-  #gradients: { flats: Tensor[]; of: Map<Tensor, Tensor> } | undefined;
+  readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 
   constructor(readonly name: string, module: object) {
     this.tensors = parameters(module);
@@ -235,9 +188,13 @@ export class ParameterSet {
     return [...this.tensors.values()];
   }
 
-  /** Flat gradients, and the place of each tensor's gradient in them. Made when first asked for. */
-  gradients(): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
-    if (this.#gradients) return this.#gradients;
+  /**
+   * Flat gradients, and the place of each tensor's gradient in them. Made when first asked for.
+   * @param which 0: those that an optimizer reads; 1: those of one more micro-batch, before they are added
+   */
+  gradients(which: 0 | 1 = 0): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
+    const known = this.#gradients[which];
+    if (known) return known;
     const flats = this.like("gradients");
     const of = new Map<Tensor, Tensor>();
     for (const tensor of this.tensors.values()) {
@@ -250,7 +207,7 @@ export class ParameterSet {
       storage.place((flats[at] as Tensor).storage, tensor.storage.offset);
       of.set(tensor, new Tensor(tensor.shape, "f32", storage));
     }
-    return this.#gradients = { flats, of };
+    return this.#gradients[which] = { flats, of };
   }
 
   /** New flat buffers of the same layout, zero at first: moments, averages. */
@@ -263,7 +220,7 @@ export class ParameterSet {
   }
 
   destroy(): void {
-    for (const flat of [...this.flats, ...this.#gradients?.flats ?? []]) flat.storage.destroy();
+    for (const flat of [...this.flats, ...this.#gradients.flatMap((g) => g.flats)]) flat.storage.destroy();
   }
 
   #flat(n: number, category: "parameters" | "gradients" | "optimizer" | "state", i: number): Tensor {
@@ -278,7 +235,8 @@ export class ParameterSet {
 export interface TensorSource {
   readonly name: string;
   readonly shapes: ReadonlyMap<string, Shape>;
-  read(key: string): Promise<Float32Array>;
+  /** Elements of a tensor. @param into the start of a buffer that may be filled and returned */
+  read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array>;
 }
 
 /**
@@ -310,8 +268,14 @@ export async function loadState(
     const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
     throw new UsageError(`Cannot load "${source.name}": ${shown}${more}`);
   }
+  // One tensor at a time onto the device, through one array, so that the host never holds more than the largest.
+  const tensors = [...own.values()];
+  for (const { storage } of tensors) storage.forgetInit();
+  const room = new Float32Array(Math.max(0, ...tensors.map(({ size }) => size)));
   for (const [path, tensor] of own) {
-    tensor.storage.write(fromFile(tensor, await source.read(prefix + path)));
+    await tensor.storage.materialise();
+    const data = await source.read(prefix + path, room.subarray(0, tensor.size));
+    tensor.storage.write(fromFile(tensor, data));
   }
 }
 

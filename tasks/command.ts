@@ -6,7 +6,7 @@ import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
 import type { Schema } from "../src/flags.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
-import { diagnose } from "../src/gpu/probe.ts";
+import { diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
 import { type BadImage, openFolder } from "../src/io/dataset.ts";
 import { exists } from "../src/io/files.ts";
@@ -50,6 +50,8 @@ export async function openAdapter(
   const device = await openDevice({
     cpu: config.cpu,
     ...(config.kernels === "auto" ? {} : { profile: config.kernels }),
+  }).catch((error) => {
+    throw error instanceof UsageError && !config.cpu ? noAdapter() : error;
   });
   const { description, software } = device.facts;
   log.line(`adapter: ${description} (${device.profile} kernels)`);

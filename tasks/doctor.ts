@@ -1,8 +1,7 @@
 // tok doctor: what this machine offers, what is missing, and the command that mends it.
 
 import { doctorConfig } from "../src/config.ts";
-import { GpuError } from "../src/errors.ts";
-import { adapters, diagnose } from "../src/gpu/probe.ts";
+import { adapters, diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { formatBytes } from "../src/io/files.ts";
 import { measureCeiling } from "../src/train/ceiling.ts";
 import { command, openAdapter } from "./command.ts";
@@ -38,14 +37,7 @@ export const doctor = command({
       log.line(`${log.bold("problem")}   ${problem}\n  mend it: ${remedy}`);
     }
     log.event("doctor", { adapter: best, software, findings });
-    if (!best) {
-      const first = findings[0];
-      throw new GpuError(
-        `Cannot find any adapter: ${first?.problem ?? "no driver answers"}; ${
-          first?.remedy ?? "install a Vulkan driver"
-        }`,
-      );
-    }
+    if (!best) throw noAdapter();
     if (!findings.length) log.line("nothing is missing");
     if (!c.bench) return { adapter: best.description, findings };
     await openAdapter(c, log);

@@ -55,18 +55,22 @@ export const evaluate = command({
   ],
   async run(c, context) {
     const { log } = context;
-    if ([c.fake, c.tokenizer, c.model].filter((v) => v !== undefined).length > 1) {
-      throw new UsageError("Cannot score several things at once: give one of --fake, --tokenizer, --model");
+    if (c.fake !== undefined && (c.tokenizer ?? c.model) !== undefined) {
+      throw new UsageError("Cannot score several things at once: give --fake, --tokenizer or --model");
     }
-    const subject = c.fake !== undefined ? "sets" : c.tokenizer !== undefined ? "tokenizer" : "model";
+    const subject = c.fake !== undefined
+      ? "sets"
+      : c.tokenizer !== undefined && c.model === undefined
+      ? "tokenizer"
+      : "model";
     const metrics = chosenMetrics(c, subject);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     await openAdapter(c, log);
     const out = runFolder(c.out, "eval");
-    const scores = c.tokenizer !== undefined
-      ? await scoreTokenizer(c, metrics, c.tokenizer, context)
-      : model !== undefined
+    const scores = model !== undefined
       ? await scoreModel(c, metrics, model, out, context)
+      : c.tokenizer !== undefined
+      ? await scoreTokenizer(c, metrics, c.tokenizer, context)
       : await scoreSets(
         c,
         metrics,
@@ -133,8 +137,8 @@ async function scoreModel(
   context: Context,
 ): Promise<Scores> {
   const { log } = context;
-  const { model, tokenizer } = await openGenerator(run);
-  const size = tokenizer.config.image_size, { classes } = model.config;
+  const { model, tokenizer } = await openGenerator(run, c);
+  const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const known = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
   metrics.exclude(
     ["classes", "probe", "knn"],

@@ -28,19 +28,16 @@ export const features = command({
     await openAdapter(c, log);
     const vit = new Vit(encoder.config);
     await encoder.load(vit);
-    const images = await pixelsOf(c, encoder);
-    const [{ width, height }] = images as [Pixels];
+    const { length: N, pixels: pixelsOf } = await imagesOf(c, encoder);
+    const { width, height } = await pixelsOf(0);
     const P = encoder.config.patch_size, C = encoder.config.hidden_size;
-    if (images.some((i) => i.width !== width || i.height !== height)) {
-      throw new UsageError("Cannot stack features: the images differ in size; give --image-size");
-    }
     if (![width, height].every((side) => fits(side, encoder.config))) {
       throw new UsageError(
         `Cannot encode ${width} x ${height} images: the sides must be multiples of the patch size ${P}; ` +
           `give another --image-size`,
       );
     }
-    const T = Math.floor(width / P) * Math.floor(height / P), N = images.length, B = Math.min(c.batchSize, N);
+    const T = Math.floor(width / P) * Math.floor(height / P), B = Math.min(c.batchSize, N);
     const x = input([B, height, width, 3], "f32", "images");
     const program = await capture(
       "features",
@@ -55,14 +52,23 @@ export const features = command({
     const patch = new Float32Array(N * T * C), cls = new Float32Array(clsToken ? N * C : 0);
     const progress = log.progress("encoding", N, "images");
     for (let first = 0; first < N; first += B) {
-      const batch = images.slice(first, first + B), pixels = new Float32Array(x.size);
-      batch.forEach(({ data }, i) => pixels.set(data, i * data.length));
+      const count = Math.min(B, N - first), pixels = new Float32Array(x.size);
+      await Promise.all(Array.from({ length: count }, async (_, i) => {
+        const image = await pixelsOf(first + i);
+        if (image.width !== width || image.height !== height) {
+          throw new UsageError(
+            `Cannot stack features: image ${first + i} is ${image.width} x ${image.height}, the first one ` +
+              `${width} x ${height}; give --image-size`,
+          );
+        }
+        pixels.set(image.data, i * image.data.length);
+      }));
       program.run({ x: pixels });
       const keep = async (from: Tensor, to: Float32Array, size: number) =>
-        to.set((await program.read(from)).subarray(0, batch.length * size), first * size);
+        to.set((await program.read(from)).subarray(0, count * size), first * size);
       await keep(patchTokens, patch, T * C);
       if (clsToken) await keep(clsToken, cls, C);
-      progress.update(first + batch.length);
+      progress.update(first + count);
     }
     progress.end();
     await writeSafetensors(c.out, [
@@ -75,17 +81,23 @@ export const features = command({
   },
 });
 
-async function pixelsOf(c: typeof featuresConfig._output, encoder: EncoderSource): Promise<Pixels[]> {
+/** The images as the encoder wants them, made when asked for. */
+async function imagesOf(
+  c: typeof featuresConfig._output,
+  encoder: EncoderSource,
+): Promise<{ length: number; pixels(i: number): Pixels | Promise<Pixels> }> {
   const p = c.imageSize === undefined ? encoder.preprocessor : resized(encoder.preprocessor, c.imageSize);
   if (c.input === undefined) {
     const shapes = new Shapes(16, SEEDS.heldOut), side = sideOf(p) ?? encoder.config.image_size;
-    return Array.from({ length: 16 }, (_, i) => {
+    const pixels = (i: number) => {
       const data = Uint8Array.from(shapes.image(i, side), (v) => Math.round((v + 1) * 127.5));
       return preprocess({ width: side, height: side, data } satisfies Image, resized(p, "native"));
-    });
+    };
+    return { length: shapes.length, pixels };
   }
   const folder = await openFolder(c.input, { badImage: c.badImage });
-  return await Promise.all(
-    Array.from({ length: folder.length }, async (_, i) => preprocess(await readImage(folder.path(i)), p)),
-  );
+  return {
+    length: folder.length,
+    pixels: async (i) => preprocess(await readImage(folder.path(i)), p),
+  };
 }

@@ -2,7 +2,7 @@
 
 import { join } from "@std/path";
 import { inspectConfig } from "../src/config.ts";
-import { UsageError } from "../src/errors.ts";
+import { printable, UsageError } from "../src/errors.ts";
 import { hint } from "../src/flags.ts";
 import { exists, formatBytes, readJson } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
@@ -65,10 +65,10 @@ function list(store: TensorStore, log: Log) {
   for (const [name, entry] of store.tensors) {
     parameters += tensorSize(entry);
     bytes += tensorBytes(entry);
-    log.line(`  ${name.padEnd(64)} ${entry.dtype.padEnd(5)} [${entry.shape.join(", ")}]`);
+    log.line(`  ${printable(name).padEnd(64)} ${entry.dtype.padEnd(5)} [${entry.shape.join(", ")}]`);
   }
   for (const [key, value] of [...store.metadata].slice(0, SHOWN)) {
-    log.line(`  ${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`);
+    log.line(printable(`  ${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`));
   }
   if (store.metadata.size > SHOWN) log.line(`  and ${store.metadata.size - SHOWN} more values`);
   log.line(
@@ -114,7 +114,7 @@ async function arrays(path: string, log: Log) {
   log.line(log.bold(path));
   const tensors = [...file.arrays].map(([name, { kind, shape }]) => ({ name, dtype: kind, shape }));
   for (const { name, dtype, shape } of tensors) {
-    log.line(`  ${name.padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
+    log.line(`  ${printable(name).padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
   }
   return { path, tensors };
 }

@@ -29,47 +29,53 @@ export const sample = command({
     const out = runFolder(c.out, "samples");
     makeFolder(out);
     const size = model.config.dit.input_size * tokenizer.factor;
-    const images: Uint8Array[] = [];
-    const progress = log.progress("sampling", c.num, "images");
     const folders = c.folders
       ? model.config.classes.map((name, k) =>
         `${String(k).padStart(4, "0")}_${name.replace(/[^\w.-]/g, "_")}`
       )
       : [];
     for (const folder of folders) makeFolder(join(out, folder));
-    for await (
-      const { index, image } of generate(model, tokenizer, {
+    const progress = log.progress("sampling", c.num, "images");
+    const shown: Uint8Array[] = [];
+    let drawn = 0;
+    /** Draws and writes one picture after another; only those of the grid are kept. */
+    const draw = async function* (): AsyncGenerator<Uint8Array> {
+      const options = {
         ...samplingOf(c),
         labels,
-        onProgress: (n) => progress.update(n),
+        onProgress: (n: number) => progress.update(n),
         stopping,
-      })
-    ) {
-      const name = `${String(index).padStart(6, "0")}.png`;
-      const folder = folders[labels[index] as number];
-      await writePng(folder ? join(out, folder, name) : join(out, name), {
-        width: size,
-        height: size,
-        data: image,
-      });
-      if (c.npz || images.length < 200) images.push(image);
+      };
+      for await (const { index, image } of generate(model, tokenizer, options)) {
+        const name = `${String(index).padStart(6, "0")}.png`;
+        const folder = folders[labels[index] as number];
+        await writePng(folder ? join(out, folder, name) : join(out, name), {
+          width: size,
+          height: size,
+          data: image,
+        });
+        if (drawn++ < 200) shown.push(image);
+        yield image;
+      }
+      if (c.npz && drawn < c.num) throw new Interrupted();
+    };
+    try {
+      if (c.npz) {
+        await writeNpz(join(out, "samples.npz"), [
+          { name: "arr_0", shape: [c.num, size, size, 3], data: draw() },
+          { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
+        ]);
+      } else for await (const _ of draw());
+    } catch (error) {
+      if (!(error instanceof Interrupted)) throw error;
+      log.line("samples.npz was not written: it would not be whole");
     }
     progress.end();
     const columns = chosen.length >= 5 && chosen.length <= 20 ? chosen.length : 10;
-    if (images.length) await writePng(join(out, "grid.png"), grid(images.slice(0, 200), size, columns));
-    if (c.npz) {
-      await writeNpz(join(out, "samples.npz"), [
-        { name: "arr_0", shape: [images.length, size, size, 3], data: concatenated(images) },
-        {
-          name: "arr_1",
-          shape: [images.length],
-          data: BigInt64Array.from(labels.slice(0, images.length), BigInt),
-        },
-      ]);
-    }
+    if (shown.length) await writePng(join(out, "grid.png"), grid(shown, size, columns));
     writeJson(join(out, "config.json"), { command: "sample", ...c, model: run, labels });
-    log.line(`${c.num} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
-    return { out, n: c.num };
+    log.line(`${drawn} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
+    return { out, n: drawn };
   },
 });
 
@@ -108,9 +114,5 @@ function classesOf(text: string, names: readonly string[]): number[] {
   });
 }
 
-function concatenated(images: readonly Uint8Array[]): Uint8Array {
-  const [first] = images;
-  const all = new Uint8Array(images.length * (first?.length ?? 0));
-  images.forEach((image, i) => all.set(image, i * image.length));
-  return all;
-}
+/** Ctrl-C or SIGTERM came before the last picture. */
+class Interrupted extends Error {}

@@ -1,19 +1,24 @@
 // tok train-dit: a LightningDiT on a tokenizer's latents.
 
 import { join } from "@std/path";
-import { trainDitConfig } from "../src/config.ts";
+import { sampleConfig, trainDitConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, writeJson } from "../src/io/files.ts";
+import { exists, makeFolder, writeJson } from "../src/io/files.ts";
+import { grid, writePng } from "../src/io/image.ts";
 import { openLatents } from "../src/io/latents.ts";
 import { writeReport } from "../src/io/report.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
-import { countParameters, Initializer, restore, snapshot } from "../src/nn.ts";
-import { openTokenizer, saveDit } from "../src/train/artifacts.ts";
+import { countParameters, restore, snapshot } from "../src/nn.ts";
+import { Initializer } from "../src/init.ts";
+import { type DiffusionModel, type ModelConfig, openTokenizer, saveDit } from "../src/train/artifacts.ts";
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
+import { generate } from "../src/train/generate.ts";
+import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import { encodeTo, latentBatch } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
 import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { samplingOf } from "./sample.ts";
 import { planTable, progressOf, warnSkipped } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
@@ -159,13 +164,15 @@ export const trainDit = command({
         return { out, finished: false };
       }
       await diffusion.optimizer.readEmaInto(0, diffusion.set);
-      await saveDit(out, dit, {
+      const description: ModelConfig = {
         dit: architecture,
         tokenizer: tokenizerRun,
         classes,
         latent_mean: [...latents.mean],
         latent_std: [...latents.std],
-      });
+      };
+      await saveDit(out, dit, description);
+      await drawSamples(out, { dit, config: description }, tokenizer, c.seed);
       await writeReport(out, { title: "Diffusion training", line });
       log.line(`model: ${join(out, "model")}, report: ${join(out, "report.html")}`);
       return { out, finished: true, steps: c.steps, parameters: parameters.dit };
@@ -174,3 +181,23 @@ export const trainDit = command({
     }
   },
 });
+
+/** A few pictures for the report: a column for each class (the first ten), with guidance. */
+async function drawSamples(
+  out: string,
+  model: DiffusionModel,
+  tokenizer: ImageTokenizer,
+  seed: number,
+): Promise<void> {
+  const columns = Math.min(10, model.config.classes.length), count = Math.max(20, 2 * columns);
+  const images: Uint8Array[] = [];
+  const options = samplingOf({ ...sampleConfig.parse({}), batchSize: count, seed });
+  const labels = Array.from({ length: count }, (_, i) => i % columns);
+  for await (const { image } of generate(model, tokenizer, { ...options, labels })) images.push(image);
+  makeFolder(join(out, "images"));
+  const side = model.config.dit.input_size * tokenizer.factor;
+  await writePng(
+    join(out, "images", `samples_with_guidance_${options.cfg}.png`),
+    grid(images, side, columns),
+  );
+}

@@ -1,6 +1,6 @@
 // The command line: exit codes, suggestions, help, precedence, and one clear line for bad input.
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { alignConfig, sampleConfig, trainDitConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
@@ -136,6 +136,21 @@ Deno.test("bad input ends with 2 and one line that says what, where and why", as
       [],
       "nothing half-written",
     );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("a machine without an adapter gets one line that says what to install, exit 2 and no folder", async () => {
+  const folder = await Deno.makeTempDir();
+  const env = { VK_DRIVER_FILES: "/nowhere.json", DENO_WEBGPU_BACKEND: "vulkan" };
+  try {
+    for (const command of ["align", "doctor"]) {
+      const { code, stderr } = await tok([command], { cwd: folder, env });
+      assertEquals(code, 2, stderr);
+      assertMatch(stderr.trim().split("\n").at(-1) as string, /^tok: Cannot find any WebGPU adapter: .+; .+/);
+    }
+    assertEquals([...Deno.readDirSync(folder)], []);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

@@ -9,15 +9,8 @@ import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import { Vit } from "../src/models/vit.ts";
 import { architectureOf } from "../src/models/vit_families.ts";
-import {
-  fileShape,
-  Initializer,
-  parameters,
-  ParameterSet,
-  type SavedTensor,
-  saveState,
-  state,
-} from "../src/nn.ts";
+import { fileShape, parameters, ParameterSet, type SavedTensor, saveState, state } from "../src/nn.ts";
+import { Initializer } from "../src/init.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import { Alignment } from "../src/train/alignment.ts";
 import { openTokenizer, saveTokenizer } from "../src/train/artifacts.ts";

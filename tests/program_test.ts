@@ -76,7 +76,7 @@ Deno.test("a training step creates no buffer, bind group or pipeline after it is
   const optimizer = new Optimizer("t", [{ set, ema: true }]);
   const program = await capture("t", { x: input([32, 16]) }, ({ x }) => {
     const loss = mean(square(layers[1].forward(silu(layers[0].forward(x)))));
-    optimizer.update(loss);
+    optimizer.minimise(loss);
     return { loss };
   }).prepare();
   const x = randomArray(512, 1);
@@ -235,7 +235,7 @@ Deno.test("two runs of a training program from the same state give the same bits
       const optimizer = new Optimizer("t", [{ set: new ParameterSet("t", layer), ema: true }]);
       const program = await capture("t", { x: input([37, 16]) }, ({ x }) => {
         const loss = mean(square(silu(layer.forward(x))));
-        optimizer.update(loss);
+        optimizer.minimise(loss);
         return { loss };
       }).prepare();
       for (let step = 0; step < 5; step++) {

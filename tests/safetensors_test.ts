@@ -1,11 +1,14 @@
 // The reader against the reference's own files and against everything that is wrong; the writer byte for byte against the
 // reference; sharded models.
 
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import { ShapeError, UsageError } from "../src/errors.ts";
-import { openSafetensors, writeSafetensors } from "../src/io/safetensors.ts";
+import { openSafetensors, readSafetensors, writeSafetensors } from "../src/io/safetensors.ts";
+import { type Origin, renamed } from "../src/io/renamed.ts";
 import { openModel } from "../src/io/shards.ts";
+import { mutated, mutations } from "./mutations.ts";
+import { guarded } from "./pickles.ts";
 
 const fixture = (name: string) => new URL(`fixtures/${name}`, import.meta.url).pathname;
 const folder = await Deno.makeTempDir();
@@ -267,38 +270,22 @@ Deno.test("writeSafetensors() refuses data that does not fill its shape, and nam
   assertEquals([...Deno.readDirSync(folder)].filter(({ name }) => /refused|tmp/.test(name)), []);
 });
 
-Deno.test("a thousand mutations of a file end in the same tensors or in a UsageError", async () => {
+Deno.test("ten thousand mutations of a file end in the same tensors or in a UsageError", async () => {
   const whole = Deno.readFileSync(fixture("reference.safetensors"));
-  const path = `${folder}/mutated.safetensors`;
-  const position = fc.nat(whole.length - 1);
-  const mutation = fc.oneof(
-    fc.record({ at: position, byte: fc.nat(255) }),
-    fc.record({ at: position, bit: fc.nat(7) }),
-    fc.record({ cut: position }),
-    fc.record({ at: position, insert: fc.uint8Array({ maxLength: 16 }) }),
-  );
   await fc.assert(
-    fc.asyncProperty(fc.array(mutation, { minLength: 1, maxLength: 4 }), async (mutations) => {
-      let bytes = whole.slice();
-      for (const m of mutations) {
-        if ("byte" in m) bytes[m.at] = m.byte;
-        else if ("bit" in m) bytes[m.at] = (bytes[m.at] ?? 0) ^ (1 << m.bit);
-        else if ("cut" in m) bytes = bytes.slice(0, m.cut);
-        else bytes = Uint8Array.of(...bytes.slice(0, m.at), ...m.insert, ...bytes.slice(m.at));
-      }
-      Deno.writeFileSync(path, bytes);
+    fc.asyncProperty(mutations(whole.length), async (changes) => {
+      const bytes = mutated(whole, changes);
       try {
-        await reading(path, async (file) => {
-          for (const [name, { begin, end }] of file.tensors) {
-            assert(begin >= 8 && begin <= end && end <= bytes.length, `${name} lies outside the file`);
-            assertEquals(await file.readBytes(name), bytes.slice(begin, end));
-          }
-        });
+        const file = readSafetensors(guarded(bytes));
+        for (const [name, { begin, end }] of file.tensors) {
+          assert(begin >= 8 && begin <= end && end <= bytes.length, `${name} lies outside the file`);
+          assertEquals(await file.readBytes(name), bytes.slice(begin, end));
+        }
       } catch (error) {
         if (!(error instanceof UsageError)) throw error;
       }
     }),
-    { numRuns: 1000 },
+    { numRuns: 10_000 },
   );
 });
 
@@ -356,4 +343,35 @@ Deno.test("openModel() refuses missing shards, shards elsewhere, and indices tha
   }
   Deno.writeTextFileSync(`${empty}/model.safetensors.index.json`, "{");
   await assertRejects(() => openModel(empty), UsageError, "it is not JSON");
+});
+
+Deno.test("renamed() gives tensors and their rows under other names, and leaves out what is not there", async () => {
+  const path = `${folder}/fused.safetensors`;
+  const data = Float32Array.from({ length: 12 }, (_, i) => i);
+  await writeSafetensors(path, [{ name: "qkv", shape: [6, 2], data }, {
+    name: "b",
+    shape: [1],
+    data: data.slice(7, 8),
+  }]);
+  const file = await openModel(path);
+  const model = renamed(
+    file,
+    new Map<string, Origin>([
+      ["key", { key: "qkv", rows: [2, 4] }],
+      ["all", "qkv"],
+      ["bias", "b"],
+      ["absent", "none"],
+      ["rows", { key: "none", rows: [0, 1] }],
+    ]),
+  );
+  assertEquals([...model.shapes], [["key", [2, 2]], ["all", [6, 2]], ["bias", [1]]]);
+  assertEquals([...await model.read("key")], [4, 5, 6, 7]);
+  assertEquals([...await model.read("all")], [...data]);
+  assertEquals([...await model.read("bias")], [7]);
+  await assertRejects(() => model.read("qkv"), UsageError, 'no tensor of "');
+  for (const rows of [[4, 7], [-1, 2], [3, 2]] as [number, number][]) {
+    const make = () => renamed(file, new Map([["x", { key: "qkv", rows }]]));
+    assertThrows(make, UsageError, `rows ${rows[0]} to ${rows[1]} of "qkv" are asked for, and it is [6, 2]`);
+  }
+  file.close();
 });

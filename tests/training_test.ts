@@ -6,7 +6,7 @@ import { gather } from "../src/io/source.ts";
 import { Discriminator } from "../src/models/discriminator.ts";
 import { Dit, ditConfig } from "../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
-import { Initializer } from "../src/nn.ts";
+import { Initializer } from "../src/init.ts";
 import { normal } from "../src/philox.ts";
 import { readTensor } from "../src/tensor.ts";
 import { Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "../src/train/alignment.ts";
@@ -156,6 +156,15 @@ Deno.test("two micro-batches give the step of one batch of twice the size", asyn
     weights.push(await readTensor(a.tokenizer.decoder.conv_in.weight));
   }
   assert(relativeError(weights[0] as Float32Array, weights[1] as Float32Array) < 1e-3);
+});
+
+Deno.test("more micro-batches take no more memory, but for their images", async () => {
+  const a = await alignment();
+  const activations = [2, 8].map((accumulate) => {
+    const options = { ...OPTIONS, batchSize: 2, accumulate };
+    return new StageRun(a, { ...STAGES.latent }, options).capture(false).plan.bytes.activations;
+  });
+  assert((activations[1] as number) < 1.02 * (activations[0] as number), `${activations}`);
 });
 
 Deno.test("flow matching learns two classes apart, and samples with guidance land on them", async () => {

@@ -2,7 +2,7 @@
 // Every other layer reaches the device through `device()`, so that ops and models carry no handle around.
 // Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
 
-import { GpuError } from "../errors.ts";
+import { GpuError, UsageError } from "../errors.ts";
 
 /** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
 export type Profile = "cpu" | "gpu";
@@ -132,7 +132,7 @@ let current: Device | undefined;
 
 /**
  * Opens the adapter with the most performance (or the software one), with every limit that it has.
- * @throws GpuError when no adapter answers.
+ * @throws UsageError when no adapter answers.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const adapter = await requestAdapter(options.cpu ?? false);
@@ -179,7 +179,7 @@ async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
     cpu ? { forceFallbackAdapter: true } : { powerPreference: "high-performance" },
   );
   if (!adapter) {
-    throw new GpuError(
+    throw new UsageError(
       `Cannot find ${cpu ? "a software" : "any"} WebGPU adapter; run "tok doctor" to see what is missing`,
     );
   }

@@ -1,6 +1,7 @@
 // Why a machine has no adapter, or only a software one, and the command that mends it. The usual reasons on headless boxes:
 // no Vulkan loader, no driver manifest, a container without the graphics capability, no permission on the device files.
 
+import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts } from "./device.ts";
 
 export interface Finding {
@@ -31,6 +32,13 @@ export async function adapters(): Promise<
     ...(best ? { best: { ...adapterFacts(best), limits: limits as Record<string, number> } } : {}),
     ...(software ? { software: adapterFacts(software) } : {}),
   };
+}
+
+/** The error for a machine without an adapter: the first thing that is missing, and the command that mends it. */
+export function noAdapter(): UsageError {
+  const [first] = diagnose(undefined);
+  const { problem, remedy } = first ?? { problem: "no driver answers", remedy: "install a Vulkan driver" };
+  return new UsageError(`Cannot find any WebGPU adapter: ${problem}; ${remedy}`);
 }
 
 /** Looks at the machine, most basic things first. `root` is another root folder, for tests. */

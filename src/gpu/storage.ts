@@ -99,6 +99,11 @@ export class Storage {
     else this.#init = init;
   }
 
+  /** For a storage that will be written as soon as it has a buffer: its first contents need not be made. */
+  forgetInit(): void {
+    this.#init = undefined;
+  }
+
   /** Copies host data over the whole storage. Before it has a buffer, the data becomes its first contents. */
   write(data: HostArray): void {
     if (data.byteLength !== this.bytes) {
@@ -122,16 +127,26 @@ export class Storage {
   }
 }
 
+/** Bytes of one upload: the driver keeps a copy of what is being written until it is handed to the device. */
+const PART = 4 * 1024 * 1024;
+/** Bytes written since they were last handed over. */
+let staged = 0;
+
 function write(storage: Storage, data: HostArray): void {
-  const bytes = data.byteLength;
   const { buffer, offset } = storage;
   const { queue } = device().gpu;
-  if (bytes % 4 === 0) {
-    queue.writeBuffer(buffer, offset, data.buffer, data.byteOffset, bytes);
-  } else {
-    const padded = new Uint8Array(Math.ceil(bytes / 4) * 4);
-    padded.set(new Uint8Array(data.buffer, data.byteOffset, bytes));
-    queue.writeBuffer(buffer, offset, padded);
+  let bytes = new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+  if (bytes.length % 4) {
+    const padded = new Uint8Array(Math.ceil(bytes.length / 4) * 4);
+    padded.set(bytes);
+    bytes = padded;
+  }
+  for (let at = 0; at < bytes.length; at += PART) {
+    const part = bytes.subarray(at, at + PART);
+    queue.writeBuffer(buffer, offset + at, part);
+    if ((staged += part.length) < PART) continue;
+    queue.submit([]);
+    staged = 0;
   }
 }
 

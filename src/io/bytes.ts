@@ -22,7 +22,7 @@ class FileBytes implements ByteSource {
     this.file.seekSync(offset, Deno.SeekMode.Start);
     for (let at = 0; at < target.length;) {
       const n = this.file.readSync(target.subarray(at));
-      if (!n) throw damaged(this.name, `it ends after ${offset + at} bytes`);
+      if (!n) throw damaged(this.name, `it ends after ${this.file.statSync().size} bytes`);
       at += n;
     }
   }

@@ -74,14 +74,13 @@ export class Cursor {
     }
   }
 
-  /** Text up to the end of the line, and beyond that. */
+  /** Latin-1 up to the end of the line, which is gone beyond. */
   line(): string {
+    let line = "";
     for (let length = 0; length < MOST_LINE; length++) {
-      if (this.u8() !== 0x0a) continue;
-      this.#at -= length + 1;
-      const line = this.string(length);
-      this.#at++;
-      return line;
+      const byte = this.u8();
+      if (byte === 0x0a) return line;
+      line += String.fromCharCode(byte);
     }
     throw this.wrong(`has a line of more than ${MOST_LINE} characters`);
   }
@@ -94,15 +93,12 @@ export class Cursor {
     return at;
   }
 
-  /** Moves the window; it keeps as much of the past as a line may have, which is read back when its end is found. */
   #advance(length: number): void {
     const position = this.position, { size } = this.source;
     if (length > size - position) throw this.wrong("is cut off");
     if (position + length - this.start > this.most) throw this.wrong(`has more than ${this.most} bytes`);
-    const past = Math.min(this.#at, MOST_LINE);
-    this.#base = position - past;
-    this.#window = bytesAt(this.source, this.#base, Math.min(past + length + WINDOW, size - this.#base));
+    this.#window = bytesAt(this.source, position, Math.min(Math.max(length, WINDOW), size - position));
     this.#view = new DataView(this.#window.buffer);
-    this.#at = past;
+    [this.#base, this.#at] = [position, 0];
   }
 }

@@ -2,7 +2,7 @@
 // [N,C,H,W] and `labels` [N], and `latents_stats.safetensors` with `mean` and `std` [1,C,1,1] over all `latents`.
 // The stats are written last: a folder without them is unfinished and is refused.
 
-import { join } from "@std/path";
+import { basename, join } from "@std/path";
 import { ShapeError, UsageError } from "../errors.ts";
 import { exists, makeFolder, removeTemporaries } from "./files.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
@@ -167,10 +167,10 @@ export async function readStatistics(
   try {
     const [mean, std] = [await store.read("mean"), await store.read("std")];
     if (
-      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s > 0 && s < Infinity)
+      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s >= 0 && s < Infinity)
     ) {
       throw new UsageError(
-        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some that are not above 0; make it again`,
+        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some are no finite numbers; make it again`,
       );
     }
     return { mean, std, path };
@@ -210,7 +210,7 @@ export async function openLatents(folder: string): Promise<Latents> {
     if (!shape || labels.length === 0) throw refuse("it has none");
     const { mean, std } = stats;
     if (mean.length !== shape[0]) {
-      throw refuse(`its statistics are for ${mean.length} channels, the latents have ${shape[0]}`);
+      throw refuse(`"${basename(stats.path)}" is for ${mean.length} channels, the latents have ${shape[0]}`);
     }
     return new Latents(
       folder,

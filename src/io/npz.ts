@@ -2,7 +2,7 @@
 // 256 x 256 (9.8 GB in one array) need no memory: images come row by row, statistics at once.
 
 import { ShapeError, UsageError } from "../errors.ts";
-import { openBytes } from "./bytes.ts";
+import { type ByteSource, openBytes } from "./bytes.ts";
 import {
   encodeNpyHeader,
   type NpyArray,
@@ -60,6 +60,7 @@ export class NpzFile {
     /** The arrays by name, without ".npy". */
     readonly arrays: ReadonlyMap<string, NpyHeader>,
     private readonly zip: ZipReader,
+    private readonly source: ByteSource,
   ) {}
 
   /** All the elements of an array as numbers, row-major. @throws UsageError when it is missing or damaged */
@@ -100,7 +101,7 @@ export class NpzFile {
   }
 
   close(): void {
-    this.zip.close();
+    this.source.close();
   }
 
   #header(key: string): NpyHeader {
@@ -126,15 +127,16 @@ export class NpzFile {
 
 /** Opens an .npz file and reads the headers of its arrays. @throws UsageError when it is missing or damaged */
 export async function openNpz(path: string): Promise<NpzFile> {
-  const zip = new ZipReader(openBytes(path));
+  const source = openBytes(path);
   try {
+    const zip = new ZipReader(source);
     const arrays = new Map<string, NpyHeader>();
     for (const [name, member] of zip.members) {
       if (name.endsWith(".npy")) arrays.set(name.slice(0, -4), await headerOf(zip, member));
     }
-    return new NpzFile(path, arrays, zip);
+    return new NpzFile(path, arrays, zip, source);
   } catch (error) {
-    zip.close();
+    source.close();
     throw error instanceof UsageError ? error : damaged(path, (error as Error).message);
   }
 }

@@ -133,7 +133,7 @@ class Machine {
       case 0x4c: // LONG
         return this.#push(this.#decimal(this.#bytes.line().replace(/L$/, "")));
       case 0x46: // FLOAT
-        return this.#push(Number(this.#bytes.line()));
+        return this.#push(this.#float(this.#bytes.line()));
       // Text and bytes
       case 0x58: // BINUNICODE
       case 0x54: // BINSTRING
@@ -327,6 +327,13 @@ class Machine {
       throw this.#wrong("has an integer that is none");
     }
     return integer(BigInt(line.replace("+", "")));
+  }
+
+  #float(line: string): number {
+    const [, sign, name] = /^(-?)(inf|nan)$/.exec(line) ?? [];
+    const value = name ? (name === "inf" ? Infinity : NaN) * (sign ? -1 : 1) : Number(line);
+    if (line && (name || Number.isFinite(value))) return value;
+    throw this.#wrong("has a number that is none");
   }
 
   #wrong(reason: string): UsageError {

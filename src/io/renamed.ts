@@ -26,13 +26,13 @@ export function renamed(source: TensorStore, entries: ReadonlyMap<string, Origin
   return {
     name: source.name,
     shapes,
-    read: async (key) => {
+    read: async (key, into) => {
       const origin = entries.get(key);
       if (origin === undefined) {
         throw new UsageError(`Cannot read "${key}": no tensor of "${source.name}" has that name`);
       }
-      if (typeof origin === "string") return await source.read(origin);
-      return await source.readRows(origin.key, ...origin.rows);
+      if (typeof origin === "string") return await source.read(origin, into);
+      return await source.readRows(origin.key, ...origin.rows, into);
     },
   };
 }

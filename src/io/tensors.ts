@@ -45,10 +45,19 @@ export interface TensorStore {
   readonly tensors: ReadonlyMap<string, TensorEntry>;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly metadata: ReadonlyMap<string, string>;
-  /** A tensor's elements as f32. @throws UsageError for dtypes that are not F16, BF16, F32 or F64 */
-  read(key: string): Promise<Float32Array<ArrayBuffer>>;
+  /**
+   * A tensor's elements as f32.
+   * @param into the start of a buffer, which is filled and returned: for readers of many tensors
+   * @throws UsageError for dtypes that are not F16, BF16, F32 or F64
+   */
+  read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array<ArrayBuffer>>;
   /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
-  readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>>;
+  readRows(
+    key: string,
+    from: number,
+    to: number,
+    into?: Float32Array<ArrayBuffer>,
+  ): Promise<Float32Array<ArrayBuffer>>;
   /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
   readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
   /** A tensor's elements as they are, row-major and little-endian, in parts: each is good until the next is asked for. */
@@ -79,22 +88,30 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
 
   abstract close(): void;
 
-  async read(key: string): Promise<Float32Array<ArrayBuffer>> {
-    return this.readRows(key, 0, Infinity);
+  async read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array<ArrayBuffer>> {
+    return this.readRows(key, 0, Infinity, into);
   }
 
-  async readRows(key: string, from: number, to: number): Promise<Float32Array<ArrayBuffer>> {
+  async readRows(
+    key: string,
+    from: number,
+    to: number,
+    into?: Float32Array<ArrayBuffer>,
+  ): Promise<Float32Array<ArrayBuffer>> {
     const entry = this.#entry(key), { dtype, shape } = entry;
     const bytes = (DTYPE_BITS[dtype] ?? 0) / 8, rows = shape[0] ?? 1;
     const width = shape.slice(1).reduce((n, d) => n * d, 1);
     const first = Math.min(from, rows), count = (Math.max(first, Math.min(to, rows)) - first) * width;
     const start = first * width * bytes;
-    if (dtype === "F32") return new Float32Array(this.#take(entry, key, start, count * bytes).buffer);
     const convert = FLOATS[dtype];
-    if (!convert) {
+    if (!convert && dtype !== "F32") {
       throw new UsageError(`Cannot read "${key}" of "${this.name}" as numbers: its dtype is ${dtype}`);
     }
-    const numbers = new Float32Array(this.#buffer(key, count * 4).buffer);
+    const numbers = into?.subarray(0, count) ?? new Float32Array(this.#buffer(key, count * 4).buffer);
+    if (!convert) {
+      this.fill(entry, start, new Uint8Array(numbers.buffer, numbers.byteOffset, count * bytes));
+      return numbers;
+    }
     const block = this.#buffer(key, (this.sequential(entry) ? Math.min(BLOCK, count) : count) * bytes);
     for (let at = 0; at < count;) {
       const part = block.subarray(0, (count - at) * bytes), n = part.length / bytes;

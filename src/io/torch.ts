@@ -60,11 +60,10 @@ export async function openTorch(path: string): Promise<TorchFile> {
   return readTorch(openBytes(path));
 }
 
-/** Whether bytes begin as a zip archive or a pickle does, and not as a safetensors file. */
+/** Whether bytes begin as a zip archive or a pickle does. A safetensors file may too, but has its "{" at byte 8. */
 export function isTorch(source: ByteSource): boolean {
-  const head = bytesAt(source, 0, Math.min(9, source.size));
-  if (head[0] === 0x50 && head[1] === 0x4b) return true; // PK
-  return head[0] === 0x80 && (head[1] ?? 9) <= 5 && head[8] !== 0x7b;
+  const head = bytesAt(source, 0, Math.min(9, source.size)), [first = 0, second = 0] = head;
+  return head[8] !== 0x7b && (first === 0x50 && second === 0x4b || first === 0x80 && second <= 5);
 }
 
 /** The same from any bytes, which are closed with the store, or at once where they are wrong. */
@@ -106,6 +105,7 @@ function readZip(source: ByteSource): Value {
   if (endian !== undefined && endian !== "little") throw bigEndian(name, endian);
   const names = new TorchNames(name);
   const { value } = unpickle(memoryBytes(name, whole(pickle, MOST_PICKLE)), 0, names);
+  let left = source.size; // storages that share bytes would be a way to hold more than the file does
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);
     if (!member) throw damaged(name, `the storage "${storage.key}" is missing`);
@@ -116,6 +116,7 @@ function readZip(source: ByteSource): Value {
       );
     }
     storage.bytes = zip.stored(member);
+    if ((left -= member.size) < 0) throw damaged(name, "its storages overlap");
   }
   return value;
 }

@@ -54,7 +54,7 @@ const STORAGES: ReadonlyMap<string, string> = new Map([
 
 /** Names that stand for themselves: types, as values of dicts and fields. */
 const TYPES =
-  /^(torch\.(u?int\d+|b?float\d+|bfloat16|bool|complex\d+)|typing\.Any|(builtins|__builtin__)\.(int|float|str|bool|bytes|object))$/;
+  /^(torch\.(u?int\d+|b?float\d+|bfloat16|bool|complex\d+)|typing\.Any|builtins\.(int|float|str|bool|object))$/;
 
 /**
  * Classes whose objects are carried along: the arguments that checkpoints of DiT, MAE and LDM keep beside the weights. That
@@ -85,29 +85,27 @@ export class TorchNames implements Permissions {
       ["torch._utils._rebuild_tensor_v2", (args) => this.#view(args)],
       ["torch._utils._rebuild_parameter", ([tensor = null]) => this.#tensor(tensor)],
       ["torch.Size", list],
-      ["_codecs.encode", () => new Instance("bytes")], // how protocol 2 spells bytes
+      ["builtins.list", list],
+      ["builtins.tuple", list],
+      ["builtins.set", list],
+      ["builtins.frozenset", list],
+      ["builtins.dict", dict],
       ["collections.OrderedDict", dict],
       ["collections.Counter", dict],
       ["collections.defaultdict", ([, ...args]) => dict(args)],
-      ...["builtins", "__builtin__"].flatMap((module): [string, typeof dict][] => [
-        [`${module}.dict`, dict],
-        ...["list", "tuple", "set", "frozenset"].map((
-          name,
-        ): [string, typeof list] => [`${module}.${name}`, list]),
-      ]),
-      // How protocols 0 and 1 spell an object without arguments.
-      ...["copyreg", "copy_reg"].map((module): [string, (args: readonly Value[]) => Value] => [
-        `${module}._reconstructor`,
-        ([made]) => {
-          if (made instanceof Callable) return made.call([]);
-          throw this.#wrong("makes an object of no class");
-        },
-      ]),
+      // Bytes as protocols 0 to 2 spell them, and objects without arguments as 0 and 1 do.
+      ["builtins.bytes", () => new Instance("0 bytes")],
+      ["_codecs.encode", ([text]) => new Instance(`${typeof text === "string" ? text.length : 0} bytes`)],
+      ["copyreg._reconstructor", ([made]) => {
+        if (made instanceof Callable) return made.call([]);
+        throw this.#wrong("makes an object of no class");
+      }],
     ];
     this.#calls = new Map(calls.map(([name, call]) => [name, new Callable(name, call)]));
   }
 
-  resolve(name: string): Value | undefined {
+  resolve(asked: string): Value | undefined {
+    const name = asked.replace(/^__builtin__\./, "builtins.").replace(/^copy_reg\./, "copyreg."); // of Python 2
     const dtype = STORAGES.get(name);
     if (dtype !== undefined) return new StorageType(dtype);
     if (TYPES.test(name)) return new Instance(name);

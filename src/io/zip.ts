@@ -119,14 +119,9 @@ function endRecords(count: number, start: number, size: number): Uint8Array {
 export class ZipReader {
   readonly members: ReadonlyMap<string, Member>;
 
-  /** Closes `source` where it is wrong. @throws UsageError when it is no whole archive */
+  /** @throws UsageError when `source` is no whole archive; closing it is the caller's matter */
   constructor(private readonly source: ByteSource) {
-    try {
-      this.members = this.#directory();
-    } catch (error) {
-      source.close();
-      throw error;
-    }
+    this.members = this.#directory();
   }
 
   /** The contents of a member, inflated. @throws UsageError when they are damaged, at the latest at the end */
@@ -175,10 +170,6 @@ export class ZipReader {
       },
       close() {},
     };
-  }
-
-  close(): void {
-    this.source.close();
   }
 
   /** Where the bytes of a member begin. */

@@ -3,7 +3,8 @@
 
 import { fromFileUrl } from "@std/path";
 import { openSafetensors } from "../io/safetensors.ts";
-import { Conv2d, type Initializer, Linear, loadState } from "../nn.ts";
+import { Conv2d, Linear, loadState } from "../nn.ts";
+import type { Initializer } from "../init.ts";
 import { relu } from "../ops/math.ts";
 import { reshape } from "../ops/shape.ts";
 import type { Tensor } from "../tensor.ts";

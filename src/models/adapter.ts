@@ -2,7 +2,7 @@
 // Width 1024 -> C is in the notes on the paper; GELU and the hidden width are our inference (recipe: grades N, I).
 
 import { Linear } from "../nn.ts";
-import type { Initializer } from "../nn.ts";
+import type { Initializer } from "../init.ts";
 import type { Tensor } from "../tensor.ts";
 
 export class Adapter {

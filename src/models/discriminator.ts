@@ -3,7 +3,8 @@
 
 import { z } from "zod";
 import { leakyRelu } from "../ops/math.ts";
-import { BatchNorm2d, Conv2d, type Initializer } from "../nn.ts";
+import { BatchNorm2d, Conv2d } from "../nn.ts";
+import type { Initializer } from "../init.ts";
 import type { Tensor } from "../tensor.ts";
 
 export const discriminatorConfig = z.object({

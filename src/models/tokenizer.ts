@@ -4,7 +4,8 @@
 
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
-import { Conv2d, type Initializer } from "../nn.ts";
+import { Conv2d } from "../nn.ts";
+import type { Initializer } from "../init.ts";
 import { add, mul } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
 import { reshape } from "../ops/shape.ts";

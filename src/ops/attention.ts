@@ -1,7 +1,7 @@
 // Scaled dot-product attention with streaming softmax, and its gradients. Vaswani et al. (2017); the recomputing
 // backward pass is FlashAttention's (Dao et al., 2022).
 
-import { ATTENTION_LANES, attentionWgsl } from "../../kernels/attention.ts";
+import { ATTENTION, attentionWgsl } from "../../kernels/attention.ts";
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
@@ -28,22 +28,31 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const { profile } = device();
   const text = attentionWgsl(HS, profile);
   const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
-  const grid = (rows: number) => fold(Math.ceil(B * rows * NH / ATTENTION_LANES[profile]));
+  const { lanes, rows } = ATTENTION[profile];
+  const grid = (entry: keyof typeof rows, length: number) =>
+    fold(Math.ceil(B * Math.ceil(length / rows[entry]) * NH / lanes));
   const products = B * NH * T * S * HS * 2;
 
   const y = empty(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
-  kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid(T), { flops: 2 * products });
+  kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid("attention", T), {
+    flops: 2 * products,
+  });
   differentiable(y, [q, k, v], (dy) => {
     const dq = empty(q.shape), dk = empty(k.shape), dv = empty(v.shape), dsum = empty([B, T, NH]);
     kernel(text, "attention_backward_q").launch(
       { q, k, v, dy, lse, y_saved: y, y: dq, dsum_out: dsum },
       params,
-      grid(T),
+      grid("attention_backward_q", T),
       { flops: 3 * products },
     );
-    kernel(text, "attention_backward_kv").launch({ q, k, v, dy, lse, dsum, dk, dv }, params, grid(S), {
-      flops: 4 * products,
-    });
+    kernel(text, "attention_backward_kv").launch(
+      { q, k, v, dy, lse, dsum, dk, dv },
+      params,
+      grid("attention_backward_kv", S),
+      {
+        flops: 4 * products,
+      },
+    );
     return [dq, dk, dv];
   });
   return flatten(y, [B, T, NH * HS]);

@@ -193,22 +193,28 @@ export class StageRun {
   /** One update from `accumulate` micro-batches, one after another in the same program. */
   #step(x: Tensor, adversarial: boolean): Record<string, Tensor> {
     const { batchSize: B, accumulate } = this.options;
-    const micro = Array.from(
-      { length: accumulate },
-      (_, i) => this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial),
-    );
-    const average = (lists: readonly (readonly Tensor[])[]) =>
-      (lists[0] ?? []).map((_, k) => mean(lists.map((list) => list[k] as Tensor)));
-    const norm2 = this.optimizer.update(average(micro.map((m) => m.generator)));
-    if (adversarial) this.critic?.update(average(micro.map((m) => m.critic)));
+    const metered: Record<(typeof METERS)[number], Tensor>[] = [];
+    let first: Tensor | undefined;
+    for (let i = 0; i < accumulate; i++) {
+      const { y, parts, generator, critic } = this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial);
+      metered.push(parts);
+      first ??= y;
+      if (i === 0) this.optimizer.store(generator);
+      else this.optimizer.add(generator);
+      if (!adversarial) continue;
+      if (i === 0) this.critic?.store(critic);
+      else this.critic?.add(critic);
+    }
+    const norm2 = this.optimizer.update();
+    if (adversarial) this.critic?.update();
     const values = METERS.map((name) =>
-      name === "grad_norm2" ? norm2 : mean(micro.map((m) => m.parts[name]))
+      name === "grad_norm2" ? norm2 : mean(metered.map((parts) => parts[name]))
     );
     addInPlace(concat(values.map((v) => reshape(detach(v), [1])), 0), this.meter);
-    return { y: (micro[0] as (typeof micro)[number]).y };
+    return { y: first as Tensor };
   }
 
-  /** Losses of one micro-batch, and their gradients for the trained parts and for the discriminator. */
+  /** Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator. */
   #gradients(x: Tensor, adversarial: boolean) {
     const { alignment, stage, options, optimizer, critic } = this;
     const { tokenizer, discriminator } = alignment;
@@ -242,18 +248,20 @@ export class StageRun {
     const reconstruction = weighted([[parts.l1, losses.l1], [parts.perceptual, losses.perceptual]]);
     parts.loss = weighted([[reconstruction, 1], [parts.semantic, losses.semantic]]);
 
+    const share = 1 / options.accumulate;
+    const shared = (dy: Tensor) => share === 1 ? dy : scale(dy, share);
     const dRec = grad(reconstruction, [y])[0] as Tensor;
-    const roots = [{ y, dy: dRec }];
+    const roots = [{ y, dy: shared(dRec) }];
     let ofCritic: Tensor[] = [];
     if (adversarial && discriminator && critic) {
       parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(parts.gan, [y])[0] as Tensor;
       parts.gan_weight = adaptiveWeight(y, tokenizer.decoder.lastLayer, dRec, dGan, losses.gan);
-      roots.push({ y, dy: mul(dGan, parts.gan_weight) });
+      roots.push({ y, dy: shared(mul(dGan, parts.gan_weight)) });
       parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
-      ofCritic = grad(parts.discriminator, critic.parameters);
+      ofCritic = grad(parts.discriminator, critic.parameters, scalar(share));
     }
-    if (losses.semantic > 0) roots.push({ y: parts.semantic, dy: scalar(losses.semantic) });
+    if (losses.semantic > 0) roots.push({ y: parts.semantic, dy: scalar(losses.semantic * share) });
     return { y, parts, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
   }
 

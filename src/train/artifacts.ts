@@ -12,6 +12,7 @@ import { writeSafetensors } from "../io/safetensors.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
 import {
   type ImageTokenizer,
+  type LatentStatistics,
   Tokenizer,
   type TokenizerConfig,
   tokenizerConfig,
@@ -127,9 +128,7 @@ async function statisticsOf(
   { latent_mean: mean, latent_std: std }: ModelConfig,
   tokenizer: ImageTokenizer,
   latents: string | undefined,
-): Promise<
-  { mean: ArrayLike<number> & Iterable<number>; std: ArrayLike<number> & Iterable<number>; origin: string }
-> {
+): Promise<LatentStatistics> {
   if (latents !== undefined) {
     const measured = await readStatistics(latents);
     if (measured) return { ...measured, origin: `"${measured.path}"` };
@@ -137,7 +136,9 @@ async function statisticsOf(
       `Cannot use the latents "${latents}": there is no "latents_stats.safetensors" or ".pt"`,
     );
   }
-  if (mean && std) return { mean, std, origin: "the model's own" };
+  if (mean && std) {
+    return { mean: Float32Array.from(mean), std: Float32Array.from(std), origin: "the model's own" };
+  }
   const own = await tokenizer.statistics();
   if (own) return own;
   throw new UsageError(

@@ -57,7 +57,7 @@ export class Diffusion {
       const predicted = this.dit.forward(xt, t, y);
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
-      const norm2 = this.optimizer.update(loss);
+      const norm2 = this.optimizer.minimise(loss);
       const values = [loss, velocity, direction, norm2].map((value) => reshape(detach(value), [1]));
       addInPlace(concat(values, 0), this.meter);
       return { loss };

@@ -2,7 +2,7 @@
 // Everything that a run must save lives in the tensors of `state()`.
 
 import { grad, store } from "../autograd.ts";
-import { copy } from "../gpu/memory.ts";
+import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
 import type { ParameterSet } from "../nn.ts";
 import { adamw, type Hyper, hyperVariable, packHyper, squaredNorm } from "../ops/adamw.ts";
@@ -50,19 +50,30 @@ export class Optimizer {
     this.#hyper.storage.write(packHyper(hyper));
   }
 
+  /** Records the gradients of `loss` and the update from them. @returns the squared global norm before clipping */
+  minimise(loss: Tensor): Tensor {
+    this.store(grad(loss, this.parameters));
+    return this.update();
+  }
+
+  /** Records the gradients of a step's first micro-batch, in the order of `parameters`. */
+  store(gradients: readonly Tensor[]): void {
+    this.#store(gradients, 0);
+  }
+
+  /** Records the gradients of one more micro-batch: they are added to those before, one launch a flat buffer. */
+  add(gradients: readonly Tensor[]): void {
+    this.#store(gradients, 1);
+    for (const { set } of this.#slots) {
+      set.gradients(1).flats.forEach((more, i) => addInPlace(more, set.gradients().flats[i] as Tensor));
+    }
+  }
+
   /**
-   * Records the update from gradients of `loss` (or from `gradients`, in the order of `parameters`).
+   * Records the update from the gradients that were stored.
    * @returns the squared global norm before clipping
    */
-  update(from: Tensor | readonly Tensor[]): Tensor {
-    const { parameters } = this;
-    const gradients = Array.isArray(from) ? from as readonly Tensor[] : grad(from as Tensor, parameters);
-    let at = 0;
-    for (const { set } of this.#slots) {
-      const { of } = set.gradients();
-      store(gradients.slice(at, at + set.list.length), set.list.map((p) => of.get(p) as Tensor));
-      at += set.list.length;
-    }
+  update(): Tensor {
     const norm2 = squaredNorm(this.#slots.flatMap(({ set }) => set.gradients().flats));
     const flats = this.#slots.flatMap(({ set, lrFactor, m, v, ema }) =>
       set.flats.map((parameters, i) => ({
@@ -103,6 +114,14 @@ export class Optimizer {
 
   destroy(): void {
     for (const tensor of [...this.state().values(), this.#hyper]) tensor.storage.destroy();
+  }
+
+  #store(gradients: readonly Tensor[], which: 0 | 1): void {
+    let at = 0;
+    for (const { set } of this.#slots) {
+      const { of } = set.gradients(which);
+      store(gradients.slice(at, at += set.list.length), set.list.map((p) => of.get(p) as Tensor));
+    }
   }
 
   async #copyAll(pair: (slot: Slot, i: number) => [Tensor, Tensor | undefined]): Promise<void> {

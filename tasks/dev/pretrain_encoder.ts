@@ -9,7 +9,8 @@ import { Shapes } from "../../src/io/shapes.ts";
 import { writeAtomic } from "../../src/io/files.ts";
 import { writeSafetensors } from "../../src/io/safetensors.ts";
 import { Vit, vitConfig } from "../../src/models/vit.ts";
-import { Initializer, Linear, ParameterSet, saveState } from "../../src/nn.ts";
+import { Linear, ParameterSet, saveState } from "../../src/nn.ts";
+import { Initializer } from "../../src/init.ts";
 import { add, square, sub } from "../../src/ops/math.ts";
 import { pointwise } from "../../src/ops/pointwise.ts";
 import { RandomState, uniform } from "../../src/ops/random.ts";
@@ -56,7 +57,7 @@ const train = await capture(
     const tokens = vit.forward(x, mask).patches; // [B, T, C]
     const classLoss = crossEntropy(heads.classes.forward(mean(tokens, [1])), labels);
     const pixelLoss = mean(square(sub(heads.pixels.forward(tokens), patches(x))));
-    optimizer.update(add(classLoss, pixelLoss));
+    optimizer.minimise(add(classLoss, pixelLoss));
     return { classLoss, pixelLoss };
   },
 ).prepare();

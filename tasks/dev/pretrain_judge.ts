@@ -10,7 +10,8 @@ import { gather } from "../../src/io/source.ts";
 import { collect } from "../../src/metrics/infer.ts";
 import { Judge, JUDGE_FILE } from "../../src/metrics/judge.ts";
 import { accuracy } from "../../src/metrics/probe.ts";
-import { Initializer, ParameterSet, saveState } from "../../src/nn.ts";
+import { ParameterSet, saveState } from "../../src/nn.ts";
+import { Initializer } from "../../src/init.ts";
 import { crossEntropy } from "../../src/ops/softmax.ts";
 import { input } from "../../src/tensor.ts";
 import { schedule } from "../../src/train/loop.ts";
@@ -24,7 +25,7 @@ const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", judge
 const inputs = { x: input([BATCH, 32, 32, 3]), labels: input([BATCH], "u32") };
 const train = await capture("judge", inputs, ({ x, labels }) => {
   const loss = crossEntropy(judge.forward(x), labels);
-  optimizer.update(loss);
+  optimizer.minimise(loss);
   return { loss };
 }).prepare();
 const images = new Shapes(1_000_000, 31);
