@@ -8,6 +8,7 @@ import { capture } from "../src/gpu/program.ts";
 import { Folder } from "../src/io/dataset.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
 import { readImage } from "../src/io/image.ts";
+import type { Log } from "../src/io/log.ts";
 import { writeNpz } from "../src/io/npz.ts";
 import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
 import { sideOf } from "../src/io/preprocess.ts";
@@ -21,13 +22,14 @@ import { LpipsScore } from "../src/metrics/perceptual.ts";
 import { accuracy, nearest, predict, trainProbe } from "../src/metrics/probe.ts";
 import { compareSets, type ImageSet, obstacle, type SetMetric } from "../src/metrics/sets.ts";
 import { scoreLatents, scoreReconstruction } from "../src/metrics/tokenizer.ts";
-import { INCEPTION_SIDE, openInception } from "../src/models/inception.ts";
+import { type Inception, INCEPTION_SIDE, openInception } from "../src/models/inception.ts";
 import { openLpips } from "../src/models/lpips.ts";
 import { Encoder } from "../src/models/tokenizer.ts";
 import { Vit } from "../src/models/vit.ts";
 import { mean } from "../src/ops/reduce.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import { openGenerator, openTokenizer } from "../src/train/artifacts.ts";
+import type { EncoderSource } from "../src/train/encoders.ts";
 import { generate } from "../src/train/generate.ts";
 import {
   chosenEncoder,
@@ -71,13 +73,7 @@ export const evaluate = command({
       ? await scoreModel(c, metrics, model, out, context)
       : c.tokenizer !== undefined
       ? await scoreTokenizer(c, metrics, c.tokenizer, context)
-      : await scoreSets(
-        c,
-        metrics,
-        await setOf(c.real, c, context),
-        await setOf(c.fake, c, context),
-        context,
-      );
+      : await scoreFiles(c, metrics, context);
     for (const [name, value] of Object.entries(scores)) {
       log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
     }
@@ -128,6 +124,13 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, { log }: 
   return scores;
 }
 
+/** Two sets that are there already. */
+async function scoreFiles(c: Config, metrics: Chosen, context: Context): Promise<Scores> {
+  const real = await setOf(c.real, c, context), fake = await setOf(c.fake, c, context);
+  const judges = await openJudges(c, metrics, real, fake, context.log);
+  return await scoreSets(c, metrics, real, fake, judges, context.log);
+}
+
 /** Samples from a model, at the guidance asked for, against held-out images. The samples stay in the run. */
 async function scoreModel(
   c: Config,
@@ -144,7 +147,9 @@ async function scoreModel(
     ["classes", "probe", "knn"],
     !known && "they need a model of the generated shapes, and no --real",
   );
-  const real = await setOf(c.real, c, context); // before the samples, which take long
+  const real = await setOf(c.real, c, context);
+  // Before the samples, which take long: whatever is wrong with the real images or with the networks.
+  const judges = await openJudges(c, metrics, real, { name: "samples", images: new Shapes(1, 0) }, log);
   const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
   async function* samples() {
@@ -159,7 +164,33 @@ async function scoreModel(
   ]);
   progress.end();
   log.line(`samples: ${path}`);
-  return await scoreSets(c, metrics, real, await setOf(path, c, context), context);
+  return await scoreSets(c, metrics, real, await setOf(path, c, context), judges, log);
+}
+
+const BY_INCEPTION = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
+const BY_ENCODER = ["fd-encoder", "classes", "probe", "knn"] as const;
+
+/** The networks that two sets are compared with. */
+interface Judges {
+  inception: Inception | undefined;
+  encoder: EncoderSource | undefined;
+}
+
+/** Leaves out what these sets do not allow, and opens the networks that the rest needs. */
+async function openJudges(
+  c: Config,
+  metrics: Chosen,
+  real: ImageSet,
+  fake: ImageSet,
+  log: Log,
+): Promise<Judges> {
+  for (const metric of BY_INCEPTION) metrics.exclude([metric], obstacle(metric, real, fake));
+  metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
+  metrics.needSome();
+  return {
+    inception: metrics.any(...BY_INCEPTION) ? await openInception(c.inception ?? "") : undefined,
+    encoder: metrics.any(...BY_ENCODER) ? await chosenEncoder(c, log) : undefined,
+  };
 }
 
 /** Distances of the sets, and whether classes are recognised. */
@@ -168,19 +199,16 @@ async function scoreSets(
   metrics: Chosen,
   real: ImageSet,
   fake: ImageSet,
-  context: Context,
+  { inception, encoder }: Judges,
+  log: Log,
 ): Promise<Scores> {
-  const { log } = context;
-  const byInception = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
-  for (const metric of byInception) metrics.exclude([metric], obstacle(metric, real, fake));
-  metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
   const size = await sideOfSets(c, real, fake);
-  const scores: Scores = { n: fake.images?.length ?? 0 };
-  if (metrics.any("fd-encoder", "classes", "probe", "knn") && real.images && fake.images) {
-    Object.assign(scores, await scoreByEncoder(c, metrics, real.images, fake.images, size, context));
+  const scores: Scores = fake.images ? { n: fake.images.length } : {};
+  if (encoder && real.images && fake.images) {
+    Object.assign(scores, await scoreByEncoder(c, metrics, encoder, real.images, fake.images, size));
   }
-  const asked = new Set<SetMetric>(byInception.filter((metric) => metrics.any(metric)));
-  if (asked.size === 0) return scores;
+  if (!inception) return scores;
+  const asked = new Set<SetMetric>(BY_INCEPTION.filter((metric) => metrics.any(metric)));
   if (asked.has("fid")) {
     for (const { images, pooled } of [real, fake]) if (images && !pooled) warnFew(images.length, log);
   }
@@ -189,7 +217,6 @@ async function scoreSets(
       `the statistics in "${real.name}" are ADM's: --inception-input adm scores as its evaluator does`,
     );
   }
-  const inception = await openInception(c.inception ?? "");
   const found = await compareSets(inception, real, fake, asked, {
     size: size ?? INCEPTION_SIDE,
     batchSize: c.batchSize,
@@ -204,12 +231,11 @@ async function scoreSets(
 async function scoreByEncoder(
   c: Config,
   metrics: Chosen,
+  encoder: EncoderSource,
   real: ImageSource,
   fake: ImageSource,
   given: number | undefined,
-  { log }: Context,
 ): Promise<Scores> {
-  const encoder = await chosenEncoder(c, log);
   const { config, preprocessor } = encoder;
   const own = sideOf(preprocessor) ?? config.image_size, size = given ?? own;
   const vit = new Vit(config);
@@ -269,7 +295,7 @@ async function sideOfSets(c: Config, real: ImageSet, fake: ImageSet): Promise<nu
   return undefined;
 }
 
-function warnFew(images: number, log: Context["log"]): void {
+function warnFew(images: number, log: Log): void {
   if (images <= 2048) {
     log.warn(
       `${images} images are few for 2048 features: such Frechet distances compare only at equal numbers`,

@@ -46,6 +46,14 @@ export class Chosen {
     return metrics.some((metric) => this.#left.has(metric));
   }
 
+  /** @throws UsageError when none is left */
+  needSome(): void {
+    if (this.#left.size > 0) return;
+    throw new UsageError(
+      `Cannot score anything of that: no score applies; give --inception FILE (${INCEPTION_FILE}) for those of sets`,
+    );
+  }
+
   /** Takes metrics out for a reason, if there is one. @throws UsageError when they were asked for */
   exclude(metrics: readonly Metric[], reason: string | false | undefined): void {
     if (!reason) return;

@@ -176,8 +176,11 @@ Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the offici
   const stats = ["--real", path("known.npz"), "--fake", path("known.npz"), ...inception];
   assertEquals((await tok("eval", ...stats, "--out", path("same"))).code, 0);
   const same = JSON.parse(await Deno.readTextFile(path("same/metrics.json")));
-  assertEquals(Object.keys(same), ["n", "fid"]);
+  assertEquals(Object.keys(same), ["fid"]);
   assert(same.fid < 1e-6);
+  const nothing = await tok("eval", ...stats.slice(0, 4));
+  assertEquals(nothing.code, 2, nothing.stderr);
+  assert(nothing.stderr.includes("no score applies; give --inception FILE"), nothing.stderr);
   const refused = await tok("eval", ...stats, "--metrics", "fid,kid");
   assertEquals([refused.code, refused.stderr.trim().split("\n").length], [2, 1 + 1], refused.stderr);
   assert(

@@ -1,6 +1,6 @@
 // The scores against independent computations.
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UsageError } from "../src/errors.ts";
 import { type Features, frechet, gaussian, Moments } from "../src/metrics/frechet.ts";
 import { accuracy, nearest, predict, trainProbe } from "../src/metrics/probe.ts";
@@ -82,9 +82,20 @@ Deno.test("Moments of rows that come in parts are those of two passes, far from 
   }
 });
 
-Deno.test("gaussian() refuses too few images and features that are not finite", () => {
+Deno.test("gaussian() refuses too few images and features that are not finite", async () => {
   assertThrows(() => gaussian(features([1, 2], 1, 2)), UsageError, "too few");
   assertThrows(() => gaussian(features([1, NaN, 2, 3], 2, 2)), UsageError, "finite");
+  const one = { mean: new Float64Array(2), covariance: Float64Array.of(1, 0, 0, 1) };
+  await assertRejects(
+    () => frechet(one, { ...one, covariance: Float64Array.of(1, NaN, NaN, 1) }),
+    UsageError,
+    "finite",
+  );
+  await assertRejects(
+    () => frechet(one, { mean: new Float64Array(1), covariance: new Float64Array(1) }),
+    UsageError,
+    "2 against 1",
+  );
 });
 
 Deno.test("psnr() and mse() follow their definitions, ssim() is one for equal images and falls with noise", () => {

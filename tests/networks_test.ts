@@ -1,7 +1,7 @@
 // The networks that metrics look through, at their published sizes, against the official implementations on weights that a
 // formula fills. How each fixture was made stands in its metadata.
 
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { grad, noGrad } from "../src/autograd.ts";
 import { UsageError } from "../src/errors.ts";
@@ -12,7 +12,7 @@ import { countParameters, loadState, parameters, state } from "../src/nn.ts";
 import { mul } from "../src/ops/math.ts";
 import { sum } from "../src/ops/reduce.ts";
 import { resizeTable } from "../src/ops/resize.ts";
-import { constant, readTensor, type Shape } from "../src/tensor.ts";
+import { constant, input, readTensor, type Shape } from "../src/tensor.ts";
 import { evaluate, PROFILES, relativeError, testDevice } from "./check.ts";
 import { formulaSource, inceptionShapes, shapesOf, units, writeFormula } from "./formula.ts";
 
@@ -59,6 +59,7 @@ Deno.test("Lpips has a finite gradient where a pixel has no features at all", as
   });
   assertEquals([...got.distance], [0]);
   assert(got.gradient.every((g) => g === 0));
+  assertThrows(() => lpips.describe(input([1, 16, 15, 3])), UsageError, "16 x 15");
 });
 
 for (const input of ["pytorch-fid", "adm"] as const) {

@@ -103,6 +103,13 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   if (b.mean.length !== n) {
     throw new UsageError(`Cannot compare features: ${n} against ${b.mean.length} of them`);
   }
+  if (
+    ![a, b].every(({ mean, covariance }) => mean.every(Number.isFinite) && covariance.every(Number.isFinite))
+  ) {
+    throw new UsageError(
+      "Cannot compare features: a mean or covariance is not finite; compute the statistics anew",
+    );
+  }
   let distance = 0;
   for (let i = 0; i < n; i++) {
     distance += ((a.mean[i] as number) - (b.mean[i] as number)) ** 2;

@@ -125,7 +125,7 @@ export async function choleskyFactor(A: Float64Array, n: number, breathe: Breath
 
 /**
  * Eigenvalues of a symmetric matrix, of which the lower triangle is read (and overwritten): Householder's reduction to
- * three diagonals, then QL with shifts (Wilkinson and Reinsch, 1971).
+ * three diagonals (Wilkinson and Reinsch, 1971), then bisection.
  * @param ld length of a row
  */
 export async function symmetricEigenvalues(
@@ -182,50 +182,49 @@ export async function symmetricEigenvalues(
     [u, v, q, p] = [v, u, p, q];
     await breathe();
   }
-  e.copyWithin(0, 1);
-  e[n - 1] = 0;
-  return tridiagonalEigenvalues(d, e);
+  return await tridiagonalEigenvalues(d, e, breathe);
 }
 
-/** Eigenvalues of the matrix with the diagonal d and e beside it, by QL with shifts; both are overwritten. */
-function tridiagonalEigenvalues(d: Float64Array, e: Float64Array): Float64Array {
-  const n = d.length;
-  // What reduction to three diagonals leaves of tiny eigenvalues is rounding error of the largest.
-  const noise = Number.EPSILON *
-    d.reduce((most, v, i) => Math.max(most, Math.abs(v) + Math.abs(e[i] as number)), 0);
-  for (let l = 0; l < n; l++) {
-    for (let rounds = 0;; rounds++) {
-      let m = l;
-      for (; m < n - 1; m++) {
-        const size = Math.abs(d[m] as number) + Math.abs(d[m + 1] as number);
-        if (Math.abs(e[m] as number) <= Math.max(Number.EPSILON * size, noise)) break;
-      }
-      if (m === l) break;
-      if (rounds === 60) throw new Error("Cannot find eigenvalues: no convergence in 60 rounds");
-      let g = ((d[l + 1] as number) - (d[l] as number)) / (2 * (e[l] as number));
-      let r = Math.hypot(g, 1);
-      g = (d[m] as number) - (d[l] as number) + (e[l] as number) / (g + (g >= 0 ? r : -r));
-      let s = 1, c = 1, p = 0, i = m - 1;
-      for (; i >= l; i--) {
-        const f = s * (e[i] as number), b = c * (e[i] as number);
-        e[i + 1] = r = Math.hypot(f, g);
-        if (r === 0) {
-          d[i + 1] = (d[i + 1] as number) - p;
-          e[m] = 0;
-          break;
-        }
-        s = f / r;
-        c = g / r;
-        g = (d[i + 1] as number) - p;
-        r = ((d[i] as number) - g) * s + 2 * c * b;
-        d[i + 1] = g + (p = s * r);
-        g = c * r - b;
-      }
-      if (r === 0 && i >= l) continue;
-      d[l] = (d[l] as number) - p;
-      e[l] = g;
-      e[m] = 0;
-    }
+/**
+ * Eigenvalues, in rising order, of the matrix with the diagonal d and e[1..] beside it. Intervals are halved until they are
+ * as narrow as rounding allows, by how many eigenvalues lie below a number (Sturm's sequence): slower than QL, but it
+ * converges however graded the matrix is.
+ */
+async function tridiagonalEigenvalues(
+  d: Float64Array,
+  e: Float64Array,
+  breathe: Breather,
+): Promise<Float64Array> {
+  const n = d.length, squares = e.map((v) => v * v);
+  let low = Infinity, high = -Infinity; // Gershgorin's bounds
+  for (let i = 0; i < n; i++) {
+    const around = Math.abs(e[i] as number) + Math.abs(e[i + 1] ?? 0);
+    low = Math.min(low, (d[i] as number) - around);
+    high = Math.max(high, (d[i] as number) + around);
   }
-  return d;
+  const most = Math.max(Math.abs(low), Math.abs(high)), edge = 2 * Number.EPSILON * most;
+  const tiny = Number.EPSILON ** 2 * most + Number.MIN_VALUE; // stands for a pivot that vanishes
+  const below = (x: number) => {
+    let count = 0, pivot = 1;
+    for (let i = 0; i < n; i++) {
+      pivot = (d[i] as number) - x - (squares[i] as number) / pivot;
+      if (pivot < 0) count++;
+      else if (pivot < tiny) pivot = tiny;
+    }
+    return count;
+  };
+  const values = new Float64Array(n);
+  const open = [{ low: low - edge, high: high + edge, first: 0, end: n }]; // numbers of the eigenvalues inside
+  for (let part = open.pop(); part; part = open.pop()) {
+    const { low, high, first, end } = part, middle = (low + high) / 2;
+    if (!(high - low > Math.max(tiny, 2 * Number.EPSILON * Math.max(Math.abs(low), Math.abs(high))))) {
+      values.fill(middle, first, end);
+      continue;
+    }
+    const split = Math.min(end, Math.max(first, below(middle)));
+    if (split > first) open.push({ low, high: middle, first, end: split });
+    if (split < end) open.push({ low: middle, high, first: split, end });
+    await breathe();
+  }
+  return values;
 }

@@ -65,8 +65,16 @@ export class Lpips {
     ]);
   }
 
-  /** What `compare` takes: images [B,H,W,3] in -1..1, sides of at least 16, to five maps of unit vectors. */
+  /**
+   * What `compare` takes: images [B,H,W,3] in -1..1 to five maps of unit vectors.
+   * @throws UsageError for sides below 16, of which the poolings leave nothing
+   */
   describe(x: Tensor): Tensor[] {
+    if (Math.min(x.dim(1), x.dim(2)) < 16) {
+      throw new UsageError(
+        `Cannot take LPIPS of images of ${x.dim(1)} x ${x.dim(2)}: VGG-16 needs at least 16 x 16`,
+      );
+    }
     let y = add(mul(x, this.#factor), this.#offset);
     const maps: Tensor[] = [];
     for (const layer of this.features) {
