@@ -4,7 +4,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../src/autograd.ts";
 import { ShapeError } from "../src/errors.ts";
-import { type Device, device, openDevice, type Profile } from "../src/gpu/device.ts";
+import { closeDevice, type Device, device, openDevice, type Profile } from "../src/gpu/device.ts";
 import { capture } from "../src/gpu/program.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import { type Nd, size } from "./reference.ts";
@@ -12,6 +12,8 @@ import { type Nd, size } from "./reference.ts";
 export const PROFILES: readonly Profile[] = ["cpu", "gpu"];
 
 let opened: Promise<Device> | undefined;
+// A device that outlives its test file can end the process while the driver's threads still run.
+globalThis.addEventListener("unload", closeDevice);
 
 /** The device of this test process, opened once, with the kernels of `profile`. */
 export async function testDevice(profile: Profile = "cpu"): Promise<Device> {
