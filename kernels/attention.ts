@@ -6,18 +6,36 @@
 //   p = exp(s - lse);  D = sum(dy y);  ds = p (dy v - D);  dq = scale ds k;  dk = scale ds^T q;  dv = p^T dy
 // A software adapter loads as slowly as it multiplies ten times: there a loaded row serves as many rows as the lane owns.
 
-/** Lanes of a workgroup, and rows of a lane in each entry point. */
-export const ATTENTION = {
-  cpu: { lanes: 8, rows: { attention: 4, attention_backward_q: 4, attention_backward_kv: 2 } },
-  gpu: { lanes: 64, rows: { attention: 1, attention_backward_q: 1, attention_backward_kv: 1 } },
-} as const;
+export type AttentionEntry = "attention" | "attention_backward_q" | "attention_backward_kv";
+
+/** Heads wider than this do not fit a lane's registers, and take minutes to compile: they are matrix products instead. */
+export const WIDEST_HEAD = 128;
+
+/** Lanes of a workgroup, and rows of a lane in each entry point: fewer, the wider a row is. */
+export function attentionTiling(
+  HS: number,
+  profile: "cpu" | "gpu",
+): { lanes: number; rows: Record<AttentionEntry, number> } {
+  if (profile === "gpu") {
+    return { lanes: 64, rows: { attention: 1, attention_backward_q: 1, attention_backward_kv: 1 } };
+  }
+  const most = Math.max(1, Math.floor(256 / HS));
+  return {
+    lanes: 8,
+    rows: {
+      attention: Math.min(4, most),
+      attention_backward_q: Math.min(4, most),
+      attention_backward_kv: Math.min(2, most),
+    },
+  };
+}
 
 /** The WGSL for heads of HS elements; entry points attention, attention_backward_q, attention_backward_kv. */
 export function attentionWgsl(HS: number, profile: "cpu" | "gpu"): string {
   const wide = HS % 4 === 0;
   const n = wide ? HS / 4 : HS;
   const V = wide ? "vec4<f32>" : "f32";
-  const { lanes, rows } = ATTENTION[profile];
+  const { lanes, rows } = attentionTiling(HS, profile);
   const range = (length: number, line: (i: number) => string, join = " ") =>
     Array.from({ length }, (_, i) => line(i)).join(join);
   const each = (line: (d: number) => string, join = " ") => range(n, line, join);
@@ -27,7 +45,7 @@ export function attentionWgsl(HS: number, profile: "cpu" | "gpu"): string {
     each((d) => wide ? `dot(${a}${d}, ${b}${d})` : `${a}${d} * ${b}${d}`, " + ");
   const zero = (name: string) => each((d) => `var ${name}${d} = ${V}();`);
   /** The lane's own rows: r<i>, item<i> = (b, row, h) and own<i>, the first element; a short tile repeats the last row. */
-  const head = (entry: keyof typeof rows, own: string, others: string) => `
+  const head = (entry: AttentionEntry, own: string, others: string) => `
 @compute @workgroup_size(${lanes})
 fn ${entry}(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
             @builtin(local_invocation_index) lane: u32) {
@@ -49,7 +67,7 @@ fn ${entry}(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   let count = params.${others};
   let others = (image * count * params.heads + h) * ${n}u;
   let scale = params.scale;`;
-  const rowsOf = (entry: keyof typeof rows, line: (i: number) => string) => range(rows[entry], line, "\n  ");
+  const rowsOf = (entry: AttentionEntry, line: (i: number) => string) => range(rows[entry], line, "\n  ");
   const store = (i: number, own: string, what: string) =>
     i ? `if (r0 + ${i}u < params.${own}) { ${what} }` : what;
   return `struct Params { batch: u32, queries: u32, keys: u32, heads: u32, scale: f32 }

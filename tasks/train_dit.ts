@@ -191,11 +191,12 @@ async function drawSamples(
 ): Promise<void> {
   const columns = Math.min(10, model.config.classes.length), count = Math.max(20, 2 * columns);
   const images: Uint8Array[] = [];
-  const options = samplingOf({ ...sampleConfig.parse({}), batchSize: count, seed });
+  const side = model.config.dit.input_size * tokenizer.factor;
+  const batchSize = Math.min(count, Math.max(1, Math.floor((512 / side) ** 2))); // a decoder's maps are large
+  const options = samplingOf({ ...sampleConfig.parse({}), batchSize, seed });
   const labels = Array.from({ length: count }, (_, i) => i % columns);
   for await (const { image } of generate(model, tokenizer, { ...options, labels })) images.push(image);
   makeFolder(join(out, "images"));
-  const side = model.config.dit.input_size * tokenizer.factor;
   await writePng(
     join(out, "images", `samples_with_guidance_${options.cfg}.png`),
     grid(images, side, columns),

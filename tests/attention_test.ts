@@ -100,6 +100,21 @@ Deno.test("attention() and its gradients match the reference", async () => {
   });
 });
 
+Deno.test("attention() of wide heads, which is matrix products, matches the reference too", async () => {
+  await checkOp({
+    op: attention,
+    reference: attentionReference,
+    shapes: [[[2, 5, 1, 132], [2, 5, 1, 132], [2, 5, 1, 132]], [[1, 3, 2, 160], [1, 7, 2, 160], [
+      1,
+      7,
+      2,
+      160,
+    ]]],
+    tolerance: 5e-6,
+    gradientTolerance: 5e-5,
+  });
+});
+
 Deno.test("attention() stays finite for logits in the thousands", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);

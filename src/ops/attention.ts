@@ -1,11 +1,14 @@
 // Scaled dot-product attention with streaming softmax, and its gradients. Vaswani et al. (2017); the recomputing
 // backward pass is FlashAttention's (Dao et al., 2022).
 
-import { ATTENTION, attentionWgsl } from "../../kernels/attention.ts";
+import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from "../../kernels/attention.ts";
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { matmul } from "./matmul.ts";
+import { permute, reshape } from "./shape.ts";
+import { softmax } from "./softmax.ts";
 
 /**
  * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
@@ -24,12 +27,13 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     v,
   );
   const [B, T, NH, HS] = q.shape as [number, number, number, number];
+  if (HS > WIDEST_HEAD) return wideAttention(q, k, v);
   const S = k.dim(1);
   const { profile } = device();
   const text = attentionWgsl(HS, profile);
   const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
-  const { lanes, rows } = ATTENTION[profile];
-  const grid = (entry: keyof typeof rows, length: number) =>
+  const { lanes, rows } = attentionTiling(HS, profile);
+  const grid = (entry: AttentionEntry, length: number) =>
     fold(Math.ceil(B * Math.ceil(length / rows[entry]) * NH / lanes));
   const products = B * NH * T * S * HS * 2;
 
@@ -56,6 +60,14 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     return [dq, dk, dv];
   });
   return flatten(y, [B, T, NH * HS]);
+}
+
+/** The same as matrix products, with the T x S matrix in memory: for the few wide heads of convolutional autoencoders. */
+function wideAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
+  const [B, T, NH, HS] = q.shape as [number, number, number, number];
+  const [a, b, c] = [q, k, v].map((x) => permute(x, [0, 2, 1, 3])) as [Tensor, Tensor, Tensor]; // [B, NH, T, HS]
+  const weights = softmax(matmul(a, b, { transposeB: true, alpha: HS ** -0.5 })); // [B, NH, T, S]
+  return reshape(permute(matmul(weights, c), [0, 2, 1, 3]), [B, T, NH * HS]);
 }
 
 function flatten(y: Tensor, shape: readonly number[]): Tensor {

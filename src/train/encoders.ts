@@ -7,7 +7,7 @@ import { UsageError } from "../errors.ts";
 import { exists, readJson } from "../io/files.ts";
 import { cachedModel, downloadModel, hubCache, isModelName } from "../io/hub.ts";
 import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
-import { type Origin, type Renamed, renamed } from "../io/renamed.ts";
+import { type Renamed, renamed } from "../io/renamed.ts";
 import { openModel } from "../io/shards.ts";
 import type { TensorStore } from "../io/tensors.ts";
 import type { Vit, VitConfig } from "../models/vit.ts";
@@ -110,8 +110,7 @@ async function openFile(path: string): Promise<EncoderSource> {
     path,
     config,
     preprocessor: preprocessorIn(undefined, config),
-    load: (vit) =>
-      reading(path, vit, (store) => reshaped(renamed(store, entries as Map<string, Origin>), shapes)),
+    load: (vit) => reading(path, vit, (store) => reshaped(renamed(store, entries), shapes)),
   };
 }
 

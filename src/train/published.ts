@@ -14,7 +14,7 @@ import { autoencoderIn, inferAutoencoder } from "../models/autoencoder_names.ts"
 import { Dit, DIT_ANCHOR, inferDit } from "../models/dit.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
 import { wrapperOf } from "../models/wrappers.ts";
-import { loadState, state, type TensorSource } from "../nn.ts";
+import { loadState } from "../nn.ts";
 
 /** What diffusers calls the weights of a model that is not a transformer. */
 const DIFFUSERS_WEIGHTS = [
@@ -64,7 +64,7 @@ export async function openAutoencoder(path: string): Promise<Autoencoder | undef
     if (config) checkAgreement(made, config, file);
     const statistics = await statisticsOf(place.folder, made.embed_dim, config && { config, file }, store);
     const autoencoder = new Autoencoder(made, statistics);
-    await load(autoencoder, source);
+    await loadState(autoencoder, source);
     return autoencoder;
   } finally {
     store.close();
@@ -172,17 +172,11 @@ export async function openLightningDit(path: string): Promise<Dit> {
     const own = keys.filter((key) => key.startsWith(prefix));
     const source = renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key])));
     const dit = new Dit(inferDit(path, source.shapes));
-    await load(dit, source);
+    await loadState(dit, source);
     return dit;
   } finally {
     store.close();
   }
-}
-
-/** Buffers first, so that no tensor waits on the host for the rest. */
-async function load(module: object, source: TensorSource): Promise<void> {
-  for (const { storage } of state(module).values()) await storage.materialise();
-  await loadState(module, source);
 }
 
 /** Whether `path` is there and no folder. */
