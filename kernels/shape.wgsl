@@ -1,7 +1,8 @@
 // One kernel moves data for permute, slice, concat, pad, flip, split and expand: over an index space of up to six axes,
 //   y[y_from + sum_d i_d ys_d] = x[x_from + sum_d i_d xs_d]
 // with strides in vectors (4 elements, or 1 in `move1`). With PAD, index i_d must lie in lo_d..hi_d - 1, else y is zero.
-// One invocation moves UNROLL vectors of the index space, whose axes the host has coalesced.
+// One invocation moves UNROLL vectors of the index space, whose axes the host has coalesced. The host says what an element
+// E is: a word (u32), or a number (f32) where halves take part.
 
 override RANK: u32 = 6;
 override PAD: u32 = 0;
@@ -16,10 +17,10 @@ struct Params {
   hi0: u32, hi1: u32, hi2: u32, hi3: u32, hi4: u32, hi5: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<u32>;
-@group(0) @binding(1) var<storage, read> x_wide: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y_wide: array<vec4<u32>>;
+@group(0) @binding(0) var<storage, read> x: array<E>;
+@group(0) @binding(1) var<storage, read> x_wide: array<vec4<E>>;
+@group(0) @binding(2) var<storage, read_write> y: array<E>;
+@group(0) @binding(3) var<storage, read_write> y_wide: array<vec4<E>>;
 @group(0) @binding(4) var<uniform> params: Params;
 
 const WG = 64u;
@@ -60,7 +61,7 @@ fn move4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
     let index = first + i * WG;
     if (index < params.count) {
       let p = place(index);
-      y_wide[p.y_at] = select(vec4<u32>(), x_wide[max(p.x_at, 0)], p.inside);
+      y_wide[p.y_at] = select(vec4<E>(), x_wide[max(p.x_at, 0)], p.inside);
     }
   }
 }
@@ -73,7 +74,7 @@ fn move1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
     let index = first + i * WG;
     if (index < params.count) {
       let p = place(index);
-      y[p.y_at] = select(0u, x[max(p.x_at, 0)], p.inside);
+      y[p.y_at] = select(E(), x[max(p.x_at, 0)], p.inside);
     }
   }
 }

@@ -4,7 +4,7 @@
 
 import { ShapeError } from "./errors.ts";
 import { add, copy, fill } from "./gpu/memory.ts";
-import { empty, type Node, type Tensor, viewAs } from "./tensor.ts";
+import { empty, inPrecision, type Node, precision, type Tensor, viewAs } from "./tensor.ts";
 
 let nodes = 0;
 let recording = true;
@@ -34,7 +34,7 @@ export function differentiableMany(
   backward: Node["backward"],
 ): void {
   if (!recording || !inputs.some(tracked)) return;
-  const node: Node = { id: nodes++, inputs, outputs, backward };
+  const node: Node = { id: nodes++, inputs, outputs, precision: precision(), backward };
   for (const y of outputs) y.node = node;
 }
 
@@ -87,7 +87,7 @@ function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, 
     for (const node of path) {
       const dys = node.outputs.map((output) => flowing.get(output));
       if (dys.every((d) => d === undefined)) continue;
-      const dxs = node.backward(...dys);
+      const dxs = inPrecision(node.precision, () => node.backward(...dys));
       node.inputs.forEach((x, i) => {
         const dx = dxs[i];
         if (!dx || !tracked(x)) return;
@@ -166,7 +166,7 @@ function full(shape: readonly number[], value: number): Tensor {
 }
 
 function plus(a: Tensor, b: Tensor): Tensor {
-  const y = empty(a.shape, "f32", "gradient");
+  const y = empty(a.shape, a.dtype === "f16" && b.dtype === "f16" ? "f16" : "f32", "gradient");
   add(a, b, y);
   return y;
 }

@@ -2,9 +2,13 @@
 // (parameters, moments, statistics) are updated in place, by the few ops that say so.
 
 import { ShapeError } from "./errors.ts";
-import { type Bindable, type Category, type HostArray, Storage } from "./gpu/storage.ts";
+import { type Bindable, type Category, type HostArray, Storage, type StorageOptions } from "./gpu/storage.ts";
 
-export type DType = "f32" | "u32" | "i32";
+/** Halves (f16) are stored two in a word, and only where the last axis is a multiple of 4; arithmetic is in f32. */
+export type DType = "f32" | "u32" | "i32" | "f16";
+
+/** How activations are stored. */
+export type Precision = "f32" | "f16";
 
 export type Shape = readonly number[];
 
@@ -13,6 +17,8 @@ export interface Node {
   readonly id: number;
   readonly inputs: readonly Tensor[];
   readonly outputs: readonly Tensor[];
+  /** Of its activations, and so of their gradients. */
+  readonly precision: Precision;
   readonly backward: (...dys: (Tensor | undefined)[]) => readonly (Tensor | undefined)[];
 }
 
@@ -31,8 +37,10 @@ export class Tensor implements Bindable {
     if (!shape.every((n) => Number.isInteger(n) && n > 0) || !Number.isSafeInteger(size)) {
       throw new ShapeError(`Cannot make a tensor: [${shape}] is not a shape`);
     }
-    if (storage.bytes !== 4 * size) {
-      throw new ShapeError(`Cannot make a tensor: [${shape}] does not fit ${storage.bytes} bytes`);
+    if (storage.elements !== size || storage.half !== (dtype === "f16")) {
+      throw new ShapeError(
+        `Cannot make a tensor: [${shape}] of ${dtype} does not fit ${storage.bytes} bytes`,
+      );
     }
   }
 
@@ -63,7 +71,48 @@ export function sizeOf(shape: Shape): number {
 
 /** An intermediate whose memory the plan decides. Its elements are undefined until an op writes all of them. */
 export function empty(shape: Shape, dtype: DType = "f32", label = "activations"): Tensor {
-  return new Tensor(shape, dtype, new Storage(4 * sizeOf(shape), { label }));
+  return new Tensor(shape, dtype, storageOf(shape, dtype, { label }));
+}
+
+let activations: Precision = "f32";
+
+/** Runs `fn` with its activations, and later their gradients, stored in `precision`. */
+export function inPrecision<T>(precision: Precision, fn: () => T): T {
+  const before = activations;
+  activations = precision;
+  try {
+    return fn();
+  } finally {
+    activations = before;
+  }
+}
+
+/** How activations are stored here; see {@link inPrecision}. */
+export function precision(): Precision {
+  return activations;
+}
+
+/** Like {@link empty}, in the precision of activations: halves where that is f16 and rows are multiples of 4. */
+export function activation(shape: Shape, label = "activations"): Tensor {
+  return empty(shape, activations === "f16" && (shape.at(-1) ?? 0) % 4 === 0 ? "f16" : "f32", label);
+}
+
+const workingCopies = new WeakMap<Storage, Storage>();
+
+/** Makes `copy`, of halves, what products read instead of the parameter `weight` while activations are f16. */
+export function setWorkingCopy(weight: Tensor, copy: Storage): void {
+  workingCopies.set(weight.storage, copy);
+}
+
+/** What a product reads for a weight: its working copy where activations are halves and there is one. */
+export function working(weight: Tensor): Tensor {
+  const copy = activations === "f16" ? workingCopies.get(weight.storage) : undefined;
+  return copy ? new Tensor(weight.shape, "f16", copy) : weight;
+}
+
+function storageOf(shape: Shape, dtype: DType, options: StorageOptions): Storage {
+  const half = dtype === "f16";
+  return new Storage((half ? 2 : 4) * sizeOf(shape), { ...options, half });
 }
 
 /** A tensor that the host uploads before each run of a program. */
@@ -71,7 +120,7 @@ export function input(shape: Shape, dtype: DType = "f32", label = "input"): Tens
   return new Tensor(
     shape,
     dtype,
-    new Storage(4 * sizeOf(shape), { category: "inputs", persistent: true, label }),
+    storageOf(shape, dtype, { category: "inputs", persistent: true, label }),
   );
 }
 
@@ -87,7 +136,7 @@ export interface VariableOptions {
 /** A tensor that lives across programs and steps. */
 export function variable(shape: Shape, options: VariableOptions = {}): Tensor {
   const { dtype = "f32", label = "variable", category = "state", init, requiresGrad = false } = options;
-  const storage = new Storage(4 * sizeOf(shape), {
+  const storage = storageOf(shape, dtype, {
     category,
     label,
     persistent: true,
@@ -114,6 +163,7 @@ export function viewAs(x: Tensor, shape: Shape): Tensor {
 
 /** Reads a variable back. Waits for the device: never inside a step. */
 export async function readTensor(x: Tensor): Promise<Float32Array> {
+  if (x.dtype === "f16") return Float32Array.from(new Float16Array(await x.storage.read()));
   if (x.dtype !== "f32") throw new ShapeError(`Cannot read ${x} as f32`);
   return new Float32Array(await x.storage.read());
 }

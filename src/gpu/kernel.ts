@@ -5,6 +5,7 @@
 import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
 import type { Fusion } from "./fuse.ts";
+import { withHalves } from "./half.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
 export interface Binding {
@@ -13,6 +14,8 @@ export interface Binding {
   access: "read" | "read_write";
   /** Read as a texture that a copy of the buffer is staged in; see staging.ts. */
   texture: boolean;
+  /** Sees words, whatever they hold. */
+  words: boolean;
 }
 
 /** One dispatch: a kernel with its buffers (in binding order), its packed parameters and its grid. */
@@ -43,19 +46,23 @@ export class Kernel {
   readonly label: string;
   readonly #params: readonly Param[];
   readonly #paramsIndex: number;
+  readonly #text: string;
+  readonly #forHalves = new Map<string, Kernel>();
   #pipeline: { gpu: GPUDevice; pipeline: GPUComputePipeline } | undefined;
 
   constructor(
     readonly source: string,
     readonly entry: string,
     readonly constants: Readonly<Record<string, number>>,
+    /** Storage bindings that hold halves. */
+    readonly halves: readonly string[] = [],
   ) {
     const constantsText = Object.entries(constants).map(([k, v]) => ` ${k}=${v}`).join("");
-    this.label = entry + constantsText;
-    const text = stripComments(source);
+    this.label = entry + constantsText + (halves.length ? ` f16(${halves})` : "");
+    const text = this.#text = stripComments(source);
     const used = identifiersUsedBy(text, entry);
     const all = [...text.matchAll(
-      /@group\(0\)\s*@binding\((\d+)\)\s*var(?:<(storage|uniform)(?:,\s*(read_write|read))?>)?\s*(\w+)\s*:/g,
+      /@group\(0\)\s*@binding\((\d+)\)\s*var(?:<(storage|uniform)(?:,\s*(read_write|read))?>)?\s*(\w+)\s*:\s*([^;]+)/g,
     )];
     this.bindings = all
       .filter((m) => m[2] !== "uniform" && used.has(m[4] ?? ""))
@@ -64,6 +71,7 @@ export class Kernel {
         index: Number(m[1]),
         access: m[3] === "read_write" ? "read_write" : "read",
         texture: m[2] === undefined,
+        words: /\bu32\b/.test(m[5] ?? ""),
       }));
     const uniform = all.find((m) => m[2] === "uniform" && used.has(m[4] ?? ""));
     this.#paramsIndex = uniform ? Number(uniform[1]) : -1;
@@ -111,13 +119,29 @@ export class Kernel {
       throw new GpuError(`Cannot launch "${this.label}": the grid [${x}, ${y}, ${z}] is outside 1..${limit}`);
     }
     sink.record({
-      kernel: this,
+      kernel: this.#withHalves(
+        this.bindings.flatMap(({ name, texture, words }, i) =>
+          storages[i]?.half && !texture && !words ? [name] : []
+        ),
+      ),
       storages,
       params: this.#pack(params),
       grid: [x, y, z],
       flops: options.flops ?? 0,
       fusion: options.fusion,
     });
+  }
+
+  /** The same kernel for storages of halves behind the bindings `names`; a texture converts by itself. */
+  #withHalves(names: readonly string[]): Kernel {
+    if (names.length === 0) return this;
+    const key = names.join();
+    let made = this.#forHalves.get(key);
+    if (!made) {
+      made = new Kernel(withHalves(this.#text, names), this.entry, this.constants, names);
+      this.#forHalves.set(key, made);
+    }
+    return made;
   }
 
   /** The compiled pipeline. @throws GpuError with the WGSL line when the text does not compile. */

@@ -1,22 +1,31 @@
-// Fill, copy and sum of whole storages: what the engine and autograd need before any op exists.
+// Fill, copy and sum of whole storages: what the engine and autograd need before any op exists. Words are moved as they are;
+// where halves take part, vectors of four are converted.
 
 import source from "../../kernels/memory.wgsl" with { type: "text" };
 import { GpuError } from "../errors.ts";
 import { fold, kernel } from "./kernel.ts";
-import type { Bindable } from "./storage.ts";
+import type { Bindable, Storage } from "./storage.ts";
 
-const WORDS_PER_GROUP = 1024;
+const PER_GROUP = 1024;
 
 function run(entry: string, buffers: Record<string, Bindable>, y: Bindable, bits = 0): void {
-  const count = y.storage.bytes / 4;
-  for (const { storage } of Object.values(buffers)) {
-    if (storage.bytes !== y.storage.bytes) {
-      throw new GpuError(
-        `Cannot ${entry} "${storage.label}": ${storage.bytes} bytes against ${y.storage.bytes}`,
-      );
+  const storages = [y, ...Object.values(buffers)].map(({ storage }) => storage);
+  const [{ elements }] = storages as [Storage];
+  for (const s of storages) {
+    if (s.elements !== elements) {
+      throw new GpuError(`Cannot ${entry} "${s.label}": ${s.elements} elements against ${elements}`);
     }
   }
-  kernel(source, entry).launch({ ...buffers, y }, { count, bits }, fold(Math.ceil(count / WORDS_PER_GROUP)));
+  const converted = entry === "copy"
+    ? storages.some((s) => s.half !== y.storage.half)
+    : storages.some((s) => s.half);
+  const count = converted ? elements / 4 : y.storage.bytes / 4;
+  const named = Object.entries({ ...buffers, y }).map(([name, b]) => [converted ? `${name}4` : name, b]);
+  kernel(source, converted ? `${entry}4` : entry).launch(
+    Object.fromEntries(named),
+    { count, bits },
+    fold(Math.ceil(count / PER_GROUP)),
+  );
 }
 
 /** y = value, in every f32 element. */
@@ -24,7 +33,9 @@ export function fill(y: Bindable, value: number): void {
   run("fill", {}, y, new Uint32Array(new Float32Array([value]).buffer)[0]);
 }
 
-/** y = x. When x is an intermediate of the same program, the plan makes it live in y and drops the copy. */
+/**
+ * y = x. When x is an intermediate of the same program and format, the plan makes it live in y and drops the copy.
+ */
 export function copy(x: Bindable, y: Bindable): void {
   run("copy", { x }, y);
 }

@@ -87,7 +87,8 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
 
   /** Reads an output (or any persistent storage) after the last run. Waits for the device. */
   async read(what: Bindable): Promise<Float32Array> {
-    return new Float32Array(await this.readBytes(what));
+    const bytes = await this.readBytes(what);
+    return what.storage.half ? Float32Array.from(new Float16Array(bytes)) : new Float32Array(bytes);
   }
 
   async readBytes({ storage }: Bindable): Promise<ArrayBuffer> {
@@ -215,8 +216,8 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     const { kernel, storages, grid } = launch;
     const copies = this.#staging.copiesBefore(launch, (place) => this.#bufferOf(place));
     const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index, texture }, i) => {
-      if (texture) return { binding: index, resource: this.#staging.view(index) };
       const storage = storages[i] as Storage;
+      if (texture) return { binding: index, resource: this.#staging.view(index, storage) };
       const place = this.#placeOf.get(storage) as Place;
       const buffer = this.#bufferOf(place);
       // Rounded up because a kernel may see the bytes as vec4; every physical buffer is a multiple of 16.

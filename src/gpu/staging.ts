@@ -1,7 +1,7 @@
 // Operands that a kernel reads as textures. Software adapters turn every buffer load inside a loop into a branch for each
 // lane and component, but a texture load into straight-line code, so that matrix products run half as fast again when
 // their operands are copied into textures first. A kernel asks for it by declaring a binding as `texture_2d<f32>`; the
-// launch still passes a buffer. Texel t of the buffer (four f32) is at (t % TEXELS, t / TEXELS).
+// launch still passes a buffer. Texel t of the buffer (four f32, or four halves) is at (t % TEXELS, t / TEXELS).
 
 import { device } from "./device.ts";
 import type { Launch } from "./kernel.ts";
@@ -10,66 +10,82 @@ import type { Storage } from "./storage.ts";
 
 /** Texels of a row; kernels know this number. */
 export const TEXELS = 1024;
-const ROW_BYTES = 16 * TEXELS;
+
+/** Bytes of a texel and of a row, and the format. */
+function layout(half: boolean) {
+  const texel = half ? 8 : 16;
+  return { texel, row: texel * TEXELS, format: half ? "rgba16float" : "rgba32float" } as const;
+}
+
+/** Storages that share a texture: the same binding and format. */
+const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
 
 /** One copy of a buffer into a texture, prepared before the first run. */
 export type StagedCopy = readonly [GPUTexelCopyBufferInfo, GPUTexelCopyTextureInfo, GPUExtent3D];
 
-/** Whether an operand of `bytes` can be staged on this device. */
-export function stageable(bytes: number): boolean {
+/** Whether an operand can be staged on this device. */
+export function stageable({ bytes, half }: Storage): boolean {
   const { staging, limits } = device();
-  return staging && Math.ceil(bytes / ROW_BYTES) <= limits.maxTextureDimension2D;
+  return staging && Math.ceil(bytes / layout(half).row) <= limits.maxTextureDimension2D;
 }
 
-/** Bytes of each staging texture that the launches need, by binding number: all launches share one for each. */
-export function stagingBytes(launches: readonly Launch[]): Map<number, number> {
-  const bytes = new Map<number, number>();
+/** Bytes of each staging texture that the launches need: all launches share one for each binding and format. */
+export function stagingBytes(launches: readonly Launch[]): Map<string, number> {
+  return new Map([...stagingSizes(launches)].map(([key, { half, rows }]) => [key, rows * layout(half).row]));
+}
+
+function stagingSizes(launches: readonly Launch[]): Map<string, { half: boolean; rows: number }> {
+  const sizes = new Map<string, { half: boolean; rows: number }>();
   for (const { kernel, storages } of launches) {
     kernel.bindings.forEach(({ texture, index }, i) => {
-      const needed = Math.ceil((storages[i] as Storage).bytes / ROW_BYTES) * ROW_BYTES;
-      if (texture) bytes.set(index, Math.max(bytes.get(index) ?? 0, needed));
+      if (!texture) return;
+      const storage = storages[i] as Storage, { half } = storage;
+      const rows = Math.ceil(storage.bytes / layout(half).row), key = keyOf(index, storage);
+      sizes.set(key, { half, rows: Math.max(sizes.get(key)?.rows ?? 0, rows) });
     });
   }
-  return bytes;
+  return sizes;
 }
 
 /** The staging textures of one program. */
 export class Staging {
-  readonly #textures = new Map<number, { texture: GPUTexture; view: GPUTextureView }>();
+  readonly #textures = new Map<string, { texture: GPUTexture; view: GPUTextureView }>();
   /** What each texture holds at this point of the program. */
-  readonly #holds = new Map<number, Storage>();
+  readonly #holds = new Map<string, Storage>();
 
   constructor(private readonly places: ReadonlyMap<Storage, Place>) {}
 
   async allocate(launches: readonly Launch[], label: string): Promise<void> {
-    for (const [index, bytes] of stagingBytes(launches)) {
+    for (const [key, { half, rows }] of stagingSizes(launches)) {
+      const { format, row } = layout(half);
       const texture = await device().scoped(
-        `allocate ${bytes} bytes of texture for "${label}"`,
+        `allocate ${rows * row} bytes of texture for "${label}"`,
         () =>
           device().gpu.createTexture({
-            size: [TEXELS, bytes / ROW_BYTES],
-            format: "rgba32float",
+            size: [TEXELS, rows],
+            format,
             usage: GPUTextureUsage.TEXTURE_BINDING | GPUTextureUsage.COPY_DST,
-            label: `${label} operand ${index}`,
+            label: `${label} operand ${key}`,
           }),
       );
-      this.#textures.set(index, { texture, view: texture.createView() });
+      this.#textures.set(key, { texture, view: texture.createView() });
     }
   }
 
-  view(index: number): GPUTextureView {
-    return this.#texture(index).view;
+  /** What the texture binding `index` of a launch sees of `storage`. */
+  view(index: number, storage: Storage): GPUTextureView {
+    return this.#texture(keyOf(index, storage)).view;
   }
 
   /** The copies that must run before `launch`, asked for in program order; none for what a texture holds already. */
   copiesBefore(launch: Launch, bufferOf: (place: Place) => GPUBuffer): StagedCopy[] {
     const copies: StagedCopy[] = [];
     launch.kernel.bindings.forEach(({ texture, index }, i) => {
-      const storage = launch.storages[i] as Storage;
-      if (!texture || this.#holds.get(index) === storage) return;
-      this.#holds.set(index, storage);
+      const storage = launch.storages[i] as Storage, key = keyOf(index, storage);
+      if (!texture || this.#holds.get(key) === storage) return;
+      this.#holds.set(key, storage);
       const place = this.places.get(storage) as Place;
-      copies.push(...this.#copies(index, bufferOf(place), place.offset, storage.bytes));
+      copies.push(...this.#copies(key, storage, bufferOf(place), place.offset));
     });
     launch.kernel.bindings.forEach(({ access }, i) => {
       if (access === "read_write") this.#written(launch.storages[i] as Storage);
@@ -84,14 +100,14 @@ export class Staging {
   }
 
   /** Whole rows at once, then what is left of the last one. */
-  #copies(index: number, buffer: GPUBuffer, offset: number, bytes: number): StagedCopy[] {
-    const { texture } = this.#texture(index);
-    const rows = Math.floor(bytes / ROW_BYTES), rest = Math.ceil((bytes - rows * ROW_BYTES) / 16);
-    const layout = { bytesPerRow: ROW_BYTES };
+  #copies(key: string, { bytes, half }: Storage, buffer: GPUBuffer, offset: number): StagedCopy[] {
+    const { texture } = this.#texture(key);
+    const { texel, row: bytesPerRow } = layout(half);
+    const rows = Math.floor(bytes / bytesPerRow), rest = Math.ceil((bytes - rows * bytesPerRow) / texel);
     const copies: StagedCopy[] = [];
-    if (rows) copies.push([{ buffer, offset, ...layout }, { texture }, [TEXELS, rows]]);
+    if (rows) copies.push([{ buffer, offset, bytesPerRow }, { texture }, [TEXELS, rows]]);
     if (rest) {
-      const from = { buffer, offset: offset + rows * ROW_BYTES, ...layout };
+      const from = { buffer, offset: offset + rows * bytesPerRow, bytesPerRow };
       copies.push([from, { texture, origin: [0, rows] }, [rest, 1]]);
     }
     return copies;
@@ -100,17 +116,17 @@ export class Staging {
   /** Forgets textures whose source may have changed: the same pool slot, or the same part of a buffer. */
   #written(storage: Storage): void {
     const place = this.places.get(storage) as Place;
-    for (const [index, held] of this.#holds) {
+    for (const [key, held] of this.#holds) {
       const other = this.places.get(held) as Place;
       const shared = place.slot >= 0
         ? place.slot === other.slot
         : other.slot < 0 && place.root === other.root && place.offset < other.offset + held.bytes &&
           other.offset < place.offset + storage.bytes;
-      if (shared) this.#holds.delete(index);
+      if (shared) this.#holds.delete(key);
     }
   }
 
-  #texture(index: number): { texture: GPUTexture; view: GPUTextureView } {
-    return this.#textures.get(index) as { texture: GPUTexture; view: GPUTextureView };
+  #texture(key: string): { texture: GPUTexture; view: GPUTextureView } {
+    return this.#textures.get(key) as { texture: GPUTexture; view: GPUTextureView };
   }
 }

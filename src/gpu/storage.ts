@@ -26,6 +26,8 @@ export type HostArray = Float32Array | Uint32Array | Int32Array | Uint16Array;
 export interface StorageOptions {
   category?: Category;
   label?: string;
+  /** Its elements are halves, two in a word; kernels that it is bound to are rewritten (half.ts). */
+  half?: boolean;
   /** Keeps its buffer across programs; filled by `init`, or with zeros. */
   persistent?: boolean;
   init?: () => HostArray;
@@ -38,6 +40,7 @@ export class Storage {
   readonly category: Category;
   readonly label: string;
   readonly persistent: boolean;
+  readonly half: boolean;
   #init: (() => HostArray) | undefined;
   #buffer: GPUBuffer | undefined;
   #parent: Storage | undefined;
@@ -48,7 +51,13 @@ export class Storage {
     this.category = options.category ?? "activations";
     this.label = options.label ?? this.category;
     this.persistent = options.persistent ?? false;
+    this.half = options.half ?? false;
     this.#init = options.init;
+  }
+
+  /** Number of elements of 4 bytes, or of 2 where they are halves. */
+  get elements(): number {
+    return this.bytes / (this.half ? 2 : 4);
   }
 
   /** The storage that owns the buffer, and where this one begins in it. */

@@ -5,7 +5,7 @@ import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
 import { matmul } from "./matmul.ts";
 import { permute, reshape } from "./shape.ts";
 import { softmax } from "./softmax.ts";
@@ -37,12 +37,13 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     fold(Math.ceil(B * Math.ceil(length / rows[entry]) * NH / lanes));
   const products = B * NH * T * S * HS * 2;
 
-  const y = empty(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
+  const y = activation(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
   kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid("attention", T), {
     flops: 2 * products,
   });
   differentiable(y, [q, k, v], (dy) => {
-    const dq = empty(q.shape), dk = empty(k.shape), dv = empty(v.shape), dsum = empty([B, T, NH]);
+    const [dq, dk, dv] = [q, k, v].map(({ shape }) => activation(shape)) as [Tensor, Tensor, Tensor];
+    const dsum = empty([B, T, NH]);
     kernel(text, "attention_backward_q").launch(
       { q, k, v, dy, lse, y_saved: y, y: dq, dsum_out: dsum },
       params,

@@ -2,7 +2,7 @@
 // to multiples of four, so that every load is a vector; a kernel that tiles the image (patch embedding) is a linear layer.
 
 import { differentiable } from "../autograd.ts";
-import { check, type Tensor, viewAs } from "../tensor.ts";
+import { check, type Tensor, viewAs, working } from "../tensor.ts";
 import { type ConvSizes, gemm } from "./gemm.ts";
 import { linear } from "./matmul.ts";
 import { sumTo } from "./reduce.ts";
@@ -62,7 +62,8 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
   }
   const sizes: ConvSizes = { H, W, C, Ho, Wo, Co, KH, KW, stride, top, left };
   const taps = KH * KW;
-  const y = gemm(x, weight, [B, Ho, Wo, Co], {
+  const w = working(weight);
+  const y = gemm(x, w, [B, Ho, Wo, Co], {
     source: { kind: "conv" },
     M: B * Ho * Wo,
     N: Co,
@@ -74,7 +75,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
     vector: true,
   });
   return differentiable(y, bias ? [x, weight, bias] : [x, weight], (dy) => {
-    const dx = gemm(dy, weight, x.shape, {
+    const dx = gemm(dy, w, x.shape, {
       source: { kind: "conv_dx" },
       M: B * H * W,
       N: C,
@@ -86,6 +87,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
     });
     const dweight = gemm(dy, x, weight.shape, {
       source: { kind: "conv_dweight" },
+      gradient: true,
       M: Co,
       N: taps * C,
       K: B * Ho * Wo,

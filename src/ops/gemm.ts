@@ -5,7 +5,7 @@ import { CPU_LANES, type GemmSource, gemmWgsl, GPU_TILE } from "../../kernels/ge
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
-import { empty, type Shape, type Tensor, viewAs } from "../tensor.ts";
+import { activation, empty, type Shape, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
 
@@ -18,6 +18,8 @@ export interface GemmOptions {
   lda: number;
   ldb: number;
   bias?: Tensor | undefined;
+  /** A weight's gradient: stays f32 where activations are halves. */
+  gradient?: boolean;
   alpha?: number;
   /** Number of matrices, and elements from one to the next. */
   batch?: { count: number; a: number; b: number };
@@ -69,7 +71,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
   const depth = splits === 1 ? K : Math.ceil(K / splits / 16) * 16;
   const used = Math.ceil(K / depth);
   const vectorStore = N % 4 === 0;
-  const staged = cpu && o.vector && stageable(a.storage.bytes) && stageable(b.storage.bytes);
+  const staged = cpu && o.vector && stageable(a.storage) && stageable(b.storage);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
   const text = gemmWgsl({
@@ -82,7 +84,11 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     vectorStore,
     bias: bias !== undefined && used === 1,
   });
-  const y = empty(used === 1 ? shape : [used, count * M * N], "f32", "product");
+  const y = used > 1
+    ? empty([used, count * M * N], "f32", "product")
+    : o.gradient
+    ? empty(shape, "f32", "product")
+    : activation(shape, "product");
   const tiles = tilesM * tilesN * count * used;
   kernel(text, "gemm").launch(
     { a, b, c: y, ...(bias && used === 1 ? { bias } : {}) },

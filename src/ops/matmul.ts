@@ -1,7 +1,7 @@
 // Matrix products and linear layers with their gradients, each of which is again a matrix product.
 
 import { differentiable } from "../autograd.ts";
-import { check, type Tensor, viewAs } from "../tensor.ts";
+import { check, type Tensor, viewAs, working } from "../tensor.ts";
 import { gemm } from "./gemm.ts";
 import { activate, type Activation } from "./math.ts";
 import { sumTo } from "./reduce.ts";
@@ -70,11 +70,19 @@ export function linear(
     ...bias ? [bias] : [],
   );
   const shape = [...x.shape.slice(0, -1), N];
-  const y = product(x, weight, shape, { M: R, N, K, transposeA: false, transposeB: true, bias });
+  const w = working(weight);
+  const y = product(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias });
   const inputs = bias ? [x, weight, bias] : [x, weight];
   differentiable(y, inputs, (dy) => {
-    const dx = product(dy, weight, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
-    const dweight = product(dy, x, weight.shape, { M: N, N: K, K: R, transposeA: true, transposeB: false });
+    const dx = product(dy, w, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
+    const dweight = product(dy, x, weight.shape, {
+      M: N,
+      N: K,
+      K: R,
+      transposeA: true,
+      transposeB: false,
+      gradient: true,
+    });
     return bias ? [dx, dweight, sumTo(viewAs(dy, [R, N]), [N])] : [dx, dweight];
   });
   return activate(y, activation);
@@ -89,10 +97,11 @@ interface ProductOptions {
   bias?: Tensor | undefined;
   alpha?: number;
   count?: number;
+  gradient?: boolean;
 }
 
 function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
-  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1 } = o;
+  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, gradient = false } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
   return gemm(a, b, shape, {
     source: { kind: "plain", transposeA, transposeB },
@@ -102,6 +111,7 @@ function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptio
     lda,
     ldb,
     bias,
+    gradient,
     alpha,
     batch: { count, a: M * K, b: K * N },
     vector: K % 4 === 0 && lda % 4 === 0 && ldb % 4 === 0,

@@ -4,7 +4,7 @@
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
 import { byWidth } from "./rows.ts";
 import { reshape, split } from "./shape.ts";
@@ -37,12 +37,12 @@ export function swiglu(x: Tensor): Tensor {
   check(x.dim(-1) % 2 === 0, "apply SwiGLU", "the last axis must be even", x);
   const H = x.dim(-1) / 2;
   const { source: text, width } = byWidth(source, H);
-  const y = empty([...x.shape.slice(0, -1), H]);
+  const y = activation([...x.shape.slice(0, -1), H]);
   const params = { count: y.size / width, size: H / width };
   const grid = fold(Math.ceil(params.count / 64));
   kernel(text, "swiglu").launch({ x, y }, params, grid, { flops: 5 * y.size });
   return differentiable(y, [x], (dy) => {
-    const dx = empty(x.shape);
+    const dx = activation(x.shape);
     kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, { flops: 10 * y.size });
     return [dx];
   });

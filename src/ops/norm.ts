@@ -6,7 +6,7 @@ import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
@@ -44,14 +44,14 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     x,
     ...affine,
   );
-  const y = empty(x.shape), stats = empty([R, 2], "f32", "statistics");
+  const y = activation(x.shape), stats = empty([R, 2], "f32", "statistics");
   const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
   const forward = rowKernel(source, "norm", R, C, constants);
   const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows));
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
   forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, { flops: 8 * x.size });
   return differentiable(y, [x, ...affine], (dy) => {
-    const dx = empty(x.shape);
+    const dx = activation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, constants);
     backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
@@ -167,7 +167,7 @@ function grouped(
   const overGroups = fold(Math.ceil(images * groups / 8));
   const overAll = fold(Math.ceil(images * Math.ceil(pixels / PIXELS) * size / 64));
 
-  const y = empty(x.shape);
+  const y = activation(x.shape);
   const [s1, s2] = partials(), [mean, r] = perChannel();
   kernel(text, "group_partials").launch({ x, s1, s2 }, params, overPartials, { flops: 4 * x.size });
   kernel(text, "group_statistics").launch(
@@ -179,7 +179,7 @@ function grouped(
     flops: 4 * x.size,
   });
   differentiable(y, [x, w, b], (dy) => {
-    const dx = empty(x.shape);
+    const dx = activation(x.shape);
     const [p1, p2] = partials(), [mean1, mean2] = perChannel();
     kernel(text, "group_backward_partials", { SILU }).launch(
       { x, mean, r, dy, s1: p1, s2: p2, w, b },

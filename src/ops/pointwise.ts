@@ -10,7 +10,7 @@ import {
 } from "../../kernels/pointwise.ts";
 import { ShapeError } from "../errors.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { empty, type Shape, sizeOf, type Tensor } from "../tensor.ts";
+import { activation, type Shape, sizeOf, type Tensor } from "../tensor.ts";
 import type { Fusion } from "../gpu/fuse.ts";
 import type { Bindable } from "../gpu/storage.ts";
 
@@ -43,7 +43,7 @@ export function pointwise(
   scalars: readonly number[] = [],
   shape: Shape = broadcastShape(inputs.map((x) => x.shape)),
 ): Tensor {
-  const y = empty(shape);
+  const y = activation(shape);
   pointwiseInto(y, body, inputs, scalars);
   return y;
 }

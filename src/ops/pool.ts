@@ -3,7 +3,7 @@
 import source from "../../kernels/pool.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor.ts";
 import { byWidth } from "./rows.ts";
 
 const over = (count: number) => fold(Math.ceil(count / 64));
@@ -24,10 +24,10 @@ export function upsampleNearest2x(x: Tensor): Tensor {
     stride: 2,
     padding: 0,
   };
-  const y = empty([B, 2 * H, 2 * W, C]);
+  const y = activation([B, 2 * H, 2 * W, C]);
   kernel(text, "upsample").launch({ x, y }, params, over(params.count));
   return differentiable(y, [x], (dy) => {
-    const dx = empty(x.shape);
+    const dx = activation(x.shape);
     kernel(text, "upsample_backward").launch({ dy, y: dx }, params, over(params.count), {
       flops: 3 * x.size,
     });
@@ -73,12 +73,12 @@ function pool(
     x,
   );
   const { source: text, width } = byWidth(source, C);
-  const y = empty([B, Ho, Wo, C]);
+  const y = activation([B, Ho, Wo, C]);
   const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
   const forward = { ...params, count: y.size / width };
   kernel(text, "pool", switches).launch({ x, y }, forward, over(forward.count), { flops: K * K * y.size });
   return differentiable(y, [x], (dy) => {
-    const dx = empty(x.shape);
+    const dx = activation(x.shape);
     const backward = { ...params, count: x.size / width };
     kernel(text, "pool_backward", switches).launch({ x, dy, y: dx }, backward, over(backward.count), {
       flops: K * K * y.size,

@@ -4,7 +4,7 @@
 import source from "../../kernels/rotary.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor.ts";
 
 /** Which two channels of a head turn together: 2i and 2i + 1, or i and i + HS / 2. */
 export type Pairs = "neighbours" | "halves";
@@ -23,7 +23,7 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
     sin,
   );
   const run = (from: Tensor, BACK: number): Tensor => {
-    const y = empty(from.shape);
+    const y = activation(from.shape);
     kernel(source, pairs === "halves" ? "rotary_halves" : "rotary", { BACK }).launch(
       { x: from, cos_table: cos, sin_table: sin, y },
       { count: x.size / 2, tokens: T, heads: NH, size: HS / 2 },

@@ -21,38 +21,56 @@ interface Axis {
 }
 
 /** y[yFrom + sum i ys] = x[xFrom + sum i xs], zero outside lo..hi of an axis. */
-function move(x: Tensor, y: Tensor, axes: readonly Axis[], xFrom = 0, yFrom = 0): void {
-  let merged = coalesce(axes);
-  check(merged.length <= MOST_AXES, "move elements", `more than ${MOST_AXES} axes remain`, x, y);
-  const last = merged.at(-1) as Axis;
-  const wide = last.x === 1 && last.y === 1 && xFrom % 4 === 0 && yFrom % 4 === 0 && x.size % 4 === 0 &&
-    y.size % 4 === 0 &&
-    [last.n, last.lo, last.hi].every((v) => v % 4 === 0) &&
-    merged.slice(0, -1).every((a) => a.x % 4 === 0 && a.y % 4 === 0);
-  const unit = wide ? 4 : 1;
-  merged = merged.map((a, i) =>
-    i === merged.length - 1
-      ? { n: a.n / unit, x: a.x, y: a.y, lo: a.lo / unit, hi: a.hi / unit }
-      : { ...a, x: a.x / unit, y: a.y / unit }
-  );
-  const count = merged.reduce((n, a) => n * a.n, 1);
-  const params: Record<string, number> = { count, x_from: xFrom / unit, y_from: yFrom / unit };
-  for (let d = 0; d < MOST_AXES; d++) {
-    const a = merged[d - MOST_AXES + merged.length] ?? { n: 1, x: 0, y: 0, lo: 0, hi: 1 };
-    Object.assign(params, {
-      [`n${d}`]: a.n,
-      [`x${d}`]: a.x,
-      [`y${d}`]: a.y,
-      [`lo${d}`]: a.lo,
-      [`hi${d}`]: a.hi,
-    });
+interface Move {
+  x: Tensor;
+  axes: readonly Axis[];
+  xFrom?: number;
+  yFrom?: number;
+}
+
+/** A new tensor of `shape` that the moves fill between them. Halves stay halves where all vectors of four stay whole. */
+function moved(shape: Shape, moves: readonly Move[]): Tensor {
+  const size = sizeOf(shape);
+  const all = moves.map((m) => {
+    const { x, xFrom = 0, yFrom = 0 } = m, axes = coalesce(m.axes), last = axes.at(-1) as Axis;
+    check(axes.length <= MOST_AXES, "move elements", `more than ${MOST_AXES} axes remain`, x);
+    const wide = last.x === 1 && last.y === 1 && xFrom % 4 === 0 && yFrom % 4 === 0 && x.size % 4 === 0 &&
+      size % 4 === 0 && [last.n, last.lo, last.hi].every((v) => v % 4 === 0) &&
+      axes.slice(0, -1).every((a) => a.x % 4 === 0 && a.y % 4 === 0);
+    return { x, xFrom, yFrom, axes, wide };
+  });
+  const dtypes = new Set(moves.map(({ x }) => x.dtype));
+  const halves = dtypes.has("f16");
+  const whole = (shape.at(-1) ?? 0) % 4 === 0 && all.every(({ wide }) => wide);
+  const y = empty(shape, halves ? dtypes.size === 1 && whole ? "f16" : "f32" : [...dtypes][0]);
+  for (const { x, xFrom, yFrom, axes, wide } of all) {
+    const unit = wide ? 4 : 1;
+    const units = axes.map((a, i) =>
+      i === axes.length - 1
+        ? { n: a.n / unit, x: a.x, y: a.y, lo: a.lo / unit, hi: a.hi / unit }
+        : { ...a, x: a.x / unit, y: a.y / unit }
+    );
+    const count = units.reduce((n, a) => n * a.n, 1);
+    const params: Record<string, number> = { count, x_from: xFrom / unit, y_from: yFrom / unit };
+    for (let d = 0; d < MOST_AXES; d++) {
+      const a = units[d - MOST_AXES + units.length] ?? { n: 1, x: 0, y: 0, lo: 0, hi: 1 };
+      Object.assign(params, {
+        [`n${d}`]: a.n,
+        [`x${d}`]: a.x,
+        [`y${d}`]: a.y,
+        [`lo${d}`]: a.lo,
+        [`hi${d}`]: a.hi,
+      });
+    }
+    const PAD = units.some((a) => a.lo > 0 || a.hi < a.n) ? 1 : 0;
+    const text = `alias E = ${halves ? "f32" : "u32"};\n${source}`;
+    kernel(text, wide ? "move4" : "move1", { RANK: units.length, PAD }).launch(
+      wide ? { x_wide: x, y_wide: y } : { x, y },
+      params,
+      fold(Math.ceil(count / PER_GROUP)),
+    );
   }
-  const PAD = merged.some((a) => a.lo > 0 || a.hi < a.n) ? 1 : 0;
-  kernel(source, wide ? "move4" : "move1", { RANK: merged.length, PAD }).launch(
-    wide ? { x_wide: x, y_wide: y } : { x, y },
-    params,
-    fold(Math.ceil(count / PER_GROUP)),
-  );
+  return y;
 }
 
 /** Merges neighbouring axes that are one axis in both memories; drops axes of size one. */
@@ -102,9 +120,11 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
     `[${axes}] is no order of its axes`,
     x,
   );
-  const y = empty(axes.map((a) => x.dim(a)), x.dtype);
-  const xs = strides(x.shape), ys = strides(y.shape);
-  move(x, y, axes.map((a, i) => plain(x.dim(a), xs[a] as number, ys[i] as number)));
+  const shape = axes.map((a) => x.dim(a)), xs = strides(x.shape), ys = strides(shape);
+  const y = moved(shape, [{
+    x,
+    axes: axes.map((a, i) => plain(x.dim(a), xs[a] as number, ys[i] as number)),
+  }]);
   return differentiable(y, [x], (dy) => [permute(dy, axes.map((_, a) => axes.indexOf(a)))]);
 }
 
@@ -114,9 +134,9 @@ export function slice(x: Tensor, axis: number, from: number, to: number): Tensor
   check(0 <= from && from < to && to <= x.dim(a), "slice", `${from}..${to} is outside axis ${axis}`, x);
   if (from === 0 && to === x.dim(a)) return x;
   const shape = x.shape.map((n, i) => i === a ? to - from : n);
-  const y = empty(shape, x.dtype);
   const xs = strides(x.shape), ys = strides(shape);
-  move(x, y, shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number)), from * (xs[a] as number));
+  const axes = shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number));
+  const y = moved(shape, [{ x, axes, xFrom: from * (xs[a] as number) }]);
   const around = x.shape.map((n, i): [number, number] => i === a ? [from, n - to] : [0, 0]);
   return differentiable(y, [x], (dy) => [pad(dy, around)]);
 }
@@ -134,9 +154,9 @@ export function split(x: Tensor, sizes: readonly number[], axis: number): Tensor
   let from = 0;
   const parts = sizes.map((size) => {
     const shape = x.shape.map((n, i) => i === a ? size : n);
-    const y = empty(shape, x.dtype);
     const ys = strides(shape);
-    move(x, y, shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number)), from * (xs[a] as number));
+    const axes = shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number));
+    const y = moved(shape, [{ x, axes, xFrom: from * (xs[a] as number) }]);
     from += size;
     return y;
   });
@@ -158,20 +178,16 @@ export function concat(xs: readonly Tensor[], axis: number): Tensor {
     ...xs,
   );
   const shape = first.shape.map((n, i) => i === a ? xs.reduce((sum, x) => sum + x.dim(a), 0) : n);
-  const y = empty(shape, first.dtype);
   const ys = strides(shape);
   let from = 0;
-  for (const x of xs) {
+  const moves = xs.map((x): Move => {
     const own = strides(x.shape);
-    move(
-      x,
-      y,
-      x.shape.map((n, i) => plain(n, own[i] as number, ys[i] as number)),
-      0,
-      from * (ys[a] as number),
-    );
+    const axes = x.shape.map((n, i) => plain(n, own[i] as number, ys[i] as number));
+    const yFrom = from * (ys[a] as number);
     from += x.dim(a);
-  }
+    return { x, axes, yFrom };
+  });
+  const y = moved(shape, moves);
   return differentiable(y, xs, (dy) => {
     let at = 0;
     return xs.map((x) => slice(dy, a, at, at += x.dim(a)));
@@ -188,18 +204,13 @@ export function pad(x: Tensor, around: readonly (readonly [number, number])[]): 
   );
   if (around.flat().every((n) => n === 0)) return x;
   const shape = x.shape.map((n, i) => n + (around[i]?.[0] ?? 0) + (around[i]?.[1] ?? 0));
-  const y = empty(shape, x.dtype);
   const xs = strides(x.shape), ys = strides(shape);
-  const from = -around.reduce((sum, [before], i) => sum + before * (xs[i] as number), 0);
-  move(
-    x,
-    y,
-    shape.map((n, i) => {
-      const lo = around[i]?.[0] ?? 0;
-      return { n, x: xs[i] as number, y: ys[i] as number, lo, hi: lo + x.dim(i) };
-    }),
-    from,
-  );
+  const xFrom = -around.reduce((sum, [before], i) => sum + before * (xs[i] as number), 0);
+  const axes = shape.map((n, i) => {
+    const lo = around[i]?.[0] ?? 0;
+    return { n, x: xs[i] as number, y: ys[i] as number, lo, hi: lo + x.dim(i) };
+  });
+  const y = moved(shape, [{ x, axes, xFrom }]);
   return differentiable(y, [x], (dy) => [
     x.shape.reduce((part, n, i) => slice(part, i, around[i]?.[0] ?? 0, (around[i]?.[0] ?? 0) + n), dy),
   ]);
@@ -208,10 +219,9 @@ export function pad(x: Tensor, around: readonly (readonly [number, number])[]): 
 /** Reverses an axis. */
 export function flip(x: Tensor, axis: number): Tensor {
   const a = axisOf(x, axis, "flip");
-  const y = empty(x.shape, x.dtype);
   const s = strides(x.shape);
   const axes = x.shape.map((n, i) => plain(n, i === a ? -(s[i] as number) : s[i] as number, s[i] as number));
-  move(x, y, axes, (x.dim(a) - 1) * (s[a] as number));
+  const y = moved(x.shape, [{ x, axes, xFrom: (x.dim(a) - 1) * (s[a] as number) }]);
   return differentiable(y, [x], (dy) => [flip(dy, a)]);
 }
 
@@ -225,16 +235,12 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
     `it cannot become [${shape}]`,
     x,
   );
-  const y = empty(shape, x.dtype);
   const xs = strides(x.shape), ys = strides(shape);
-  move(
-    x,
-    y,
-    shape.map((n, i) => {
-      const own = x.shape[i - extra] ?? 1;
-      return plain(n, own === 1 ? 0 : xs[i - extra] as number, ys[i] as number);
-    }),
-  );
+  const axes = shape.map((n, i) => {
+    const own = x.shape[i - extra] ?? 1;
+    return plain(n, own === 1 ? 0 : xs[i - extra] as number, ys[i] as number);
+  });
+  const y = moved(shape, [{ x, axes }]);
   return differentiable(y, [x], (dy) => [sumTo(dy, x.shape)]);
 }
 
