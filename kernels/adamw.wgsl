@@ -1,8 +1,10 @@
 // AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch for a whole
 // flat set:  g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
-// norm2 holds the squared global norm; where it is not finite nothing changes, and `count` keeps t without that step.
+// norm2 holds the squared global norm; where it is not finite nothing changes, and `progress` keeps t without that step.
 // hyper: lr, b1, b2, eps, wd, clip (0: none), d. One invocation owns UNROLL vectors of four.
+// Gradients come multiplied by the loss scale, 1 unless activations are halves: then `work`, the working copy of p, is
+// written as well, and `rescale` halves the scale after a step that was skipped and doubles it after GROWTH good ones.
 
 struct Params {
   size: u32, // vectors of four
@@ -16,9 +18,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> ema: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> hyper: array<f32>;
 @group(0) @binding(6) var<storage, read> norm2: array<f32>;
-@group(0) @binding(7) var<storage, read> applied: array<f32>;        // steps applied so far, this one included; steps skipped
-@group(0) @binding(8) var<storage, read_write> count: array<f32>;    // the same, for `advance`
+@group(0) @binding(7) var<storage, read> applied: array<f32>;        // progress, as the update reads it
+@group(0) @binding(8) var<storage, read_write> progress: array<f32>; // steps applied (this one included), skipped; loss scale, good steps with it
 @group(0) @binding(9) var<uniform> params: Params;
+@group(0) @binding(10) var<storage, read_write> work: array<vec4<f32>>;
 
 const UNROLL = 4u;
 
@@ -27,7 +30,24 @@ fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x
 
 @compute @workgroup_size(1)
 fn advance() {
-  if (finite(norm2[0])) { count[0] += 1.0; } else { count[1] += 1.0; }
+  if (finite(norm2[0])) { progress[0] += 1.0; } else { progress[1] += 1.0; }
+}
+
+const GROWTH = 500.0;
+const LARGEST = 16777216.0; // 2^24
+
+@compute @workgroup_size(1)
+fn rescale() {
+  if (!finite(norm2[0])) {
+    progress[2] = max(1.0, progress[2] * 0.5);
+    progress[3] = 0.0;
+    return;
+  }
+  progress[3] += 1.0;
+  if (progress[3] >= GROWTH) {
+    progress[2] = min(LARGEST, progress[2] * 2.0);
+    progress[3] = 0.0;
+  }
 }
 
 // The new value of vector i.
@@ -35,8 +55,9 @@ fn step(i: u32) -> vec4<f32> {
   let lr = hyper[0] * params.factor;
   let b1 = hyper[1];
   let b2 = hyper[2];
-  let norm = sqrt(norm2[0]);
-  let gi = g[i] * select(1.0, hyper[5] / norm, hyper[5] > 0.0 && norm > hyper[5]);
+  let unscale = 1.0 / applied[2];
+  let norm = sqrt(norm2[0]) * unscale;
+  let gi = g[i] * (unscale * select(1.0, hyper[5] / norm, hyper[5] > 0.0 && norm > hyper[5]));
   let mi = b1 * m[i] + (1.0 - b1) * gi;
   let vi = b2 * v[i] + (1.0 - b2) * gi * gi;
   let t = applied[0];
@@ -53,7 +74,9 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
-    if (i < params.size) { p[i] = step(i); }
+    if (i < params.size) {
+      p[i] = step(i);
+    }
   }
 }
 
@@ -67,6 +90,37 @@ fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     if (i < params.size) {
       let value = step(i);
       p[i] = value;
+      ema[i] = hyper[6] * ema[i] + (1.0 - hyper[6]) * value;
+    }
+  }
+}
+
+@compute @workgroup_size(64)
+fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+              @builtin(local_invocation_index) lane: u32) {
+  if (!finite(norm2[0])) { return; }
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  for (var u = 0u; u < UNROLL; u++) {
+    let i = first + u * 64u;
+    if (i < params.size) {
+      let value = step(i);
+      p[i] = value;
+      work[i] = value;
+    }
+  }
+}
+
+@compute @workgroup_size(64)
+fn adamw_ema_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) lane: u32) {
+  if (!finite(norm2[0])) { return; }
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  for (var u = 0u; u < UNROLL; u++) {
+    let i = first + u * 64u;
+    if (i < params.size) {
+      let value = step(i);
+      p[i] = value;
+      work[i] = value;
       ema[i] = hyper[6] * ema[i] + (1.0 - hyper[6]) * value;
     }
   }

@@ -159,7 +159,8 @@ export function store(gradients: readonly Tensor[], places: readonly Tensor[]): 
   });
 }
 
-function full(shape: readonly number[], value: number): Tensor {
+/** A tensor of one value. */
+export function full(shape: readonly number[], value: number): Tensor {
   const y = empty(shape, "f32", "gradient");
   fill(y, value);
   return y;

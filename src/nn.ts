@@ -9,7 +9,7 @@ import { Storage } from "./gpu/storage.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
-import { parameter, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
+import { parameter, type Precision, setWorkingCopy, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
 
 const zeros = (shape: Shape, label: string) => parameter(shape, () => new Float32Array(sizeOf(shape)), label);
 
@@ -153,7 +153,7 @@ export function countParameters(module: object): number {
   return [...parameters(module).values()].reduce((n, t) => n + t.size, 0);
 }
 
-/** Bytes between the parameters of a flat buffer; no adapter asks for more. */
+/** Bytes between the parts of a flat buffer; no adapter asks for more. */
 const ALIGN = 256;
 
 /**
@@ -164,14 +164,18 @@ export class ParameterSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
+  /** The same as halves, for products whose activations are halves; what writes the parameters keeps them equal. */
+  readonly working: readonly Tensor[] | undefined;
   readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 
-  constructor(readonly name: string, module: object) {
+  /** @param precision of activations: f16 makes working copies of the parameters */
+  constructor(readonly name: string, module: object, precision: Precision = "f32") {
     this.tensors = parameters(module);
     const limit = device().limits.maxStorageBufferBindingSize;
+    const align = precision === "f16" ? 2 * ALIGN : ALIGN; // so that halves are aligned, too
     const bins: { bytes: number; members: [Tensor, number][] }[] = [];
     for (const tensor of this.tensors.values()) {
-      const bytes = Math.ceil(tensor.storage.bytes / ALIGN) * ALIGN;
+      const bytes = Math.ceil(tensor.storage.bytes / align) * align;
       let bin = bins.at(-1);
       if (!bin || bin.bytes + bytes > limit) bins.push(bin = { bytes: 0, members: [] });
       bin.members.push([tensor, bin.bytes]);
@@ -181,6 +185,23 @@ export class ParameterSet {
       const flat = this.#flat(bytes / 4, "parameters", i);
       for (const [tensor, offset] of members) tensor.storage.place(flat.storage, offset);
       return flat;
+    });
+    if (precision === "f32") return;
+    this.working = this.flats.map((flat, i) => {
+      const copy = this.#flat(flat.size, "parameters", i, "f16");
+      for (const [tensor, offset] of bins[i]?.members ?? []) {
+        if (tensor.dim(-1) % 4) continue; // read as it is
+        const { label } = tensor.storage;
+        const part = new Storage(2 * tensor.size, {
+          category: "parameters",
+          persistent: true,
+          label,
+          half: true,
+        });
+        part.place(copy.storage, offset / 2);
+        setWorkingCopy(tensor, part);
+      }
+      return copy;
     });
   }
 
@@ -220,11 +241,18 @@ export class ParameterSet {
   }
 
   destroy(): void {
-    for (const flat of [...this.flats, ...this.#gradients.flatMap((g) => g.flats)]) flat.storage.destroy();
+    const all = [...this.flats, ...this.working ?? [], ...this.#gradients.flatMap((g) => g.flats)];
+    for (const flat of all) flat.storage.destroy();
   }
 
-  #flat(n: number, category: "parameters" | "gradients" | "optimizer" | "state", i: number): Tensor {
+  #flat(
+    n: number,
+    category: "parameters" | "gradients" | "optimizer" | "state",
+    i: number,
+    dtype: "f32" | "f16" = "f32",
+  ): Tensor {
     return variable([n], {
+      dtype,
       category,
       label: `${this.name} ${category}${this.flats?.length > 1 ? ` ${i}` : ""}`,
     });

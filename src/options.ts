@@ -102,6 +102,11 @@ export const optimizing = (beta1: number, beta2: number) => ({
   weightDecay: option(amount().default(0), "Optimizer", "AdamW's weight decay"),
   clip: option(amount().default(1), "Optimizer", "Largest global norm of the gradients; 0: no clipping"),
   warmup: option(z.number().int().nonnegative().default(20), "Optimizer", "Steps of linear warm-up", "steps"),
+  precision: option(
+    z.enum(["f32", "f16"]).default("f32"),
+    "Optimizer",
+    "How activations, and the weights that products read, are stored while training; f16 halves their memory",
+  ),
   lrEnd: option(
     z.number().min(0).max(1).default(0.1),
     "Optimizer",

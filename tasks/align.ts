@@ -70,7 +70,7 @@ export const align = command({
       : byLpips
       ? new Lpips()
       : undefined;
-    const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined);
+    const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined, c.precision);
     const stages = stagesOf(c, adversarial);
     const options = {
       batchSize: c.batchSize,

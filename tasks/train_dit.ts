@@ -17,6 +17,7 @@ import { generate } from "../src/train/generate.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import { encodeTo, latentBatch } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
+import { refreshWorkingCopies } from "../src/train/optimizer.ts";
 import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
 import { samplingOf } from "./sample.ts";
 import { planTable, progressOf, warnSkipped } from "./show.ts";
@@ -87,6 +88,7 @@ export const trainDit = command({
         directionWeight: c.wDirection,
         ema: c.ema > 0,
         seed: c.seed,
+        precision: c.precision,
       });
       const program = diffusion.capture();
       const parameters = { dit: countParameters(dit) };
@@ -120,12 +122,13 @@ export const trainDit = command({
         await restore(diffusion.state(), resume.file);
         resume.file.close();
       } else await diffusion.optimizer.startEma();
+      await refreshWorkingCopies([diffusion.set]);
       const done = await trainLoop({
         from: resume?.step ?? 0,
         to: c.steps,
         meter: diffusion.meter,
         meters: DIFFUSION_METERS,
-        count: diffusion.optimizer.count,
+        progress: diffusion.optimizer.progress,
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,
         stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,

@@ -112,7 +112,7 @@ async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stag
     program.run({ x: images });
     if ((n + 1) % (steps / 3) === 0) thirds.push(await read());
   }
-  const skipped = (await readTensor(run.optimizer.count))[1];
+  const skipped = (await readTensor(run.optimizer.progress))[1];
   await run.finish();
   run.destroy();
   assert(skipped === 0, `${skipped} steps were skipped`);

@@ -5,6 +5,7 @@ import { fold, kernel } from "../gpu/kernel.ts";
 import { check, type Tensor, variable } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { total } from "./reduce.ts";
+import { reshape, slice } from "./shape.ts";
 
 /** Numbers that may change each step without a new capture. */
 export interface Hyper {
@@ -35,8 +36,27 @@ export interface FlatSet {
   m: Tensor;
   v: Tensor;
   ema?: Tensor | undefined;
+  /** Working copy of the parameters, halves. */
+  working?: Tensor | undefined;
   /** Factor of the learning rate. */
   lrFactor: number;
+}
+
+/** Loss scale that training with halves begins with. */
+const FIRST_SCALE = 65536;
+
+/**
+ * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and good steps since it changed.
+ * @param scaled whether gradients come scaled, because they pass through halves
+ */
+export function progressVariable(scaled: boolean): Tensor {
+  const init = () => new Float32Array([0, 0, scaled ? FIRST_SCALE : 1, 0]);
+  return variable([4], { category: "optimizer", label: "progress of the optimizer", init });
+}
+
+/** The loss scale of {@link progressVariable} as a scalar. */
+export function lossScale(progress: Tensor): Tensor {
+  return reshape(slice(progress, 0, 2, 3), []);
 }
 
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */
@@ -47,15 +67,16 @@ export function squaredNorm(flats: readonly Tensor[]): Tensor {
 }
 
 /**
- * One step over all sets, skipped as a whole when `norm2` is not finite.
- * @param norm2 squared global norm
- * @param count f32 [2]: steps applied, steps skipped
+ * One step over all sets, skipped as a whole when `norm2` is not finite. Where there are working copies, the loss scale
+ * then follows.
+ * @param norm2 squared global norm of the gradients as they are, scaled
+ * @param progress of {@link progressVariable}
  */
-export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, count: Tensor): void {
-  kernel(source, "advance").launch({ norm2, count }, {}, [1]);
-  for (const { parameters: p, gradients: g, m, v, ema, lrFactor } of sets) {
+export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, progress: Tensor): void {
+  kernel(source, "advance").launch({ norm2, progress }, {}, [1]);
+  for (const { parameters: p, gradients: g, m, v, ema, working: work, lrFactor } of sets) {
     check(
-      [g, m, v, ema ?? p].every((t) => t.shape.join() === p.shape.join()) && p.size % 4 === 0,
+      [g, m, v, ema ?? p, work ?? p].every((t) => t.shape.join() === p.shape.join()) && p.size % 4 === 0,
       "update parameters",
       "all flats of a set must be [n], n a multiple of 4",
       p,
@@ -64,11 +85,12 @@ export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, co
       v,
     );
     const size = p.size / 4;
-    kernel(source, ema ? "adamw_ema" : "adamw").launch(
-      { p, g, m, v, hyper, norm2, applied: count, ...(ema ? { ema } : {}) },
+    kernel(source, `adamw${ema ? "_ema" : ""}${work ? "_work" : ""}`).launch(
+      { p, g, m, v, hyper, norm2, applied: progress, ...(ema ? { ema } : {}), ...(work ? { work } : {}) },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
       { flops: 14 * p.size },
     );
   }
+  if (sets.some(({ working }) => working)) kernel(source, "rescale").launch({ norm2, progress }, {}, [1]);
 }

@@ -78,7 +78,7 @@ export async function runAlignment(
       to: stage.steps,
       meter: stageRun.meter,
       meters: METERS,
-      count: stageRun.optimizer.count,
+      progress: stageRun.optimizer.progress,
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,
       stepBytes: options.batchSize * options.accumulate * options.imageSize ** 2 * 12,

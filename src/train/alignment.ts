@@ -2,7 +2,7 @@
 // frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
-import { detach, grad, gradOf, noGrad } from "../autograd.ts";
+import { detach, full, grad, gradOf, noGrad } from "../autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
@@ -13,7 +13,7 @@ import { Vit } from "../models/vit.ts";
 import { ParameterSet, state } from "../nn.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
-import { input, readTensor, type Tensor, variable } from "../tensor.ts";
+import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor.ts";
 import {
   adaptiveWeight,
   cosineDistance,
@@ -23,7 +23,7 @@ import {
   l2,
   lpipsLoss,
 } from "./losses.ts";
-import { Optimizer } from "./optimizer.ts";
+import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 
 type Part = "encoder" | "adapter" | "decoder";
 
@@ -77,22 +77,25 @@ export class Alignment {
     readonly tokenizer: Tokenizer,
     discriminator: Discriminator | undefined,
     readonly lpips?: Lpips,
+    /** Of the activations while training. */
+    readonly precision: Precision = "f32",
   ) {
     const { config } = tokenizer;
     this.reference = new Vit(config.encoder);
     this.#reference = new Encoder(this.reference, config.image_mean, config.image_std);
     this.anchor = new Adapter(config.encoder.hidden_size, config.decoder.z_channels, config.adapter_hidden);
     this.discriminator = discriminator;
+    const set = (name: string, module: object) => new ParameterSet(name, module, precision);
     this.sets = {
-      encoder: new ParameterSet("encoder", tokenizer.encoder),
-      adapter: new ParameterSet("adapter", tokenizer.adapter),
-      decoder: new ParameterSet("decoder", {
+      encoder: set("encoder", tokenizer.encoder),
+      adapter: set("adapter", tokenizer.adapter),
+      decoder: set("decoder", {
         post_quant_conv: tokenizer.post_quant_conv,
         decoder: tokenizer.decoder,
       }),
-      anchor: new ParameterSet("anchor", this.anchor),
-      reference: new ParameterSet("reference", this.reference),
-      ...(discriminator ? { discriminator: new ParameterSet("discriminator", discriminator) } : {}),
+      anchor: set("anchor", this.anchor),
+      reference: set("reference", this.reference),
+      ...(discriminator ? { discriminator: set("discriminator", discriminator) } : {}),
     };
   }
 
@@ -179,6 +182,7 @@ export class StageRun {
     if (this.#program?.adversarial !== adversarial) {
       this.#program?.program.destroy();
       this.#program = { adversarial, program: await this.capture(adversarial).prepare(progress) };
+      await refreshWorkingCopies(Object.values(this.alignment.sets));
     }
     return this.#program.program;
   }
@@ -187,7 +191,11 @@ export class StageRun {
   capture(adversarial: boolean): StageProgram {
     const { batchSize: B, imageSize: S } = this.options;
     const x = input([B * this.options.accumulate, S, S, 3], "f32", "images");
-    return capture(`stage ${this.stage.name}`, { x }, ({ x }) => this.#step(x, adversarial));
+    return capture(
+      `stage ${this.stage.name}`,
+      { x },
+      ({ x }) => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+    );
   }
 
   /** One update from `accumulate` micro-batches, one after another in the same program. */
@@ -250,18 +258,20 @@ export class StageRun {
 
     const share = 1 / options.accumulate;
     const shared = (dy: Tensor) => share === 1 ? dy : scale(dy, share);
-    const dRec = grad(reconstruction, [y])[0] as Tensor;
+    const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
     const roots = [{ y, dy: shared(dRec) }];
     let ofCritic: Tensor[] = [];
     if (adversarial && discriminator && critic) {
       parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
-      const dGan = grad(parts.gan, [y])[0] as Tensor;
+      const dGan = grad(parts.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
       parts.gan_weight = adaptiveWeight(y, tokenizer.decoder.lastLayer, dRec, dGan, losses.gan);
       roots.push({ y, dy: shared(mul(dGan, parts.gan_weight)) });
       parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
-      ofCritic = grad(parts.discriminator, critic.parameters, scalar(share));
+      ofCritic = grad(parts.discriminator, critic.parameters, critic.scaled(scalar(share)));
     }
-    if (losses.semantic > 0) roots.push({ y: parts.semantic, dy: scalar(losses.semantic * share) });
+    if (losses.semantic > 0) {
+      roots.push({ y: parts.semantic, dy: optimizer.scaled(scalar(losses.semantic * share)) });
+    }
     return { y, parts, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
   }
 

@@ -10,7 +10,7 @@ import { ParameterSet, state } from "../nn.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { concat, reshape } from "../ops/shape.ts";
-import { input, type Tensor, variable } from "../tensor.ts";
+import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor.ts";
 import { cosineDistance, l2 } from "./losses.ts";
 import { Optimizer } from "./optimizer.ts";
 
@@ -22,6 +22,8 @@ export interface DiffusionOptions {
   directionWeight: number;
   ema: boolean;
   seed: number;
+  /** Of the DiT's activations (f32). */
+  precision?: Precision;
 }
 
 /** What the meter adds up each step, in this order. */
@@ -37,7 +39,7 @@ export class Diffusion {
   readonly meter: Tensor = variable([DIFFUSION_METERS.length], { label: "meter" });
 
   constructor(readonly dit: Dit, readonly options: DiffusionOptions) {
-    this.set = new ParameterSet("model", dit);
+    this.set = new ParameterSet("model", dit, options.precision);
     this.optimizer = new Optimizer("optimizer", [{ set: this.set, ema: options.ema }]);
     this.random = new RandomState(options.seed);
   }
@@ -54,7 +56,7 @@ export class Diffusion {
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
-      const predicted = this.dit.forward(xt, t, y);
+      const predicted = inPrecision(this.options.precision ?? "f32", () => this.dit.forward(xt, t, y));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss);

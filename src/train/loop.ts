@@ -20,8 +20,8 @@ export interface LoopOptions {
   /** Sums of `meters` on the device, cleared at each reading. */
   meter: Tensor;
   meters: readonly string[];
-  /** f32 [2]: steps applied and steps skipped because a gradient was not finite. */
-  count: Tensor;
+  /** Of the optimizer: steps applied, steps skipped because a gradient was not finite, and the loss scale. */
+  progress: Tensor;
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
@@ -41,7 +41,7 @@ const AHEAD_BYTES = 256 * 1024 * 1024;
 export async function trainLoop(o: LoopOptions): Promise<number> {
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
   let logged = o.from;
-  let skipped = (await readTensor(o.count))[1] as number;
+  let skipped = (await readTensor(o.progress))[1] as number;
   const log = async (n: number) => {
     if (n === logged) return;
     const sums = await readTensor(o.meter);
@@ -49,9 +49,12 @@ export async function trainLoop(o: LoopOptions): Promise<number> {
     const row: LogRow = { step: n };
     o.meters.forEach((name, i) => row[name] = (sums[i] as number) / (n - logged));
     const before = skipped;
-    skipped = (await readTensor(o.count))[1] as number;
+    const [, all, scale] = await readTensor(o.progress) as unknown as [number, number, number];
+    skipped = all;
     row.skipped = skipped - before;
-    if (row.skipped === n - logged) {
+    if (scale > 1) row.loss_scale = scale;
+    // A loss scale that can still fall will do so, and let the next steps pass.
+    if (row.skipped === n - logged && scale <= 1) {
       throw new GpuError(
         `Cannot go on: the gradients of all steps from ${
           logged + 1

@@ -1,4 +1,5 @@
-// Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference).
+// Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference). What is
+// compared may be halves; the comparison is in f32.
 
 import { gradOf, noGrad } from "../autograd.ts";
 import type { Discriminator } from "../models/discriminator.ts";
@@ -6,27 +7,31 @@ import type { Lpips } from "../models/lpips.ts";
 import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, total } from "../ops/reduce.ts";
-import type { Tensor } from "../tensor.ts";
+import { inPrecision, type Tensor } from "../tensor.ts";
 
 /** mean |a - b| */
-export const l1 = (a: Tensor, b: Tensor): Tensor => mean(abs(sub(a, b)));
+export const l1 = (a: Tensor, b: Tensor): Tensor => inPrecision("f32", () => mean(abs(sub(a, b))));
 
 /** mean (a - b)^2 */
-export const l2 = (a: Tensor, b: Tensor): Tensor => mean(square(sub(a, b)));
+export const l2 = (a: Tensor, b: Tensor): Tensor => inPrecision("f32", () => mean(square(sub(a, b))));
 
 /** Added under the root of |a|^2 |b|^2, so that a vector of zeros has a finite gradient. */
 const COSINE_EPS = 1e-8;
 
 /** mean of 1 - cos(a, b) over the last axis */
 export function cosineDistance(a: Tensor, b: Tensor): Tensor {
-  const dot = sum(mul(a, b), [-1]);
-  const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
-  return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
+  return inPrecision("f32", () => {
+    const dot = sum(mul(a, b), [-1]);
+    const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
+    return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
+  });
 }
 
 /** mean LPIPS of images from their originals, which get no gradient */
-export const lpipsLoss = (lpips: Lpips, y: Tensor, original: Tensor): Tensor =>
-  mean(lpips.compare(noGrad(() => lpips.describe(original)), lpips.describe(y)));
+export function lpipsLoss(lpips: Lpips, y: Tensor, original: Tensor): Tensor {
+  const expected = noGrad(() => lpips.describe(original)), got = lpips.describe(y);
+  return inPrecision("f32", () => mean(lpips.compare(expected, got)));
+}
 
 /** Hinge loss of the generator: -mean D(fake). */
 export const generatorLoss = (fake: Tensor): Tensor => neg(mean(fake));

@@ -1,12 +1,21 @@
 // AdamW over parameter sets, recorded into a program: gradients into flat buffers, their global norm, one launch a set.
 // Everything that a run must save lives in the tensors of `state()`.
 
-import { grad, store } from "../autograd.ts";
+import { full, grad, store } from "../autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
 import type { ParameterSet } from "../nn.ts";
-import { adamw, type Hyper, hyperVariable, packHyper, squaredNorm } from "../ops/adamw.ts";
-import { type Tensor, variable } from "../tensor.ts";
+import {
+  adamw,
+  type Hyper,
+  hyperVariable,
+  lossScale,
+  packHyper,
+  progressVariable,
+  squaredNorm,
+} from "../ops/adamw.ts";
+import { div, mul, square } from "../ops/math.ts";
+import type { Tensor } from "../tensor.ts";
 
 export interface Group {
   set: ParameterSet;
@@ -27,8 +36,10 @@ interface Slot {
 export class Optimizer {
   readonly #slots: Slot[];
   readonly #hyper: Tensor = hyperVariable();
-  /** Steps applied, and steps skipped because a gradient was not finite. f32 [2] */
-  readonly count: Tensor = variable([2], { category: "optimizer", label: "steps applied and skipped" });
+  /** Steps applied, steps skipped because a gradient was not finite, and the loss scale; see {@link progressVariable}. */
+  readonly progress: Tensor;
+  /** Whether gradients come multiplied by the loss scale, because they pass through halves. */
+  readonly #scaled: boolean;
 
   constructor(readonly label: string, groups: readonly Group[]) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
@@ -38,6 +49,8 @@ export class Optimizer {
       v: set.like("optimizer"),
       ema: ema ? set.like("optimizer") : undefined,
     }));
+    this.#scaled = groups.some(({ set }) => set.working !== undefined);
+    this.progress = progressVariable(this.#scaled);
   }
 
   /** All parameters that are trained. */
@@ -52,8 +65,13 @@ export class Optimizer {
 
   /** Records the gradients of `loss` and the update from them. @returns the squared global norm before clipping */
   minimise(loss: Tensor): Tensor {
-    this.store(grad(loss, this.parameters));
+    this.store(grad(loss, this.parameters, this.scaled(full([], 1))));
     return this.update();
+  }
+
+  /** dLoss/d(anything) multiplied by the loss scale, so that no gradient behind it is too small for halves. */
+  scaled(dy: Tensor): Tensor {
+    return this.#scaled ? mul(dy, lossScale(this.progress)) : dy;
   }
 
   /** Records the gradients of a step's first micro-batch, in the order of `parameters`. */
@@ -82,11 +100,13 @@ export class Optimizer {
         m: m[i] as Tensor,
         v: v[i] as Tensor,
         ema: ema?.[i],
+        working: set.working?.[i],
         lrFactor,
       }))
     );
-    adamw(flats, this.#hyper, norm2, this.count);
-    return norm2;
+    const plain = this.#scaled ? div(norm2, square(lossScale(this.progress))) : norm2;
+    adamw(flats, this.#hyper, norm2, this.progress);
+    return plain;
   }
 
   /** Makes the averages equal to the weights: the start of averaging. */
@@ -103,7 +123,7 @@ export class Optimizer {
 
   /** Names and tensors of everything that must be saved besides the parameters. */
   state(): Map<string, Tensor> {
-    const found = new Map<string, Tensor>([[`${this.label}.count`, this.count]]);
+    const found = new Map<string, Tensor>([[`${this.label}.progress`, this.progress]]);
     for (const { set, m, v, ema } of this.#slots) {
       for (const [kind, flats] of Object.entries({ m, v, ema })) {
         flats?.forEach((flat, i) => found.set(`${this.label}.${set.name}.${kind}.${i}`, flat));
@@ -128,6 +148,14 @@ export class Optimizer {
     const pairs = this.#slots.flatMap((slot) => slot.set.flats.map((_, i) => pair(slot, i)));
     await run(pairs.filter((p): p is [Tensor, Tensor] => p[1] !== undefined));
   }
+}
+
+/** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
+export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {
+  for (const set of sets) await set.materialise();
+  await run(
+    sets.flatMap(({ flats, working }) => working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []),
+  );
 }
 
 /** Copies flats on the device. */
