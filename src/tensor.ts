@@ -94,7 +94,7 @@ export function precision(): Precision {
 
 /** Like {@link empty}, in the precision of activations: halves where that is f16 and rows are multiples of 4. */
 export function activation(shape: Shape, label = "activations"): Tensor {
-  return empty(shape, activations === "f16" && (shape.at(-1) ?? 0) % 4 === 0 ? "f16" : "f32", label);
+  return empty(shape, activations === "f16" && (shape.at(-1) ?? 1) % 4 === 0 ? "f16" : "f32", label);
 }
 
 const workingCopies = new WeakMap<Storage, Storage>();

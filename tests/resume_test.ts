@@ -1,4 +1,4 @@
-// A run that is killed resumes to the same bits: alignment across its stages, and diffusion training.
+// A run that is killed resumes to the same bits: alignment across its stages, and diffusion training in halves.
 
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -100,6 +100,8 @@ Deno.test("an alignment killed in any stage resumes to the bits of the run that 
       "1",
       "--save-every",
       "4",
+      "--precision",
+      "f16",
     ];
     await finish(folder, "train-dit", "--out", "dit", ...dit);
     await killAt(7, folder, "dit2", "train-dit", "--out", "dit2", ...dit);

@@ -25,7 +25,7 @@ const FORMS: Readonly<Record<string, Form>> = {
   },
   "f32": {
     type: "u32",
-    read: (array, index) => `unpack2x16float(${array}[(${index}) >> 1u])[(${index}) & 1u]`,
+    read: (array, index) => `from_halves1(${array}[u32(${index}) >> 1u], u32(${index}))`,
   },
 };
 
@@ -34,6 +34,7 @@ const FORMS: Readonly<Record<string, Form>> = {
  * largest half. What is not finite becomes an infinity: that is how an overflow of the loss scale is noticed.
  */
 const HELPERS = `
+fn from_halves1(pair: u32, at: u32) -> f32 { return unpack2x16float(pair)[at & 1u]; }
 fn from_halves4(v: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y)); }
 fn to_halves4(v: vec4<f32>) -> vec2<u32> { return vec2<u32>(to_halves2(v.xy), to_halves2(v.zw)); }
 fn to_halves2(v: vec2<f32>) -> u32 {
@@ -82,7 +83,7 @@ function rewrite(text: string, forms: ReadonlyMap<string, Form>): string {
     from = close + 1;
     if (assignment) {
       if (!form.write) {
-        throw new GpuError(`Cannot write single halves of "${name}": two of them share a word`);
+        throw new GpuError(`Cannot write single halves to "${name}": two of them share a word`);
       }
       const begin = close + 1 + assignment[0].length;
       from = endOf(text, begin, ";");

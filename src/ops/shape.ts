@@ -41,7 +41,7 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
   });
   const dtypes = new Set(moves.map(({ x }) => x.dtype));
   const halves = dtypes.has("f16");
-  const whole = (shape.at(-1) ?? 0) % 4 === 0 && all.every(({ wide }) => wide);
+  const whole = (shape.at(-1) ?? 1) % 4 === 0 && all.every(({ wide }) => wide);
   const y = empty(shape, halves ? dtypes.size === 1 && whole ? "f16" : "f32" : [...dtypes][0]);
   for (const { x, xFrom, yFrom, axes, wide } of all) {
     const unit = wide ? 4 : 1;
