@@ -59,6 +59,12 @@ export const badImage = option(
   "What to do with a broken image; default: error below 1,000 images, skip from there on",
 );
 
+export const workers = option(
+  z.number().int().min(0).max(64).optional(),
+  "Data",
+  "Threads that decode or draw images; 0: none; default: the cores less one, at most 8, on a software adapter 1",
+);
+
 export const imageSize = option(
   count().optional(),
   "Data",

@@ -4,10 +4,11 @@ import { UsageError } from "../src/errors.ts";
 import type { Plan } from "../src/gpu/plan.ts";
 import { formatBytes } from "../src/io/files.ts";
 import type { Log, Progress } from "../src/io/log.ts";
+import type { LogRow } from "../src/train/loop.ts";
 
 /** Progress over named parts of known length. */
 export function progressOf(log: Log, parts: readonly (readonly [string, number])[]) {
-  let current: Progress | undefined;
+  let current: Progress | undefined, note = "";
   let part = parts[0];
   return {
     begin(name: string): void {
@@ -26,7 +27,14 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     },
     step(n: number): void {
       current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
-      current.update(n);
+      current.update(n, note);
+    },
+    /** What the loop logs: says when steps did not count, and how long they waited for data from now on. */
+    row(row: LogRow): void {
+      if (row.skipped) {
+        log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
+      }
+      note = `waiting for data ${percent(row.data_wait ?? 0)}`;
     },
     end(): void {
       current?.end();
@@ -74,9 +82,5 @@ export function planTable(
   return { parameters, plans: rows };
 }
 
-/** Says when steps did not count because a gradient was not finite. */
-export function warnSkipped(log: Log, row: { step: number; skipped?: number }): void {
-  if (row.skipped) {
-    log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
-  }
-}
+/** 0.125 -> "13%" */
+export const percent = (share: number): string => `${Math.round(100 * share)}%`;

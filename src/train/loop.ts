@@ -5,18 +5,20 @@ import { GpuError } from "../errors.ts";
 import { device } from "../gpu/device.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
 
-/** What a run reports every `logEvery` steps: means over them. */
+/** What a run reports every `logEvery` steps: means over them; `data_wait` is the share of the time spent waiting for data. */
 export interface LogRow {
   step: number;
   [meter: string]: number;
 }
 
-export interface LoopOptions {
+export interface LoopOptions<D> {
   /** Steps already done, and the step to stop after. */
   from: number;
   to: number;
+  /** The data of the next step. The time that the loop waits for them is reported. */
+  data(): Promise<D>;
   /** Uploads and submits one step; does not wait. */
-  step(n: number): Promise<void>;
+  step(n: number, data: D): Promise<void>;
   /** Sums of `meters` on the device, cleared at each reading. */
   meter: Tensor;
   meters: readonly string[];
@@ -37,10 +39,22 @@ export interface LoopOptions {
 
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
-/** Runs steps from..to-1. Returns how many were done in all; fewer than `to` when it was stopped. */
-export async function trainLoop(o: LoopOptions): Promise<number> {
+/** What a loop did. */
+export interface LoopResult {
+  /** Steps done in all; fewer than `to` when it was stopped. */
+  done: number;
+  /** Share of the time, 0..1, that was spent waiting for data: what more workers could win at most. */
+  dataWait: number;
+}
+
+/** Runs steps from..to-1. */
+export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
   let logged = o.from;
+  const since = () => ({ began: performance.now(), waited: 0 }); // milliseconds
+  const all = since();
+  let recent = since();
+  const share = ({ began, waited }: typeof all) => waited / Math.max(1e-3, performance.now() - began);
   let skipped = (await readTensor(o.progress))[1] as number;
   const log = async (n: number) => {
     if (n === logged) return;
@@ -49,10 +63,12 @@ export async function trainLoop(o: LoopOptions): Promise<number> {
     const row: LogRow = { step: n };
     o.meters.forEach((name, i) => row[name] = (sums[i] as number) / (n - logged));
     const before = skipped;
-    const [, all, scale] = await readTensor(o.progress) as unknown as [number, number, number];
-    skipped = all;
+    const [, inAll, scale] = await readTensor(o.progress) as unknown as [number, number, number];
+    skipped = inAll;
     row.skipped = skipped - before;
     if (scale > 1) row.loss_scale = scale;
+    row.data_wait = share(recent);
+    recent = since();
     // A loss scale that can still fall will do so, and let the next steps pass.
     if (row.skipped === n - logged && scale <= 1) {
       throw new GpuError(
@@ -65,7 +81,10 @@ export async function trainLoop(o: LoopOptions): Promise<number> {
     o.onLog(row);
   };
   for (let n = o.from; n < o.to; n++) {
-    await o.step(n);
+    const asked = performance.now();
+    const data = await o.data();
+    for (const time of [all, recent]) time.waited += performance.now() - asked;
+    await o.step(n, data);
     o.onStep?.(n + 1);
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
@@ -74,9 +93,9 @@ export async function trainLoop(o: LoopOptions): Promise<number> {
       device().check();
     }
     if (stop || done === o.to || (o.saveEvery > 0 && done % o.saveEvery === 0)) await o.save(done);
-    if (stop && done < o.to) return done;
+    if (stop && done < o.to) return { done, dataWait: share(all) };
   }
-  return o.to;
+  return { done: o.to, dataWait: share(all) };
 }
 
 /** Rate of a step: linear warm-up, then a straight line from 1 down to `last` at the end. */
