@@ -14,6 +14,7 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     begin(name: string): void {
       part = parts.find(([n]) => n === name);
       current = undefined;
+      note = "";
     },
     /** While kernels are compiled: the first time takes a while on a software adapter. */
     compile(done: number, total: number): void {
