@@ -20,6 +20,7 @@ export { Encoder, type ImageTokenizer, Tokenizer } from "./src/models/tokenizer.
 export { Vit } from "./src/models/vit.ts";
 export { Initializer } from "./src/init.ts";
 export { loadState, ParameterSet, saveState } from "./src/nn.ts";
+export { withRecomputation } from "./src/recompute.ts";
 export { attention } from "./src/ops/attention.ts";
 export { conv2d } from "./src/ops/conv.ts";
 export { linear, matmul } from "./src/ops/matmul.ts";

@@ -116,7 +116,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   checkpoint: option(
     z.boolean().default(false),
     "Optimizer",
-    "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, same results",
+    "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, the same results; in f16 but for rounding",
   ),
   lrEnd: option(
     z.number().min(0).max(1).default(0.1),

@@ -7,7 +7,8 @@ import { attention } from "../ops/attention.ts";
 import { add } from "../ops/math.ts";
 import { upsampleNearest2x } from "../ops/pool.ts";
 import { reshape } from "../ops/shape.ts";
-import { Conv2d, GroupNorm, through } from "../nn.ts";
+import { Conv2d, GroupNorm } from "../nn.ts";
+import { through } from "../recompute.ts";
 import type { Initializer } from "../init.ts";
 import { check, type Tensor } from "../tensor.ts";
 

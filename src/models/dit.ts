@@ -10,7 +10,8 @@ import { add, silu } from "../ops/math.ts";
 import { gatedAdd, modulate, splitModulation, swiglu } from "../ops/modulate.ts";
 import { rotary, rotaryTables2d } from "../ops/rotary.ts";
 import { reshape, split } from "../ops/shape.ts";
-import { Conv2d, Linear, RmsNorm, through } from "../nn.ts";
+import { Conv2d, Linear, RmsNorm } from "../nn.ts";
+import { through } from "../recompute.ts";
 import type { Initializer } from "../init.ts";
 import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
 

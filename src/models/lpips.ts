@@ -5,7 +5,8 @@
 import { UsageError } from "../errors.ts";
 import { openModel } from "../io/shards.ts";
 import type { TensorStore } from "../io/tensors.ts";
-import { Conv2d, loadState, type TensorSource, through } from "../nn.ts";
+import { Conv2d, loadState, type TensorSource } from "../nn.ts";
+import { through } from "../recompute.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";

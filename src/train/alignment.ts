@@ -2,7 +2,7 @@
 // frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
-import { detach, full, grad, gradOf, noGrad, withCheckpoints } from "../autograd.ts";
+import { detach, full, grad, gradOf, noGrad } from "../autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
@@ -11,6 +11,7 @@ import type { Lpips } from "../models/lpips.ts";
 import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
 import { Vit } from "../models/vit.ts";
 import { ParameterSet, state } from "../nn.ts";
+import { withRecomputation } from "../recompute.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
 import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor.ts";
@@ -197,7 +198,7 @@ export class StageRun {
       `stage ${this.stage.name}`,
       { x },
       ({ x }) =>
-        withCheckpoints(
+        withRecomputation(
           this.options.checkpoint ?? false,
           () => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
         ),

@@ -2,11 +2,12 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
-import { detach, noGrad, withCheckpoints } from "../autograd.ts";
+import { detach, noGrad } from "../autograd.ts";
 import { addInPlace } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
 import { ParameterSet, state } from "../nn.ts";
+import { withRecomputation } from "../recompute.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { concat, reshape } from "../ops/shape.ts";
@@ -60,7 +61,7 @@ export class Diffusion {
       });
       const { precision = "f32", checkpoint = false } = this.options;
       const forward = () => this.dit.forward(xt, t, y);
-      const predicted = withCheckpoints(checkpoint, () => inPrecision(precision, forward));
+      const predicted = withRecomputation(checkpoint, () => inPrecision(precision, forward));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss);
