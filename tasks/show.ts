@@ -60,6 +60,7 @@ export function planTable(
     launches: plan.launches.length,
     bytes: plan.bytes,
     totalBytes: plan.totalBytes,
+    unpooledBytes: plan.unpooledBytes,
   }));
   for (const row of rows) {
     log.line(
@@ -68,7 +69,11 @@ export function planTable(
       } GFLOP in ${row.launches} launches, ${formatBytes(row.totalBytes)}`,
     );
     for (const [category, bytes] of Object.entries(row.bytes)) {
-      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}`);
+      const { unpooledBytes: all } = row;
+      const share = category === "activations" && all > 0
+        ? `, ${(100 * bytes / all).toFixed(0)} % of keeping every intermediate`
+        : "";
+      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}${share}`);
     }
   }
   const most = Math.max(...rows.map((r) => r.totalBytes));
