@@ -17,7 +17,6 @@ import { generate } from "../src/train/generate.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import { encodeTo, type LatentBatch, latentBatches } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
-import { refreshWorkingCopies } from "../src/train/optimizer.ts";
 import {
   checkSame,
   command,
@@ -133,12 +132,14 @@ export const trainDit = command({
       dit.init(new Initializer(c.seed));
       const progress = progressOf(log, [["diffusion", c.steps]]);
       progress.begin("diffusion");
-      await program.prepare(progress.compile);
       if (resume) {
         await restore(diffusion.state(), resume.file);
         resume.file.close();
-      } else await diffusion.optimizer.startEma();
-      await refreshWorkingCopies([diffusion.set]);
+      } else {
+        await diffusion.set.materialise();
+        await diffusion.optimizer.startEma();
+      }
+      await diffusion.prepare(program, progress.compile);
       const from = resume?.step ?? 0;
       const stream = latentBatches(latents, {
         batchSize: c.batchSize,
@@ -152,7 +153,7 @@ export const trainDit = command({
         to: c.steps,
         meter: diffusion.meter,
         meters: DIFFUSION_METERS,
-        progress: diffusion.optimizer.progress,
+        optimizers: [diffusion.optimizer],
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,
         stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,
