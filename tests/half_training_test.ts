@@ -154,7 +154,7 @@ Deno.test("the loss scale is undone: a scaled step with clipping equals the plai
     beta2: 0.99,
     eps: 1e-3,
     weightDecay: 0.1,
-    clip: 0.5,
+    clip: 3,
     emaDecay: 0.9,
   };
   const train = async (scales: readonly number[]) => {
