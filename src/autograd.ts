@@ -150,6 +150,24 @@ export function checkpoint(
   });
 }
 
+let recomputing = false;
+
+/** Runs `fn`; where `on`, the parts of models in it that are made for it (see nn.ts, `through`) go by {@link checkpoint}. */
+export function withCheckpoints<T>(on: boolean, fn: () => T): T {
+  const before = recomputing;
+  recomputing = on;
+  try {
+    return fn();
+  } finally {
+    recomputing = before;
+  }
+}
+
+/** Whether parts of models are recomputed here. */
+export function checkpoints(): boolean {
+  return recomputing;
+}
+
 /** Records the copy of each gradient into its persistent place; the plan usually elides it. */
 export function store(gradients: readonly Tensor[], places: readonly Tensor[]): void {
   gradients.forEach((dx, i) => {

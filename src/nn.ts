@@ -3,6 +3,7 @@
 // field is its key in a checkpoint, unless the module has a `fileName` for it. Files keep the public layouts; what is
 // permuted stands here only.
 
+import { checkpoint, checkpoints } from "./autograd.ts";
 import { UsageError } from "./errors.ts";
 import { device } from "./gpu/device.ts";
 import { Storage } from "./gpu/storage.ts";
@@ -146,6 +147,19 @@ export function state(module: object): Map<string, Tensor> {
 /** The trainable tensors of a model by path. */
 export function parameters(module: object): Map<string, Tensor> {
   return new Map([...state(module)].filter(([, t]) => t.storage.category === "parameters"));
+}
+
+/**
+ * `forward(...inputs)` of a part of a model, which is recomputed in the backward pass where that is asked for (see autograd.ts,
+ * `withCheckpoints`): then only its inputs are kept for it, and its gradients are the same.
+ * @param module the part; `forward` reads no other parameters
+ */
+export function through(
+  module: object,
+  forward: (...inputs: Tensor[]) => Tensor,
+  ...inputs: Tensor[]
+): Tensor {
+  return checkpoints() ? checkpoint(forward, inputs, [...parameters(module).values()]) : forward(...inputs);
 }
 
 /** Number of trainable scalars. */

@@ -113,6 +113,11 @@ export const optimizing = (beta1: number, beta2: number) => ({
     "Optimizer",
     "How activations, and the weights that products read, are stored while training; f16 halves the memory of activations",
   ),
+  checkpoint: option(
+    z.boolean().default(false),
+    "Optimizer",
+    "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, same results",
+  ),
   lrEnd: option(
     z.number().min(0).max(1).default(0.1),
     "Optimizer",

@@ -45,11 +45,16 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
   };
 }
 
-/** Prints what a run would need. @throws UsageError where it does not fit into memory */
+/**
+ * Prints what a run would need.
+ * @param remedies what would make it need less, for the message
+ * @throws UsageError where it does not fit into memory
+ */
 export function planTable(
   parameters: Record<string, number>,
   plans: readonly { name: string; steps: number; plan: Plan }[],
   log: Log,
+  remedies: readonly string[],
 ): Record<string, unknown> {
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
@@ -81,9 +86,9 @@ export function planTable(
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
-      `Cannot fit the run: it needs ${formatBytes(most)}, ${
-        formatBytes(available)
-      } are free; use a smaller --batch-size with --accumulate`,
+      `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
+        remedies.join(", or ")
+      }`,
     );
   }
   return { parameters, plans: rows };

@@ -104,11 +104,16 @@ export const trainDit = command({
         ema: c.ema > 0,
         seed: c.seed,
         precision: c.precision,
+        checkpoint: c.checkpoint,
       });
       const program = diffusion.capture();
       const parameters = { dit: countParameters(dit) };
       if (c.dryRun || !latents) {
-        return planTable(parameters, [{ name: "diffusion", steps: c.steps, plan: program.plan }], log);
+        const plans = [{ name: "diffusion", steps: c.steps, plan: program.plan }];
+        return planTable(parameters, plans, log, [
+          ...c.checkpoint ? [] : ["--checkpoint"],
+          "a smaller --batch-size",
+        ]);
       }
 
       const resume = c.resume === undefined

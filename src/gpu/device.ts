@@ -133,7 +133,11 @@ export class Device {
     }
     const validation = await this.gpu.popErrorScope();
     const memory = await this.gpu.popErrorScope();
-    if (memory) throw new GpuError(`Cannot ${action}: out of device memory (${memory.message})`);
+    if (memory) {
+      throw new GpuError(
+        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --checkpoint where training`,
+      );
+    }
     if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
     if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
     return made as T;

@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import { openModel } from "../io/shards.ts";
 import type { TensorStore } from "../io/tensors.ts";
-import { Conv2d, loadState, type TensorSource } from "../nn.ts";
+import { Conv2d, loadState, type TensorSource, through } from "../nn.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
@@ -77,13 +77,19 @@ export class Lpips {
     }
     let y = add(mul(x, this.#factor), this.#offset);
     const maps: Tensor[] = [];
-    for (const layer of this.features) {
-      if (layer === "pool") {
-        maps.push(y);
-        y = maxPool(y, { kernel: 2 });
-      } else y = layer === "relu" ? relu(y) : layer.forward(y);
+    for (let from = 0; from < this.features.length;) { // a part: from one pooling to before the next
+      const next = this.features.indexOf("pool", from + 1), to = next < 0 ? this.features.length : next;
+      const layers = this.features.slice(from, to);
+      const part = (x: Tensor) =>
+        layers.reduce(
+          (x, layer) =>
+            layer === "pool" ? maxPool(x, { kernel: 2 }) : layer === "relu" ? relu(x) : layer.forward(x),
+          x,
+        );
+      maps.push(y = through(layers, part, y));
+      from = to;
     }
-    return [...maps, y].map(unit);
+    return maps.map(unit);
   }
 
   /** The distance of each image of one batch from the same one of another: [B]. */

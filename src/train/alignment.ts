@@ -2,7 +2,7 @@
 // frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
-import { detach, full, grad, gradOf, noGrad } from "../autograd.ts";
+import { detach, full, grad, gradOf, noGrad, withCheckpoints } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
@@ -48,6 +48,8 @@ export interface AlignmentOptions {
   imageSize: number;
   semanticLoss: "l2" | "cosine";
   semanticAt: "after" | "before";
+  /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
+  checkpoint?: boolean;
 }
 
 /** What the meter adds up each step, in this order. */
@@ -194,7 +196,11 @@ export class StageRun {
     return capture(
       `stage ${this.stage.name}`,
       { x },
-      ({ x }) => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+      ({ x }) =>
+        withCheckpoints(
+          this.options.checkpoint ?? false,
+          () => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+        ),
     );
   }
 

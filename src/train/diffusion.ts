@@ -2,7 +2,7 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
-import { noGrad } from "../autograd.ts";
+import { noGrad, withCheckpoints } from "../autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
 import { ParameterSet, state } from "../nn.ts";
@@ -23,6 +23,8 @@ export interface DiffusionOptions {
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
+  /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
+  checkpoint?: boolean;
 }
 
 /** What the meter adds up each step, in this order. */
@@ -57,7 +59,9 @@ export class Diffusion {
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
-      const predicted = inPrecision(this.options.precision ?? "f32", () => this.dit.forward(xt, t, y));
+      const { precision = "f32", checkpoint = false } = this.options;
+      const forward = () => this.dit.forward(xt, t, y);
+      const predicted = withCheckpoints(checkpoint, () => inPrecision(precision, forward));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss);
