@@ -152,9 +152,10 @@ export class Optimizer {
 
 /** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
 export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {
-  for (const set of sets) await set.materialise();
+  const copied = sets.filter(({ working }) => working !== undefined);
+  for (const set of copied) await set.materialise();
   await run(
-    sets.flatMap(({ flats, working }) => working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []),
+    copied.flatMap(({ flats, working }) => working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []),
   );
 }
 
