@@ -31,7 +31,8 @@ import { samplingOf } from "./sample.ts";
 import { percent, planTable, progressOf } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
-const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+/** The smallest DiT: the default of `train-dit`. */
+export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
 
 export const trainDit = command({
   name: "train-dit",
