@@ -164,7 +164,10 @@ export class ParameterSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
-  /** The same as halves, for products whose activations are halves; what writes the parameters keeps them equal. */
+  /**
+   * The same as halves, for products whose activations are halves. An optimizer's step keeps them equal; what else writes
+   * parameters leaves that to {@link refreshWorkingCopies}.
+   */
   readonly working: readonly Tensor[] | undefined;
   readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 

@@ -111,7 +111,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   precision: option(
     z.enum(["f32", "f16"]).default("f32"),
     "Optimizer",
-    "How activations, and the weights that products read, are stored while training; f16 halves their memory",
+    "How activations, and the weights that products read, are stored while training; f16 halves the memory of activations",
   ),
   checkpoint: option(
     z.boolean().default(false),

@@ -247,7 +247,8 @@ export const align = command({
 });
 
 /** The three stages as data; the same table as in the recipe. */
-function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
+/** The stages that the options describe. */
+export function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
   const losses = {
     l1: c.wL1,
     perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,

@@ -32,7 +32,8 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     },
     /** What the loop logs: says when steps did not count, and how long they waited for data from now on. */
     row(row: LogRow): void {
-      if (row.skipped) {
+      // With a loss scale that is its way of finding the largest one, and the log has it.
+      if (row.skipped && row.loss_scale === undefined) {
         log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
       }
       note = `waiting for data ${percent(row.data_wait ?? 0)}`;
@@ -65,6 +66,7 @@ export function planTable(
     launches: plan.launches.length,
     bytes: plan.bytes,
     totalBytes: plan.totalBytes,
+    unpooledBytes: plan.unpooledBytes,
   }));
   for (const row of rows) {
     log.line(
@@ -73,7 +75,11 @@ export function planTable(
       } GFLOP in ${row.launches} launches, ${formatBytes(row.totalBytes)}`,
     );
     for (const [category, bytes] of Object.entries(row.bytes)) {
-      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}`);
+      const { unpooledBytes: all } = row;
+      const share = category === "activations" && all > 0
+        ? `, ${(100 * bytes / all).toFixed(0)} % of keeping every intermediate`
+        : "";
+      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}${share}`);
     }
   }
   const most = Math.max(...rows.map((r) => r.totalBytes));

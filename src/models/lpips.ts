@@ -11,7 +11,7 @@ import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { reshape } from "../ops/shape.ts";
-import { constant, type Tensor } from "../tensor.ts";
+import { constant, inPrecision, type Tensor } from "../tensor.ts";
 
 /** Where the weights are published, for messages. */
 export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org/models and " +
@@ -107,9 +107,12 @@ export class Lpips {
   }
 }
 
-/** x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. */
+/**
+ * x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. Lengths are f32: the square of a
+ * feature of 256 is no half.
+ */
 function unit(x: Tensor): Tensor {
-  const length = sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS));
+  const length = inPrecision("f32", () => sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS)));
   return div(x, shift(length, EPS));
 }
 

@@ -2,18 +2,17 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
-import { detach, noGrad } from "../autograd.ts";
-import { addInPlace } from "../gpu/memory.ts";
+import { noGrad } from "../autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
 import { ParameterSet, state } from "../nn.ts";
-import { withRecomputation } from "../recompute.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
-import { concat, reshape } from "../ops/shape.ts";
+import { reshape } from "../ops/shape.ts";
+import { withRecomputation } from "../recompute.ts";
 import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor.ts";
 import { cosineDistance, l2 } from "./losses.ts";
-import { Optimizer } from "./optimizer.ts";
+import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 
 export interface DiffusionOptions {
   batchSize: number;
@@ -32,6 +31,8 @@ export interface DiffusionOptions {
 /** What the meter adds up each step, in this order. */
 export const DIFFUSION_METERS = ["loss", "velocity", "direction", "grad_norm2"] as const;
 
+type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
+
 /** Streams of randomness inside a step. */
 const STREAMS = { noise: 1, time: 2, dropout: 3 };
 
@@ -47,8 +48,8 @@ export class Diffusion {
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
-  capture(): Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }> {
+  /** Records one step, to be made ready by {@link prepare}: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
+  capture(): DiffusionProgram {
     const { batchSize: B, labelDropout, directionWeight } = this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
     const inputs = { x: input([B, S, S, C], "f32", "latents"), labels: input([B], "u32", "labels") };
@@ -65,10 +66,15 @@ export class Diffusion {
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss);
-      const values = [loss, velocity, direction, norm2].map((value) => reshape(detach(value), [1]));
-      addInPlace(concat(values, 0), this.meter);
+      this.optimizer.report([loss, velocity, direction, norm2], this.meter);
       return { loss };
     });
+  }
+
+  /** Makes a captured step ready to run, with the parameters as they are: first values or those of a checkpoint. */
+  async prepare(program: DiffusionProgram, progress?: (done: number, total: number) => void): Promise<void> {
+    await program.prepare(progress);
+    await refreshWorkingCopies([this.set]);
   }
 
   /** Names and tensors of a checkpoint. */
