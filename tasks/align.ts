@@ -107,10 +107,10 @@ export const align = command({
           plan: stageRun.capture(adversarial && stage.ganStart < stage.steps).plan,
         };
       });
-      return planTable(parameters, plans, log, [
-        ...c.checkpoint ? [] : ["--checkpoint"],
-        "a smaller --batch-size with --accumulate",
-      ]);
+      return planTable(parameters, plans, log, {
+        checkpoint: c.checkpoint,
+        remedies: ["a smaller --batch-size with --accumulate"],
+      });
     }
 
     const all = await imageSource(

@@ -9,7 +9,7 @@ import { openFolder } from "../src/io/dataset.ts";
 import type { Log } from "../src/io/log.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
 import type { Image } from "../src/io/resize.ts";
-import { writeSafetensors } from "../src/io/safetensors.ts";
+import { RowsWriter } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { Workers } from "../src/io/workers.ts";
 import { fits, Vit } from "../src/models/vit.ts";
@@ -52,7 +52,6 @@ export const features = command({
         }),
     ).prepare();
     const { patches: patchTokens, cls: clsToken } = program.outputs;
-    const patch = new Float32Array(N * T * C), cls = new Float32Array(clsToken ? N * C : 0);
     const progress = log.progress("encoding", N, "images");
     const batch = async (first: number) => {
       const made = Array.from({ length: Math.min(B, N - first) }, (_, i) => pixelsOf(first + i));
@@ -71,21 +70,25 @@ export const features = command({
       return { first, count: made.length, pixels };
     };
     const depth = depthOf(images, 4 * x.size);
-    for await (
-      const { first, count, pixels } of ahead((k) => batch(k * B), { to: Math.ceil(N / B), depth })
-    ) {
-      program.run({ x: pixels });
-      const keep = async (from: Tensor, to: Float32Array, size: number) =>
-        to.set((await program.read(from)).subarray(0, count * size), first * size);
-      await keep(patchTokens, patch, T * C);
-      if (clsToken) await keep(clsToken, cls, C);
-      progress.update(first + count);
+    // A million images have hundreds of gigabytes of features: they go to the file as they come.
+    const file = new RowsWriter(c.out, [
+      { name: "patch_tokens", shape: [N, T, C] },
+      ...(clsToken ? [{ name: "cls_token", shape: [N, C] }] : []),
+    ], { encoder: encoder.path });
+    const batches = ahead((k) => batch(k * B), { to: Math.ceil(N / B), depth });
+    try {
+      for await (const { first, count, pixels } of batches) {
+        program.run({ x: pixels });
+        file.add("patch_tokens", (await program.read(patchTokens)).subarray(0, count * T * C));
+        if (clsToken) file.add("cls_token", (await program.read(clsToken)).subarray(0, count * C));
+        progress.update(first + count);
+      }
+      file.commit();
+    } catch (error) {
+      file.abort();
+      throw error;
     }
     progress.end();
-    await writeSafetensors(c.out, [
-      { name: "patch_tokens", shape: [N, T, C], data: patch },
-      ...(clsToken ? [{ name: "cls_token", shape: [N, C], data: cls }] : []),
-    ], { encoder: encoder.path });
     const second = clsToken ? `, cls_token [${N}, ${C}]` : " (the encoder has no CLS token)";
     log.line(`patch_tokens [${N}, ${T}, ${C}]${second}: ${c.out}`);
     return { out: c.out, n: N, tokens: T, channels: C };

@@ -47,14 +47,14 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
 
 /**
  * Prints what a run would need.
- * @param remedies what would make it need less, for the message
+ * @param options whether blocks are recomputed, and what else would make it need less, for the message
  * @throws UsageError where it does not fit into memory
  */
 export function planTable(
   parameters: Record<string, number>,
   plans: readonly { name: string; steps: number; plan: Plan }[],
   log: Log,
-  remedies: readonly string[],
+  { checkpoint, remedies }: { checkpoint: boolean; remedies: readonly string[] },
 ): Record<string, unknown> {
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
@@ -82,16 +82,17 @@ export function planTable(
       if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}${share}`);
     }
   }
+  if (checkpoint) log.line("blocks are recomputed in the backward pass; their FLOP are counted");
   const most = Math.max(...rows.map((r) => r.totalBytes));
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
       `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
-        remedies.join(", or ")
+        [...checkpoint ? [] : ["--checkpoint"], ...remedies].join(", or ")
       }`,
     );
   }
-  return { parameters, plans: rows };
+  return { parameters, checkpoint, plans: rows };
 }
 
 /** 0.125 -> "13%" */

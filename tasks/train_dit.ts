@@ -111,10 +111,10 @@ export const trainDit = command({
       const parameters = { dit: countParameters(dit) };
       if (c.dryRun || !latents) {
         const plans = [{ name: "diffusion", steps: c.steps, plan: program.plan }];
-        return planTable(parameters, plans, log, [
-          ...c.checkpoint ? [] : ["--checkpoint"],
-          "a smaller --batch-size",
-        ]);
+        return planTable(parameters, plans, log, {
+          checkpoint: c.checkpoint,
+          remedies: ["a smaller --batch-size"],
+        });
       }
 
       const resume = c.resume === undefined

@@ -57,7 +57,7 @@ export class AtomicFile {
     });
   }
 
-  /** Overwrites bytes that were written before: headers that are known last. */
+  /** Writes elsewhere than at the position, which stays: headers that are known last, parts that come in another order. */
   patch(offset: number, bytes: Uint8Array): void {
     const end = this.#position;
     this.#guard(() => this.#file.seekSync(offset, Deno.SeekMode.Start));

@@ -191,6 +191,84 @@ export async function writeSafetensors(
   tensors: Iterable<TensorData>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
+  const { rows, header, bytes: size } = arrange(path, tensors, metadata);
+  const file = new AtomicFile(path, size);
+  try {
+    file.write(header);
+    for (const { name, data, bytes } of rows) {
+      const got = typeof data === "function" ? await data() : data, start = file.position;
+      for (const { buffer, byteOffset, byteLength } of ArrayBuffer.isView(got) ? [got] : got) {
+        file.write(new Uint8Array(buffer, byteOffset, byteLength));
+      }
+      if (file.position - start !== bytes) throw misfit(path, name, file.position - start, bytes);
+    }
+    file.commit();
+  } catch (error) {
+    file.abort();
+    throw error;
+  }
+}
+
+/** A file of F32 tensors whose rows come bit by bit, of all tensors at the same time: none of them is kept in memory. */
+export class RowsWriter {
+  readonly #file: AtomicFile;
+  readonly #parts = new Map<string, { at: number; end: number; begin: number }>();
+
+  /**
+   * Begins the file that writeSafetensors() would write; it is there when commit() has returned.
+   * @throws ShapeError when a name comes twice
+   * @throws UsageError when the file system refuses
+   */
+  constructor(
+    readonly path: string,
+    tensors: Iterable<{ name: string; shape: readonly number[] }>,
+    metadata: Readonly<Record<string, string>> = {},
+  ) {
+    const empty = () => new Float32Array(0);
+    const all = Array.from(tensors, (tensor) => ({ ...tensor, data: empty, dtype: "F32" }));
+    const { rows, header, bytes: size } = arrange(path, all, metadata);
+    let at = header.length;
+    for (const { name, bytes } of rows) this.#parts.set(name, { begin: at, at, end: at += bytes });
+    this.#file = new AtomicFile(path, size);
+    this.#file.write(header);
+  }
+
+  /** Puts elements behind those that a tensor has already. @throws ShapeError when it has no room for them */
+  add(name: string, data: Float32Array): void {
+    const part = this.#parts.get(name);
+    const after = (part?.at ?? 0) + data.byteLength;
+    if (!part || after > part.end) {
+      this.abort();
+      throw part
+        ? misfit(this.path, name, after - part.begin, part.end - part.begin)
+        : new ShapeError(`Cannot write "${this.path}": there is no tensor "${name}"`);
+    }
+    this.#file.patch(part.at, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    part.at = after;
+  }
+
+  /** Gives the file its name. @throws ShapeError when a tensor is not full */
+  commit(): void {
+    for (const [name, { begin, at, end }] of this.#parts) {
+      if (at === end) continue;
+      this.abort();
+      throw misfit(this.path, name, at - begin, end - begin);
+    }
+    this.#file.commit();
+  }
+
+  /** Forgets what was written. */
+  abort(): void {
+    this.#file.abort();
+  }
+}
+
+/** Tensors in the order of the file, its header, and its size in bytes. */
+function arrange<T extends TensorData>(
+  path: string,
+  tensors: Iterable<T>,
+  metadata: Readonly<Record<string, string>>,
+) {
   const order = Object.keys(DTYPE_BITS);
   const rows = Array.from(tensors, (tensor) => ({ ...tensor, ...layout(tensor, path) }));
   rows.sort((a, b) => order.indexOf(b.dtype) - order.indexOf(a.dtype) || (a.name < b.name ? -1 : 1));
@@ -209,21 +287,7 @@ export async function writeSafetensors(
     entries.push([name, { dtype, shape, data_offsets: [end, end += bytes] }]);
   }
   const header = encodeHeader(entries);
-  const file = new AtomicFile(path, header.length + end);
-  try {
-    file.write(header);
-    for (const { name, data, bytes } of rows) {
-      const got = typeof data === "function" ? await data() : data, start = file.position;
-      for (const { buffer, byteOffset, byteLength } of ArrayBuffer.isView(got) ? [got] : got) {
-        file.write(new Uint8Array(buffer, byteOffset, byteLength));
-      }
-      if (file.position - start !== bytes) throw misfit(path, name, file.position - start, bytes);
-    }
-    file.commit();
-  } catch (error) {
-    file.abort();
-    throw error;
-  }
+  return { rows, header, bytes: header.length + end };
 }
 
 function layout({ name, shape, data, dtype: given }: TensorData, path: string) {
