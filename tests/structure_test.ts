@@ -37,7 +37,7 @@ const LAYERS: [RegExp, number][] = [
   [/^src\/autograd\.ts$/, 3],
   [/^src\/io\//, 3],
   [/^src\/ops\//, 4],
-  [/^src\/(nn|init|recompute)\.ts$/, 5],
+  [/^src\/(nn|init|parameter_set|recompute)\.ts$/, 5],
   [/^src\/models\//, 6],
   [/^src\/metrics\//, 7],
   [/^src\/train\//, 8],
