@@ -32,7 +32,7 @@ export interface ExpressionSpec {
 export const POINTWISE_WG = 64;
 export const POINTWISE_UNROLL = 4;
 
-/** The pieces of a text; all names begin with `prefix`. Arrays are <prefix>in<k> and <prefix>out<k>. */
+/** The pieces of a text; all names begin with `prefix`, so that none is an array of the kernel that carries it. Arrays are <prefix>in<k> and <prefix>out<k>. */
 export interface ExpressionText {
   /** Of `struct Params`: s<k> scalars, r<k> rows and columns, p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes. */
   readonly fields: readonly string[];
@@ -40,7 +40,7 @@ export interface ExpressionText {
 }
 
 /**
- * @param name of the function: fn name(i: u32), with a second argument `v` where an input is the caller's value;
+ * @param name of the function: fn name(i: u32), with a second argument where an input is the caller's value;
  *   returns the first output's value instead of storing it where `returns`
  * @param binding number of the first array
  */
@@ -110,22 +110,22 @@ export function expressionWgsl(
     return [...lines, `  let g${g}_0 = ${rest};`].join("\n");
   });
   const typed = (expression: string) =>
-    expression.replace(/\bT\b/g, T).replace(/\b(erf|pow2)\(/g, `$1_${width}(`);
+    expression.replace(/\bT\b/g, T).replace(/\b(erf|pow2)\(/g, `$1_${width}(`).replace(/\b[xst]\d+\b/g, `${prefix}$&`);
   const value = inputs.some(({ access }) => access === "value");
   return {
     fields,
     declarations: `${arrays.join("\n")}
-fn ${name}(i: u32${value ? `, v: ${T}` : ""})${returns ? ` -> ${T}` : ""} {
+fn ${name}(i: u32${value ? `, ${prefix}v: ${T}` : ""})${returns ? ` -> ${T}` : ""} {
 ${
       [
         ...digits,
         ...inputs.map(({ access }, k) =>
-          `  let x${k} = ${access === "value" ? "v" : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`};`
+          `  let ${prefix}x${k} = ${access === "value" ? `${prefix}v` : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`};`
         ),
-        ...Array.from({ length: scalars }, (_, k) => `  let s${k} = ${T}(params.${prefix}s${k});`),
-        ...body.map((expression, k) => `  let t${k} = ${typed(expression)};`),
-        ...stored.map(({ value }, k) => `  ${prefix}out${k}[${at.get(`out${k}`)}] = ${value};`),
-        ...(returns ? [`  return ${outputs[0]?.value};`] : []),
+        ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
+        ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),
+        ...stored.map(({ value }, k) => `  ${prefix}out${k}[${at.get(`out${k}`)}] = ${prefix}${value};`),
+        ...(returns ? [`  return ${prefix}${outputs[0]?.value};`] : []),
       ].join("\n")
     }
 }`,
@@ -164,12 +164,11 @@ ${helpersWgsl(spec.body, spec.width)}`;
 
 /** erf(x) has a fractional error of erfc below 1.2e-7 (Chebyshev fit of Numerical Recipes, 6.2). */
 const HELPERS: Readonly<Record<string, string>> = {
-  pow2: "fn pow2(x: T) -> T { return x * x; }",
-  erf: `fn erf(x: T) -> T {
-  let t = 1.0 / (1.0 + 0.5 * abs(x));
-  let p = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806
-        + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
-  let c = t * exp(-x * x + p);
-  return sign(x) * (1.0 - c);
+  pow2: "fn pow2(own: T) -> T { return own * own; }",
+  erf: `fn erf(own: T) -> T {
+  let share = 1.0 / (1.0 + 0.5 * abs(own));
+  let power = -1.26551223 + share * (1.00002368 + share * (0.37409196 + share * (0.09678418 + share * (-0.18628806
+         + share * (0.27886807 + share * (-1.13520398 + share * (1.48851587 + share * (-0.82215223 + share * 0.17087277))))))));
+  return sign(own) * (1.0 - share * exp(-own * own + power));
 }`,
 };
