@@ -76,6 +76,8 @@ export class Device {
   lost: string | undefined;
   /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
   staging = true;
+  /** Whether launches are merged (gpu/fuse.ts); a test compares both ways. */
+  fusing = true;
   #uncaptured: string[] = [];
 
   /** @param profile may be switched between captures: tests run every op in both */

@@ -49,12 +49,16 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   const forward = rowKernel(source, "norm", R, C, constants);
   const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows));
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
-  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, { flops: 8 * x.size });
+  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
+    flops: 8 * x.size,
+    fusion: { stores: ["y"] },
+  });
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = activation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, constants);
     backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
+      fusion: { stores: ["dx"] },
     });
     if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
@@ -180,6 +184,7 @@ function grouped(
   );
   kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, overAll, {
     flops: 4 * x.size,
+    fusion: { stores: ["y"] },
   });
   differentiable(y, [x, w, b], (dy) => {
     const dx = activation(x.shape);
@@ -199,7 +204,7 @@ function grouped(
       { x, w, b, mean, r, dy, mean1, mean2, y: dx },
       params,
       overAll,
-      { flops: 10 * x.size },
+      { flops: 10 * x.size, fusion: { stores: ["y"] } },
     );
     const over = (p: Tensor) => sumChunks(viewAs(p, [images * chunks, C]), 1);
     return [dx, over(p2), over(p1)];

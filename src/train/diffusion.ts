@@ -5,7 +5,8 @@
 import { noGrad } from "../autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
-import { ParameterSet, state } from "../nn.ts";
+import { state } from "../nn.ts";
+import { ParameterSet } from "../parameter_set.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { reshape } from "../ops/shape.ts";

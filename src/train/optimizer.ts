@@ -4,7 +4,7 @@
 import { detach, full, grad, store } from "../autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
-import type { ParameterSet } from "../nn.ts";
+import type { ParameterSet } from "../parameter_set.ts";
 import {
   adamw,
   type Hyper,

@@ -72,7 +72,7 @@ export async function* runTorch(python: string, cases: readonly PeerCase[]): Asy
   const file = await Deno.makeTempFile({ prefix: "tok-cases-", suffix: ".json" });
   try {
     await Deno.writeTextFile(file, JSON.stringify(cases));
-    yield* lines(python, [scriptOf("torch.py"), file]);
+    yield* lines(python, [scriptOf("pytorch.py"), file]);
   } finally {
     await Deno.remove(file);
   }
