@@ -76,10 +76,10 @@ Deno.test("tuning measures every tile once, remembers, and decides what products
     const say = { line: (text: string) => lines.push(text), warn: (text: string) => lines.push(text) };
     assertEquals(await prepareTiles("never", say, file), undefined);
     assertEquals(lines, []);
-    const table = await prepareTiles("once", say, file);
+    const table = await prepareTiles("once", say, file, () => measureTiles("nn"));
     assertEquals(lines.length, 1);
     assertMatch(lines[0] as string, /^tuned matrix products for this adapter in \d+\.\d s/);
-    for (const tile of TILES.cpu) assert((table?.[tileKey("cpu", "conv", tile)]?.rate ?? 0) > 0);
+    for (const tile of TILES.cpu) assert((table?.[tileKey("cpu", "nn", tile)]?.rate ?? 0) > 0);
     assertEquals(await prepareTiles("once", say, file), table);
     assertEquals(lines.length, 1, "what is remembered is not measured again");
 
@@ -95,9 +95,9 @@ Deno.test("tuning measures every tile once, remembers, and decides what products
 
 Deno.test("tuning of the gpu kernels measures those tiles that the adapter has room for", async () => {
   await testDevice("gpu");
-  const table = await measureTiles();
+  const table = await measureTiles("nn");
   for (const tile of TILES.gpu) {
-    const { rate = 0, slots = 0 } = table[tileKey("gpu", "nt", tile)] ?? {};
+    const { rate = 0, slots = 0 } = table[tileKey("gpu", "nn", tile)] ?? {};
     assert(rate > 0 && slots >= 1);
   }
 });

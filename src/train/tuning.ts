@@ -84,12 +84,13 @@ export async function prepareTiles(
   tune: "never" | "once" | "again",
   { line, warn }: { line: (text: string) => void; warn: (text: string) => void },
   path: string = tilesFile(),
+  measure: () => Promise<TileTable> = () => measureTiles(),
 ): Promise<TileTable | undefined> {
   const { facts, profile } = device(), key = adapterKey(facts, profile);
   let table = rememberedTiles(path, key, warn);
   if (tune === "again" || (tune === "once" && !table)) {
     const began = performance.now();
-    table = await measureTiles();
+    table = await measure();
     line(
       `tuned matrix products for this adapter in ${
         ((performance.now() - began) / 1000).toFixed(1)
@@ -115,8 +116,8 @@ function sizes(): { S: number; map: Shape; channels: number } {
     : { S: 2048, map: [4, 64, 64], channels: 128 };
 }
 
-/** Rates of every kind of product in every tile, and how many workgroups of a tile run at once. */
-export async function measureTiles(): Promise<TileTable> {
+/** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
+export async function measureTiles(only?: ProductKind): Promise<TileTable> {
   const { profile, limits } = device();
   const { S, map, channels } = sizes();
   const square: Shape = [S, S], x: Shape = [...map, channels], w: Shape = [channels, 3, 3, channels];
@@ -139,8 +140,10 @@ export async function measureTiles(): Promise<TileTable> {
     for (const tile of tilesWithin(profile, limits.maxComputeWorkgroupStorageSize)) {
       useTiles(onlyTile(profile, tile));
       const rates = new Map<ProductKind, number>();
-      for (const [kind, shapes, fn] of cases) rates.set(kind, await rateOf(shapes, fn));
-      rates.set("tt", rates.get("tn") as number);
+      for (const [kind, shapes, fn] of cases) {
+        if (kind === "nn" || kind === (only ?? kind)) rates.set(kind, await rateOf(shapes, fn));
+      }
+      rates.set("tt", rates.get("tn") ?? rates.get("nn") as number);
       const slots = Math.max(1, Math.round((rates.get("nn") as number) / await rateOfOne(profile, tile)));
       for (const [kind, rate] of rates) table[tileKey(profile, kind, tile)] = { rate, slots };
     }
