@@ -111,7 +111,12 @@ export const optimizing = (beta1: number, beta2: number) => ({
   precision: option(
     z.enum(["f32", "f16"]).default("f32"),
     "Optimizer",
-    "How activations, and the weights that products read, are stored while training; f16 halves their memory",
+    "How activations, and the weights that products read, are stored while training; f16 halves the memory of activations",
+  ),
+  checkpoint: option(
+    z.boolean().default(false),
+    "Optimizer",
+    "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, the same results; in f16 but for rounding",
   ),
   lrEnd: option(
     z.number().min(0).max(1).default(0.1),

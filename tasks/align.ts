@@ -89,6 +89,7 @@ export const align = command({
       imageSize: c.imageSize,
       semanticLoss: c.semanticLoss,
       semanticAt: c.semanticAt,
+      checkpoint: c.checkpoint,
     };
     const parameters = {
       encoder: countParameters(tokenizer.encoder),
@@ -106,7 +107,10 @@ export const align = command({
           plan: stageRun.capture(adversarial && stage.ganStart < stage.steps).plan,
         };
       });
-      return planTable(parameters, plans, log);
+      return planTable(parameters, plans, log, [
+        ...c.checkpoint ? [] : ["--checkpoint"],
+        "a smaller --batch-size with --accumulate",
+      ]);
     }
 
     const all = await imageSource(
@@ -243,7 +247,8 @@ export const align = command({
 });
 
 /** The three stages as data; the same table as in the recipe. */
-function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
+/** The stages that the options describe. */
+export function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
   const losses = {
     l1: c.wL1,
     perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,

@@ -157,6 +157,7 @@ const FREE = new Set([
   "lpips",
   "badImage",
   "workers",
+  "checkpoint",
 ]);
 
 /** @throws UsageError when a checkpoint's options differ from the ones given now */

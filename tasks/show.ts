@@ -32,7 +32,8 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     },
     /** What the loop logs: says when steps did not count, and how long they waited for data from now on. */
     row(row: LogRow): void {
-      if (row.skipped) {
+      // With a loss scale that is its way of finding the largest one, and the log has it.
+      if (row.skipped && row.loss_scale === undefined) {
         log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
       }
       note = `waiting for data ${percent(row.data_wait ?? 0)}`;
@@ -44,11 +45,16 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
   };
 }
 
-/** Prints what a run would need. @throws UsageError where it does not fit into memory */
+/**
+ * Prints what a run would need.
+ * @param remedies what would make it need less, for the message
+ * @throws UsageError where it does not fit into memory
+ */
 export function planTable(
   parameters: Record<string, number>,
   plans: readonly { name: string; steps: number; plan: Plan }[],
   log: Log,
+  remedies: readonly string[],
 ): Record<string, unknown> {
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
@@ -80,9 +86,9 @@ export function planTable(
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
-      `Cannot fit the run: it needs ${formatBytes(most)}, ${
-        formatBytes(available)
-      } are free; use a smaller --batch-size with --accumulate`,
+      `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
+        remedies.join(", or ")
+      }`,
     );
   }
   return { parameters, plans: rows };

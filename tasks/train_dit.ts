@@ -17,7 +17,6 @@ import { generate } from "../src/train/generate.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import { encodeTo, type LatentBatch, latentBatches } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
-import { refreshWorkingCopies } from "../src/train/optimizer.ts";
 import {
   checkSame,
   command,
@@ -32,7 +31,8 @@ import { samplingOf } from "./sample.ts";
 import { percent, planTable, progressOf } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
-const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+/** The smallest DiT: the default of `train-dit`. */
+export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
 
 export const trainDit = command({
   name: "train-dit",
@@ -105,11 +105,16 @@ export const trainDit = command({
         ema: c.ema > 0,
         seed: c.seed,
         precision: c.precision,
+        checkpoint: c.checkpoint,
       });
       const program = diffusion.capture();
       const parameters = { dit: countParameters(dit) };
       if (c.dryRun || !latents) {
-        return planTable(parameters, [{ name: "diffusion", steps: c.steps, plan: program.plan }], log);
+        const plans = [{ name: "diffusion", steps: c.steps, plan: program.plan }];
+        return planTable(parameters, plans, log, [
+          ...c.checkpoint ? [] : ["--checkpoint"],
+          "a smaller --batch-size",
+        ]);
       }
 
       const resume = c.resume === undefined
@@ -133,12 +138,14 @@ export const trainDit = command({
       dit.init(new Initializer(c.seed));
       const progress = progressOf(log, [["diffusion", c.steps]]);
       progress.begin("diffusion");
-      await program.prepare(progress.compile);
       if (resume) {
         await restore(diffusion.state(), resume.file);
         resume.file.close();
-      } else await diffusion.optimizer.startEma();
-      await refreshWorkingCopies([diffusion.set]);
+      } else {
+        await diffusion.set.materialise();
+        await diffusion.optimizer.startEma();
+      }
+      await diffusion.prepare(program, progress.compile);
       const from = resume?.step ?? 0;
       const stream = latentBatches(latents, {
         batchSize: c.batchSize,
@@ -152,7 +159,7 @@ export const trainDit = command({
         to: c.steps,
         meter: diffusion.meter,
         meters: DIFFUSION_METERS,
-        progress: diffusion.optimizer.progress,
+        optimizers: [diffusion.optimizer],
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,
         stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,

@@ -45,6 +45,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const y = activation(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
   kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid("attention", T), {
     flops: 2 * products,
+    fusion: { stores: ["y"] },
   });
   differentiable(y, [q, k, v], (dy) => {
     const [dq, dk, dv] = [q, k, v].map(({ shape }) => activation(shape)) as [Tensor, Tensor, Tensor];
@@ -53,7 +54,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
       { q, k, v, dy, lse, y_saved: y, y: dq, dsum_out: dsum },
       params,
       grid("attention_backward_q", T),
-      { flops: 3 * products },
+      { flops: 3 * products, fusion: { stores: ["y"] } },
     );
     kernel(text, "attention_backward_kv").launch(
       { q, k, v, dy, lse, dsum, dk, dv },
@@ -61,6 +62,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
       grid("attention_backward_kv", S),
       {
         flops: 4 * products,
+        fusion: { stores: ["dk", "dv"] },
       },
     );
     return [dq, dk, dv];

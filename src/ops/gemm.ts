@@ -135,7 +135,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
       ...conv,
     },
     fold(cpu ? Math.ceil(tiles / CPU_LANES) : tiles),
-    { flops: 2 * M * N * K * count },
+    { flops: 2 * M * N * K * count, fusion: splits === 1 ? { stores: ["c"] } : undefined },
   );
   if (splits === 1) return y;
   const sum = viewAs(sumChunks(y, alpha), shape);

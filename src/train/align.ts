@@ -79,7 +79,7 @@ export async function runAlignment(
       to: stage.steps,
       meter: stageRun.meter,
       meters: METERS,
-      progress: stageRun.optimizer.progress,
+      optimizers: [stageRun.optimizer, ...stageRun.critic ? [stageRun.critic] : []],
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,
       stepBytes: options.batchSize * options.accumulate * options.imageSize ** 2 * 12,
