@@ -22,7 +22,7 @@ import {
 } from "../ops/gemm_tiles.ts";
 import { matmul } from "../ops/matmul.ts";
 import { input, type Shape, type Tensor } from "../tensor.ts";
-import { timeOf } from "./ceiling.ts";
+import { timesOf } from "./ceiling.ts";
 
 const fileSchema = z.strictObject({
   adapters: z.record(
@@ -172,7 +172,8 @@ async function timeOfCase(shapes: Shape[], fn: (a: Tensor, b: Tensor, dy: Tensor
     y: fn(t.x0 as Tensor, t.x1 as Tensor, t.x2 as Tensor),
   })).prepare();
   try {
-    return { ms: await timeOf(program, 30, 3), flops: program.plan.flops };
+    const [ms] = await timesOf(() => program.run(), 30, 3);
+    return { ms: ms as number, flops: program.plan.flops };
   } finally {
     program.destroy();
   }
