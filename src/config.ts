@@ -317,5 +317,10 @@ export const inspectConfig = z.strictObject({
 
 export const doctorConfig = z.strictObject({
   bench: option(z.boolean().default(false), "General", "Measure GFLOP/s and GB/s"),
+  tune: option(
+    z.boolean().default(false),
+    "General",
+    "Measure which tiles of matrix products are fast here, and remember it",
+  ),
   ...general,
 });

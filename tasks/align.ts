@@ -52,7 +52,7 @@ export const align = command({
     }
     const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
-    await openAdapter(c, log);
+    await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
 
     const tokenizer = new Tokenizer(tokenizerConfig.parse({

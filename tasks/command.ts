@@ -15,6 +15,7 @@ import { drawnBy, Workers } from "../src/io/workers.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { ImageSource } from "../src/io/source.ts";
 import { type EncoderSource, openEncoder } from "../src/train/encoders.ts";
+import { prepareTiles } from "../src/train/tuning.ts";
 
 export const RUNS = "runs";
 
@@ -43,10 +44,14 @@ export function command<S extends Schema>(definition: Command<S>): Command {
   return definition as unknown as Command;
 }
 
-/** Opens the adapter that the options ask for, and says so when it is only a software one. */
+/**
+ * Opens the adapter that the options ask for, says so when it is only a software one, and uses what is remembered of its speed.
+ * @param tune measure that first, for long work on a GPU that is new here
+ */
 export async function openAdapter(
   config: { cpu: boolean; kernels: "auto" | "cpu" | "gpu" },
   log: Log,
+  { tune = false }: { tune?: boolean } = {},
 ): Promise<Device> {
   const opened = await openDevice({
     cpu: config.cpu,
@@ -60,6 +65,11 @@ export async function openAdapter(
   if (software && !config.cpu) {
     for (const { problem, remedy } of diagnose(opened.facts)) log.warn(`${problem}; ${remedy}`);
   }
+  // The gpu kernels on a software adapter are for tests: not worth tuning unless asked.
+  await prepareTiles(tune && opened.profile === "gpu" && !software ? "once" : "never", {
+    line: (text) => log.line(text),
+    warn: (text) => log.warn(text),
+  });
   return opened;
 }
 

@@ -3,14 +3,16 @@
 import { doctorConfig } from "../src/config.ts";
 import { adapters, diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { formatBytes } from "../src/io/files.ts";
+import type { TileTable } from "../src/ops/gemm_tiles.ts";
 import { measureCeiling } from "../src/train/ceiling.ts";
+import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/train/tuning.ts";
 import { command, openAdapter } from "./command.ts";
 
 export const doctor = command({
   name: "doctor",
   purpose: "Say what adapter there is, what is missing, and how to mend it",
   schema: doctorConfig,
-  examples: ["tok doctor", "tok doctor --bench"],
+  examples: ["tok doctor", "tok doctor --bench", "tok doctor --tune"],
   async run(c, { log }) {
     const { best, software } = await adapters();
     const findings = diagnose(best);
@@ -39,14 +41,36 @@ export const doctor = command({
     log.event("doctor", { adapter: best, software, findings });
     if (!best) throw noAdapter();
     if (!findings.length) log.line("nothing is missing");
-    if (!c.bench) return { adapter: best.description, findings };
-    await openAdapter(c, log);
+    const facts = c.cpu && software ? software : best;
+    const profile = c.kernels !== "auto" ? c.kernels : facts.software ? "cpu" : "gpu";
+    const say = { line: (text: string) => log.line(text), warn: (text: string) => log.warn(text) };
+    if (c.bench || c.tune) await openAdapter(c, log);
+    const tiles = c.tune
+      ? await prepareTiles("again", say)
+      : rememberedTiles(tilesFile(), adapterKey(facts, profile), say.warn);
+    log.line(
+      tiles
+        ? `tiles     as measured on this adapter: ${fastest(tiles)}`
+        : `tiles     by the built-in rule; "tok doctor --tune" measures this adapter`,
+    );
+    const result = { adapter: best.description, findings, tiles: tiles ?? null };
+    if (!c.bench) return result;
     const { fma, copy, gemm } = await measureCeiling();
     log.line(
       `multiply-adds ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, matrix product ${
         gemm.toFixed(1)
       } GFLOP/s`,
     );
-    return { adapter: best.description, findings, gflops: fma, gbps: copy, gemm };
+    return { ...result, gflops: fma, gbps: copy, gemm };
   },
 });
+
+/** The tile with the highest rate for each kind of product, in words. */
+function fastest(tiles: TileTable): string {
+  const best = new Map<string, [string, number]>();
+  for (const [key, { rate }] of Object.entries(tiles)) {
+    const [, kind = "", tile = ""] = key.split(" ");
+    if (rate > (best.get(kind)?.[1] ?? 0)) best.set(kind, [tile, rate]);
+  }
+  return [...best].map(([kind, [tile, rate]]) => `${kind} ${tile} ${rate.toFixed(1)} GFLOP/s`).join(", ");
+}

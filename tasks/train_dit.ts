@@ -44,7 +44,7 @@ export const trainDit = command({
   ],
   async run(c, { log, line, stopping }) {
     const tokenizerRun = inputRun(c.tokenizer, "tokenizer", log);
-    await openAdapter(c, log);
+    await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
     const tokenizer = await openTokenizer(tokenizerRun);
     const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);

@@ -44,6 +44,7 @@ Deno.test("help of tok and of every command is there, with defaults and examples
       name,
     );
   }
+  assertMatch((await tok(["doctor", "--help"])).stdout, /--\[?(no-)?\]?tune/);
   assert(/^tok \d+\.\d+\.\d+\n$/.test((await tok(["--version"])).stdout));
 });
 

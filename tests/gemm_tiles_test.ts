@@ -6,24 +6,15 @@ import { capture } from "../src/gpu/program.ts";
 import { conv2d } from "../src/ops/conv.ts";
 import {
   chooseTile,
+  onlyTile,
   type ProductKind,
   splitDepth,
-  type Tile,
-  tileKey,
   TILES,
-  type TileTable,
   useTiles,
 } from "../src/ops/gemm_tiles.ts";
 import { matmul } from "../src/ops/matmul.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import { evaluate, PROFILES, randomArray, testDevice } from "./check.ts";
-
-const KINDS: readonly ProductKind[] = ["nn", "nt", "tn", "tt", "conv", "conv_dx", "conv_dweight"];
-
-/** A table that makes the rule choose `tile` for every product. */
-function only(profile: "cpu" | "gpu", tile: Tile): TileTable {
-  return Object.fromEntries(KINDS.map((kind) => [tileKey(profile, kind, tile), { rate: 1e12, slots: 1 }]));
-}
 
 /** Output and gradients of `fn`, and the text of every product that was launched. */
 async function run(shapes: readonly (readonly number[])[], fn: (...x: Tensor[]) => Tensor) {
@@ -68,7 +59,7 @@ for (const profile of PROFILES) {
         const plain = await run(shapes, fn);
         const seen = new Set<string>();
         for (const tile of TILES[profile]) {
-          useTiles(only(profile, tile));
+          useTiles(onlyTile(profile, tile));
           const { texts, values } = await run(shapes, fn);
           assertEquals(values, plain.values);
           seen.add(texts.join());
@@ -106,7 +97,7 @@ Deno.test("K is cut by the shape alone, into parts that fill the machine", () =>
   assertEquals(Math.ceil(65536 / splitDepth("gpu", 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
   for (const [M, K] of [[64, 5000], [300, 1040]] as const) {
     const depth = splitDepth("cpu", M, 48, K, 1);
-    useTiles(only("cpu", [32, 16]));
+    useTiles(onlyTile("cpu", [32, 16]));
     assertEquals(splitDepth("cpu", M, 48, K, 1), depth);
     useTiles({});
   }

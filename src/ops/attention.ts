@@ -1,5 +1,5 @@
 // Scaled dot-product attention and its gradients (Vaswani et al., 2017). Of few keys it is matrix products with the T x S
-// matrix of weights in memory, three to four times faster and small then; of many it is streaming softmax, whose recomputing
+// matrix of weights in memory, about three times as fast, and small then; of many it is streaming softmax, whose recomputing
 // backward pass is FlashAttention's (Dao et al., 2022).
 
 import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from "../../kernels/attention.ts";

@@ -66,25 +66,36 @@ export function tileKey(profile: Profile, kind: ProductKind, [m, n]: Tile): stri
   return `${profile} ${kind} ${m}x${n}`;
 }
 
+/** A table by which every product gets `tile`: to measure it, or to compare it. */
+export function onlyTile(profile: Profile, tile: Tile): TileTable {
+  const kinds = Object.keys(CPU_RATES) as ProductKind[];
+  return Object.fromEntries(kinds.map((kind) => [tileKey(profile, kind, tile), { rate: 1e12, slots: 1 }]));
+}
+
 export function kindOf(source: GemmSource): ProductKind {
   if (source.kind !== "plain") return source.kind;
   return `${source.transposeA ? "t" : "n"}${source.transposeB ? "t" : "n"}`;
 }
 
-/** The tiles that may serve a shape. @param storage bytes of workgroup memory that the adapter has */
-export function candidates(
-  profile: Profile,
-  { M, N, vector }: ProductShape,
-  storage: number,
-): readonly Tile[] {
-  if (profile === "gpu") return TILES.gpu.filter((tile) => gpuTileBytes(tile) <= storage);
+/** Tiles that a workgroup owns: one a lane on a software adapter. */
+export function tilesOfGroup(profile: Profile): number {
+  return profile === "cpu" ? CPU_LANES : 1;
+}
+
+/** The tiles of TILES that an adapter has room for. @param storage its bytes of workgroup memory */
+export function tilesWithin(profile: Profile, storage: number): readonly Tile[] {
+  return TILES[profile].filter((tile) => profile === "cpu" || gpuTileBytes(tile) <= storage);
+}
+
+function candidates(profile: Profile, { M, N, vector }: ProductShape, storage: number): readonly Tile[] {
+  if (profile === "gpu") return tilesWithin(profile, storage);
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
   // Loads of single numbers take all the time there is: larger tiles only waste more of it at the edges.
   return vector ? TILES.cpu : [[16, 16]];
 }
 
-/** The tile that takes the least time by the rule. */
+/** The tile that takes the least time by the rule. @param storage bytes of workgroup memory that the adapter has */
 export function chooseTile(profile: Profile, shape: ProductShape, storage: number): Tile {
   const all = candidates(profile, shape, storage);
   const times = all.map((tile) => time(profile, shape, tile));
@@ -93,7 +104,7 @@ export function chooseTile(profile: Profile, shape: ProductShape, storage: numbe
 
 function time(profile: Profile, { kind, M, N, count }: ProductShape, tile: Tile): number {
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
-  const lanes = profile === "cpu" ? CPU_LANES : 1;
+  const lanes = tilesOfGroup(profile);
   const { rate, slots } = table[tileKey(profile, kind, tile)] ?? builtIn(profile, kind, tile);
   const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
   return rounds * slots * lanes * tile[0] * tile[1] / rate;
