@@ -1,5 +1,5 @@
-// The engine's own kernels: fill, copy and sum of flat f32 or u32 buffers.
-// fill: y[i] = bits; copy: y[i] = x[i]; add: y[i] = x[i] + z[i]; add_in_place: y[i] += x[i]
+// The engine's own kernels: fill, copy and addition of flat f32 or u32 buffers.
+// fill: y[i] = bits; copy: y[i] = x[i]; add_in_place: y[i] += x[i]
 // One invocation owns UNROLL words, a workgroup's words are contiguous; buffers hold `count` words. The entry points that
 // end in 4 see vectors of four numbers instead: for storages of halves.
 
@@ -9,11 +9,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<storage, read> x: array<u32>;
-@group(0) @binding(1) var<storage, read> z: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;
 @group(0) @binding(3) var<uniform> params: Params;
 @group(0) @binding(4) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> z4: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> y4: array<vec4<f32>>;
 
 const WG = 256u;
@@ -42,15 +40,6 @@ fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(WG)
-fn add(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
-  for (var i = 0u; i < UNROLL; i++) {
-    let j = at + i * WG;
-    if (j < params.count) { y[j] = bitcast<u32>(bitcast<f32>(x[j]) + bitcast<f32>(z[j])); }
-  }
-}
-
-@compute @workgroup_size(WG)
 fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let at = first(group, groups, lane);
   for (var i = 0u; i < UNROLL; i++) {
@@ -65,15 +54,6 @@ fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y4[j] = x4[j]; }
-  }
-}
-
-@compute @workgroup_size(WG)
-fn add4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
-  for (var i = 0u; i < UNROLL; i++) {
-    let j = at + i * WG;
-    if (j < params.count) { y4[j] = x4[j] + z4[j]; }
   }
 }
 

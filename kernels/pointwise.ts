@@ -1,70 +1,152 @@
-// Prints the WGSL of a pointwise kernel: y[i] = f(x0[..], x1[..], ...) for every element i, with broadcasting.
-// A generator because fused chains have as many forms as there are chains. One invocation computes UNROLL vectors;
-// a workgroup's elements are contiguous. Sizes and scalars are parameters, so a text serves every shape.
+// Prints the WGSL of elementwise work: values t0, t1, ... of inputs x0, x1, ... at index i, some of which are stored.
+// A generator because merged chains have as many forms as there are chains. The same function stands alone as a kernel
+// (one invocation computes UNROLL vectors; a workgroup's are contiguous), or is called by another kernel where that
+// stores a value or loads one. Sizes and scalars are parameters, so a text serves every shape.
 
 /**
- * How input k is indexed at vector i of the output:
- * same i; scalar 0; row i % r; column i / r (one value for the whole vector);
- * vector and splat: through four coalesced dimensions, the last contiguous (vector) or constant (splat).
+ * How an array is indexed at vector i:
+ * value: not at all, it is what the calling kernel stores; same i; scalar 0; at: one element for all i;
+ * row i % r; column i / r (one element for the whole vector);
+ * vector and splat: through the axes of a grid, the last contiguous (vector) or constant over a vector (splat).
  */
-export type Access = "same" | "scalar" | "row" | "column" | "vector" | "splat";
+export type Access = "value" | "same" | "scalar" | "at" | "row" | "column" | "vector" | "splat";
 
-export interface PointwiseSpec {
-  readonly accesses: readonly Access[];
+export interface PlaceSpec {
+  readonly access: Access;
+  /** vector and splat: which of the grids. */
+  readonly grid: number;
+}
+
+export interface ExpressionSpec {
+  readonly inputs: readonly PlaceSpec[];
   readonly scalars: number;
-  /** Expressions t0, t1, ... in WGSL over x0.., s0.. and earlier t's; the last one is the result. `T` is the type. */
+  /** Expressions t0, t1, ... in WGSL over x0.., s0.. and earlier t's. `T` is the type. */
   readonly body: readonly string[];
-  /** Elements per vector: 4 when every row is a multiple of 4, else 1. */
-  readonly width: 1 | 4;
+  /** What is stored: the name of a value, and where. */
+  readonly outputs: readonly { readonly value: string; readonly place: PlaceSpec }[];
+  /** Number of axes of each grid. */
+  readonly grids: readonly number[];
+  readonly width: number;
 }
 
 export const POINTWISE_WG = 64;
 export const POINTWISE_UNROLL = 4;
 
-/** The WGSL text; entry point `pointwise`, buffers x0.. and y, parameters count, d1..d3, r<k>, p<k>..q<k>, s0.. */
-export function pointwiseWgsl({ accesses, scalars, body, width }: PointwiseSpec): string {
-  const T = width === 4 ? "vec4<f32>" : "f32";
-  const general = accesses.some((a) => a === "vector" || a === "splat");
-  const fields = ["count: u32"];
-  if (general) fields.push("d1: u32", "d2: u32", "d3: u32");
-  accesses.forEach((access, k) => {
-    if (access === "row" || access === "column") fields.push(`r${k}: u32`);
-    if (access === "vector" || access === "splat") {
-      for (let d = 0; d < 4; d++) fields.push(`p${k}_${d}: u32`);
-    }
-  });
-  for (let k = 0; k < scalars; k++) fields.push(`s${k}: f32`);
-  const type = (access: Access) => access === "same" || access === "row" || access === "vector" ? T : "f32";
-  const at = (access: Access, k: number) =>
-    ({
-      same: "i",
-      scalar: "0u",
-      row: `i % params.r${k}`,
-      column: `i / params.r${k}`,
-      vector: `j0 * params.p${k}_0 + j1 * params.p${k}_1 + j2 * params.p${k}_2 + j3 * params.p${k}_3`,
-      splat: `j0 * params.p${k}_0 + j1 * params.p${k}_1 + j2 * params.p${k}_2`,
-    })[access];
-  const binding = (k: number) => `@group(0) @binding(${k}) var`;
-  return `alias T = ${T};
-struct Params {
-  ${fields.join(",\n  ")},
+/** The pieces of a text; all names begin with `prefix`, so that none is an array of the kernel that carries it. Arrays are <prefix>in<k> and <prefix>out<k>. */
+export interface ExpressionText {
+  /** Of `struct Params`: s<k> scalars, r<k> rows and columns, p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes. */
+  readonly fields: readonly string[];
+  readonly declarations: string;
 }
-${accesses.map((a, k) => `${binding(k)}<storage, read> in${k}: array<${type(a)}>;`).join("\n")}
-${binding(accesses.length)}<storage, read_write> y: array<T>;
-${binding(accesses.length + 1)}<uniform> params: Params;
 
-fn element(i: u32) -> T {
+/**
+ * @param name of the function: fn name(i: u32), with a second argument where an input is the caller's value;
+ *   returns the first output's value instead of storing it where `returns`
+ * @param binding number of the first array
+ */
+export function expressionWgsl(
+  { inputs, scalars, body, outputs, grids, width }: ExpressionSpec,
+  name: string,
+  prefix: string,
+  binding: number,
+  returns = false,
+): ExpressionText {
+  const T = width === 1 ? "f32" : `vec${width}<f32>`;
+  const fields: string[] = [];
+  for (let k = 0; k < scalars; k++) fields.push(`${prefix}s${k}: f32`);
+  grids.forEach((rank, g) => {
+    for (let d = 1; d < rank; d++) fields.push(`${prefix}g${g}_${d}: u32`);
+  });
+  const stored = returns ? [] : outputs;
+  const places = [
+    ...inputs.map((place, k) => ({ place, array: `in${k}`, write: false })),
+    ...stored.map(({ place }, k) => ({ place, array: `out${k}`, write: true })),
+  ];
+  const arrays: string[] = [];
+  const at = new Map<string, string>();
+  for (const { place: { access, grid }, array, write } of places) {
+    if (access === "value") continue;
+    const field = (f: string) => {
+      fields.push(`${prefix}${f}_${array}: u32`);
+      return `params.${prefix}${f}_${array}`;
+    };
+    const type = access === "same" || access === "row" || access === "vector" ? T : "f32";
+    arrays.push(
+      `@group(0) @binding(${binding + arrays.length}) var<storage, ${
+        write ? "read_write" : "read"
+      }> ${prefix}${array}: array<${type}>;`,
+    );
+    const general = () => {
+      const rank = grids[grid] as number;
+      const terms = Array.from({ length: rank }, (_, d) => {
+        if (d < rank - 1 || (access === "vector" && width === 1)) return `g${grid}_${d} * ${field(`p${d}`)}`;
+        return access === "vector" ? `g${grid}_${d}` : "";
+      });
+      return [...terms.filter(Boolean), field("o")].join(" + ");
+    };
+    at.set(
+      array,
+      access === "same"
+        ? "i"
+        : access === "scalar"
+        ? "0u"
+        : access === "at"
+        ? field("o")
+        : access === "row"
+        ? `i % ${field("r")}`
+        : access === "column"
+        ? `i / ${field("r")}`
+        : general(),
+    );
+  }
+  const digits = grids.map((rank, g) => {
+    const lines: string[] = [];
+    let rest = "i";
+    for (let d = rank - 1; d > 0; d--) {
+      lines.push(`  let g${g}_${d} = ${rest} % params.${prefix}g${g}_${d};`);
+      lines.push(`  let q${g}_${d} = ${rest} / params.${prefix}g${g}_${d};`);
+      rest = `q${g}_${d}`;
+    }
+    return [...lines, `  let g${g}_0 = ${rest};`].join("\n");
+  });
+  const typed = (expression: string) =>
+    expression.replace(/\bT\b/g, T).replace(/\b(erf|pow2)\(/g, `$1_${width}(`).replace(/\b[xst]\d+\b/g, `${prefix}$&`);
+  const value = inputs.some(({ access }) => access === "value");
+  return {
+    fields,
+    declarations: `${arrays.join("\n")}
+fn ${name}(i: u32${value ? `, ${prefix}v: ${T}` : ""})${returns ? ` -> ${T}` : ""} {
 ${
-    general
-      ? `  let j3 = i % params.d3; let i2 = i / params.d3;
-  let j2 = i2 % params.d2; let i1 = i2 / params.d2;
-  let j1 = i1 % params.d1; let j0 = i1 / params.d1;\n`
-      : ""
-  }${accesses.map((a, k) => `  let x${k} = T(in${k}[${at(a, k)}]);`).join("\n")}
-${Array.from({ length: scalars }, (_, k) => `  let s${k} = T(params.s${k});`).join("\n")}
-${body.map((expression, k) => `  let t${k} = ${expression};`).join("\n")}
-  return t${body.length - 1};
+      [
+        ...digits,
+        ...inputs.map(({ access }, k) =>
+          `  let ${prefix}x${k} = ${access === "value" ? `${prefix}v` : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`};`
+        ),
+        ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
+        ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),
+        ...stored.map(({ value }, k) => `  ${prefix}out${k}[${at.get(`out${k}`)}] = ${prefix}${value};`),
+        ...(returns ? [`  return ${prefix}${outputs[0]?.value};`] : []),
+      ].join("\n")
+    }
+}`,
+  };
 }
+
+/** Functions that bodies call, for vectors of `width`. */
+export function helpersWgsl(bodies: readonly string[], width: number): string {
+  const T = width === 1 ? "f32" : `vec${width}<f32>`;
+  return Object.entries(HELPERS).filter(([name]) => bodies.some((b) => b.includes(`${name}(`)))
+    .map(([name, text]) => text.replaceAll("T", T).replace(`fn ${name}(`, `fn ${name}_${width}(`)).join("\n");
+}
+
+/** The WGSL text of a kernel of its own; entry point `pointwise`, arrays in<k> and out<k>, parameter `count`. */
+export function pointwiseWgsl(spec: ExpressionSpec): string {
+  const { fields, declarations } = expressionWgsl(spec, "element", "", 0);
+  return `struct Params {
+  ${["count: u32", ...fields].join(",\n  ")},
+}
+@group(0) @binding(${spec.inputs.length + spec.outputs.length}) var<uniform> params: Params;
+${declarations}
 
 @compute @workgroup_size(${POINTWISE_WG})
 fn pointwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -73,22 +155,20 @@ fn pointwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
 ${
     Array.from({ length: POINTWISE_UNROLL }, (_, u) => {
       const i = u ? `first + ${u * POINTWISE_WG}u` : "first";
-      return `  if (${i} < params.count) { y[${i}] = element(${i}); }`;
+      return `  if (${i} < params.count) { element(${i}); }`;
     }).join("\n")
   }
 }
-${HELPERS}`;
+${helpersWgsl(spec.body, spec.width)}`;
 }
 
-/** Helpers of formulas. erf(x) has a fractional error of erfc below 1.2e-7 (Chebyshev fit of Numerical Recipes, 6.2). */
-const HELPERS = `
-fn pow2(x: T) -> T { return x * x; }
-
-fn erf(x: T) -> T {
-  let t = 1.0 / (1.0 + 0.5 * abs(x));
-  let p = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806
-        + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
-  let c = t * exp(-x * x + p);
-  return sign(x) * (1.0 - c);
-}
-`;
+/** erf(x) has a fractional error of erfc below 1.2e-7 (Chebyshev fit of Numerical Recipes, 6.2). */
+const HELPERS: Readonly<Record<string, string>> = {
+  pow2: "fn pow2(own: T) -> T { return own * own; }",
+  erf: `fn erf(own: T) -> T {
+  let share = 1.0 / (1.0 + 0.5 * abs(own));
+  let power = -1.26551223 + share * (1.00002368 + share * (0.37409196 + share * (0.09678418 + share * (-0.18628806
+         + share * (0.27886807 + share * (-1.13520398 + share * (1.48851587 + share * (-0.82215223 + share * 0.17087277))))))));
+  return sign(own) * (1.0 - share * exp(-own * own + power));
+}`,
+};

@@ -76,6 +76,8 @@ export class Device {
   lost: string | undefined;
   /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
   staging = true;
+  /** Whether launches are merged (gpu/fuse.ts); a test compares both ways. */
+  fusing = true;
   #uncaptured: string[] = [];
 
   /** @param profile may be switched between captures: tests run every op in both */
@@ -133,7 +135,11 @@ export class Device {
     }
     const validation = await this.gpu.popErrorScope();
     const memory = await this.gpu.popErrorScope();
-    if (memory) throw new GpuError(`Cannot ${action}: out of device memory (${memory.message})`);
+    if (memory) {
+      throw new GpuError(
+        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --checkpoint where training`,
+      );
+    }
     if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
     if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
     return made as T;

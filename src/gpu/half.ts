@@ -4,7 +4,15 @@
 
 import { GpuError } from "../errors.ts";
 
-/** What an access to an array of some element type becomes. */
+/** What accesses to an array become. */
+export interface AccessForm {
+  /** The expression of an element; undefined: it stays as it is. */
+  read?: ((index: string) => string) | undefined;
+  /** The statement that writes an element, without its semicolon; undefined: it stays as it is. */
+  write?: ((index: string, value: string) => string) | undefined;
+}
+
+/** How halves stand for an element type. */
 interface Form {
   readonly type: string;
   read(array: string, index: string): string;
@@ -31,7 +39,7 @@ const FORMS: Readonly<Record<string, Form>> = {
 
 /**
  * Packing rounds to nearest, ties to even; drivers' own packing may truncate, and may turn what is too large into the
- * largest half. What is not finite becomes an infinity: that is how an overflow of the loss scale is noticed.
+ * largest half. What is not finite becomes an infinity, so that a gradient that overflows is noticed.
  */
 const HELPERS = `
 fn from_halves1(pair: u32, at: u32) -> f32 { return unpack2x16float(pair)[at & 1u]; }
@@ -53,7 +61,7 @@ fn to_halves2(v: vec2<f32>) -> u32 {
  */
 export function withHalves(text: string, names: readonly string[]): string {
   const aliases = new Map([...text.matchAll(/\balias\s+(\w+)\s*=\s*([^;]+);/g)].map((m) => [m[1], m[2]]));
-  const forms = new Map<string, Form>();
+  const forms = new Map<string, AccessForm>();
   let result = text;
   for (const name of names) {
     const declaration = new RegExp(`(var<storage[^>]*>\\s*${name}\\s*:\\s*)array<(\\w+(?:<\\w+>)?)>`);
@@ -63,34 +71,38 @@ export function withHalves(text: string, names: readonly string[]): string {
     );
     const form = FORMS[element];
     if (!form) throw new GpuError(`Cannot bind halves to "${name}": its elements are "${element}"`);
-    forms.set(name, form);
+    forms.set(name, {
+      read: (index) => form.read(name, index),
+      write: (index, value) => {
+        if (!form.write) throw new GpuError(`Cannot write single halves to "${name}": two of them share a word`);
+        return `${name}[${index}] = ${form.write(value)}`;
+      },
+    });
     result = result.replace(declaration, `$1array<${form.type}>`);
   }
   return rewrite(result, forms) + HELPERS;
 }
 
 /** Rewrites every access to an array of `forms` in a piece of text. */
-function rewrite(text: string, forms: ReadonlyMap<string, Form>): string {
+export function rewrite(text: string, forms: ReadonlyMap<string, AccessForm>): string {
   const access = new RegExp(`(?<![.\\w])(${[...forms.keys()].join("|")})\\[`, "g");
   let done = "", from = 0;
   for (let match = access.exec(text); match; match = access.exec(text)) {
-    const name = match[1] as string, form = forms.get(name) as Form;
+    const name = match[1] as string, form = forms.get(name) as AccessForm;
     const open = match.index + match[0].length;
     const close = endOf(text, open, "]");
     const index = rewrite(text.slice(open, close), forms);
+    const read = form.read?.(index) ?? `${name}[${index}]`;
     const assignment = /^\s*([-+*/]?)=(?!=)/.exec(text.slice(close + 1));
     done += text.slice(from, match.index);
     from = close + 1;
     if (assignment) {
-      if (!form.write) {
-        throw new GpuError(`Cannot write single halves to "${name}": two of them share a word`);
-      }
       const begin = close + 1 + assignment[0].length;
       from = endOf(text, begin, ";");
       const value = rewrite(text.slice(begin, from), forms);
-      const whole = assignment[1] ? `${form.read(name, index)} ${assignment[1]} (${value})` : value;
-      done += `${name}[${index}] = ${form.write(whole)}`;
-    } else done += form.read(name, index);
+      const whole = assignment[1] ? `${read} ${assignment[1]} (${value})` : value;
+      done += form.write?.(index, whole) ?? `${name}[${index}] = ${whole}`;
+    } else done += read;
     access.lastIndex = from;
   }
   return done + text.slice(from);

@@ -16,6 +16,8 @@ export interface Binding {
   texture: boolean;
   /** Sees words, whatever they hold. */
   words: boolean;
+  /** Numbers of an element: 1, 2 or 4; 0 for what holds no f32. */
+  width: number;
 }
 
 /** One dispatch: a kernel with its buffers (in binding order), its packed parameters and its grid. */
@@ -31,8 +33,8 @@ export interface Launch {
 export interface LaunchOptions {
   /** Floating-point operations of this launch, for plans and benchmarks. */
   flops?: number;
-  /** Makes the launch a candidate for merging with its neighbours. The last binding is then its only output. */
-  fusion?: Fusion;
+  /** What the launch lets be merged with it (fuse.ts). */
+  fusion?: Fusion | undefined;
 }
 
 type Param = { name: string; type: "u32" | "i32" | "f32" };
@@ -46,7 +48,12 @@ export class Kernel {
   readonly label: string;
   readonly #params: readonly Param[];
   readonly #paramsIndex: number;
-  readonly #text: string;
+  /** The WGSL without its comments. */
+  readonly text: string;
+  /** The kernel that this one is for storages of halves, or itself. */
+  readonly plain: Kernel;
+  /** The first binding number that the text leaves free. */
+  readonly freeBinding: number;
   readonly #forHalves = new Map<string, Kernel>();
   #pipeline: { gpu: GPUDevice; pipeline: GPUComputePipeline } | undefined;
 
@@ -56,14 +63,18 @@ export class Kernel {
     readonly constants: Readonly<Record<string, number>>,
     /** Storage bindings that hold halves. */
     readonly halves: readonly string[] = [],
+    plain?: Kernel,
   ) {
+    this.plain = plain ?? this;
     const constantsText = Object.entries(constants).map(([k, v]) => ` ${k}=${v}`).join("");
     this.label = entry + constantsText + (halves.length ? ` f16(${halves})` : "");
-    const text = this.#text = stripComments(source);
+    const text = this.text = stripComments(source);
     const used = identifiersUsedBy(text, entry);
     const all = [...text.matchAll(
       /@group\(0\)\s*@binding\((\d+)\)\s*var(?:<(storage|uniform)(?:,\s*(read_write|read))?>)?\s*(\w+)\s*:\s*([^;]+)/g,
     )];
+    this.freeBinding = 1 + Math.max(-1, ...all.map((m) => Number(m[1])));
+    const aliases = new Map([...text.matchAll(/\balias\s+(\w+)\s*=\s*([^;]+);/g)].map((m) => [m[1], m[2]]));
     this.bindings = all
       .filter((m) => m[2] !== "uniform" && used.has(m[4] ?? ""))
       .map((m) => ({
@@ -72,6 +83,7 @@ export class Kernel {
         access: m[3] === "read_write" ? "read_write" : "read",
         texture: m[2] === undefined,
         words: /\bu32\b/.test(m[5] ?? ""),
+        width: widthOf((m[5] ?? "").replace(/\w+/g, (word) => aliases.get(word) ?? word)),
       }));
     const uniform = all.find((m) => m[2] === "uniform" && used.has(m[4] ?? ""));
     this.#paramsIndex = uniform ? Number(uniform[1]) : -1;
@@ -138,7 +150,7 @@ export class Kernel {
     const key = names.join();
     let made = this.#forHalves.get(key);
     if (!made) {
-      made = new Kernel(withHalves(this.#text, names), this.entry, this.constants, names);
+      made = new Kernel(withHalves(this.text, names), this.entry, this.constants, names, this);
       this.#forHalves.set(key, made);
     }
     return made;
@@ -183,6 +195,21 @@ export class Kernel {
     }
   }
 
+  /** Packed parameters by name. */
+  unpack(params: Uint8Array<ArrayBuffer> | undefined): Record<string, number> {
+    if (!params) return {};
+    const bytes = new DataView(params.buffer, params.byteOffset);
+    return Object.fromEntries(this.#params.map(({ name, type }, i) => {
+      const at = 4 * i;
+      const value = type === "f32"
+        ? bytes.getFloat32(at, true)
+        : type === "u32"
+        ? bytes.getUint32(at, true)
+        : bytes.getInt32(at, true);
+      return [name, value];
+    }));
+  }
+
   #pack(values: Readonly<Record<string, number>>): Uint8Array<ArrayBuffer> | undefined {
     const unknown = Object.keys(values).filter((name) => !this.#params.some((p) => p.name === name));
     if (unknown.length) {
@@ -221,6 +248,12 @@ export function fold(groups: number): [number, number] {
   if (groups <= limit) return [Math.max(1, groups), 1];
   const y = Math.ceil(groups / limit);
   return [Math.ceil(groups / y), y];
+}
+
+/** Of `array<vec4<f32>>` and its like. */
+function widthOf(type: string): number {
+  const element = /^\s*array<\s*(?:vec([24])<f32>|(f32))/.exec(type);
+  return element ? Number(element[1] ?? 1) : 0;
 }
 
 function stripComments(source: string): string {

@@ -3,6 +3,8 @@
 
 import source from "../../kernels/memory.wgsl" with { type: "text" };
 import { GpuError } from "../errors.ts";
+import { straight } from "./affine.ts";
+import { launchExpression } from "./expression.ts";
 import { fold, kernel } from "./kernel.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
@@ -42,7 +44,20 @@ export function copy(x: Bindable, y: Bindable): void {
 
 /** y = x + z. */
 export function add(x: Bindable, z: Bindable, y: Bindable): void {
-  run("add", { x, z }, y);
+  const { elements: count } = y.storage;
+  for (const { storage: s } of [x, z]) {
+    if (s.elements !== count) {
+      throw new GpuError(`Cannot add "${s.label}": ${s.elements} elements against ${count}`);
+    }
+  }
+  const walk = straight(count);
+  launchExpression({
+    count,
+    inputs: [x, z].map(({ storage }) => ({ storage, walk })),
+    scalars: [],
+    body: ["x0 + x1"],
+    outputs: [{ value: "t0", storage: y.storage, walk }],
+  });
 }
 
 /** y += x. */

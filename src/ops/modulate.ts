@@ -4,7 +4,7 @@
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor.ts";
+import { activation, check, empty, type Tensor } from "../tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
 import { byWidth } from "./rows.ts";
 import { reshape, split } from "./shape.ts";
@@ -40,10 +40,17 @@ export function swiglu(x: Tensor): Tensor {
   const y = activation([...x.shape.slice(0, -1), H]);
   const params = { count: y.size / width, size: H / width };
   const grid = fold(Math.ceil(params.count / 64));
-  kernel(text, "swiglu").launch({ x, y }, params, grid, { flops: 5 * y.size });
+  kernel(text, "swiglu").launch({ x, y }, params, grid, {
+    flops: 5 * y.size,
+    fusion: { loads: ["x"], stores: ["y"] },
+  });
   return differentiable(y, [x], (dy) => {
-    const dx = activation(x.shape);
-    kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, { flops: 10 * y.size });
+    // Narrow kernels write single elements, which halves cannot be: H decides, not the 2H of x.
+    const dx = width === 4 ? activation(x.shape) : empty(x.shape);
+    kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, {
+      flops: 10 * y.size,
+      fusion: { loads: ["dy"], stores: ["y"] },
+    });
     return [dx];
   });
 }

@@ -6,7 +6,7 @@ import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
@@ -49,12 +49,16 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   const forward = rowKernel(source, "norm", R, C, constants);
   const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows));
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
-  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, { flops: 8 * x.size });
+  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
+    flops: 8 * x.size,
+    fusion: { stores: ["y"] },
+  });
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = activation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, constants);
     backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
+      fusion: { stores: ["dx"] },
     });
     if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
@@ -110,17 +114,20 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
   );
   if (training !== true) {
     const { mean, variance } = training;
-    return add(mul(div(sub(x, mean), sqrt(shift(variance, eps))), weight), bias);
+    const deviation = inPrecision("f32", () => sqrt(shift(variance, eps)));
+    return add(mul(div(sub(x, mean), deviation), weight), bias);
   }
   const { y, mean, r } = grouped(x, 1, C, weight, bias, eps, false);
   if (running) {
     const m = running.momentum;
-    noGrad(() => {
-      copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
-      const unbiased = m * n / Math.max(1, n - 1);
-      const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
-      copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
-    });
+    noGrad(() =>
+      inPrecision("f32", () => {
+        copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
+        const unbiased = m * n / Math.max(1, n - 1);
+        const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
+        copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
+      })
+    );
   }
   return y;
 }
@@ -177,6 +184,7 @@ function grouped(
   );
   kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, overAll, {
     flops: 4 * x.size,
+    fusion: { stores: ["y"] },
   });
   differentiable(y, [x, w, b], (dy) => {
     const dx = activation(x.shape);
@@ -196,7 +204,7 @@ function grouped(
       { x, w, b, mean, r, dy, mean1, mean2, y: dx },
       params,
       overAll,
-      { flops: 10 * x.size },
+      { flops: 10 * x.size, fusion: { stores: ["y"] } },
     );
     const over = (p: Tensor) => sumChunks(viewAs(p, [images * chunks, C]), 1);
     return [dx, over(p2), over(p1)];

@@ -146,7 +146,7 @@ function reduceGroup(
       { [width === 4 ? "x4" : "x"]: x, y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
-      { flops },
+      { flops, fusion: { loads: ["x", "x4"], stores: ["y"] } },
     );
   } else {
     const group = cpu ? 16 : 64;
@@ -154,7 +154,7 @@ function reduceGroup(
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),
-      { flops },
+      { flops, fusion: { loads: ["x", "x4"], stores: ["y", "y4"] } },
     );
   }
   if (chunks === 1) return viewAs(y, [outer, inner]);

@@ -28,7 +28,7 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
       { x: from, cos_table: cos, sin_table: sin, y },
       { count: x.size / 2, tokens: T, heads: NH, size: HS / 2 },
       fold(Math.ceil(x.size / (64 * multiple))),
-      { flops: 3 * x.size },
+      { flops: 3 * x.size, fusion: { loads: ["x"], stores: ["y"] } },
     );
     return y;
   };

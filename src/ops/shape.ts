@@ -3,6 +3,8 @@
 
 import source from "../../kernels/shape.wgsl" with { type: "text" };
 import { differentiable, differentiableMany } from "../autograd.ts";
+import { type Axis as WalkAxis, walk } from "../gpu/affine.ts";
+import { launchExpression } from "../gpu/expression.ts";
 import { fill } from "../gpu/memory.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
@@ -44,6 +46,18 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
   const whole = (shape.at(-1) ?? 1) % 4 === 0 && all.every(({ wide }) => wide);
   const y = empty(shape, halves ? dtypes.size === 1 && whole ? "f16" : "f32" : [...dtypes][0]);
   for (const { x, xFrom, yFrom, axes, wide } of all) {
+    // Numbers that only change their places are elementwise work, which may be merged with its neighbours.
+    if (y.dtype !== "u32" && y.dtype !== "i32" && axes.every((a) => a.x >= 0 && a.lo === 0 && a.hi === a.n)) {
+      const along = (key: "x" | "y") => axes.map((a): WalkAxis => [a.n, a[key]]);
+      launchExpression({
+        count: axes.reduce((n, a) => n * a.n, 1),
+        inputs: [{ storage: x.storage, walk: walk(along("x"), xFrom) }],
+        scalars: [],
+        body: [],
+        outputs: [{ value: "x0", storage: y.storage, walk: walk(along("y"), yFrom) }],
+      });
+      continue;
+    }
     const unit = wide ? 4 : 1;
     const units = axes.map((a, i) =>
       i === axes.length - 1

@@ -13,11 +13,17 @@ export function softmax(x: Tensor): Tensor {
   const y = empty(x.shape);
   const forward = rowKernel(source, "softmax", R, C);
   const params = { rows: R, size: forward.size, scale: 1 };
-  forward.kernel.launch({ x, y }, params, forward.grid, { flops: 5 * x.size });
+  forward.kernel.launch({ x, y }, params, forward.grid, {
+    flops: 5 * x.size,
+    fusion: { stores: ["y"] },
+  });
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
     const backward = rowKernel(source, "softmax_backward", R, C);
-    backward.kernel.launch({ saved: y, dy, dx }, params, backward.grid, { flops: 4 * x.size });
+    backward.kernel.launch({ saved: y, dy, dx }, params, backward.grid, {
+      flops: 4 * x.size,
+      fusion: { stores: ["dx"] },
+    });
     return [dx];
   });
 }

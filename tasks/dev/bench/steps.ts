@@ -10,7 +10,7 @@ import { Discriminator } from "../../../src/models/discriminator.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
-import { ParameterSet } from "../../../src/nn.ts";
+import { ParameterSet } from "../../../src/parameter_set.ts";
 import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor.ts";
 import { Alignment, StageRun } from "../../../src/train/alignment.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
