@@ -97,10 +97,12 @@ function recipeOf(c: Exclude<Sizes, { op: "adamw" }>): Recipe {
   }
 }
 
-/** Uniform in -0.5..0.5. */
+/** Uniform in -0.5..0.5, drawn when there is memory for it. */
 function fill({ storage }: Tensor): void {
-  const values = Float32Array.from({ length: storage.elements }, () => Math.random() - 0.5);
-  storage.write(storage.half ? new Uint16Array(new Float16Array(values).buffer) : values);
+  storage.initialise(() => {
+    const values = Float32Array.from({ length: storage.elements }, () => Math.random() - 0.5);
+    return storage.half ? new Uint16Array(new Float16Array(values).buffer) : values;
+  });
 }
 
 const stored = (shape: Shape, precision: Precision) =>

@@ -41,21 +41,15 @@ async function time(fn: () => any): Promise<number> {
 
 const draw = (shape: number[]) => tf.randomUniform(shape, -0.5, 0.5);
 
-/** `fn`, or the gradients of the sum of its result times a fixed dy. */
-function passOf(pass: string, fn: (...x: any[]) => any, inputs: any[], y: number[]) {
-  if (pass === "forward") return () => tf.tidy(() => fn(...inputs));
-  const dy = draw(y), gradients = tf.grads(fn);
-  return () => tf.tidy(() => gradients(inputs, dy));
-}
-
 function norm(x: any, axes: number[], centre: boolean) {
   const { mean, variance } = tf.moments(x, axes, true);
   if (!centre) return tf.mul(x, tf.rsqrt(tf.add(tf.mean(tf.square(x), axes, true), 1e-6)));
   return tf.mul(tf.sub(x, mean), tf.rsqrt(tf.add(variance, 1e-6)));
 }
 
-/** The op, ready to be called; undefined where TensorFlow.js has none. */
+/** The op, ready to be called; undefined where TensorFlow.js has none, or gradients that only a bundler can load. */
 function make(c: any): (() => any) | undefined {
+  if (c.pass === "gradients") return undefined;
   switch (c.op) {
     case "gemm": {
       const [ta, tb] = [...c.layout].map((l) => l === "T");
@@ -71,25 +65,25 @@ function make(c: any): (() => any) | undefined {
     }
     case "attention": {
       const shape = [c.B, c.NH, c.T, c.HS];
-      const fn = (q: any, k: any, v: any) =>
-        tf.matMul(tf.softmax(tf.mul(tf.matMul(q, k, false, true), c.HS ** -0.5)), v);
-      return passOf(c.pass, fn, [draw(shape), draw(shape), draw(shape)], shape);
+      const [q, k, v] = [draw(shape), draw(shape), draw(shape)];
+      return () =>
+        tf.tidy(() => tf.matMul(tf.softmax(tf.mul(tf.matMul(q, k, false, true), c.HS ** -0.5)), v));
     }
     case "layer norm":
     case "rms norm":
     case "softmax":
     case "silu":
     case "add": {
-      const shape = [c.R, c.C], x = draw(shape), w = draw([c.C]), b = draw([c.C]);
-      const fns: Record<string, [(...x: any[]) => any, any[]]> = {
-        "layer norm": [(x, w, b) => tf.add(tf.mul(norm(x, [1], true), w), b), [x, w, b]],
-        "rms norm": [(x, w) => tf.mul(norm(x, [1], false), w), [x, w]],
-        "softmax": [(x) => tf.softmax(x), [x]],
-        "silu": [(x) => tf.mul(x, tf.sigmoid(x)), [x]],
-        "add": [(a, b) => tf.add(a, b), [x, draw(shape)]],
+      const shape = [c.R, c.C], x = draw(shape), other = draw(shape), w = draw([c.C]), b = draw([c.C]);
+      const fns: Record<string, () => any> = {
+        "layer norm": () => tf.add(tf.mul(norm(x, [1], true), w), b),
+        "rms norm": () => tf.mul(norm(x, [1], false), w),
+        "softmax": () => tf.softmax(x),
+        "silu": () => tf.mul(x, tf.sigmoid(x)),
+        "add": () => tf.add(x, other),
       };
-      const [fn, inputs] = fns[c.op] as [(...x: any[]) => any, any[]];
-      return passOf(c.pass, fn, inputs, shape);
+      const fn = fns[c.op] as () => any;
+      return () => tf.tidy(fn);
     }
     case "group norm": {
       const x = draw([c.B, c.H, c.W, c.C]), w = draw([c.C]), b = draw([c.C]);
