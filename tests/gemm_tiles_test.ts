@@ -43,6 +43,7 @@ const CASES: [string, readonly (readonly number[])[], (...x: Tensor[]) => Tensor
   ["A B", [[70, 1048], [1048, 36]], (a, b) => matmul(a, b)],
   ["A B^T, odd sizes", [[2, 37, 29], [2, 41, 29]], (a, b) => matmul(a, b, { transposeB: true })],
   ["A^T B", [[3, 72, 40], [3, 72, 132]], (a, b) => matmul(a, b, { transposeA: true })],
+  ["A^T B of odd depth", [[257, 40], [257, 52]], (a, b) => matmul(a, b, { transposeA: true })],
   ["convolution", [[2, 13, 11, 8], [20, 3, 3, 8]], (x, w) => conv2d(x, w, undefined, { padding: 1 })],
   [
     "convolution of stride 2",

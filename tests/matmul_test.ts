@@ -37,6 +37,7 @@ for (const transposeA of [false, true]) {
           ...SIZES.map((s) => [[], s] as const),
           [[3], [5, 6, 7]] as const,
           [[2, 3], [17, 20, 8]] as const,
+          [[2], [36, 20, 29]] as const,
         ].map(
           ([lead, [M, N, K]]) => [
             [...lead, ...(transposeA ? [K, M] : [M, K])] as number[],

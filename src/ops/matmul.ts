@@ -114,6 +114,7 @@ function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptio
     whole,
     alpha,
     batch: { count, a: M * K, b: K * N },
-    vector: K % 4 === 0 && lda % 4 === 0 && ldb % 4 === 0,
+    // Where neither operand is contiguous along K, as in weights' gradients, any number of rows will do.
+    vector: (K % 4 === 0 || (transposeA && !transposeB)) && lda % 4 === 0 && ldb % 4 === 0,
   });
 }

@@ -49,7 +49,7 @@ function along(
       lda,
       ldb: inner,
       batch: { count: outer, a: 0, b: K * inner },
-      vector: K % 4 === 0 && lda % 4 === 0 && inner % 4 === 0,
+      vector: (K % 4 === 0 || transpose) && lda % 4 === 0 && inner % 4 === 0,
     });
   };
   return differentiable(apply(x, false, shape), [x], (dy) => [apply(dy, true, x.shape)]);
