@@ -79,6 +79,8 @@ export class Device {
   /** Whether launches are merged (gpu/fuse.ts); a test compares both ways. */
   fusing = true;
   #uncaptured: string[] = [];
+  /** What {@link idle} maps. */
+  #probe: GPUBuffer | undefined;
 
   /** @param profile may be switched between captures: tests run every op in both */
   constructor(readonly gpu: GPUDevice, readonly facts: AdapterFacts, public profile: Profile) {
@@ -143,6 +145,23 @@ export class Device {
     if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
     if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
     return made as T;
+  }
+
+  /**
+   * Waits until all that was submitted is done.
+   * @returns when it was, by performance.now(): awaiting costs up to 10 ms more, and what is timed must not count them
+   */
+  async idle(): Promise<number> {
+    this.check();
+    this.#probe ??= this.own(
+      this.gpu.createBuffer({ size: 16, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST }),
+      16,
+    );
+    const mapped = this.#probe.mapAsync(GPUMapMode.READ); // returns once the device is idle
+    const now = performance.now();
+    await mapped;
+    this.#probe.unmap();
+    return now;
   }
 
   /** Submits one command buffer. @throws GpuError when the device was lost or reported an error before */

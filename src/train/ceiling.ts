@@ -23,31 +23,26 @@ export interface Ceiling {
   gemm: number;
 }
 
-/** Above this a run is so long that waiting for it does not count, and it is timed alone. */
+/** Above this a run is timed alone, and less often. */
 const LONG_MS = 400;
 
 /**
- * Milliseconds of one run, several times over, the shortest first. Short runs are timed in batches, and the cost of
- * waiting for the device is taken off.
+ * Milliseconds of one run, several times over, the shortest first; short runs are timed in batches.
  * @param run hands the work to the device and does not wait
  */
 export async function timesOf(run: () => void, batchMs = 100, tries = 5): Promise<number[]> {
-  const { queue } = device().gpu;
   const batch = async (n: number) => {
+    await device().idle();
     const began = performance.now();
     for (let i = 0; i < n; i++) run();
-    await queue.onSubmittedWorkDone();
-    return performance.now() - began;
+    return (await device().idle() - began) / n;
   };
-  const sorted = (times: number[]) => times.sort((a, b) => a - b);
   await batch(1);
-  const alone = [await batch(1), await batch(1), await batch(1)];
-  const single = Math.min(...alone);
-  if (single > LONG_MS) return sorted(alone);
-  const n = Math.min(400, Math.max(2, Math.ceil(batchMs / Math.max(0.05, single - 10))));
+  const single = Math.min(await batch(1), await batch(1));
+  const n = Math.min(400, Math.max(1, Math.ceil(batchMs / Math.max(0.05, single))));
   const times: number[] = [];
-  for (let i = 0; i < tries; i++) times.push((await batch(n + 1) - single) / n);
-  return sorted(times);
+  for (let i = 0; i < (single > LONG_MS ? 3 : tries); i++) times.push(await batch(n));
+  return times.sort((a, b) => a - b);
 }
 
 /** The middle of sorted numbers. */
