@@ -5,6 +5,7 @@ import { assert, assertEquals } from "@std/assert";
 import { alignConfig } from "../src/config.ts";
 import { device } from "../src/gpu/device.ts";
 import { capture } from "../src/gpu/program.ts";
+import { Initializer } from "../src/init.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import { matmul } from "../src/ops/matmul.ts";
@@ -72,6 +73,7 @@ Deno.test("an alignment step takes the memory that its plan says", async () => {
       groups: 4,
     },
   }));
+  tokenizer.init(new Initializer(0));
   const [stage] = stagesOf(c, false);
   const run = new StageRun(new Alignment(tokenizer, undefined), stage as Stage, c);
   const program = await run.program(0);

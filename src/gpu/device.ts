@@ -153,10 +153,8 @@ export class Device {
    */
   async idle(): Promise<number> {
     this.check();
-    this.#probe ??= this.own(
-      this.gpu.createBuffer({ size: 16, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST }),
-      16,
-    );
+    const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
+    this.#probe ??= this.gpu.createBuffer({ size: 16, usage }); // the device's own: no program's memory
     const mapped = this.#probe.mapAsync(GPUMapMode.READ); // returns once the device is idle
     const now = performance.now();
     await mapped;
