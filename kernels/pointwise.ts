@@ -110,7 +110,10 @@ export function expressionWgsl(
     return [...lines, `  let g${g}_0 = ${rest};`].join("\n");
   });
   const typed = (expression: string) =>
-    expression.replace(/\bT\b/g, T).replace(/\b(erf|pow2)\(/g, `$1_${width}(`).replace(/\b[xst]\d+\b/g, `${prefix}$&`);
+    expression.replace(/\bT\b/g, T).replace(/\b(erf|pow2)\(/g, `$1_${width}(`).replace(
+      /\b[xst]\d+\b/g,
+      `${prefix}$&`,
+    );
   const value = inputs.some(({ access }) => access === "value");
   return {
     fields,
@@ -120,7 +123,9 @@ ${
       [
         ...digits,
         ...inputs.map(({ access }, k) =>
-          `  let ${prefix}x${k} = ${access === "value" ? `${prefix}v` : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`};`
+          `  let ${prefix}x${k} = ${
+            access === "value" ? `${prefix}v` : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`
+          };`
         ),
         ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
         ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),

@@ -84,13 +84,18 @@ export function carry(core: Launch, carried: Carried): (() => void) | undefined 
       Object.assign(params, printed.params);
       forms.set(
         name,
-        kind === "loads" ? { read: (i) => `${fn}(u32(${i}))` } : { write: (i, v) => `${fn}(u32(${i}), ${v})` },
+        kind === "loads"
+          ? { read: (i) => `${fn}(u32(${i}))` }
+          : { write: (i, v) => `${fn}(u32(${i}), ${v})` },
       );
     }
   }
   const helpers = [...bodies].map(([width, list]) => helpersWgsl(list, width));
   const source = rewrite(plain.text, forms)
-    .replace(/struct\s+Params\s*\{([^}]*?),?\s*\}/, (_, own) => `struct Params {${[own, ...fields].join(",\n  ")}}`);
+    .replace(
+      /struct\s+Params\s*\{([^}]*?),?\s*\}/,
+      (_, own) => `struct Params {${[own, ...fields].join(",\n  ")}}`,
+    );
   const fused = kernel([source, ...declarations, ...helpers].join("\n"), plain.entry, { ...plain.constants });
   const extra = [...carried.loads.values(), ...carried.stores.values()]
     .reduce((sum, e) => sum + e.count * e.body.length, 0);
@@ -118,7 +123,8 @@ export function merge(
     const at = list.findIndex((x) => key(x) === key(item));
     return at >= 0 ? at : list.push(item) - 1;
   };
-  const inputKey = ({ storage, walk: { axes, offset } }: Operand) => `${storage?.id} ${axes.join(";")} ${offset}`;
+  const inputKey = ({ storage, walk: { axes, offset } }: Operand) =>
+    `${storage?.id} ${axes.join(";")} ${offset}`;
   /** Puts an expression behind what is there; gives the new names of its values. */
   const append = (e: Expression, read: (o: Operand) => string | undefined) => {
     const names = new Map<string, string>();
@@ -138,7 +144,9 @@ export function merge(
   let kept: Map<string, string> | undefined;
   const through = (walk: Walk) =>
     append(producer, ({ storage, walk: inner }) => {
-      const whole = storage ? compose(walk, inner, producer.count) : isStraight(walk, producer.count) && inner;
+      const whole = storage
+        ? compose(walk, inner, producer.count)
+        : isStraight(walk, producer.count) && inner;
       return whole ? place({ storage, walk: whole }) : undefined;
     });
   if (outputs.length && !(kept = through(straight(producer.count)))) return undefined;
@@ -170,7 +178,8 @@ export const reads = ({ inputs }: Expression): Storage[] => inputs.flatMap(({ st
 
 /** Whether it can go `width` elements at a time. */
 function fits(e: Expression, width: number): boolean {
-  return e.count % width === 0 && [...e.inputs, ...e.outputs].every(({ walk }) => accessOf(walk, e.count, width)) &&
+  return e.count % width === 0 &&
+    [...e.inputs, ...e.outputs].every(({ walk }) => accessOf(walk, e.count, width)) &&
     (width > 1 || e.outputs.every(({ storage }) => !storage.half));
 }
 
@@ -181,7 +190,9 @@ function accessOf(
   { axes, offset }: Walk,
   count: number,
   width: number,
-): { access: PlaceSpec["access"]; row?: number; sizes?: number[]; strides?: number[]; at?: number } | undefined {
+):
+  | { access: PlaceSpec["access"]; row?: number; sizes?: number[]; strides?: number[]; at?: number }
+  | undefined {
   if (isConstant({ axes, offset })) return offset ? { access: "at", at: offset } : { access: "scalar" };
   if (isStraight({ axes, offset }, count)) return { access: "same" };
   const [last, stride] = axes.at(-1) as [number, number];
@@ -192,7 +203,9 @@ function accessOf(
     if (two && axes[0]?.[1] === 1) return { access: "column", row: last / width };
     return { access: "splat", sizes, strides: axes.map(([, s]) => s), at: offset };
   }
-  if (width > 1 && (stride !== 1 || offset % width || axes.slice(0, -1).some(([, s]) => s % width))) return undefined;
+  if (width > 1 && (stride !== 1 || offset % width || axes.slice(0, -1).some(([, s]) => s % width))) {
+    return undefined;
+  }
   if (two && stride === 1 && axes[0]?.[1] === 0) return { access: "row", row: last / width };
   const strides = axes.map(([, s], d) => d === axes.length - 1 ? s : s / width);
   return { access: "vector", sizes, strides, at: offset / width };

@@ -5,7 +5,16 @@
 // but for halves: an intermediate that is not stored is not rounded.
 
 import { device } from "./device.ts";
-import { type Carried, carry, type Expression, isCheap, launchExpression, merge, type Output, reads } from "./expression.ts";
+import {
+  type Carried,
+  carry,
+  type Expression,
+  isCheap,
+  launchExpression,
+  merge,
+  type Output,
+  reads,
+} from "./expression.ts";
 import { isStraight, straight } from "./affine.ts";
 import { type Launch, sink } from "./kernel.ts";
 import type { Storage } from "./storage.ts";
@@ -57,7 +66,9 @@ class Merging {
       const made = this.#maker(from, at);
       const producer = made === undefined ? undefined : this.launches[made];
       const work = producer?.fusion?.expression;
-      if (made === undefined || !work || work.outputs.length !== 1 || work.outputs[0]?.storage !== from) continue;
+      if (made === undefined || !work || work.outputs.length !== 1 || work.outputs[0]?.storage !== from) {
+        continue;
+      }
       const alone = !this.#lasts(from) && this.#touching(from).every((i) => i === at || i === made);
       if (!alone && !isCheap(work)) continue;
       if (reads(work).some((s) => this.#writing(s).some((i) => i > made && i < at))) continue;
@@ -87,7 +98,8 @@ class Merging {
     const target = (s: Storage) =>
       this.#touching(s).some((i) => i >= last && i < at && !(i > last && this.#fillsPart(i, s)));
     if (work.outputs.some(({ storage }) => target(storage))) return;
-    const stays = (o: Output) => this.#lasts(o.storage) || this.#touching(o.storage).some((i) => i !== last && i !== at);
+    const stays = (o: Output) =>
+      this.#lasts(o.storage) || this.#touching(o.storage).some((i) => i !== last && i !== at);
     const own = maker.fusion.expression;
     const joined = own ? this.#extended(own, work, stays) : this.#stored(maker, work, from, stays);
     if (!joined) return;
@@ -109,20 +121,26 @@ class Merging {
   }
 
   #loaded(work: Expression, reader: Launch, from: Storage): Launch | undefined {
-    const { core = reader, carried = { loads: new Map(), stores: new Map() }, loads = [] } = reader.fusion ?? {};
+    const { core = reader, carried = { loads: new Map(), stores: new Map() }, loads = [] } = reader.fusion ??
+      {};
     const names = core.kernel.bindings.filter((_, i) => core.storages[i] === from).map(({ name }) => name);
     if (names.length === 0 || !names.every((name) => loads.includes(name))) return undefined;
     // Elsewhere in the launch it must not be read.
     const inside = [...carried.loads.values(), ...carried.stores.values()];
-    if (inside.some((e) => reads(e).includes(from)) || names.some((name) => carried.loads.has(name))) return undefined;
-    if (work.count !== from.elements || !isStraight(work.outputs[0]?.walk ?? straight(0), work.count)) return undefined;
+    if (inside.some((e) => reads(e).includes(from)) || names.some((name) => carried.loads.has(name))) {
+      return undefined;
+    }
+    if (work.count !== from.elements || !isStraight(work.outputs[0]?.walk ?? straight(0), work.count)) {
+      return undefined;
+    }
     const all = new Map([...carried.loads, ...names.map((name) => [name, work] as const)]);
     const record = carry(core, { ...carried, loads: all });
     return record && this.#fitting(record);
   }
 
   #stored(maker: Launch, work: Expression, from: Storage, stays: (o: Output) => boolean): Launch | undefined {
-    const { core = maker, carried = { loads: new Map(), stores: new Map() }, stores = [] } = maker.fusion ?? {};
+    const { core = maker, carried = { loads: new Map(), stores: new Map() }, stores = [] } = maker.fusion ??
+      {};
     const count = from.elements;
     if (work.count !== count) return undefined;
     for (const name of stores) {
@@ -163,7 +181,9 @@ class Merging {
     }
     const { bindings } = (recorded as unknown as Launch).kernel;
     const { storages } = recorded as unknown as Launch;
-    if (bindings.filter((b) => !b.texture).length > device().limits.maxStorageBuffersPerShaderStage) return undefined;
+    if (bindings.filter((b) => !b.texture).length > device().limits.maxStorageBuffersPerShaderStage) {
+      return undefined;
+    }
     // One buffer cannot be bound for reading and for writing.
     const written = storages.filter((_, i) => bindings[i]?.access === "read_write");
     const clash = written.some((w) => storages.filter(({ root }) => root === w.root).length > 1);
@@ -172,7 +192,9 @@ class Merging {
 
   #note(launch: Launch, at: number): void {
     launch.storages.forEach((s, j) => {
-      const lists = launch.kernel.bindings[j]?.access === "read_write" ? [this.#touches, this.#writes] : [this.#touches];
+      const lists = launch.kernel.bindings[j]?.access === "read_write"
+        ? [this.#touches, this.#writes]
+        : [this.#touches];
       for (const list of lists) list.set(s.root, (list.get(s.root) ?? new Set()).add(at));
     });
   }
@@ -187,13 +209,17 @@ class Merging {
   }
 
   #touching(s: Storage): number[] {
-    return [...this.#touches.get(s.root) ?? []].filter((i) => this.launches[i]?.storages.some((t) => overlap(s, t)));
+    return [...this.#touches.get(s.root) ?? []].filter((i) =>
+      this.launches[i]?.storages.some((t) => overlap(s, t))
+    );
   }
 
   #writing(s: Storage): number[] {
     return [...this.#writes.get(s.root) ?? []].filter((i) => {
       const launch = this.launches[i];
-      return launch?.storages.some((t, j) => launch.kernel.bindings[j]?.access === "read_write" && overlap(s, t));
+      return launch?.storages.some((t, j) =>
+        launch.kernel.bindings[j]?.access === "read_write" && overlap(s, t)
+      );
     });
   }
 
@@ -213,9 +239,8 @@ class Merging {
     const { expression, carried } = this.launches[at]?.fusion ?? {};
     if (s.persistent) return false;
     const all = expression ? [expression] : [...carried?.stores.values() ?? []];
-    const parts = all.flatMap((e) =>
-      e.outputs.filter((o) => o.storage === s && !isStraight(o.walk, s.elements))
-    ).length;
+    const parts =
+      all.flatMap((e) => e.outputs.filter((o) => o.storage === s && !isStraight(o.walk, s.elements))).length;
     return parts > 0 && this.launches[at]?.storages.filter((t) => overlap(s, t)).length === parts;
   }
 }

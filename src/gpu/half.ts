@@ -74,7 +74,9 @@ export function withHalves(text: string, names: readonly string[]): string {
     forms.set(name, {
       read: (index) => form.read(name, index),
       write: (index, value) => {
-        if (!form.write) throw new GpuError(`Cannot write single halves to "${name}": two of them share a word`);
+        if (!form.write) {
+          throw new GpuError(`Cannot write single halves to "${name}": two of them share a word`);
+        }
         return `${name}[${index}] = ${form.write(value)}`;
       },
     });
