@@ -1,7 +1,7 @@
 // Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
 // No gradients here; matmul.ts and conv.ts have them.
 
-import { CPU_LANES, type GemmSource, gemmWgsl, GPU_TILE } from "../../kernels/gemm.ts";
+import { CPU_LANES, type GemmSource, type GemmSpec, gemmWgsl, GPU_TILE } from "../../kernels/gemm.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
@@ -74,7 +74,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
   const staged = cpu && o.vector && stageable(a.storage) && stageable(b.storage);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
-  const text = gemmWgsl({
+  const spec: GemmSpec = {
     source,
     profile: cpu ? "cpu" : "gpu",
     tile,
@@ -83,14 +83,18 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     step: staged && run % 8 === 0 ? 8 : 4,
     vectorStore,
     bias: bias !== undefined && used === 1,
-  });
+    looped: false,
+  };
   const y = used > 1
     ? empty([used, count * M * N], "f32", "product")
     : o.gradient
     ? empty(shape, "f32", "product")
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * used;
-  kernel(text, "gemm").launch(
+  const fusion = used > 1
+    ? undefined
+    : { stores: ["c"], carrier: cpu ? kernel(gemmWgsl({ ...spec, looped: true }), "gemm") : undefined };
+  kernel(gemmWgsl(spec), "gemm").launch(
     { a, b, c: y, ...(bias && used === 1 ? { bias } : {}) },
     {
       M,
@@ -111,7 +115,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
       ...conv,
     },
     fold(cpu ? Math.ceil(tiles / CPU_LANES) : tiles),
-    { flops: 2 * M * N * K * count, fusion: used === 1 ? { stores: ["c"] } : undefined },
+    { flops: 2 * M * N * K * count, fusion },
   );
   if (used === 1) return y;
   const whole = viewAs(sumChunks(y, alpha), shape);
