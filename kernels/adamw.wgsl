@@ -5,9 +5,10 @@
 // hyper: lr, b1, b2, eps, wd, clip (0: none), d. One invocation owns UNROLL vectors of four.
 // Gradients come multiplied by the loss scale, 1 unless activations are halves: then `work`, the working copy of p, is
 // written as well, and `rescale` halves the scale after a step that was skipped and doubles it after GROWTH good ones.
+// `record` adds what a step reports to sums, unless the step is skipped.
 
 struct Params {
-  size: u32, // vectors of four
+  size: u32, // vectors of four; of record: values
   factor: f32, // of the learning rate, for this set
 }
 
@@ -22,6 +23,8 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> progress: array<f32>; // steps applied (this one included), skipped; loss scale, good steps with it
 @group(0) @binding(9) var<uniform> params: Params;
 @group(0) @binding(10) var<storage, read_write> work: array<vec4<f32>>;
+@group(0) @binding(11) var<storage, read> values: array<f32>;
+@group(0) @binding(12) var<storage, read_write> sums: array<f32>;
 
 const UNROLL = 4u;
 
@@ -31,6 +34,12 @@ fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x
 @compute @workgroup_size(1)
 fn advance() {
   if (finite(norm2[0])) { progress[0] += 1.0; } else { progress[1] += 1.0; }
+}
+
+@compute @workgroup_size(64)
+fn record(@builtin(local_invocation_index) lane: u32) {
+  if (!finite(norm2[0])) { return; }
+  for (var i = lane; i < params.size; i += 64u) { sums[i] += values[i]; }
 }
 
 const GROWTH = 500.0;

@@ -5,23 +5,25 @@
 // cpu profile: a lane owns TMxTN outputs and walks K in steps of four or eight with vec4 loads, from textures where they
 // fit (see gpu/staging.ts), and no workgroup memory; the eight lanes of a workgroup (one SIMD vector) take consecutive
 // tiles, whatever matrix of the batch those belong to.
-// gpu profile: a workgroup of 16x16 threads owns 64x64 outputs and stages 16-deep slabs in workgroup memory.
+// gpu profile: a workgroup of 16x16 threads owns 64x64 to 128x128 outputs and stages 16-deep slabs in workgroup memory.
 
 import { cpuKernel } from "./gemm_cpu.ts";
 import { gpuKernel } from "./gemm_gpu.ts";
 import type { GemmSpec } from "./gemm_parts.ts";
 
-export { CPU_LANES, type GemmSource, type GemmSpec, GPU_TILE } from "./gemm_parts.ts";
+export { gpuTileBytes } from "./gemm_gpu.ts";
+export { CPU_LANES, type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias. */
 export function gemmWgsl(spec: GemmSpec): string {
-  const wide = spec.vector && spec.profile === "cpu" ? "vec4<f32>" : "f32";
+  const wide = spec.vector ? "vec4<f32>" : "f32";
   const operand = (name: string) =>
     spec.texels ? `var ${name}: texture_2d<f32>` : `var<storage, read> ${name}: array<${wide}>`;
   return `struct Params {
   M: u32, N: u32, K: u32,
-  lda: u32, ldb: u32, // elements between rows
-  batch_a: u32, batch_b: u32, batch_c: u32, // elements between matrices
+  lda: u32, ldb: u32, ldc: u32, // elements between rows
+  heads: u32, head_a: u32, head_b: u32, head_c: u32, // a batch is of heads matrices, and elements between those
+  batch_a: u32, batch_b: u32, batch_c: u32, // elements between batches
   tiles_m: u32, tiles_n: u32, tiles: u32,
   splits: u32, depth: u32, c_split: u32, // K is cut into splits of depth; each writes its own C
   alpha: f32,

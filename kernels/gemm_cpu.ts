@@ -1,6 +1,15 @@
 // Matrix products for software adapters: straight-line register tiles, one lane a tile. See gemm.ts.
 
-import { CPU_LANES, elementFunctions, type GemmSpec, lines, range, store, XYZW } from "./gemm_parts.ts";
+import {
+  CPU_LANES,
+  elementFunctions,
+  type GemmSpec,
+  lines,
+  offsets,
+  range,
+  store,
+  XYZW,
+} from "./gemm_parts.ts";
 
 export function cpuKernel(spec: GemmSpec): string {
   const [TM, TN] = spec.tile;
@@ -16,9 +25,7 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let zs = tile / (params.tiles_n * params.tiles_m);
   let z = zs / params.splits;
   let split = zs % params.splits;
-  let from_a = z * params.batch_a;
-  let from_b = z * params.batch_b;
-  let from_c = z * params.batch_c + split * params.c_split;
+${offsets()}
   let begin = split * params.depth;
   let end = min(begin + params.depth, params.K);
 ${lines(TM, (i) => range(TN4).map((j) => `  var c${i}_${j} = vec4<f32>();`).join(" "))}
@@ -108,8 +115,14 @@ function vectorLoop(spec: GemmSpec): string {
     range(fours).map((z) => `let a${i}_${z} = ${keep(load(spec, "a", `${at} + ${z}u`))}; `).join("");
   const byRow = (i: number, q: number) => `a${i}_${q >> 2}.${XYZW[q & 3]}`;
   const byColumn = (i: number, q: number) => `u${q}_${i >> 2}.${XYZW[i & 3]}`;
+  /** A row of K's past the end counts as zero. */
+  const within = (q: number, value: string) =>
+    spec.ragged ? `select(vec4<f32>(), ${value}, k + ${q}u < end)` : value;
   const columnsOfA = range(step).map((q) =>
-    lines(TM4, (i) => `let u${q}_${i} = ${load(spec, "a", `from_m + (k + ${q}u) * lda4 + ${i}u`)};`)
+    lines(
+      TM4,
+      (i) => `let u${q}_${i} = ${within(q, load(spec, "a", `from_m + (k + ${q}u) * lda4 + ${i}u`))};`,
+    )
   ).join("\n");
   const columnsOfB = (at: (j: number) => string) =>
     lines(
@@ -118,8 +131,9 @@ function vectorLoop(spec: GemmSpec): string {
     ) +
     `\n${transposeB(spec)}`;
   const rowsOfB = (at: (q: number) => string) =>
-    range(step).map((q) => lines(TN4, (j) => `let b${q}_${j} = ${load(spec, "b", `${at(q)} + ${j}u`)};`))
-      .join("\n");
+    range(step).map((q) =>
+      lines(TN4, (j) => `let b${q}_${j} = ${within(q, load(spec, "b", `${at(q)} + ${j}u`))};`)
+    ).join("\n");
   if (source.kind === "plain") {
     const { transposeA, transposeB } = source;
     return `let lda4 = params.lda / 4u; let ldb4 = params.ldb / 4u;

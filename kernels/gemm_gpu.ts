@@ -1,70 +1,128 @@
 // Matrix products for GPUs: tiles in workgroup memory. See gemm.ts.
 
-import { elementFunctions, type GemmSpec, GPU_DEPTH, GPU_TILE, lines, store } from "./gemm_parts.ts";
+import {
+  elementFunctions,
+  type GemmSpec,
+  GPU_DEPTH,
+  lines,
+  offsets,
+  range,
+  store,
+  XYZW,
+} from "./gemm_parts.ts";
 
-/** 256 threads, 64x64 outputs, 4x4 each; slabs of 16 K's in workgroup memory, the next one loaded into registers meanwhile. */
+/** A side of the square of threads that makes a workgroup. */
+const SIDE = 16;
+const THREADS = SIDE * SIDE;
+/** K's whose multiply-adds are written out: compilers unroll little, and every turn of a loop is counted. */
+const UNROLL = 4;
+
+/** Bytes of workgroup memory: [k][m] and [k][n], each row a vector longer against bank conflicts. */
+export function gpuTileBytes([BM, BN]: readonly [number, number]): number {
+  return 16 * GPU_DEPTH * (rowOf(BM) + rowOf(BN));
+}
+
+const rowOf = (side: number) => side / 4 + 1;
+
+/**
+ * 256 threads, a sixteenth of the tile's rows and columns each (4x4 to 8x8 outputs). Slabs of 16 K's go through workgroup
+ * memory, and the next one is loaded into registers meanwhile. A thread's rows are neighbours; its columns come in vectors,
+ * 64 apart, so that the threads of a row read neighbouring vectors.
+ */
 export function gpuKernel(spec: GemmSpec): string {
-  const perThread = GPU_TILE * GPU_DEPTH / 256;
+  const [BM, BN] = spec.tile, TM = BM / SIDE, TN4 = BN / SIDE / 4, TM4 = TM / 4;
   // Neighbouring threads load neighbouring addresses along the operand's contiguous axis.
-  const aAlongM = spec.source.kind === "conv_dweight" ||
-    (spec.source.kind === "plain" && spec.source.transposeA);
-  const bAlongK = spec.source.kind === "conv" || (spec.source.kind === "plain" && spec.source.transposeB);
-  const place = (i: number, alongTile: boolean) =>
-    alongTile
-      ? [`(t + ${i * 256}u) % ${GPU_TILE}u`, `(t + ${i * 256}u) / ${GPU_TILE}u`]
-      : [`(t + ${i * 256}u) / ${GPU_DEPTH}u`, `(t + ${i * 256}u) % ${GPU_DEPTH}u`];
-  const load = (k: string) =>
-    lines(perThread, (i) => {
-      const [am, ak] = place(i, aAlongM), [bn, bk] = place(i, !bAlongK);
-      return `    na${i} = a_at(from_a, m0 + ${am}, ${k} + ${ak}, end); nb${i} = b_at(from_b, ${k} + ${bk}, n0 + ${bn}, end);`;
-    });
+  const { source } = spec;
+  const aAlongM = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
+  const bAlongN = !(source.kind === "conv" || (source.kind === "plain" && source.transposeB));
+  const a = operand(spec, "a", BM, aAlongM), b = operand(spec, "b", BN, bAlongN);
+  const multiplyAdd = (u: number) =>
+    [
+      ...range(TM4).map((i) =>
+        `let a${u}_${i} = slab_a[(q + ${u}u) * ${rowOf(BM)}u + ty * ${TM4}u + ${i}u];`
+      ),
+      ...range(TN4).map((j) => `let b${u}_${j} = slab_b[(q + ${u}u) * ${rowOf(BN)}u + tx + ${SIDE * j}u];`),
+      ...range(TM).flatMap((i) =>
+        range(TN4).map((j) =>
+          `s${i}_${j} = fma(vec4<f32>(a${u}_${i >> 2}.${XYZW[i & 3]}), b${u}_${j}, s${i}_${j});`
+        )
+      ),
+    ].map((line) => `      ${line}`).join("\n");
   return `${elementFunctions(spec)}
-var<workgroup> slab_a: array<f32, ${GPU_DEPTH * (GPU_TILE + 4)}>; // [k][m], padded against bank conflicts
-var<workgroup> slab_b: array<f32, ${GPU_DEPTH * (GPU_TILE + 4)}>; // [k][n]
+var<workgroup> slab_a: array<vec4<f32>, ${GPU_DEPTH * rowOf(BM)}>; // [k][m]
+var<workgroup> slab_b: array<vec4<f32>, ${GPU_DEPTH * rowOf(BN)}>; // [k][n]
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(${THREADS})
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) t: u32) {
   let tile = group.y * groups.x + group.x;
   if (tile >= params.tiles) { return; } // uniform: the whole workgroup leaves
-  let n0 = tile % params.tiles_n * ${GPU_TILE}u;
-  let m0 = (tile / params.tiles_n) % params.tiles_m * ${GPU_TILE}u;
+  let first_n = tile % params.tiles_n * ${BN}u;
+  let first_m = (tile / params.tiles_n) % params.tiles_m * ${BM}u;
   let zs = tile / (params.tiles_n * params.tiles_m);
   let z = zs / params.splits;
   let split = zs % params.splits;
-  let from_a = z * params.batch_a;
-  let from_b = z * params.batch_b;
-  let from_c = z * params.batch_c + split * params.c_split;
+${offsets()}
   let begin = split * params.depth;
   let end = min(begin + params.depth, params.K);
-  let tm = t / 16u * 4u;
-  let tn = t % 16u * 4u;
-${lines(4, (i) => `  var c${i}_0 = vec4<f32>();`)}
-${lines(perThread, (i) => `  var na${i} = 0.0; var nb${i} = 0.0;`)}
-${load("begin")}
+  let ty = t / ${SIDE}u;
+  let tx = t % ${SIDE}u;
+${lines(TM, (i) => "  " + range(TN4).map((j) => `var s${i}_${j} = vec4<f32>();`).join(" "))}
+${a.declare}
+${b.declare}
+${a.load("begin")}
+${b.load("begin")}
   for (var k = begin; k < end; k += ${GPU_DEPTH}u) {
-${
-    lines(perThread, (i) => {
-      const [am, ak] = place(i, aAlongM), [bn, bk] = place(i, !bAlongK);
-      return `    slab_a[(${ak}) * ${GPU_TILE + 4}u + ${am}] = na${i}; slab_b[(${bk}) * ${
-        GPU_TILE + 4
-      }u + ${bn}] = nb${i};`;
-    })
-  }
+${a.keep}
+${b.keep}
     workgroupBarrier();
-${load(`k + ${GPU_DEPTH}u`)}
-    for (var q = 0u; q < ${GPU_DEPTH}u; q++) {
-      let at_a = q * ${GPU_TILE + 4}u + tm;
-      let at_b = q * ${GPU_TILE + 4}u + tn;
-      let vb = vec4<f32>(slab_b[at_b], slab_b[at_b + 1u], slab_b[at_b + 2u], slab_b[at_b + 3u]);
-${lines(4, (i) => `      c${i}_0 = fma(vec4<f32>(slab_a[at_a + ${i}u]), vb, c${i}_0);`)}
+${a.load(`k + ${GPU_DEPTH}u`)}
+${b.load(`k + ${GPU_DEPTH}u`)}
+    for (var q = 0u; q < ${GPU_DEPTH}u; q += ${UNROLL}u) {
+${range(UNROLL).map(multiplyAdd).join("\n")}
     }
     workgroupBarrier();
   }
 ${
-    store({ ...spec, tile: [4, 4] }).replaceAll("m0 +", "m0 + tm +").replaceAll("n0 +", "n0 + tn +")
-      .replaceAll("+ n0)", "+ n0 + tn)")
+    lines(TN4, (j) => {
+      const names = lines(TM, (i) => `  let c${i}_0 = s${i}_${j};`);
+      const corner = `let m0 = first_m + ty * ${TM}u; let n0 = first_n + tx * 4u + ${4 * SIDE * j}u;`;
+      return `  {\n  ${corner}\n${names}\n${store({ ...spec, tile: [TM, 4] })}\n  }`;
+    })
   }
 }
 `;
+}
+
+/** How the threads bring one operand's slab in: `along` its tile's side four at a time, or along K. */
+function operand(spec: GemmSpec, name: "a" | "b", side: number, along: boolean) {
+  const perThread = side * GPU_DEPTH / 4 / THREADS;
+  const across = (along ? side : GPU_DEPTH) / 4;
+  const place = (i: number) => {
+    const e = `(t + ${i * THREADS}u)`, four = `${e} % ${across}u * 4u`, one = `${e} / ${across}u`;
+    return along ? { at: four, k: one } : { at: one, k: four };
+  };
+  const first = name === "a" ? "first_m" : "first_n";
+  const element = (k: string, at: string) =>
+    name === "a" ? `a_at(from_a, ${at}, ${k}, end)` : `b_at(from_b, ${k}, ${at}, end)`;
+  const next = (i: number) => `next_${name}${i}`;
+  return {
+    declare: lines(perThread, (i) => `  var ${next(i)} = vec4<f32>();`),
+    load: (from: string) =>
+      lines(perThread, (i) => {
+        const { at, k } = place(i);
+        const four = (e: number) =>
+          along
+            ? element(`${from} + ${k}`, `${first} + ${at} + ${e}u`)
+            : element(`${from} + ${k} + ${e}u`, `${first} + ${at}`);
+        return `    ${next(i)} = ${spec.vector ? four(0) : `vec4<f32>(${range(4).map(four).join(", ")})`};`;
+      }),
+    keep: lines(perThread, (i) => {
+      const { at, k } = place(i), slab = `slab_${name}`;
+      if (along) return `    ${slab}[${k} * ${rowOf(side)}u + (${at}) / 4u] = ${next(i)};`;
+      return range(4).map((e) =>
+        `    ${slab}[(${k} + ${e}u) * ${rowOf(side)}u + (${at}) / 4u][(${at}) % 4u] = ${next(i)}.${XYZW[e]};`
+      ).join("\n");
+    }),
+  };
 }

@@ -14,14 +14,19 @@ export type GemmSource =
 export interface GemmSpec {
   readonly source: GemmSource;
   readonly profile: "cpu" | "gpu";
-  /** cpu: outputs of a lane, multiples of 4. */
+  /** Outputs of a lane (cpu; multiples of 4) or of a workgroup (gpu; multiples of 64). */
   readonly tile: readonly [number, number];
-  /** Loads go four at a time along the contiguous axis; needs leading dimensions that are multiples of 4. */
+  /**
+   * Loads go four at a time along the contiguous axis; needs leading dimensions that are multiples of 4, and where an operand
+   * is contiguous along K, that it is padded with zeros up to the next multiple of 4.
+   */
   readonly vector: boolean;
   /** cpu, vector: operands come as textures of this many texels a row, 0 for buffers. A power of two. */
   readonly texels: number;
   /** cpu, vector: K's of one turn of the loop, 4 or 8; K (of a convolution, its channels) must be a multiple. */
   readonly step: 4 | 8;
+  /** cpu, vector: K is no multiple of the step. */
+  readonly ragged: boolean;
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;
@@ -29,17 +34,30 @@ export interface GemmSpec {
   readonly looped: boolean;
 }
 
-/** Lanes of a cpu workgroup, and the sides of a gpu tile. */
+/** Lanes of a cpu workgroup, and K's of a gpu slab. */
 export const CPU_LANES = 8;
-export const GPU_TILE = 64;
 export const GPU_DEPTH = 16;
 
 export const XYZW = ["x", "y", "z", "w"] as const;
 export const range = (n: number) => Array.from({ length: n }, (_, i) => i);
 export const lines = (n: number, line: (i: number) => string) => range(n).map(line).join("\n");
 
-/** Element access with bounds: zero outside. `from_a` and `from_b` are the offsets of the batch's matrices. */
-export function elementFunctions({ source }: GemmSpec): string {
+/** Where the matrices of a batch begin: batches of heads, so that heads may lie side by side in the rows of a projection. */
+export function offsets(): string {
+  const from = (name: string) =>
+    `z / params.heads * params.batch_${name} + z % params.heads * params.head_${name}`;
+  return `  let from_a = ${from("a")};
+  let from_b = ${from("b")};
+  let from_c = ${from("c")} + split * params.c_split;`;
+}
+
+/**
+ * Element access with bounds: zero outside. `from_a` and `from_b` are the offsets of the batch's matrices. On a GPU that
+ * loads vectors, the access is to the four elements that begin there along the contiguous axis.
+ */
+export function elementFunctions({ source, vector, profile }: GemmSpec): string {
+  const wide = vector && profile === "gpu", V = wide ? "vec4<f32>" : "f32";
+  const read = (name: string, at: string) => `return ${name}[${wide ? `(${at}) / 4u` : at}];`;
   const conv = `
 fn pixel_of_x(pixel: u32, ky: u32, kx: u32) -> i32 { // index of the first channel, or -1 in the padding
   let iy = i32((pixel / params.Wo) % params.Ho * params.stride + ky) - i32(params.top);
@@ -57,52 +75,52 @@ fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
   switch (source.kind) {
     case "plain":
       return `
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> f32 {
-  if (m >= params.M || k >= end) { return 0.0; }
-  return a[from_a + ${source.transposeA ? "k * params.lda + m" : "m * params.lda + k"}];
+fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
+  if (m >= params.M || k >= end) { return ${V}(); }
+  ${read("a", `from_a + ${source.transposeA ? "k * params.lda + m" : "m * params.lda + k"}`)}
 }
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> f32 {
-  if (n >= params.N || k >= end) { return 0.0; }
-  return b[from_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}];
+fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
+  if (n >= params.N || k >= end) { return ${V}(); }
+  ${read("b", `from_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}`)}
 }`;
     case "conv":
       return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> f32 {
-  if (m >= params.M || k >= end) { return 0.0; }
+fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
+  if (m >= params.M || k >= end) { return ${V}(); }
   let tap = k / params.C;
   let at = pixel_of_x(m, tap / params.KW, tap % params.KW);
-  if (at < 0) { return 0.0; }
-  return a[from_a + u32(at) + k % params.C];
+  if (at < 0) { return ${V}(); }
+  ${read("a", `from_a + u32(at) + k % params.C`)}
 }
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> f32 {
-  if (n >= params.N || k >= end) { return 0.0; }
-  return b[from_b + n * params.ldb + k];
+fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
+  if (n >= params.N || k >= end) { return ${V}(); }
+  ${read("b", `from_b + n * params.ldb + k`)}
 }`;
     case "conv_dx":
       return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> f32 {
-  if (m >= params.M || k >= end) { return 0.0; }
+fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
+  if (m >= params.M || k >= end) { return ${V}(); }
   let tap = k / params.Co;
   let at = pixel_of_dy(m, tap / params.KW, tap % params.KW);
-  if (at < 0) { return 0.0; }
-  return a[from_a + u32(at) + k % params.Co];
+  if (at < 0) { return ${V}(); }
+  ${read("a", `from_a + u32(at) + k % params.Co`)}
 }
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> f32 {
-  if (n >= params.N || k >= end) { return 0.0; }
-  return b[from_b + (k % params.Co) * params.ldb + (k / params.Co) * params.N + n];
+fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
+  if (n >= params.N || k >= end) { return ${V}(); }
+  ${read("b", `from_b + (k % params.Co) * params.ldb + (k / params.Co) * params.N + n`)}
 }`;
     case "conv_dweight":
       return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> f32 {
-  if (m >= params.M || k >= end) { return 0.0; }
-  return a[from_a + k * params.lda + m];
+fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
+  if (m >= params.M || k >= end) { return ${V}(); }
+  ${read("a", `from_a + k * params.lda + m`)}
 }
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> f32 {
-  if (n >= params.N || k >= end) { return 0.0; }
+fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
+  if (n >= params.N || k >= end) { return ${V}(); }
   let tap = n / params.C;
   let at = pixel_of_x(k, tap / params.KW, tap % params.KW);
-  if (at < 0) { return 0.0; }
-  return b[from_b + u32(at) + n % params.C];
+  if (at < 0) { return ${V}(); }
+  ${read("b", `from_b + u32(at) + n % params.C`)}
 }`;
   }
 }
@@ -115,7 +133,7 @@ export function store({ tile: [TM, TN], vectorStore, bias, looped }: GemmSpec): 
     return `  var sums = array<vec4<f32>, ${TM * TN4}>(${all.join(", ")});
   for (var i = 0u; i < ${TM}u; i++) {
     if (m0 + i >= params.M) { break; }
-    let row = (from_c + (m0 + i) * params.N + n0) / 4u;
+    let row = (from_c + (m0 + i) * params.ldc + n0) / 4u;
     for (var j = 0u; j < ${TN4}u; j++) {
       let n = n0 + 4u * j;
       if (n >= params.N) { break; }
@@ -146,7 +164,7 @@ export function store({ tile: [TM, TN], vectorStore, bias, looped }: GemmSpec): 
   return `${biases}
 ${
     lines(TM, (i) =>
-      `  if (m0 + ${i}u < params.M) { let row = from_c + (m0 + ${i}u) * params.N; ${
+      `  if (m0 + ${i}u < params.M) { let row = from_c + (m0 + ${i}u) * params.ldc; ${
         range(TN4).map((j) =>
           one(i, j)
         ).join(" ")

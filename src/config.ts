@@ -17,6 +17,7 @@ import {
   sampling,
   three,
   tokenizer,
+  workers,
 } from "./options.ts";
 
 export const alignConfig = z.strictObject({
@@ -56,6 +57,7 @@ export const alignConfig = z.strictObject({
   heldOut: option(count().default(256), "Data", "Images kept apart for the metrics of each stage"),
   flip: option(z.boolean().default(false), "Data", "Flip half of the images"),
   badImage,
+  workers,
   stages: option(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
     "Stages",
@@ -137,6 +139,7 @@ export const trainDitConfig = z.strictObject({
   images: option(count().default(4000), "Data", "How many generated images where no data is given"),
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
+  workers,
   steps: option(count().default(1400), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
   lr: option(amount().default(4e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
@@ -193,6 +196,7 @@ export const reconstructConfig = z.strictObject({
   grid: option(z.boolean().default(true), "Output", "Write grid.png, originals over reconstructions"),
   batchSize: option(count().default(32), "Data", "Images at a time"),
   badImage,
+  workers,
   ...general,
 });
 export type ReconstructConfig = z.infer<typeof reconstructConfig>;
@@ -206,6 +210,7 @@ export const encodeConfig = z.strictObject({
   out: option(z.string().optional(), "Output", "Folder for the latents; default: a new one under ./runs"),
   batchSize: option(count().default(32), "Data", "Images at a time"),
   badImage,
+  workers,
   ...general,
 });
 export type EncodeConfig = z.infer<typeof encodeConfig>;
@@ -225,6 +230,7 @@ export const featuresConfig = z.strictObject({
   ),
   batchSize: option(count().default(16), "Data", "Images at a time"),
   badImage,
+  workers,
   ...general,
 });
 export type FeaturesConfig = z.infer<typeof featuresConfig>;
@@ -292,6 +298,7 @@ export const evalConfig = z.strictObject({
   out: option(z.string().optional(), "Output", "Folder for metrics.json; default: a new one under ./runs"),
   batchSize: option(count().default(50), "Metrics", "Images at a time"),
   badImage,
+  workers,
   ...sampling,
   ...general,
 });

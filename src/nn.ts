@@ -1,15 +1,13 @@
-// Building blocks of models, and what can be done with any model: list its tensors by path, place them in
-// one flat buffer, load and save. A module is a plain object whose fields are tensors or modules; the path of a
-// field is its key in a checkpoint, unless the module has a `fileName` for it. Files keep the public layouts; what is
-// permuted stands here only.
+// Building blocks of models, and what can be done with any model: list its tensors by path, load and save. A module is a plain
+// object whose fields are tensors or modules; the path of a field is its key in a checkpoint, unless the module has a
+// `fileName` for it. Files keep the public layouts; what is permuted stands here only.
 
 import { UsageError } from "./errors.ts";
-import { device } from "./gpu/device.ts";
-import { Storage } from "./gpu/storage.ts";
+import type { Storage } from "./gpu/storage.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
-import { parameter, type Precision, setWorkingCopy, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
+import { parameter, type Shape, sizeOf, Tensor, variable } from "./tensor.ts";
 
 const zeros = (shape: Shape, label: string) => parameter(shape, () => new Float32Array(sizeOf(shape)), label);
 
@@ -151,112 +149,6 @@ export function parameters(module: object): Map<string, Tensor> {
 /** Number of trainable scalars. */
 export function countParameters(module: object): number {
   return [...parameters(module).values()].reduce((n, t) => n + t.size, 0);
-}
-
-/** Bytes between the parts of a flat buffer; no adapter asks for more. */
-const ALIGN = 256;
-
-/**
- * All trainable tensors of a module in one flat buffer (or a few, where the adapter binds less), with buffers of the same
- * layout for gradients and whatever an optimizer keeps. Made once, before the first use of the tensors.
- */
-export class ParameterSet {
-  readonly tensors: ReadonlyMap<string, Tensor>;
-  /** The flat parameters, f32 [n] each. */
-  readonly flats: readonly Tensor[];
-  /** The same as halves, for products whose activations are halves; what writes the parameters keeps them equal. */
-  readonly working: readonly Tensor[] | undefined;
-  readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
-
-  /** @param precision of activations: f16 makes working copies of the parameters */
-  constructor(readonly name: string, module: object, precision: Precision = "f32") {
-    this.tensors = parameters(module);
-    const limit = device().limits.maxStorageBufferBindingSize;
-    const align = precision === "f16" ? 2 * ALIGN : ALIGN; // so that halves are aligned, too
-    const bins: { bytes: number; members: [Tensor, number][] }[] = [];
-    for (const tensor of this.tensors.values()) {
-      const bytes = Math.ceil(tensor.storage.bytes / align) * align;
-      let bin = bins.at(-1);
-      if (!bin || bin.bytes + bytes > limit) bins.push(bin = { bytes: 0, members: [] });
-      bin.members.push([tensor, bin.bytes]);
-      bin.bytes += bytes;
-    }
-    this.flats = bins.map(({ bytes, members }, i) => {
-      const flat = this.#flat(bytes / 4, "parameters", i);
-      for (const [tensor, offset] of members) tensor.storage.place(flat.storage, offset);
-      return flat;
-    });
-    if (precision === "f32") return;
-    this.working = this.flats.map((flat, i) => {
-      const copy = this.#flat(flat.size, "parameters", i, "f16");
-      for (const [tensor, offset] of bins[i]?.members ?? []) {
-        if (tensor.dim(-1) % 4) continue; // read as it is
-        const { label } = tensor.storage;
-        const part = new Storage(2 * tensor.size, {
-          category: "parameters",
-          persistent: true,
-          label,
-          half: true,
-        });
-        part.place(copy.storage, offset / 2);
-        setWorkingCopy(tensor, part);
-      }
-      return copy;
-    });
-  }
-
-  get list(): Tensor[] {
-    return [...this.tensors.values()];
-  }
-
-  /**
-   * Flat gradients, and the place of each tensor's gradient in them. Made when first asked for.
-   * @param which 0: those that an optimizer reads; 1: those of one more micro-batch, before they are added
-   */
-  gradients(which: 0 | 1 = 0): { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> } {
-    const known = this.#gradients[which];
-    if (known) return known;
-    const flats = this.like("gradients");
-    const of = new Map<Tensor, Tensor>();
-    for (const tensor of this.tensors.values()) {
-      const at = this.flats.findIndex((flat) => flat.storage === tensor.storage.root);
-      const storage = new Storage(tensor.storage.bytes, {
-        category: "gradients",
-        persistent: true,
-        label: tensor.storage.label,
-      });
-      storage.place((flats[at] as Tensor).storage, tensor.storage.offset);
-      of.set(tensor, new Tensor(tensor.shape, "f32", storage));
-    }
-    return this.#gradients[which] = { flats, of };
-  }
-
-  /** New flat buffers of the same layout, zero at first: moments, averages. */
-  like(category: "gradients" | "optimizer" | "state"): Tensor[] {
-    return this.flats.map((flat, i) => this.#flat(flat.size, category, i));
-  }
-
-  async materialise(): Promise<void> {
-    for (const flat of this.flats) await flat.storage.materialise();
-  }
-
-  destroy(): void {
-    const all = [...this.flats, ...this.working ?? [], ...this.#gradients.flatMap((g) => g.flats)];
-    for (const flat of all) flat.storage.destroy();
-  }
-
-  #flat(
-    n: number,
-    category: "parameters" | "gradients" | "optimizer" | "state",
-    i: number,
-    dtype: "f32" | "f16" = "f32",
-  ): Tensor {
-    return variable([n], {
-      dtype,
-      category,
-      label: `${this.name} ${category}${this.flats?.length > 1 ? ` ${i}` : ""}`,
-    });
-  }
 }
 
 /** Where `loadState` gets tensors from: an open safetensors file or folder, or a map in memory. */

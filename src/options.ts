@@ -59,6 +59,12 @@ export const badImage = option(
   "What to do with a broken image; default: error below 1,000 images, skip from there on",
 );
 
+export const workers = option(
+  z.number().int().min(0).max(64).optional(),
+  "Data",
+  "Threads that decode or draw images; 0: none; default: the cores less one, at most 8, on a software adapter 1",
+);
+
 export const imageSize = option(
   count().optional(),
   "Data",
@@ -105,7 +111,12 @@ export const optimizing = (beta1: number, beta2: number) => ({
   precision: option(
     z.enum(["f32", "f16"]).default("f32"),
     "Optimizer",
-    "How activations, and the weights that products read, are stored while training; f16 halves their memory",
+    "How activations, and the weights that products read, are stored while training; f16 halves the memory of activations",
+  ),
+  checkpoint: option(
+    z.boolean().default(false),
+    "Optimizer",
+    "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, the same results; in f16 but for rounding",
   ),
   lrEnd: option(
     z.number().min(0).max(1).default(0.1),

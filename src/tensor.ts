@@ -4,7 +4,7 @@
 import { ShapeError } from "./errors.ts";
 import { type Bindable, type Category, type HostArray, Storage, type StorageOptions } from "./gpu/storage.ts";
 
-/** Halves (f16) are stored two in a word, and only where the last axis is a multiple of 4; arithmetic is in f32. */
+/** Halves (f16) are stored two in a word, and ops make them only where the last axis is a multiple of 4; arithmetic is in f32. */
 export type DType = "f32" | "u32" | "i32" | "f16";
 
 /** How activations are stored. */

@@ -7,6 +7,7 @@ import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../sr
 import { makeFolder, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { writeReport } from "../src/io/report.ts";
+import { drawnBy } from "../src/io/workers.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import { part } from "../src/io/source.ts";
 import { LpipsScore } from "../src/metrics/perceptual.ts";
@@ -20,8 +21,17 @@ import { runAlignment } from "../src/train/align.ts";
 import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
 import { saveTokenizer } from "../src/train/artifacts.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
-import { checkSame, chosenEncoder, command, imageSource, openAdapter, runFolder, SEEDS } from "./command.ts";
-import { planTable, progressOf, warnSkipped } from "./show.ts";
+import {
+  checkSame,
+  chosenEncoder,
+  command,
+  imageSource,
+  openAdapter,
+  openWorkers,
+  runFolder,
+  SEEDS,
+} from "./command.ts";
+import { percent, planTable, progressOf } from "./show.ts";
 
 export const align = command({
   name: "align",
@@ -43,6 +53,7 @@ export const align = command({
     const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
     await openAdapter(c, log);
+    using workers = openWorkers(c);
 
     const tokenizer = new Tokenizer(tokenizerConfig.parse({
       image_size: c.imageSize,
@@ -78,6 +89,7 @@ export const align = command({
       imageSize: c.imageSize,
       semanticLoss: c.semanticLoss,
       semanticAt: c.semanticAt,
+      checkpoint: c.checkpoint,
     };
     const parameters = {
       encoder: countParameters(tokenizer.encoder),
@@ -95,14 +107,24 @@ export const align = command({
           plan: stageRun.capture(adversarial && stage.ganStart < stage.steps).plan,
         };
       });
-      return planTable(parameters, plans, log);
+      return planTable(parameters, plans, log, [
+        ...c.checkpoint ? [] : ["--checkpoint"],
+        "a smaller --batch-size with --accumulate",
+      ]);
     }
 
-    const all = await imageSource(c.data, { length: 1_000_000, seed: SEEDS.train + c.seed }, c.badImage, log);
+    const all = await imageSource(
+      c.data,
+      { length: 1_000_000, seed: SEEDS.train + c.seed },
+      c.badImage,
+      workers,
+      log,
+    );
     // Generated images are held out by another seed, files by their number.
     const few = Math.min(c.heldOut, Math.max(1, Math.floor(all.length / 10)));
     const train = c.data === undefined ? all : part(all, few, all.length);
-    const heldOut = c.data === undefined ? new Shapes(c.heldOut, SEEDS.heldOut) : part(all, 0, few);
+    const shapes = (n: number, seed: number) => drawnBy(workers, new Shapes(n, seed));
+    const heldOut = c.data === undefined ? shapes(c.heldOut, SEEDS.heldOut) : part(all, 0, few);
     if (train.length === 0) throw new UsageError(`Cannot train on "${c.data}": one image is not enough`);
 
     // Before the run's folder is made, so that a wrong encoder leaves nothing behind.
@@ -130,7 +152,8 @@ export const align = command({
 
       const metrics: Record<string, Record<string, number>> = {};
       const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));
-      const evaluateStage = async (stage: Stage, index: number) => {
+      const waits: Record<string, number> = {};
+      const evaluateStage = async (stage: Stage, index: number, dataWait: number) => {
         const shown: Uint8Array[][] = [];
         const batch = { size: c.imageSize, batchSize: Math.min(32, heldOut.length) };
         const pair = lpips && await LpipsScore.open(lpips, batch);
@@ -145,7 +168,7 @@ export const align = command({
         if (heldOut.classes.length > 1 && c.data === undefined) {
           Object.assign(
             metrics[stage.name] as object,
-            await scoreLatents(tokenizer, new Shapes(500, SEEDS.probe), heldOut, {
+            await scoreLatents(tokenizer, shapes(500, SEEDS.probe), heldOut, {
               size: c.imageSize,
               batchSize: 32,
             }),
@@ -165,8 +188,14 @@ export const align = command({
         const text = Object.entries(metrics[stage.name] as object).map(([k, v]) =>
           `${k} ${(v as number).toFixed(k === "n" ? 0 : 3)}`
         );
-        log.line(`${log.bold(`stage ${index + 1} (${stage.name})`)}: ${text.join(", ")}`);
-        log.event("stage", { stage: stage.name, ...metrics[stage.name] });
+        // How long it took is no part of the result, and so not in metrics.json.
+        waits[stage.name] = dataWait;
+        log.line(
+          `${log.bold(`stage ${index + 1} (${stage.name})`)}: ${text.join(", ")}; waited for data ${
+            percent(dataWait)
+          }`,
+        );
+        log.event("stage", { stage: stage.name, ...metrics[stage.name], data_wait: dataWait });
       };
 
       const finished = await runAlignment({
@@ -184,12 +213,12 @@ export const align = command({
           onCompile: progress.compile,
           onStep: (_, n) => progress.step(n),
           onLog: (stage, row) => {
-            warnSkipped(log, row);
+            progress.row(row);
             log.event("step", { stage: stage.name, ...row });
           },
-          onStageEnd: async (stage, index) => {
+          onStageEnd: async (stage, index, dataWait) => {
             progress.end();
-            await evaluateStage(stage, index);
+            await evaluateStage(stage, index, dataWait);
           },
           save: async (step, tensors) => void await saveCheckpoint(out, step, tensors, c, { keep: c.keep }),
           stopping,
@@ -210,7 +239,7 @@ export const align = command({
       await writeReport(out, { title: "Alignment", line });
       const last = Object.values(metrics).at(-1) ?? {};
       log.line(`tokenizer: ${join(out, "tokenizer")}, report: ${join(out, "report.html")}`);
-      return { out, stages: metrics, ...last };
+      return { out, stages: metrics, ...last, data_wait: waits };
     } finally {
       lock.release();
     }
@@ -218,7 +247,8 @@ export const align = command({
 });
 
 /** The three stages as data; the same table as in the recipe. */
-function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
+/** The stages that the options describe. */
+export function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
   const losses = {
     l1: c.wL1,
     perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,

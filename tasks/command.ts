@@ -5,12 +5,13 @@ import { join } from "@std/path";
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
 import type { Schema } from "../src/flags.ts";
-import { type Device, openDevice } from "../src/gpu/device.ts";
+import { type Device, device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
 import { type BadImage, openFolder } from "../src/io/dataset.ts";
 import { exists } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
+import { drawnBy, Workers } from "../src/io/workers.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { ImageSource } from "../src/io/source.ts";
 import { type EncoderSource, openEncoder } from "../src/train/encoders.ts";
@@ -47,19 +48,28 @@ export async function openAdapter(
   config: { cpu: boolean; kernels: "auto" | "cpu" | "gpu" },
   log: Log,
 ): Promise<Device> {
-  const device = await openDevice({
+  const opened = await openDevice({
     cpu: config.cpu,
     ...(config.kernels === "auto" ? {} : { profile: config.kernels }),
   }).catch((error) => {
     throw error instanceof UsageError && !config.cpu ? noAdapter() : error;
   });
-  const { description, software } = device.facts;
-  log.line(`adapter: ${description} (${device.profile} kernels)`);
-  log.event("adapter", { description, software, kernels: device.profile });
+  const { description, software } = opened.facts;
+  log.line(`adapter: ${description} (${opened.profile} kernels)`);
+  log.event("adapter", { description, software, kernels: opened.profile });
   if (software && !config.cpu) {
-    for (const { problem, remedy } of diagnose(device.facts)) log.warn(`${problem}; ${remedy}`);
+    for (const { problem, remedy } of diagnose(opened.facts)) log.warn(`${problem}; ${remedy}`);
   }
-  return device;
+  return opened;
+}
+
+/** Most threads that make images unless more are asked for; a software adapter needs the cores itself. */
+const MOST_WORKERS = { gpu: 8, software: 1 };
+
+/** The threads that make images: as many as asked for, else a core each but for one core. Needs an open device. */
+export function openWorkers({ workers }: { workers?: number | undefined }): Workers {
+  const most = device().facts.software ? MOST_WORKERS.software : MOST_WORKERS.gpu;
+  return new Workers(workers ?? Math.max(0, Math.min(most, navigator.hardwareConcurrency - 1)));
 }
 
 /** The encoder that the options ask for. @throws UsageError as openEncoder() does */
@@ -94,18 +104,19 @@ export function inputRun(given: string | undefined, kind: RunKind, log: Log): st
   return run;
 }
 
-/** The folder asked for, or `length` generated shapes from `seed`. */
+/** The folder asked for, or `length` generated shapes from `seed`; `workers` make the images. */
 export async function imageSource(
   data: string | undefined,
   generated: { length: number; seed: number },
   badImage: BadImage | undefined,
+  workers: Workers,
   log: Log,
 ): Promise<ImageSource> {
   if (data === undefined) {
     log.line(`data: generated shapes`);
-    return new Shapes(generated.length, generated.seed);
+    return drawnBy(workers, new Shapes(generated.length, generated.seed));
   }
-  const folder = await openFolder(data, { badImage, onBad: (message) => log.warn(message) });
+  const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
   log.line(
     `data: ${folder.length} images in "${data}"${
       folder.classes.length ? `, ${folder.classes.length} classes` : ""
@@ -135,6 +146,8 @@ const FREE = new Set([
   "download",
   "lpips",
   "badImage",
+  "workers",
+  "checkpoint",
 ]);
 
 /** @throws UsageError when a checkpoint's options differ from the ones given now */

@@ -3,7 +3,7 @@
 import { encodeConfig } from "../src/config.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
 import { encodeTo } from "../src/train/latents.ts";
-import { command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
 
 export const encode = command({
   name: "encode",
@@ -16,6 +16,7 @@ export const encode = command({
   async run(c, { log }) {
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
+    using workers = openWorkers(c);
     const tokenizer = await openTokenizer(run);
     const size = c.imageSize ?? tokenizer.config.image_size;
     tokenizer.side(size);
@@ -23,6 +24,7 @@ export const encode = command({
       c.data,
       { length: c.images, seed: SEEDS.train + c.seed },
       c.badImage,
+      workers,
       log,
     );
     const out = runFolder(c.out, "latents");

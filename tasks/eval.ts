@@ -11,6 +11,7 @@ import { readImage } from "../src/io/image.ts";
 import type { Log } from "../src/io/log.ts";
 import { writeNpz } from "../src/io/npz.ts";
 import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
+import { drawnBy, type Workers } from "../src/io/workers.ts";
 import { sideOf } from "../src/io/preprocess.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import { halves, type ImageSource } from "../src/io/source.ts";
@@ -38,6 +39,7 @@ import {
   imageSource,
   inputRun,
   openAdapter,
+  openWorkers,
   runFolder,
   SEEDS,
 } from "./command.ts";
@@ -46,6 +48,8 @@ import { samplingOf } from "./sample.ts";
 
 type Config = typeof evalConfig._output;
 type Scores = Record<string, number>;
+/** What a command gets, and what makes images. */
+type Means = Context & { workers: Workers };
 
 export const evaluate = command({
   name: "eval",
@@ -68,12 +72,14 @@ export const evaluate = command({
     const metrics = chosenMetrics(c, subject);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     await openAdapter(c, log);
+    using workers = openWorkers(c);
+    const means = { ...context, workers };
     const out = runFolder(c.out, "eval");
     const scores = model !== undefined
-      ? await scoreModel(c, metrics, model, out, context)
+      ? await scoreModel(c, metrics, model, out, means)
       : c.tokenizer !== undefined
-      ? await scoreTokenizer(c, metrics, c.tokenizer, context)
-      : await scoreFiles(c, metrics, context);
+      ? await scoreTokenizer(c, metrics, c.tokenizer, means)
+      : await scoreFiles(c, metrics, means);
     for (const [name, value] of Object.entries(scores)) {
       log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
     }
@@ -84,10 +90,17 @@ export const evaluate = command({
   },
 });
 
-async function scoreTokenizer(c: Config, metrics: Chosen, run: string, { log }: Context): Promise<Scores> {
+async function scoreTokenizer(c: Config, metrics: Chosen, run: string, means: Means): Promise<Scores> {
+  const { log, workers } = means;
   const tokenizer = await openTokenizer(run);
   const size = c.imageSize ?? tokenizer.config.image_size;
-  const source = await imageSource(c.data, { length: c.num, seed: SEEDS.heldOut }, c.badImage, log);
+  const source = await imageSource(
+    c.data,
+    { length: c.num, seed: SEEDS.heldOut },
+    c.badImage,
+    workers,
+    log,
+  );
   const labelled = source.classes.length > 1;
   metrics.exclude(["probe", "knn"], !labelled && `the images in "${c.data}" have no classes`);
   const scores: Scores = {};
@@ -117,7 +130,9 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, { log }: 
     for (const name of unasked) delete scores[name];
   }
   if (metrics.any("probe", "knn")) {
-    const [train, test] = c.data === undefined ? [new Shapes(2000, SEEDS.probe), source] : halves(source);
+    const [train, test] = c.data === undefined
+      ? [drawnBy(workers, new Shapes(2000, SEEDS.probe)), source]
+      : halves(source);
     const all = await scoreLatents(tokenizer, train, test, { size, batchSize });
     for (const name of ["probe", "knn"] as const) if (metrics.any(name)) scores[name] = all[name];
   }
@@ -125,10 +140,10 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, { log }: 
 }
 
 /** Two sets that are there already. */
-async function scoreFiles(c: Config, metrics: Chosen, context: Context): Promise<Scores> {
-  const real = await setOf(c.real, c, context), fake = await setOf(c.fake, c, context);
-  const judges = await openJudges(c, metrics, real, fake, context.log);
-  return await scoreSets(c, metrics, real, fake, judges, context.log);
+async function scoreFiles(c: Config, metrics: Chosen, means: Means): Promise<Scores> {
+  const real = await setOf(c.real, c, means), fake = await setOf(c.fake, c, means);
+  const judges = await openJudges(c, metrics, real, fake, means.log);
+  return await scoreSets(c, metrics, real, fake, judges, means);
 }
 
 /** Samples from a model, at the guidance asked for, against held-out images. The samples stay in the run. */
@@ -137,9 +152,9 @@ async function scoreModel(
   metrics: Chosen,
   run: string,
   out: string,
-  context: Context,
+  means: Means,
 ): Promise<Scores> {
-  const { log } = context;
+  const { log } = means;
   const { model, tokenizer } = await openGenerator(run, c);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const known = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
@@ -147,7 +162,7 @@ async function scoreModel(
     ["classes", "probe", "knn"],
     !known && "they need a model of the generated shapes, and no --real",
   );
-  const real = await setOf(c.real, c, context);
+  const real = await setOf(c.real, c, means);
   // Before the samples, which take long: whatever is wrong with the real images or with the networks.
   const judges = await openJudges(c, metrics, real, { name: "samples", images: new Shapes(1, 0) }, log);
   const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
@@ -164,7 +179,7 @@ async function scoreModel(
   ]);
   progress.end();
   log.line(`samples: ${path}`);
-  return await scoreSets(c, metrics, real, await setOf(path, c, context), judges, log);
+  return await scoreSets(c, metrics, real, await setOf(path, c, means), judges, means);
 }
 
 const BY_INCEPTION = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
@@ -200,12 +215,12 @@ async function scoreSets(
   real: ImageSet,
   fake: ImageSet,
   { inception, encoder }: Judges,
-  log: Log,
+  { log, workers }: Means,
 ): Promise<Scores> {
   const size = await sideOfSets(c, real, fake);
   const scores: Scores = fake.images ? { n: fake.images.length } : {};
   if (encoder && real.images && fake.images) {
-    Object.assign(scores, await scoreByEncoder(c, metrics, encoder, real.images, fake.images, size));
+    Object.assign(scores, await scoreByEncoder(c, metrics, encoder, real.images, fake.images, size, workers));
   }
   if (!inception) return scores;
   const asked = new Set<SetMetric>(BY_INCEPTION.filter((metric) => metrics.any(metric)));
@@ -235,6 +250,7 @@ async function scoreByEncoder(
   real: ImageSource,
   fake: ImageSource,
   given: number | undefined,
+  workers: Workers,
 ): Promise<Scores> {
   const { config, preprocessor } = encoder;
   const own = sideOf(preprocessor) ?? config.image_size, size = given ?? own;
@@ -250,7 +266,7 @@ async function scoreByEncoder(
       scores.fd_encoder = await frechet(gaussian(a.features), gaussian(b.features));
     }
     if (!metrics.any("classes", "probe", "knn")) return scores;
-    const train = await collect(program, "y", new Shapes(2000, SEEDS.probe));
+    const train = await collect(program, "y", drawnBy(workers, new Shapes(2000, SEEDS.probe)));
     if (metrics.any("classes", "probe")) {
       const probe = trainProbe(train.features, train.labels, fake.classes.length);
       if (metrics.any("classes")) scores.class_agreement = accuracy(predict(probe, b.features), b.labels);
@@ -277,10 +293,13 @@ function imageProgram(c: Config, size: number, fn: (x: Tensor) => Tensor): Promi
   return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) }))).prepare();
 }
 
-async function setOf(path: string | undefined, c: Config, { log }: Context): Promise<ImageSet> {
+async function setOf(path: string | undefined, c: Config, { log, workers }: Means): Promise<ImageSet> {
   if (path?.endsWith(".npz")) return { name: path, ...await openNpzSet(path) };
   const generated = { length: Math.max(c.num, 500), seed: SEEDS.heldOut };
-  return { name: path ?? "generated shapes", images: await imageSource(path, generated, c.badImage, log) };
+  return {
+    name: path ?? "generated shapes",
+    images: await imageSource(path, generated, c.badImage, workers, log),
+  };
 }
 
 /** The side at which images are compared; undefined where any will do. */

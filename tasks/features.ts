@@ -4,16 +4,18 @@ import { noGrad } from "../src/autograd.ts";
 import { featuresConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
+import { ahead, depthOf } from "../src/io/ahead.ts";
 import { openFolder } from "../src/io/dataset.ts";
-import { readImage } from "../src/io/image.ts";
+import type { Log } from "../src/io/log.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
 import type { Image } from "../src/io/resize.ts";
 import { writeSafetensors } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
+import type { Workers } from "../src/io/workers.ts";
 import { fits, Vit } from "../src/models/vit.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import type { EncoderSource } from "../src/train/encoders.ts";
-import { chosenEncoder, command, openAdapter, SEEDS } from "./command.ts";
+import { chosenEncoder, command, openAdapter, openWorkers, SEEDS } from "./command.ts";
 
 export const features = command({
   name: "features",
@@ -28,7 +30,8 @@ export const features = command({
     await openAdapter(c, log);
     const vit = new Vit(encoder.config);
     await encoder.load(vit);
-    const { length: N, pixels: pixelsOf } = await imagesOf(c, encoder);
+    using workers = openWorkers(c);
+    const images = await imagesOf(c, encoder, workers, log), N = images.length, pixelsOf = images.pixels;
     const { width, height } = await pixelsOf(0);
     const P = encoder.config.patch_size, C = encoder.config.hidden_size;
     if (![width, height].every((side) => fits(side, encoder.config))) {
@@ -51,10 +54,12 @@ export const features = command({
     const { patches: patchTokens, cls: clsToken } = program.outputs;
     const patch = new Float32Array(N * T * C), cls = new Float32Array(clsToken ? N * C : 0);
     const progress = log.progress("encoding", N, "images");
-    for (let first = 0; first < N; first += B) {
-      const count = Math.min(B, N - first), pixels = new Float32Array(x.size);
-      await Promise.all(Array.from({ length: count }, async (_, i) => {
-        const image = await pixelsOf(first + i);
+    const batch = async (first: number) => {
+      const made = Array.from({ length: Math.min(B, N - first) }, (_, i) => pixelsOf(first + i));
+      made.forEach((image) => image.catch(() => {})); // the first to fail in their order is reported
+      const pixels = new Float32Array(x.size);
+      for (const [i, pending] of made.entries()) {
+        const image = await pending;
         if (image.width !== width || image.height !== height) {
           throw new UsageError(
             `Cannot stack features: image ${first + i} is ${image.width} x ${image.height}, the first one ` +
@@ -62,7 +67,13 @@ export const features = command({
           );
         }
         pixels.set(image.data, i * image.data.length);
-      }));
+      }
+      return { first, count: made.length, pixels };
+    };
+    const depth = depthOf(images, 4 * x.size);
+    for await (
+      const { first, count, pixels } of ahead((k) => batch(k * B), { to: Math.ceil(N / B), depth })
+    ) {
       program.run({ x: pixels });
       const keep = async (from: Tensor, to: Float32Array, size: number) =>
         to.set((await program.read(from)).subarray(0, count * size), first * size);
@@ -85,19 +96,23 @@ export const features = command({
 async function imagesOf(
   c: typeof featuresConfig._output,
   encoder: EncoderSource,
-): Promise<{ length: number; pixels(i: number): Pixels | Promise<Pixels> }> {
+  workers: Workers,
+  log: Log,
+): Promise<{ length: number; parallel: number; pixels(i: number): Promise<Pixels> }> {
   const p = c.imageSize === undefined ? encoder.preprocessor : resized(encoder.preprocessor, c.imageSize);
   if (c.input === undefined) {
     const shapes = new Shapes(16, SEEDS.heldOut), side = sideOf(p) ?? encoder.config.image_size;
-    const pixels = (i: number) => {
+    const pixels = async (i: number) => {
       const data = Uint8Array.from(shapes.image(i, side), (v) => Math.round((v + 1) * 127.5));
       return preprocess({ width: side, height: side, data } satisfies Image, resized(p, "native"));
     };
-    return { length: shapes.length, pixels };
+    return { length: shapes.length, parallel: 0, pixels };
   }
-  const folder = await openFolder(c.input, { badImage: c.badImage });
+  const onBad = (message: string) => log.warn(message);
+  const folder = await openFolder(c.input, { badImage: c.badImage, workers, onBad });
   return {
     length: folder.length,
-    pixels: async (i) => preprocess(await readImage(folder.path(i)), p),
+    parallel: folder.parallel,
+    pixels: (i) => folder.pixels(i, (path) => ({ kind: "encoder", path, preprocessor: p })),
   };
 }

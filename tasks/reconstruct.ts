@@ -6,7 +6,7 @@ import { makeFolder, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
-import { command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
 
 export const reconstruct = command({
   name: "reconstruct",
@@ -19,10 +19,17 @@ export const reconstruct = command({
   async run(c, { log }) {
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
+    using workers = openWorkers(c);
     const tokenizer = await openTokenizer(run);
     const size = c.imageSize ?? tokenizer.config.image_size;
     tokenizer.side(size);
-    const source = await imageSource(c.input, { length: c.num, seed: SEEDS.heldOut }, c.badImage, log);
+    const source = await imageSource(
+      c.input,
+      { length: c.num, seed: SEEDS.heldOut },
+      c.badImage,
+      workers,
+      log,
+    );
     const out = runFolder(c.out, "reconstruct");
     makeFolder(out);
     const progress = log.progress("reconstructing", source.length, "images");

@@ -4,15 +4,17 @@ import { UsageError } from "../src/errors.ts";
 import type { Plan } from "../src/gpu/plan.ts";
 import { formatBytes } from "../src/io/files.ts";
 import type { Log, Progress } from "../src/io/log.ts";
+import type { LogRow } from "../src/train/loop.ts";
 
 /** Progress over named parts of known length. */
 export function progressOf(log: Log, parts: readonly (readonly [string, number])[]) {
-  let current: Progress | undefined;
+  let current: Progress | undefined, note = "";
   let part = parts[0];
   return {
     begin(name: string): void {
       part = parts.find(([n]) => n === name);
       current = undefined;
+      note = "";
     },
     /** While kernels are compiled: the first time takes a while on a software adapter. */
     compile(done: number, total: number): void {
@@ -26,7 +28,15 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     },
     step(n: number): void {
       current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
-      current.update(n);
+      current.update(n, note);
+    },
+    /** What the loop logs: says when steps did not count, and how long they waited for data from now on. */
+    row(row: LogRow): void {
+      // With a loss scale that is its way of finding the largest one, and the log has it.
+      if (row.skipped && row.loss_scale === undefined) {
+        log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
+      }
+      note = `waiting for data ${percent(row.data_wait ?? 0)}`;
     },
     end(): void {
       current?.end();
@@ -35,11 +45,16 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
   };
 }
 
-/** Prints what a run would need. @throws UsageError where it does not fit into memory */
+/**
+ * Prints what a run would need.
+ * @param remedies what would make it need less, for the message
+ * @throws UsageError where it does not fit into memory
+ */
 export function planTable(
   parameters: Record<string, number>,
   plans: readonly { name: string; steps: number; plan: Plan }[],
   log: Log,
+  remedies: readonly string[],
 ): Record<string, unknown> {
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
@@ -51,6 +66,7 @@ export function planTable(
     launches: plan.launches.length,
     bytes: plan.bytes,
     totalBytes: plan.totalBytes,
+    unpooledBytes: plan.unpooledBytes,
   }));
   for (const row of rows) {
     log.line(
@@ -59,24 +75,24 @@ export function planTable(
       } GFLOP in ${row.launches} launches, ${formatBytes(row.totalBytes)}`,
     );
     for (const [category, bytes] of Object.entries(row.bytes)) {
-      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}`);
+      const { unpooledBytes: all } = row;
+      const share = category === "activations" && all > 0
+        ? `, ${(100 * bytes / all).toFixed(0)} % of keeping every intermediate`
+        : "";
+      if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}${share}`);
     }
   }
   const most = Math.max(...rows.map((r) => r.totalBytes));
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
-      `Cannot fit the run: it needs ${formatBytes(most)}, ${
-        formatBytes(available)
-      } are free; use a smaller --batch-size with --accumulate`,
+      `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
+        remedies.join(", or ")
+      }`,
     );
   }
   return { parameters, plans: rows };
 }
 
-/** Says when steps did not count because a gradient was not finite. */
-export function warnSkipped(log: Log, row: { step: number; skipped?: number }): void {
-  if (row.skipped) {
-    log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
-  }
-}
+/** 0.125 -> "13%" */
+export const percent = (share: number): string => `${Math.round(100 * share)}%`;

@@ -15,15 +15,24 @@ import { type DiffusionModel, type ModelConfig, openTokenizer, saveDit } from ".
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
 import { generate } from "../src/train/generate.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
-import { encodeTo, latentBatch } from "../src/train/latents.ts";
+import { encodeTo, type LatentBatch, latentBatches } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
-import { refreshWorkingCopies } from "../src/train/optimizer.ts";
-import { checkSame, command, imageSource, inputRun, openAdapter, runFolder, SEEDS } from "./command.ts";
+import {
+  checkSame,
+  command,
+  imageSource,
+  inputRun,
+  openAdapter,
+  openWorkers,
+  runFolder,
+  SEEDS,
+} from "./command.ts";
 import { samplingOf } from "./sample.ts";
-import { planTable, progressOf, warnSkipped } from "./show.ts";
+import { percent, planTable, progressOf } from "./show.ts";
 
 /** The size that trains in minutes on two cores. */
-const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+/** The smallest DiT: the default of `train-dit`. */
+export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
 
 export const trainDit = command({
   name: "train-dit",
@@ -36,13 +45,20 @@ export const trainDit = command({
   async run(c, { log, line, stopping }) {
     const tokenizerRun = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
+    using workers = openWorkers(c);
     const tokenizer = await openTokenizer(tokenizerRun);
     const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
     const out = runFolder(c.out, "dit");
     const lock = c.dryRun ? undefined : openRun(out, { resume: c.resume !== undefined });
     try {
       const source = c.latents === undefined
-        ? await imageSource(c.data, { length: c.images, seed: SEEDS.train + c.seed }, c.badImage, log)
+        ? await imageSource(
+          c.data,
+          { length: c.images, seed: SEEDS.train + c.seed },
+          c.badImage,
+          workers,
+          log,
+        )
         : undefined;
       const folder = c.latents ?? join(out, "latents");
       if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
@@ -89,11 +105,16 @@ export const trainDit = command({
         ema: c.ema > 0,
         seed: c.seed,
         precision: c.precision,
+        checkpoint: c.checkpoint,
       });
       const program = diffusion.capture();
       const parameters = { dit: countParameters(dit) };
       if (c.dryRun || !latents) {
-        return planTable(parameters, [{ name: "diffusion", steps: c.steps, plan: program.plan }], log);
+        const plans = [{ name: "diffusion", steps: c.steps, plan: program.plan }];
+        return planTable(parameters, plans, log, [
+          ...c.checkpoint ? [] : ["--checkpoint"],
+          "a smaller --batch-size",
+        ]);
       }
 
       const resume = c.resume === undefined
@@ -117,28 +138,33 @@ export const trainDit = command({
       dit.init(new Initializer(c.seed));
       const progress = progressOf(log, [["diffusion", c.steps]]);
       progress.begin("diffusion");
-      await program.prepare(progress.compile);
       if (resume) {
         await restore(diffusion.state(), resume.file);
         resume.file.close();
-      } else await diffusion.optimizer.startEma();
-      await refreshWorkingCopies([diffusion.set]);
-      const done = await trainLoop({
-        from: resume?.step ?? 0,
+      } else {
+        await diffusion.set.materialise();
+        await diffusion.optimizer.startEma();
+      }
+      await diffusion.prepare(program, progress.compile);
+      const from = resume?.step ?? 0;
+      const stream = latentBatches(latents, {
+        batchSize: c.batchSize,
+        seed: c.seed,
+        step: from,
+        end: c.steps,
+        flip: c.flip,
+      });
+      const { done, dataWait } = await trainLoop({
+        from,
         to: c.steps,
         meter: diffusion.meter,
         meters: DIFFUSION_METERS,
-        progress: diffusion.optimizer.progress,
+        optimizers: [diffusion.optimizer],
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,
         stepBytes: c.batchSize * shape[0] * shape[1] * shape[2] * 4,
-        async step(n) {
-          const { x, labels } = await latentBatch(latents, {
-            batchSize: c.batchSize,
-            seed: c.seed,
-            step: n,
-            flip: c.flip,
-          });
+        data: async () => (await stream.next()).value as LatentBatch,
+        async step(n, { x, labels }) {
           diffusion.optimizer.set({
             lr: c.lr * schedule(n, c.steps, c.warmup, c.lrEnd),
             beta1: c.beta1,
@@ -153,7 +179,7 @@ export const trainDit = command({
         },
         onStep: progress.step,
         onLog: (row) => {
-          warnSkipped(log, row);
+          progress.row(row);
           log.event("step", { ...row });
         },
         save: async (n) =>
@@ -177,8 +203,9 @@ export const trainDit = command({
       await saveDit(out, dit, description);
       await drawSamples(out, { dit, config: description }, tokenizer, c.seed);
       await writeReport(out, { title: "Diffusion training", line });
+      log.line(`${percent(dataWait)} of the training time was spent waiting for data`);
       log.line(`model: ${join(out, "model")}, report: ${join(out, "report.html")}`);
-      return { out, finished: true, steps: c.steps, parameters: parameters.dit };
+      return { out, finished: true, steps: c.steps, parameters: parameters.dit, data_wait: dataWait };
     } finally {
       lock?.release();
     }

@@ -100,6 +100,18 @@ Deno.test("attention() and its gradients match the reference", async () => {
   });
 });
 
+Deno.test("attention() to many keys, which streams, matches the reference too", async () => {
+  await checkOp({
+    op: attention,
+    reference: attentionReference,
+    shapes: [[3, 2, 8], [70, 1, 4], [5, 1, 6]].map(([T, NH, HS]) =>
+      [T, 520, 520].map((n) => [1, n, NH, HS]) as number[][]
+    ),
+    tolerance: 5e-6,
+    gradientTolerance: 5e-5,
+  });
+});
+
 Deno.test("attention() of wide heads, which is matrix products, matches the reference too", async () => {
   await checkOp({
     op: attention,

@@ -12,7 +12,7 @@ import { capture, type Program } from "../src/gpu/program.ts";
 import { Initializer } from "../src/init.ts";
 import { Dit, ditConfig } from "../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
-import type { ParameterSet } from "../src/nn.ts";
+import type { ParameterSet } from "../src/parameter_set.ts";
 import { attention } from "../src/ops/attention.ts";
 import { conv2d } from "../src/ops/conv.ts";
 import { add, gelu, mul, scale, shift, silu, square, sub } from "../src/ops/math.ts";
@@ -261,7 +261,7 @@ async function wholeStep(
   };
 }
 
-Deno.test("a DiT's training step has the same gradients when merged, in 60 % of the launches", async () => {
+Deno.test("a DiT's training step has the same gradients when merged, in two thirds of the launches", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const dit = new Dit(ditConfig.parse({
@@ -284,7 +284,7 @@ Deno.test("a DiT's training step has the same gradients when merged, in 60 % of 
       { x: randomArray(3 * 16 * 8, 1), labels: Uint32Array.of(0, 1, 2) },
     );
     assert(worst < 1e-5, `${profile}: ${worst}`);
-    assert(merged < 0.6 * plain, `${profile}: ${plain} launches became ${merged}`);
+    assert(merged < 0.667 * plain, `${profile}: ${plain} launches became ${merged}`);
     diffusion.destroy();
   }
 });

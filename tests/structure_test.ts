@@ -37,7 +37,7 @@ const LAYERS: [RegExp, number][] = [
   [/^src\/autograd\.ts$/, 3],
   [/^src\/io\//, 3],
   [/^src\/ops\//, 4],
-  [/^src\/(nn|init)\.ts$/, 5],
+  [/^src\/(nn|init|parameter_set|recompute)\.ts$/, 5],
   [/^src\/models\//, 6],
   [/^src\/metrics\//, 7],
   [/^src\/train\//, 8],
@@ -100,6 +100,17 @@ Deno.test("no file is longer than 400 lines, or called utils or index", () => {
 
 Deno.test("every file begins by saying what it owns", () => {
   assertEquals([...SOURCES, ...WGSL].filter((path) => !/^(\/\/ |\/\*\*)/.test(read(path))), []);
+});
+
+Deno.test("a compiled program brings along what is opened by its path", () => {
+  const included = [...read("deno.json").matchAll(/--include (\S+)/g)].map((m) => m[1] as string);
+  const opened = product.filter((path) => path.startsWith("src/")).flatMap((path) =>
+    [...read(path).matchAll(/new URL\("([^"]+)", import\.meta\.url\)/g)].map((m) =>
+      relative(TOP, join(TOP, path, "..", m[1] as string))
+    )
+  );
+  assertEquals(opened.includes("src/io/image_worker.ts"), true);
+  assertEquals(opened.filter((path) => !included.some((i) => path === i || path.startsWith(`${i}/`))), []);
 });
 
 Deno.test("the top level holds what it should and nothing else", () => {

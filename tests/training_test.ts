@@ -3,89 +3,15 @@
 import { assert } from "@std/assert";
 import { Shapes } from "../src/io/shapes.ts";
 import { gather } from "../src/io/source.ts";
-import { Discriminator } from "../src/models/discriminator.ts";
 import { Dit, ditConfig } from "../src/models/dit.ts";
-import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import { Initializer } from "../src/init.ts";
 import { normal } from "../src/philox.ts";
 import { readTensor } from "../src/tensor.ts";
-import { Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "../src/train/alignment.ts";
+import { type Alignment, METERS, type Stage, StageRun } from "../src/train/alignment.ts";
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
-import { openEncoder } from "../src/train/encoders.ts";
 import { Sampler, timeGrid } from "../src/train/sampling.ts";
+import { alignment, HYPER, OPTIONS, STAGES } from "./alignment.ts";
 import { relativeError, testDevice } from "./check.ts";
-
-const OPTIONS: AlignmentOptions = {
-  batchSize: 4,
-  accumulate: 1,
-  imageSize: 32,
-  semanticLoss: "l2",
-  semanticAt: "after",
-};
-const LOSSES = { l1: 1, perceptual: 0.01, gan: 0, semantic: 0 };
-const STAGES: Record<Stage["name"], Stage> = {
-  latent: {
-    name: "latent",
-    train: ["adapter", "decoder"],
-    losses: LOSSES,
-    steps: 30,
-    lr: 2e-3,
-    encoderLr: 0,
-    ema: 0,
-    ganStart: 0,
-  },
-  perceptual: {
-    name: "perceptual",
-    train: ["encoder", "adapter", "decoder"],
-    losses: { ...LOSSES, semantic: 0.5 },
-    steps: 30,
-    lr: 1e-3,
-    encoderLr: 1,
-    ema: 0.9,
-    ganStart: 0,
-  },
-  refine: {
-    name: "refine",
-    train: ["decoder"],
-    losses: { ...LOSSES, gan: 0.1 },
-    steps: 30,
-    lr: 1e-3,
-    encoderLr: 0,
-    ema: 0,
-    ganStart: 0,
-  },
-};
-const HYPER = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 };
-
-async function alignment(): Promise<Alignment> {
-  await testDevice();
-  const encoder = await openEncoder();
-  const tokenizer = new Tokenizer(tokenizerConfig.parse({
-    image_size: 32,
-    encoder: encoder.config,
-    image_mean: encoder.preprocessor.mean,
-    image_std: encoder.preprocessor.std,
-    adapter_hidden: 48,
-    decoder: {
-      ch: 8,
-      ch_mult: [1, 1, 2, 4],
-      num_res_blocks: 0,
-      attn_resolutions: [],
-      resolution: 32,
-      z_channels: 8,
-      groups: 4,
-    },
-  }));
-  const discriminator = new Discriminator({ ndf: 8, n_layers: 2 });
-  const made = new Alignment(tokenizer, discriminator);
-  const init = new Initializer(0);
-  tokenizer.init(init);
-  discriminator.init(init);
-  await encoder.load(tokenizer.encoder);
-  await made.setReference();
-  await made.setAnchor();
-  return made;
-}
 
 /** Means of the meters over the first and the last third of `steps` on one batch. */
 async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stage.steps) {

@@ -22,6 +22,12 @@ export interface Counters {
   submits: number;
 }
 
+/** Bytes of the buffers and textures that exist on the device, and the most that existed at once since it was set. */
+export interface DeviceMemory {
+  live: number;
+  peak: number;
+}
+
 export interface AdapterFacts {
   vendor: string;
   architecture: string;
@@ -46,9 +52,26 @@ const LIMITS = [
   "minUniformBufferOffsetAlignment",
 ] as const;
 
+/** Which device's memory a resource counts in; what is not here was released already. */
+const owners = new WeakMap<GPUBuffer | GPUTexture, { memory: DeviceMemory; bytes: number }>();
+
+/** Bytes of the buffer that holds `bytes`: kernels see vectors of four words. */
+export function bufferBytes(bytes: number): number {
+  return Math.max(16, Math.ceil(bytes / 16) * 16);
+}
+
+/** Destroys a buffer or texture, and takes it off its device's memory. */
+export function release(resource: GPUBuffer | GPUTexture): void {
+  const owner = owners.get(resource);
+  if (owner) owner.memory.live -= owner.bytes;
+  owners.delete(resource);
+  resource.destroy();
+}
+
 /** An open device. Made by {@link openDevice}; reached through {@link device}. */
 export class Device {
   readonly counters: Counters = { buffers: 0, bindGroups: 0, pipelines: 0, submits: 0 };
+  readonly memory: DeviceMemory = { live: 0, peak: 0 };
   /** Why the device was lost, once it is. */
   lost: string | undefined;
   /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
@@ -73,17 +96,26 @@ export class Device {
 
   /** Creates a buffer of `bytes` (rounded up to 16) under an error scope; throws GpuError when refused. */
   async createBuffer(bytes: number, usage: number, label: string): Promise<GPUBuffer> {
-    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    const size = bufferBytes(bytes);
     if (size > this.limits.maxBufferSize) {
       throw new GpuError(
         `Cannot allocate "${label}": it needs ${size} bytes, the adapter allows ${this.limits.maxBufferSize} a buffer`,
       );
     }
     this.counters.buffers++;
-    return await this.scoped(
+    const buffer = await this.scoped(
       `allocate ${size} bytes for "${label}"`,
       () => this.gpu.createBuffer({ size, usage, label }),
     );
+    return this.own(buffer, size);
+  }
+
+  /** Counts a resource of `bytes` that was just made; {@link release} takes it off again. */
+  own<T extends GPUBuffer | GPUTexture>(resource: T, bytes: number): T {
+    owners.set(resource, { memory: this.memory, bytes });
+    this.memory.live += bytes;
+    this.memory.peak = Math.max(this.memory.peak, this.memory.live);
+    return resource;
   }
 
   /**
@@ -103,7 +135,11 @@ export class Device {
     }
     const validation = await this.gpu.popErrorScope();
     const memory = await this.gpu.popErrorScope();
-    if (memory) throw new GpuError(`Cannot ${action}: out of device memory (${memory.message})`);
+    if (memory) {
+      throw new GpuError(
+        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --checkpoint where training`,
+      );
+    }
     if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
     if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
     return made as T;

@@ -39,7 +39,7 @@ const FORMS: Readonly<Record<string, Form>> = {
 
 /**
  * Packing rounds to nearest, ties to even; drivers' own packing may truncate, and may turn what is too large into the
- * largest half. What is not finite becomes an infinity: that is how an overflow of the loss scale is noticed.
+ * largest half. What is not finite becomes an infinity, so that a gradient that overflows is noticed.
  */
 const HELPERS = `
 fn from_halves1(pair: u32, at: u32) -> f32 { return unpack2x16float(pair)[at & 1u]; }

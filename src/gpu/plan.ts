@@ -3,10 +3,11 @@
 // memory is the peak of what lives at once and not the sum. Nothing is allocated here.
 
 import { GpuError } from "../errors.ts";
-import { device } from "./device.ts";
+import { bufferBytes, device } from "./device.ts";
 import type { Launch } from "./kernel.ts";
 import { COPY } from "./memory.ts";
 import { fuse } from "./fuse.ts";
+import { packParams } from "./params.ts";
 import { stagingBytes } from "./staging.ts";
 import type { Category, Storage } from "./storage.ts";
 
@@ -22,9 +23,14 @@ export interface Plan {
   readonly places: ReadonlyMap<Storage, Place>;
   /** Bytes of each physical buffer of the pool. */
   readonly slots: readonly number[];
-  /** Bytes on the device by category; `activations` is the pool and the textures that operands are staged in. */
-  readonly bytes: Readonly<Record<Category, number>>;
+  /**
+   * Bytes on the device by category; `activations` is the pool and the textures that operands are staged in, `workspace`
+   * the parameters of the launches. What is prepared takes these bytes and no more.
+   */
+  readonly bytes: Readonly<Record<Category | "workspace", number>>;
   readonly totalBytes: number;
+  /** Bytes that the activations would take if each kept memory of its own: what the pool is measured against. */
+  readonly unpooledBytes: number;
   /** Floating-point operations of one run, as the ops declare them. */
   readonly flops: number;
   /** Launches recorded before anything was dropped or merged. */
@@ -40,7 +46,7 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
   const places = new Map<Storage, Place>();
   const slots = assignSlots(launches, outputs, alias, places);
 
-  const bytes: Record<Category, number> = {
+  const bytes: Record<Category | "workspace", number> = {
     parameters: 0,
     gradients: 0,
     optimizer: 0,
@@ -48,9 +54,10 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
     inputs: 0,
     outputs: 0,
     activations: [...slots, ...stagingBytes(launches).values()].reduce((a, b) => a + b, 0),
+    workspace: packParams(launches).bytes.length,
   };
   for (const root of new Set([...places.values()].filter((p) => p.slot < 0).map((p) => p.root))) {
-    bytes[root.persistent ? root.category : "outputs"] += root.bytes;
+    bytes[root.persistent ? root.category : "outputs"] += bufferBytes(root.bytes);
   }
   const limit = device().limits.maxStorageBufferBindingSize;
   for (const storage of places.keys()) {
@@ -67,6 +74,7 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
     slots,
     bytes,
     totalBytes: Object.values(bytes).reduce((a, b) => a + b, 0),
+    unpooledBytes: [...places].reduce((sum, [s, { slot }]) => slot < 0 ? sum : sum + bufferBytes(s.bytes), 0),
     flops: launches.reduce((sum, l) => sum + l.flops, 0),
     recorded: recorded.length,
   };
@@ -179,7 +187,7 @@ function assignSlots(
   const slots: { bytes: number; spans: [number, number][] }[] = [];
   for (const [storage, span] of order) {
     let slot = slots.findIndex((s) => s.spans.every(([from, to]) => to < span[0] || span[1] < from));
-    if (slot < 0) slot = slots.push({ bytes: Math.ceil(storage.bytes / 16) * 16, spans: [] }) - 1;
+    if (slot < 0) slot = slots.push({ bytes: bufferBytes(storage.bytes), spans: [] }) - 1;
     slots[slot]?.spans.push(span);
     places.set(storage, { root: storage, offset: 0, slot });
   }

@@ -3,9 +3,10 @@
 // command buffer and one submit. What is not captured cannot run: there is no eager mode to drift away from.
 
 import { GpuError } from "../errors.ts";
-import { device } from "./device.ts";
+import { device, release } from "./device.ts";
 import { type Kernel, type Launch, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
+import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./staging.ts";
 import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
 
@@ -144,13 +145,13 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
       });
     }
     query.destroy();
-    resolved.destroy();
+    release(resolved);
     return [...times.values()].sort((a, b) => b.milliseconds - a.milliseconds);
   }
 
   /** Frees everything that the program owns; persistent storages stay. */
   destroy(): void {
-    for (const buffer of [...this.#pool, ...this.#owned, ...this.#outputs.values()]) buffer.destroy();
+    for (const buffer of [...this.#pool, ...this.#owned, ...this.#outputs.values()]) release(buffer);
     this.#pool = [];
     this.#owned = [];
     this.#outputs.clear();
@@ -185,29 +186,13 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return encoder.finish();
   }
 
-  /** All launches' parameters in one uniform buffer, equal ones stored once. Returns the offset of each launch. */
-  async #writeParams(): Promise<{ buffer: GPUBuffer | undefined; offsets: number[] }> {
-    const align = device().limits.minUniformBufferOffsetAlignment;
-    const seen = new Map<string, number>();
-    const chunks: Uint8Array[] = [];
-    let size = 0;
-    const offsets = this.plan.launches.map(({ params }) => {
-      if (!params) return -1;
-      const key = params.join();
-      let offset = seen.get(key);
-      if (offset === undefined) {
-        seen.set(key, offset = size);
-        chunks[offset / align] = params;
-        size += Math.ceil(params.byteLength / align) * align;
-      }
-      return offset;
-    });
-    if (size === 0) return { buffer: undefined, offsets };
-    const all = new Uint8Array(size);
-    chunks.forEach((chunk, i) => all.set(chunk, i * align));
+  /** All launches' parameters in one uniform buffer, and the offset of each launch in it. */
+  async #writeParams(): Promise<{ buffer: GPUBuffer | undefined; offsets: readonly number[] }> {
+    const { bytes, offsets } = packParams(this.plan.launches);
+    if (bytes.length === 0) return { buffer: undefined, offsets };
     const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
-    const buffer = await device().createBuffer(size, usage, `${this.label} parameters`);
-    device().gpu.queue.writeBuffer(buffer, 0, all);
+    const buffer = await device().createBuffer(bytes.length, usage, `${this.label} parameters`);
+    device().gpu.queue.writeBuffer(buffer, 0, bytes);
     this.#owned.push(buffer);
     return { buffer, offsets };
   }

@@ -3,7 +3,7 @@
 // their operands are copied into textures first. A kernel asks for it by declaring a binding as `texture_2d<f32>`; the
 // launch still passes a buffer. Texel t of the buffer (four f32, or four halves) is at (t % TEXELS, t / TEXELS).
 
-import { device } from "./device.ts";
+import { device, release } from "./device.ts";
 import type { Launch } from "./kernel.ts";
 import type { Place } from "./plan.ts";
 import type { Storage } from "./storage.ts";
@@ -68,6 +68,7 @@ export class Staging {
             label: `${label} operand ${key}`,
           }),
       );
+      device().own(texture, rows * row);
       this.#textures.set(key, { texture, view: texture.createView() });
     }
   }
@@ -94,7 +95,7 @@ export class Staging {
   }
 
   destroy(): void {
-    for (const { texture } of this.#textures.values()) texture.destroy();
+    for (const { texture } of this.#textures.values()) release(texture);
     this.#textures.clear();
     this.#holds.clear();
   }

@@ -4,7 +4,7 @@
 // and the optimizer is one launch.
 
 import { GpuError } from "../errors.ts";
-import { device } from "./device.ts";
+import { device, release } from "./device.ts";
 
 /** What a storage is for; `program.plan` reports bytes by these. */
 export type Category =
@@ -131,8 +131,9 @@ export class Storage {
   }
 
   destroy(): void {
-    this.root.#buffer?.destroy();
-    this.root.#buffer = undefined;
+    const { root } = this;
+    if (root.#buffer) release(root.#buffer);
+    root.#buffer = undefined;
   }
 }
 
@@ -163,7 +164,8 @@ function write(storage: Storage, data: HostArray): void {
 export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
   const { gpu } = device();
   const size = Math.ceil(bytes / 4) * 4;
-  const staging = gpu.createBuffer({ size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+  const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
+  const staging = device().own(gpu.createBuffer({ size, usage }), size);
   try {
     const encoder = gpu.createCommandEncoder();
     encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
@@ -173,6 +175,6 @@ export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: numbe
     if (failed) throw new GpuError(`Cannot read ${bytes} bytes back from the device: ${failed.message}`);
     return staging.getMappedRange().slice(0, bytes);
   } finally {
-    staging.destroy();
+    release(staging);
   }
 }

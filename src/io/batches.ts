@@ -1,7 +1,8 @@
 // The stream of training batches: step s depends on (seed, s) alone, so a resumed run goes on with the very images that
-// the interrupted one would have seen, and nothing has to be saved. The next batch is made while the device works.
+// the interrupted one would have seen, and nothing has to be saved. The next batches are made while the device works.
 
 import { uniform } from "../philox.ts";
+import { ahead, depthOf } from "./ahead.ts";
 import { type Batch, batchIndices, gather, type ImageSource } from "./source.ts";
 
 export interface BatchOptions {
@@ -10,15 +11,17 @@ export interface BatchOptions {
   seed: number;
   /** First step (0). */
   step?: number;
+  /** Step to stop before (none). */
+  end?: number;
   /** Mirrors every second image or so, left to right (false). */
   flip?: boolean;
 }
 
 const FLIP_STREAM = 0xf11b;
 
-/** Batches of the steps `step`, `step` + 1, ... without end; leave the loop when there have been enough. */
-export async function* batches(source: ImageSource, options: BatchOptions): AsyncGenerator<Batch, never> {
-  const { batchSize, imageSize, seed, step = 0, flip = false } = options;
+/** Batches of the steps `step` to `end` - 1. A damaged image's error comes when its step has come. */
+export function batches(source: ImageSource, options: BatchOptions): AsyncGenerator<Batch, void> {
+  const { batchSize, imageSize, seed, step = 0, end = Infinity, flip = false } = options;
   const make = async (n: number): Promise<Batch> => {
     const batch = await gather(source, batchIndices(source.length, batchSize, seed, n), imageSize);
     if (flip) {
@@ -27,13 +30,7 @@ export async function* batches(source: ImageSource, options: BatchOptions): Asyn
     }
     return batch;
   };
-  let next = make(step);
-  for (let n = step;; n++) {
-    const batch = await next;
-    next = make(n + 1);
-    next.catch(() => {}); // reported when its turn comes, if it does
-    yield batch;
-  }
+  return ahead(make, { from: step, to: end, depth: depthOf(source, 12 * batchSize * imageSize ** 2) });
 }
 
 /** Mirrors image `i` of `[B,size,size,3]` in place. */

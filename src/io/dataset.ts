@@ -6,8 +6,9 @@ import { createHash } from "node:crypto";
 import { basename, extname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { explained } from "./files.ts";
-import { readImage, toFloat } from "./image.ts";
-import { resizeAndCrop } from "./resize.ts";
+import type { Job } from "./jobs.ts";
+import { Workers } from "./workers.ts";
+import type { Pixels } from "./preprocess.ts";
 import type { ImageSource } from "./source.ts";
 
 const EXTENSIONS = new Set([".png", ".jpg", ".jpeg", ".webp"]);
@@ -23,7 +24,11 @@ export interface FolderOptions {
   badImage?: BadImage | undefined;
   /** Told once about each file that is skipped. */
   onBad?: (message: string) => void;
+  /** Where images are decoded; on the calling thread when absent. */
+  workers?: Workers | undefined;
 }
+
+const NONE = new Workers(0);
 
 /** An image file: its path from the root with "/" between the parts. */
 interface Entry {
@@ -68,16 +73,26 @@ export class Folder implements ImageSource {
     return hash.digest("hex").slice(0, 16);
   }
 
+  get parallel(): number {
+    return this.options.workers?.count ?? 0;
+  }
+
   /** Shorter side to `size` (bicubic), central square. @throws UsageError for a damaged file, see FolderOptions */
   async image(i: number, size: number): Promise<Float32Array> {
-    const { badImage = this.length < FEW ? "error" : "skip", onBad } = this.options;
+    return (await this.pixels(i, (path) => ({ kind: "square", path, size }))).data;
+  }
+
+  /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */
+  async pixels(i: number, jobOf: (path: string) => Job): Promise<Pixels> {
+    const { badImage = this.length < FEW ? "error" : "skip", onBad, workers = NONE } = this.options;
     for (let k = 0; k < this.length; k++) {
       const { name, path, label } = this.#entry((i + k) % this.length);
       if (label !== this.label(i) || this.bad.has(name)) continue;
       try {
-        return toFloat(resizeAndCrop(await readImage(path), size).data);
+        return await workers.run(jobOf(path));
       } catch (error) {
         if (badImage === "error" || !(error instanceof UsageError)) throw error;
+        if (this.bad.has(name)) continue; // another image has met it meanwhile
         this.bad.add(name);
         onBad?.(error.message);
       }

@@ -39,45 +39,50 @@ export class Shapes implements ImageSource {
   }
 
   image(i: number, size: number): Float32Array {
-    const random = uniform(this.seed, STREAM, 24, 0, i);
-    let drawn = 0;
-    const next = (low = 0, high = 1) => low + (high - low) * (random[drawn++] as number);
+    return drawShape(this.seed, i, size);
+  }
+}
 
-    const x0 = next(-0.15, 0.15), y0 = next(-0.15, 0.15), scale = next(0.7, 0.95), turn = next(-0.35, 0.35);
-    const front = [next(), next(), next()];
-    let back = [next(), next(), next()];
-    const contrast = back.reduce((sum, c, k) => sum + Math.abs(c - (front[k] as number)), 0);
-    if (contrast < 0.9) back = front.map((c) => (c + 0.5) % 1);
-    const slopeX = next(-0.1, 0.1), slopeY = next(-0.1, 0.1); // the background's gradient
-    const striped = next() < 0.4,
-      stripes = next(5, 8),
-      strength = next(0.08, 0.16),
-      direction = next(0, Math.PI);
-    const [cos, sin] = [Math.cos(turn), Math.sin(turn)];
-    const [along, across] = [Math.cos(direction), Math.sin(direction)];
-    const inside = (SHAPES[this.label(i)] as (typeof SHAPES)[number])[1];
+/** Image `i` of `seed`: `[size,size,3]` in [-1,1]. */
+export function drawShape(seed: number, i: number, size: number): Float32Array<ArrayBuffer> {
+  const random = uniform(seed, STREAM, 24, 0, i);
+  let drawn = 0;
+  const next = (low = 0, high = 1) => low + (high - low) * (random[drawn++] as number);
 
-    const pixels = new Float32Array(size * size * 3);
-    const n = size * SUPERSAMPLING;
-    for (let row = 0; row < size; row++) {
-      for (let column = 0; column < size; column++) {
-        let hits = 0;
-        for (let sub = 0; sub < SUPERSAMPLING ** 2; sub++) {
-          const x = (2 * (column * SUPERSAMPLING + sub % SUPERSAMPLING) + 1) / n - 1 - x0;
-          const y = (2 * (row * SUPERSAMPLING + Math.floor(sub / SUPERSAMPLING)) + 1) / n - 1 - y0;
-          const u = (x * cos + y * sin) / scale, v = (y * cos - x * sin) / scale;
-          if (inside(u, v, Math.hypot(u, v), Math.atan2(v, u))) hits++;
-        }
-        const cover = hits / SUPERSAMPLING ** 2;
-        const x = (2 * column + 1) / size - 1, y = (2 * row + 1) / size - 1;
-        const wave = striped ? strength * Math.sin(stripes * (x * along + y * across)) : 0;
-        const slope = slopeX * x + slopeY * y;
-        for (let c = 0; c < 3; c++) {
-          const value = cover * ((front[c] as number) + wave) + (1 - cover) * ((back[c] as number) + slope);
-          pixels[(row * size + column) * 3 + c] = 2 * Math.min(1, Math.max(0, value)) - 1;
-        }
+  const x0 = next(-0.15, 0.15), y0 = next(-0.15, 0.15), scale = next(0.7, 0.95), turn = next(-0.35, 0.35);
+  const front = [next(), next(), next()];
+  let back = [next(), next(), next()];
+  const contrast = back.reduce((sum, c, k) => sum + Math.abs(c - (front[k] as number)), 0);
+  if (contrast < 0.9) back = front.map((c) => (c + 0.5) % 1);
+  const slopeX = next(-0.1, 0.1), slopeY = next(-0.1, 0.1); // the background's gradient
+  const striped = next() < 0.4,
+    stripes = next(5, 8),
+    strength = next(0.08, 0.16),
+    direction = next(0, Math.PI);
+  const [cos, sin] = [Math.cos(turn), Math.sin(turn)];
+  const [along, across] = [Math.cos(direction), Math.sin(direction)];
+  const inside = (SHAPES[i % SHAPES.length] as (typeof SHAPES)[number])[1];
+
+  const pixels = new Float32Array(size * size * 3);
+  const n = size * SUPERSAMPLING;
+  for (let row = 0; row < size; row++) {
+    for (let column = 0; column < size; column++) {
+      let hits = 0;
+      for (let sub = 0; sub < SUPERSAMPLING ** 2; sub++) {
+        const x = (2 * (column * SUPERSAMPLING + sub % SUPERSAMPLING) + 1) / n - 1 - x0;
+        const y = (2 * (row * SUPERSAMPLING + Math.floor(sub / SUPERSAMPLING)) + 1) / n - 1 - y0;
+        const u = (x * cos + y * sin) / scale, v = (y * cos - x * sin) / scale;
+        if (inside(u, v, Math.hypot(u, v), Math.atan2(v, u))) hits++;
+      }
+      const cover = hits / SUPERSAMPLING ** 2;
+      const x = (2 * column + 1) / size - 1, y = (2 * row + 1) / size - 1;
+      const wave = striped ? strength * Math.sin(stripes * (x * along + y * across)) : 0;
+      const slope = slopeX * x + slopeY * y;
+      for (let c = 0; c < 3; c++) {
+        const value = cover * ((front[c] as number) + wave) + (1 - cover) * ((back[c] as number) + slope);
+        pixels[(row * size + column) * 3 + c] = 2 * Math.min(1, Math.max(0, value)) - 1;
       }
     }
-    return pixels;
   }
+  return pixels;
 }

@@ -8,6 +8,8 @@ export interface ImageSource {
   readonly length: number;
   /** Class names; a label is an index into them. Empty where images have no classes. */
   readonly classes: readonly string[];
+  /** How many images are made at the same time, off the calling thread (0). */
+  readonly parallel?: number;
   label(i: number): number;
   name(i: number): string;
   /** Pixels in [-1,1], channels-last [size, size, 3]. */
@@ -25,10 +27,13 @@ export interface Batch {
 export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
   const images = new Float32Array(indices.length * size * size * 3);
   const labels = new Uint32Array(indices.length);
-  await Promise.all(indices.map(async (i, k) => {
-    images.set(await source.image(i, size), k * size * size * 3);
+  const made = indices.map(async (i) => await source.image(i, size));
+  made.forEach((image) => image.catch(() => {}));
+  // One after another, so that of several damaged images the first one is reported.
+  for (const [k, i] of indices.entries()) {
+    images.set(await made[k] as Float32Array, k * size * size * 3);
     labels[k] = source.label(i);
-  }));
+  }
   return { images, labels, indices: [...indices] };
 }
 
@@ -61,6 +66,7 @@ export function part(source: ImageSource, from: number, to: number): ImageSource
   return {
     length: Math.max(0, to - from),
     classes: source.classes,
+    parallel: source.parallel ?? 0,
     label: (i) => source.label(from + i),
     name: (i) => source.name(from + i),
     image: (i, size) => source.image(from + i, size),
@@ -72,6 +78,7 @@ export function halves(source: ImageSource): [ImageSource, ImageSource] {
   const half = (odd: number): ImageSource => ({
     length: Math.floor((source.length + 1 - odd) / 2),
     classes: source.classes,
+    parallel: source.parallel ?? 0,
     label: (i) => source.label(2 * i + odd),
     name: (i) => source.name(2 * i + odd),
     image: (i, size) => source.image(2 * i + odd, size),

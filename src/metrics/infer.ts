@@ -1,7 +1,8 @@
 // Running a captured program over any number of images: fixed batches, the last one padded, results cut to what is real.
-// The next batch is made and runs while the caller looks at the latest one.
+// The next batch runs, and more are made, while the caller looks at the latest one.
 
 import type { Program } from "../gpu/program.ts";
+import { ahead, depthOf } from "../io/ahead.ts";
 import { type Batch, gather, type ImageSource } from "../io/source.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Features } from "./frechet.ts";
@@ -25,17 +26,19 @@ export async function* infer<K extends string>(
   n: number = source.length,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
-  const start = async (first: number): Promise<Batch | undefined> => {
-    if (first >= n) return undefined;
-    const batch = await gather(source, Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1)), S);
-    program.run({ x: batch.images });
-    return batch;
+  const make = (k: number) =>
+    gather(source, Array.from({ length: B }, (_, i) => Math.min(k * B + i, n - 1)), S);
+  const batches = ahead(make, { to: Math.ceil(n / B), depth: depthOf(source, 12 * B * S * S) });
+  const start = async (): Promise<Batch | undefined> => {
+    const { value } = await batches.next();
+    if (value) program.run({ x: value.images });
+    return value ?? undefined;
   };
-  let batch = await start(0);
+  let batch = await start();
   for (let first = 0; batch; first += B) {
     const count = Math.min(B, n - first), { images, labels } = batch;
     const outputs = await readOutputs(program, count);
-    const next = start(first + B);
+    const next = start();
     next.catch(() => {}); // reported when its turn comes, if it does
     yield {
       first,

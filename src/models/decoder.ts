@@ -8,6 +8,7 @@ import { add } from "../ops/math.ts";
 import { upsampleNearest2x } from "../ops/pool.ts";
 import { reshape } from "../ops/shape.ts";
 import { Conv2d, GroupNorm } from "../nn.ts";
+import { through } from "../recompute.ts";
 import type { Initializer } from "../init.ts";
 import { check, type Tensor } from "../tensor.ts";
 
@@ -91,8 +92,8 @@ export class Middle {
   }
 
   forward(x: Tensor): Tensor {
-    const y = this.block_1.forward(x);
-    return this.block_2.forward(this.attn_1?.forward(y) ?? y);
+    const { block_1, attn_1, block_2 } = this;
+    return [block_1, attn_1, block_2].reduce((y, part) => part ? pass(part, y) : y, x);
   }
 }
 
@@ -104,10 +105,13 @@ export interface Level {
 
 export function throughLevel({ block, attn }: Level, x: Tensor): Tensor {
   return block.reduce((y, b, i) => {
-    const z = b.forward(y);
-    return attn[i]?.forward(z) ?? z;
+    const z = pass(b, y), a = attn[i];
+    return a ? pass(a, z) : z;
   }, x);
 }
+
+/** Through a block that may be recomputed in the backward pass. */
+const pass = (block: ResBlock | AttnBlock, x: Tensor) => through(block, (x) => block.forward(x), x);
 
 /** Channels of each level, highest resolution first. @throws ShapeError when group norm cannot divide them */
 export function widthsOf(
@@ -173,9 +177,12 @@ export class Decoder {
     let y = this.mid.forward(this.conv_in.forward(latents)); // [B, h, w, C]
     for (const level of this.up.toReversed()) {
       y = throughLevel(level, y);
-      if (level.upsample) y = level.upsample.conv.forward(upsampleNearest2x(y));
+      const { upsample } = level;
+      if (upsample) y = through(upsample, (y) => upsample.conv.forward(upsampleNearest2x(y)), y);
     }
-    return this.conv_out.forward(this.norm_out.forward(y, { silu: true })); // [B, H, W, 3]
+    const { norm_out, conv_out } = this;
+    const last = (y: Tensor) => conv_out.forward(norm_out.forward(y, { silu: true }));
+    return through({ norm_out, conv_out }, (y) => last(y), y); // [B, H, W, 3]
   }
 
   /** The weight whose gradients balance the adversarial loss. */

@@ -11,6 +11,7 @@ import { gatedAdd, modulate, splitModulation, swiglu } from "../ops/modulate.ts"
 import { rotary, rotaryTables2d } from "../ops/rotary.ts";
 import { reshape, split } from "../ops/shape.ts";
 import { Conv2d, Linear, RmsNorm } from "../nn.ts";
+import { through } from "../recompute.ts";
 import type { Initializer } from "../init.ts";
 import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
 
@@ -240,7 +241,9 @@ export class Dit {
     const time = out.forward(in_.forward(timestepEmbedding(t, TIME_FEATURES), { activation: "silu" })); // [B, C]
     const c = silu(add(time, embedding(this.y_embedder.embedding_table.weight, y))); // [B, C]
     let h = add(reshape(this.x_embedder.proj.forward(x), [B, S * S, C]), this.pos_embed); // [B, T, C]
-    for (const block of this.blocks) h = block.forward(h, c, freqs_cos, freqs_sin);
+    for (const block of this.blocks) {
+      h = through(block, (h, c) => block.forward(h, c, freqs_cos, freqs_sin), h, c);
+    }
     const { norm_final, linear, adaLN_modulation } = this.final_layer;
     const [shift, scale] = splitModulation(adaLN_modulation[1].forward(c), 2) as [Tensor, Tensor];
     h = linear.forward(modulate(norm_final.forward(h), shift, scale)); // [B, T, in_channels]

@@ -6,11 +6,12 @@ import { UsageError } from "../errors.ts";
 import { openModel } from "../io/shards.ts";
 import type { TensorStore } from "../io/tensors.ts";
 import { Conv2d, loadState, type TensorSource } from "../nn.ts";
+import { through } from "../recompute.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { reshape } from "../ops/shape.ts";
-import { constant, type Tensor } from "../tensor.ts";
+import { constant, inPrecision, type Tensor } from "../tensor.ts";
 
 /** Where the weights are published, for messages. */
 export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org/models and " +
@@ -77,13 +78,19 @@ export class Lpips {
     }
     let y = add(mul(x, this.#factor), this.#offset);
     const maps: Tensor[] = [];
-    for (const layer of this.features) {
-      if (layer === "pool") {
-        maps.push(y);
-        y = maxPool(y, { kernel: 2 });
-      } else y = layer === "relu" ? relu(y) : layer.forward(y);
+    for (let from = 0; from < this.features.length;) { // a part: from one pooling to before the next
+      const next = this.features.indexOf("pool", from + 1), to = next < 0 ? this.features.length : next;
+      const layers = this.features.slice(from, to);
+      const part = (x: Tensor) =>
+        layers.reduce(
+          (x, layer) =>
+            layer === "pool" ? maxPool(x, { kernel: 2 }) : layer === "relu" ? relu(x) : layer.forward(x),
+          x,
+        );
+      maps.push(y = through(layers, part, y));
+      from = to;
     }
-    return [...maps, y].map(unit);
+    return maps.map(unit);
   }
 
   /** The distance of each image of one batch from the same one of another: [B]. */
@@ -100,9 +107,12 @@ export class Lpips {
   }
 }
 
-/** x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. */
+/**
+ * x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. Lengths are f32: the square of a
+ * feature of 256 is no half.
+ */
 function unit(x: Tensor): Tensor {
-  const length = sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS));
+  const length = inPrecision("f32", () => sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS)));
   return div(x, shift(length, EPS));
 }
 

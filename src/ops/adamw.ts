@@ -59,6 +59,15 @@ export function lossScale(progress: Tensor): Tensor {
   return reshape(slice(progress, 0, 2, 3), []);
 }
 
+/**
+ * sums += values, unless the step of `norm2` is skipped: what is not finite then would stay in the sums.
+ * @param values f32, as many as `sums`
+ */
+export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
+  check(values.size === sums.size, "add up what a step reports", "the sizes differ", values, sums);
+  kernel(source, "record").launch({ values, sums, norm2 }, { size: sums.size, factor: 1 }, [1]);
+}
+
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */
 export function squaredNorm(flats: readonly Tensor[]): Tensor {
   const [first, ...rest] = flats.map((f) => total(f, "square"));

@@ -1,14 +1,18 @@
-// Scaled dot-product attention with streaming softmax, and its gradients. Vaswani et al. (2017); the recomputing
+// Scaled dot-product attention and its gradients (Vaswani et al., 2017). Of few keys it is matrix products with the T x S
+// matrix of weights in memory, three to four times faster and small then; of many it is streaming softmax, whose recomputing
 // backward pass is FlashAttention's (Dao et al., 2022).
 
 import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from "../../kernels/attention.ts";
+import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
-import { matmul } from "./matmul.ts";
-import { permute, reshape } from "./shape.ts";
-import { softmax } from "./softmax.ts";
+import { gemm } from "./gemm.ts";
+import { rowKernel } from "./rows.ts";
+
+/** From this many keys on, the matrix of weights is not stored. */
+const STREAMING = 512;
 
 /**
  * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
@@ -27,8 +31,9 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     v,
   );
   const [B, T, NH, HS] = q.shape as [number, number, number, number];
-  if (HS > WIDEST_HEAD) return wideAttention(q, k, v);
   const S = k.dim(1);
+  // Products load heads in vectors, or else one number at a time, which is slower than streaming.
+  if (HS > WIDEST_HEAD || (S < STREAMING && HS % 4 === 0)) return attentionByProducts(q, k, v);
   const { profile } = device();
   const text = attentionWgsl(HS, profile);
   const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
@@ -65,12 +70,64 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   return flatten(y, [B, T, NH * HS]);
 }
 
-/** The same as matrix products, with the T x S matrix in memory: for the few wide heads of convolutional autoencoders. */
-function wideAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
-  const [B, T, NH, HS] = q.shape as [number, number, number, number];
-  const [a, b, c] = [q, k, v].map((x) => permute(x, [0, 2, 1, 3])) as [Tensor, Tensor, Tensor]; // [B, NH, T, HS]
-  const weights = softmax(matmul(a, b, { transposeB: true, alpha: HS ** -0.5 })); // [B, NH, T, S]
-  return reshape(permute(matmul(weights, c), [0, 2, 1, 3]), [B, T, NH * HS]);
+/** Elements from one image, head and row to the next. */
+interface Layout {
+  image: number;
+  head: number;
+  row: number;
+}
+
+/** The same as products, batched over images and heads, that read and write heads where they lie. */
+function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
+  const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.dim(1);
+  const scale = HS ** -0.5;
+  const padded = Math.ceil(S / 4) * 4;
+  const matrix = [B, NH, T, padded]; // rows end in zeros
+  const weights: Layout = { image: NH * T * padded, head: T * padded, row: padded };
+  const heads = (length: number): Layout => ({ image: length * NH * HS, head: HS, row: NH * HS });
+  const ofQ = heads(T), ofK = heads(S);
+  /** C = alpha op(A) op(B) for every head of every image; C of shape [B, NH, T, padded] holds scores, which stay f32. */
+  const product = (
+    kind: "nn" | "nt" | "tn",
+    [M, N, K]: readonly [number, number, number],
+    [a, inA]: readonly [Tensor, Layout],
+    [b, inB]: readonly [Tensor, Layout],
+    [shape, inC]: readonly [readonly number[], Layout],
+    alpha = 1,
+  ) =>
+    gemm(a, b, shape, {
+      source: { kind: "plain", transposeA: kind === "tn", transposeB: kind === "nt" },
+      M,
+      N,
+      K,
+      lda: inA.row,
+      ldb: inB.row,
+      ldc: inC.row,
+      batch: { count: B, a: inA.image, b: inB.image, c: inC.image },
+      heads: { count: NH, a: inA.head, b: inB.head, c: inC.head },
+      alpha,
+      paddedRows: inC === weights,
+      whole: inC === weights,
+      vector: HS % 4 === 0,
+    });
+  const toScores = [matrix, weights] as const;
+  const rows = (entry: string) => rowKernel(rowsSource, entry, B * NH * T, padded);
+  const sizes = { rows: B * NH * T, size: S };
+
+  const scores = product("nt", [T, S, HS], [q, ofQ], [k, ofK], toScores, scale);
+  const p = activation(matrix), forward = rows("attention_rows");
+  forward.kernel.launch({ x: scores, y: p }, sizes, forward.grid, { flops: 5 * B * NH * T * S });
+  const y = product("nn", [T, HS, S], [p, weights], [v, ofK], [[B, T, NH * HS], ofQ]);
+  return differentiable(y, [q, k, v], (dy) => {
+    const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
+    const ds = activation(matrix), backward = rows("attention_rows_backward");
+    backward.kernel.launch({ saved: p, dy: dp, dx: ds }, sizes, backward.grid, { flops: 4 * B * NH * T * S });
+    return [
+      product("nn", [T, HS, S], [ds, weights], [k, ofK], [q.shape, ofQ], scale),
+      product("tn", [S, HS, T], [ds, weights], [q, ofQ], [k.shape, ofK], scale),
+      product("tn", [S, HS, T], [p, weights], [dy, ofQ], [v.shape, ofK]),
+    ];
+  });
 }
 
 function flatten(y: Tensor, shape: readonly number[]): Tensor {

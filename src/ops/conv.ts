@@ -87,7 +87,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
     });
     const dweight = gemm(dy, x, weight.shape, {
       source: { kind: "conv_dweight" },
-      gradient: true,
+      whole: true,
       M: Co,
       N: taps * C,
       K: B * Ho * Wo,

@@ -81,7 +81,7 @@ export function linear(
       K: R,
       transposeA: true,
       transposeB: false,
-      gradient: true,
+      whole: true,
     });
     return bias ? [dx, dweight, sumTo(viewAs(dy, [R, N]), [N])] : [dx, dweight];
   });
@@ -97,11 +97,11 @@ interface ProductOptions {
   bias?: Tensor | undefined;
   alpha?: number;
   count?: number;
-  gradient?: boolean;
+  whole?: boolean;
 }
 
 function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
-  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, gradient = false } = o;
+  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
   return gemm(a, b, shape, {
     source: { kind: "plain", transposeA, transposeB },
@@ -111,7 +111,7 @@ function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptio
     lda,
     ldb,
     bias,
-    gradient,
+    whole,
     alpha,
     batch: { count, a: M * K, b: K * N },
     vector: K % 4 === 0 && lda % 4 === 0 && ldb % 4 === 0,

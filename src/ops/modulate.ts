@@ -4,7 +4,7 @@
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor.ts";
+import { activation, check, empty, type Tensor } from "../tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
 import { byWidth } from "./rows.ts";
 import { reshape, split } from "./shape.ts";
@@ -45,7 +45,8 @@ export function swiglu(x: Tensor): Tensor {
     fusion: { loads: ["x"], stores: ["y"] },
   });
   return differentiable(y, [x], (dy) => {
-    const dx = activation(x.shape);
+    // Narrow kernels write single elements, which halves cannot be: H decides, not the 2H of x.
+    const dx = width === 4 ? activation(x.shape) : empty(x.shape);
     kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, {
       flops: 10 * y.size,
       fusion: { loads: ["dy"], stores: ["y"] },

@@ -6,7 +6,7 @@ import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
@@ -114,17 +114,20 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
   );
   if (training !== true) {
     const { mean, variance } = training;
-    return add(mul(div(sub(x, mean), sqrt(shift(variance, eps))), weight), bias);
+    const deviation = inPrecision("f32", () => sqrt(shift(variance, eps)));
+    return add(mul(div(sub(x, mean), deviation), weight), bias);
   }
   const { y, mean, r } = grouped(x, 1, C, weight, bias, eps, false);
   if (running) {
     const m = running.momentum;
-    noGrad(() => {
-      copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
-      const unbiased = m * n / Math.max(1, n - 1);
-      const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
-      copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
-    });
+    noGrad(() =>
+      inPrecision("f32", () => {
+        copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
+        const unbiased = m * n / Math.max(1, n - 1);
+        const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
+        copy(pointwise(update, [running.variance, viewAs(r, [C])], [1 - m, unbiased, eps]), running.variance);
+      })
+    );
   }
   return y;
 }

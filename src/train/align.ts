@@ -1,7 +1,7 @@
 // The alignment from beginning to end: stages in order, checkpoints between them, resume to the same bits. What it leaves
 // is a function of the config, the encoder and the images alone.
 
-import type { ImageSource } from "../io/source.ts";
+import type { Batch, ImageSource } from "../io/source.ts";
 import { batches } from "../io/batches.ts";
 import { restore, type SavedTensor, snapshot, type TensorSource } from "../nn.ts";
 import type { Tensor } from "../tensor.ts";
@@ -34,8 +34,8 @@ export interface AlignHooks {
   onCompile(done: number, total: number): void;
   onStep(stage: Stage, n: number): void;
   onLog(stage: Stage, row: LogRow): void;
-  /** Stage `index` is over; the tokenizer is as it leaves it. */
-  onStageEnd(stage: Stage, index: number): Promise<void>;
+  /** Stage `index` is over; the tokenizer is as it leaves it. @param dataWait share of its time spent waiting for data */
+  onStageEnd(stage: Stage, index: number, dataWait: number): Promise<void>;
   /** Saves a checkpoint after `step` steps in all. */
   save(step: number, tensors: SavedTensor[]): Promise<void>;
   stopping(): boolean;
@@ -70,20 +70,21 @@ export async function runAlignment(
       imageSize: options.imageSize,
       seed: run.seed,
       step: offset + from,
+      end: offset + stage.steps,
       flip: run.flip,
     });
     if (from < stage.steps) await stageRun.program(from, hooks.onCompile);
-    const done = await trainLoop({
+    const { done, dataWait } = await trainLoop({
       from,
       to: stage.steps,
       meter: stageRun.meter,
       meters: METERS,
-      progress: stageRun.optimizer.progress,
+      optimizers: [stageRun.optimizer, ...stageRun.critic ? [stageRun.critic] : []],
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,
       stepBytes: options.batchSize * options.accumulate * options.imageSize ** 2 * 12,
-      async step(n) {
-        const { images } = (await stream.next()).value;
+      data: async () => (await stream.next()).value as Batch,
+      async step(n, { images }) {
         const { optimizer } = run;
         const hyper = {
           lr: stage.lr * schedule(n, stage.steps, optimizer.warmup, optimizer.lrEnd),
@@ -110,7 +111,7 @@ export async function runAlignment(
     }
     await stageRun.finish();
     if (stage.name === "latent") await alignment.setAnchor();
-    await hooks.onStageEnd(stage, index);
+    await hooks.onStageEnd(stage, index, dataWait);
     stageRun.destroy();
     begin = end;
   }

@@ -3,16 +3,18 @@
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
 import { detach, full, grad, gradOf, noGrad } from "../autograd.ts";
-import { addInPlace, copy } from "../gpu/memory.ts";
+import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
 import { Vit } from "../models/vit.ts";
-import { ParameterSet, state } from "../nn.ts";
+import { state } from "../nn.ts";
+import { ParameterSet } from "../parameter_set.ts";
 import { add, mul, scale } from "../ops/math.ts";
-import { concat, reshape, slice } from "../ops/shape.ts";
+import { reshape, slice } from "../ops/shape.ts";
+import { withRecomputation } from "../recompute.ts";
 import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor.ts";
 import {
   adaptiveWeight,
@@ -48,6 +50,8 @@ export interface AlignmentOptions {
   imageSize: number;
   semanticLoss: "l2" | "cosine";
   semanticAt: "after" | "before";
+  /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
+  checkpoint?: boolean;
 }
 
 /** What the meter adds up each step, in this order. */
@@ -194,7 +198,11 @@ export class StageRun {
     return capture(
       `stage ${this.stage.name}`,
       { x },
-      ({ x }) => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+      ({ x }) =>
+        withRecomputation(
+          this.options.checkpoint ?? false,
+          () => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+        ),
     );
   }
 
@@ -218,7 +226,7 @@ export class StageRun {
     const values = METERS.map((name) =>
       name === "grad_norm2" ? norm2 : mean(metered.map((parts) => parts[name]))
     );
-    addInPlace(concat(values.map((v) => reshape(detach(v), [1])), 0), this.meter);
+    this.optimizer.report(values, this.meter);
     return { y: first as Tensor };
   }
 
@@ -264,7 +272,8 @@ export class StageRun {
     if (adversarial && discriminator && critic) {
       parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(parts.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
-      parts.gan_weight = adaptiveWeight(y, tokenizer.decoder.lastLayer, dRec, dGan, losses.gan);
+      const { lastLayer } = tokenizer.decoder;
+      parts.gan_weight = adaptiveWeight(y, lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
       roots.push({ y, dy: shared(mul(dGan, parts.gan_weight)) });
       parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
       ofCritic = grad(parts.discriminator, critic.parameters, critic.scaled(scalar(share)));

@@ -2,17 +2,18 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
-import { detach, noGrad } from "../autograd.ts";
-import { addInPlace } from "../gpu/memory.ts";
+import { noGrad } from "../autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
-import { ParameterSet, state } from "../nn.ts";
+import { state } from "../nn.ts";
+import { ParameterSet } from "../parameter_set.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
-import { concat, reshape } from "../ops/shape.ts";
+import { reshape } from "../ops/shape.ts";
+import { withRecomputation } from "../recompute.ts";
 import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor.ts";
 import { cosineDistance, l2 } from "./losses.ts";
-import { Optimizer } from "./optimizer.ts";
+import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 
 export interface DiffusionOptions {
   batchSize: number;
@@ -24,10 +25,14 @@ export interface DiffusionOptions {
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
+  /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
+  checkpoint?: boolean;
 }
 
 /** What the meter adds up each step, in this order. */
 export const DIFFUSION_METERS = ["loss", "velocity", "direction", "grad_norm2"] as const;
+
+type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
 
 /** Streams of randomness inside a step. */
 const STREAMS = { noise: 1, time: 2, dropout: 3 };
@@ -44,8 +49,8 @@ export class Diffusion {
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
-  capture(): Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }> {
+  /** Records one step, to be made ready by {@link prepare}: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
+  capture(): DiffusionProgram {
     const { batchSize: B, labelDropout, directionWeight } = this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
     const inputs = { x: input([B, S, S, C], "f32", "latents"), labels: input([B], "u32", "labels") };
@@ -56,14 +61,21 @@ export class Diffusion {
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
-      const predicted = inPrecision(this.options.precision ?? "f32", () => this.dit.forward(xt, t, y));
+      const { precision = "f32", checkpoint = false } = this.options;
+      const forward = () => this.dit.forward(xt, t, y);
+      const predicted = withRecomputation(checkpoint, () => inPrecision(precision, forward));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss);
-      const values = [loss, velocity, direction, norm2].map((value) => reshape(detach(value), [1]));
-      addInPlace(concat(values, 0), this.meter);
+      this.optimizer.report([loss, velocity, direction, norm2], this.meter);
       return { loss };
     });
+  }
+
+  /** Makes a captured step ready to run, with the parameters as they are: first values or those of a checkpoint. */
+  async prepare(program: DiffusionProgram, progress?: (done: number, total: number) => void): Promise<void> {
+    await program.prepare(progress);
+    await refreshWorkingCopies([this.set]);
   }
 
   /** Names and tensors of a checkpoint. */

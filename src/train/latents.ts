@@ -1,6 +1,7 @@
 // From images to a folder of latents, and from there to batches for diffusion. Training always reads from the folder, one
 // latent at a time, so that a million of them need no memory.
 
+import { ahead } from "../io/ahead.ts";
 import { type Latents, LatentsWriter } from "../io/latents.ts";
 import { batchIndices, type ImageSource } from "../io/source.ts";
 import { uniform } from "../philox.ts";
@@ -51,11 +52,25 @@ function toPlanes(z: Float32Array, N: number, P: number, C: number): Float32Arra
 
 const FLIP_STREAM = 0xf11b;
 
-/** Normalised latents [B, side, side, C] and labels of a step: a function of (seed, step) alone. */
-export async function latentBatch(
+/** Normalised latents [B, side, side, C] and their labels. */
+export interface LatentBatch {
+  x: Float32Array;
+  labels: Uint32Array<ArrayBuffer>;
+}
+
+/** Batches of the steps `step` to `end` - 1, each a function of (seed, step) alone. */
+export function latentBatches(
+  latents: Latents,
+  options: { batchSize: number; seed: number; step: number; end: number; flip: boolean },
+): AsyncGenerator<LatentBatch, void> {
+  const make = (step: number) => latentBatch(latents, { ...options, step });
+  return ahead(make, { from: options.step, to: options.end, depth: 1 });
+}
+
+async function latentBatch(
   latents: Latents,
   options: { batchSize: number; seed: number; step: number; flip: boolean },
-): Promise<{ x: Float32Array; labels: Uint32Array<ArrayBuffer> }> {
+): Promise<LatentBatch> {
   const { batchSize, seed, step } = options;
   const [C, H, W] = latents.shape, P = H * W;
   const indices = batchIndices(latents.length, batchSize, seed, step);

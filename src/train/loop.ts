@@ -4,24 +4,30 @@
 import { GpuError } from "../errors.ts";
 import { device } from "../gpu/device.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
+import type { Optimizer } from "./optimizer.ts";
 
-/** What a run reports every `logEvery` steps: means over them. */
+/**
+ * What a run reports every `logEvery` steps: means over those that were applied, how many were skipped, the loss scale
+ * where there is one, and as `data_wait` the share of the time spent waiting for data.
+ */
 export interface LogRow {
   step: number;
   [meter: string]: number;
 }
 
-export interface LoopOptions {
+export interface LoopOptions<D> {
   /** Steps already done, and the step to stop after. */
   from: number;
   to: number;
+  /** The data of the next step. The time that the loop waits for them is reported. */
+  data(): Promise<D>;
   /** Uploads and submits one step; does not wait. */
-  step(n: number): Promise<void>;
-  /** Sums of `meters` on the device, cleared at each reading. */
+  step(n: number, data: D): Promise<void>;
+  /** Sums of `meters` over steps that were applied, on the device; cleared at each reading. */
   meter: Tensor;
   meters: readonly string[];
-  /** Of the optimizer: steps applied, steps skipped because a gradient was not finite, and the loss scale. */
-  progress: Tensor;
+  /** The first one's steps are those of the meters; the others may begin later. */
+  optimizers: readonly Optimizer[];
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
@@ -37,35 +43,59 @@ export interface LoopOptions {
 
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
-/** Runs steps from..to-1. Returns how many were done in all; fewer than `to` when it was stopped. */
-export async function trainLoop(o: LoopOptions): Promise<number> {
+/** What a loop did. */
+export interface LoopResult {
+  /** Steps done in all; fewer than `to` when it was stopped. */
+  done: number;
+  /** Share of the time, 0..1, that was spent waiting for data: what more workers could win at most. */
+  dataWait: number;
+}
+
+/** Runs steps from..to-1. */
+export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
   let logged = o.from;
-  let skipped = (await readTensor(o.progress))[1] as number;
+  const begin = () => ({ began: performance.now(), waited: 0 }); // milliseconds
+  const all = begin();
+  let recent = begin();
+  const share = ({ began, waited }: typeof all) => waited / Math.max(1e-3, performance.now() - began);
+  const progress = () => Promise.all(o.optimizers.map(async (optimizer) => await optimizer.readProgress()));
+  let before = await progress();
   const log = async (n: number) => {
     if (n === logged) return;
     const sums = await readTensor(o.meter);
     o.meter.storage.write(new Float32Array(o.meters.length));
     const row: LogRow = { step: n };
-    o.meters.forEach((name, i) => row[name] = (sums[i] as number) / (n - logged));
-    const before = skipped;
-    const [, all, scale] = await readTensor(o.progress) as unknown as [number, number, number];
-    skipped = all;
-    row.skipped = skipped - before;
-    if (scale > 1) row.loss_scale = scale;
-    // A loss scale that can still fall will do so, and let the next steps pass.
-    if (row.skipped === n - logged && scale <= 1) {
+    const now = await progress();
+    const since = now.map((p, i) => ({
+      applied: p.applied - (before[i]?.applied ?? 0),
+      skipped: p.skipped - (before[i]?.skipped ?? 0),
+    }));
+    before = now;
+    const [{ applied }] = since as [typeof since[number]];
+    if (applied > 0) o.meters.forEach((name, i) => row[name] = (sums[i] as number) / applied);
+    row.skipped = since.reduce((sum, { skipped }) => sum + skipped, 0);
+    const scale = Math.min(...now.map((p) => p.lossScale));
+    if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;
+    row.data_wait = share(recent);
+    recent = begin();
+    for (const [i, { applied, skipped }] of since.entries()) {
+      // A loss scale that can still fall will do so, and let the next steps pass.
+      if (applied > 0 || skipped === 0 || (now[i]?.lossScale ?? 1) > 1) continue;
       throw new GpuError(
-        `Cannot go on: the gradients of all steps from ${
-          logged + 1
-        } to ${n} were not finite; use a smaller --lr, or --clip 1`,
+        `Cannot go on: the gradients of all steps from ${logged + 1} to ${n} were not finite (${
+          o.optimizers[i]?.label
+        }); use a smaller --lr, or --clip 1`,
       );
     }
     logged = n;
     o.onLog(row);
   };
   for (let n = o.from; n < o.to; n++) {
-    await o.step(n);
+    const asked = performance.now();
+    const data = await o.data();
+    for (const time of [all, recent]) time.waited += performance.now() - asked;
+    await o.step(n, data);
     o.onStep?.(n + 1);
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
@@ -74,9 +104,9 @@ export async function trainLoop(o: LoopOptions): Promise<number> {
       device().check();
     }
     if (stop || done === o.to || (o.saveEvery > 0 && done % o.saveEvery === 0)) await o.save(done);
-    if (stop && done < o.to) return done;
+    if (stop && done < o.to) return { done, dataWait: share(all) };
   }
-  return o.to;
+  return { done: o.to, dataWait: share(all) };
 }
 
 /** Rate of a step: linear warm-up, then a straight line from 1 down to `last` at the end. */

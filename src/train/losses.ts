@@ -34,18 +34,23 @@ export function lpipsLoss(lpips: Lpips, y: Tensor, original: Tensor): Tensor {
 }
 
 /** Hinge loss of the generator: -mean D(fake). */
-export const generatorLoss = (fake: Tensor): Tensor => neg(mean(fake));
+export const generatorLoss = (fake: Tensor): Tensor => inPrecision("f32", () => neg(mean(fake)));
 
 /** Hinge loss of the discriminator. */
 export function discriminatorLoss(discriminator: Discriminator, real: Tensor, fake: Tensor): Tensor {
-  const onReal = mean(relu(shift(neg(discriminator.forward(real, "train")), 1)));
-  const onFake = mean(relu(shift(discriminator.forward(fake, "train"), 1)));
-  return scale(add(onReal, onFake), 0.5);
+  const logits = [real, fake].map((x) => discriminator.forward(x, "train")) as [Tensor, Tensor];
+  return inPrecision("f32", () => {
+    const [onReal, onFake] = [neg(logits[0]), logits[1]].map((x) => mean(relu(shift(x, 1)))) as [
+      Tensor,
+      Tensor,
+    ];
+    return scale(add(onReal, onFake), 0.5);
+  });
 }
 
 /**
  * The adversarial weight of VQGAN: ||dRec|| / (||dGan|| + 1e-4) at the decoder's last layer, at most 1e4, times `factor`.
- * @param y reconstruction; `dRec` and `dGan` are gradients of both losses at it
+ * @param y reconstruction; `dRec` and `dGan` are gradients of both losses at it, multiplied by `lossScale` if there is one
  * @returns a scalar that stays on the device
  */
 export function adaptiveWeight(
@@ -54,7 +59,10 @@ export function adaptiveWeight(
   dRec: Tensor,
   dGan: Tensor,
   factor: number,
+  lossScale?: Tensor,
 ): Tensor {
   const norm2 = (dy: Tensor) => total(gradOf([{ y, dy }], [lastLayer])[0] as Tensor, "square");
-  return pointwise(["min(sqrt(x0) / (sqrt(x1) + 1e-4), T(1e4)) * s0"], [norm2(dRec), norm2(dGan)], [factor]);
+  const scaled = lossScale ? [lossScale] : [];
+  const ratio = `min(sqrt(x0) / (sqrt(x1) + 1e-4${lossScale ? " * x2" : ""}), T(1e4)) * s0`;
+  return pointwise([ratio], [norm2(dRec), norm2(dGan), ...scaled], [factor]);
 }

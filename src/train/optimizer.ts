@@ -1,10 +1,10 @@
 // AdamW over parameter sets, recorded into a program: gradients into flat buffers, their global norm, one launch a set.
 // Everything that a run must save lives in the tensors of `state()`.
 
-import { full, grad, store } from "../autograd.ts";
+import { detach, full, grad, store } from "../autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
-import type { ParameterSet } from "../nn.ts";
+import type { ParameterSet } from "../parameter_set.ts";
 import {
   adamw,
   type Hyper,
@@ -12,10 +12,12 @@ import {
   lossScale,
   packHyper,
   progressVariable,
+  record,
   squaredNorm,
 } from "../ops/adamw.ts";
 import { div, mul, square } from "../ops/math.ts";
-import type { Tensor } from "../tensor.ts";
+import { concat, reshape } from "../ops/shape.ts";
+import { readTensor, type Tensor } from "../tensor.ts";
 
 export interface Group {
   set: ParameterSet;
@@ -36,10 +38,12 @@ interface Slot {
 export class Optimizer {
   readonly #slots: Slot[];
   readonly #hyper: Tensor = hyperVariable();
-  /** Steps applied, steps skipped because a gradient was not finite, and the loss scale; see {@link progressVariable}. */
+  /** Of {@link progressVariable}. */
   readonly progress: Tensor;
   /** Whether gradients come multiplied by the loss scale, because they pass through halves. */
   readonly #scaled: boolean;
+  /** Of the gradients as they are, in the program that is being captured. */
+  #norm2: Tensor | undefined;
 
   constructor(readonly label: string, groups: readonly Group[]) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
@@ -58,6 +62,12 @@ export class Optimizer {
     return this.#slots.flatMap(({ set }) => set.list);
   }
 
+  /** Steps applied, steps skipped because a gradient was not finite, and the loss scale (1 for none). Waits for the device. */
+  async readProgress(): Promise<{ applied: number; skipped: number; lossScale: number }> {
+    const [applied = 0, skipped = 0, lossScale = 1] = await readTensor(this.progress);
+    return { applied, skipped, lossScale };
+  }
+
   /** Sets the numbers of the next step. */
   set(hyper: Hyper): void {
     this.#hyper.storage.write(packHyper(hyper));
@@ -71,7 +81,13 @@ export class Optimizer {
 
   /** dLoss/d(anything) multiplied by the loss scale, so that no gradient behind it is too small for halves. */
   scaled(dy: Tensor): Tensor {
-    return this.#scaled ? mul(dy, lossScale(this.progress)) : dy;
+    const scale = this.lossScale();
+    return scale ? mul(dy, scale) : dy;
+  }
+
+  /** What {@link scaled} multiplies by, a scalar; undefined where it does not. */
+  lossScale(): Tensor | undefined {
+    return this.#scaled ? lossScale(this.progress) : undefined;
   }
 
   /** Records the gradients of a step's first micro-batch, in the order of `parameters`. */
@@ -104,9 +120,16 @@ export class Optimizer {
         lrFactor,
       }))
     );
-    const plain = this.#scaled ? div(norm2, square(lossScale(this.progress))) : norm2;
+    const scale = this.lossScale();
+    const plain = scale ? div(norm2, square(scale)) : norm2;
     adamw(flats, this.#hyper, norm2, this.progress);
+    this.#norm2 = norm2;
     return plain;
+  }
+
+  /** Records, behind an update, that `values` (scalars) are added to `sums` if that update is applied. */
+  report(values: readonly Tensor[], sums: Tensor): void {
+    record(concat(values.map((v) => reshape(detach(v), [1])), 0), sums, this.#norm2 as Tensor);
   }
 
   /** Makes the averages equal to the weights: the start of averaging. */
@@ -152,10 +175,11 @@ export class Optimizer {
 
 /** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
 export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {
-  for (const set of sets) await set.materialise();
-  await run(
-    sets.flatMap(({ flats, working }) => working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []),
+  const pairs = sets.flatMap(({ flats, working }) =>
+    working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []
   );
+  for (const [from] of pairs) await from.storage.materialise();
+  await run(pairs);
 }
 
 /** Copies flats on the device. */

@@ -69,8 +69,8 @@ export class Sampler {
       copy(normal(this.#x.shape, this.#random, 0), this.#x);
       return {};
     }).prepare();
-    if (times.some((t) => !guided(t))) this.#plain = await this.#capture(false).prepare(progress);
-    if (times.some(guided)) this.#guided = await this.#capture(true).prepare(progress);
+    if (times.some((t) => !guided(t))) this.#plain = await this.capture(false).prepare(progress);
+    if (times.some(guided)) this.#guided = await this.capture(true).prepare(progress);
     return this;
   }
 
@@ -98,7 +98,8 @@ export class Sampler {
     for (const tensor of [this.#x, this.#labels, this.#times, this.#random.tensor]) tensor.storage.destroy();
   }
 
-  #capture(guided: boolean): StepProgram {
+  /** Records one step of the grid; the caller prepares it. */
+  capture(guided: boolean): StepProgram {
     const { batchSize: B, sampler } = this.options;
     return capture(guided ? "guided step" : "step", { labels: this.#labels }, () =>
       noGrad(() => {

@@ -1,0 +1,62 @@
+// Softmax over the rows of attention scores, where attention is matrix products: x [R, S] in rows padded to vectors.
+//   attention_rows: y = exp(x - max) / sum         attention_rows_backward: dx = y (dy - sum(dy y))
+// What the padding holds is never used, and zeros are written there: the products that follow count on it.
+// Needs the preludes wide and rows.
+
+struct Params {
+  rows: u32,
+  size: u32, // elements of a row; vectors are (size + 3) / 4
+}
+
+@group(0) @binding(0) var<storage, read> x: array<V>;
+@group(0) @binding(1) var<storage, read_write> y: array<V>;
+@group(0) @binding(2) var<storage, read> saved: array<V>; // y of the forward pass
+@group(0) @binding(3) var<storage, read> dy: array<V>;
+@group(0) @binding(4) var<storage, read_write> dx: array<V>;
+@group(0) @binding(5) var<uniform> params: Params;
+
+const LOWEST = -3.4028234e38;
+
+// Which elements of a row's last vector belong to it.
+fn tail() -> vec4<bool> { return vec4(0u, 1u, 2u, 3u) < vec4((params.size + 3u) % 4u + 1u); }
+
+@compute @workgroup_size(LANES * ROWS)
+fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                  @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let live = row < params.rows;
+  let last = (params.size - 1u) / 4u; // its vector is apart: all others are whole
+  let at = row * (last + 1u);
+  let mine = live && lane == last % LANES;
+  let final_x = select(V(LOWEST), x[select(0u, at + last, live)], tail() & vec4(mine));
+  var m = final_x;
+  if (live) { for (var k = lane; k < last; k += LANES) { m = max(m, x[at + k]); } }
+  let top = max_lanes(biggest(m), lane, index / LANES);
+  let final_y = select(V(), exp(final_x - top), tail() & vec4(mine));
+  var s = V();
+  if (live) { for (var k = lane; k < last; k += LANES) { s += exp(x[at + k] - top); } }
+  let r = 1.0 / sum_lanes(vec2(total(s + final_y), 0.0), lane, index / LANES).x;
+  if (!live) { return; }
+  for (var k = lane; k < last; k += LANES) { y[at + k] = exp(x[at + k] - top) * r; }
+  if (mine) { y[at + last] = final_y * r; }
+}
+
+@compute @workgroup_size(LANES * ROWS)
+fn attention_rows_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                           @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let live = row < params.rows;
+  let last = (params.size - 1u) / 4u;
+  let at = row * (last + 1u);
+  let mine = live && lane == last % LANES;
+  let final_dy = select(V(), dy[select(0u, at + last, live)], tail() & vec4(mine));
+  let final_y = saved[select(0u, at + last, live)];
+  var s = final_dy * final_y;
+  if (live) { for (var k = lane; k < last; k += LANES) { s += dy[at + k] * saved[at + k]; } }
+  let dot = sum_lanes(vec2(total(s), 0.0), lane, index / LANES).x;
+  if (!live) { return; }
+  for (var k = lane; k < last; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
+  if (mine) { dx[at + last] = final_y * (final_dy - dot); }
+}

@@ -1,0 +1,30 @@
+// Prints the WGSL of the arithmetic yardstick: y = a sum of `chains` vectors, each taken `rounds * depth` times through
+// v = v a + b. Chains are independent, so that one multiply-add need not wait for the one before; they stay in registers,
+// and what decides them (x, a, b, rounds) is known only at run time, so that no compiler can take the loop away.
+
+/** Multiply-adds of a chain in one turn of the loop: enough that the loop itself costs nothing. */
+export const CEILING_DEPTH = 16;
+export const CEILING_WG = 64;
+
+/** The WGSL text; entry point `ceiling`, buffers x and y of vec4 (one an invocation), parameters rounds, a, b. */
+export function ceilingWgsl(chains: number): string {
+  const each = (line: (v: string, i: number) => string, separator = "\n  ") =>
+    Array.from({ length: chains }, (_, i) => line(`v${i}`, i)).join(separator);
+  const turn = each((v) => `${v} = fma(${v}, a, b);`, " ");
+  return `struct Params { rounds: u32, a: f32, b: f32 }
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(2) var<uniform> params: Params;
+
+@compute @workgroup_size(${CEILING_WG})
+fn ceiling(@builtin(global_invocation_id) id: vec3<u32>) {
+  let a = vec4<f32>(params.a);
+  let b = vec4<f32>(params.b);
+  ${each((v, i) => `var ${v} = x[id.x] + ${i}.0;`)}
+  for (var i = 0u; i < params.rounds; i++) {
+    ${Array(CEILING_DEPTH).fill(turn).join("\n    ")}
+  }
+  y[id.x] = ${each((v) => v, " + ")};
+}
+`;
+}

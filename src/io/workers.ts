@@ -1,0 +1,102 @@
+// Worker threads that make images, so that decoding keeps neither the device nor the main thread waiting. Jobs are handed
+// out as soon as they are known, each to the worker with the fewest: while the main thread waits for the device it handles
+// no messages, and a worker that had to ask for its next job would stand still.
+
+import { errorOf, type Job, perform, type Reply, type Request } from "./jobs.ts";
+import type { Pixels } from "./preprocess.ts";
+import type { Shapes } from "./shapes.ts";
+import type { ImageSource } from "./source.ts";
+
+/** A job that is under way. */
+interface Pending {
+  resolve(pixels: Pixels): void;
+  reject(error: Error): void;
+}
+
+interface Thread {
+  worker: Worker;
+  pending: Map<number, Pending>;
+}
+
+export class Workers implements Disposable {
+  readonly #threads: Thread[] = [];
+  #jobs = 0;
+  /** Why nothing can be made any more. */
+  #over: Error | undefined;
+
+  /**
+   * Threads start when there is work for them. Dispose of the workers at the end: they keep the process alive.
+   * @param count threads; 0: everything is made on the calling thread
+   * @param entry the program of a thread
+   */
+  constructor(
+    readonly count: number,
+    private readonly entry = new URL("./image_worker.ts", import.meta.url),
+  ) {}
+
+  /** The pixels of a job. @throws UsageError as perform() does; Error when a thread stopped, or after dispose */
+  run(job: Job): Promise<Pixels> {
+    if (this.#over) return Promise.reject(this.#over);
+    if (this.count === 0) return perform(job);
+    const thread = this.#leastBusy(), id = this.#jobs++;
+    return new Promise((resolve, reject) => {
+      thread.pending.set(id, { resolve, reject });
+      thread.worker.postMessage({ id, job } satisfies Request);
+    });
+  }
+
+  /** Ends all threads; jobs that are under way fail. */
+  [Symbol.dispose](): void {
+    this.#stop(new Error("Cannot make an image: its worker was ended"));
+  }
+
+  #leastBusy(): Thread {
+    const busy = (thread: Thread) => thread.pending.size;
+    const idle = this.#threads.find((thread) => busy(thread) === 0);
+    if (idle) return idle;
+    if (this.#threads.length < this.count) return this.#start();
+    return this.#threads.reduce((a, b) => busy(b) < busy(a) ? b : a);
+  }
+
+  #start(): Thread {
+    const worker = new Worker(this.entry, { type: "module" });
+    const thread: Thread = { worker, pending: new Map() };
+    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
+      const job = thread.pending.get(data.id);
+      thread.pending.delete(data.id);
+      if ("pixels" in data) job?.resolve(data.pixels);
+      else job?.reject(errorOf(data.failure));
+    };
+    worker.onerror = (event) => {
+      event.preventDefault(); // or it would end the program where nobody can catch it
+      const [reason] = event.message.replace(/^Uncaught /, "").split("\n");
+      this.#stop(
+        new Error(
+          `Cannot make an image: a worker stopped (${reason}); use fewer --workers, or --workers 0 to do without`,
+        ),
+      );
+    };
+    this.#threads.push(thread);
+    return thread;
+  }
+
+  #stop(reason: Error): void {
+    this.#over ??= reason;
+    for (const { worker, pending } of this.#threads.splice(0)) {
+      worker.terminate();
+      for (const { reject } of pending.values()) reject(reason);
+    }
+  }
+}
+
+/** Generated shapes that workers draw. */
+export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
+  return {
+    length: shapes.length,
+    classes: shapes.classes,
+    parallel: workers.count,
+    label: (i) => shapes.label(i),
+    name: (i) => shapes.name(i),
+    image: async (index, size) => (await workers.run({ kind: "shape", seed: shapes.seed, index, size })).data,
+  };
+}

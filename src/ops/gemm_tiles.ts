@@ -1,0 +1,119 @@
+// Which tile a matrix product is cut into, and into how many parts its K is cut. Every tile adds up an output in the same
+// order of K, so the choice changes speed and never a bit; the parts of K do change bits, and depend on the shape alone.
+//
+// The rule: workgroups come in rounds of as many as the adapter runs at once, and each takes as long as its tile is large
+// and the tile's rate is low, padding included: 257 rows make 272 of 16, 264 of 24, 288 of 32. The rates below were measured; tuning
+// (train/tuning.ts) measures an adapter's own and puts them here.
+
+import { CPU_LANES, type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
+import type { Profile } from "../gpu/device.ts";
+
+/** Rows and columns of C that a lane (cpu) or a workgroup (gpu) owns. */
+export type Tile = readonly [number, number];
+
+/** A family of products that load in the same way. */
+export type ProductKind = "nn" | "nt" | "tn" | "tt" | "conv" | "conv_dx" | "conv_dweight";
+
+/** What the choice goes by. */
+export interface ProductShape {
+  kind: ProductKind;
+  M: number;
+  N: number;
+  /** Matrices in the batch, times the parts that K is cut into. */
+  count: number;
+  /** Loads go four at a time. */
+  vector: boolean;
+}
+
+/** How fast a tile is once the adapter is full, in GFLOP/s or any one unit, and how many workgroups fill the adapter. */
+export interface TileRate {
+  rate: number;
+  slots: number;
+}
+
+/** Measured rates by `tileKey`; what is missing goes by the built-in ones. */
+export type TileTable = Readonly<Record<string, TileRate>>;
+
+/** The tiles to choose from. More would each cost compilation, 0.3 to 0.9 s on a software adapter. */
+export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
+  cpu: [[16, 16], [24, 24], [32, 16], [16, 32]],
+  gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
+};
+
+// cpu: GFLOP/s of two cores with llvmpipe (operands in textures), by tile in the order of TILES: loads go with the sum of a
+// tile's sides and arithmetic with their product, but past about 576 outputs a lane spills. gpu: relative, from the loads of
+// workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
+const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
+  nn: [44, 50.5, 50, 47],
+  nt: [42, 49.5, 48.5, 47.5],
+  tn: [36, 43.5, 40, 43],
+  tt: [36, 43.5, 40, 43],
+  conv: [37.5, 44, 44, 41],
+  conv_dx: [33, 46, 39, 45.5],
+  conv_dweight: [32.5, 40.5, 37.5, 39.5],
+};
+const GPU_RATES = [1, 1.4, 1.4, 1.7];
+const GPU_SLOTS = [264, 192, 192, 132];
+
+let table: TileTable = {};
+
+/** Puts measured rates in the place of the built-in ones, for what is captured from now on. */
+export function useTiles(measured: TileTable): void {
+  table = measured;
+}
+
+export function tileKey(profile: Profile, kind: ProductKind, [m, n]: Tile): string {
+  return `${profile} ${kind} ${m}x${n}`;
+}
+
+export function kindOf(source: GemmSource): ProductKind {
+  if (source.kind !== "plain") return source.kind;
+  return `${source.transposeA ? "t" : "n"}${source.transposeB ? "t" : "n"}`;
+}
+
+/** The tiles that may serve a shape. @param storage bytes of workgroup memory that the adapter has */
+export function candidates(
+  profile: Profile,
+  { M, N, vector }: ProductShape,
+  storage: number,
+): readonly Tile[] {
+  if (profile === "gpu") return TILES.gpu.filter((tile) => gpuTileBytes(tile) <= storage);
+  if (N <= 4) return [[16, 4]];
+  if (M <= 4) return [[4, 16]];
+  // Loads of single numbers take all the time there is: larger tiles only waste more of it at the edges.
+  return vector ? TILES.cpu : [[16, 16]];
+}
+
+/** The tile that takes the least time by the rule. */
+export function chooseTile(profile: Profile, shape: ProductShape, storage: number): Tile {
+  const all = candidates(profile, shape, storage);
+  const times = all.map((tile) => time(profile, shape, tile));
+  return all[times.indexOf(Math.min(...times))] as Tile;
+}
+
+function time(profile: Profile, { kind, M, N, count }: ProductShape, tile: Tile): number {
+  const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
+  const lanes = profile === "cpu" ? CPU_LANES : 1;
+  const { rate, slots } = table[tileKey(profile, kind, tile)] ?? builtIn(profile, kind, tile);
+  const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
+  return rounds * slots * lanes * tile[0] * tile[1] / rate;
+}
+
+function builtIn(profile: Profile, kind: ProductKind, [m, n]: Tile): TileRate {
+  const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
+  if (profile === "cpu") return { rate: CPU_RATES[kind][at] ?? 1, slots: 2 };
+  return { rate: GPU_RATES[at] ?? 1, slots: GPU_SLOTS[at] ?? 1 };
+}
+
+/**
+ * How deep the parts are that K is cut into, so that a product with few outputs still fills the machine: K itself where
+ * there are outputs enough. Parts are multiples of 16, and counted in tiles of one size whatever tile is chosen.
+ */
+export function splitDepth(profile: Profile, M: number, N: number, K: number, count: number): number {
+  const [side, wanted, least] = profile === "cpu" ? [16, CPU_LANES * 8, 128] : [128, 264, 512];
+  const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
+  const splits = tiles >= wanted
+    ? 1
+    : Math.max(1, Math.min(Math.floor(wanted / tiles), Math.floor(K / least)));
+  return splits === 1 ? K : Math.ceil(K / splits / GPU_DEPTH) * GPU_DEPTH;
+}

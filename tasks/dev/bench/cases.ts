@@ -1,0 +1,119 @@
+// The kernel cases of the benchmark as data, so that peers in other processes and other languages run the same ones: an
+// op, its sizes, and a name. kernels.ts makes them ours; peers/ has one reading of this list for each peer.
+
+import type { Precision } from "../../../src/tensor.ts";
+
+/** Forward alone, or with the gradients of all inputs (of one input for a convolution). */
+type Pass = "forward" | "gradients";
+
+export type Sizes =
+  | { op: "gemm"; layout: "NN" | "NT" | "TN"; M: number; N: number; K: number }
+  /** 3x3, padded by one, channels last. */
+  | { op: "conv"; wrt: "y" | "x" | "weight"; B: number; H: number; W: number; C: number; Co: number }
+  | { op: "attention"; pass: Pass; B: number; T: number; NH: number; HS: number }
+  | { op: "layer norm" | "rms norm" | "softmax" | "add" | "silu"; pass: Pass; R: number; C: number }
+  | { op: "group norm"; B: number; H: number; W: number; C: number; groups: number }
+  /** With clipping and a weight average over n parameters. */
+  | { op: "adamw"; n: number };
+
+/** What is measured: `name` is unique among the cases of one precision. */
+export type Case = Sizes & { name: string; precision: Precision };
+
+/** The case's name with its precision. */
+export const titleOf = (c: { name: string; precision: Precision }): string =>
+  c.precision === "f16" ? `${c.name}, f16` : c.name;
+
+const LAYOUTS = ["NN", "NT", "TN"] as const;
+
+function* gemms(large: boolean): Generator<Sizes & { name: string }> {
+  for (const S of [256, 512, 1024, 2048, ...large ? [4096] : []]) {
+    for (const layout of LAYOUTS) yield { name: `GEMM ${layout} ${S}`, op: "gemm", layout, M: S, N: S, K: S };
+  }
+  const layer = (of: string, layout: (typeof LAYOUTS)[number], M: number, N: number, K: number) => ({
+    name: `GEMM ${layout} ${M}x${N}x${K} (${of})`,
+    op: "gemm" as const,
+    layout,
+    M,
+    N,
+    K,
+  });
+  yield layer("DINOv2-L", "NT", 257, 1024, 1024);
+  yield layer("DINOv2-L", "NT", 257, 4096, 1024);
+  yield layer("DINOv2-L", "NT", 257, 1024, 4096);
+  yield layer("DINOv2-L, dx", "NN", 257, 1024, 4096);
+  yield layer("DINOv2-L, dweight", "TN", 4096, 1024, 257);
+  for (const [size, C] of [["S", 384], ["B", 768], ["XL", 1152]] as const) {
+    const hidden = 2 * Math.floor(8 * C / 3);
+    yield layer(`DiT-${size}`, "NT", 256, 3 * C, C);
+    yield layer(`DiT-${size}`, "NT", 256, hidden, C);
+    yield layer(`DiT-${size}, dx`, "NN", 256, C, hidden);
+    yield layer(`DiT-${size}, dweight`, "TN", hidden, C, 256);
+  }
+  yield layer("tiny DiT", "NT", 384, 432, 144);
+  yield layer("tiny DiT", "NT", 384, 768, 144);
+  yield layer("tiny DiT, dweight", "TN", 768, 144, 384);
+  yield layer("tiny encoder", "NT", 136, 384, 96);
+}
+
+function* convolutions(): Generator<Sizes & { name: string }> {
+  for (const [of, B, S, C] of [["", 1, 64, 64], ["", 1, 32, 128], [" (tiny)", 8, 32, 16]] as const) {
+    for (const [wrt, what] of [["y", ""], ["x", " dx"], ["weight", " dweight"]] as const) {
+      const batch = B > 1 ? `${B}x` : "";
+      yield {
+        name: `conv 3x3${what} ${batch}${S}x${S}x${C} -> ${C}${of}`,
+        op: "conv",
+        wrt,
+        B,
+        H: S,
+        W: S,
+        C,
+        Co: C,
+      };
+    }
+  }
+}
+
+function* attentions(): Generator<Sizes & { name: string }> {
+  for (const [B, T] of [[16, 64], [4, 256], [1, 1024]] as const) {
+    const sizes = { op: "attention", B, T, NH: 6, HS: 64 } as const;
+    yield { ...sizes, name: `attention ${B}x${T}x6x64`, pass: "forward" };
+    yield { ...sizes, name: `attention ${B}x${T}x6x64 with gradients`, pass: "gradients" };
+  }
+}
+
+const rows = (
+  op: "layer norm" | "rms norm" | "softmax" | "add" | "silu",
+  name: string,
+  pass: Pass = "forward",
+) => ({ name: `${name} 1024x768${pass === "forward" ? "" : " with gradients"}`, op, pass, R: 1024, C: 768 });
+
+function* memoryBound(): Generator<Sizes & { name: string }> {
+  yield rows("layer norm", "layer norm");
+  yield rows("layer norm", "layer norm", "gradients");
+  yield rows("rms norm", "RMS norm");
+  yield rows("rms norm", "RMS norm", "gradients");
+  yield { name: "group norm + SiLU 16x32x32x16", op: "group norm", B: 16, H: 32, W: 32, C: 16, groups: 4 };
+  yield { name: "group norm + SiLU 1x64x64x128", op: "group norm", B: 1, H: 64, W: 64, C: 128, groups: 32 };
+  yield rows("softmax", "softmax");
+  yield rows("softmax", "softmax", "gradients");
+  yield rows("add", "add");
+  yield rows("silu", "SiLU");
+  yield rows("silu", "SiLU", "gradients");
+  yield { name: "AdamW, clip, EMA 8 M", op: "adamw", n: 8 << 20 };
+}
+
+/** Those whose halves are measured where f32 is asked for, too. */
+const ALSO_HALVES =
+  /^(GEMM (NN|NT|TN) (512|1024)|layer norm 1024x768|softmax 1024x768|add 1024x768|SiLU 1024x768)$/;
+
+/**
+ * The kernel cases, in the order in which they run.
+ * @param large with products that take seconds on a CPU
+ */
+export function kernelCases(precision: Precision, large: boolean): Case[] {
+  const all = [...gemms(large), ...convolutions(), ...attentions(), ...memoryBound()];
+  // The optimizer works on f32 whatever the activations are.
+  const cases = all.map((c) => ({ ...c, precision: c.op === "adamw" ? "f32" as const : precision }));
+  const halves = precision === "f16" ? [] : all.filter(({ name }) => ALSO_HALVES.test(name));
+  return [...cases, ...halves.map((c) => ({ ...c, precision: "f16" as const }))];
+}

@@ -1,0 +1,109 @@
+// Measures a program: time, rates, memory planned and found on the device, share of what the adapter can do at most, and
+// for a whole step the division of its time between products and the rest.
+
+import { device } from "../../../src/gpu/device.ts";
+import type { KernelTime, Program } from "../../../src/gpu/program.ts";
+import type { Bindable } from "../../../src/gpu/storage.ts";
+import type { Precision } from "../../../src/tensor.ts";
+import { type Ceiling, median, timesOf } from "../../../src/train/ceiling.ts";
+
+type AnyProgram = Pick<
+  Program<Record<string, Bindable>, Record<string, Bindable>>,
+  "plan" | "profile" | "destroy"
+>;
+
+/** Something to measure, captured; preparing it allocates and compiles. */
+export interface Measurable {
+  program: AnyProgram & { prepare(): Promise<unknown>; run(): void };
+  /** Bytes that must be moved at least; a whole step has no such number. */
+  bytes?: number;
+  destroy(): void;
+}
+
+/** One line of the benchmark. */
+export interface Row {
+  case: string;
+  precision: Precision;
+  /** Median of several runs. */
+  ms: number;
+  gflops: number;
+  gbps?: number;
+  launches: number;
+  /** Bytes on the device: as the plan says, and as they were found. */
+  planned: number;
+  measured: number;
+  /** Activations as planned, and their share of what keeping every intermediate would take. */
+  activations: number;
+  pooled?: number;
+  /** The time that the adapter's ceiling allows, over the time taken. */
+  share: number;
+  division?: Division;
+}
+
+/** Where the time of a step goes, by timestamps around each launch. */
+export interface Division {
+  /** Sum over all launches; the rest of the wall time is between launches. */
+  kernelMs: number;
+  /** Of `kernelMs` in products: GEMM, convolution, attention. */
+  products: number;
+  /** GFLOP/s of the products, and its share of the best product of this run. */
+  productGflops: number;
+  ofBest?: number;
+}
+
+/** Kernels that are products at heart. */
+const PRODUCT = /^(gemm|attention|conv)/;
+
+/** Measures; frees nothing. */
+export async function measure(
+  name: string,
+  precision: Precision,
+  make: () => Measurable | Promise<Measurable>,
+  ceiling: Ceiling,
+): Promise<{ row: Row; made: Measurable }> {
+  const { memory } = device(), before = memory.live;
+  memory.peak = before;
+  const made = await make(), { program, bytes } = made;
+  await program.prepare();
+  const times = await timesOf(() => program.run());
+  const measured = memory.peak - before;
+  const ms = median(times);
+  const { plan } = program;
+  const least = Math.max(plan.flops / ceiling.fma, (bytes ?? 0) / copyRate(ceiling, bytes ?? 0)) / 1e6;
+  const row: Row = {
+    case: name,
+    precision,
+    ms,
+    gflops: plan.flops / ms / 1e6,
+    ...bytes === undefined ? {} : { gbps: bytes / ms / 1e6 },
+    launches: plan.launches.length,
+    planned: plan.totalBytes,
+    measured,
+    activations: plan.bytes.activations,
+    ...plan.unpooledBytes > 0 ? { pooled: plan.bytes.activations / plan.unpooledBytes } : {},
+    share: least / ms,
+  };
+  return { row, made };
+}
+
+/** GB/s of the largest copy that moves at most `bytes`: what stays in caches is held against a copy that does, too. */
+function copyRate({ copies }: Ceiling, bytes: number): number {
+  return (copies.findLast((c) => c.bytes <= bytes) ?? copies[0] as { rate: number }).rate;
+}
+
+/** Divides the time of a prepared step; undefined where the adapter has no timestamps. */
+export async function divide(program: AnyProgram, best: number): Promise<Division | undefined> {
+  if (!device().facts.features.includes("timestamp-query")) return undefined;
+  const kernels = await program.profile();
+  const sum = (of: readonly KernelTime[], what: "milliseconds" | "flops") =>
+    of.reduce((n, k) => n + k[what], 0);
+  const products = kernels.filter(({ label }) => PRODUCT.test(label));
+  const kernelMs = sum(kernels, "milliseconds"), productMs = sum(products, "milliseconds");
+  const productGflops = sum(products, "flops") / productMs / 1e6;
+  return {
+    kernelMs,
+    products: productMs / kernelMs,
+    productGflops,
+    ...best > 0 ? { ofBest: productGflops / best } : {},
+  };
+}

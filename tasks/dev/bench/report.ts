@@ -1,0 +1,126 @@
+// What the benchmark prints of its rows: a line for people, an object a line for programs, or a table for the README.
+
+import type { Ceiling } from "../../../src/train/ceiling.ts";
+import { titleOf } from "./cases.ts";
+import type { Row } from "./measure.ts";
+
+export type Format = "text" | "json" | "markdown";
+
+/** How long a peer took for a case, and how many times longer that is than ours. */
+export interface PeerTime {
+  case: string;
+  peer: string;
+  ms: number;
+  ratio: number;
+}
+
+const WIDTH = 54;
+const percent = (x: number) => `${(100 * x).toFixed(0)} %`;
+const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`;
+const time = (ms: number) => `${ms.toFixed(3).padStart(10)} ms`;
+const rate = ({ gbps, gflops, share }: Row, ceiling: Ceiling) =>
+  // The rate that bounds the case.
+  gbps !== undefined && gflops / ceiling.fma < share * 0.99
+    ? `${gbps.toFixed(2)} GB/s`
+    : `${gflops.toFixed(1)} GFLOP/s`;
+
+/** Prints in one format. A table's rows are kept until the end, since the peers add columns. */
+export class Report {
+  #rows: Row[] = [];
+  #peers: PeerTime[] = [];
+  #head = "";
+  #ceiling: Ceiling | undefined;
+
+  constructor(readonly format: Format) {}
+
+  begin(adapter: string, profile: string, ceiling: Ceiling): void {
+    this.#ceiling = ceiling;
+    const { fma, copy, copies } = ceiling;
+    this.#head = `${adapter} (${profile} kernels); ceiling: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
+      copy.toFixed(1)
+    } GB/s of copying (${
+      copies.map(({ bytes, rate }) => `${bytes / 2 ** 20} MiB ${rate.toFixed(1)}`).join(", ")
+    })`;
+    this.#print({ case: "ceiling", adapter, profile, ...ceiling }, `${this.#head}\n`);
+  }
+
+  row(row: Row): void {
+    this.#rows.push(row);
+    const lines = [
+      `${titleOf({ name: row.case, precision: row.precision }).padEnd(WIDTH)} ${time(row.ms)} ${
+        rate(row, this.#ceiling as Ceiling).padStart(14)
+      } ${percent(row.share).padStart(6)} of ceiling, ${row.launches} launches`,
+    ];
+    if (row.division !== undefined || row.gbps === undefined) {
+      lines.push(
+        `    memory ${megabytes(row.planned)} planned, ${megabytes(row.measured)} measured` +
+          (row.pooled === undefined
+            ? ""
+            : `; activations ${megabytes(row.activations)}, ${percent(row.pooled)} of keeping everything`),
+      );
+    }
+    if (row.division) {
+      const { kernelMs, products, productGflops, ofBest } = row.division;
+      lines.push(
+        `    products take ${percent(products)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
+          productGflops.toFixed(1)
+        } GFLOP/s` + (ofBest === undefined ? "" : `, ${percent(ofBest)} of this run's best product`),
+      );
+    }
+    this.#print({ ...row }, lines.join("\n"));
+  }
+
+  peer(name: string, packages: readonly string[]): void {
+    this.#print({ peer: name, packages }, `\n${packages.join(", ")} on the same machine`);
+  }
+
+  peerTime(t: PeerTime): void {
+    this.#peers.push(t);
+    const { ratio } = t;
+    const shown = Number.isFinite(ratio) ? `${ratio.toFixed(ratio < 9.95 ? 2 : 1)} x ours` : "";
+    this.#print({ ...t }, `${t.case.padEnd(WIDTH)} ${time(t.ms)} ${shown.padStart(14)}`);
+  }
+
+  /** The table, where that is the format. */
+  end(): void {
+    if (this.format !== "markdown") return;
+    const names = [...new Set(this.#peers.map(({ peer }) => peer))];
+    const cells = this.#rows.map((row) => {
+      const title = titleOf({ name: row.case, precision: row.precision });
+      return [
+        title,
+        `${row.ms.toFixed(3)} ms`,
+        rate(row, this.#ceiling as Ceiling),
+        percent(row.share),
+        megabytes(row.measured),
+        ...names.map((name) => {
+          const ratio = this.#peers.find((p) => p.peer === name && p.case === title)?.ratio;
+          return ratio === undefined ? "" : `${ratio.toFixed(1)} x`;
+        }),
+      ];
+    });
+    const head = ["case", "time", "rate", "share of ceiling", "memory", ...names];
+    const widths = head.map((h, i) => Math.max(h.length, ...cells.map((c) => (c[i] as string).length)));
+    const line = (c: readonly string[]) =>
+      `| ${c.map((v, i) => v.padEnd(widths[i] as number)).join(" | ")} |`;
+    console.log(`${this.#head}\n`);
+    for (const c of [head, widths.map((w) => "-".repeat(w)), ...cells]) console.log(line(c));
+    const steps = this.#rows.filter(({ division }) => division);
+    if (steps.length) console.log("");
+    for (const { case: name, division, pooled, measured, planned } of steps) {
+      const { products, productGflops, ofBest } = division as NonNullable<Row["division"]>;
+      console.log(
+        `- ${name}: products take ${percent(products)} of the time in kernels, at ${
+          productGflops.toFixed(1)
+        } GFLOP/s (${percent(ofBest ?? NaN)} of the best product); memory ${megabytes(measured)}, planned ${
+          megabytes(planned)
+        }, activations ${percent(pooled ?? NaN)} of keeping everything`,
+      );
+    }
+  }
+
+  #print(object: Record<string, unknown>, text: string): void {
+    if (this.format === "json") console.log(JSON.stringify(object));
+    else if (this.format === "text") console.log(text);
+  }
+}

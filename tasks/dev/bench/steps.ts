@@ -1,0 +1,221 @@
+// The whole steps of the benchmark: an encoder's forward and backward, the three alignment stages, DiT training and
+// sampling; at the sizes of the preset "tiny" and of published models. Weights are random, data as well: neither changes
+// how long a step takes.
+
+import { grad, noGrad } from "../../../src/autograd.ts";
+import { alignConfig, trainDitConfig } from "../../../src/config.ts";
+import { capture } from "../../../src/gpu/program.ts";
+import { Initializer } from "../../../src/init.ts";
+import { Discriminator } from "../../../src/models/discriminator.ts";
+import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
+import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
+import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
+import { ParameterSet } from "../../../src/parameter_set.ts";
+import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor.ts";
+import { Alignment, StageRun } from "../../../src/train/alignment.ts";
+import { Diffusion } from "../../../src/train/diffusion.ts";
+import { openEncoder } from "../../../src/train/encoders.ts";
+import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
+import { Sampler } from "../../../src/train/sampling.ts";
+import { stagesOf } from "../../align.ts";
+import { TINY } from "../../train_dit.ts";
+import type { Measurable } from "./measure.ts";
+
+/** Sizes of a step as data, for the peers; what has none here has no peer. */
+export type StepSizes =
+  | {
+    op: "vit";
+    pass: "forward" | "gradients";
+    B: number;
+    image: number;
+    patch: number;
+    C: number;
+    depth: number;
+    NH: number;
+  }
+  | {
+    op: "dit training" | "dit sampling";
+    B: number;
+    side: number;
+    channels: number;
+    C: number;
+    depth: number;
+    NH: number;
+    classes: number;
+  }
+  | { op: "alignment" };
+
+export type Step = StepSizes & {
+  name: string;
+  precision: Precision;
+  make(): Promise<Measurable>;
+};
+
+/** The steps, in the order in which they run. */
+export async function steps(precision: Precision): Promise<Step[]> {
+  const tiny = (await openEncoder()).config;
+  const base = vitConfig.parse({
+    hidden_size: 768,
+    num_hidden_layers: 12,
+    num_attention_heads: 12,
+    image_size: 518,
+  });
+  const { batchSize } = trainDitConfig.parse({});
+  const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
+  const small = DIT_SIZES["S/1"];
+  return [
+    vit("encoder forward, tiny, 8 images", "forward", tiny, 8, 32, precision),
+    vit("encoder forward, DINOv2-B, 1 image of 224", "forward", base, 1, 224, precision),
+    vit("encoder with gradients, DINOv2-B, 1 image of 224", "gradients", base, 1, 224, precision),
+    alignment("alignment step, stage 1, tiny", 1, precision),
+    alignment("alignment step, stage 2, tiny", 2, precision),
+    alignment("alignment step, stage 3 with GAN, tiny", 3, precision),
+    training("DiT training step, tiny", tinyDit, batchSize, precision),
+    training("DiT training step, S/1, batch 1", small, 1, precision),
+    // Drawing is always in f32.
+    sampling("sampling step with guidance, tiny, 24 samples", tinyDit, 24),
+    sampling("sampling step with guidance, S/1, 1 sample", small, 1),
+  ];
+}
+
+function vit(
+  name: string,
+  pass: "forward" | "gradients",
+  config: VitConfig,
+  B: number,
+  image: number,
+  precision: Precision,
+): Step {
+  const { hidden_size: C, num_hidden_layers: depth, num_attention_heads: NH, patch_size: patch } = config;
+  const make = async () => {
+    const model = new Vit(config);
+    const set = new ParameterSet("encoder", model, precision);
+    model.init(new Initializer(0));
+    const x = input([B, image, image, 3], "f32", "images");
+    const program = capture(name, { x }, ({ x }) =>
+      inPrecision<Record<string, Tensor>>(precision, () => {
+        if (pass === "forward") return { y: noGrad(() => model.forward(x).patches) };
+        const y = model.forward(x).patches;
+        // The mask token and the CLS token's own way out are not part of this loss.
+        const list = [...set.tensors].filter(([key]) => !key.endsWith("mask_token")).map(([, t]) => t);
+        return Object.fromEntries(grad(y, list, y).map((d, i) => [`d${i}`, d]));
+      }));
+    await refreshWorkingCopies([set]);
+    return {
+      program,
+      destroy() {
+        program.destroy();
+        set.destroy();
+      },
+    };
+  };
+  return { op: "vit", name, precision, pass, B, image, patch, C, depth, NH, make };
+}
+
+function alignment(name: string, number: 1 | 2 | 3, precision: Precision): Step {
+  const make = async () => {
+    const c = alignConfig.parse({});
+    const encoder = await openEncoder();
+    const tokenizer = new Tokenizer(tokenizerConfig.parse({
+      image_size: c.imageSize,
+      encoder: encoder.config,
+      image_mean: encoder.preprocessor.mean,
+      image_std: encoder.preprocessor.std,
+      adapter_hidden: encoder.config.hidden_size,
+      decoder: {
+        ch: c.decoderChannels,
+        ch_mult: c.decoderMultiples,
+        num_res_blocks: c.decoderBlocks,
+        attn_resolutions: [],
+        resolution: c.imageSize,
+        z_channels: c.latentChannels,
+        groups: c.decoderGroups,
+      },
+    }));
+    // The preset's adversarial loss begins in stage 3.
+    const adversarial = number === 3;
+    const discriminator = adversarial
+      ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
+      : undefined;
+    tokenizer.init(new Initializer(0));
+    discriminator?.init(new Initializer(1));
+    const models = new Alignment(tokenizer, discriminator, undefined, precision);
+    const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
+    if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
+    const run = new StageRun(models, stage, { ...c, semanticLoss: c.semanticLoss });
+    const program = await run.program(adversarial ? stage.ganStart : 0);
+    return {
+      program,
+      destroy() {
+        run.destroy();
+        for (const set of Object.values(models.sets)) set.destroy();
+      },
+    };
+  };
+  return { op: "alignment", name, precision, make };
+}
+
+function training(
+  name: string,
+  sizes: Record<string, unknown>,
+  batchSize: number,
+  precision: Precision,
+): Step {
+  const config = ditConfig.parse(sizes);
+  const make = async () => {
+    const dit = new Dit(config);
+    const options = { batchSize, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0, precision };
+    const diffusion = new Diffusion(dit, options);
+    dit.init(new Initializer(0));
+    const program = diffusion.capture();
+    await refreshWorkingCopies([diffusion.set]);
+    return {
+      program,
+      destroy() {
+        program.destroy();
+        diffusion.destroy();
+      },
+    };
+  };
+  return { op: "dit training", name, precision, ...sizesOf(config, batchSize), make };
+}
+
+function sampling(name: string, sizes: Record<string, unknown>, batchSize: number): Step {
+  const config = ditConfig.parse(sizes);
+  const make = async () => {
+    const dit = new Dit(config);
+    const set = new ParameterSet("model", dit);
+    dit.init(new Initializer(0));
+    const sampler = new Sampler(dit, {
+      batchSize,
+      steps: 1,
+      sampler: "euler",
+      shift: 1,
+      cfg: 4,
+      cfgInterval: [0, 1],
+      seed: 0,
+    });
+    const program = sampler.capture(true);
+    return {
+      program,
+      destroy() {
+        program.destroy();
+        sampler.destroy();
+        set.destroy();
+      },
+    };
+  };
+  return { op: "dit sampling", name, precision: "f32", ...sizesOf(config, batchSize), make };
+}
+
+function sizesOf(c: ReturnType<typeof ditConfig.parse>, B: number) {
+  const {
+    input_size: side,
+    in_channels: channels,
+    hidden_size: C,
+    depth,
+    num_heads: NH,
+    num_classes: classes,
+  } = c;
+  return { B, side, channels, C, depth, NH, classes };
+}
