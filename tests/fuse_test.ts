@@ -289,7 +289,7 @@ Deno.test("a DiT's training step has the same gradients when merged, in two thir
   }
 });
 
-Deno.test("a step of the second stage has the same gradients when merged, in three quarters of the launches", async () => {
+Deno.test("a step of the second stage has the same gradients when merged, in four fifths of the launches", async () => {
   await testDevice();
   const encoder = await openEncoder();
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
@@ -331,6 +331,6 @@ Deno.test("a step of the second stage has the same gradients when merged, in thr
     { x: randomArray(2 * 32 * 32 * 3, 1).map((v) => v / 1.5) },
   );
   assert(worst < 1e-5, `${worst}`);
-  assert(merged < 0.75 * plain, `${plain} launches became ${merged}`);
+  assert(merged < 0.8 * plain, `${plain} launches became ${merged}`);
   stage.destroy();
 });
