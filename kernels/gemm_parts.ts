@@ -30,8 +30,6 @@ export interface GemmSpec {
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;
-  /** Stores in a loop, so that what another kernel's work adds to each store is compiled once and not for each output. */
-  readonly looped: boolean;
 }
 
 /** Lanes of a cpu workgroup, and K's of a gpu slab. */
@@ -126,23 +124,8 @@ fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
 }
 
 /** Writes the accumulators c<row>_<vector> of a tile at (m0, n0), scaled and with the bias. */
-export function store({ tile: [TM, TN], vectorStore, bias, looped }: GemmSpec): string {
+export function store({ tile: [TM, TN], vectorStore, bias }: GemmSpec): string {
   const TN4 = TN / 4;
-  if (looped && vectorStore) {
-    const all = range(TM).flatMap((i) => range(TN4).map((j) => `c${i}_${j}`));
-    return `  var sums = array<vec4<f32>, ${TM * TN4}>(${all.join(", ")});
-  for (var i = 0u; i < ${TM}u; i++) {
-    if (m0 + i >= params.M) { break; }
-    let row = (from_c + (m0 + i) * params.ldc + n0) / 4u;
-    for (var j = 0u; j < ${TN4}u; j++) {
-      let n = n0 + 4u * j;
-      if (n >= params.N) { break; }
-      c[row + j] = params.alpha * sums[i * ${TN4}u + j]${
-      bias ? " + vec4<f32>(bias[n], bias[n + 1u], bias[n + 2u], bias[n + 3u])" : ""
-    };
-    }
-  }`;
-  }
   const biases = bias
     ? lines(
       TN4,

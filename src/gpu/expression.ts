@@ -60,7 +60,7 @@ export interface Carried {
 
 /** Records `core` with expressions where it loads and stores; undefined where they do not fit its text. */
 export function carry(core: Launch, carried: Carried): (() => void) | undefined {
-  const plain = core.fusion?.carrier ?? core.kernel.plain;
+  const { plain } = core.kernel;
   const buffers: Record<string, Bindable> = {};
   core.kernel.bindings.forEach(({ name }, i) => buffers[name] = { storage: core.storages[i] as Storage });
   const params = plain.unpack(core.params);

@@ -16,7 +16,7 @@ import {
   reads,
 } from "./expression.ts";
 import { isStraight, straight } from "./affine.ts";
-import { type Kernel, type Launch, sink } from "./kernel.ts";
+import { type Launch, sink } from "./kernel.ts";
 import type { Storage } from "./storage.ts";
 
 /** What a launch lets be merged with it. */
@@ -25,8 +25,6 @@ export interface Fusion {
   readonly expression?: Expression;
   /** Arrays that it writes, each element once, by statements `name[index] = value;`. */
   readonly stores?: readonly string[];
-  /** The same kernel in a form that is better at carrying work where it stores. */
-  readonly carrier?: Kernel | undefined;
   /** Arrays whose elements it reads about once each. */
   readonly loads?: readonly string[];
   /** The launch without what was merged into it, and that. */

@@ -101,7 +101,6 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
-    looped: false,
   };
   const size = sizeOf(shape);
   const y = splits > 1
@@ -110,9 +109,6 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     ? empty(shape, "f32", "product")
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
-  const fusion = splits > 1
-    ? undefined
-    : { stores: ["c"], carrier: cpu ? kernel(gemmWgsl({ ...spec, looped: true }), "gemm") : undefined };
   kernel(gemmWgsl(spec), "gemm").launch(
     { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}) },
     {
@@ -139,7 +135,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
       ...conv,
     },
     fold(cpu ? Math.ceil(tiles / CPU_LANES) : tiles),
-    { flops: 2 * M * N * K * count, fusion },
+    { flops: 2 * M * N * K * count, fusion: splits === 1 ? { stores: ["c"] } : undefined },
   );
   if (splits === 1) return y;
   const sum = viewAs(sumChunks(y, alpha), shape);
