@@ -1,7 +1,7 @@
 // Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
 // No gradients here; matmul.ts and conv.ts have them.
 
-import { CPU_LANES, type GemmSource, gemmWgsl } from "../../kernels/gemm.ts";
+import { CPU_LANES, type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
@@ -91,7 +91,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
-  const text = gemmWgsl({
+  const spec: GemmSpec = {
     source,
     profile,
     tile,
@@ -101,7 +101,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
-  });
+  };
   const size = sizeOf(shape);
   const y = splits > 1
     ? empty([splits, size], "f32", "product")
@@ -109,7 +109,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     ? empty(shape, "f32", "product")
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
-  kernel(text, "gemm").launch(
+  kernel(gemmWgsl(spec), "gemm").launch(
     { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}) },
     {
       M,
