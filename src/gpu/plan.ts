@@ -139,8 +139,11 @@ function elideCopies(
     const span = uses.get(from) ?? [];
     if (from.persistent || outputs.has(from) || alias.has(from) || span[0] === at) return;
     const first = span[0] ?? 0, last = span.at(-1) ?? at;
-    const overlaps = (s: Storage) =>
-      s.root === to.root && s.offset < to.offset + to.bytes && to.offset < s.offset + s.bytes;
+    const lives = (s: Storage) => alias.get(s) ?? s;
+    const overlaps = (s: Storage) => {
+      const { root, offset, bytes } = lives(s);
+      return root === to.root && offset < to.offset + to.bytes && to.offset < offset + bytes;
+    };
     for (const i of rootUses.get(to.root) ?? []) {
       if (i === at || i < first || i > last) continue;
       const other = launches[i] as Launch;
@@ -148,7 +151,7 @@ function elideCopies(
       // WebGPU refuses one buffer bound both for reading and for writing in one dispatch.
       if (other.storages.includes(from)) {
         const access = other.storages.map((s, j) =>
-          s === from || s.root === to.root ? other.kernel.bindings[j]?.access : undefined
+          s === from || lives(s).root === to.root ? other.kernel.bindings[j]?.access : undefined
         );
         if (new Set(access.filter(Boolean)).size > 1) return;
       }
