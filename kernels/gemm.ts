@@ -14,7 +14,7 @@ import type { GemmSpec } from "./gemm_parts.ts";
 export { gpuTileBytes } from "./gemm_gpu.ts";
 export { CPU_LANES, type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 
-/** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias. */
+/** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and sums. */
 export function gemmWgsl(spec: GemmSpec): string {
   const wide = spec.vector ? "vec4<f32>" : "f32";
   const operand = (name: string) =>
@@ -34,6 +34,7 @@ export function gemmWgsl(spec: GemmSpec): string {
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 @group(0) @binding(4) var<uniform> params: Params;
+@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>; // [M] of each matrix
 
 ${spec.profile === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
 }

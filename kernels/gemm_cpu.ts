@@ -29,10 +29,22 @@ ${offsets()}
   let begin = split * params.depth;
   let end = min(begin + params.depth, params.K);
 ${lines(TM, (i) => range(TN4).map((j) => `  var c${i}_${j} = vec4<f32>();`).join(" "))}
+${spec.sums ? lines(TM / 4, (i) => `  var sum${i} = vec4<f32>();`) : ""}
 ${spec.vector ? vectorLoop(spec) : scalarLoop(spec)}
+${spec.sums ? storeSums(spec) : ""}
 ${store(spec)}
 }
 `;
+}
+
+/** A's columns were added up by every tile; the first one in each row of tiles stores them. */
+function storeSums({ tile: [TM] }: GemmSpec): string {
+  return `  if (n0 == 0u) {
+${
+    lines(TM / 4, (i) =>
+      `    if (m0 + ${4 * i}u < params.M) { sums[(z * params.M + m0) / 4u + ${i}u] = sum${i}; }`)
+  }
+  }`;
 }
 
 /** Loads four numbers of an operand; `at` counts in fours. */
@@ -123,6 +135,10 @@ function vectorLoop(spec: GemmSpec): string {
       TM4,
       (i) => `let u${q}_${i} = ${within(q, load(spec, "a", `from_m + (k + ${q}u) * lda4 + ${i}u`))};`,
     )
+  ).concat(
+    spec.sums
+      ? range(TM4).map((i) => range(step).map((q) => `sum${i} = sum${i} + u${q}_${i};`).join(" "))
+      : [],
   ).join("\n");
   const columnsOfB = (at: (j: number) => string) =>
     lines(

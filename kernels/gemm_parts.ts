@@ -30,6 +30,8 @@ export interface GemmSpec {
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;
+  /** cpu, vector, A transposed: also adds up A's columns, which are the rows of op(A), over K. */
+  readonly sums: boolean;
 }
 
 /** Lanes of a cpu workgroup, and K's of a gpu slab. */

@@ -2,10 +2,9 @@
 // to multiples of four, so that every load is a vector; a kernel that tiles the image (patch embedding) is a linear layer.
 
 import { differentiable } from "../autograd.ts";
-import { check, type Tensor, viewAs, working } from "../tensor.ts";
-import { type ConvSizes, gemm } from "./gemm.ts";
+import { check, type Tensor, working } from "../tensor.ts";
+import { type ConvSizes, gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { linear } from "./matmul.ts";
-import { sumTo } from "./reduce.ts";
 import { pad, permute, reshape, slice } from "./shape.ts";
 
 export interface ConvOptions {
@@ -85,7 +84,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
       conv: sizes,
       vector: true,
     });
-    const dweight = gemm(dy, x, weight.shape, {
+    const sizesOfWeight: GemmOptions = {
       source: { kind: "conv_dweight" },
       whole: true,
       M: Co,
@@ -95,7 +94,10 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
       ldb: C,
       conv: sizes,
       vector: true,
-    });
-    return bias ? [dx, dweight, sumTo(viewAs(dy, [B * Ho * Wo, Co]), [Co])] : [dx, dweight];
+    };
+    const ofWeight = bias
+      ? gemmAndSums(dy, x, weight.shape, sizesOfWeight)
+      : [gemm(dy, x, weight.shape, sizesOfWeight)];
+    return [dx, ...ofWeight];
   });
 }

@@ -8,7 +8,7 @@ import { stageable, TEXELS } from "../gpu/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { chooseTile, kindOf, splitDepth } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
-import { sumChunks } from "./reduce.ts";
+import { sumChunks, sumTo } from "./reduce.ts";
 
 export interface GemmOptions {
   source: GemmSource;
@@ -74,6 +74,27 @@ const NO_CONV: ConvSizes = {
 
 /** C = alpha A B + bias, as a tensor of `shape` ([batch, M, N] in memory). */
 export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor {
+  return product(a, b, shape, o).y;
+}
+
+/**
+ * The gradients of a weight and of its bias: C = A B with A = dy transposed, and dy's sum over its rows, f32 [M]. On a
+ * software adapter the product adds up what it loads anyway; on a GPU, and where K is cut, that would cost more.
+ */
+export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions): [Tensor, Tensor] {
+  const sums = empty([o.M], "f32", "sums");
+  const { y, summed } = product(dy, x, shape, o, sums);
+  return [y, summed ? sums : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
+}
+
+/** @param sums written where the kernel can; `summed` says so */
+function product(
+  a: Tensor,
+  b: Tensor,
+  shape: Shape,
+  o: GemmOptions,
+  sums?: Tensor,
+): { y: Tensor; summed: boolean } {
   const { source, M, N, K, bias, alpha = 1, conv = NO_CONV, ldc = N, vector } = o;
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
@@ -86,6 +107,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     { kind: kindOf(source), M, N, count: count * splits, vector },
     limits.maxComputeWorkgroupStorageSize,
   );
+  const summed = sums !== undefined && cpu && vector && splits === 1;
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
@@ -101,6 +123,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
+    sums: summed,
   };
   const size = sizeOf(shape);
   const y = splits > 1
@@ -110,7 +133,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
   kernel(gemmWgsl(spec), "gemm").launch(
-    { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}) },
+    { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums && summed ? { sums } : {}) },
     {
       M,
       N,
@@ -137,7 +160,7 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
     fold(cpu ? Math.ceil(tiles / CPU_LANES) : tiles),
     { flops: 2 * M * N * K * count, fusion: splits === 1 ? { stores: ["c"] } : undefined },
   );
-  if (splits === 1) return y;
-  const sum = viewAs(sumChunks(y, alpha), shape);
-  return bias ? pointwise(["x0 + x1"], [sum, bias]) : sum;
+  if (splits === 1) return { y, summed };
+  const whole = viewAs(sumChunks(y, alpha), shape);
+  return { y: bias ? pointwise(["x0 + x1"], [whole, bias]) : whole, summed };
 }

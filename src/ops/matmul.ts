@@ -1,10 +1,9 @@
 // Matrix products and linear layers with their gradients, each of which is again a matrix product.
 
 import { differentiable } from "../autograd.ts";
-import { check, type Tensor, viewAs, working } from "../tensor.ts";
-import { gemm } from "./gemm.ts";
+import { check, type Tensor, working } from "../tensor.ts";
+import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { activate, type Activation } from "./math.ts";
-import { sumTo } from "./reduce.ts";
 
 export interface MatmulOptions {
   /** The last two axes of a (of b) are swapped before the product. */
@@ -75,15 +74,10 @@ export function linear(
   const inputs = bias ? [x, weight, bias] : [x, weight];
   differentiable(y, inputs, (dy) => {
     const dx = product(dy, w, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
-    const dweight = product(dy, x, weight.shape, {
-      M: N,
-      N: K,
-      K: R,
-      transposeA: true,
-      transposeB: false,
-      whole: true,
-    });
-    return bias ? [dx, dweight, sumTo(viewAs(dy, [R, N]), [N])] : [dx, dweight];
+    const ofWeight = described({ M: N, N: K, K: R, transposeA: true, transposeB: false, whole: true });
+    return bias
+      ? [dx, ...gemmAndSums(dy, x, weight.shape, ofWeight)]
+      : [dx, gemm(dy, x, weight.shape, ofWeight)];
   });
   return activate(y, activation);
 }
@@ -101,9 +95,14 @@ interface ProductOptions {
 }
 
 function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
+  return gemm(a, b, shape, described(o));
+}
+
+/** A product of dense matrices. */
+function described(o: ProductOptions): GemmOptions {
   const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
-  return gemm(a, b, shape, {
+  return {
     source: { kind: "plain", transposeA, transposeB },
     M,
     N,
@@ -116,5 +115,5 @@ function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptio
     batch: { count, a: M * K, b: K * N },
     // Where neither operand is contiguous along K, as in weights' gradients, any number of rows will do.
     vector: (K % 4 === 0 || (transposeA && !transposeB)) && lda % 4 === 0 && ldb % 4 === 0,
-  });
+  };
 }
