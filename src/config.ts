@@ -63,8 +63,8 @@ export const alignConfig = z.strictObject({
     "Stages",
     "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([300, 1400, 350]), "Stages", "Steps of the three stages"),
-  lr: option(three(1.5e-3, 1e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
+  steps: option(z.array(count()).length(3).default([150, 1050, 200]), "Stages", "Steps of the three stages"),
+  lr: option(three(2e-3, 2e-3, 1e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
   encoderLr: option(
     amount().default(1),
     "Stages",
@@ -84,7 +84,7 @@ export const alignConfig = z.strictObject({
   lpips,
   wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
   wSemantic: option(
-    amount().default(0.4),
+    amount().default(0.15),
     "Losses",
     "Weight of semantic preservation in stage 2; the paper: 1 [N]",
   ),
@@ -101,7 +101,7 @@ export const alignConfig = z.strictObject({
     "Factor of the adaptive adversarial weight; at scale 0.5 [I]",
   ),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([300, 1400, 270]),
+    z.array(z.number().int().nonnegative()).length(3).default([150, 1050, 150]),
     "Losses",
     "Step of each stage from which the adversarial loss counts",
   ),
@@ -140,7 +140,7 @@ export const trainDitConfig = z.strictObject({
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
   workers,
-  steps: option(count().default(1400), "Training", "Training steps"),
+  steps: option(count().default(1050), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
   lr: option(amount().default(4e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(

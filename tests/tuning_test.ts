@@ -15,7 +15,7 @@ import {
 import { testDevice } from "./check.ts";
 
 const silent = () => {};
-const shape = { kind: "nn", M: 256, N: 384, count: 1, vector: true } as const;
+const shape = { kind: "nn", M: 256, N: 384, K: 64, count: 1, vector: true } as const;
 
 async function inFolder(fn: (file: string) => Promise<void> | void): Promise<void> {
   const folder = await Deno.makeTempDir();

@@ -19,6 +19,8 @@ export interface ProductShape {
   kind: ProductKind;
   M: number;
   N: number;
+  /** Depth of one part of K. */
+  K: number;
   /** Matrices in the batch, times the parts that K is cut into. */
   count: number;
   /** Loads go four at a time. */
@@ -54,6 +56,9 @@ const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
 };
 const GPU_RATES = [1, 1.4, 1.4, 1.7];
 const GPU_SLOTS = [264, 192, 192, 132];
+
+/** Multiply-adds of a product (2 ms of two cores) from which a software adapter may use large tiles. */
+const LARGE = 45e6;
 
 let table: TileTable = {};
 
@@ -102,10 +107,14 @@ export function chooseTile(profile: Profile, shape: ProductShape, storage: numbe
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(profile: Profile, { kind, M, N, count }: ProductShape, tile: Tile): number {
+function time(profile: Profile, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(profile);
-  const { rate, slots } = table[tileKey(profile, kind, tile)] ?? builtIn(profile, kind, tile);
+  const measured = table[tileKey(profile, kind, tile)];
+  // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: a small product does not earn that back in
+  // 1,000 steps.
+  if (profile === "cpu" && !measured && M * N * K * count < LARGE && tile[0] * tile[1] > 256) return Infinity;
+  const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
   return rounds * slots * lanes * tile[0] * tile[1] / rate;
 }
