@@ -51,8 +51,8 @@ export interface Division {
   ofBest?: number;
 }
 
-/** Kernels that are products at heart. */
-const PRODUCT = /^(gemm|attention|conv)/;
+/** Kernels that are products at heart: GEMM, convolution, streaming attention. */
+const PRODUCT = /^(gemm|attention(?!_rows))/;
 
 /** Measures; frees nothing. */
 export async function measure(

@@ -18,9 +18,10 @@ const WIDTH = 54;
 const percent = (x: number) => `${(100 * x).toFixed(0)} %`;
 const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`;
 const time = (ms: number) => `${ms.toFixed(3).padStart(10)} ms`;
-const rate = ({ gbps, gflops, share }: Row, ceiling: Ceiling) =>
-  // The rate that bounds the case.
-  gbps !== undefined && gflops / ceiling.fma < share * 0.99
+/** Below so many operations a byte, the bytes are what a case is about. */
+const FEW_OPERATIONS = 8;
+const rate = ({ gbps, gflops }: Row) =>
+  gbps !== undefined && gflops < FEW_OPERATIONS * gbps
     ? `${gbps.toFixed(2)} GB/s`
     : `${gflops.toFixed(1)} GFLOP/s`;
 
@@ -29,12 +30,10 @@ export class Report {
   #rows: Row[] = [];
   #peers: PeerTime[] = [];
   #head = "";
-  #ceiling: Ceiling | undefined;
 
   constructor(readonly format: Format) {}
 
   begin(adapter: string, profile: string, ceiling: Ceiling): void {
-    this.#ceiling = ceiling;
     const { fma, copy, copies } = ceiling;
     this.#head = `${adapter} (${profile} kernels); ceiling: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
       copy.toFixed(1)
@@ -48,7 +47,7 @@ export class Report {
     this.#rows.push(row);
     const lines = [
       `${titleOf({ name: row.case, precision: row.precision }).padEnd(WIDTH)} ${time(row.ms)} ${
-        rate(row, this.#ceiling as Ceiling).padStart(14)
+        rate(row).padStart(14)
       } ${percent(row.share).padStart(6)} of ceiling, ${row.launches} launches`,
     ];
     if (row.division !== undefined || row.gbps === undefined) {
@@ -90,7 +89,7 @@ export class Report {
       return [
         title,
         `${row.ms.toFixed(3)} ms`,
-        rate(row, this.#ceiling as Ceiling),
+        rate(row),
         percent(row.share),
         megabytes(row.measured),
         ...names.map((name) => {
