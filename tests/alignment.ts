@@ -2,6 +2,7 @@
 
 import { Initializer } from "../src/init.ts";
 import { Discriminator } from "../src/models/discriminator.ts";
+import type { Lpips } from "../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
 import type { Precision } from "../src/tensor.ts";
 import { Alignment, type AlignmentOptions, type Stage } from "../src/train/alignment.ts";
@@ -50,8 +51,17 @@ export const STAGES: Record<Stage["name"], Stage> = {
 };
 export const HYPER = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 };
 
+interface Variant {
+  /** Residual blocks of a decoder's level, less one, and the sides of maps with attention. */
+  blocks?: number;
+  attention?: readonly number[];
+  /** The perceptual loss, with random weights. */
+  lpips?: Lpips | undefined;
+}
+
 /** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
-export async function alignment(precision: Precision = "f32"): Promise<Alignment> {
+export async function alignment(precision: Precision = "f32", variant: Variant = {}): Promise<Alignment> {
+  const { blocks = 0, attention = [], lpips } = variant;
   await testDevice();
   const encoder = await openEncoder();
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
@@ -63,18 +73,19 @@ export async function alignment(precision: Precision = "f32"): Promise<Alignment
     decoder: {
       ch: 8,
       ch_mult: [1, 1, 2, 4],
-      num_res_blocks: 0,
-      attn_resolutions: [],
+      num_res_blocks: blocks,
+      attn_resolutions: [...attention],
       resolution: 32,
       z_channels: 8,
       groups: 4,
     },
   }));
   const discriminator = new Discriminator({ ndf: 8, n_layers: 2 });
-  const made = new Alignment(tokenizer, discriminator, undefined, precision);
+  const made = new Alignment(tokenizer, discriminator, lpips, precision);
   const init = new Initializer(0);
   tokenizer.init(init);
   discriminator.init(init);
+  for (const layer of lpips?.features ?? []) if (typeof layer === "object") init.torchDefault(layer);
   await encoder.load(tokenizer.encoder);
   await made.setReference();
   await made.setAnchor();

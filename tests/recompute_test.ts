@@ -15,8 +15,8 @@ import { normal } from "../src/philox.ts";
 import type { Precision } from "../src/tensor.ts";
 import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
 import { Diffusion } from "../src/train/diffusion.ts";
-import { openEncoder } from "../src/train/encoders.ts";
 import { refreshWorkingCopies } from "../src/train/optimizer.ts";
+import { alignment } from "./alignment.ts";
 import { testDevice } from "./check.ts";
 
 const HYPER = {
@@ -116,37 +116,9 @@ const STAGES: Stage[] = [
   { name: "refine", train: ["decoder"], losses: { l1: 1, perceptual: 0.1, gan: 0.1, semantic: 0 } },
 ].map((stage) => ({ ...stage, steps: 3, lr: 1e-3, encoderLr: 0.5, ema: 0, ganStart: 0 }) as Stage);
 
-/** An alignment of a small tokenizer that has all kinds of blocks. */
-async function alignment(precision: Precision, byLpips: boolean): Promise<Alignment> {
-  const encoder = await openEncoder();
-  const tokenizer = new Tokenizer(tokenizerConfig.parse({
-    image_size: 32,
-    encoder: encoder.config,
-    image_mean: encoder.preprocessor.mean,
-    image_std: encoder.preprocessor.std,
-    adapter_hidden: 48,
-    decoder: {
-      ch: 8,
-      ch_mult: [1, 1, 2, 4],
-      num_res_blocks: 1,
-      attn_resolutions: [8],
-      resolution: 32,
-      z_channels: 8,
-      groups: 4,
-    },
-  }));
-  const discriminator = new Discriminator({ ndf: 8, n_layers: 2 });
-  const lpips = byLpips ? new Lpips() : undefined;
-  const made = new Alignment(tokenizer, discriminator, lpips, precision);
-  const init = new Initializer(0);
-  tokenizer.init(init);
-  discriminator.init(init);
-  for (const layer of lpips?.features ?? []) if (typeof layer === "object") init.torchDefault(layer);
-  await encoder.load(tokenizer.encoder);
-  await made.setReference();
-  await made.setAnchor();
-  return made;
-}
+/** With all kinds of blocks. */
+const everyBlock = (precision: Precision, byLpips: boolean): Promise<Alignment> =>
+  alignment(precision, { blocks: 1, attention: [8], lpips: byLpips ? new Lpips() : undefined });
 
 Deno.test("each stage of an alignment with recomputed blocks gets the same losses and weights", async () => {
   const { images } = await gather(new Shapes(4, 1), [0, 1, 2, 3], 32);
@@ -155,7 +127,7 @@ Deno.test("each stage of an alignment with recomputed blocks gets the same losse
     for (const stage of STAGES) {
       const results = [];
       for (const checkpoint of [false, true]) {
-        const a = await alignment(precision, stage.name === "refine");
+        const a = await everyBlock(precision, stage.name === "refine");
         const options = { batchSize: 2, accumulate: 2, imageSize: 32, checkpoint } as const;
         const run = new StageRun(a, stage, { ...options, semanticLoss: "l2", semanticAt: "after" });
         const program = await run.program(0);
