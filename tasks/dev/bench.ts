@@ -90,7 +90,7 @@ async function main(o: Options): Promise<void> {
   for (const c of kernels) {
     const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
     made.destroy();
-    if (c.op === "gemm") best = Math.max(best, row.gflops);
+    if (c.op === "gemm" && c.precision === o.precision) best = Math.max(best, row.gflops);
     own.set(titleOf(c), row.ms);
     report.row(row);
   }

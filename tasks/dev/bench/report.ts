@@ -121,5 +121,6 @@ export class Report {
   #print(object: Record<string, unknown>, text: string): void {
     if (this.format === "json") console.log(JSON.stringify(object));
     else if (this.format === "text") console.log(text);
+    else console.error(text); // the table comes at the end
   }
 }
