@@ -77,7 +77,7 @@ export class Report {
     this.#peers.push(t);
     const { ratio } = t;
     const shown = Number.isFinite(ratio) ? `${ratio.toFixed(ratio < 9.95 ? 2 : 1)} x ours` : "";
-    this.#print({ ...t }, `${t.case.padEnd(WIDTH)} ${time(t.ms)} ${shown.padStart(14)}`);
+    this.#print({ ...t }, `${t.case.padEnd(WIDTH)} ${time(t.ms)} ${shown.padStart(14)}  ${t.peer}`);
   }
 
   /** The table, where that is the format. */
