@@ -5,12 +5,12 @@ import { checkpoint, grad, noGrad, store } from "../src/autograd.ts";
 import { GpuError } from "../src/errors.ts";
 import { device, openDevice } from "../src/gpu/device.ts";
 import { kernel } from "../src/gpu/kernel.ts";
-import { addInPlace } from "../src/gpu/memory.ts";
+import { addInPlace, copy } from "../src/gpu/memory.ts";
 import { capture } from "../src/gpu/program.ts";
 import { Storage } from "../src/gpu/storage.ts";
 import { Linear, parameters } from "../src/nn.ts";
 import { ParameterSet } from "../src/parameter_set.ts";
-import { add, mul, silu, square } from "../src/ops/math.ts";
+import { add, mul, scale, shift, silu, square } from "../src/ops/math.ts";
 import { linear, matmul } from "../src/ops/matmul.ts";
 import { mean, sum } from "../src/ops/reduce.ts";
 import { empty, input, readTensor, type Tensor, variable } from "../src/tensor.ts";
@@ -68,6 +68,32 @@ Deno.test("a gradient is computed where it is stored: the copy is elided", async
   }
   assert(relativeError(got, expected) < 1e-5);
   program.destroy();
+});
+
+Deno.test("no copy is elided where a launch would then read and write one buffer", async () => {
+  await testDevice();
+  const n = 64, flat = variable([2 * n]); // parts of 256 bytes
+  const parts = [0, 1].map((i) => {
+    const storage = new Storage(4 * n, { persistent: true, label: `part ${i}` });
+    storage.place(flat.storage, 4 * n * i);
+    return storage;
+  }) as [Storage, Storage];
+  device().fusing = false;
+  try {
+    const program = await capture("t", { x: input([n]) }, ({ x }) => {
+      const u = scale(x, 2), v = shift(u, 1); // the launch of v reads what is copied into the first part
+      copy(u, { storage: parts[0] });
+      copy(v, { storage: parts[1] });
+      return {};
+    }).prepare();
+    assertEquals(program.plan.launches.filter((l) => l.kernel.entry === "copy").length, 1);
+    const x = randomArray(n, 1);
+    program.run({ x });
+    assertEquals([...await readTensor(flat)], [...x.map((v) => 2 * v), ...x.map((v) => 2 * v + 1)]);
+    program.destroy();
+  } finally {
+    device().fusing = true;
+  }
 });
 
 Deno.test("a training step creates no buffer, bind group or pipeline after it is prepared, and memory stays flat over 1,000 steps", async () => {
