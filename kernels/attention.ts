@@ -11,17 +11,21 @@ export type AttentionEntry = "attention" | "attention_backward_q" | "attention_b
 /** Heads wider than this do not fit a lane's registers, and take minutes to compile: they are matrix products instead. */
 export const WIDEST_HEAD = 128;
 
-/** Lanes of a workgroup, and rows of a lane in each entry point: fewer, the wider a row is. */
+/**
+ * Lanes of a workgroup, and rows of a lane in each entry point: fewer, the wider a row is.
+ * @param vector lanes of a software adapter's workgroup
+ */
 export function attentionTiling(
   HS: number,
   profile: "cpu" | "gpu",
+  vector: number,
 ): { lanes: number; rows: Record<AttentionEntry, number> } {
   if (profile === "gpu") {
     return { lanes: 64, rows: { attention: 1, attention_backward_q: 1, attention_backward_kv: 1 } };
   }
   const most = Math.max(1, Math.floor(256 / HS));
   return {
-    lanes: 8,
+    lanes: vector,
     rows: {
       attention: Math.min(4, most),
       attention_backward_q: Math.min(4, most),
@@ -31,11 +35,11 @@ export function attentionTiling(
 }
 
 /** The WGSL for heads of HS elements; entry points attention, attention_backward_q, attention_backward_kv. */
-export function attentionWgsl(HS: number, profile: "cpu" | "gpu"): string {
+export function attentionWgsl(HS: number, profile: "cpu" | "gpu", vector: number): string {
   const wide = HS % 4 === 0;
   const n = wide ? HS / 4 : HS;
   const V = wide ? "vec4<f32>" : "f32";
-  const { lanes, rows } = attentionTiling(HS, profile);
+  const { lanes, rows } = attentionTiling(HS, profile, vector);
   const range = (length: number, line: (i: number) => string, join = " ") =>
     Array.from({ length }, (_, i) => line(i)).join(join);
   const each = (line: (d: number) => string, join = " ") => range(n, line, join);

@@ -1,24 +1,15 @@
 // Matrix products for software adapters: straight-line register tiles, one lane a tile. See gemm.ts.
 
-import {
-  CPU_LANES,
-  elementFunctions,
-  type GemmSpec,
-  lines,
-  offsets,
-  range,
-  store,
-  XYZW,
-} from "./gemm_parts.ts";
+import { elementFunctions, type GemmSpec, lines, offsets, range, store, XYZW } from "./gemm_parts.ts";
 
 export function cpuKernel(spec: GemmSpec): string {
-  const [TM, TN] = spec.tile;
+  const { lanes, tile: [TM, TN] } = spec;
   const TN4 = TN / 4;
   return `${spec.vector ? gatherFunctions(spec) : elementFunctions(spec)}
-@compute @workgroup_size(${CPU_LANES})
+@compute @workgroup_size(${lanes})
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-  let tile = (group.y * groups.x + group.x) * ${CPU_LANES}u + lane;
+  let tile = (group.y * groups.x + group.x) * ${lanes}u + lane;
   if (tile >= params.tiles) { return; }
   let n0 = tile % params.tiles_n * ${TN}u;
   let m0 = (tile / params.tiles_n) % params.tiles_m * ${TM}u;

@@ -14,6 +14,8 @@ export type GemmSource =
 export interface GemmSpec {
   readonly source: GemmSource;
   readonly profile: "cpu" | "gpu";
+  /** cpu: lanes of a workgroup, which is one vector of the processor. */
+  readonly lanes: number;
   /** Outputs of a lane (cpu; multiples of 4) or of a workgroup (gpu; multiples of 64). */
   readonly tile: readonly [number, number];
   /**
@@ -34,8 +36,7 @@ export interface GemmSpec {
   readonly sums: boolean;
 }
 
-/** Lanes of a cpu workgroup, and K's of a gpu slab. */
-export const CPU_LANES = 8;
+/** K's of a gpu slab. */
 export const GPU_DEPTH = 16;
 
 export const XYZW = ["x", "y", "z", "w"] as const;

@@ -77,7 +77,9 @@ for (const profile of PROFILES) {
 
 Deno.test("tiles are chosen by padded work, and narrow products get narrow ones", () => {
   const at = (M: number, N: number, kind: ProductKind = "nt", count = 1, vector = true) =>
-    chooseTile("cpu", { kind, M, N, K: 1024, count, vector }, 32768).join("x");
+    chooseTile({ profile: "cpu", lanes: 8, storage: 32768 }, { kind, M, N, K: 1024, count, vector }).join(
+      "x",
+    );
   assertEquals(at(257, 768), "24x24"); // 264 rows instead of 272 or 288
   assertEquals(at(256, 1536), "32x16"); // nothing is padded
   assertEquals(at(4096, 64, "conv"), "32x16"); // 64 columns are 72 in tiles of 24
@@ -86,7 +88,10 @@ Deno.test("tiles are chosen by padded work, and narrow products get narrow ones"
   assertEquals(at(512, 512, "nn", 1, false), "16x16");
   assertEquals(at(96, 96), "16x16"); // not worth compiling a larger one for
   const gpu = (M: number, N: number, storage = 49152) =>
-    chooseTile("gpu", { kind: "nn", M, N, K: 1024, count: 1, vector: true }, storage).join("x");
+    chooseTile(
+      { profile: "gpu", lanes: 8, storage },
+      { kind: "nn", M, N, K: 1024, count: 1, vector: true },
+    ).join("x");
   assertEquals(gpu(256, 384), "64x64"); // few outputs: more workgroups
   assertEquals(gpu(8192, 8192), "128x128");
   assertNotEquals(gpu(8192, 8192, 16384), "128x128"); // does not fit the workgroup memory

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { device } from "../src/gpu/device.ts";
-import { chooseTile, onlyTile, tileKey, TILES, useTiles } from "../src/ops/gemm_tiles.ts";
+import { chooseTile, onlyTile, thisMachine, tileKey, TILES, useTiles } from "../src/ops/gemm_tiles.ts";
 import {
   adapterKey,
   measureTiles,
@@ -33,7 +33,14 @@ Deno.test("measured tiles are remembered for each adapter, in the folder that th
   assertEquals(tilesFile({ HOME: "/h" }, "darwin"), "/h/Library/Caches/tok/tiles.json");
   assert(tilesFile({ USERPROFILE: "/u", LOCALAPPDATA: "/u/local" }, "windows").startsWith("/u/local"));
   await inFolder((file) => {
-    const facts = { vendor: "v", architecture: "", description: "d", software: false, features: [] };
+    const facts = {
+      vendor: "v",
+      architecture: "",
+      description: "d",
+      software: false,
+      lanes: 0,
+      features: [],
+    };
     const [one, two] = [adapterKey(facts, "cpu"), adapterKey(facts, "gpu")];
     assertMatch(two, /^v \| d \| gpu \| tok \d+\.\d+\.\d+$/);
     assertEquals(rememberedTiles(file, one, silent), undefined);
@@ -83,12 +90,11 @@ Deno.test("tuning measures every tile once, remembers, and decides what products
     assertEquals(await prepareTiles("once", say, file), table);
     assertEquals(lines.length, 1, "what is remembered is not measured again");
 
-    const storage = device().limits.maxComputeWorkgroupStorageSize;
     const key = adapterKey(device().facts, "cpu");
     for (const tile of TILES.cpu) {
       rememberTiles(file, key, onlyTile("cpu", tile));
       await prepareTiles("never", say, file);
-      assertEquals(chooseTile("cpu", shape, storage), tile);
+      assertEquals(chooseTile(thisMachine(), shape), tile);
     }
   });
 });

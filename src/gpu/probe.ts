@@ -2,7 +2,7 @@
 // no Vulkan loader, no driver manifest, a container without the graphics capability, no permission on the device files.
 
 import { UsageError } from "../errors.ts";
-import { type AdapterFacts, adapterFacts } from "./device.ts";
+import { type AdapterFacts, adapterFacts, prepareDrivers } from "./device.ts";
 
 export interface Finding {
   problem: string;
@@ -13,7 +13,7 @@ export interface Finding {
 export async function adapters(): Promise<
   { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
 > {
-  if (Deno.build.os === "linux" && !Deno.env.get("XDG_RUNTIME_DIR")) Deno.env.set("XDG_RUNTIME_DIR", "/tmp");
+  prepareDrivers();
   const best = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   const software = await navigator.gpu.requestAdapter({ forceFallbackAdapter: true });
   const {

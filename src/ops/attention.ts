@@ -34,10 +34,10 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const S = k.dim(1);
   // Products load heads in vectors, or else one number at a time, which is slower than streaming.
   if (HS > WIDEST_HEAD || (S < STREAMING && HS % 4 === 0)) return attentionByProducts(q, k, v);
-  const { profile } = device();
-  const text = attentionWgsl(HS, profile);
+  const { profile, lanes: vector } = device();
+  const text = attentionWgsl(HS, profile, vector);
   const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
-  const { lanes, rows } = attentionTiling(HS, profile);
+  const { lanes, rows } = attentionTiling(HS, profile, vector);
   const grid = (entry: AttentionEntry, length: number) =>
     fold(Math.ceil(B * Math.ceil(length / rows[entry]) * NH / lanes));
   const products = B * NH * T * S * HS * 2;

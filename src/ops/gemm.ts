@@ -1,12 +1,11 @@
 // Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
 // No gradients here; matmul.ts and conv.ts have them.
 
-import { CPU_LANES, type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
-import { device } from "../gpu/device.ts";
+import { type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
-import { chooseTile, kindOf, splitDepth } from "./gemm_tiles.ts";
+import { chooseTile, kindOf, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";
 
@@ -99,14 +98,10 @@ function product(
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
-  const { profile, limits } = device(), cpu = profile === "cpu";
+  const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
   const depth = source.kind === "conv" || source.kind === "conv_dx" ? K : splitDepth(profile, M, N, K, count);
   const splits = Math.ceil(K / depth);
-  const tile = chooseTile(
-    profile,
-    { kind: kindOf(source), M, N, K: depth, count: count * splits, vector },
-    limits.maxComputeWorkgroupStorageSize,
-  );
+  const tile = chooseTile(machine, { kind: kindOf(source), M, N, K: depth, count: count * splits, vector });
   const summed = sums !== undefined && cpu && vector && splits === 1;
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
@@ -116,6 +111,7 @@ function product(
   const spec: GemmSpec = {
     source,
     profile,
+    lanes,
     tile,
     vector,
     texels: staged ? TEXELS : 0,
@@ -157,7 +153,7 @@ function product(
       alpha: splits === 1 ? alpha : 1,
       ...conv,
     },
-    fold(cpu ? Math.ceil(tiles / CPU_LANES) : tiles),
+    fold(Math.ceil(tiles / tilesOfGroup(machine))),
     // A software adapter compiles a product for seconds; carrying elementwise work, which is written out for each of a lane's
     // outputs, doubles that and saves a twentieth of the time of a step.
     { flops: 2 * M * N * K * count, fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined },

@@ -5,8 +5,8 @@
 // and the tile's rate is low, padding included: 257 rows make 272 of 16, 264 of 24, 288 of 32. The rates below were measured; tuning
 // (train/tuning.ts) measures an adapter's own and puts them here.
 
-import { CPU_LANES, type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
-import type { Profile } from "../gpu/device.ts";
+import { type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
+import { device, type Profile } from "../gpu/device.ts";
 
 /** Rows and columns of C that a lane (cpu) or a workgroup (gpu) owns. */
 export type Tile = readonly [number, number];
@@ -25,6 +25,21 @@ export interface ProductShape {
   count: number;
   /** Loads go four at a time. */
   vector: boolean;
+}
+
+/** What the choice knows of the adapter. */
+export interface Machine {
+  profile: Profile;
+  /** Lanes of a software adapter's workgroup. */
+  lanes: number;
+  /** Bytes of workgroup memory. */
+  storage: number;
+}
+
+/** The open device, as the choice sees it. */
+export function thisMachine(): Machine {
+  const { profile, lanes, limits } = device();
+  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize };
 }
 
 /** How fast a tile is once the adapter is full, in GFLOP/s or any one unit, and how many workgroups fill the adapter. */
@@ -83,33 +98,34 @@ export function kindOf(source: GemmSource): ProductKind {
 }
 
 /** Tiles that a workgroup owns: one a lane on a software adapter. */
-export function tilesOfGroup(profile: Profile): number {
-  return profile === "cpu" ? CPU_LANES : 1;
+export function tilesOfGroup({ profile, lanes }: Machine): number {
+  return profile === "cpu" ? lanes : 1;
 }
 
-/** The tiles of TILES that an adapter has room for. @param storage its bytes of workgroup memory */
-export function tilesWithin(profile: Profile, storage: number): readonly Tile[] {
+/** The tiles of TILES that an adapter has room for. */
+export function tilesWithin({ profile, storage }: Machine): readonly Tile[] {
   return TILES[profile].filter((tile) => profile === "cpu" || gpuTileBytes(tile) <= storage);
 }
 
-function candidates(profile: Profile, { M, N, vector }: ProductShape, storage: number): readonly Tile[] {
-  if (profile === "gpu") return tilesWithin(profile, storage);
+function candidates(machine: Machine, { M, N, vector }: ProductShape): readonly Tile[] {
+  if (machine.profile === "gpu") return tilesWithin(machine);
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
   // Loads of single numbers take all the time there is: larger tiles only waste more of it at the edges.
   return vector ? TILES.cpu : [[16, 16]];
 }
 
-/** The tile that takes the least time by the rule. @param storage bytes of workgroup memory that the adapter has */
-export function chooseTile(profile: Profile, shape: ProductShape, storage: number): Tile {
-  const all = candidates(profile, shape, storage);
-  const times = all.map((tile) => time(profile, shape, tile));
+/** The tile that takes the least time by the rule. */
+export function chooseTile(machine: Machine, shape: ProductShape): Tile {
+  const all = candidates(machine, shape);
+  const times = all.map((tile) => time(machine, shape, tile));
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(profile: Profile, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
+function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
+  const { profile } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
-  const lanes = tilesOfGroup(profile);
+  const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: a small product does not earn that back in
   // 1,000 steps.
@@ -130,7 +146,7 @@ function builtIn(profile: Profile, kind: ProductKind, [m, n]: Tile): TileRate {
  * there are outputs enough. Parts are multiples of 16, and counted in tiles of one size whatever tile is chosen.
  */
 export function splitDepth(profile: Profile, M: number, N: number, K: number, count: number): number {
-  const [side, wanted, least] = profile === "cpu" ? [16, CPU_LANES * 8, 128] : [128, 264, 512];
+  const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 512];
   const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
   const splits = tiles >= wanted
     ? 1

@@ -141,7 +141,7 @@ function reduceGroup(
   const suffix = width === 4 ? "" : "1";
   if (inner === 1) {
     const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
-    const rows = cpu ? 8 : 64 / lanes;
+    const rows = cpu ? device().lanes : 64 / lanes;
     kernel(source, `reduce_rows${suffix}`, { ...constants, LANES: lanes, ROWS: rows }).launch(
       { [width === 4 ? "x4" : "x"]: x, y },
       { ...common, inner: 1 },

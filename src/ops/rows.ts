@@ -22,8 +22,9 @@ export function rowKernel(
 ): { kernel: Kernel; grid: [number, number]; size: number } {
   const text = byWidth(rows + source, columns);
   const size = columns / text.width;
-  const lanes = device().profile === "cpu" ? 1 : size >= 64 ? 64 : size >= 16 ? 16 : 4;
-  const perGroup = device().profile === "cpu" ? 8 : 64 / lanes;
+  const cpu = device().profile === "cpu";
+  const lanes = cpu ? 1 : size >= 64 ? 64 : size >= 16 ? 16 : 4;
+  const perGroup = cpu ? device().lanes : 64 / lanes;
   return {
     kernel: kernel(text.source, entry, { ...constants, LANES: lanes, ROWS: perGroup }),
     grid: fold(Math.ceil(count / perGroup)),

@@ -11,8 +11,10 @@ import { capture } from "../gpu/program.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
 import { conv2d } from "../ops/conv.ts";
 import {
+  type Machine,
   onlyTile,
   type ProductKind,
+  thisMachine,
   type Tile,
   tileKey,
   tilesOfGroup,
@@ -118,7 +120,7 @@ function sizes(): { S: number; map: Shape; channels: number } {
 
 /** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
 export async function measureTiles(only?: ProductKind): Promise<TileTable> {
-  const { profile, limits } = device();
+  const machine = thisMachine(), { profile } = machine;
   const { S, map, channels } = sizes();
   const square: Shape = [S, S], x: Shape = [...map, channels], w: Shape = [channels, 3, 3, channels];
   const convolve = (a: Tensor, b: Tensor) => conv2d(a, b, undefined, { padding: 1 });
@@ -137,14 +139,14 @@ export async function measureTiles(only?: ProductKind): Promise<TileTable> {
   ];
   const table: Record<string, { rate: number; slots: number }> = {};
   try {
-    for (const tile of tilesWithin(profile, limits.maxComputeWorkgroupStorageSize)) {
+    for (const tile of tilesWithin(machine)) {
       useTiles(onlyTile(profile, tile));
       const rates = new Map<ProductKind, number>();
       for (const [kind, shapes, fn] of cases) {
         if (kind === "nn" || kind === (only ?? kind)) rates.set(kind, await rateOf(shapes, fn));
       }
       rates.set("tt", rates.get("tn") ?? rates.get("nn") as number);
-      const slots = Math.max(1, Math.round((rates.get("nn") as number) / await rateOfOne(profile, tile)));
+      const slots = Math.max(1, Math.round((rates.get("nn") as number) / await rateOfOne(machine, tile)));
       for (const [kind, rate] of rates) table[tileKey(profile, kind, tile)] = { rate, slots };
     }
   } finally {
@@ -154,8 +156,8 @@ export async function measureTiles(only?: ProductKind): Promise<TileTable> {
 }
 
 /** GFLOP/s of one workgroup alone. What a run costs beside its arithmetic is taken off. */
-async function rateOfOne(profile: Profile, [M, N]: Tile): Promise<number> {
-  const count = tilesOfGroup(profile);
+async function rateOfOne(machine: Machine, [M, N]: Tile): Promise<number> {
+  const count = tilesOfGroup(machine);
   const time = (K: number) => timeOfCase([[count, M, K], [count, K, N]], (a, b) => matmul(a, b));
   const few = await time(16), many = await time(240);
   return 2 * M * N * (240 - 16) * count / Math.max(1e-6, many.ms - few.ms) / 1e6;
