@@ -1,12 +1,15 @@
 // Group norm over channels-last maps x [B, P, C] (P pixels, C in vectors V), with an optional SiLU behind it.
 //   n = (x - mean_g) r_g,  z = n w + b,  y = z or z sigmoid(z)
 // Batch norm is the case of one image and one channel a group. Three launches: `partials` sums over chunks of pixels for each
-// channel, relative to the channel's first value (so that a large mean does not cancel); `statistics` joins the channels
-// of a group; `apply` is elementwise. Backward mirrors them, with u = dy silu'(z):
+// channel, relative to the channel's first value (so that a large mean does not cancel); `statistics` joins the chunks
+// and the channels of a group; `apply` is elementwise. Backward mirrors them, with u = dy silu'(z):
 //   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
+// where the last launch also adds up dw and db over the images. Where groups are small and many, and launches dear,
+// `moments` does in one launch what the first two do: a lane takes a whole group.
 
 override SILU: u32 = 0;
 override PIXELS: u32 = 8; // of a lane of the elementwise kernels
+override LANES: u32 = 8;  // of a workgroup of the kernels that take whole groups
 
 struct Params {
   images: u32,
@@ -32,11 +35,16 @@ struct Params {
 @group(0) @binding(10) var<storage, read> w1: array<f32>;
 @group(0) @binding(11) var<storage, read> sum1: array<f32>;
 @group(0) @binding(12) var<storage, read> sum2: array<f32>;
-@group(0) @binding(13) var<storage, read_write> out1: array<f32>; // [B, C]
+@group(0) @binding(13) var<storage, read_write> out1: array<f32>;  // [B, C]
 @group(0) @binding(14) var<storage, read_write> out2: array<f32>;
-@group(0) @binding(15) var<storage, read> mean1: array<V>;     // [B, C] mean_g(u w)
-@group(0) @binding(16) var<storage, read> mean2: array<V>;     // [B, C] mean_g(u w n)
-@group(0) @binding(17) var<uniform> params: Params;
+@group(0) @binding(15) var<storage, read_write> all: array<f32>;   // [4, B, C] mean_g(u w), mean_g(u w n), sum u, sum u n
+@group(0) @binding(16) var<storage, read_write> joined: array<V>;  // the same, written in vectors
+@group(0) @binding(17) var<storage, read> of_u: array<V>;          // the same, read
+@group(0) @binding(18) var<storage, read_write> dw: array<V>;      // [C]
+@group(0) @binding(19) var<storage, read_write> db: array<V>;
+@group(0) @binding(20) var<storage, read_write> mean_out: array<V>; // [B, C]
+@group(0) @binding(21) var<storage, read_write> r_out: array<V>;
+@group(0) @binding(22) var<uniform> params: Params;
 
 fn sigmoid(z: V) -> V { return 1.0 / (1.0 + exp(-z)); }
 
@@ -46,6 +54,43 @@ fn upstream(g: V, n: V, weight: V, bias: V) -> V {
   let z = n * weight + bias;
   let s = sigmoid(z);
   return g * s * (1.0 + z * (1.0 - s));
+}
+
+// Two sums over pixels, for each channel of a vector.
+struct Sums {
+  first: V,
+  second: V,
+}
+
+// Sums of x - origin and of its squares over the pixels [begin, end) of vector `at` of the first pixel.
+fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
+  let step = params.size;
+  var s = V();
+  var q = V();
+  for (var p = begin; p < end; p++) {
+    let d = x[at + p * step] - origin;
+    s += d;
+    q += d * d;
+  }
+  return Sums(s, q);
+}
+
+// Sums of u and of u n over the same, for channel vector k, which is c in [B, C].
+fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> Sums {
+  let step = params.size;
+  let m = mean[c];
+  let rstd = r[c];
+  let weight = w[k];
+  let bias = b[k];
+  var s = V();
+  var q = V();
+  for (var p = begin; p < end; p++) {
+    let n = (x[at + p * step] - m) * rstd;
+    let u = upstream(dy[at + p * step], n, weight, bias);
+    s += u;
+    q += u * n;
+  }
+  return Sums(s, q);
 }
 
 // A lane of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
@@ -59,13 +104,14 @@ struct Strand {
   end: u32,
 }
 
+fn slab() -> u32 { return (params.pixels + PIXELS - 1u) / PIXELS; }
+
 fn strand(item: u32) -> Strand {
-  let slab = (params.pixels + PIXELS - 1u) / PIXELS;
-  let image = item / (slab * params.size);
+  let image = item / (slab() * params.size);
   let k = item % params.size;
-  let begin = (image * params.pixels + item / params.size % slab) * params.size + k;
+  let begin = (image * params.pixels + item / params.size % slab()) * params.size + k;
   let end = select(0u, (image + 1u) * params.pixels * params.size, image < params.images);
-  return Strand(k, image * params.size + k, begin, slab * params.size, end);
+  return Strand(k, image * params.size + k, begin, slab() * params.size, end);
 }
 
 @compute @workgroup_size(16)
@@ -77,17 +123,9 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let chunk = item / params.size % params.chunks;
   let from_image = item / (params.size * params.chunks) * params.pixels * params.size + k;
   let end = min((chunk + 1u) * params.chunk, params.pixels);
-  let origin = x[from_image];
-  let step = params.size;
-  var s = V();
-  var q = V();
-  for (var p = chunk * params.chunk; p < end; p++) {
-    let d = x[from_image + p * step] - origin;
-    s += d;
-    q += d * d;
-  }
-  s1[item] = s;
-  s2[item] = q;
+  let sums = deviations(from_image, x[from_image], chunk * params.chunk, end);
+  s1[item] = sums.first;
+  s2[item] = sums.second;
 }
 
 @compute @workgroup_size(8)
@@ -125,6 +163,38 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   }
 }
 
+// Mean and squares about it of the channels of a vector, then of the vectors of the group, one after another.
+@compute @workgroup_size(LANES)
+fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                 @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * LANES + lane;
+  if (item >= params.images * params.groups) { return; }
+  let image = item / params.groups;
+  let vectors = params.size / params.groups;
+  let first = item % params.groups * vectors;
+  let pixels = f32(params.pixels);
+  var mean_g = 0.0;
+  var squares = 0.0;
+  for (var k = 0u; k < vectors; k++) {
+    let at = image * params.pixels * params.size + first + k;
+    let origin = x[at];
+    let sums = deviations(at, origin, 0u, params.pixels);
+    let m = origin + sums.first / pixels;
+    let mean_v = head(m) + total(m - head(m)) / WIDTH;
+    let apart = m - mean_v;
+    let offset = mean_v - mean_g;
+    let share = 1.0 / f32(k + 1u);
+    mean_g += offset * share;
+    squares += total(sums.second - sums.first * sums.first / pixels + pixels * apart * apart)
+      + offset * offset * pixels * WIDTH * f32(k) * share;
+  }
+  let rstd = inverseSqrt(max(squares, 0.0) / (pixels * f32(vectors) * WIDTH) + params.eps);
+  for (var k = first; k < first + vectors; k++) {
+    mean_out[image * params.size + k] = V(mean_g);
+    r_out[image * params.size + k] = V(rstd);
+  }
+}
+
 @compute @workgroup_size(64)
 fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                @builtin(local_invocation_index) lane: u32) {
@@ -148,22 +218,9 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   let image = item / (params.size * params.chunks);
   let from_image = image * params.pixels * params.size + k;
   let end = min((chunk + 1u) * params.chunk, params.pixels);
-  let m = mean[image * params.size + k];
-  let rstd = r[image * params.size + k];
-  let weight = w[k];
-  let bias = b[k];
-  let step = params.size;
-  var s = V();
-  var q = V();
-  for (var p = chunk * params.chunk; p < end; p++) {
-    let at = from_image + p * step;
-    let n = (x[at] - m) * rstd;
-    let u = upstream(dy[at], n, weight, bias);
-    s += u;
-    q += u * n;
-  }
-  s1[item] = s;
-  s2[item] = q;
+  let sums = upstreams(from_image, k, image * params.size + k, chunk * params.chunk, end);
+  s1[item] = sums.first;
+  s2[item] = sums.second;
 }
 
 @compute @workgroup_size(8)
@@ -174,34 +231,87 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
   let image = item / params.groups;
   let width = params.channels / params.groups;
   let first = item % params.groups * width;
+  let map = params.images * params.channels;
+  let from_map = image * params.channels;
   var g = 0.0;
   var gn = 0.0;
   for (var c = first; c < first + width; c++) {
+    var s = 0.0;
+    var q = 0.0;
     for (var k = 0u; k < params.chunks; k++) {
       let at = (image * params.chunks + k) * params.channels + c;
-      g += sum1[at] * w1[c];
-      gn += sum2[at] * w1[c];
+      s += sum1[at];
+      q += sum2[at];
     }
+    all[2u * map + from_map + c] = s;
+    all[3u * map + from_map + c] = q;
+    g += s * w1[c];
+    gn += q * w1[c];
   }
   let count = f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
-    out1[image * params.channels + c] = g / count;
-    out2[image * params.channels + c] = gn / count;
+    all[from_map + c] = g / count;
+    all[map + from_map + c] = gn / count;
+  }
+}
+
+@compute @workgroup_size(LANES)
+fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                          @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * LANES + lane;
+  if (item >= params.images * params.groups) { return; }
+  let image = item / params.groups;
+  let vectors = params.size / params.groups;
+  let first = item % params.groups * vectors;
+  let map = params.images * params.size;
+  let from_map = image * params.size;
+  var g = 0.0;
+  var gn = 0.0;
+  for (var k = first; k < first + vectors; k++) {
+    let sums = upstreams(image * params.pixels * params.size + k, k, from_map + k, 0u, params.pixels);
+    joined[2u * map + from_map + k] = sums.first;
+    joined[3u * map + from_map + k] = sums.second;
+    g += total(sums.first * w[k]);
+    gn += total(sums.second * w[k]);
+  }
+  let count = f32(params.pixels * vectors) * WIDTH;
+  for (var k = first; k < first + vectors; k++) {
+    joined[from_map + k] = V(g / count);
+    joined[map + from_map + k] = V(gn / count);
   }
 }
 
 @compute @workgroup_size(64)
 fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) lane: u32) {
-  let own = strand((group.y * groups.x + group.x) * 64u + lane);
+  let item = (group.y * groups.x + group.x) * 64u + lane;
+  let own = strand(item);
+  let map = params.images * params.size;
+  if (own.end == 0u) {
+    over_images(item - params.images * slab() * params.size, map);
+    return;
+  }
   let m = mean[own.c];
   let rstd = r[own.c];
   let weight = w[own.k];
   let bias = b[own.k];
-  let m1 = mean1[own.c];
-  let m2 = mean2[own.c];
+  let m1 = of_u[own.c];
+  let m2 = of_u[map + own.c];
   for (var at = own.begin; at < own.end; at += own.step) {
     let n = (x[at] - m) * rstd;
     y[at] = rstd * (upstream(dy[at], n, weight, bias) * weight - m1 - n * m2);
   }
+}
+
+// dw and db of channel vector k, by the lanes behind those of the map.
+fn over_images(k: u32, map: u32) {
+  if (k >= params.size) { return; }
+  var s = V();
+  var q = V();
+  for (var image = 0u; image < params.images; image++) {
+    s += of_u[2u * map + image * params.size + k];
+    q += of_u[3u * map + image * params.size + k];
+  }
+  dw[k] = q;
+  db[k] = s;
 }

@@ -147,6 +147,9 @@ for (const silu of [false, true]) {
         [[3, 4, 4, 96], 16],
         [[2, 1, 1, 6], 2],
         [[1, 67, 1, 3], 3],
+        [[8, 5, 5, 16], 4], // many small groups: of one vector, of two, of three elements
+        [[5, 3, 3, 64], 8],
+        [[11, 3, 3, 9], 3],
       ] as const
     ) {
       const C = shape[3];

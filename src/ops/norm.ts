@@ -31,8 +31,11 @@ export function rmsNorm(x: Tensor, weight?: Tensor, eps = 1e-6): Tensor {
   return rowNorm(x, weight, undefined, eps, true);
 }
 
-/** Rows that one lane adds up for the gradients of weight and bias, and the most partial sums that are made. */
-const CHUNK = { rows: 32, most: 512 };
+/**
+ * Rows that one lane adds up for the gradients of weight and bias, and the most partial sums that are made. Another launch
+ * adds those up, which costs a software adapter as much as 500 rows.
+ */
+const CHUNK = { rows: { cpu: 512, gpu: 32 }, most: 512 };
 
 function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: number, rms: boolean): Tensor {
   const C = x.dim(-1), R = x.size / C;
@@ -47,7 +50,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   const y = activation(x.shape), stats = empty([R, 2], "f32", "statistics");
   const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
   const forward = rowKernel(source, "norm", R, C, constants);
-  const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows));
+  const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows[device().profile]));
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
   forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
     flops: 8 * x.size,
@@ -135,6 +138,12 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
 /** Pixels that one lane of the elementwise kernels of a group norm owns. */
 const PIXELS = 8;
 
+/**
+ * Where a launch costs more than more lanes gain, one lane takes a whole group: from so many groups on, which are two
+ * vectors of lanes, and up to so many vectors of channels in a group.
+ */
+const WHOLE = { groups: 32, vectors: 1024 };
+
 function grouped(
   x: Tensor,
   images: number,
@@ -168,46 +177,51 @@ function grouped(
     eps,
   };
   const SILU = silu ? 1 : 0;
+  const LANES = device().lanes;
+  const whole = device().profile === "cpu" && images * groups >= WHOLE.groups &&
+    C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
   const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
-  const perChannel = () => [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
   const overPartials = fold(Math.ceil(images * chunks * size / 16));
   const overGroups = fold(Math.ceil(images * groups / 8));
-  const overAll = fold(Math.ceil(images * Math.ceil(pixels / PIXELS) * size / 64));
+  const overWhole = fold(Math.ceil(images * groups / LANES));
+  const strands = images * Math.ceil(pixels / PIXELS) * size;
 
   const y = activation(x.shape);
-  const [s1, s2] = partials(), [mean, r] = perChannel();
-  kernel(text, "group_partials").launch({ x, s1, s2 }, params, overPartials, { flops: 4 * x.size });
-  kernel(text, "group_statistics").launch(
-    { x1: x, sum1: s1, sum2: s2, out1: mean, out2: r },
-    params,
-    overGroups,
-  );
-  kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, overAll, {
+  const [mean, r] = [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
+  const forward = { flops: 4 * x.size };
+  if (whole) {
+    const outputs = { mean_out: mean, r_out: r };
+    kernel(text, "group_moments", { LANES }).launch({ x, ...outputs }, params, overWhole, forward);
+  } else {
+    const [s1, s2] = partials(), outputs = { out1: mean, out2: r };
+    kernel(text, "group_partials").launch({ x, s1, s2 }, params, overPartials, forward);
+    kernel(text, "group_statistics").launch({ x1: x, sum1: s1, sum2: s2, ...outputs }, params, overGroups);
+  }
+  const applied = fold(Math.ceil(strands / 64));
+  kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, applied, {
     flops: 4 * x.size,
     fusion: { stores: ["y"] },
   });
   differentiable(y, [x, w, b], (dy) => {
-    const dx = activation(x.shape);
-    const [p1, p2] = partials(), [mean1, mean2] = perChannel();
-    kernel(text, "group_backward_partials", { SILU }).launch(
-      { x, mean, r, dy, s1: p1, s2: p2, w, b },
-      params,
-      overPartials,
-      { flops: 8 * x.size },
-    );
-    kernel(text, "group_backward_statistics").launch(
-      { w1: w, sum1: p1, sum2: p2, out1: mean1, out2: mean2 },
-      params,
-      overGroups,
-    );
+    const dx = activation(x.shape), [dw, db] = [0, 1].map(() => empty([C], "f32", "gradient"));
+    const known = { x, w, b, mean, r, dy }, all = empty([4, images, C], "f32", "reduction");
+    const backward = { flops: 8 * x.size };
+    if (whole) {
+      const inOne = kernel(text, "group_backward_moments", { SILU, LANES });
+      inOne.launch({ ...known, joined: all }, params, overWhole, backward);
+    } else {
+      const [s1, s2] = partials(), sums = { sum1: s1, sum2: s2 };
+      kernel(text, "group_backward_partials", { SILU })
+        .launch({ ...known, s1, s2 }, params, overPartials, backward);
+      kernel(text, "group_backward_statistics").launch({ w1: w, ...sums, all }, params, overGroups);
+    }
     kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
-      { x, w, b, mean, r, dy, mean1, mean2, y: dx },
+      { ...known, of_u: all, y: dx, dw: dw as Tensor, db: db as Tensor },
       params,
-      overAll,
+      fold(Math.ceil((strands + size) / 64)),
       { flops: 10 * x.size, fusion: { stores: ["y"] } },
     );
-    const over = (p: Tensor) => sumChunks(viewAs(p, [images * chunks, C]), 1);
-    return [dx, over(p2), over(p1)];
+    return [dx, dw, db];
   });
   return { y, mean, r };
 }
