@@ -286,32 +286,27 @@ fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                     @builtin(local_invocation_index) lane: u32) {
   let item = (group.y * groups.x + group.x) * 64u + lane;
   let own = strand(item);
-  let map = params.images * params.size;
-  if (own.end == 0u) {
-    over_images(item - params.images * slab() * params.size, map);
-    return;
-  }
   let m = mean[own.c];
   let rstd = r[own.c];
   let weight = w[own.k];
   let bias = b[own.k];
+  let map = params.images * params.size;
   let m1 = of_u[own.c];
   let m2 = of_u[map + own.c];
   for (var at = own.begin; at < own.end; at += own.step) {
     let n = (x[at] - m) * rstd;
     y[at] = rstd * (upstream(dy[at], n, weight, bias) * weight - m1 - n * m2);
   }
-}
-
-// dw and db of channel vector k, by the lanes behind those of the map.
-fn over_images(k: u32, map: u32) {
-  if (k >= params.size) { return; }
-  var s = V();
-  var q = V();
-  for (var image = 0u; image < params.images; image++) {
-    s += of_u[2u * map + image * params.size + k];
-    q += of_u[3u * map + image * params.size + k];
+  // The lanes behind the map's have dw and db to themselves.
+  let k = item - params.images * slab() * params.size;
+  if (k < params.size) {
+    var s = V();
+    var q = V();
+    for (var c = k; c < map; c += params.size) {
+      s += of_u[2u * map + c];
+      q += of_u[3u * map + c];
+    }
+    dw[k] = q;
+    db[k] = s;
   }
-  dw[k] = q;
-  db[k] = s;
 }
