@@ -234,16 +234,22 @@ Deno.test("timestepEmbedding() is cosines then sines of geometric frequencies", 
 });
 
 Deno.test("modulate(), gatedAdd() and their gradients match the reference", async () => {
-  const shapes = [[[2, 5, 8], [2, 1, 8], [2, 1, 8]], [[1, 3, 6], [1, 1, 6], [1, 1, 6]]];
+  // The last in chunks of tokens, in both profiles.
+  const shapes: [number, number, number][] = [[2, 5, 8], [1, 3, 6], [1, 600, 12], [2, 513, 3]];
   await checkOp({
     op: modulate,
-    reference: elementwise((x, b, s) => x * (1 + (s as number)) + (b as number)),
-    shapes,
+    reference: (x, m) =>
+      build(x.shape, (b, t, c) => {
+        const C = x.shape[2] as number;
+        return at(x, b, t, c) * (1 + at(m, b, 0, C + (c as number))) + at(m, b, 0, c);
+      }),
+    shapes: shapes.map(([B, T, C]) => [[B, T, C], [B, 1, 2 * C]]),
+    wrong: [[[2, 5, 8], [2, 1, 8]], [[2, 5, 8], [1, 1, 16]]],
   });
   await checkOp({
     op: gatedAdd,
     reference: elementwise((x, y, g) => x + (y as number) * (g as number)),
-    shapes: shapes.map(([x, m]) => [x as number[], x as number[], m as number[]]),
+    shapes: shapes.map(([B, T, C]) => [[B, T, C], [B, T, C], [B, 1, C]]),
   });
 });
 

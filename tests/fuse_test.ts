@@ -139,8 +139,8 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
   "a modulation that is read where it was made": {
     shapes: [[3, 5, 16], [3, 48]],
     fn: (x, m) => {
-      const [a, b, g] = splitModulation(m as Tensor, 3) as [Tensor, Tensor, Tensor];
-      return gatedAdd(x as Tensor, modulate(rmsNorm(x as Tensor), a, b), g);
+      const [both, gate] = splitModulation(m as Tensor, [2, 1]) as [Tensor, Tensor];
+      return gatedAdd(x as Tensor, modulate(rmsNorm(x as Tensor), both), gate);
     },
     saves: 6,
   },

@@ -135,7 +135,7 @@ const CASES: readonly Case[] = [
   },
   { name: "swiglu", op: swiglu, shapes: [[5, 24]] },
   { name: "swiglu of odd width", op: swiglu, shapes: [[8, 12]], single: true }, // DiT-L has 2730
-  { name: "modulate", op: modulate, shapes: [[2, 5, 12], [2, 1, 12], [2, 1, 12]] },
+  { name: "modulate", op: modulate, shapes: [[2, 5, 12], [2, 1, 24]] },
   { name: "broadcast column", op: (a, b) => mul(a, b), shapes: [[6, 8], [6, 1]] },
   { name: "chain", op: (a, b) => gelu(add(silu(a), b)), shapes: [[4, 8], [8]] },
   { name: "softmax", op: softmax, shapes: [[6, 20]] },

@@ -144,23 +144,16 @@ class Block {
 
   /** @param c conditioning after SiLU [B, C] */
   forward(x: Tensor, c: Tensor, cos: Tensor, sin: Tensor): Tensor {
-    const [shift1, scale1, gate1, shift2, scale2, gate2] = splitModulation(
+    const [norm1, gate1, norm2, gate2] = splitModulation(
       this.adaLN_modulation[1].forward(c),
-      6,
-    ) as [
-      Tensor,
-      Tensor,
-      Tensor,
-      Tensor,
-      Tensor,
-      Tensor,
-    ];
+      [2, 1, 2, 1],
+    ) as [Tensor, Tensor, Tensor, Tensor];
     const y = gatedAdd(
       x,
-      this.attn.forward(modulate(this.norm1.forward(x), shift1, scale1), cos, sin),
+      this.attn.forward(modulate(this.norm1.forward(x), norm1), cos, sin),
       gate1,
     );
-    return gatedAdd(y, this.mlp.forward(modulate(this.norm2.forward(y), shift2, scale2)), gate2); // [B, T, C]
+    return gatedAdd(y, this.mlp.forward(modulate(this.norm2.forward(y), norm2)), gate2); // [B, T, C]
   }
 }
 
@@ -245,8 +238,8 @@ export class Dit {
       h = through(block, (h, c) => block.forward(h, c, freqs_cos, freqs_sin), h, c);
     }
     const { norm_final, linear, adaLN_modulation } = this.final_layer;
-    const [shift, scale] = splitModulation(adaLN_modulation[1].forward(c), 2) as [Tensor, Tensor];
-    h = linear.forward(modulate(norm_final.forward(h), shift, scale)); // [B, T, in_channels]
+    const [shiftAndScale] = splitModulation(adaLN_modulation[1].forward(c), [2]) as [Tensor];
+    h = linear.forward(modulate(norm_final.forward(h), shiftAndScale)); // [B, T, in_channels]
     return reshape(h, [B, S, S, in_channels]);
   }
 }

@@ -2,16 +2,38 @@
 // elementwise ops that the plan merges into one launch each.
 
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
+import { differentiable, noGrad } from "../autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor } from "../tensor.ts";
+import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
+import { sumAndDot } from "./reduce.ts";
 import { byWidth } from "./rows.ts";
 import { reshape, split } from "./shape.ts";
 
-/** x (1 + scale) + shift: x [B, T, C], scale and shift [B, 1, C]. */
-export function modulate(x: Tensor, shift: Tensor, scale: Tensor): Tensor {
-  return add(mul(x, plus(scale, 1)), shift);
+/**
+ * x (1 + scale) + shift. The gradients of shift and scale are sums over the same tokens, made together.
+ * @param x [B, T, C]
+ * @param shiftAndScale [B, 1, 2C], as adaLN's projection has them
+ */
+export function modulate(x: Tensor, shiftAndScale: Tensor): Tensor {
+  const [B, , C] = x.shape as [number, number, number];
+  check(
+    x.rank === 3 && shiftAndScale.shape.join() === `${B},1,${2 * C}`,
+    "modulate",
+    "x must be [B, T, C], and shift and scale [B, 1, 2C]",
+    x,
+    shiftAndScale,
+  );
+  const [y, factor] = noGrad(() => {
+    const [shift, scale] = split(shiftAndScale, [C, C], 2) as [Tensor, Tensor];
+    const factor = plus(scale, 1);
+    return [add(mul(x, factor), shift), factor];
+  });
+  return differentiable(
+    y,
+    [x, shiftAndScale],
+    (dy) => [mul(dy, factor), viewAs(sumAndDot(dy, x), shiftAndScale.shape)],
+  );
 }
 
 /** x + gate y: x and y [B, T, C], gate [B, 1, C]. */
@@ -19,17 +41,17 @@ export function gatedAdd(x: Tensor, y: Tensor, gate: Tensor): Tensor {
   return add(x, mul(y, gate));
 }
 
-/** The `count` parts of an adaLN output [B, count * C], each as [B, 1, C]. */
-export function splitModulation(modulation: Tensor, count: number): Tensor[] {
+/** Consecutive parts of an adaLN output [B, n * C], of `parts[i]` times C each, as [B, 1, parts[i] * C]. */
+export function splitModulation(modulation: Tensor, parts: readonly number[]): Tensor[] {
   const [B, all] = modulation.shape as [number, number];
+  const count = parts.reduce((a, b) => a + b, 0);
   check(
     modulation.rank === 2 && all % count === 0,
     "split a modulation",
     `it must be [B, ${count} * C]`,
     modulation,
   );
-  const C = all / count;
-  return split(reshape(modulation, [B, 1, all]), Array(count).fill(C), 2);
+  return split(reshape(modulation, [B, 1, all]), parts.map((n) => n * all / count), 2);
 }
 
 /** silu(first half) * second half of the last axis: [..., 2H] -> [..., H]. */

@@ -2,11 +2,13 @@
 // rows or [O, K, I] columns; tall ones in two launches of fixed order, so that few outputs still fill the machine.
 
 import source from "../../kernels/reduce.wgsl" with { type: "text" };
+import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
+import { byWidth } from "./rows.ts";
 
 export interface ReduceOptions {
   /** Keep the reduced axes with size 1. */
@@ -63,6 +65,27 @@ export function sumChunks(x: Tensor, scale: number): Tensor {
   return viewAs(reduceGroup(x, 1, S, N, "sum", scale, "identity"), [N]);
 }
 
+/**
+ * Sums of `a` and of `a b` over the middle axis of [O, K, I], next to each other: [O, 2, I]. Reads `a` once. Not differentiable:
+ * the gradients of a shift and a scale that rows share.
+ */
+export function sumAndDot(a: Tensor, b: Tensor): Tensor {
+  const [outer, size, I] = a.shape as [number, number, number];
+  check(a.rank === 3 && b.shape.join() === a.shape.join(), "sum", "both must be [O, K, I]", a, b);
+  const { source: text, width } = byWidth(pairSource, I);
+  const inner = I / width, chunks = columnChunks(outer * inner, size);
+  const y = empty([outer, chunks, 2 * I], "f32", "reduction");
+  const WG = columnGroup();
+  kernel(text, "sum_and_dot", { WG }).launch(
+    { a, b, y },
+    { outer, size, inner, chunks, chunk: Math.ceil(size / chunks) },
+    fold(Math.ceil(outer * inner * chunks / WG)),
+    { flops: 3 * a.size, fusion: { loads: ["a", "b"], stores: ["y"] } },
+  );
+  const whole = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, "sum", 1, "identity");
+  return viewAs(whole, [outer, 2, I]);
+}
+
 function reduced(
   x: Tensor,
   axes: readonly number[] | undefined,
@@ -112,6 +135,18 @@ function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): 
   return viewAs(y, shape);
 }
 
+/** How many chunks give `wanted` lanes something to do, and each at least `least` of the `length` loads of an item. */
+function chunksOf(items: number, length: number, wanted: number, least: number): number {
+  return Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
+}
+
+/** Of columns. A second launch costs a software adapter as much as 500 loads. */
+function columnChunks(items: number, length: number): number {
+  return device().profile === "cpu" ? chunksOf(items, length, 64, 512) : chunksOf(items, length, 16384, 16);
+}
+
+const columnGroup = () => device().profile === "cpu" ? 16 : 64;
+
 /** [O, K, I] -> [O, I], in one or two launches. */
 function reduceGroup(
   x: Tensor,
@@ -126,9 +161,7 @@ function reduceGroup(
   const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
-  // A second launch costs a software adapter as much as 500 loads.
-  const [wanted, least] = inner === 1 ? (cpu ? [64, 64] : [1024, 64]) : cpu ? [64, 512] : [16384, 16];
-  const chunks = Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
+  const chunks = inner === 1 ? chunksOf(items, length, cpu ? 64 : 1024, 64) : columnChunks(items, length);
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {
@@ -150,7 +183,7 @@ function reduceGroup(
       { flops, fusion: { loads: ["x", "x4"], stores: ["y"] } },
     );
   } else {
-    const group = cpu ? 16 : 64;
+    const group = columnGroup();
     kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group }).launch(
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },

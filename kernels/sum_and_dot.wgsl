@@ -1,0 +1,39 @@
+// Over the middle axis of a and b [O, K, I], the sums of a and of a b, next to each other: y [O, S, 2, I] for S chunks of K.
+// One invocation owns one column (of vectors V); needs the preludes wide or narrow. Fixed order of additions.
+
+struct Params {
+  outer: u32,
+  size: u32,   // K
+  inner: u32,  // I, in vectors
+  chunks: u32, // S
+  chunk: u32,
+}
+
+override WG: u32 = 64;
+
+@group(0) @binding(0) var<storage, read> a: array<V>;
+@group(0) @binding(1) var<storage, read> b: array<V>;
+@group(0) @binding(2) var<storage, read_write> y: array<V>;
+@group(0) @binding(3) var<uniform> params: Params;
+
+@compute @workgroup_size(WG)
+fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+               @builtin(local_invocation_index) lane: u32) {
+  let item = (group.y * groups.x + group.x) * WG + lane;
+  if (item >= params.outer * params.chunks * params.inner) { return; }
+  let i = item % params.inner;
+  let s = (item / params.inner) % params.chunks;
+  let o = item / (params.inner * params.chunks);
+  let end = min((s + 1u) * params.chunk, params.size);
+  var sum = V();
+  var dot = V();
+  for (var k = s * params.chunk; k < end; k++) {
+    let at = (o * params.size + k) * params.inner + i;
+    let v = a[at];
+    sum += v;
+    dot += v * b[at];
+  }
+  let to = 2u * (item - i) + i;
+  y[to] = sum;
+  y[to + params.inner] = dot;
+}
