@@ -34,7 +34,7 @@ export function gemmWgsl(spec: GemmSpec): string {
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 @group(0) @binding(4) var<uniform> params: Params;
-@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>; // [M] of each matrix
+@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>; // [M] of each split of each matrix
 
 ${spec.profile === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
 }

@@ -33,7 +33,7 @@ function storeSums({ tile: [TM] }: GemmSpec): string {
   return `  if (n0 == 0u) {
 ${
     lines(TM / 4, (i) =>
-      `    if (m0 + ${4 * i}u < params.M) { sums[(z * params.M + m0) / 4u + ${i}u] = sum${i}; }`)
+      `    if (m0 + ${4 * i}u < params.M) { sums[(zs * params.M + m0) / 4u + ${i}u] = sum${i}; }`)
   }
   }`;
 }

@@ -78,22 +78,21 @@ export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor
 
 /**
  * The gradients of a weight and of its bias: C = A B with A = dy transposed, and dy's sum over its rows, f32 [M]. On a
- * software adapter the product adds up what it loads anyway; on a GPU, and where K is cut, that would cost more.
+ * software adapter the product adds up what it loads anyway; on a GPU that would cost more.
  */
 export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions): [Tensor, Tensor] {
-  const sums = empty([o.M], "f32", "sums");
-  const { y, summed } = product(dy, x, shape, o, sums);
-  return [y, summed ? sums : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
+  const { y, sums } = product(dy, x, shape, o, true);
+  return [y, sums ? sumChunks(sums, 1) : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
 }
 
-/** @param sums written where the kernel can; `summed` says so */
+/** @param summing asks for A's sums over K too: [splits, M], where the kernel can */
 function product(
   a: Tensor,
   b: Tensor,
   shape: Shape,
   o: GemmOptions,
-  sums?: Tensor,
-): { y: Tensor; summed: boolean } {
+  summing = false,
+): { y: Tensor; sums: Tensor | undefined } {
   const { source, M, N, K, bias, alpha = 1, conv = NO_CONV, ldc = N, vector } = o;
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
@@ -102,7 +101,7 @@ function product(
   const depth = source.kind === "conv" || source.kind === "conv_dx" ? K : splitDepth(profile, M, N, K, count);
   const splits = Math.ceil(K / depth);
   const tile = chooseTile(machine, { kind: kindOf(source), M, N, K: depth, count: count * splits, vector });
-  const summed = sums !== undefined && cpu && vector && splits === 1;
+  const sums = summing && cpu && vector ? empty([splits, M], "f32", "sums") : undefined;
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
@@ -119,7 +118,7 @@ function product(
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
-    sums: summed,
+    sums: sums !== undefined,
   };
   const size = sizeOf(shape);
   const y = splits > 1
@@ -129,7 +128,7 @@ function product(
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
   kernel(gemmWgsl(spec), "gemm").launch(
-    { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums && summed ? { sums } : {}) },
+    { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums ? { sums } : {}) },
     {
       M,
       N,
@@ -158,7 +157,7 @@ function product(
     // outputs, doubles that and saves a twentieth of the time of a step.
     { flops: 2 * M * N * K * count, fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined },
   );
-  if (splits === 1) return { y, summed };
+  if (splits === 1) return { y, sums };
   const whole = viewAs(sumChunks(y, alpha), shape);
-  return { y: bias ? pointwise(["x0 + x1"], [whole, bias]) : whole, summed };
+  return { y: bias ? pointwise(["x0 + x1"], [whole, bias]) : whole, sums };
 }

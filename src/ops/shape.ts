@@ -126,7 +126,7 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
   return differentiable(viewAs(x, full), [x], (dy) => [viewAs(dy, x.shape)]);
 }
 
-/** Axis a of the result is axis axes[a] of x. */
+/** Axis a of the result is axis axes[a] of x. Nothing is moved where only axes of one element change their places. */
 export function permute(x: Tensor, axes: readonly number[]): Tensor {
   check(
     [...axes].sort((a, b) => a - b).every((a, i) => a === i) && axes.length === x.rank,
@@ -135,6 +135,8 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
     x,
   );
   const shape = axes.map((a) => x.dim(a)), xs = strides(x.shape), ys = strides(shape);
+  const long = axes.filter((a) => x.dim(a) > 1);
+  if (long.every((a, i) => i === 0 || (long[i - 1] as number) < a)) return reshape(x, shape);
   const y = moved(shape, [{
     x,
     axes: axes.map((a, i) => plain(x.dim(a), xs[a] as number, ys[i] as number)),
