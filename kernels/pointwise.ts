@@ -6,10 +6,11 @@
 /**
  * How an array is indexed at vector i:
  * value: not at all, it is what the calling kernel stores; same i; scalar 0; at: one element for all i;
- * row i % r; column i / r (one element for the whole vector);
+ * row i % r; cycle, element by element, for rows of r elements that are no whole vectors;
+ * column i / r (one element for the whole vector);
  * vector and splat: through the axes of a grid, the last contiguous (vector) or constant over a vector (splat).
  */
-export type Access = "value" | "same" | "scalar" | "at" | "row" | "column" | "vector" | "splat";
+export type Access = "value" | "same" | "scalar" | "at" | "row" | "cycle" | "column" | "vector" | "splat";
 
 export interface PlaceSpec {
   readonly access: Access;
@@ -64,6 +65,7 @@ export function expressionWgsl(
   ];
   const arrays: string[] = [];
   const at = new Map<string, string>();
+  const cycles: string[] = [];
   for (const { place: { access, grid }, array, write } of places) {
     if (access === "value") continue;
     const field = (f: string) => {
@@ -84,6 +86,14 @@ export function expressionWgsl(
       });
       return [...terms.filter(Boolean), field("o")].join(" + ");
     };
+    if (access === "cycle") {
+      const r = field("r"), name = (e: number) => `${array}_${e}`;
+      cycles.push(`  let ${name(0)} = i * ${width}u % ${r};`);
+      for (let e = 1; e < width; e++) {
+        cycles.push(`  let ${name(e)} = select(${name(e - 1)} + 1u, 0u, ${name(e - 1)} + 1u == ${r});`);
+      }
+      continue;
+    }
     at.set(
       array,
       access === "same"
@@ -114,6 +124,11 @@ export function expressionWgsl(
       /\b[xst]\d+\b/g,
       `${prefix}$&`,
     );
+  const read = (access: Access, k: number) => {
+    if (access === "value") return `${prefix}v`;
+    if (access !== "cycle") return `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`;
+    return `${T}(${Array.from({ length: width }, (_, e) => `${prefix}in${k}[in${k}_${e}]`).join(", ")})`;
+  };
   const value = inputs.some(({ access }) => access === "value");
   return {
     fields,
@@ -122,11 +137,8 @@ fn ${name}(i: u32${value ? `, ${prefix}v: ${T}` : ""})${returns ? ` -> ${T}` : "
 ${
       [
         ...digits,
-        ...inputs.map(({ access }, k) =>
-          `  let ${prefix}x${k} = ${
-            access === "value" ? `${prefix}v` : `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`
-          };`
-        ),
+        ...cycles,
+        ...inputs.map(({ access }, k) => `  let ${prefix}x${k} = ${read(access, k)};`),
         ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
         ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),
         ...stored.map(({ value }, k) => `  ${prefix}out${k}[${at.get(`out${k}`)}] = ${prefix}${value};`),

@@ -196,8 +196,9 @@ function accessOf(
   if (isConstant({ axes, offset })) return offset ? { access: "at", at: offset } : { access: "scalar" };
   if (isStraight({ axes, offset }, count)) return { access: "same" };
   const [last, stride] = axes.at(-1) as [number, number];
-  if (axes.some(([, s]) => s < 0) || last % width) return undefined;
   const two = axes.length === 2 && offset === 0;
+  if (last % width && two && stride === 1 && axes[0]?.[1] === 0) return { access: "cycle", row: last };
+  if (axes.some(([, s]) => s < 0) || last % width) return undefined;
   const sizes = axes.map(([n], d) => d === axes.length - 1 ? n / width : n);
   if (stride === 0) {
     if (two && axes[0]?.[1] === 1) return { access: "column", row: last / width };
