@@ -90,6 +90,14 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     fn: (x, a, b) => mul(gelu(add(x as Tensor, a as Tensor)), b as Tensor),
     saves: 3,
   },
+  "rows of three and of six, four elements at a time": {
+    shapes: [[4, 5, 3], [3], [3], [10, 6], [6]],
+    fn: (x, a, b, y, c) => [
+      silu(add(mul(x as Tensor, a as Tensor), b as Tensor)),
+      mul(y as Tensor, c as Tensor),
+    ],
+    saves: 2,
+  },
   "activation, scale and residual behind a product": {
     shapes: [[20, 16], [24, 16], [24], [24], [20, 24]],
     fn: (x, w, b, s, r) =>

@@ -133,6 +133,12 @@ const CASES: readonly Case[] = [
     shapes: [[2, 3, 5, 8], [8], [8]],
     weights: [1, 2],
   },
+  {
+    name: "groupNorm of many small groups",
+    op: (x, w, b) => groupNorm(x, 4, w, b, 1e-6, { silu: true }),
+    shapes: [[8, 2, 3, 16], [16], [16]],
+    weights: [1, 2],
+  },
   { name: "swiglu", op: swiglu, shapes: [[5, 24]] },
   { name: "swiglu of odd width", op: swiglu, shapes: [[8, 12]], single: true }, // DiT-L has 2730
   { name: "modulate", op: modulate, shapes: [[2, 5, 12], [2, 1, 24]] },

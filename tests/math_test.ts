@@ -19,6 +19,8 @@ const PAIRS = [
   [[4, 1, 7], [3, 1]],
   [[2, 3, 4, 8], [2, 1, 4, 1]],
   [[33, 40], []],
+  [[2, 6, 3], [3]],
+  [[4, 6], [6]],
 ];
 
 const two: [string, (a: Tensor, b: Tensor) => Tensor, (a: number, b: number) => number][] = [

@@ -285,6 +285,27 @@ Deno.test("batchNorm() updates its running statistics as PyTorch does and uses t
   }
 });
 
+Deno.test("on a software adapter a small norm and all its gradients take few launches", async () => {
+  await testDevice("cpu");
+  const launches = (shape: number[], norm: (x: Tensor, w: Tensor, b: Tensor) => Tensor) => {
+    const C = shape.at(-1) as number;
+    const of = { x: input(shape), w: input([C]), b: input([C]), up: input(shape) };
+    return capture("t", of, ({ x, w, b, up }) => {
+      for (const t of [x, w, b]) t.requiresGrad = true;
+      const y = norm(x, w, b), [dx, dw, db] = grad(y, [x, w, b], up) as [Tensor, Tensor, Tensor];
+      return { y, dx, dw, db };
+    }).plan.launches.map(({ kernel }) => kernel.entry);
+  };
+  const group = (x: Tensor, w: Tensor, b: Tensor) => groupNorm(x, 4, w, b);
+  assertEquals(launches([136, 96], layerNorm), ["norm", "norm_backward_x", "norm_backward_weight"]);
+  assertEquals(launches([513, 96], layerNorm).length, 5);
+  assertEquals(
+    launches([8, 4, 4, 64], group),
+    ["group_moments", "group_apply", "group_backward_moments", "group_backward_x"],
+  );
+  assertEquals(launches([2, 4, 4, 64], group).length, 6);
+});
+
 Deno.test("norms stay accurate when the mean is a thousand times the spread", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
