@@ -32,8 +32,8 @@ export interface Fusion {
   readonly carried?: Carried;
 }
 
-/** How far back elementwise work may move: its results live from there on. */
-const WINDOW = 128;
+/** How far back elementwise work may move, where its results are of so many bytes or more: they live from there on. */
+const WINDOW = { launches: 128, bytes: 4096 };
 
 /** The same program with elementwise work merged into its neighbours. */
 export function fuse(launches: readonly Launch[], outputs: ReadonlySet<Storage>): Launch[] {
@@ -93,7 +93,9 @@ class Merging {
       }
     }
     const maker = this.launches[last];
-    if (!from || !maker?.fusion || at - last > WINDOW || this.#maker(from, at) !== last) return;
+    if (!from || !maker?.fusion || this.#maker(from, at) !== last) return;
+    const large = work.outputs.some(({ storage }) => storage.bytes >= WINDOW.bytes);
+    if (large && at - last > WINDOW.launches) return;
     // Nothing between may touch what moves before it; parts of one array that are joined there do not meet.
     const target = (s: Storage) =>
       this.#touching(s).some((i) => i >= last && i < at && !(i > last && this.#fillsPart(i, s)));
