@@ -8,7 +8,8 @@ import { type Kernel, type Launch, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./staging.ts";
-import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
+import { readBuffer } from "./readback.ts";
+import type { Bindable, HostArray, Storage } from "./storage.ts";
 
 interface Step {
   pipeline: GPUComputePipeline;

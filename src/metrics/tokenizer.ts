@@ -34,16 +34,12 @@ export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, siz
   ).prepare();
 }
 
-/** A prepared program x -> latent z and reconstruction y. */
+/** A prepared program x -> reconstruction y. */
 export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number) {
   return capture(
     "tokenize",
     { x: input([batchSize, size, size, 3], "f32", "images") },
-    ({ x }) =>
-      noGrad(() => {
-        const z = tokenizer.encode(x);
-        return { z, y: tokenizer.decode(z) };
-      }),
+    ({ x }) => noGrad(() => ({ y: tokenizer.decode(tokenizer.encode(x)) })),
   ).prepare();
 }
 
