@@ -39,8 +39,14 @@ export interface LaunchOptions {
 
 type Param = { name: string; type: "u32" | "i32" | "f32" };
 
-/** Where launches go; program.ts sets it while it records. */
-export const sink: { record: ((launch: Launch) => void) | undefined } = { record: undefined };
+/** How often a program runs unless its capture says otherwise: training. */
+export const MANY_RUNS = 1000;
+
+/** Where launches go, and how often what is being recorded will run; program.ts sets it while it records. */
+export const sink: { record: ((launch: Launch) => void) | undefined; runs: number } = {
+  record: undefined,
+  runs: MANY_RUNS,
+};
 
 /** An entry point of a WGSL text with its overrides fixed. Made by {@link kernel}, which caches. */
 export class Kernel {

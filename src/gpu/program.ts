@@ -4,7 +4,7 @@
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
-import { type Kernel, type Launch, sink } from "./kernel.ts";
+import { type Kernel, type Launch, MANY_RUNS, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./staging.ts";
@@ -228,20 +228,25 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
  * Runs `fn` once, recording the launches of every op that it calls, and plans them.
  * @param inputs tensors that `fn` reads and `run` uploads
  * @param fn records the program and returns what may be read afterwards
+ * @param options.runs how often it will run, about (1,000): what runs seldom gets kernels that compile sooner. No result
+ * depends on it
  */
 export function capture<I extends Record<string, Bindable>, O extends Record<string, Bindable>>(
   label: string,
   inputs: I,
   fn: (inputs: I) => O,
+  { runs = MANY_RUNS }: { runs?: number } = {},
 ): Program<I, O> {
   if (sink.record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
   const launches: Launch[] = [];
   sink.record = (launch) => launches.push(launch);
+  sink.runs = runs;
   let outputs: O;
   try {
     outputs = fn(inputs);
   } finally {
     sink.record = undefined;
+    sink.runs = MANY_RUNS;
   }
   const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
   return new Program(label, inputs, outputs, plan);
