@@ -4,7 +4,8 @@
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
-import { type Kernel, type Launch, MANY_RUNS, sink } from "./kernel.ts";
+import { preparePipelines } from "./compile.ts";
+import { type Launch, MANY_RUNS, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./staging.ts";
@@ -49,12 +50,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     if (this.#steps) return this;
     const { plan } = this;
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
-    const kernels = [...new Set(plan.launches.map((l) => l.kernel))];
-    const pipelines = new Map<Kernel, GPUComputePipeline>();
-    for (const k of kernels) {
-      pipelines.set(k, await k.pipeline());
-      progress?.(pipelines.size, kernels.length);
-    }
+    const pipelines = await preparePipelines(plan.launches, progress);
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     for (const [i, bytes] of plan.slots.entries()) {
       this.#pool.push(await device().createBuffer(bytes, usage, `${this.label} pool ${i}`));

@@ -17,6 +17,9 @@ function layout(half: boolean) {
   return { texel, row: texel * TEXELS, format: half ? "rgba16float" : "rgba32float" } as const;
 }
 
+/** Format of the texture that a storage is staged in. */
+export const formatOf = ({ half }: Storage): GPUTextureFormat => layout(half).format;
+
 /** Storages that share a texture: the same binding and format. */
 const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
 
