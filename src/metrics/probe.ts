@@ -53,7 +53,8 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
   for (let r = 0; r < rows; r++) for (let c = 0; c < D; c++) across[c * R + r] = x[r * N + c] as number;
   // The curvature is at most half the mean squared length; correlated features reach a fraction of it.
   const rate = 2 / largest * 4;
-  let weight = new Float64Array(K * N), ahead = weight.slice();
+  let weight = new Float64Array(K * N);
+  const ahead = weight.slice();
   const logits = new Float64Array(R * K),
     errors = new Float64Array(K * R),
     gradient = new Float64Array(K * N);
