@@ -153,6 +153,8 @@ export const align = command({
       const metrics: Record<string, Record<string, number>> = {};
       const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));
       const waits: Record<string, number> = {};
+      /** Of the latents as the latest stage that changes them left them. */
+      let ofLatents: { probe: number; knn: number } | undefined;
       const evaluateStage = async (stage: Stage, index: number, dataWait: number) => {
         const shown: Uint8Array[][] = [];
         const batch = { size: c.imageSize, batchSize: Math.min(32, heldOut.length) };
@@ -166,13 +168,14 @@ export const align = command({
         pair?.destroy();
         metrics[stage.name] = { ...scores };
         if (heldOut.classes.length > 1 && c.data === undefined) {
-          Object.assign(
-            metrics[stage.name] as object,
-            await scoreLatents(tokenizer, shapes(500, SEEDS.probe), heldOut, {
+          const moved = stage.train.includes("encoder") || stage.train.includes("adapter");
+          if (moved || !ofLatents) {
+            ofLatents = await scoreLatents(tokenizer, shapes(500, SEEDS.probe), heldOut, {
               size: c.imageSize,
               batchSize: 32,
-            }),
-          );
+            });
+          }
+          Object.assign(metrics[stage.name] as object, ofLatents);
         }
         writeJson(join(out, "metrics.json"), { stages: metrics, ...metrics[stage.name] });
         const columns = Math.min(10, shown.length);

@@ -131,7 +131,7 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, means: Me
   }
   if (metrics.any("probe", "knn")) {
     const [train, test] = c.data === undefined
-      ? [drawnBy(workers, new Shapes(2000, SEEDS.probe)), source]
+      ? [drawnBy(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), source]
       : halves(source);
     const all = await scoreLatents(tokenizer, train, test, { size, batchSize });
     for (const name of ["probe", "knn"] as const) if (metrics.any(name)) scores[name] = all[name];
@@ -182,6 +182,8 @@ async function scoreModel(
   return await scoreSets(c, metrics, real, await setOf(path, c, means), judges, means);
 }
 
+/** Generated images that probes learn from. */
+const PROBE_IMAGES = 2000;
 const BY_INCEPTION = ["fid", "sfid", "is", "kid", "precision", "recall"] as const;
 const BY_ENCODER = ["fd-encoder", "classes", "probe", "knn"] as const;
 
@@ -258,7 +260,8 @@ async function scoreByEncoder(
   await encoder.load(vit);
   const seen = new Encoder(vit, preprocessor.mean, preprocessor.std);
   const side = Math.max(1, Math.round(own / config.patch_size));
-  const program = await imageProgram(c, size, (x) => mean(seen.patches(x, side), [1]));
+  const images = real.length + fake.length + PROBE_IMAGES;
+  const program = await imageProgram(c, size, images, (x) => mean(seen.patches(x, side), [1]));
   const scores: Scores = {};
   try {
     const a = await collect(program, "y", real), b = await collect(program, "y", fake);
@@ -266,7 +269,7 @@ async function scoreByEncoder(
       scores.fd_encoder = await frechet(gaussian(a.features), gaussian(b.features));
     }
     if (!metrics.any("classes", "probe", "knn")) return scores;
-    const train = await collect(program, "y", drawnBy(workers, new Shapes(2000, SEEDS.probe)));
+    const train = await collect(program, "y", drawnBy(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)));
     if (metrics.any("classes", "probe")) {
       const probe = trainProbe(train.features, train.labels, fake.classes.length);
       if (metrics.any("classes")) scores.class_agreement = accuracy(predict(probe, b.features), b.labels);
@@ -277,7 +280,7 @@ async function scoreByEncoder(
     }
     if (metrics.any("classes") && size === JUDGE_SIZE) {
       const judge = await loadJudge();
-      const judging = await imageProgram(c, size, (x) => judge.forward(x));
+      const judging = await imageProgram(c, size, fake.length, (x) => judge.forward(x));
       const opinion = await collect(judging, "y", fake);
       scores.class_agreement_independent = accuracy(largest(opinion.features), b.labels);
       judging.destroy();
@@ -288,9 +291,16 @@ async function scoreByEncoder(
   }
 }
 
-function imageProgram(c: Config, size: number, fn: (x: Tensor) => Tensor): Promise<ImageProgram<"y">> {
+/** @param n images in all */
+function imageProgram(
+  c: Config,
+  size: number,
+  n: number,
+  fn: (x: Tensor) => Tensor,
+): Promise<ImageProgram<"y">> {
+  const runs = Math.ceil(n / c.batchSize);
   const x = input([c.batchSize, size, size, 3], "f32", "images");
-  return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) }))).prepare();
+  return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) })), { runs }).prepare();
 }
 
 async function setOf(path: string | undefined, c: Config, { log, workers }: Means): Promise<ImageSet> {

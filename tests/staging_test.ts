@@ -53,6 +53,22 @@ for (const [C, stride] of [[8, 1], [12, 2]] as const) {
   });
 }
 
+Deno.test("no staging texture has a height for which llvmpipe would compile its kernel once more", async () => {
+  await testDevice("cpu");
+  for (const rows of [1, 2, 3, 4, 8, 11, 16]) {
+    const K = 64, N = 1024 * 4 * rows / K;
+    const { plan } = capture(
+      "t",
+      { a: input([K, K]), b: input([K, N]) },
+      ({ a, b }) => ({ y: matmul(a, b) }),
+    );
+    for (const bytes of stagingBytes(plan.launches).values()) {
+      const height = bytes / 16384;
+      assert((height & (height - 1)) !== 0, `a height of ${height}`);
+    }
+  }
+});
+
 Deno.test("a staged operand is copied again after it was written, and only then", async () => {
   await testDevice("cpu");
   const S = 72; // more than one row of a texture, and a part of the next
@@ -63,8 +79,12 @@ Deno.test("a staged operand is copied again after it was written, and only then"
     return { first, again, second: matmul(a, b) };
   }).prepare();
   const staged = stagingBytes(program.plan.launches);
-  assertEquals([...staged.values()], [32768, 32768]);
-  assert(program.plan.bytes.activations >= 65536);
+  assertEquals(
+    [...staged.values()],
+    [49152, 49152],
+    "two rows, and one so that their number is no power of two",
+  );
+  assert(program.plan.bytes.activations >= 98304);
   const b = randomArray(S * S, 2);
   const plain = await evaluate(
     { a: { shape: [S, S], data: randomArray(S * S, 1) }, b: { shape: [S, S], data: b } },

@@ -156,16 +156,21 @@ export class Device {
 
   /**
    * Waits until all that was submitted is done.
-   * @returns when it was, by performance.now(): awaiting costs up to 10 ms more, and what is timed must not count them
+   * @returns when it was, by performance.now(): the first wait takes 10 ms more, and what is timed must not count them
    */
   async idle(): Promise<number> {
     this.check();
     const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
-    this.#probe ??= this.gpu.createBuffer({ size: 16, usage }); // the device's own: no program's memory
-    const mapped = this.#probe.mapAsync(GPUMapMode.READ); // returns once the device is idle
+    const map = () => this.#probe?.mapAsync(GPUMapMode.READ); // returns once the device is idle
+    if (!this.#probe) { // the device's own: no program's memory
+      this.#probe = this.gpu.createBuffer({ size: 16, usage });
+      await map();
+      this.#probe.unmap();
+    }
+    map()?.catch(() => {}); // it is rejected by unmap()
     const now = performance.now();
-    await mapped;
     this.#probe.unmap();
+    this.check();
     return now;
   }
 
@@ -198,14 +203,22 @@ let current: Device | undefined;
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const adapter = await requestAdapter(options.cpu ?? false);
-  const facts = adapterFacts(adapter);
+  const facts = adapterFacts(adapter), gpu = await gpuOf(adapter);
+  current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
+  return current;
+}
+
+/** One more device of the software adapter, with a queue of its own. The caller destroys it. */
+export async function anotherGpu(): Promise<GPUDevice> {
+  return await gpuOf(await requestAdapter(true));
+}
+
+async function gpuOf(adapter: GPUAdapter): Promise<GPUDevice> {
   const requiredLimits: Record<string, number> = {};
   for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query"];
   const requiredFeatures = wanted.filter((name) => adapter.features.has(name));
-  const gpu = await adapter.requestDevice({ requiredLimits, requiredFeatures, label: "tok" });
-  current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
-  return current;
+  return await adapter.requestDevice({ requiredLimits, requiredFeatures, label: "tok" });
 }
 
 /** The open device. @throws GpuError when there is none yet. */

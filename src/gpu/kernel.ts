@@ -39,8 +39,14 @@ export interface LaunchOptions {
 
 type Param = { name: string; type: "u32" | "i32" | "f32" };
 
-/** Where launches go; program.ts sets it while it records. */
-export const sink: { record: ((launch: Launch) => void) | undefined } = { record: undefined };
+/** How often a program runs unless its capture says otherwise: training. */
+export const MANY_RUNS = 1000;
+
+/** Where launches go, and how often what is being recorded will run; program.ts sets it while it records. */
+export const sink: { record: ((launch: Launch) => void) | undefined; runs: number } = {
+  record: undefined,
+  runs: MANY_RUNS,
+};
 
 /** An entry point of a WGSL text with its overrides fixed. Made by {@link kernel}, which caches. */
 export class Kernel {
@@ -156,11 +162,27 @@ export class Kernel {
     return made;
   }
 
+  /** Whether the open device has the pipeline. */
+  get compiled(): boolean {
+    return this.#pipeline?.gpu === device().gpu;
+  }
+
   /** The compiled pipeline. @throws GpuError with the WGSL line when the text does not compile. */
   async pipeline(): Promise<GPUComputePipeline> {
     const { gpu, counters } = device();
     if (this.#pipeline?.gpu === gpu) return this.#pipeline.pipeline;
     counters.pipelines++;
+    try {
+      const pipeline = await device().scoped(`compile kernel "${this.label}"`, () => this.build(gpu));
+      this.#pipeline = { gpu, pipeline };
+      return pipeline;
+    } catch (error) {
+      throw error instanceof GpuError ? new GpuError(withLine(error.message, this.source)) : error;
+    }
+  }
+
+  /** A pipeline on any device. */
+  build(gpu: GPUDevice): GPUComputePipeline {
     const entries: GPUBindGroupLayoutEntry[] = this.bindings.map(({ index, access, texture }) => ({
       binding: index,
       visibility: GPUShaderStage.COMPUTE,
@@ -176,23 +198,15 @@ export class Kernel {
       });
     }
     const { label } = this;
-    try {
-      const pipeline = await device().scoped(`compile kernel "${label}"`, () => {
-        const layout = gpu.createPipelineLayout({
-          bindGroupLayouts: [gpu.createBindGroupLayout({ entries, label })],
-        });
-        const module = gpu.createShaderModule({ code: this.source, label });
-        return gpu.createComputePipeline({
-          layout,
-          compute: { module, entryPoint: this.entry, constants: { ...this.constants } },
-          label,
-        });
-      });
-      this.#pipeline = { gpu, pipeline };
-      return pipeline;
-    } catch (error) {
-      throw error instanceof GpuError ? new GpuError(withLine(error.message, this.source)) : error;
-    }
+    const layout = gpu.createPipelineLayout({
+      bindGroupLayouts: [gpu.createBindGroupLayout({ entries, label })],
+    });
+    const module = gpu.createShaderModule({ code: this.source, label });
+    return gpu.createComputePipeline({
+      layout,
+      compute: { module, entryPoint: this.entry, constants: { ...this.constants } },
+      label,
+    });
   }
 
   /** Packed parameters by name. */

@@ -4,11 +4,13 @@
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
-import { type Kernel, type Launch, sink } from "./kernel.ts";
+import { preparePipelines } from "./compile.ts";
+import { type Launch, MANY_RUNS, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./staging.ts";
-import { type Bindable, type HostArray, readBuffer, type Storage } from "./storage.ts";
+import { readBuffer } from "./readback.ts";
+import type { Bindable, HostArray, Storage } from "./storage.ts";
 
 interface Step {
   pipeline: GPUComputePipeline;
@@ -48,12 +50,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     if (this.#steps) return this;
     const { plan } = this;
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
-    const kernels = [...new Set(plan.launches.map((l) => l.kernel))];
-    const pipelines = new Map<Kernel, GPUComputePipeline>();
-    for (const k of kernels) {
-      pipelines.set(k, await k.pipeline());
-      progress?.(pipelines.size, kernels.length);
-    }
+    const pipelines = await preparePipelines(plan.launches, progress);
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     for (const [i, bytes] of plan.slots.entries()) {
       this.#pool.push(await device().createBuffer(bytes, usage, `${this.label} pool ${i}`));
@@ -227,20 +224,25 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
  * Runs `fn` once, recording the launches of every op that it calls, and plans them.
  * @param inputs tensors that `fn` reads and `run` uploads
  * @param fn records the program and returns what may be read afterwards
+ * @param options.runs how often it will run, about (1,000): what runs seldom gets kernels that compile sooner. No result
+ * depends on it
  */
 export function capture<I extends Record<string, Bindable>, O extends Record<string, Bindable>>(
   label: string,
   inputs: I,
   fn: (inputs: I) => O,
+  { runs = MANY_RUNS }: { runs?: number } = {},
 ): Program<I, O> {
   if (sink.record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
   const launches: Launch[] = [];
   sink.record = (launch) => launches.push(launch);
+  sink.runs = runs;
   let outputs: O;
   try {
     outputs = fn(inputs);
   } finally {
     sink.record = undefined;
+    sink.runs = MANY_RUNS;
   }
   const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
   return new Program(label, inputs, outputs, plan);

@@ -17,6 +17,9 @@ function layout(half: boolean) {
   return { texel, row: texel * TEXELS, format: half ? "rgba16float" : "rgba32float" } as const;
 }
 
+/** Format of the texture that a storage is staged in. */
+export const formatOf = ({ half }: Storage): GPUTextureFormat => layout(half).format;
+
 /** Storages that share a texture: the same binding and format. */
 const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
 
@@ -26,7 +29,7 @@ export type StagedCopy = readonly [GPUTexelCopyBufferInfo, GPUTexelCopyTextureIn
 /** Whether an operand can be staged on this device. */
 export function stageable({ bytes, half }: Storage): boolean {
   const { staging, limits } = device();
-  return staging && Math.ceil(bytes / layout(half).row) <= limits.maxTextureDimension2D;
+  return staging && unevenRows(Math.ceil(bytes / layout(half).row)) <= limits.maxTextureDimension2D;
 }
 
 /** Bytes of each staging texture that the launches need: all launches share one for each binding and format. */
@@ -40,12 +43,18 @@ function stagingSizes(launches: readonly Launch[]): Map<string, { half: boolean;
     kernel.bindings.forEach(({ texture, index }, i) => {
       if (!texture) return;
       const storage = storages[i] as Storage, { half } = storage;
-      const rows = Math.ceil(storage.bytes / layout(half).row), key = keyOf(index, storage);
+      const rows = unevenRows(Math.ceil(storage.bytes / layout(half).row)), key = keyOf(index, storage);
       sizes.set(key, { half, rows: Math.max(sizes.get(key)?.rows ?? 0, rows) });
     });
   }
   return sizes;
 }
+
+/**
+ * At least `rows`, and no power of two: Mesa's llvmpipe compiles a kernel once more for textures whose height is one, which
+ * takes up to seconds, and its disk cache finds only the first of the two again.
+ */
+const unevenRows = (rows: number): number => rows < 3 ? 3 : (rows & (rows - 1)) === 0 ? rows + 1 : rows;
 
 /** The staging textures of one program. */
 export class Staging {

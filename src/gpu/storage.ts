@@ -5,6 +5,7 @@
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
+import { readBuffer } from "./readback.ts";
 
 /** What a storage is for; `program.plan` reports bytes by these. */
 export type Category =
@@ -157,24 +158,5 @@ function write(storage: Storage, data: HostArray): void {
     if ((staged += part.length) < PART) continue;
     queue.submit([]);
     staged = 0;
-  }
-}
-
-/** Copies `bytes` of a device buffer to the host. */
-export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
-  const { gpu } = device();
-  const size = Math.ceil(bytes / 4) * 4;
-  const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
-  const staging = device().own(gpu.createBuffer({ size, usage }), size);
-  try {
-    const encoder = gpu.createCommandEncoder();
-    encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
-    device().submit(encoder.finish());
-    const failed = await staging.mapAsync(GPUMapMode.READ).then(() => undefined, (error: Error) => error);
-    device().check();
-    if (failed) throw new GpuError(`Cannot read ${bytes} bytes back from the device: ${failed.message}`);
-    return staging.getMappedRange().slice(0, bytes);
-  } finally {
-    release(staging);
   }
 }

@@ -4,6 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
+import { addProducts, padded } from "./symmetric.ts";
 
 /** A trained linear classifier. */
 export interface Probe {
@@ -35,42 +36,54 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     }
   }
   std.forEach((v, c) => std[c] = Math.sqrt(v) + 1e-6);
-  const D = columns + 1;
-  const x = new Float64Array(rows * D);
+  // Rows of x, columns, and classes are padded with zeros to multiples of four, as addProducts takes them.
+  const D = columns + 1, N = padded(D), R = padded(rows), K = padded(classes);
+  const x = new Float64Array(R * N), across = new Float64Array(N * R); // [R,N] and its transpose
   let largest = 0;
   for (let r = 0; r < rows; r++) {
     let norm = 1;
     for (let c = 0; c < columns; c++) {
       const v = ((data[r * columns + c] as number) - (mean[c] as number)) / (std[c] as number);
-      x[r * D + c] = v;
+      x[r * N + c] = v;
       norm += v * v;
     }
-    x[r * D + columns] = 1;
+    x[r * N + columns] = 1;
     largest += norm / rows;
   }
+  for (let r = 0; r < rows; r++) for (let c = 0; c < D; c++) across[c * R + r] = x[r * N + c] as number;
   // The curvature is at most half the mean squared length; correlated features reach a fraction of it.
   const rate = 2 / largest * 4;
-  let weight = new Float64Array(classes * D), ahead = weight.slice();
-  const logits = new Float64Array(classes), gradient = new Float64Array(classes * D);
+  let weight = new Float64Array(K * N);
+  const ahead = weight.slice();
+  const logits = new Float64Array(R * K),
+    errors = new Float64Array(K * R),
+    gradient = new Float64Array(K * N);
   for (let round = 0; round < ROUNDS; round++) {
-    gradient.fill(0);
+    logits.fill(0);
+    for (let r = 0; r < R; r += 4) for (let k = 0; k < K; k += 4) addProducts(logits, K, x, r, ahead, k, N);
     for (let r = 0; r < rows; r++) {
-      score(ahead, x.subarray(r * D, r * D + D), logits);
-      softmax(logits);
+      const row = logits.subarray(r * K, r * K + classes);
+      softmax(row);
       for (let k = 0; k < classes; k++) {
-        const g = ((logits[k] as number) - (labels[r] === k ? 1 : 0)) / rows;
-        if (Math.abs(g) < 1e-12) continue;
-        for (let c = 0; c < D; c++) {
-          gradient[k * D + c] = (gradient[k * D + c] as number) + g * (x[r * D + c] as number);
-        }
+        const g = ((row[k] as number) - (labels[r] === k ? 1 : 0)) / rows;
+        errors[k * R + r] = Math.abs(g) < 1e-12 ? 0 : g;
       }
     }
-    const momentum = round / (round + 3);
-    const next = ahead.map((w, i) => w - rate * ((gradient[i] as number) + PENALTY * w));
-    ahead = next.map((w, i) => w + momentum * (w - (weight[i] as number)));
+    gradient.fill(0);
+    for (let k = 0; k < K; k += 4) {
+      for (let c = 0; c < N; c += 4) addProducts(gradient, N, errors, k, across, c, R);
+    }
+    const momentum = round / (round + 3), next = new Float64Array(K * N);
+    for (let i = 0; i < next.length; i++) {
+      const w = ahead[i] as number;
+      next[i] = w - rate * ((gradient[i] as number) + PENALTY * w);
+      ahead[i] = (next[i] as number) + momentum * ((next[i] as number) - (weight[i] as number));
+    }
     weight = next;
   }
-  return { classes, mean, std, weight };
+  const plain = new Float64Array(classes * D);
+  for (let k = 0; k < classes; k++) plain.set(weight.subarray(k * N, k * N + D), k * D);
+  return { classes, mean, std, weight: plain };
 }
 
 /** The most likely class of each row. */

@@ -19,11 +19,13 @@ export function psnr(a: Uint8Array, b: Uint8Array): number {
 }
 
 const RADIUS = 5;
-const WINDOW = (() => {
+const WINDOW = Float64Array.from((() => {
   const w = Array.from({ length: 2 * RADIUS + 1 }, (_, i) => Math.exp(-((i - RADIUS) ** 2) / (2 * 1.5 ** 2)));
   const sum = w.reduce((a, b) => a + b, 0);
   return w.map((v) => v / sum);
-})();
+})());
+
+type Planes = [Float64Array, Float64Array, Float64Array, Float64Array, Float64Array];
 
 /** Structural similarity of two [height, width, 3] images; sides of at least 11. */
 export function ssim(a: Uint8Array, b: Uint8Array, width: number, height: number): number {
@@ -34,18 +36,21 @@ export function ssim(a: Uint8Array, b: Uint8Array, width: number, height: number
       `Cannot compare images: ${width} x ${height} with ${a.length} and ${b.length} bytes`,
     );
   }
-  const c1 = (0.01 * 255) ** 2, c2 = (0.03 * 255) ** 2;
+  const c1 = (0.01 * 255) ** 2, c2 = (0.03 * 255) ** 2, pixels = width * height;
+  // Of a, b, a^2, b^2 and ab, a channel at a time.
+  const planes = [0, 0, 0, 0, 0].map(() => new Float64Array(pixels)) as Planes;
+  const [pa, pb, paa, pbb, pab] = planes;
   let total = 0, count = 0;
   for (let c = 0; c < 3; c++) {
-    const plane = (f: (x: number, y: number) => number) =>
-      blur(
-        Float64Array.from({ length: width * height }, (_, i) =>
-          f(a[3 * i + c] as number, b[3 * i + c] as number)),
-        width,
-        height,
-      );
-    const [ma, mb] = [plane((x) => x), plane((_, y) => y)];
-    const [aa, bb, ab] = [plane((x) => x * x), plane((_, y) => y * y), plane((x, y) => x * y)];
+    for (let i = 0; i < pixels; i++) {
+      const x = a[3 * i + c] as number, y = b[3 * i + c] as number;
+      pa[i] = x;
+      pb[i] = y;
+      paa[i] = x * x;
+      pbb[i] = y * y;
+      pab[i] = x * y;
+    }
+    const [ma, mb, aa, bb, ab] = planes.map((plane) => blur(plane, width, height)) as Planes;
     for (let i = 0; i < ma.length; i++) {
       const x = ma[i] as number, y = mb[i] as number;
       const vx = (aa[i] as number) - x * x, vy = (bb[i] as number) - y * y, cov = (ab[i] as number) - x * y;

@@ -25,25 +25,23 @@ export interface PairScore {
   scores(): Promise<Record<string, number>>;
 }
 
-/** A prepared program x -> latent z. */
-export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, size: number) {
+/** A prepared program x -> latent z for `n` images. */
+export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, size: number, n: number) {
   return capture(
     "encode",
     { x: input([batchSize, size, size, 3], "f32", "images") },
     ({ x }) => noGrad(() => ({ z: tokenizer.encode(x) })),
+    { runs: Math.ceil(n / batchSize) },
   ).prepare();
 }
 
-/** A prepared program x -> latent z and reconstruction y. */
-export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number) {
+/** A prepared program x -> reconstruction y for `n` images. */
+export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number, n: number) {
   return capture(
     "tokenize",
     { x: input([batchSize, size, size, 3], "f32", "images") },
-    ({ x }) =>
-      noGrad(() => {
-        const z = tokenizer.encode(x);
-        return { z, y: tokenizer.decode(z) };
-      }),
+    ({ x }) => noGrad(() => ({ y: tokenizer.decode(tokenizer.encode(x)) })),
+    { runs: Math.ceil(n / batchSize) },
   ).prepare();
 }
 
@@ -63,7 +61,7 @@ export async function scoreReconstruction(
   ) => void | Promise<void>,
 ): Promise<ReconstructionScores & Record<string, number>> {
   const { size, batchSize, n = source.length, pairs = [] } = options;
-  const program = await tokenizerProgram(tokenizer, batchSize, size);
+  const program = await tokenizerProgram(tokenizer, batchSize, size, n);
   const sums = { psnr: 0, ssim: 0, mse: 0 };
   try {
     const length = size * size * 3;
@@ -95,7 +93,8 @@ export async function scoreLatents(
   test: ImageSource,
   options: { size: number; batchSize: number },
 ): Promise<{ probe: number; knn: number }> {
-  const program = await encoderProgram(tokenizer, options.batchSize, options.size);
+  const n = train.length + test.length;
+  const program = await encoderProgram(tokenizer, options.batchSize, options.size, n);
   try {
     const a = await collect(program, "z", train), b = await collect(program, "z", test);
     const probe = trainProbe(a.features, a.labels, train.classes.length);

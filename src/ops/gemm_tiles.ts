@@ -7,6 +7,7 @@
 
 import { type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
 import { device, type Profile } from "../gpu/device.ts";
+import { sink } from "../gpu/kernel.ts";
 
 /** Rows and columns of C that a lane (cpu) or a workgroup (gpu) owns. */
 export type Tile = readonly [number, number];
@@ -27,19 +28,21 @@ export interface ProductShape {
   vector: boolean;
 }
 
-/** What the choice knows of the adapter. */
+/** What the choice knows of the adapter and of the program. */
 export interface Machine {
   profile: Profile;
   /** Lanes of a software adapter's workgroup. */
   lanes: number;
   /** Bytes of workgroup memory. */
   storage: number;
+  /** How often the program will run. */
+  runs: number;
 }
 
-/** The open device, as the choice sees it. */
+/** The open device and the program that is being captured, as the choice sees them. */
 export function thisMachine(): Machine {
   const { profile, lanes, limits } = device();
-  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize };
+  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize, runs: sink.runs };
 }
 
 /** How fast a tile is once the adapter is full, in GFLOP/s or any one unit, and how many workgroups fill the adapter. */
@@ -72,8 +75,8 @@ const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
 const GPU_RATES = [1, 1.4, 1.4, 1.7];
 const GPU_SLOTS = [264, 192, 192, 132];
 
-/** Multiply-adds of a product (2 ms of two cores) from which a software adapter may use large tiles. */
-const LARGE = 45e6;
+/** Multiply-adds of a product over all runs (2 s of two cores) from which a software adapter may use large tiles. */
+const LARGE = 45e9;
 
 let table: TileTable = {};
 
@@ -123,13 +126,15 @@ export function chooseTile(machine: Machine, shape: ProductShape): Tile {
 }
 
 function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
-  const { profile } = machine;
+  const { profile, runs } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
-  // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: a small product does not earn that back in
-  // 1,000 steps.
-  if (profile === "cpu" && !measured && M * N * K * count < LARGE && tile[0] * tile[1] > 256) return Infinity;
+  // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: what is small or runs seldom does not earn
+  // that back.
+  if (profile === "cpu" && !measured && M * N * K * count * runs < LARGE && tile[0] * tile[1] > 256) {
+    return Infinity;
+  }
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
   return rounds * slots * lanes * tile[0] * tile[1] / rate;

@@ -31,7 +31,8 @@ export async function* generate(
   if (!config.latent_mean || !config.latent_std) {
     throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
   }
-  const sampler = await new Sampler(dit, options).prepare();
+  const batches = Math.ceil(labels.length / B);
+  const sampler = await new Sampler(dit, { ...options, batches }).prepare();
   const latents = input([B, S, S, C], "f32", "latents");
   const mean = constant(Float32Array.from(config.latent_mean), [C]),
     std = constant(Float32Array.from(config.latent_std), [C]);
@@ -39,6 +40,7 @@ export async function* generate(
     "decode",
     { z: latents },
     ({ z }) => noGrad(() => ({ y: tokenizer.decode(add(mul(z, std), mean)) })),
+    { runs: batches },
   ).prepare();
   try {
     for (let first = 0; first < labels.length && !options.stopping?.(); first += B) {

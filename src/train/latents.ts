@@ -29,7 +29,7 @@ export async function encodeTo(
     noGrad(() => {
       const z = tokenizer.encode(x);
       return { z, mirrored: options.mirrored ? tokenizer.encode(flip(x, 2)) : z };
-    })).prepare();
+    }), { runs: Math.ceil(source.length / options.batchSize) }).prepare();
   for await (const { first, count, labels, outputs } of infer(program, source)) {
     const planes = (z: Float32Array) => toPlanes(z, count, side * side, C);
     await writer.add(planes(outputs.z), planes(outputs.mirrored), labels);

@@ -2,7 +2,6 @@
 // the device in a step, except to keep the host from running far ahead of it.
 
 import { GpuError } from "../errors.ts";
-import { device } from "../gpu/device.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
 import type { Optimizer } from "./optimizer.ts";
 
@@ -99,10 +98,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     o.onStep?.(n + 1);
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
-    else if (done % ahead === 0) {
-      await device().gpu.queue.onSubmittedWorkDone();
-      device().check();
-    }
+    else if (done % ahead === 0) await readTensor(o.meter); // waits for the device
     if (stop || done === o.to || (o.saveEvery > 0 && done % o.saveEvery === 0)) await o.save(done);
     if (stop && done < o.to) return { done, dataWait: share(all) };
   }

@@ -29,6 +29,8 @@ export interface SamplingOptions {
   /** Channels that are guided; undefined for all. */
   cfgChannels?: number | undefined;
   seed: number;
+  /** Batches that will be drawn, about (many). */
+  batches?: number;
 }
 
 /** The grid of times, steps + 1 of them, from 0 to 1. */
@@ -100,8 +102,8 @@ export class Sampler {
 
   /** Records one step of the grid; the caller prepares it. */
   capture(guided: boolean): StepProgram {
-    const { batchSize: B, sampler } = this.options;
-    return capture(guided ? "guided step" : "step", { labels: this.#labels }, () =>
+    const { batchSize: B, sampler, steps, batches } = this.options;
+    const record = () =>
       noGrad(() => {
         const t0 = slice(this.#times, 0, 0, 1), t1 = slice(this.#times, 0, 1, 2);
         const dt = sub(t1, t0);
@@ -114,7 +116,9 @@ export class Sampler {
           copy(add(this.#x, mul(pointwise(["0.5 * (x0 + x1)"], [v0, v1]), dt)), this.#x);
         }
         return {};
-      }));
+      });
+    const runs = batches === undefined ? undefined : batches * steps;
+    return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, runs ? { runs } : {});
   }
 
   #velocity(x: Tensor, t: Tensor, guided: boolean): Tensor {

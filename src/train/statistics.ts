@@ -14,7 +14,7 @@ export async function updateStatistics(
   const C = tokenizer.config.decoder.z_channels;
   const sum = new Float64Array(C), squares = new Float64Array(C);
   let count = 0;
-  const program = await encoderProgram(tokenizer, options.batchSize, options.size);
+  const program = await encoderProgram(tokenizer, options.batchSize, options.size, options.images);
   for await (const { outputs: { z } } of infer(program, source, options.images)) {
     for (let i = 0; i < z.length; i++) {
       const v = z[i] as number, c = i % C;

@@ -1,0 +1,172 @@
+// Pipelines of a program, compiled before its first run. A software adapter compiles a kernel when it is first dispatched,
+// on its queue's thread, up to seconds each, while the other cores stand still. So what is left to compile is shared with a
+// second device: dispatches of no workgroups compile and do nothing, each queue has a thread of its own, and the driver's
+// disk cache brings to the first device what the second one compiled. Nothing is shared until a kernel proves to be slow:
+// what the cache holds from an earlier run takes no time.
+
+import { anotherGpu, device } from "./device.ts";
+import type { Kernel, Launch } from "./kernel.ts";
+import { formatOf, TEXELS } from "./staging.ts";
+import type { Storage } from "./storage.ts";
+
+/** Characters of a text from which it is worth finding out how long it takes: those of matrix products. */
+const LONG = 8000;
+/** Milliseconds of a kernel that was not in the driver's cache; what is there takes a tenth. */
+const SLOW = 120;
+
+/**
+ * The pipelines of all kernels of `launches`.
+ * @param progress called with the number of pipelines made and their total
+ */
+export async function preparePipelines(
+  launches: readonly Launch[],
+  progress?: (done: number, total: number) => void,
+): Promise<Map<Kernel, GPUComputePipeline>> {
+  const uses = new Map<Kernel, Use>();
+  for (const launch of launches) {
+    const { kernel, params } = launch;
+    const use = uses.get(kernel) ?? { kernel, launches: new Map() };
+    uses.set(kernel, use);
+    use.launches.set(`${params}`, launch);
+  }
+  const pipelines = new Map<Kernel, GPUComputePipeline>();
+  const make = async ({ kernel }: Use) => {
+    const pipeline = await kernel.pipeline();
+    pipelines.set(kernel, pipeline);
+    progress?.(pipelines.size, uses.size);
+    return pipeline;
+  };
+  if (device().facts.software) {
+    const fresh = [...uses.values()].filter(({ kernel }) => !kernel.compiled);
+    await compile(fresh.sort((a, b) => length(b) - length(a)), make);
+  }
+  for (const use of uses.values()) if (!pipelines.has(use.kernel)) await make(use);
+  return pipelines;
+}
+
+/** A kernel, and its launches with different parameters: Mesa may put the values of parameters into what it compiles. */
+interface Use {
+  kernel: Kernel;
+  launches: Map<string, Launch>;
+}
+
+const length = ({ kernel }: Use) => kernel.text.length;
+
+type Make = (use: Use) => Promise<GPUComputePipeline>;
+
+/** Compiles kernels, the longest first, until one is slow; the rest is shared. */
+async function compile(uses: readonly Use[], make: Make): Promise<void> {
+  const own = new Compiler(device().gpu);
+  try {
+    for (let at = 0; at + 1 < uses.length; at++) {
+      const use = uses[at] as Use;
+      if (length(use) < LONG) return;
+      own.add(use, await make(use));
+      const began = performance.now();
+      own.submit();
+      if (await device().idle() - began > SLOW) return await share(uses.slice(at + 1), own, make);
+    }
+  } finally {
+    own.destroy();
+  }
+}
+
+async function share(uses: readonly Use[], own: Compiler, make: Make): Promise<void> {
+  const mine: Use[] = [], others: Use[] = [];
+  let balance = 0;
+  for (const use of uses) { // compiling takes about as long as the text is long
+    (balance <= 0 ? mine : others).push(use);
+    balance += (balance <= 0 ? 1 : -1) * (1500 + length(use));
+  }
+  const gpu = await anotherGpu();
+  // What fails there is met again on the first device, which says so.
+  gpu.addEventListener("uncapturederror", (event) => event.preventDefault());
+  const other = new Compiler(gpu);
+  try {
+    // A queue takes a second submission only when the first is done, so each gets one beforehand and one for the rest.
+    for (const use of mine.splice(0, 2)) own.add(use, await make(use));
+    own.submit();
+    for (const use of others) other.add(use, use.kernel.build(gpu));
+    other.submit();
+    for (const use of mine) own.add(use, await make(use));
+    own.submit();
+    for (const use of others) await make(use);
+    await gpu.queue.onSubmittedWorkDone();
+    await device().idle();
+  } finally {
+    other.destroy();
+    gpu.destroy();
+  }
+}
+
+/** Compiles the kernels of launches on one device by dispatching nothing. */
+class Compiler {
+  #encoder: GPUCommandEncoder | undefined;
+  #pass: GPUComputePassEncoder | undefined;
+  /** What the storage bindings see, by their place. */
+  readonly #buffers = new Map<number, GPUBuffer>();
+  readonly #params: GPUBuffer[] = [];
+  readonly #textures = new Map<GPUTextureFormat, GPUTexture>();
+
+  constructor(private readonly gpu: GPUDevice) {}
+
+  add({ kernel, launches }: Use, pipeline: GPUComputePipeline): void {
+    this.#encoder ??= this.gpu.createCommandEncoder();
+    this.#pass ??= this.#encoder.beginComputePass();
+    this.#pass.setPipeline(pipeline);
+    const layout = pipeline.getBindGroupLayout(0);
+    for (const { storages, params } of launches.values()) {
+      const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index, texture }, i) => ({
+        binding: index,
+        resource: texture ? this.#view(storages[i] as Storage) : { buffer: this.#buffer(i) },
+      }));
+      if (kernel.hasParams && params) {
+        entries.push({ binding: kernel.paramsIndex, resource: { buffer: this.#filled(params) } });
+      }
+      this.#pass.setBindGroup(0, this.gpu.createBindGroup({ layout, entries }));
+      this.#pass.dispatchWorkgroups(0);
+    }
+  }
+
+  /** Starts on what was added. */
+  submit(): void {
+    this.#pass?.end();
+    if (this.#encoder) this.gpu.queue.submit([this.#encoder.finish()]);
+    this.#encoder = this.#pass = undefined;
+  }
+
+  destroy(): void {
+    for (const resource of [...this.#buffers.values(), ...this.#params, ...this.#textures.values()]) {
+      resource.destroy();
+    }
+  }
+
+  #buffer(place: number): GPUBuffer {
+    let buffer = this.#buffers.get(place);
+    if (!buffer) {
+      buffer = this.gpu.createBuffer({ size: 256, usage: GPUBufferUsage.STORAGE });
+      this.#buffers.set(place, buffer);
+    }
+    return buffer;
+  }
+
+  #filled(params: Uint8Array<ArrayBuffer>): GPUBuffer {
+    const usage = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+    const buffer = this.gpu.createBuffer({ size: params.length, usage });
+    this.gpu.queue.writeBuffer(buffer, 0, params);
+    this.#params.push(buffer);
+    return buffer;
+  }
+
+  /** Of a height that is no power of two, as all staging textures are: the driver would compile once more for them. */
+  #view(storage: Storage): GPUTextureView {
+    const format = formatOf(storage);
+    let texture = this.#textures.get(format);
+    if (!texture) {
+      const usage = GPUTextureUsage.TEXTURE_BINDING | GPUTextureUsage.COPY_DST;
+      texture = this.gpu.createTexture({ size: [TEXELS, 3], format, usage });
+      this.#textures.set(format, texture);
+    }
+    return texture.createView();
+  }
+}
