@@ -1,22 +1,27 @@
 // Rotary positions on x [R, T, NH, HS], pairs (x0, x1) of neighbouring channels, tables cos and sin [T, HS]:
 //   y0 = x0 cos0 - x1 sin0,  y1 = x1 cos1 + x0 sin1        Su et al. (2021)
-// BACK: dx0 = dy0 cos0 + dy1 sin1,  dx1 = dy1 cos1 - dy0 sin0. One invocation owns a pair.
-// rotary_halves: the same with pairs (x_i, x_(i + HS/2)), as DINOv3 has them; one invocation owns two neighbouring pairs.
+// BACK: dx0 = dy0 cos0 + dy1 sin1,  dx1 = dy1 cos1 - dy0 sin0.
+// rotary_halves: the same with pairs (x_i, x_(i + HS/2)), as DINOv3 has them. One invocation owns two pairs: of neighbours a
+// vector, of halves two of them half as wide.
 
 override BACK: u32 = 0;
 
 struct Params {
-  count: u32, // pairs
+  count: u32, // invocations
   tokens: u32,
   heads: u32,
-  size: u32,  // pairs of a head
+  size: u32,  // invocations of a head
 }
 
-@group(0) @binding(0) var<storage, read> x: array<vec2<f32>>;
-@group(0) @binding(1) var<storage, read> cos_table: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read> sin_table: array<vec2<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec2<f32>>;
-@group(0) @binding(4) var<uniform> params: Params;
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> cos_table: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> sin_table: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> x2: array<vec2<f32>>; // the same for halves
+@group(0) @binding(5) var<storage, read> cos_table2: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read> sin_table2: array<vec2<f32>>;
+@group(0) @binding(7) var<storage, read_write> y2: array<vec2<f32>>;
+@group(0) @binding(8) var<uniform> params: Params;
 
 @compute @workgroup_size(64)
 fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -27,30 +32,33 @@ fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   let c = cos_table[at];
   let s = sin_table[at];
   let v = x[i];
-  if (BACK == 0u) { y[i] = vec2(v.x * c.x - v.y * s.x, v.y * c.y + v.x * s.y); }
-  else { y[i] = vec2(v.x * c.x + v.y * s.y, v.y * c.y - v.x * s.x); }
+  if (BACK == 0u) { y[i] = v * c + vec4(-v.y, v.x, -v.w, v.z) * s; }
+  else {
+    let t = v * s;
+    y[i] = v * c + vec4(t.y, -t.x, t.w, -t.z);
+  }
 }
 
 @compute @workgroup_size(64)
 fn rotary_halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                  @builtin(local_invocation_index) lane: u32) {
   let i = (group.y * groups.x + group.x) * 64u + lane;
-  if (i >= params.count / 2u) { return; }
-  let half = params.size / 2u;
-  let head = i / half;
-  let low = head * params.size + i % half;
-  let at = head / params.heads % params.tokens * params.size + i % half;
-  let a = x[low];
-  let b = x[low + half];
-  let ca = cos_table[at];
-  let cb = cos_table[at + half];
-  let sa = sin_table[at];
-  let sb = sin_table[at + half];
+  if (i >= params.count) { return; }
+  let head = i / params.size;
+  let low = 2u * head * params.size + i % params.size;
+  let high = low + params.size;
+  let at = 2u * (head / params.heads % params.tokens) * params.size + i % params.size;
+  let a = x2[low];
+  let b = x2[high];
+  let ca = cos_table2[at];
+  let cb = cos_table2[at + params.size];
+  let sa = sin_table2[at];
+  let sb = sin_table2[at + params.size];
   if (BACK == 0u) {
-    y[low] = a * ca - b * sa;
-    y[low + half] = b * cb + a * sb;
+    y2[low] = a * ca - b * sa;
+    y2[high] = b * cb + a * sb;
   } else {
-    y[low] = a * ca + b * sb;
-    y[low + half] = b * cb - a * sa;
+    y2[low] = a * ca + b * sb;
+    y2[high] = b * cb - a * sa;
   }
 }

@@ -12,23 +12,25 @@ export type Pairs = "neighbours" | "halves";
 /** Rotates the channel pairs of x [B, T, NH, HS] by the angles of tables cos, sin [T, HS]. */
 export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neighbours"): Tensor {
   const [, T, NH, HS] = x.shape as [number, number, number, number];
-  const multiple = pairs === "halves" ? 4 : 2;
   check(
-    x.rank === 4 && HS % multiple === 0 && cos.shape.join() === `${T},${HS}` &&
+    x.rank === 4 && HS % 4 === 0 && cos.shape.join() === `${T},${HS}` &&
       sin.shape.join() === cos.shape.join(),
     "rotate",
-    `x must be [B,T,NH,HS] with HS a multiple of ${multiple}, the tables [T,HS]`,
+    "x must be [B,T,NH,HS] with HS a multiple of 4, the tables [T,HS]",
     x,
     cos,
     sin,
   );
+  const count = x.size / 4, halves = pairs === "halves";
   const run = (from: Tensor, BACK: number): Tensor => {
     const y = activation(from.shape);
-    kernel(source, pairs === "halves" ? "rotary_halves" : "rotary", { BACK }).launch(
-      { x: from, cos_table: cos, sin_table: sin, y },
-      { count: x.size / 2, tokens: T, heads: NH, size: HS / 2 },
-      fold(Math.ceil(x.size / (64 * multiple))),
-      { flops: 3 * x.size, fusion: { loads: ["x"], stores: ["y"] } },
+    kernel(source, halves ? "rotary_halves" : "rotary", { BACK }).launch(
+      halves
+        ? { x2: from, cos_table2: cos, sin_table2: sin, y2: y }
+        : { x: from, cos_table: cos, sin_table: sin, y },
+      { count, tokens: T, heads: NH, size: HS / 4 },
+      fold(Math.ceil(count / 64)),
+      { flops: 3 * x.size, fusion: { loads: ["x", "x2"], stores: ["y", "y2"] } },
     );
     return y;
   };
