@@ -29,6 +29,8 @@ export interface GemmSpec {
   readonly step: 4 | 8;
   /** cpu, vector: K is no multiple of the step. */
   readonly ragged: boolean;
+  /** cpu, conv_dx: the stride, so that the tap of a pixel needs no division by a variable; 1 otherwise. */
+  readonly stride: number;
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;

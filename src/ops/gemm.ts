@@ -116,6 +116,7 @@ function product(
     vector,
     texels: staged ? TEXELS : 0,
     step: staged && run % 8 === 0 ? 8 : 4,
+    stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
