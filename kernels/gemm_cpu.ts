@@ -73,11 +73,14 @@ function transposeB({ tile: [, TN], step }: GemmSpec): string {
 /** A coordinate that is outside of every map, whatever tap is added. */
 const OUTSIDE = -0x40000000;
 
-const outputPixels =
-  `let corner = -vec2<i32>(i32(params.top), i32(params.left)); let stride = i32(params.stride);
-let walk = Walk(corner, corner + vec2<i32>(i32(params.Ho), i32(params.Wo)) * stride, stride);`;
-const inputPixels = `let corner = vec2<i32>(i32(params.top), i32(params.left));
-let walk = Walk(corner, corner + vec2<i32>(i32(params.H), i32(params.W)), 1);`;
+/** Output pixels of a convolution as corners of what they see; and input pixels in the gradient of the input likewise. */
+function walk({ source, segment }: GemmSpec): string {
+  const [rows, columns, stride, top, left] = source.kind === "conv_dx"
+    ? ["H", "W", "1", "i32(params.KH - 1u - params.top)", "i32(params.KW - 1u - params.left)"]
+    : ["Ho", "Wo", "i32(params.stride)", "i32(params.top)", "i32(params.left)"];
+  return `let corner = -vec2<i32>(${top}, ${left}); let stride = ${stride};
+let walk = Walk(corner, corner + vec2<i32>(vec2<u32>(params.${rows}, params.${columns})) * stride, vec2<i32>(stride, stride * ${segment}));`;
+}
 
 function scalarLoop(spec: GemmSpec): string {
   const { tile: [TM, TN] } = spec, TN4 = TN / 4;
@@ -106,15 +109,15 @@ ${multiplyAdd(spec, (i, q) => `a${i}.${XYZW[q]}`)}
 function gatherFunctions({ source }: GemmSpec): string {
   if (source.kind === "plain") return "";
   return `
-struct Walk { first: vec2<i32>, last: vec2<i32>, stride: i32 } // (y, x) of the first pixel, and behind the last
+struct Walk { first: vec2<i32>, last: vec2<i32>, step: vec2<i32> } // (y, x) of the first pixel and behind the last
 fn pixel_at(w: Walk, index: u32, rows: u32, columns: u32) -> vec3<i32> {
   let row = index / columns;
-  return vec3<i32>(i32(row / rows), i32(row % rows) * w.stride + w.first.x, i32(index % columns) * w.stride + w.first.y);
+  return vec3<i32>(i32(row / rows), w.first + vec2<i32>(vec2<u32>(row % rows, index % columns)) * w.step.x);
 }
 fn next(w: Walk, p: vec3<i32>) -> vec3<i32> {
-  let x = p.z + w.stride;
+  let x = p.z + w.step.y;
   let row_ends = x == w.last.y;
-  let y = p.y + select(0, w.stride, row_ends);
+  let y = p.y + select(0, w.step.x, row_ends);
   let image_ends = y == w.last.x;
   return vec3<i32>(p.x + select(0, 1, image_ends), select(y, w.first.x, image_ends), select(x, w.first.y, row_ends));
 }`;
@@ -125,7 +128,7 @@ fn next(w: Walk, p: vec3<i32>) -> vec3<i32> {
  * access) and their results are never stored.
  */
 function vectorLoop(spec: GemmSpec): string {
-  const { source, tile: [TM, TN], step, stride: S } = spec;
+  const { source, tile: [TM, TN], step } = spec;
   const TM4 = TM / 4, TN4 = TN / 4, fours = step / 4;
   const rowOfA = (i: number, at: string, keep = (value: string) => value) =>
     range(fours).map((z) => `let a${i}_${z} = ${keep(load(spec, "a", `${at} + ${z}u`))}; `).join("");
@@ -172,7 +175,7 @@ ${
   if (source.kind === "conv_dweight") {
     return `let lda4 = params.lda / 4u; let from_m = (from_a + m0) / 4u;
 let H = i32(params.H); let W = i32(params.W); let C4 = i32(params.C / 4u);
-${outputPixels}
+${walk(spec)}
 ${
       lines(TN4, (j) =>
         `let column${j} = n0 + ${4 * j}u; let tap${j} = column${j} / params.C;` +
@@ -197,44 +200,73 @@ pixel = next(walk, p${step - 1});
 ${multiplyAdd(spec, byColumn)}
 }`;
   }
-  // A row of the tile is a pixel: of the output, or, for the gradient of the input, of the input.
-  const dx = source.kind === "conv_dx";
-  const [rows, columns] = dx ? ["params.Ho", "params.Wo"] : ["params.H", "params.W"];
-  const tapOf = (axis: string, k: string) =>
-    dx ? `u32(${axis} - ${k})${S > 1 ? ` / ${S}u` : ""}` : `u32(${axis} + ${k})`;
-  const whole = (axis: string, k: string, at: string) =>
-    dx && S > 1 ? ` & (${at} * ${S}u == u32(${axis} - ${k}))` : "";
-  return `let C4 = params.${dx ? "Co" : "C"} / 4u;
+  return convolutionLoop(spec, { rowsOfB, columnsOfB });
+}
+
+/**
+ * A row of the tile is a pixel: of the output or, for the gradient of the input, of the input, which is the convolution of
+ * dy (with zeros between its pixels where there is a stride) with the taps in reverse. K runs as (ky, c by the step, kx, c
+ * inside the step): from one kx to the next, the pixels of a segment, which are neighbours in a row of the map, pass on what
+ * they have loaded, and only the last one loads.
+ */
+function convolutionLoop(
+  spec: GemmSpec,
+  b: Record<"rowsOfB" | "columnsOfB", (at: (n: number) => string) => string>,
+): string {
+  const { source, tile: [TM, TN], step, segment, stride } = spec;
+  const fours = step / 4, segments = range(TM / segment), dx = source.kind === "conv_dx";
+  const [rows, columns, channels] = dx ? ["Ho", "Wo", "Co"] : ["H", "W", "C"];
+  const tap = dx
+    ? "((params.KH - 1u - u32(ky)) * params.KW + params.KW - 1u - u32(kx))"
+    : "(u32(ky) * params.KW + u32(kx))";
+  /** Coordinate `at` of the gathered map, and whether it is inside. */
+  const coordinate = (name: string, at: string, size: string) =>
+    stride === 1
+      ? `let ${name} = u32(${at}); let ${name}_in = ${name} < params.${size};`
+      : `let ${name} = u32(${at}) / ${stride}u; let ${name}_in = (${name} < params.${size}) & (${name} * ${stride}u == u32(${at}));`;
+  /** Loads what row i of the tile sees at tap kx of its row of taps. */
+  const loadRow = (i: number, kx: string, declare: string) => {
+    const g = Math.floor(i / segment);
+    return `${coordinate(`x${i}`, `p${g}.z + ${i % segment} + ${kx}`, columns)} ` +
+      `let at${i} = (row${g} + x${i}) * C4 + c4; let ok${i} = y${g}_in & x${i}_in; ` +
+      range(fours).map((z) =>
+        `${declare} a${i}_${z} = select(vec4<f32>(), ${load(spec, "a", `at${i} + ${z}u`)}, ok${i}); `
+      ).join("");
+  };
+  const isLast = (i: number) => i % segment === segment - 1;
+  const passing = range(TM).filter((i) => !isLast(i));
+  const pass = (i: number) => range(fours).map((z) => `a${i}_${z} = a${i + 1}_${z};`).join(" ");
+  return `let C4 = params.${channels} / 4u;
 ${dx ? "let ldb4 = params.ldb / 4u;" : ""}
-${dx ? inputPixels : outputPixels}
+${walk(spec)}
 let p0 = pixel_at(walk, m0, ${dx ? "params.H, params.W" : "params.Ho, params.Wo"});
-${range(TM - 1).map((i) => `let p${i + 1} = next(walk, p${i});`).join("\n")}
+${segments.slice(1).map((g) => `let p${g} = next(walk, p${g - 1});`).join("\n")}
 ${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
-var tap = 0u;
 for (var ky = 0; ky < i32(params.KH); ky++) {
 ${
-    lines(TM, (i) =>
-      `let y${i} = ${tapOf(`p${i}.y`, "ky")}; let row${i} = (u32(p${i}.x) * ${rows} + y${i}) * ${columns}; ` +
-      `let in${i} = (y${i} < ${rows})${whole(`p${i}.y`, "ky", `y${i}`)};`)
-  }
-for (var kx = 0; kx < i32(params.KW); kx++) {
-${dx ? "let from_n = (tap * params.N + n0) / 4u;" : ""}
-${
-    lines(TM, (i) =>
-      `let x${i} = ${tapOf(`p${i}.z`, "kx")}; let ra${i} = (row${i} + x${i}) * C4; ` +
-      `let ok${i} = in${i} & (x${i} < ${columns})${whole(`p${i}.z`, "kx", `x${i}`)};`)
+    segments.map((g) =>
+      `${coordinate(`y${g}`, `p${g}.y + ky`, rows)} ` +
+      `let row${g} = (u32(p${g}.x) * params.${rows} + y${g}) * params.${columns};`
+    ).join("\n")
   }
 for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {
-${dx ? rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`) : columnsOfB((j) => `rb${j} + tap * C4 + c4`)}
+${passing.map((i) => loadRow(i, "0", "var")).join("\n")}
+for (var kx = 0; kx < i32(params.KW); kx++) {
+let tap = ${tap};
+${
+    dx
+      ? `let from_n = (tap * params.N + n0) / 4u;\n${b.rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`)}`
+      : b.columnsOfB((j) => `rb${j} + tap * C4 + c4`)
+  }
 ${
     multiplyAdd(
       spec,
-      byRow,
-      (i) => rowOfA(i, `ra${i} + c4`, (value) => `select(vec4<f32>(), ${value}, ok${i})`),
+      (i, q) => `a${i}_${q >> 2}.${XYZW[q & 3]}`,
+      (i) => isLast(i) ? loadRow(i, "kx", "let") : "",
     )
   }
+${passing.map(pass).join("\n")}
 }
-tap++;
 }
 }`;
 }

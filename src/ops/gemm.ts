@@ -99,7 +99,8 @@ function product(
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
   const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
-  const depth = source.kind === "conv" || source.kind === "conv_dx" ? K : splitDepth(profile, M, N, K, count);
+  const gathersA = source.kind === "conv" || source.kind === "conv_dx";
+  const depth = gathersA ? K : splitDepth(profile, M, N, K, count);
   const splits = Math.ceil(K / depth);
   const tile = chooseTile(machine, { kind: kindOf(source), M, N, K: depth, count: count * splits, vector });
   const summed = sums !== undefined && cpu && vector && splits === 1;
@@ -115,8 +116,9 @@ function product(
     tile,
     vector,
     texels: staged ? TEXELS : 0,
-    step: staged && run % 8 === 0 ? 8 : 4,
+    step: (staged || gathersA) && run % 8 === 0 ? 8 : 4,
     stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
+    segment: gathersA && conv.stride === 1 && (source.kind === "conv" ? conv.Wo : conv.W) % 4 === 0 ? 4 : 1,
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,
