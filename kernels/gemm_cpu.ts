@@ -205,55 +205,34 @@ ${multiplyAdd(spec, byColumn)}
 
 /**
  * A row of the tile is a pixel: of the output or, for the gradient of the input, of the input, which is the convolution of
- * dy (with zeros between its pixels where there is a stride) with the taps in reverse. K runs as (ky, c by the step, kx, c
- * inside the step): from one kx to the next, the pixels of a segment, which are neighbours in a row of the map, pass on what
- * they have loaded, and only the last one loads.
+ * dy (with zeros between its pixels where there is a stride) with the taps in reverse. From one kx to the next, the pixels
+ * of a segment pass on what they have loaded, and only the last one loads.
  */
 function convolutionLoop(
   spec: GemmSpec,
   b: Record<"rowsOfB" | "columnsOfB", (at: (n: number) => string) => string>,
 ): string {
-  const { source, tile: [TM, TN], step, segment, stride } = spec;
+  const { source, tile: [TM, TN], step, tapsInside, segment, stride } = spec;
   const fours = step / 4, segments = range(TM / segment), dx = source.kind === "conv_dx";
   const [rows, columns, channels] = dx ? ["Ho", "Wo", "Co"] : ["H", "W", "C"];
-  const tap = dx
-    ? "((params.KH - 1u - u32(ky)) * params.KW + params.KW - 1u - u32(kx))"
-    : "(u32(ky) * params.KW + u32(kx))";
   /** Coordinate `at` of the gathered map, and whether it is inside. */
   const coordinate = (name: string, at: string, size: string) =>
     stride === 1
       ? `let ${name} = u32(${at}); let ${name}_in = ${name} < params.${size};`
       : `let ${name} = u32(${at}) / ${stride}u; let ${name}_in = (${name} < params.${size}) & (${name} * ${stride}u == u32(${at}));`;
-  /** Loads what row i of the tile sees at tap kx of its row of taps. */
-  const loadRow = (i: number, kx: string, declare: string) => {
+  /** Where row i of the tile sees tap kx of its row of taps. */
+  const locate = (i: number, kx: string) => {
     const g = Math.floor(i / segment);
     return `${coordinate(`x${i}`, `p${g}.z + ${i % segment} + ${kx}`, columns)} ` +
-      `let at${i} = (row${g} + x${i}) * C4 + c4; let ok${i} = y${g}_in & x${i}_in; ` +
-      range(fours).map((z) =>
-        `${declare} a${i}_${z} = select(vec4<f32>(), ${load(spec, "a", `at${i} + ${z}u`)}, ok${i}); `
-      ).join("");
+      `let at${i} = (row${g} + x${i}) * C4; let ok${i} = y${g}_in & x${i}_in; `;
   };
+  const loadRow = (i: number, declare: string) =>
+    range(fours).map((z) =>
+      `${declare} a${i}_${z} = select(vec4<f32>(), ${load(spec, "a", `at${i} + c4 + ${z}u`)}, ok${i}); `
+    ).join("");
   const isLast = (i: number) => i % segment === segment - 1;
   const passing = range(TM).filter((i) => !isLast(i));
-  const pass = (i: number) => range(fours).map((z) => `a${i}_${z} = a${i + 1}_${z};`).join(" ");
-  return `let C4 = params.${channels} / 4u;
-${dx ? "let ldb4 = params.ldb / 4u;" : ""}
-${walk(spec)}
-let p0 = pixel_at(walk, m0, ${dx ? "params.H, params.W" : "params.Ho, params.Wo"});
-${segments.slice(1).map((g) => `let p${g} = next(walk, p${g - 1});`).join("\n")}
-${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
-for (var ky = 0; ky < i32(params.KH); ky++) {
-${
-    segments.map((g) =>
-      `${coordinate(`y${g}`, `p${g}.y + ky`, rows)} ` +
-      `let row${g} = (u32(p${g}.x) * params.${rows} + y${g}) * params.${columns};`
-    ).join("\n")
-  }
-for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {
-${passing.map((i) => loadRow(i, "0", "var")).join("\n")}
-for (var kx = 0; kx < i32(params.KW); kx++) {
-let tap = ${tap};
-${
+  const turn = `${
     dx
       ? `let from_n = (tap * params.N + n0) / 4u;\n${b.rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`)}`
       : b.columnsOfB((j) => `rb${j} + tap * C4 + c4`)
@@ -262,10 +241,42 @@ ${
     multiplyAdd(
       spec,
       (i, q) => `a${i}_${q >> 2}.${XYZW[q & 3]}`,
-      (i) => isLast(i) ? loadRow(i, "kx", "let") : "",
+      (i) => isLast(i) ? (tapsInside ? locate(i, "kx") : "") + loadRow(i, "let") : "",
     )
+  }`;
+  const up = (k: string, K: string) => `for (var ${k} = 0; ${k} < i32(params.${K}); ${k}++) {`;
+  const down = (k: string, K: string) => `for (var ${k} = i32(params.${K}) - 1; ${k} >= 0; ${k}--) {`;
+  const tap = `let tap = ${
+    dx ? "(params.KH - 1u - u32(ky)) * params.KW + params.KW - 1u - u32(kx)" : "u32(ky) * params.KW + u32(kx)"
+  };`;
+  const overChannels = `for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {`;
+  return `let C4 = params.${channels} / 4u;
+${dx ? "let ldb4 = params.ldb / 4u;" : ""}
+${walk(spec)}
+let p0 = pixel_at(walk, m0, ${dx ? "params.H, params.W" : "params.Ho, params.Wo"});
+${segments.slice(1).map((g) => `let p${g} = next(walk, p${g - 1});`).join("\n")}
+${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
+${dx ? down("ky", "KH") : up("ky", "KH")}
+${
+    segments.map((g) =>
+      `${coordinate(`y${g}`, `p${g}.y + ky`, rows)} ` +
+      `let row${g} = (u32(p${g}.x) * params.${rows} + y${g}) * params.${columns};`
+    ).join("\n")
   }
-${passing.map(pass).join("\n")}
+${
+    tapsInside
+      ? `${overChannels}
+${passing.map((i) => locate(i, "0") + loadRow(i, "var")).join("\n")}
+${up("kx", "KW")}
+${tap}
+${turn}
+${passing.map((i) => range(fours).map((z) => `a${i}_${z} = a${i + 1}_${z};`).join(" ")).join("\n")}`
+      : `${dx ? down("kx", "KW") : up("kx", "KW")}
+${tap}
+${lines(TM, (i) => locate(i, "kx"))}
+${overChannels}
+${turn}`
+  }
 }
 }
 }`;
