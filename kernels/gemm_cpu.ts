@@ -70,6 +70,18 @@ function transposeB({ tile: [, TN], step }: GemmSpec): string {
   ).join("\n");
 }
 
+/** A coordinate that is outside of every map, whatever tap is added. */
+const OUTSIDE = -0x40000000;
+
+/** Output pixels of a convolution as corners of what they see; and input pixels in the gradient of the input likewise. */
+function walk({ source, segment }: GemmSpec): string {
+  const [rows, columns, stride, top, left] = source.kind === "conv_dx"
+    ? ["H", "W", "1", "i32(params.KH - 1u - params.top)", "i32(params.KW - 1u - params.left)"]
+    : ["Ho", "Wo", "i32(params.stride)", "i32(params.top)", "i32(params.left)"];
+  return `let corner = -vec2<i32>(${top}, ${left}); let stride = ${stride};
+let walk = Walk(corner, corner + vec2<i32>(vec2<u32>(params.${rows}, params.${columns})) * stride, vec2<i32>(stride, stride * ${segment}));`;
+}
+
 function scalarLoop(spec: GemmSpec): string {
   const { tile: [TM, TN] } = spec, TN4 = TN / 4;
   const row = (f: string, first: string, i: number) =>
@@ -90,20 +102,24 @@ ${multiplyAdd(spec, (i, q) => `a${i}.${XYZW[q]}`)}
 }`;
 }
 
-function gatherFunctions(spec: GemmSpec): string {
-  if (spec.source.kind !== "conv_dweight") return "";
+/**
+ * Walks over the pixels of a map, image by image and row by row, without a division for each (16 lanes divide one after the
+ * other). A pixel is (image, y, x), already scaled by the stride and moved by the padding.
+ */
+function gatherFunctions({ source }: GemmSpec): string {
+  if (source.kind === "plain") return "";
   return `
-struct Sizes { H: i32, W: i32, C4: i32, Ho: u32, Wo: u32, stride: u32, top: i32, left: i32 } // read once, not in the loop
-fn x_at(s: Sizes, pixel: vec3<i32>, ky: i32, kx: i32, c4: i32) -> vec4<f32> { // pixel: first row of its image, iy, ix
-  let iy = pixel.y + ky;
-  let ix = pixel.z + kx;
-  let inside = iy >= 0 && ix >= 0 && iy < s.H && ix < s.W;
-  let at = ((pixel.x + iy) * s.W + ix) * s.C4 + c4;
-  return select(vec4<f32>(), ${load(spec, "b", "u32(select(0, at, inside))")}, inside);
+struct Walk { first: vec2<i32>, last: vec2<i32>, step: vec2<i32> } // (y, x) of the first pixel and behind the last
+fn pixel_at(w: Walk, index: u32, rows: u32, columns: u32) -> vec3<i32> {
+  let row = index / columns;
+  return vec3<i32>(i32(row / rows), w.first + vec2<i32>(vec2<u32>(row % rows, index % columns)) * w.step.x);
 }
-fn corner(s: Sizes, pixel: u32) -> vec3<i32> {
-  let row = pixel / s.Wo;
-  return vec3<i32>(i32(row / s.Ho) * s.H, i32(row % s.Ho * s.stride) - s.top, i32(pixel % s.Wo * s.stride) - s.left);
+fn next(w: Walk, p: vec3<i32>) -> vec3<i32> {
+  let x = p.z + w.step.y;
+  let row_ends = x == w.last.y;
+  let y = p.y + select(0, w.step.x, row_ends);
+  let image_ends = y == w.last.x;
+  return vec3<i32>(p.x + select(0, 1, image_ends), select(y, w.first.x, image_ends), select(x, w.first.y, row_ends));
 }`;
 }
 
@@ -158,61 +174,110 @@ ${
   }
   if (source.kind === "conv_dweight") {
     return `let lda4 = params.lda / 4u; let from_m = (from_a + m0) / 4u;
-let sizes = Sizes(i32(params.H), i32(params.W), i32(params.C / 4u), params.Ho, params.Wo, params.stride, i32(params.top), i32(params.left));
+let H = i32(params.H); let W = i32(params.W); let C4 = i32(params.C / 4u);
+${walk(spec)}
 ${
       lines(TN4, (j) =>
-        `let column${j} = n0 + ${
-          4 * j
-        }u; let tap${j} = column${j} / params.C; let ky${j} = i32(tap${j} / params.KW);` +
-        ` let kx${j} = i32(tap${j} % params.KW); let channel${j} = i32(column${j} % params.C / 4u);`)
+        `let column${j} = n0 + ${4 * j}u; let tap${j} = column${j} / params.C;` +
+        ` let ky${j} = i32(tap${j} / params.KW); let kx${j} = i32(tap${j} % params.KW);` +
+        ` let tap_at${j} = (ky${j} * W + kx${j}) * C4 + i32(column${j} % params.C / 4u);`)
     }
+var pixel = pixel_at(walk, begin, params.Ho, params.Wo);
 for (var k = begin; k < end; k += ${step}u) {
 ${columnsOfA}
-${lines(step, (q) => `let p${q} = corner(sizes, k + ${q}u);`)}
 ${
       range(step).map((q) =>
+        `let p${q} = ${q ? `next(walk, p${q - 1})` : "pixel"};
+let y${q} = select(${OUTSIDE}, p${q}.y, k + ${q}u < end); let at${q} = ((p${q}.x * H + p${q}.y) * W + p${q}.z) * C4;
+` +
         lines(TN4, (j) =>
-          `let b${q}_${j} = select(vec4<f32>(), x_at(sizes, p${q}, ky${j}, kx${j}, channel${j}), k + ${q}u < end);`)
+          `let b${q}_${j} = select(vec4<f32>(), ${
+            load(spec, "b", `u32(at${q} + tap_at${j})`)
+          }, (u32(y${q} + ky${j}) < params.H) & (u32(p${q}.z + kx${j}) < params.W));`)
       ).join("\n")
     }
+pixel = next(walk, p${step - 1});
 ${multiplyAdd(spec, byColumn)}
 }`;
   }
-  const dx = source.kind === "conv_dx";
-  const side = dx ? ["H", "W"] : ["Ho", "Wo"];
-  const channels = dx ? "Co" : "C";
-  const pixel = (i: number) =>
-    `let r${i} = m0 + ${i}u; let py${i} = i32((r${i} / params.${side[1]}) % params.${side[0]}${
-      dx ? " + params.top)" : " * params.stride) - i32(params.top)"
-    }; let px${i} = i32(r${i} % params.${side[1]}${
-      dx ? " + params.left)" : " * params.stride) - i32(params.left)"
-    }; let pb${i} = i32(r${i} / (params.${side[0]} * params.${side[1]}));`;
-  const tap = (i: number) =>
+  return convolutionLoop(spec, { rowsOfB, columnsOfB });
+}
+
+/**
+ * A row of the tile is a pixel: of the output or, for the gradient of the input, of the input, which is the convolution of
+ * dy (with zeros between its pixels where there is a stride) with the taps in reverse. From one kx to the next, the pixels
+ * of a segment pass on what they have loaded, and only the last one loads.
+ */
+function convolutionLoop(
+  spec: GemmSpec,
+  b: Record<"rowsOfB" | "columnsOfB", (at: (n: number) => string) => string>,
+): string {
+  const { source, tile: [TM, TN], step, tapsInside, segment, stride } = spec;
+  const fours = step / 4, segments = range(TM / segment), dx = source.kind === "conv_dx";
+  const [rows, columns, channels] = dx ? ["Ho", "Wo", "Co"] : ["H", "W", "C"];
+  /** Coordinate `at` of the gathered map, and whether it is inside. */
+  const coordinate = (name: string, at: string, size: string) =>
+    stride === 1
+      ? `let ${name} = u32(${at}); let ${name}_in = ${name} < params.${size};`
+      : `let ${name} = u32(${at}) / ${stride}u; let ${name}_in = (${name} < params.${size}) & (${name} * ${stride}u == u32(${at}));`;
+  /** Where row i of the tile sees tap kx of its row of taps. */
+  const locate = (i: number, kx: string) => {
+    const g = Math.floor(i / segment);
+    return `${coordinate(`x${i}`, `p${g}.z + ${i % segment} + ${kx}`, columns)} ` +
+      `let at${i} = (row${g} + x${i}) * C4; let ok${i} = y${g}_in & x${i}_in; `;
+  };
+  const loadRow = (i: number, declare: string) =>
+    range(fours).map((z) =>
+      `${declare} a${i}_${z} = select(vec4<f32>(), ${load(spec, "a", `at${i} + c4 + ${z}u`)}, ok${i}); `
+    ).join("");
+  const isLast = (i: number) => i % segment === segment - 1;
+  const passing = range(TM).filter((i) => !isLast(i));
+  const turn = `${
     dx
-      ? `let sy${i} = py${i} - ky; let sx${i} = px${i} - kx; let iy${i} = sy${i} / s; let ix${i} = sx${i} / s;
-let ok${i} = sy${i} >= 0 && sx${i} >= 0 && iy${i} * s == sy${i} && ix${i} * s == sx${i} && iy${i} < Ho && ix${i} < Wo;
-let ra${i} = select(0u, u32((pb${i} * Ho + iy${i}) * Wo + ix${i}) * C4, ok${i});`
-      : `let iy${i} = py${i} + ky; let ix${i} = px${i} + kx;
-let ok${i} = iy${i} >= 0 && ix${i} >= 0 && iy${i} < H && ix${i} < W;
-let ra${i} = select(0u, u32((pb${i} * H + iy${i}) * W + ix${i}) * C4, ok${i});`;
-  return `let C4 = params.${channels} / 4u;
-${dx ? "let s = i32(params.stride); let ldb4 = params.ldb / 4u;" : ""}
-let H = i32(params.H); let W = i32(params.W); let Ho = i32(params.Ho); let Wo = i32(params.Wo); let KW = params.KW; let N = params.N;
-let all_taps = params.KH * params.KW;
-${lines(TM, pixel)}
-${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
-for (var taps = 0u; taps < all_taps; taps++) {
-let ky = i32(taps / KW); let kx = i32(taps % KW);${dx ? " let from_n = (taps * N + n0) / 4u;" : ""}
-${lines(TM, tap)}
-for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {
-${dx ? rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`) : columnsOfB((j) => `rb${j} + taps * C4 + c4`)}
+      ? `let from_n = (tap * params.N + n0) / 4u;\n${b.rowsOfB((q) => `(c4 * 4u + ${q}u) * ldb4 + from_n`)}`
+      : b.columnsOfB((j) => `rb${j} + tap * C4 + c4`)
+  }
 ${
     multiplyAdd(
       spec,
-      byRow,
-      (i) => rowOfA(i, `ra${i} + c4`, (value) => `select(vec4<f32>(), ${value}, ok${i})`),
+      (i, q) => `a${i}_${q >> 2}.${XYZW[q & 3]}`,
+      (i) => isLast(i) ? (tapsInside ? locate(i, "kx") : "") + loadRow(i, "let") : "",
     )
+  }`;
+  const up = (k: string, K: string) => `for (var ${k} = 0; ${k} < i32(params.${K}); ${k}++) {`;
+  const down = (k: string, K: string) => `for (var ${k} = i32(params.${K}) - 1; ${k} >= 0; ${k}--) {`;
+  const tap = `let tap = ${
+    dx ? "(params.KH - 1u - u32(ky)) * params.KW + params.KW - 1u - u32(kx)" : "u32(ky) * params.KW + u32(kx)"
+  };`;
+  const overChannels = `for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {`;
+  return `let C4 = params.${channels} / 4u;
+${dx ? "let ldb4 = params.ldb / 4u;" : ""}
+${walk(spec)}
+let p0 = pixel_at(walk, m0, ${dx ? "params.H, params.W" : "params.Ho, params.Wo"});
+${segments.slice(1).map((g) => `let p${g} = next(walk, p${g - 1});`).join("\n")}
+${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}
+${dx ? down("ky", "KH") : up("ky", "KH")}
+${
+    segments.map((g) =>
+      `${coordinate(`y${g}`, `p${g}.y + ky`, rows)} ` +
+      `let row${g} = (u32(p${g}.x) * params.${rows} + y${g}) * params.${columns};`
+    ).join("\n")
   }
+${
+    tapsInside
+      ? `${overChannels}
+${passing.map((i) => locate(i, "0") + loadRow(i, "var")).join("\n")}
+${up("kx", "KW")}
+${tap}
+${turn}
+${passing.map((i) => range(fours).map((z) => `a${i}_${z} = a${i + 1}_${z};`).join(" ")).join("\n")}`
+      : `${dx ? down("kx", "KW") : up("kx", "KW")}
+${tap}
+${lines(TM, (i) => locate(i, "kx"))}
+${overChannels}
+${turn}`
+  }
+}
 }
 }`;
 }

@@ -29,6 +29,15 @@ export interface GemmSpec {
   readonly step: 4 | 8;
   /** cpu, vector: K is no multiple of the step. */
   readonly ragged: boolean;
+  /** cpu, conv_dx: the stride, so that the tap of a pixel needs no division by a variable; 1 otherwise. */
+  readonly stride: number;
+  /** cpu, conv and conv_dx: K runs as (ky, c by the step, kx, c inside the step) instead of (ky, kx, c). */
+  readonly tapsInside: boolean;
+  /**
+   * cpu, taps inside: rows of the tile that are neighbours in a row of the map, one apart, and share their loads from one kx
+   * to the next. 1 where the map's width is no multiple or the stride is not 1.
+   */
+  readonly segment: 1 | 4;
   /** Stores go four at a time; needs N and ldc to be multiples of 4. */
   readonly vectorStore: boolean;
   readonly bias: boolean;

@@ -1,7 +1,11 @@
 // Convolutions of every kind that tok's models use, against loops.
 
 import { conv2d, type ConvOptions } from "../src/ops/conv.ts";
-import { checkOp } from "./check.ts";
+import { assert } from "@std/assert";
+import { grad } from "../src/autograd.ts";
+import { sharesTaps } from "../src/ops/gemm_tiles.ts";
+import { checkOp, evaluate, randomArray, testDevice } from "./check.ts";
+import type { Tensor } from "../src/tensor.ts";
 import { at, build, type Nd } from "./reference.ts";
 
 function reference({ stride = 1, padding = 0 }: ConvOptions) {
@@ -35,6 +39,13 @@ const CASES: [string, ConvOptions, number[][][]][] = [
     [[1, 6, 6, 3], [8, 3, 3, 3], [8]],
     [[2, 6, 9, 16], [3, 3, 3, 16], [3]],
     [[3, 20, 20, 4], [16, 3, 3, 4], [16]],
+    [[3, 5, 4, 8], [20, 3, 3, 8], [20]], // a tile of pixels spans rows of the map and images
+    [[1, 3, 32, 16], [4, 3, 3, 16], [4]],
+  ]],
+  ["1x7 with padding at the sides", { padding: [0, 0, 3, 3] }, [[[2, 3, 8, 4], [8, 1, 7, 4], [8]]]],
+  ["3x3 padded unevenly", { padding: [2, 0, 0, 3] }, [
+    [[2, 4, 7, 8], [8, 3, 3, 8], [8]], // 8 columns of output, 7 of input
+    [[2, 4, 8, 8], [8, 3, 3, 8], [8]], // 9 and 8
   ]],
   ["4x4 with stride 2 and padding 1", { stride: 2, padding: 1 }, [[[2, 8, 8, 3], [8, 4, 4, 3], [8]], [
     [1, 9, 7, 8],
@@ -60,3 +71,32 @@ for (const [name, options, shapes] of CASES) {
     });
   });
 }
+
+Deno.test("a convolution too large for loops, which takes the taps outside, agrees between the profiles", async () => {
+  const shapes = { x: [1, 32, 32, 80], w: [64, 3, 3, 80] };
+  assert(!sharesTaps(32 * 32, 64, 9 * 80, 80) && !sharesTaps(32 * 32, 80, 9 * 64, 64));
+  const run = async (profile: "cpu" | "gpu") => {
+    await testDevice(profile);
+    return await evaluate(
+      Object.fromEntries(
+        Object.entries(shapes).map(([name, shape], i) => [
+          name,
+          { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
+        ]),
+      ),
+      (t) => {
+        const x = t.x as Tensor, w = t.w as Tensor;
+        x.requiresGrad = w.requiresGrad = true;
+        const y = conv2d(x, w, undefined, { padding: 1 });
+        const [dx, dw] = grad(y, [x, w]) as [Tensor, Tensor];
+        return { y, dx, dw };
+      },
+    );
+  };
+  const cpu = await run("cpu"), gpu = await run("gpu");
+  for (const name of ["y", "dx", "dw"] as const) {
+    const a = cpu[name] as Float32Array, b = gpu[name] as Float32Array;
+    const scale = Math.max(...b.map(Math.abs));
+    assert(scale > 1 && a.every((v, i) => Math.abs(v - (b[i] as number)) < 1e-5 * scale), name);
+  }
+});

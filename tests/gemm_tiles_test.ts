@@ -46,6 +46,11 @@ const CASES: [string, readonly (readonly number[])[], (...x: Tensor[]) => Tensor
   ["A^T B of odd depth", [[257, 40], [257, 52]], (a, b) => matmul(a, b, { transposeA: true })],
   ["convolution", [[2, 13, 11, 8], [20, 3, 3, 8]], (x, w) => conv2d(x, w, undefined, { padding: 1 })],
   [
+    "convolution of even width",
+    [[2, 5, 12, 8], [20, 3, 3, 8]],
+    (x, w) => conv2d(x, w, undefined, { padding: 1 }),
+  ],
+  [
     "convolution of stride 2",
     [[1, 9, 12, 12], [36, 3, 3, 12]],
     (x, w) => conv2d(x, w, undefined, { padding: 1, stride: 2 }),

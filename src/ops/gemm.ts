@@ -5,7 +5,7 @@ import { type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts"
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
-import { chooseTile, kindOf, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
+import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";
 
@@ -98,15 +98,28 @@ function product(
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
   const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
-  const depth = source.kind === "conv" || source.kind === "conv_dx" ? K : splitDepth(profile, M, N, K, count);
+  const gathersA = source.kind === "conv" || source.kind === "conv_dx";
+  const depth = gathersA ? K : splitDepth(profile, M, N, K, count);
   const splits = Math.ceil(K / depth);
-  const tile = chooseTile(machine, { kind: kindOf(source), M, N, K: depth, count: count * splits, vector });
+  // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
+  const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
+  const tapsInside = cpu && gathersA && sharesTaps(M, N, K, run);
+  const tile = chooseTile(machine, {
+    kind: kindOf(source),
+    M,
+    N,
+    K: depth,
+    count: count * splits,
+    vector,
+    tapsInside,
+  });
   const sums = summing && cpu && vector ? empty([splits, M], "f32", "sums") : undefined;
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
-  // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
-  const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
+  // A large tile has no registers left to pass anything on.
+  const passes = tapsInside && tile[0] * tile[1] <= 256 && conv.stride === 1 &&
+    (source.kind === "conv" ? conv.Wo : conv.W) % 4 === 0;
   const spec: GemmSpec = {
     source,
     profile,
@@ -114,7 +127,10 @@ function product(
     tile,
     vector,
     texels: staged ? TEXELS : 0,
-    step: staged && run % 8 === 0 ? 8 : 4,
+    step: staged && !tapsInside && run % 8 === 0 ? 8 : 4,
+    stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
+    tapsInside,
+    segment: passes ? 4 : 1,
     ragged: vector && K % 4 !== 0,
     vectorStore,
     bias: bias !== undefined && splits === 1,

@@ -26,6 +26,8 @@ export interface ProductShape {
   count: number;
   /** Loads go four at a time. */
   vector: boolean;
+  /** A convolution that shares loads between its taps. */
+  tapsInside?: boolean;
 }
 
 /** What the choice knows of the adapter and of the program. */
@@ -78,6 +80,15 @@ const GPU_SLOTS = [264, 192, 192, 132];
 /** Multiply-adds of a product over all runs (2 s of two cores) from which a software adapter may use large tiles. */
 const LARGE = 45e9;
 
+/**
+ * Whether a convolution walks the taps of a kernel row inside its channels (GemmSpec.tapsInside): where few channels would
+ * leave little between two taps, and where it is small and so gets small tiles anyway. Changes bits: depends on the shape
+ * alone.
+ */
+export function sharesTaps(M: number, N: number, K: number, channels: number): boolean {
+  return channels <= 32 || M * N * K < 45e6;
+}
+
 let table: TileTable = {};
 
 /** Puts measured rates in the place of the built-in ones, for what is captured from now on. */
@@ -125,16 +136,15 @@ export function chooseTile(machine: Machine, shape: ProductShape): Tile {
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
+function time(machine: Machine, { kind, M, N, K, count, tapsInside }: ProductShape, tile: Tile): number {
   const { profile, runs } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: what is small or runs seldom does not earn
   // that back.
-  if (profile === "cpu" && !measured && M * N * K * count * runs < LARGE && tile[0] * tile[1] > 256) {
-    return Infinity;
-  }
+  const small = M * N * K * count * runs < LARGE || tapsInside;
+  if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
   return rounds * slots * lanes * tile[0] * tile[1] / rate;
