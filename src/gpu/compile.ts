@@ -78,7 +78,8 @@ async function share(uses: readonly Use[], own: Compiler, make: Make): Promise<v
     (balance <= 0 ? mine : others).push(use);
     balance += (balance <= 0 ? 1 : -1) * (1500 + length(use));
   }
-  const gpu = await anotherGpu();
+  const gpu = await anotherGpu().catch(() => undefined);
+  if (!gpu) return; // The first device compiles all of it, as it would have on its first run.
   // What fails there is met again on the first device, which says so.
   gpu.addEventListener("uncapturederror", (event) => event.preventDefault());
   const other = new Compiler(gpu);

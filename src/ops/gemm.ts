@@ -103,7 +103,7 @@ function product(
   const splits = Math.ceil(K / depth);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
-  const tapsInside = cpu && gathersA && sharesTaps(M, N, K, run);
+  const tapsInside = cpu && gathersA && sharesTaps(run);
   const tile = chooseTile(machine, {
     kind: kindOf(source),
     M,

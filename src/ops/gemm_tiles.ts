@@ -82,11 +82,10 @@ const LARGE = 45e9;
 
 /**
  * Whether a convolution walks the taps of a kernel row inside its channels (GemmSpec.tapsInside): where few channels would
- * leave little between two taps, and where it is small and so gets small tiles anyway. Changes bits: depends on the shape
- * alone.
+ * leave little between two taps. Changes bits, and so depends on nothing else: not on the batch.
  */
-export function sharesTaps(M: number, N: number, K: number, channels: number): boolean {
-  return channels <= 32 || M * N * K < 45e6;
+export function sharesTaps(channels: number): boolean {
+  return channels <= 32;
 }
 
 let table: TileTable = {};
