@@ -3,6 +3,7 @@
 // Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
 
 import { GpuError, UsageError } from "../errors.ts";
+import { spread, threads } from "./affinity.ts";
 
 /** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
 export type Profile = "cpu" | "gpu";
@@ -203,7 +204,9 @@ let current: Device | undefined;
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const adapter = await requestAdapter(options.cpu ?? false);
-  const facts = adapterFacts(adapter), gpu = await gpuOf(adapter);
+  const facts = adapterFacts(adapter), before = new Set(facts.software ? threads() : []);
+  const gpu = await gpuOf(adapter);
+  if (facts.software) spread(threads().filter((thread) => !before.has(thread)));
   current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
   return current;
 }
