@@ -249,7 +249,6 @@ export const align = command({
   },
 });
 
-/** The three stages as data; the same table as in the recipe. */
 /** The stages that the options describe. */
 export function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {
   const losses = {

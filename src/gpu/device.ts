@@ -255,7 +255,7 @@ export function prepareDrivers(): void {
   const unlessSet = (name: string, value: string) => Deno.env.get(name) || Deno.env.set(name, value);
   // The Vulkan loader complains on stderr about a missing runtime folder on every headless machine.
   unlessSet("XDG_RUNTIME_DIR", Deno.env.get("TMPDIR") ?? "/tmp");
-  // Mesa's llvmpipe takes 256 bits at a time for the most that serves graphics; products run a third faster with 512.
+  // Mesa's llvmpipe takes 256 bits at a time for the most that serves graphics; products run up to a third faster with 512.
   if (hasAvx512()) unlessSet("LP_NATIVE_VECTOR_WIDTH", "512");
 }
 

@@ -62,7 +62,7 @@ export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
   gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
 };
 
-// cpu: GFLOP/s of two cores with llvmpipe (operands in textures), by tile in the order of TILES: loads go with the sum of a
+// cpu: GFLOP/s of two cores with llvmpipe and 256 bits (operands in textures), by tile in the order of TILES: loads go with the sum of a
 // tile's sides and arithmetic with their product, but past about 576 outputs a lane spills. gpu: relative, from the loads of
 // workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
