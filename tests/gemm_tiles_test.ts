@@ -44,7 +44,7 @@ const CASES: [string, readonly (readonly number[])[], (...x: Tensor[]) => Tensor
   ["A B^T, odd sizes", [[2, 37, 29], [2, 41, 29]], (a, b) => matmul(a, b, { transposeB: true })],
   ["A^T B", [[3, 72, 40], [3, 72, 132]], (a, b) => matmul(a, b, { transposeA: true })],
   ["A^T B of odd depth", [[257, 40], [257, 52]], (a, b) => matmul(a, b, { transposeA: true })],
-  ["convolution", [[2, 13, 11, 8], [20, 3, 3, 8]], (x, w) => conv2d(x, w, undefined, { padding: 1 })],
+  ["convolution", [[2, 13, 11, 36], [40, 3, 3, 36]], (x, w) => conv2d(x, w, undefined, { padding: 1 })],
   [
     "convolution of even width",
     [[2, 5, 12, 8], [20, 3, 3, 8]],

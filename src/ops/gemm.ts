@@ -117,8 +117,7 @@ function product(
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
-  // A large tile has no registers left to pass anything on.
-  const passes = tapsInside && tile[0] * tile[1] <= 256 && conv.stride === 1 &&
+  const passes = tapsInside && conv.stride === 1 &&
     (source.kind === "conv" ? conv.Wo : conv.W) % 4 === 0;
   const spec: GemmSpec = {
     source,

@@ -120,12 +120,13 @@ export function tilesWithin({ profile, storage }: Machine): readonly Tile[] {
   return TILES[profile].filter((tile) => profile === "cpu" || gpuTileBytes(tile) <= storage);
 }
 
-function candidates(machine: Machine, { M, N, vector }: ProductShape): readonly Tile[] {
+function candidates(machine: Machine, { M, N, vector, tapsInside }: ProductShape): readonly Tile[] {
   if (machine.profile === "gpu") return tilesWithin(machine);
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
-  // Loads of single numbers take all the time there is: larger tiles only waste more of it at the edges.
-  return vector ? TILES.cpu : [[16, 16]];
+  // Loads of single numbers take all the time there is: larger tiles only waste more of it at the edges. And a larger tile
+  // has no registers left to pass between taps.
+  return vector && !tapsInside ? TILES.cpu : [[16, 16]];
 }
 
 /** The tile that takes the least time by the rule. */
@@ -135,14 +136,14 @@ export function chooseTile(machine: Machine, shape: ProductShape): Tile {
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(machine: Machine, { kind, M, N, K, count, tapsInside }: ProductShape, tile: Tile): number {
+function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
   const { profile, runs } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: what is small or runs seldom does not earn
   // that back.
-  const small = M * N * K * count * runs < LARGE || tapsInside;
+  const small = M * N * K * count * runs < LARGE;
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const rounds = Math.ceil(Math.ceil(tiles / lanes) / slots);
