@@ -1,6 +1,6 @@
 // Prints the WGSL of elementwise work: values t0, t1, ... of inputs x0, x1, ... at index i, some of which are stored.
 // A generator because merged chains have as many forms as there are chains. The same function stands alone as a kernel
-// (one invocation computes UNROLL vectors; a workgroup's are contiguous), or is called by another kernel where that
+// (a workgroup computes some contiguous vectors, see pointwiseTiling), or is called by another kernel where that
 // stores a value or loads one. Sizes and scalars are parameters, so a text serves every shape.
 
 /**
@@ -30,8 +30,24 @@ export interface ExpressionSpec {
   readonly width: number;
 }
 
-export const POINTWISE_WG = 64;
-export const POINTWISE_UNROLL = 4;
+/** Vectors that an invocation of the gpu profile computes. */
+const UNROLL = 4;
+
+/**
+ * Invocations of a workgroup, and how many vectors each computes. A software adapter starts a workgroup in the time in
+ * which it computes two vectors, so there a workgroup is one vector of the processor's lanes, which goes on for a while.
+ * @param vector lanes of a software adapter's workgroup
+ * @param count vectors in all
+ */
+export function pointwiseTiling(
+  profile: "cpu" | "gpu",
+  vector: number,
+  count: number,
+): { lanes: number; steps: number } {
+  if (profile === "gpu") return { lanes: 64, steps: UNROLL };
+  // 32 workgroups at least, to share among the processors; past 64 steps nothing is gained.
+  return { lanes: vector, steps: Math.min(64, Math.max(1, Math.floor(count / vector / 32))) };
+}
 
 /** The pieces of a text; all names begin with `prefix`, so that none is an array of the kernel that carries it. Arrays are <prefix>in<k> and <prefix>out<k>. */
 export interface ExpressionText {
@@ -156,25 +172,31 @@ export function helpersWgsl(bodies: readonly string[], width: number): string {
     .map(([name, text]) => text.replaceAll("T", T).replace(`fn ${name}(`, `fn ${name}_${width}(`)).join("\n");
 }
 
-/** The WGSL text of a kernel of its own; entry point `pointwise`, arrays in<k> and out<k>, parameter `count`. */
-export function pointwiseWgsl(spec: ExpressionSpec): string {
+/**
+ * The WGSL text of a kernel of its own; entry point `pointwise`, arrays in<k> and out<k>, parameters `count` (vectors)
+ * and `steps` (of an invocation).
+ * @param vector lanes of a software adapter's workgroup
+ */
+export function pointwiseWgsl(spec: ExpressionSpec, profile: "cpu" | "gpu", vector: number): string {
   const { fields, declarations } = expressionWgsl(spec, "element", "", 0);
+  const { lanes } = pointwiseTiling(profile, vector, 0);
+  const unrolled = Array.from(
+    { length: UNROLL },
+    (_, u) => `{ let i = first + ${u * lanes}u + lane; if (i < end) { element(i); } }`,
+  ).join("\n  ");
   return `struct Params {
-  ${["count: u32", ...fields].join(",\n  ")},
+  ${["count: u32", "steps: u32", ...fields].join(",\n  ")},
 }
 @group(0) @binding(${spec.inputs.length + spec.outputs.length}) var<uniform> params: Params;
 ${declarations}
 
-@compute @workgroup_size(${POINTWISE_WG})
+@compute @workgroup_size(${lanes})
 fn pointwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) lane: u32) {
-  let first = (group.y * groups.x + group.x) * ${POINTWISE_WG * POINTWISE_UNROLL}u + lane;
-${
-    Array.from({ length: POINTWISE_UNROLL }, (_, u) => {
-      const i = u ? `first + ${u * POINTWISE_WG}u` : "first";
-      return `  if (${i} < params.count) { element(${i}); }`;
-    }).join("\n")
-  }
+  let most = ${lanes}u * params.steps;
+  let first = (group.y * groups.x + group.x) * most;
+  let end = min(first + most, params.count);
+  ${profile === "gpu" ? unrolled : `for (var i = first + lane; i < end; i += ${lanes}u) { element(i); }`}
 }
 ${helpersWgsl(spec.body, spec.width)}`;
 }

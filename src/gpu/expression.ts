@@ -7,11 +7,11 @@ import {
   expressionWgsl,
   helpersWgsl,
   type PlaceSpec,
-  POINTWISE_UNROLL,
-  POINTWISE_WG,
+  pointwiseTiling,
   pointwiseWgsl,
 } from "../../kernels/pointwise.ts";
 import { compose, isConstant, isStraight, straight, type Walk } from "./affine.ts";
+import { device } from "./device.ts";
 import { rewrite } from "./half.ts";
 import { fold, kernel, type Launch } from "./kernel.ts";
 import type { Bindable, Storage } from "./storage.ts";
@@ -41,13 +41,14 @@ export interface Expression {
 
 /** Records the expression as a launch of its own. */
 export function launchExpression(expression: Expression): void {
-  const { count, body } = expression;
-  const width = widthOf(expression);
+  const { count, body } = expression, { profile, lanes: vector } = device();
+  const width = widthOf(expression), vectors = count / width;
   const { spec, params, buffers } = print(expression, width, "");
-  kernel(pointwiseWgsl(spec), "pointwise").launch(
+  const { lanes, steps } = pointwiseTiling(profile, vector, vectors);
+  kernel(pointwiseWgsl(spec, profile, vector), "pointwise").launch(
     buffers,
-    { count: count / width, ...params },
-    fold(Math.ceil(count / width / (POINTWISE_WG * POINTWISE_UNROLL))),
+    { count: vectors, steps, ...params },
+    fold(Math.ceil(vectors / (lanes * steps))),
     { flops: count * body.length, fusion: { expression } },
   );
 }
