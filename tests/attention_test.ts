@@ -2,12 +2,14 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../src/autograd.ts";
-import { attention } from "../src/ops/attention.ts";
+import { capture } from "../src/gpu/program.ts";
+import { attention, attentionByBlocks } from "../src/ops/attention.ts";
 import { embedding, timestepEmbedding } from "../src/ops/embedding.ts";
 import { gatedAdd, modulate, swiglu } from "../src/ops/modulate.ts";
 import { rotary, rotaryTables2d, rotaryTablesCentred } from "../src/ops/rotary.ts";
 import { crossEntropy, softmax } from "../src/ops/softmax.ts";
-import { constant, type Tensor } from "../src/tensor.ts";
+import { reshape } from "../src/ops/shape.ts";
+import { constant, input, type Tensor } from "../src/tensor.ts";
 import { checkOp, evaluate, PROFILES, randomArray, relativeError, testDevice } from "./check.ts";
 import { at, build, elementwise, type Nd } from "./reference.ts";
 
@@ -100,7 +102,7 @@ Deno.test("attention() and its gradients match the reference", async () => {
   });
 });
 
-Deno.test("attention() to many keys, which streams, matches the reference too", async () => {
+Deno.test("attention() to many keys, whose weights are not kept, matches the reference too", async () => {
   await checkOp({
     op: attention,
     reference: attentionReference,
@@ -112,11 +114,43 @@ Deno.test("attention() to many keys, which streams, matches the reference too", 
   });
 });
 
+Deno.test("attentionByBlocks() of parts of images, of one and of several at a time matches the reference", async () => {
+  for (const bytes of [1, 4 * 2 * 33 * 50, 4 * 3 * 2 * 50 * 50]) { // blocks of 16 and 32 queries, and all
+    await checkOp({
+      op: (q, k, v) => attentionByBlocks(q as Tensor, k as Tensor, v as Tensor, bytes),
+      reference: attentionReference,
+      shapes: [[[3, 50, 2, 4], [3, 50, 2, 4], [3, 50, 2, 4]], [[2, 1, 1, 8], [2, 21, 1, 8], [2, 21, 1, 8]]],
+      tolerance: 5e-6,
+      gradientTolerance: 5e-5,
+    });
+  }
+});
+
+Deno.test("attention() to many keys keeps none of their weights for the backward pass", async () => {
+  const T = 640, shape = [1, T, 2, 16], weights = 4 * 2 * T * T;
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const x = Object.assign(input(shape), { requiresGrad: true });
+    const { plan } = capture("attention", { x }, ({ x }) => {
+      let y = x as Tensor;
+      for (let i = 0; i < 6; i++) y = reshape(attention(y, y, y), shape);
+      return { dx: grad(y, [x as Tensor])[0] as Tensor };
+    });
+    const { activations } = plan.bytes;
+    assert(activations < 6 * weights, `${activations} bytes for six of ${weights}`);
+  }
+});
+
 Deno.test("attention() of wide heads, which is matrix products, matches the reference too", async () => {
   await checkOp({
     op: attention,
     reference: attentionReference,
-    shapes: [[[2, 5, 1, 132], [2, 5, 1, 132], [2, 5, 1, 132]], [[1, 3, 2, 160], [1, 7, 2, 160], [
+    shapes: [[[1, 3, 1, 132], [1, 520, 1, 132], [1, 520, 1, 132]], [[2, 5, 1, 132], [2, 5, 1, 132], [
+      2,
+      5,
+      1,
+      132,
+    ]], [[1, 3, 2, 160], [1, 7, 2, 160], [
       1,
       7,
       2,

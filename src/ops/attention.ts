@@ -1,18 +1,25 @@
 // Scaled dot-product attention and its gradients (Vaswani et al., 2017). Of few keys it is matrix products with the T x S
-// matrix of weights in memory, about three times as fast, and small then; of many it is streaming softmax, whose recomputing
-// backward pass is FlashAttention's (Dao et al., 2022).
+// matrix of weights in memory, which is small then. Of many keys that matrix is never whole: on a GPU it is streaming softmax,
+// whose recomputing backward pass is FlashAttention's (Dao et al., 2022); on a software adapter, where products are four
+// times as fast, it is products of a block of queries at a time, whose weights are computed again in the backward pass.
 
 import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from "../../kernels/attention.ts";
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
+import { checkpoint, differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
 import { gemm } from "./gemm.ts";
 import { rowKernel } from "./rows.ts";
+import { concat, split } from "./shape.ts";
 
-/** From this many keys on, the matrix of weights is not stored. */
-const STREAMING = 512;
+/** From this many keys on, the matrix of weights is not kept. */
+const MANY_KEYS = 512;
+
+/** Bytes of the weights of a block of queries at most; larger blocks are a tenth faster, and take as much more memory. */
+const BLOCK_BYTES = 16 * 1024 * 1024;
+/** Queries of a block at least. */
+const LEAST_QUERIES = 16;
 
 /**
  * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
@@ -32,9 +39,10 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   );
   const [B, T, NH, HS] = q.shape as [number, number, number, number];
   const S = k.dim(1);
-  // Products load heads in vectors, or else one number at a time, which is slower than streaming.
-  if (HS > WIDEST_HEAD || (S < STREAMING && HS % 4 === 0)) return attentionByProducts(q, k, v);
   const { profile, lanes: vector } = device();
+  // Products load heads in vectors, or else one number at a time, which is slower than streaming.
+  const fast = HS % 4 === 0 && (S < MANY_KEYS || profile === "cpu");
+  if (fast || HS > WIDEST_HEAD) return (S < MANY_KEYS ? attentionByProducts : attentionByBlocks)(q, k, v);
   const text = attentionWgsl(HS, profile, vector);
   const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
   const { lanes, rows } = attentionTiling(HS, profile, vector);
@@ -128,6 +136,24 @@ function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
       product("tn", [S, HS, T], [p, weights], [dy, ofQ], [v.shape, ofK]),
     ];
   });
+}
+
+/** The same, of so many images or queries at a time that their weights take `bytes`, and nothing of them is kept. */
+export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes = BLOCK_BYTES): Tensor {
+  const [B, T, NH] = q.shape as [number, number, number], all = 4 * B * T * NH * k.dim(1);
+  if (B > 1 && all > bytes) {
+    const [qs, ks, vs] = [q, k, v].map((x) => split(x, Array(B).fill(1), 0)) as [
+      Tensor[],
+      Tensor[],
+      Tensor[],
+    ];
+    return concat(qs.map((q, b) => attentionByBlocks(q, ks[b] as Tensor, vs[b] as Tensor, bytes)), 0);
+  }
+  const once = (q: Tensor) => checkpoint(attentionByProducts, [q, k, v], []);
+  const most = Math.ceil(T / Math.ceil(all / bytes) / LEAST_QUERIES) * LEAST_QUERIES;
+  if (most >= T) return once(q);
+  const sizes = Array.from({ length: Math.ceil(T / most) }, (_, i) => Math.min(most, T - i * most));
+  return concat(split(q, sizes, 1).map(once), 1);
 }
 
 function flatten(y: Tensor, shape: readonly number[]): Tensor {
