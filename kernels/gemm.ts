@@ -18,7 +18,9 @@ export { type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 export function gemmWgsl(spec: GemmSpec): string {
   const wide = spec.vector ? "vec4<f32>" : "f32";
   const operand = (name: string) =>
-    spec.texels ? `var ${name}: texture_2d<f32>` : `var<storage, read> ${name}: array<${wide}>`;
+    spec.texels
+      ? `var ${name}: texture_storage_2d<rgba32float, read>`
+      : `var<storage, read> ${name}: array<${wide}>`;
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, ldc: u32, // elements between rows

@@ -14,11 +14,8 @@ export const TEXELS = 1024;
 /** Bytes of a texel and of a row, and the format. */
 function layout(half: boolean) {
   const texel = half ? 8 : 16;
-  return { texel, row: texel * TEXELS, format: half ? "rgba16float" : "rgba32float" } as const;
+  return { texel, row: texel * TEXELS, format: half ? "rg32uint" : "rgba32float" } as const;
 }
-
-/** Format of the texture that a storage is staged in. */
-export const formatOf = ({ half }: Storage): GPUTextureFormat => layout(half).format;
 
 /** Storages that share a texture: the same binding and format. */
 const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
@@ -73,7 +70,7 @@ export class Staging {
           device().gpu.createTexture({
             size: [TEXELS, rows],
             format,
-            usage: GPUTextureUsage.TEXTURE_BINDING | GPUTextureUsage.COPY_DST,
+            usage: GPUTextureUsage.STORAGE_BINDING | GPUTextureUsage.COPY_DST,
             label: `${label} operand ${key}`,
           }),
       );
