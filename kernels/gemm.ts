@@ -3,7 +3,7 @@
 // written out: loop and index checks cannot be switched off, so only straight-line code runs at speed.
 //
 // cpu profile: a lane owns TMxTN outputs and walks K in steps of four or eight with vec4 loads, from textures where they
-// fit (see gpu/staging.ts), and no workgroup memory; the eight lanes of a workgroup (one SIMD vector) take consecutive
+// fit (see gpu/staging.ts), and no workgroup memory; the lanes of a workgroup (one SIMD vector) take consecutive
 // tiles, whatever matrix of the batch those belong to.
 // gpu profile: a workgroup of 16x16 threads owns 64x64 to 128x128 outputs and stages 16-deep slabs in workgroup memory.
 
