@@ -3,7 +3,7 @@
 // written out: loop and index checks cannot be switched off, so only straight-line code runs at speed.
 //
 // cpu profile: a lane owns TMxTN outputs and walks K in steps of four or eight with vec4 loads, from textures where they
-// fit (see gpu/staging.ts), and no workgroup memory; the eight lanes of a workgroup (one SIMD vector) take consecutive
+// fit (see gpu/staging.ts), and no workgroup memory; the lanes of a workgroup (one SIMD vector) take consecutive
 // tiles, whatever matrix of the batch those belong to.
 // gpu profile: a workgroup of 16x16 threads owns 64x64 to 128x128 outputs and stages 16-deep slabs in workgroup memory.
 
@@ -18,7 +18,9 @@ export { type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 export function gemmWgsl(spec: GemmSpec): string {
   const wide = spec.vector ? "vec4<f32>" : "f32";
   const operand = (name: string) =>
-    spec.texels ? `var ${name}: texture_2d<f32>` : `var<storage, read> ${name}: array<${wide}>`;
+    spec.texels
+      ? `var ${name}: texture_storage_2d<rgba32float, read>`
+      : `var<storage, read> ${name}: array<${wide}>`;
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, ldc: u32, // elements between rows

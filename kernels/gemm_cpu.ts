@@ -41,7 +41,7 @@ ${
 /** Loads four numbers of an operand; `at` counts in fours. */
 function load({ texels }: GemmSpec, operand: "a" | "b", at: string): string {
   if (!texels) return `${operand}[${at}]`;
-  return `textureLoad(${operand}, vec2<u32>((${at}) & ${texels - 1}u, (${at}) >> ${Math.log2(texels)}u), 0)`;
+  return `textureLoad(${operand}, vec2<u32>((${at}) & ${texels - 1}u, (${at}) >> ${Math.log2(texels)}u))`;
 }
 
 /** The multiply-adds of `step` K's, accumulator by accumulator (other orders spill more). */

@@ -6,8 +6,7 @@
 
 import { anotherGpu, device } from "./device.ts";
 import type { Kernel, Launch } from "./kernel.ts";
-import { formatOf, TEXELS } from "./staging.ts";
-import type { Storage } from "./storage.ts";
+import { TEXELS } from "./staging.ts";
 
 /** Characters of a text from which it is worth finding out how long it takes: those of matrix products. */
 const LONG = 8000;
@@ -116,10 +115,10 @@ class Compiler {
     this.#pass ??= this.#encoder.beginComputePass();
     this.#pass.setPipeline(pipeline);
     const layout = pipeline.getBindGroupLayout(0);
-    for (const { storages, params } of launches.values()) {
+    for (const { params } of launches.values()) {
       const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index, texture }, i) => ({
         binding: index,
-        resource: texture ? this.#view(storages[i] as Storage) : { buffer: this.#buffer(i) },
+        resource: texture ? this.#view(texture) : { buffer: this.#buffer(i) },
       }));
       if (kernel.hasParams && params) {
         entries.push({ binding: kernel.paramsIndex, resource: { buffer: this.#filled(params) } });
@@ -160,11 +159,10 @@ class Compiler {
   }
 
   /** Of a height that is no power of two, as all staging textures are: the driver would compile once more for them. */
-  #view(storage: Storage): GPUTextureView {
-    const format = formatOf(storage);
+  #view(format: GPUTextureFormat): GPUTextureView {
     let texture = this.#textures.get(format);
     if (!texture) {
-      const usage = GPUTextureUsage.TEXTURE_BINDING | GPUTextureUsage.COPY_DST;
+      const usage = GPUTextureUsage.STORAGE_BINDING | GPUTextureUsage.COPY_DST;
       texture = this.gpu.createTexture({ size: [TEXELS, 3], format, usage });
       this.#textures.set(format, texture);
     }

@@ -20,6 +20,10 @@ interface Form {
   write?(value: string): string;
 }
 
+/** A texture of four numbers a texel holds four halves as two words. */
+const TEXTURE = "texture_storage_2d<rgba32float, read>",
+  HALVES_TEXTURE = "texture_storage_2d<rg32uint, read>";
+
 const FORMS: Readonly<Record<string, Form>> = {
   "vec4<f32>": {
     type: "vec2<u32>",
@@ -56,7 +60,8 @@ fn to_halves2(v: vec2<f32>) -> u32 {
 
 /**
  * The text with the storage bindings `names` (of f32, vec2<f32> or vec4<f32> elements) holding halves.
- * @param text WGSL without comments, whose accesses are written `name[index]`, `name[index] = value;`, or with += and its like
+ * @param text WGSL without comments, whose accesses are written `name[index]`, `name[index] = value;`, or with += and its like;
+ *   a texture's `textureLoad(name, index)`
  * @throws GpuError where an entry point writes single elements: two of them share a word
  */
 export function withHalves(text: string, names: readonly string[]): string {
@@ -64,6 +69,11 @@ export function withHalves(text: string, names: readonly string[]): string {
   const forms = new Map<string, AccessForm>();
   let result = text;
   for (const name of names) {
+    const texture = `var ${name}: ${TEXTURE}`;
+    if (text.includes(texture)) {
+      result = textureOfHalves(result.replace(texture, `var ${name}: ${HALVES_TEXTURE}`), name);
+      continue;
+    }
     const declaration = new RegExp(`(var<storage[^>]*>\\s*${name}\\s*:\\s*)array<(\\w+(?:<\\w+>)?)>`);
     const element = (declaration.exec(text)?.[2] ?? "").replace(
       /\w+/g,
@@ -82,7 +92,16 @@ export function withHalves(text: string, names: readonly string[]): string {
     });
     result = result.replace(declaration, `$1array<${form.type}>`);
   }
-  return rewrite(result, forms) + HELPERS;
+  return (forms.size ? rewrite(result, forms) : result) + HELPERS;
+}
+
+/** Unpacks every load from the texture `name`. */
+function textureOfHalves(text: string, name: string): string {
+  const load = `textureLoad(${name}, `, [before, ...loads] = text.split(load) as [string, ...string[]];
+  return before + loads.map((rest) => {
+    const close = endOf(rest, 0, ")");
+    return `from_halves4(${load}${rest.slice(0, close)}).xy)${rest.slice(close + 1)}`;
+  }).join("");
 }
 
 /** Rewrites every access to an array of `forms` in a piece of text. */
@@ -111,7 +130,7 @@ export function rewrite(text: string, forms: ReadonlyMap<string, AccessForm>): s
 }
 
 /** Where the bracket or statement that `from` stands in ends. */
-function endOf(text: string, from: number, end: "]" | ";"): number {
+function endOf(text: string, from: number, end: "]" | ")" | ";"): number {
   let depth = 0;
   for (let at = from; at < text.length; at++) {
     const c = text[at] as string;

@@ -12,8 +12,8 @@ export interface Binding {
   name: string;
   index: number;
   access: "read" | "read_write";
-  /** Read as a texture that a copy of the buffer is staged in; see staging.ts. */
-  texture: boolean;
+  /** Format of the texture that it is read as and that a copy of the buffer is staged in; see staging.ts. */
+  texture: GPUTextureFormat | undefined;
   /** Sees words, whatever they hold. */
   words: boolean;
   /** Numbers of an element: 1, 2 or 4; 0 for what holds no f32. */
@@ -87,7 +87,7 @@ export class Kernel {
         name: m[4] ?? "",
         index: Number(m[1]),
         access: m[3] === "read_write" ? "read_write" : "read",
-        texture: m[2] === undefined,
+        texture: /texture_storage_2d<(\w+)/.exec(m[5] ?? "")?.[1] as GPUTextureFormat | undefined,
         words: /\bu32\b/.test(m[5] ?? ""),
         width: widthOf((m[5] ?? "").replace(/\w+/g, (word) => aliases.get(word) ?? word)),
       }));
@@ -138,9 +138,7 @@ export class Kernel {
     }
     sink.record({
       kernel: this.#withHalves(
-        this.bindings.flatMap(({ name, texture, words }, i) =>
-          storages[i]?.half && !texture && !words ? [name] : []
-        ),
+        this.bindings.flatMap(({ name, words }, i) => storages[i]?.half && !words ? [name] : []),
       ),
       storages,
       params: this.#pack(params),
@@ -150,7 +148,7 @@ export class Kernel {
     });
   }
 
-  /** The same kernel for storages of halves behind the bindings `names`; a texture converts by itself. */
+  /** The same kernel for storages of halves behind the bindings `names`. */
   #withHalves(names: readonly string[]): Kernel {
     if (names.length === 0) return this;
     const key = names.join();
@@ -187,7 +185,7 @@ export class Kernel {
       binding: index,
       visibility: GPUShaderStage.COMPUTE,
       ...texture
-        ? { texture: { sampleType: "unfilterable-float" } }
+        ? { storageTexture: { access: "read-only", format: texture } }
         : { buffer: { type: access === "read" ? "read-only-storage" : "storage" } },
     }));
     if (this.hasParams) {

@@ -117,6 +117,8 @@ function product(
   const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
   const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
+  // Rows of A transposed are loaded K by K, so that a longer turn of the loop would save no loads.
+  const byRows = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
   const passes = tapsInside && conv.stride === 1 &&
     (source.kind === "conv" ? conv.Wo : conv.W) % 4 === 0;
   const spec: GemmSpec = {
@@ -126,7 +128,7 @@ function product(
     tile,
     vector,
     texels: staged ? TEXELS : 0,
-    step: staged && !tapsInside && run % 8 === 0 ? 8 : 4,
+    step: staged && !tapsInside && !byRows && run % 8 === 0 ? 8 : 4,
     stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
     tapsInside,
     segment: passes ? 4 : 1,

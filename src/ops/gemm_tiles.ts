@@ -56,29 +56,31 @@ export interface TileRate {
 /** Measured rates by `tileKey`; what is missing goes by the built-in ones. */
 export type TileTable = Readonly<Record<string, TileRate>>;
 
-/** The tiles to choose from. More would each cost compilation, 0.3 to 0.9 s on a software adapter. */
+/** The tiles to choose from. More would each cost compilation, 0.7 to 3 s on a software adapter. */
 export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
   cpu: [[16, 16], [24, 24], [32, 16], [16, 32]],
   gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
 };
 
-// cpu: GFLOP/s of two cores with llvmpipe and 256 bits (operands in textures), by tile in the order of TILES: loads go with the sum of a
-// tile's sides and arithmetic with their product, but past about 576 outputs a lane spills. gpu: relative, from the loads of
-// workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
+// cpu: GFLOP/s of two cores with llvmpipe, 512 bits and operands in textures, by tile in the order of TILES: the best of many
+// runs in turn with each other, of 384 to 1024 numbers a side without padding. Loads go with the sum of a tile's sides and
+// arithmetic with their product, but outputs and operands beyond the first cache (48 KiB a core, 576 outputs of 16 lanes are
+// 36) lose what that saves. With 256 bits all are two thirds of that, in about the same relation. gpu: relative, from the
+// loads of workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
-  nn: [44, 50.5, 50, 47],
-  nt: [42, 49.5, 48.5, 47.5],
-  tn: [36, 43.5, 40, 43],
-  tt: [36, 43.5, 40, 43],
-  conv: [37.5, 44, 44, 41],
-  conv_dx: [33, 46, 39, 45.5],
-  conv_dweight: [32.5, 40.5, 37.5, 39.5],
+  nn: [66, 72, 70, 67],
+  nt: [66, 70, 71, 65],
+  tn: [66, 70, 62, 68],
+  tt: [66, 70, 62, 68],
+  conv: [60, 66, 68, 66],
+  conv_dx: [62, 67, 67, 66],
+  conv_dweight: [64, 66, 55, 60],
 };
 const GPU_RATES = [1, 1.4, 1.4, 1.7];
 const GPU_SLOTS = [264, 192, 192, 132];
 
-/** Multiply-adds of a product over all runs (2 s of two cores) from which a software adapter may use large tiles. */
-const LARGE = 45e9;
+/** Multiply-adds of a product over all runs (3 s of two cores) from which a software adapter may use large tiles. */
+const LARGE = 90e9;
 
 /**
  * Whether a convolution walks the taps of a kernel row inside its channels (GemmSpec.tapsInside): where few channels would
@@ -141,8 +143,8 @@ function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Ti
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
-  // A larger tile is a fifth faster but compiles for 2 to 3 s, 16x16 for 0.7: what is small or runs seldom does not earn
-  // that back.
+  // A larger tile is up to a tenth faster but compiles for 2 to 3 s, 16x16 for 0.7 to 1.2: what is small or runs seldom
+  // does not earn that back.
   const small = M * N * K * count * runs < LARGE;
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
