@@ -4,6 +4,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../src/autograd.ts";
 import { GpuError } from "../src/errors.ts";
+import { device } from "../src/gpu/device.ts";
 import { add as sumInto, copy } from "../src/gpu/memory.ts";
 import { kernel } from "../src/gpu/kernel.ts";
 import { withHalves } from "../src/gpu/half.ts";
@@ -233,6 +234,39 @@ Deno.test("sums of gradients in halves are rounded sums", async () => {
   const got = await program.read(program.outputs.y);
   assertEquals([...got], [...Float16Array.from(a, (x, i) => x + (b[i] as number))]);
   program.destroy();
+});
+
+Deno.test("products of halves have the same bits from textures and from buffers, down to the smallest halves", async () => {
+  await testDevice("cpu");
+  const a = bits(
+    new Float16Array(Float32Array.from({ length: 40 * 24 }, (_, i) => Math.sin(i) * 2 ** -(i % 28))),
+  );
+  const b = bits(
+    new Float16Array(Float32Array.from({ length: 20 * 24 }, (_, i) => Math.cos(i) * 2 ** (i % 12))),
+  );
+  const both: Float32Array[] = [];
+  for (const staging of [true, false]) {
+    device().staging = staging;
+    try {
+      const program = await capture(
+        "halves",
+        { a: input([40, 24], "f16"), b: input([20, 24], "f16") },
+        ({ a, b }) => {
+          return { y: matmul(a, b, { transposeB: true }) };
+        },
+      ).prepare();
+      const textures = program.plan.launches.some(({ kernel }) =>
+        /texture_storage_2d<rg32uint/.test(kernel.text)
+      );
+      assertEquals(textures, staging);
+      program.run({ a, b });
+      both.push(await program.read(program.outputs.y));
+      program.destroy();
+    } finally {
+      device().staging = true;
+    }
+  }
+  assertEquals(both[0], both[1]);
 });
 
 Deno.test("a text that writes single elements cannot be bound to halves, and says so", () => {
