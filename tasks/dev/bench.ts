@@ -10,7 +10,7 @@ import type { Precision } from "../../src/tensor.ts";
 import { measureCeiling } from "../../src/train/ceiling.ts";
 import { kernelCases, titleOf } from "./bench/cases.ts";
 import { kernelOf } from "./bench/kernels.ts";
-import { divide, measure } from "./bench/measure.ts";
+import { divide, measure, squareProduct } from "./bench/measure.ts";
 import { findTorch, type Measured, type PeerCase, PEERS, runPeer, runTorch } from "./bench/peers.ts";
 import { Report } from "./bench/report.ts";
 import { steps } from "./bench/steps.ts";
@@ -86,21 +86,21 @@ async function main(o: Options): Promise<void> {
   const ceiling = await measureCeiling();
   report.begin(facts.description, profile, ceiling);
 
-  let best = ceiling.gemm;
   for (const c of kernels) {
     const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
     made.destroy();
-    if (c.op === "gemm" && c.precision === o.precision) best = Math.max(best, row.gflops);
     own.set(titleOf(c), row.ms);
     report.row(row);
   }
+  const square = whole.length ? await squareProduct(o.precision) : undefined;
   for (const step of whole) {
     const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
-    const division = await divide(made.program, best);
+    const division = square && await divide(made.program, square);
     made.destroy();
     own.set(titleOf(step), row.ms);
     report.row(division ? { ...row, division } : row);
   }
+  square?.destroy();
 
   const cases: PeerCase[] = [...kernels, ...whole].map((c) => ({ ...c, title: titleOf(c) }));
   const compare = async (peer: string, times: AsyncIterable<Measured>) => {

@@ -2,9 +2,10 @@
 // for a whole step the division of its time between products and the rest.
 
 import { device } from "../../../src/gpu/device.ts";
-import type { KernelTime, Program } from "../../../src/gpu/program.ts";
+import { capture, type KernelTime, type Program } from "../../../src/gpu/program.ts";
 import type { Bindable } from "../../../src/gpu/storage.ts";
-import type { Precision } from "../../../src/tensor.ts";
+import { matmul } from "../../../src/ops/matmul.ts";
+import { inPrecision, input, type Precision } from "../../../src/tensor.ts";
 import { type Ceiling, median, timesOf } from "../../../src/train/ceiling.ts";
 
 type AnyProgram = Pick<
@@ -46,9 +47,9 @@ export interface Division {
   kernelMs: number;
   /** Of `kernelMs` in products: GEMM, convolution, attention. */
   products: number;
-  /** GFLOP/s of the products, and its share of the best product of this run. */
+  /** GFLOP/s of the products, and its share of what a large square product reaches beside the step. */
   productGflops: number;
-  ofBest?: number;
+  ofBest: number;
 }
 
 /** Kernels that are products at heart: GEMM, convolution, streaming attention. */
@@ -91,19 +92,42 @@ function copyRate({ copies }: Ceiling, bytes: number): number {
   return (copies.findLast((c) => c.bytes <= bytes) ?? copies[0] as { rate: number }).rate;
 }
 
-/** Divides the time of a prepared step; undefined where the adapter has no timestamps. */
-export async function divide(program: AnyProgram, best: number): Promise<Division | undefined> {
-  if (!device().facts.features.includes("timestamp-query")) return undefined;
-  const kernels = await program.profile();
-  const sum = (of: readonly KernelTime[], what: "milliseconds" | "flops") =>
-    of.reduce((n, k) => n + k[what], 0);
-  const products = kernels.filter(({ label }) => PRODUCT.test(label));
-  const kernelMs = sum(kernels, "milliseconds"), productMs = sum(products, "milliseconds");
-  const productGflops = sum(products, "flops") / productMs / 1e6;
-  return {
-    kernelMs,
-    products: productMs / kernelMs,
-    productGflops,
-    ...best > 0 ? { ofBest: productGflops / best } : {},
-  };
+/** The yardstick of products: a square one, as large as runs at the adapter's best rate; prepared. */
+export async function squareProduct(precision: Precision): Promise<AnyProgram> {
+  const S = device().profile === "cpu" ? 1024 : 4096, stored = precision === "f16" ? "f16" : "f32";
+  const operands = { a: input([S, S], stored), b: input([S, S], stored) };
+  return await capture(
+    "product",
+    operands,
+    ({ a, b }) => inPrecision(precision, () => ({ y: matmul(a, b) })),
+  ).prepare();
 }
+
+/** Rounds of a division. */
+const ROUNDS = 5;
+
+/**
+ * Divides the time of a prepared step, in turn with the yardstick, since a machine's speed changes within minutes: the
+ * round with the middle share of the best. Undefined where the adapter has no timestamps.
+ */
+export async function divide(program: AnyProgram, square: AnyProgram): Promise<Division | undefined> {
+  if (!device().facts.features.includes("timestamp-query")) return undefined;
+  const rounds: Division[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    const before = rateOf(await square.profile());
+    const kernels = await program.profile();
+    const best = (before + rateOf(await square.profile())) / 2;
+    const products = kernels.filter(({ label }) => PRODUCT.test(label)), productGflops = rateOf(products);
+    const kernelMs = total(kernels, "milliseconds");
+    const share = total(products, "milliseconds") / kernelMs;
+    rounds.push({ kernelMs, products: share, productGflops, ofBest: productGflops / best });
+  }
+  return rounds.sort((a, b) => a.ofBest - b.ofBest)[ROUNDS >> 1];
+}
+
+const total = (kernels: readonly KernelTime[], what: "milliseconds" | "flops") =>
+  kernels.reduce((n, k) => n + k[what], 0);
+
+/** GFLOP/s of kernels together. */
+const rateOf = (kernels: readonly KernelTime[]) =>
+  total(kernels, "flops") / total(kernels, "milliseconds") / 1e6;

@@ -63,7 +63,7 @@ export class Report {
       lines.push(
         `    products take ${percent(products)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
           productGflops.toFixed(1)
-        } GFLOP/s` + (ofBest === undefined ? "" : `, ${percent(ofBest)} of this run's best product`),
+        } GFLOP/s, ${percent(ofBest)} of a large product's beside it`,
       );
     }
     this.#print({ ...row }, lines.join("\n"));
@@ -111,9 +111,9 @@ export class Report {
       console.log(
         `- ${name}: products take ${percent(products)} of the time in kernels, at ${
           productGflops.toFixed(1)
-        } GFLOP/s (${percent(ofBest ?? NaN)} of the best product); memory ${megabytes(measured)}, planned ${
-          megabytes(planned)
-        }, activations ${percent(pooled ?? NaN)} of keeping everything`,
+        } GFLOP/s (${percent(ofBest)} of a large product's beside it); memory ${
+          megabytes(measured)
+        }, planned ${megabytes(planned)}, activations ${percent(pooled ?? NaN)} of keeping everything`,
       );
     }
   }

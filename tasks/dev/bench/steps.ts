@@ -71,7 +71,7 @@ export async function steps(precision: Precision): Promise<Step[]> {
     alignment("alignment step, stage 2, tiny", 2, precision),
     alignment("alignment step, stage 3 with GAN, tiny", 3, precision),
     training("DiT training step, tiny", tinyDit, batchSize, precision),
-    training("DiT training step, S/1, batch 1", small, 1, precision),
+    training("DiT training step, S/1, batch 4", small, 4, precision),
     // Drawing is always in f32.
     sampling("sampling step with guidance, tiny, 24 samples", tinyDit, 24),
     sampling("sampling step with guidance, S/1, 1 sample", small, 1),
