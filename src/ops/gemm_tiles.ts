@@ -58,22 +58,22 @@ export type TileTable = Readonly<Record<string, TileRate>>;
 
 /** The tiles to choose from. More would each cost compilation, 0.7 to 3 s on a software adapter. */
 export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
-  cpu: [[16, 16], [24, 24], [32, 16], [16, 32]],
+  cpu: [[16, 16], [24, 24], [32, 16], [32, 20]],
   gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
 };
 
 // cpu: GFLOP/s of two cores with llvmpipe, 512 bits and operands in textures, by tile in the order of TILES: the best of many
-// runs in turn with each other, of 384 to 1024 numbers a side without padding. Loads go with the sum of a tile's sides and
-// arithmetic with their product, but outputs and operands beyond the first cache (48 KiB a core, 576 outputs of 16 lanes are
-// 36) lose what that saves. With 256 bits all are two thirds of that, in about the same relation. gpu: relative, from the
+// runs in turn with each other, of 384 to 2048 numbers a side without padding. Loads go with the sum of a tile's sides and
+// arithmetic with their product, but outputs and operands beyond the first cache (48 KiB a core, 640 outputs of 16 lanes are
+// 40) lose what that saves. With 256 bits all are two thirds of that, in about the same relation. gpu: relative, from the
 // loads of workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
-  nn: [66, 72, 70, 67],
-  nt: [66, 70, 71, 65],
-  tn: [66, 70, 62, 68],
-  tt: [66, 70, 62, 68],
-  conv: [60, 66, 68, 66],
-  conv_dx: [62, 67, 67, 66],
+  nn: [66, 71, 69, 75],
+  nt: [66, 69, 68, 73],
+  tn: [66, 68, 60, 75],
+  tt: [66, 68, 60, 75],
+  conv: [60, 62, 66, 66],
+  conv_dx: [62, 66, 65, 70],
   conv_dweight: [64, 66, 55, 60],
 };
 const GPU_RATES = [1, 1.4, 1.4, 1.7];
