@@ -70,8 +70,8 @@ export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
   nn: [66, 71, 69, 75],
   nt: [66, 69, 68, 73],
-  tn: [66, 68, 60, 75],
-  tt: [66, 68, 60, 75],
+  tn: [66, 70, 60, 54],
+  tt: [66, 70, 60, 54],
   conv: [60, 62, 66, 66],
   conv_dx: [62, 66, 65, 70],
   conv_dweight: [64, 66, 55, 60],
