@@ -4,9 +4,9 @@
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { device } from "../src/gpu/device.ts";
-import { kernelCases, titleOf } from "../tasks/dev/bench/cases.ts";
+import { kernelCases, largeProduct, titleOf } from "../tasks/dev/bench/cases.ts";
 import { kernelOf } from "../tasks/dev/bench/kernels.ts";
-import { divide, measure, squareProduct } from "../tasks/dev/bench/measure.ts";
+import { divide, measure } from "../tasks/dev/bench/measure.ts";
 import { steps } from "../tasks/dev/bench/steps.ts";
 import { testDevice } from "./check.ts";
 
@@ -59,8 +59,9 @@ Deno.test("a measured row agrees with its plan, and its time is divided", async 
   const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
   assertEquals(row.measured, row.planned);
   assert(row.ms > 0 && row.share > 0 && row.share < 1 && row.launches === made.program.plan.launches.length);
-  const square = await squareProduct("f32");
-  const division = await divide(made.program, square);
+  const square = kernelOf(largeProduct("f32", true));
+  await square.program.prepare();
+  const division = await divide(made.program, square.program);
   if (division) {
     assert(division.products > 0.5 && division.products <= 1);
     assert(division.ofBest > 0 && division.ofBest < 1, "16x16x16 is no match for a large product");

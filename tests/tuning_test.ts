@@ -11,6 +11,7 @@ import {
   rememberedTiles,
   rememberTiles,
   tilesFile,
+  tuningSizes,
 } from "../src/train/tuning.ts";
 import { testDevice } from "./check.ts";
 
@@ -97,6 +98,17 @@ Deno.test("tuning measures every tile once, remembers, and decides what products
       assertEquals(chooseTile(thisMachine(), shape), tile);
     }
   });
+});
+
+Deno.test("what the tiles of software adapters are measured at fills every one of them", async () => {
+  await testDevice("cpu");
+  const { S, map: [, H = 0, W = 0], channels } = tuningSizes();
+  for (const [m, n] of TILES.cpu) {
+    for (const rows of [S, H * W, channels]) assertEquals(rows % m, 0, `${rows} rows in tiles of ${m}`);
+    for (const columns of [S, channels, 9 * channels]) {
+      assertEquals(columns % n, 0, `${columns} in tiles of ${n}`);
+    }
+  }
 });
 
 Deno.test("tuning of the gpu kernels measures those tiles that the adapter has room for", async () => {

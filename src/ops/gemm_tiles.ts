@@ -56,25 +56,26 @@ export interface TileRate {
 /** Measured rates by `tileKey`; what is missing goes by the built-in ones. */
 export type TileTable = Readonly<Record<string, TileRate>>;
 
-/** The tiles to choose from. More would each cost compilation, 0.7 to 3 s on a software adapter. */
+/** The tiles to choose from. More would each cost compilation, 1 to 5 s on a software adapter. */
 export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
   cpu: [[16, 16], [24, 24], [32, 16], [32, 20]],
   gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
 };
 
-// cpu: GFLOP/s of two cores with llvmpipe, 512 bits and operands in textures, by tile in the order of TILES: the best of many
-// runs in turn with each other, of 384 to 2048 numbers a side without padding. Loads go with the sum of a tile's sides and
-// arithmetic with their product, but outputs and operands beyond the first cache (48 KiB a core, 640 outputs of 16 lanes are
-// 40) lose what that saves. With 256 bits all are two thirds of that, in about the same relation. gpu: relative, from the
-// loads of workgroup memory that a multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
+// cpu: GFLOP/s of two cores with llvmpipe, 512 bits and operands in textures, by tile in the order of TILES: products of 256
+// to 4096 numbers a side, shapes and tiles in turn with each other; convolutions as `tok doctor --tune` measures them, the
+// middle of four times. Loads go with the sum of a tile's sides and arithmetic with their product, but outputs and operands
+// beyond the first cache (48 KiB a core, 640 outputs of 16 lanes are 40) lose what that saves. The machine's speed changed by a
+// third meanwhile: differences below a twentieth say little. gpu: relative, from the loads of workgroup memory that a
+// multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
-  nn: [66, 71, 69, 75],
-  nt: [66, 69, 68, 73],
-  tn: [66, 70, 60, 54],
-  tt: [66, 70, 60, 54],
-  conv: [60, 62, 66, 66],
-  conv_dx: [62, 66, 65, 70],
-  conv_dweight: [64, 66, 55, 60],
+  nn: [66, 72, 70, 78],
+  nt: [66, 70, 71, 75],
+  tn: [66, 70, 62, 66],
+  tt: [66, 70, 62, 66],
+  conv: [63, 70, 68, 73],
+  conv_dx: [50, 55, 58, 64],
+  conv_dweight: [65, 76, 73, 76],
 };
 const GPU_RATES = [1, 1.4, 1.4, 1.7];
 const GPU_SLOTS = [264, 192, 192, 132];
@@ -143,8 +144,8 @@ function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Ti
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
-  // A larger tile is up to a tenth faster but compiles for 2 to 3 s, 16x16 for 0.7 to 1.2: what is small or runs seldom
-  // does not earn that back.
+  // A larger tile is a tenth faster, of large products a third, but compiles for 3 to 5 s, 16x16 for 1 to 2: what is small
+  // or runs seldom does not earn that back.
   const small = M * N * K * count * runs < LARGE;
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);

@@ -110,9 +110,9 @@ export async function prepareTiles(
 }
 
 /** Sizes to measure at: enough tiles of every size to fill the adapter, no padding, some milliseconds. */
-function sizes(): { S: number; map: Shape; channels: number } {
+export function tuningSizes(): { S: number; map: Shape; channels: number } {
   const { profile, facts } = device();
-  if (profile === "cpu") return { S: 384, map: [1, 24, 24], channels: 96 };
+  if (profile === "cpu") return { S: 480, map: [1, 24, 24], channels: 480 };
   return facts.software
     ? { S: 256, map: [1, 16, 16], channels: 64 }
     : { S: 2048, map: [4, 64, 64], channels: 128 };
@@ -121,7 +121,7 @@ function sizes(): { S: number; map: Shape; channels: number } {
 /** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
 export async function measureTiles(only?: ProductKind): Promise<TileTable> {
   const machine = thisMachine(), { profile } = machine;
-  const { S, map, channels } = sizes();
+  const { S, map, channels } = tuningSizes();
   const square: Shape = [S, S], x: Shape = [...map, channels], w: Shape = [channels, 3, 3, channels];
   const convolve = (a: Tensor, b: Tensor) => conv2d(a, b, undefined, { padding: 1 });
   const gradient = (wrt: 0 | 1) => (a: Tensor, b: Tensor, dy: Tensor) => {

@@ -8,9 +8,9 @@ import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
 import { hint } from "../../src/flags.ts";
 import type { Precision } from "../../src/tensor.ts";
 import { measureCeiling } from "../../src/train/ceiling.ts";
-import { kernelCases, titleOf } from "./bench/cases.ts";
+import { kernelCases, largeProduct, titleOf } from "./bench/cases.ts";
 import { kernelOf } from "./bench/kernels.ts";
-import { divide, measure, squareProduct } from "./bench/measure.ts";
+import { divide, measure } from "./bench/measure.ts";
 import { findTorch, type Measured, type PeerCase, PEERS, runPeer, runTorch } from "./bench/peers.ts";
 import { Report } from "./bench/report.ts";
 import { steps } from "./bench/steps.ts";
@@ -92,15 +92,16 @@ async function main(o: Options): Promise<void> {
     own.set(titleOf(c), row.ms);
     report.row(row);
   }
-  const square = whole.length ? await squareProduct(o.precision) : undefined;
+  const square = kernelOf(largeProduct(o.precision, facts.software));
+  if (whole.length) await square.program.prepare();
   for (const step of whole) {
     const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
-    const division = square && await divide(made.program, square);
+    const division = await divide(made.program, square.program);
     made.destroy();
     own.set(titleOf(step), row.ms);
     report.row(division ? { ...row, division } : row);
   }
-  square?.destroy();
+  square.destroy();
 
   const cases: PeerCase[] = [...kernels, ...whole].map((c) => ({ ...c, title: titleOf(c) }));
   const compare = async (peer: string, times: AsyncIterable<Measured>) => {

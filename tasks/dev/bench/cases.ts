@@ -55,6 +55,12 @@ function* gemms(large: boolean): Generator<Sizes & { name: string }> {
   yield layer("tiny encoder", "NT", 136, 384, 96);
 }
 
+/** The yardstick of the products inside a step: a square one, as large as runs at the adapter's best rate. */
+export function largeProduct(precision: Precision, software: boolean): Case {
+  const S = software ? 1024 : 4096;
+  return { name: "large product", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
+}
+
 function* convolutions(): Generator<Sizes & { name: string }> {
   for (const [of, B, S, C] of [["", 1, 64, 64], ["", 1, 32, 128], [" (tiny)", 8, 32, 16]] as const) {
     for (const [wrt, what] of [["y", ""], ["x", " dx"], ["weight", " dweight"]] as const) {

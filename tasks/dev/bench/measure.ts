@@ -2,10 +2,9 @@
 // for a whole step the division of its time between products and the rest.
 
 import { device } from "../../../src/gpu/device.ts";
-import { capture, type KernelTime, type Program } from "../../../src/gpu/program.ts";
+import type { KernelTime, Program } from "../../../src/gpu/program.ts";
 import type { Bindable } from "../../../src/gpu/storage.ts";
-import { matmul } from "../../../src/ops/matmul.ts";
-import { inPrecision, input, type Precision } from "../../../src/tensor.ts";
+import type { Precision } from "../../../src/tensor.ts";
 import { type Ceiling, median, timesOf } from "../../../src/train/ceiling.ts";
 
 type AnyProgram = Pick<
@@ -92,23 +91,13 @@ function copyRate({ copies }: Ceiling, bytes: number): number {
   return (copies.findLast((c) => c.bytes <= bytes) ?? copies[0] as { rate: number }).rate;
 }
 
-/** The yardstick of products: a square one, as large as runs at the adapter's best rate; prepared. */
-export async function squareProduct(precision: Precision): Promise<AnyProgram> {
-  const S = device().profile === "cpu" ? 1024 : 4096, stored = precision === "f16" ? "f16" : "f32";
-  const operands = { a: input([S, S], stored), b: input([S, S], stored) };
-  return await capture(
-    "product",
-    operands,
-    ({ a, b }) => inPrecision(precision, () => ({ y: matmul(a, b) })),
-  ).prepare();
-}
-
 /** Rounds of a division. */
 const ROUNDS = 5;
 
 /**
- * Divides the time of a prepared step, in turn with the yardstick, since a machine's speed changes within minutes: the
+ * Divides the time of a prepared step, in turn with a large product, since a machine's speed changes within minutes: the
  * round with the middle share of the best. Undefined where the adapter has no timestamps.
+ * @param square prepared, and large enough for the adapter's best rate; see cases.ts
  */
 export async function divide(program: AnyProgram, square: AnyProgram): Promise<Division | undefined> {
   if (!device().facts.features.includes("timestamp-query")) return undefined;
