@@ -12,7 +12,7 @@ import { gpuKernel } from "./gemm_gpu.ts";
 import type { GemmSpec } from "./gemm_parts.ts";
 
 export { gpuTileBytes } from "./gemm_gpu.ts";
-export { type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
+export { type ConvSizes, type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and sums. */
 export function gemmWgsl(spec: GemmSpec): string {

@@ -85,7 +85,7 @@ let walk = Walk(corner, corner + vec2<i32>(vec2<u32>(params.${rows}, params.${co
 function scalarLoop(spec: GemmSpec): string {
   const { tile: [TM, TN] } = spec, TN4 = TN / 4;
   const row = (f: string, first: string, i: number) =>
-    `vec4<f32>(${range(4).map((q) => `${f}(from_a, ${first} + ${i}u, k + ${q}u, end)`).join(", ")})`;
+    `vec4<f32>(${range(4).map((q) => `${f}(from_a, ${first} + ${i}u, k, k + ${q}u, end)`).join(", ")})`;
   return `for (var k = begin; k < end; k += 4u) {
 ${lines(TM, (i) => `let a${i} = ${row("a_at", "m0", i)};`)}
 ${
@@ -93,7 +93,7 @@ ${
       lines(TN4, (j) =>
         `let b${q}_${j} = vec4<f32>(${
           range(4).map((e) =>
-            `b_at(from_b, k + ${q}u, n0 + ${4 * j + e}u, end)`
+            `b_at(from_b, k, k + ${q}u, n0 + ${4 * j + e}u, end)`
           ).join(", ")
         });`)
     ).join("\n")

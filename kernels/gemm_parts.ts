@@ -11,6 +11,21 @@ export type GemmSource =
   /** A is dy transposed [B Ho Wo, M]; B gathers x, N = (ky, kx, c), K = output pixels. */
   | { kind: "conv_dweight" };
 
+/** Sizes of a convolution: H, W, C the input; Ho, Wo, Co the output. */
+export interface ConvSizes {
+  H: number;
+  W: number;
+  C: number;
+  Ho: number;
+  Wo: number;
+  Co: number;
+  KH: number;
+  KW: number;
+  stride: number;
+  top: number;
+  left: number;
+}
+
 export interface GemmSpec {
   readonly source: GemmSource;
   readonly profile: "cpu" | "gpu";
@@ -29,6 +44,11 @@ export interface GemmSpec {
   readonly step: 4 | 8;
   /** cpu, vector: K is no multiple of the step. */
   readonly ragged: boolean;
+  /**
+   * gpu, convolutions: the sizes, written out, since every load divides by them. A GPU compiles a text for each convolution in
+   * a tenth of a second; a software adapter takes seconds, and walks without dividing (gemm_cpu.ts).
+   */
+  readonly sizes?: ConvSizes | undefined;
   /** cpu, conv_dx: the stride, so that the tap of a pixel needs no division by a variable; 1 otherwise. */
   readonly stride: number;
   /** cpu, conv and conv_dx: K runs as (ky, c by the step, kx, c inside the step) instead of (ky, kx, c). */
@@ -62,77 +82,74 @@ export function offsets(): string {
 }
 
 /**
- * Element access with bounds: zero outside. `from_a` and `from_b` are the offsets of the batch's matrices. On a GPU that
- * loads vectors, the access is to the four elements that begin there along the contiguous axis.
+ * Element access with bounds: zero outside. `from_a` and `from_b` are the offsets of the batch's matrices, and `slab` is
+ * where the K's that are loaded together begin. On a GPU that loads vectors, the access is to the four elements that begin
+ * there along the contiguous axis.
  */
-export function elementFunctions({ source, vector, profile }: GemmSpec): string {
+export function elementFunctions({ source, vector, profile, sizes }: GemmSpec): string {
   const wide = vector && profile === "gpu", V = wide ? "vec4<f32>" : "f32";
   const read = (name: string, at: string) => `return ${name}[${wide ? `(${at}) / 4u` : at}];`;
-  const conv = `
-fn pixel_of_x(pixel: u32, ky: u32, kx: u32) -> i32 { // index of the first channel, or -1 in the padding
-  let iy = i32((pixel / params.Wo) % params.Ho * params.stride + ky) - i32(params.top);
-  let ix = i32(pixel % params.Wo * params.stride + kx) - i32(params.left);
-  if (iy < 0 || ix < 0 || iy >= i32(params.H) || ix >= i32(params.W)) { return -1; }
-  return ((i32(pixel / (params.Wo * params.Ho)) * i32(params.H) + iy) * i32(params.W) + ix) * i32(params.C);
-}
-fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
-  let sy = i32((pixel / params.W) % params.H + params.top) - i32(ky);
-  let sx = i32(pixel % params.W + params.left) - i32(kx);
-  let s = i32(params.stride);
-  if (sy < 0 || sx < 0 || sy % s != 0 || sx % s != 0 || sy / s >= i32(params.Ho) || sx / s >= i32(params.Wo)) { return -1; }
-  return ((i32(pixel / (params.W * params.H)) * i32(params.Ho) + sy / s) * i32(params.Wo) + sx / s) * i32(params.Co);
-}`;
-  switch (source.kind) {
-    case "plain":
-      return `
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
+  const a = (body: string) => `
+fn a_at(from_a: u32, m: u32, slab: u32, k: u32, end: u32) -> ${V} {
   if (m >= params.M || k >= end) { return ${V}(); }
-  ${read("a", `from_a + ${source.transposeA ? "k * params.lda + m" : "m * params.lda + k"}`)}
-}
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
-  if (n >= params.N || k >= end) { return ${V}(); }
-  ${read("b", `from_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}`)}
+  ${body}
 }`;
-    case "conv":
-      return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
-  if (m >= params.M || k >= end) { return ${V}(); }
-  let tap = k / params.C;
-  let at = pixel_of_x(m, tap / params.KW, tap % params.KW);
-  if (at < 0) { return ${V}(); }
-  ${read("a", `from_a + u32(at) + k % params.C`)}
-}
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
+  const b = (body: string) => `
+fn b_at(from_b: u32, slab: u32, k: u32, n: u32, end: u32) -> ${V} {
   if (n >= params.N || k >= end) { return ${V}(); }
-  ${read("b", `from_b + n * params.ldb + k`)}
+  ${body}
 }`;
-    case "conv_dx":
-      return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
-  if (m >= params.M || k >= end) { return ${V}(); }
-  let tap = k / params.Co;
-  let at = pixel_of_dy(m, tap / params.KW, tap % params.KW);
-  if (at < 0) { return ${V}(); }
-  ${read("a", `from_a + u32(at) + k % params.Co`)}
-}
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
-  if (n >= params.N || k >= end) { return ${V}(); }
-  ${read("b", `from_b + (k % params.Co) * params.ldb + (k / params.Co) * params.N + n`)}
-}`;
-    case "conv_dweight":
-      return `${conv}
-fn a_at(from_a: u32, m: u32, k: u32, end: u32) -> ${V} {
-  if (m >= params.M || k >= end) { return ${V}(); }
-  ${read("a", `from_a + k * params.lda + m`)}
-}
-fn b_at(from_b: u32, k: u32, n: u32, end: u32) -> ${V} {
-  if (n >= params.N || k >= end) { return ${V}(); }
-  let tap = n / params.C;
-  let at = pixel_of_x(k, tap / params.KW, tap % params.KW);
-  if (at < 0) { return ${V}(); }
-  ${read("b", `from_b + u32(at) + n % params.C`)}
-}`;
+  if (source.kind === "plain") {
+    return a(read("a", `from_a + ${source.transposeA ? "k * params.lda + m" : "m * params.lda + k"}`)) +
+      b(read("b", `from_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}`));
   }
+  const { H, W, C, Ho, Wo, Co, KW, stride, top, left } = sizeNames(sizes);
+  /** The tap that `channels` of them belong to: one for a whole slab where that divides them. */
+  const tapOf = (name: "C" | "Co", channels: string) =>
+    `let tap = ${sizes && sizes[name] % GPU_DEPTH === 0 ? "slab" : "k"} / ${channels};`;
+  const ofX = `
+fn pixel_of_x(pixel: u32, ky: u32, kx: u32) -> i32 { // index of the first channel, or -1 in the padding
+  let iy = i32((pixel / ${Wo}) % ${Ho} * ${stride} + ky) - i32(${top});
+  let ix = i32(pixel % ${Wo} * ${stride} + kx) - i32(${left});
+  if (iy < 0 || ix < 0 || iy >= i32(${H}) || ix >= i32(${W})) { return -1; }
+  return ((i32(pixel / (${Wo} * ${Ho})) * i32(${H}) + iy) * i32(${W}) + ix) * i32(${C});
+}`;
+  const ofDy = `
+fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
+  let sy = i32((pixel / ${W}) % ${H} + ${top}) - i32(ky);
+  let sx = i32(pixel % ${W} + ${left}) - i32(kx);
+  let s = i32(${stride});
+  if (sy < 0 || sx < 0 || sy % s != 0 || sx % s != 0 || sy / s >= i32(${Ho}) || sx / s >= i32(${Wo})) { return -1; }
+  return ((i32(pixel / (${W} * ${H})) * i32(${Ho}) + sy / s) * i32(${Wo}) + sx / s) * i32(${Co});
+}`;
+  const gather = (from: string, pixel: string, channel: string) => `
+  let at = ${from}(${pixel}, tap / ${KW}, tap % ${KW});
+  if (at < 0) { return ${V}(); }
+  ${channel}`;
+  switch (source.kind) {
+    case "conv":
+      return ofX +
+        a(tapOf("C", C) + gather("pixel_of_x", "m", read("a", `from_a + u32(at) + k - tap * ${C}`))) +
+        b(read("b", `from_b + n * params.ldb + k`));
+    case "conv_dx":
+      return ofDy +
+        a(tapOf("Co", Co) + gather("pixel_of_dy", "m", read("a", `from_a + u32(at) + k - tap * ${Co}`))) +
+        b(tapOf("Co", Co) + read("b", `from_b + (k - tap * ${Co}) * params.ldb + tap * params.N + n`));
+    case "conv_dweight":
+      return ofX + a(read("a", `from_a + k * params.lda + m`)) +
+        b(
+          `let tap = n / ${C};` +
+            gather("pixel_of_x", "k", read("b", `from_b + u32(at) + n - tap * ${C}`)),
+        );
+  }
+}
+
+/** The sizes of a convolution as they stand in the text: numbers where they are known, or else parameters. */
+function sizeNames(sizes: ConvSizes | undefined): Record<keyof ConvSizes, string> {
+  const names = ["H", "W", "C", "Ho", "Wo", "Co", "KH", "KW", "stride", "top", "left"] as const;
+  return Object.fromEntries(
+    names.map((name) => [name, sizes ? `${sizes[name]}u` : `params.${name}`]),
+  ) as Record<keyof ConvSizes, string>;
 }
 
 /** Writes the accumulators c<row>_<vector> of a tile at (m0, n0), scaled and with the bias. */

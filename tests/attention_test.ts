@@ -115,7 +115,8 @@ Deno.test("attention() to many keys, whose weights are not kept, matches the ref
 });
 
 Deno.test("attentionByBlocks() of parts of images, of one and of several at a time matches the reference", async () => {
-  for (const bytes of [1, 4 * 2 * 33 * 50, 4 * 3 * 2 * 50 * 50]) { // blocks of 16 and 32 queries, and all
+  // Blocks of 16 and of 32 queries, of two images, and all at once.
+  for (const bytes of [1, 4 * 2 * 33 * 50, 4 * 2 * 2 * 50 * 50, 4 * 3 * 2 * 50 * 50]) {
     await checkOp({
       op: (q, k, v) => attentionByBlocks(q as Tensor, k as Tensor, v as Tensor, bytes),
       reference: attentionReference,
@@ -141,7 +142,7 @@ Deno.test("attention() to many keys keeps none of their weights for the backward
   }
 });
 
-Deno.test("attention() of wide heads, which is matrix products, matches the reference too", async () => {
+Deno.test("attention() of wide heads matches the reference too", async () => {
   await checkOp({
     op: attention,
     reference: attentionReference,

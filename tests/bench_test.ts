@@ -37,7 +37,7 @@ Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in
 Deno.test("every step of a transformer can be planned, in both precisions", async () => {
   await testDevice();
   for (const precision of ["f32", "f16"] as const) {
-    const all = await steps(precision);
+    const all = await steps(precision, true);
     assertEquals(new Set(all.map(({ name }) => name)).size, all.length);
     // Those of halves fill working copies on the device, so that only the small ones are made here.
     const planned = all.filter(({ op, name }) =>

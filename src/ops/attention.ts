@@ -1,14 +1,14 @@
-// Scaled dot-product attention and its gradients (Vaswani et al., 2017). Of few keys it is matrix products with the T x S
-// matrix of weights in memory, which is small then. Of many keys that matrix is never whole: on a GPU it is streaming softmax,
-// whose recomputing backward pass is FlashAttention's (Dao et al., 2022); on a software adapter, where products are four
-// times as fast, it is products of a block of queries at a time, whose weights are computed again in the backward pass.
+// Scaled dot-product attention and its gradients (Vaswani et al., 2017) as matrix products. Of few keys the T x S matrix of
+// weights is small, and kept for the backward pass. Of many keys it is never whole: a block of queries at a time has its
+// weights, and computes them again in the backward pass, as FlashAttention does (Dao et al., 2022). Blocks that stay in
+// registers and workgroup memory would save what the weights cost to write and read, a fifth of the time; but products of
+// 32-bit numbers take the rest either way, and theirs are the fastest kernels there are. (A streaming kernel of a query a
+// lane took 8 times as long on an H100, and 40 with gradients.)
 
-import { type AttentionEntry, attentionTiling, attentionWgsl, WIDEST_HEAD } from "../../kernels/attention.ts";
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { checkpoint, differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
-import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor.ts";
 import { gemm } from "./gemm.ts";
 import { rowKernel } from "./rows.ts";
 import { concat, split } from "./shape.ts";
@@ -16,8 +16,8 @@ import { concat, split } from "./shape.ts";
 /** From this many keys on, the matrix of weights is not kept. */
 const MANY_KEYS = 512;
 
-/** Bytes of the weights of a block of queries at most; larger blocks are a tenth faster, and take as much more memory. */
-const BLOCK_BYTES = 16 * 1024 * 1024;
+/** Bytes of the weights of a block at most: on a GPU enough to fill it; larger ones are a tenth faster elsewhere. */
+const BLOCK_BYTES = { cpu: 16 << 20, gpu: 256 << 20 };
 /** Queries of a block at least. */
 const LEAST_QUERIES = 16;
 
@@ -37,45 +37,8 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     k,
     v,
   );
-  const [B, T, NH, HS] = q.shape as [number, number, number, number];
-  const S = k.dim(1);
-  const { profile, lanes: vector } = device();
-  // Products load heads in vectors, or else one number at a time, which is slower than streaming.
-  const fast = HS % 4 === 0 && (S < MANY_KEYS || profile === "cpu");
-  if (fast || HS > WIDEST_HEAD) return (S < MANY_KEYS ? attentionByProducts : attentionByBlocks)(q, k, v);
-  const text = attentionWgsl(HS, profile, vector);
-  const params = { batch: B, queries: T, keys: S, heads: NH, scale: HS ** -0.5 };
-  const { lanes, rows } = attentionTiling(HS, profile, vector);
-  const grid = (entry: AttentionEntry, length: number) =>
-    fold(Math.ceil(B * Math.ceil(length / rows[entry]) * NH / lanes));
-  const products = B * NH * T * S * HS * 2;
-
-  const y = activation(q.shape), lse = empty([B, T, NH], "f32", "log sum exp");
-  kernel(text, "attention").launch({ q, k, v, y, lse_out: lse }, params, grid("attention", T), {
-    flops: 2 * products,
-    fusion: { stores: ["y"] },
-  });
-  differentiable(y, [q, k, v], (dy) => {
-    const [dq, dk, dv] = [q, k, v].map(({ shape }) => activation(shape)) as [Tensor, Tensor, Tensor];
-    const dsum = empty([B, T, NH]);
-    kernel(text, "attention_backward_q").launch(
-      { q, k, v, dy, lse, y_saved: y, y: dq, dsum_out: dsum },
-      params,
-      grid("attention_backward_q", T),
-      { flops: 3 * products, fusion: { stores: ["y"] } },
-    );
-    kernel(text, "attention_backward_kv").launch(
-      { q, k, v, dy, lse, dsum, dk, dv },
-      params,
-      grid("attention_backward_kv", S),
-      {
-        flops: 4 * products,
-        fusion: { stores: ["dk", "dv"] },
-      },
-    );
-    return [dq, dk, dv];
-  });
-  return flatten(y, [B, T, NH * HS]);
+  if (k.dim(1) < MANY_KEYS) return attentionByProducts(q, k, v);
+  return attentionByBlocks(q, k, v, BLOCK_BYTES[device().profile]);
 }
 
 /** Elements from one image, head and row to the next. */
@@ -85,7 +48,7 @@ interface Layout {
   row: number;
 }
 
-/** The same as products, batched over images and heads, that read and write heads where they lie. */
+/** Batched over images and heads, by products that read and write heads where they lie. */
 function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.dim(1);
   const scale = HS ** -0.5;
@@ -139,23 +102,23 @@ function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
 }
 
 /** The same, of so many images or queries at a time that their weights take `bytes`, and nothing of them is kept. */
-export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes = BLOCK_BYTES): Tensor {
-  const [B, T, NH] = q.shape as [number, number, number], all = 4 * B * T * NH * k.dim(1);
-  if (B > 1 && all > bytes) {
-    const [qs, ks, vs] = [q, k, v].map((x) => split(x, Array(B).fill(1), 0)) as [
+export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
+  const [B, T, NH] = q.shape as [number, number, number], ofImage = 4 * T * NH * k.dim(1);
+  const images = Math.max(1, Math.floor(bytes / ofImage));
+  if (images < B) {
+    const [qs, ks, vs] = [q, k, v].map((x) => split(x, parts(B, images), 0)) as [
       Tensor[],
       Tensor[],
       Tensor[],
     ];
-    return concat(qs.map((q, b) => attentionByBlocks(q, ks[b] as Tensor, vs[b] as Tensor, bytes)), 0);
+    return concat(qs.map((q, i) => attentionByBlocks(q, ks[i] as Tensor, vs[i] as Tensor, bytes)), 0);
   }
   const once = (q: Tensor) => checkpoint(attentionByProducts, [q, k, v], []);
-  const most = Math.ceil(T / Math.ceil(all / bytes) / LEAST_QUERIES) * LEAST_QUERIES;
-  if (most >= T) return once(q);
-  const sizes = Array.from({ length: Math.ceil(T / most) }, (_, i) => Math.min(most, T - i * most));
-  return concat(split(q, sizes, 1).map(once), 1);
+  const most = Math.ceil(T / Math.ceil(B * ofImage / bytes) / LEAST_QUERIES) * LEAST_QUERIES;
+  return most < T ? concat(split(q, parts(T, most), 1).map(once), 1) : once(q);
 }
 
-function flatten(y: Tensor, shape: readonly number[]): Tensor {
-  return differentiable(viewAs(y, shape), [y], (dy) => [viewAs(dy, y.shape)]);
+/** `all` in parts of `most`, the last one of what is left. */
+function parts(all: number, most: number): number[] {
+  return Array.from({ length: Math.ceil(all / most) }, (_, i) => Math.min(most, all - i * most));
 }

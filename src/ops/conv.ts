@@ -3,7 +3,8 @@
 
 import { differentiable } from "../autograd.ts";
 import { check, type Tensor, working } from "../tensor.ts";
-import { type ConvSizes, gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
+import type { ConvSizes } from "../../kernels/gemm.ts";
+import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { linear } from "./matmul.ts";
 import { pad, permute, reshape, slice } from "./shape.ts";
 

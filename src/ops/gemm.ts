@@ -1,7 +1,7 @@
 // Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
 // No gradients here; matmul.ts and conv.ts have them.
 
-import { type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
+import { type ConvSizes, type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
@@ -40,21 +40,6 @@ export interface Strides {
   a: number;
   b: number;
   c?: number;
-}
-
-/** B is the batch; H, W, C the input; Ho, Wo, Co the output. */
-export interface ConvSizes {
-  H: number;
-  W: number;
-  C: number;
-  Ho: number;
-  Wo: number;
-  Co: number;
-  KH: number;
-  KW: number;
-  stride: number;
-  top: number;
-  left: number;
 }
 
 const NO_CONV: ConvSizes = {
@@ -128,6 +113,7 @@ function product(
     tile,
     vector,
     texels: staged ? TEXELS : 0,
+    sizes: cpu ? undefined : o.conv,
     step: staged && !tapsInside && !byRows && run % 8 === 0 ? 8 : 4,
     stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
     tapsInside,

@@ -22,7 +22,7 @@ Usage: deno task bench [options]
   --only TEXT          cases whose name contains this
   --precision f32|f16  how activations are stored [f32, with some cases in f16]
   --profile cpu|gpu    which kernels run [by the adapter]
-  --all                with products that take seconds on a CPU
+  --all                with cases that fill a GPU and take a CPU seconds and minutes
   --peers              TensorFlow.js, jax-js and onnxruntime-web on the same adapter
   --torch              PyTorch on the same machine: python3, or what TORCH_PYTHON names
   --json               one JSON object a line
@@ -77,8 +77,9 @@ async function main(o: Options): Promise<void> {
   await openDevice(o.profile ? { profile: o.profile } : {});
   const { facts, profile } = device();
   const wanted = ({ name }: { name: string }) => name.includes(o.only);
-  const kernels = kernelCases(o.precision, o.all || !facts.software).filter(wanted);
-  const whole = (await steps(o.precision)).filter(wanted);
+  const large = o.all || !facts.software;
+  const kernels = kernelCases(o.precision, large).filter(wanted);
+  const whole = (await steps(o.precision, large)).filter(wanted);
   if (kernels.length + whole.length === 0) {
     throw new UsageError(`Cannot measure: no case has "${o.only}" in its name`);
   }

@@ -97,11 +97,17 @@ function recipeOf(c: Exclude<Sizes, { op: "adamw" }>): Recipe {
   }
 }
 
+/** Numbers drawn for an operand; a larger one has them over and over. */
+const DRAWN = 1 << 18;
+
 /** Uniform in -0.5..0.5, drawn when there is memory for it. */
 function fill({ storage }: Tensor): void {
   storage.initialise(() => {
-    const values = Float32Array.from({ length: storage.elements }, () => Math.random() - 0.5);
-    return storage.half ? new Uint16Array(new Float16Array(values).buffer) : values;
+    const { elements, half } = storage;
+    const values = half ? new Float16Array(elements) : new Float32Array(elements);
+    for (let i = 0; i < Math.min(elements, DRAWN); i++) values[i] = Math.random() - 0.5;
+    for (let n = DRAWN; n < elements; n *= 2) values.copyWithin(n, 0, n);
+    return half ? new Uint16Array(values.buffer) : values as Float32Array<ArrayBuffer>;
   });
 }
 

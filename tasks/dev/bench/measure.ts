@@ -51,8 +51,8 @@ export interface Division {
   ofBest: number;
 }
 
-/** Kernels that are products at heart: GEMM, convolution, streaming attention. */
-const PRODUCT = /^(gemm|attention(?!_rows))/;
+/** Kernels that are products at heart: GEMM, also of convolutions and of attention. */
+const PRODUCT = /^gemm/;
 
 /** Measures; frees nothing. */
 export async function measure(

@@ -51,8 +51,11 @@ export type Step = StepSizes & {
   make(): Promise<Measurable>;
 };
 
-/** The steps, in the order in which they run. */
-export async function steps(precision: Precision): Promise<Step[]> {
+/**
+ * The steps, in the order in which they run.
+ * @param large with batches that take a processor minutes, and fill a GPU
+ */
+export async function steps(precision: Precision, large: boolean): Promise<Step[]> {
   const tiny = (await openEncoder()).config;
   const base = vitConfig.parse({
     hidden_size: 768,
@@ -63,6 +66,14 @@ export async function steps(precision: Precision): Promise<Step[]> {
   const { batchSize } = trainDitConfig.parse({});
   const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
   const small = DIT_SIZES["S/1"];
+  const filling = large
+    ? [
+      vit("encoder forward, DINOv2-B, 32 images of 224", "forward", base, 32, 224, precision),
+      vit("encoder with gradients, DINOv2-B, 32 images of 224", "gradients", base, 32, 224, precision),
+      training("DiT training step, B/1, batch 32", DIT_SIZES["B/1"], 32, precision),
+      sampling("sampling step with guidance, B/1, 32 samples", DIT_SIZES["B/1"], 32),
+    ]
+    : [];
   return [
     vit("encoder forward, tiny, 8 images", "forward", tiny, 8, 32, precision),
     vit("encoder forward, DINOv2-B, 1 image of 224", "forward", base, 1, 224, precision),
@@ -75,6 +86,7 @@ export async function steps(precision: Precision): Promise<Step[]> {
     // Drawing is always in f32.
     sampling("sampling step with guidance, tiny, 24 samples", tinyDit, 24),
     sampling("sampling step with guidance, S/1, 1 sample", small, 1),
+    ...filling,
   ];
 }
 
