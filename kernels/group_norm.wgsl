@@ -6,10 +6,11 @@
 //   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
 // where the last launch also adds up dw and db over the images. Where groups are small and many, and launches dear,
 // `moments` does in one launch what the first two do: a lane takes a whole group.
+// Needs the preludes wide or narrow, and rows: for `statistics` a row is the chunks of a group.
 
 override SILU: u32 = 0;
 override PIXELS: u32 = 8; // of a lane of the elementwise kernels
-override LANES: u32 = 8;  // of a workgroup of the kernels that take whole groups
+override WG: u32 = 16;    // lanes of a workgroup of `partials`
 
 struct Params {
   images: u32,
@@ -114,10 +115,10 @@ fn strand(item: u32) -> Strand {
   return Strand(k, image * params.size + k, begin, slab() * params.size, end);
 }
 
-@compute @workgroup_size(16)
+@compute @workgroup_size(WG)
 fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 16u + lane;
+  let item = (group.y * groups.x + group.x) * WG + lane;
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -128,11 +129,14 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   s2[item] = sums.second;
 }
 
-@compute @workgroup_size(8)
+@compute @workgroup_size(LANES * ROWS)
 fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                    @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 8u + lane;
-  if (item >= params.images * params.groups) { return; }
+                    @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = index / LANES;
+  let item = (group.y * groups.x + group.x) * ROWS + row;
+  let live = item < params.images * params.groups;
+  let chunks = select(0u, params.chunks, live);
   let image = item / params.groups;
   let width = params.channels / params.groups;
   let first = item % params.groups * width;
@@ -142,20 +146,21 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   var mean_g = 0.0;
   for (var c = first; c < first + width; c++) {
     var s = 0.0;
-    for (var k = 0u; k < params.chunks; k++) { s += sum1[from_sums + k * params.channels + c]; }
-    mean_g += (x1[from_image + c] + s / pixels) / f32(width);
+    for (var k = lane; k < chunks; k += LANES) { s += sum1[from_sums + k * params.channels + c]; }
+    mean_g += (x1[from_image + c] + sum_lanes(vec2(s, 0.0), lane, row).x / pixels) / f32(width);
   }
   var variance = 0.0;
   for (var c = first; c < first + width; c++) {
-    var s = 0.0;
-    var q = 0.0;
-    for (var k = 0u; k < params.chunks; k++) {
-      s += sum1[from_sums + k * params.channels + c];
-      q += sum2[from_sums + k * params.channels + c];
+    var own = vec2<f32>();
+    for (var k = lane; k < chunks; k += LANES) {
+      let at = from_sums + k * params.channels + c;
+      own += vec2(sum1[at], sum2[at]);
     }
+    let sums = sum_lanes(own, lane, row); // of x and of its square, less the channel's first value
     let offset = x1[from_image + c] - mean_g;
-    variance += (q + 2.0 * offset * s) / pixels + offset * offset;
+    variance += (sums.y + 2.0 * offset * sums.x) / pixels + offset * offset;
   }
+  if (!live || lane > 0u) { return; }
   let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
   for (var c = first; c < first + width; c++) {
     out1[image * params.channels + c] = mean_g;
@@ -164,10 +169,10 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 }
 
 // Mean and squares about it of the channels of a vector, then of the vectors of the group, one after another.
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(ROWS)
 fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                  @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * LANES + lane;
+  let item = (group.y * groups.x + group.x) * ROWS + lane;
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;
@@ -208,10 +213,10 @@ fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
   }
 }
 
-@compute @workgroup_size(16)
+@compute @workgroup_size(WG)
 fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                            @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 16u + lane;
+  let item = (group.y * groups.x + group.x) * WG + lane;
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -223,42 +228,45 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   s2[item] = sums.second;
 }
 
-@compute @workgroup_size(8)
+@compute @workgroup_size(LANES * ROWS)
 fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                             @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 8u + lane;
-  if (item >= params.images * params.groups) { return; }
+                             @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = index / LANES;
+  let item = (group.y * groups.x + group.x) * ROWS + row;
+  let live = item < params.images * params.groups;
+  let chunks = select(0u, params.chunks, live);
   let image = item / params.groups;
   let width = params.channels / params.groups;
   let first = item % params.groups * width;
   let map = params.images * params.channels;
   let from_map = image * params.channels;
-  var g = 0.0;
-  var gn = 0.0;
+  var of_group = vec2<f32>(); // sums of u w and of u w n
   for (var c = first; c < first + width; c++) {
-    var s = 0.0;
-    var q = 0.0;
-    for (var k = 0u; k < params.chunks; k++) {
+    var own = vec2<f32>();
+    for (var k = lane; k < chunks; k += LANES) {
       let at = (image * params.chunks + k) * params.channels + c;
-      s += sum1[at];
-      q += sum2[at];
+      own += vec2(sum1[at], sum2[at]);
     }
-    all[2u * map + from_map + c] = s;
-    all[3u * map + from_map + c] = q;
-    g += s * w1[c];
-    gn += q * w1[c];
+    let sums = sum_lanes(own, lane, row);
+    if (live && lane == 0u) {
+      all[2u * map + from_map + c] = sums.x;
+      all[3u * map + from_map + c] = sums.y;
+    }
+    of_group += sums * w1[c];
   }
-  let count = f32(params.pixels * width);
+  if (!live || lane > 0u) { return; }
+  let means = of_group / f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
-    all[from_map + c] = g / count;
-    all[map + from_map + c] = gn / count;
+    all[from_map + c] = means.x;
+    all[map + from_map + c] = means.y;
   }
 }
 
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(ROWS)
 fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                           @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * LANES + lane;
+  let item = (group.y * groups.x + group.x) * ROWS + lane;
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;

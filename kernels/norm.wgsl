@@ -7,6 +7,7 @@
 // relative to the row's first, so that a constant row has exactly its own mean and no variance.
 
 override RMS: u32 = 0;
+override WG: u32 = 16;     // lanes of a workgroup of norm_backward_weight
 override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
 
 struct Params {
@@ -113,10 +114,10 @@ fn keep(chunk: u32, k: u32, q: V, s: V) {
 
 // A lane owns four columns of a chunk, `stride` apart, so that a row's statistics are read once for them and a pass
 // over a row touches most of it. A column past the end reads some other row and is not kept.
-@compute @workgroup_size(16)
+@compute @workgroup_size(WG)
 fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                         @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 16u + lane;
+  let item = (group.y * groups.x + group.x) * WG + lane;
   let stride = (params.size + 3u) / 4u;
   if (item >= params.chunks * stride) { return; }
   let chunk = item / stride;

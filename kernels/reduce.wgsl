@@ -1,9 +1,9 @@
 // Sum and maximum over one axis, with a fixed order of additions (no atomics): the same bits every time.
 // reduce_rows:    y[r, s]    = scale * op over k in chunk s of pre(x[r, k])        x [R, K]
 // reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
-// A second launch reduces the chunks. `rows`: LANES invocations share one row (1 on software adapters, where barriers
-// are dear), ROWS rows a workgroup, which is one-dimensional so that its rows fill one SIMD vector. `columns`: one invocation owns one column of vectors. The `1` entry points take sizes
-// that are no multiple of 4.
+// A second launch reduces the chunks. LANES invocations share one row, or one column of vectors (1 on software adapters, where
+// barriers are dear); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. The
+// `1` entry points take sizes that are no multiple of 4.
 
 override LANES: u32 = 1;
 override ROWS: u32 = 8;
@@ -27,6 +27,7 @@ struct Params {
 @group(0) @binding(4) var<uniform> params: Params;
 
 var<workgroup> shared_acc: array<f32, 256>;
+var<workgroup> shared_acc4: array<vec4<f32>, 256>;
 
 const LOWEST = -3.4028234e38;
 
@@ -105,30 +106,52 @@ fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   finish_row(item, lane, row, acc);
 }
 
-@compute @workgroup_size(WG)
+@compute @workgroup_size(WG * LANES)
 fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
-  if (item >= params.rows * params.chunks * params.inner) { return; }
+                  @builtin(local_invocation_index) index: u32) {
+  let lane = index / WG;
+  let item = (group.y * groups.x + group.x) * WG + index % WG;
   let i = item % params.inner;
   let s = (item / params.inner) % params.chunks;
   let o = item / (params.inner * params.chunks);
-  let end = min((s + 1u) * params.chunk, params.size);
+  let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for lanes past the last column
   var acc = vec4<f32>(start());
-  for (var k = s * params.chunk; k < end; k++) { acc = both4(acc, pre4(x4[(o * params.size + k) * params.inner + i])); }
-  y4[item] = acc * params.scale;
+  for (var k = s * params.chunk + lane; k < end; k += LANES) {
+    acc = both4(acc, pre4(x4[(o * params.size + k) * params.inner + i]));
+  }
+  if (LANES > 1u) {
+    shared_acc4[index] = acc;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+      if (lane < half) { shared_acc4[index] = both4(shared_acc4[index], shared_acc4[index + half * WG]); }
+      workgroupBarrier();
+    }
+    acc = shared_acc4[index];
+  }
+  if ((LANES == 1u || lane == 0u) && o < params.rows) { y4[item] = acc * params.scale; }
 }
 
-@compute @workgroup_size(WG)
+@compute @workgroup_size(WG * LANES)
 fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                   @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
-  if (item >= params.rows * params.chunks * params.inner) { return; }
+                  @builtin(local_invocation_index) index: u32) {
+  let lane = index / WG;
+  let item = (group.y * groups.x + group.x) * WG + index % WG;
   let i = item % params.inner;
   let s = (item / params.inner) % params.chunks;
   let o = item / (params.inner * params.chunks);
-  let end = min((s + 1u) * params.chunk, params.size);
+  let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for lanes past the last column
   var acc = start();
-  for (var k = s * params.chunk; k < end; k++) { acc = both1(acc, pre1(x[(o * params.size + k) * params.inner + i])); }
-  y[item] = acc * params.scale;
+  for (var k = s * params.chunk + lane; k < end; k += LANES) {
+    acc = both1(acc, pre1(x[(o * params.size + k) * params.inner + i]));
+  }
+  if (LANES > 1u) {
+    shared_acc[index] = acc;
+    workgroupBarrier();
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+      if (lane < half) { shared_acc[index] = both1(shared_acc[index], shared_acc[index + half * WG]); }
+      workgroupBarrier();
+    }
+    acc = shared_acc[index];
+  }
+  if ((LANES == 1u || lane == 0u) && o < params.rows) { y[item] = acc * params.scale; }
 }

@@ -12,9 +12,9 @@ fn sum_lanes(own: vec2<f32>, lane: u32, row: u32) -> vec2<f32> {
     if (lane < half) { lanes[row * LANES + lane] += lanes[row * LANES + lane + half]; }
     workgroupBarrier();
   }
-  let all = lanes[row * LANES];
+  let whole = lanes[row * LANES];
   workgroupBarrier();
-  return all;
+  return whole;
 }
 
 fn max_lanes(own: f32, lane: u32, row: u32) -> f32 {
@@ -25,7 +25,7 @@ fn max_lanes(own: f32, lane: u32, row: u32) -> f32 {
     if (lane < half) { lanes[row * LANES + lane].x = max(lanes[row * LANES + lane].x, lanes[row * LANES + lane + half].x); }
     workgroupBarrier();
   }
-  let all = lanes[row * LANES].x;
+  let whole = lanes[row * LANES].x;
   workgroupBarrier();
-  return all;
+  return whole;
 }

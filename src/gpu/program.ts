@@ -83,6 +83,11 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     device().submit(this.#encode());
   }
 
+  /** Replays the program `times` in one submission, so that what a submission costs counts once: to time kernels. */
+  repeat(times: number): void {
+    device().submit(this.#encode(times));
+  }
+
   /** Reads an output (or any persistent storage) after the last run. Waits for the device. */
   async read(what: Bindable): Promise<Float32Array> {
     const bytes = await this.readBytes(what);
@@ -164,11 +169,13 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return this.#steps;
   }
 
-  #encode(): GPUCommandBuffer {
+  #encode(times = 1): GPUCommandBuffer {
     const encoder = device().gpu.createCommandEncoder({ label: this.label });
     let pass: GPUComputePassEncoder | undefined;
     let pipeline: GPUComputePipeline | undefined;
-    for (const step of this.#ready()) {
+    const steps = this.#ready();
+    for (let i = 0; i < times * steps.length; i++) {
+      const step = steps[i % steps.length] as Step;
       if (step.copies.length) { // copies stand between passes
         pass?.end();
         pass = pipeline = undefined;

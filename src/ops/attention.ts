@@ -18,6 +18,8 @@ const MANY_KEYS = 512;
 
 /** Bytes of the weights of a block at most: on a GPU enough to fill it; larger ones are a tenth faster elsewhere. */
 const BLOCK_BYTES = { cpu: 16 << 20, gpu: 256 << 20 };
+const blockBytes = ({ profile, limits } = device()) =>
+  Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize);
 /** Queries of a block at least. */
 const LEAST_QUERIES = 16;
 
@@ -38,7 +40,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     v,
   );
   if (k.dim(1) < MANY_KEYS) return attentionByProducts(q, k, v);
-  return attentionByBlocks(q, k, v, BLOCK_BYTES[device().profile]);
+  return attentionByBlocks(q, k, v, blockBytes());
 }
 
 /** Elements from one image, head and row to the next. */

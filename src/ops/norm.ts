@@ -2,6 +2,7 @@
 
 import groupSource from "../../kernels/group_norm.wgsl" with { type: "text" };
 import source from "../../kernels/norm.wgsl" with { type: "text" };
+import rowsSource from "../../kernels/rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
@@ -65,10 +66,11 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     });
     if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
-    kernel(backward.kernel.source, "norm_backward_weight").launch(
+    const WG = device().profile === "cpu" ? 16 : 64;
+    kernel(backward.kernel.source, "norm_backward_weight", { WG }).launch(
       { x, dy, saved: stats, dw, db },
       params,
-      fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / 16)),
+      fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / WG)),
       { flops: 5 * x.size },
     );
     return b ? [dx, sumChunks(dw, 1), sumChunks(db, 1)] : [dx, sumChunks(dw, 1)];
@@ -162,9 +164,9 @@ function grouped(
     w,
     b,
   );
-  const { source: text, width } = byWidth(groupSource, C);
-  const size = C / width;
-  const wanted = device().profile === "cpu" ? 512 : 16384;
+  const { source: text, width } = byWidth(rowsSource + groupSource, C);
+  const size = C / width, cpu = device().profile === "cpu";
+  const wanted = cpu ? 512 : 131072;
   const chunks = Math.max(1, Math.min(Math.ceil(wanted / (images * size)), Math.ceil(pixels / 8)));
   const params = {
     images,
@@ -177,13 +179,13 @@ function grouped(
     eps,
   };
   const SILU = silu ? 1 : 0;
-  const LANES = device().lanes;
-  const whole = device().profile === "cpu" && images * groups >= WHOLE.groups &&
+  const WG = cpu ? 16 : 64, ROWS = device().lanes;
+  const whole = cpu && images * groups >= WHOLE.groups &&
     C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
   const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
-  const overPartials = fold(Math.ceil(images * chunks * size / 16));
-  const overGroups = fold(Math.ceil(images * groups / 8));
-  const overWhole = fold(Math.ceil(images * groups / LANES));
+  const overPartials = fold(Math.ceil(images * chunks * size / WG));
+  const overWhole = fold(Math.ceil(images * groups / ROWS));
+  const statistics = (entry: string) => rowKernel(groupSource, entry, images * groups, chunks);
   const strands = images * Math.ceil(pixels / PIXELS) * size;
 
   const y = activation(x.shape);
@@ -191,11 +193,12 @@ function grouped(
   const forward = { flops: 4 * x.size };
   if (whole) {
     const outputs = { mean_out: mean, r_out: r };
-    kernel(text, "group_moments", { LANES }).launch({ x, ...outputs }, params, overWhole, forward);
+    kernel(text, "group_moments", { ROWS }).launch({ x, ...outputs }, params, overWhole, forward);
   } else {
     const [s1, s2] = partials(), outputs = { out1: mean, out2: r };
-    kernel(text, "group_partials").launch({ x, s1, s2 }, params, overPartials, forward);
-    kernel(text, "group_statistics").launch({ x1: x, sum1: s1, sum2: s2, ...outputs }, params, overGroups);
+    kernel(text, "group_partials", { WG }).launch({ x, s1, s2 }, params, overPartials, forward);
+    const join = statistics("group_statistics");
+    join.kernel.launch({ x1: x, sum1: s1, sum2: s2, ...outputs }, params, join.grid);
   }
   const applied = fold(Math.ceil(strands / 64));
   kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, applied, {
@@ -207,13 +210,14 @@ function grouped(
     const known = { x, w, b, mean, r, dy }, all = empty([4, images, C], "f32", "reduction");
     const backward = { flops: 8 * x.size };
     if (whole) {
-      const inOne = kernel(text, "group_backward_moments", { SILU, LANES });
+      const inOne = kernel(text, "group_backward_moments", { SILU, ROWS });
       inOne.launch({ ...known, joined: all }, params, overWhole, backward);
     } else {
       const [s1, s2] = partials(), sums = { sum1: s1, sum2: s2 };
-      kernel(text, "group_backward_partials", { SILU })
+      kernel(text, "group_backward_partials", { SILU, WG })
         .launch({ ...known, s1, s2 }, params, overPartials, backward);
-      kernel(text, "group_backward_statistics").launch({ w1: w, ...sums, all }, params, overGroups);
+      const join = statistics("group_backward_statistics");
+      join.kernel.launch({ w1: w, ...sums, all }, params, join.grid);
     }
     kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
       { ...known, of_u: all, y: dx, dw: dw as Tensor, db: db as Tensor },

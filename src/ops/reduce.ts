@@ -73,9 +73,10 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const [outer, size, I] = a.shape as [number, number, number];
   check(a.rank === 3 && b.shape.join() === a.shape.join(), "sum", "both must be [O, K, I]", a, b);
   const { source: text, width } = byWidth(pairSource, I);
-  const inner = I / width, chunks = columnChunks(outer * inner, size);
+  const cpu = device().profile === "cpu", inner = I / width;
+  const chunks = cpu ? columnChunks(outer * inner, size) : chunksOf(outer * inner, size, 65536, 16);
   const y = empty([outer, chunks, 2 * I], "f32", "reduction");
-  const WG = columnGroup();
+  const WG = cpu ? 16 : 64;
   kernel(text, "sum_and_dot", { WG }).launch(
     { a, b, y },
     { outer, size, inner, chunks, chunk: Math.ceil(size / chunks) },
@@ -140,12 +141,10 @@ function chunksOf(items: number, length: number, wanted: number, least: number):
   return Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
 }
 
-/** Of columns. A second launch costs a software adapter as much as 500 loads. */
+/** Of columns. A second launch costs as much as 500 loads, of one lane of a software adapter or of eight of a GPU. */
 function columnChunks(items: number, length: number): number {
-  return device().profile === "cpu" ? chunksOf(items, length, 64, 512) : chunksOf(items, length, 16384, 16);
+  return chunksOf(items, length, device().profile === "cpu" ? 64 : 8192, 512);
 }
-
-const columnGroup = () => device().profile === "cpu" ? 16 : 64;
 
 /** [O, K, I] -> [O, I], in one or two launches. */
 function reduceGroup(
@@ -161,7 +160,9 @@ function reduceGroup(
   const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
-  const chunks = inner === 1 ? chunksOf(items, length, cpu ? 64 : 1024, 64) : columnChunks(items, length);
+  const chunks = inner === 1
+    ? chunksOf(items, length, cpu ? 64 : 1024, cpu ? 64 : 512)
+    : columnChunks(items, length);
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {
@@ -183,8 +184,8 @@ function reduceGroup(
       { flops, fusion: { loads: ["x", "x4"], stores: ["y"] } },
     );
   } else {
-    const group = columnGroup();
-    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group }).launch(
+    const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
+    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, LANES: lanes }).launch(
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),

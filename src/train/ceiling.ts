@@ -26,20 +26,26 @@ export interface Ceiling {
 /** Above this a run is timed alone, and less often. */
 const LONG_MS = 400;
 
+/** A GPU that had nothing to do clocks down to a sixth, and works this long before it is at its full speed again. */
+const WARM_MS = 250;
+
 /**
  * Milliseconds of one run, several times over, the shortest first; short runs are timed in batches.
- * @param run hands the work to the device and does not wait
+ * @param run hands the work of so many runs to the device and does not wait
  */
-export async function timesOf(run: () => void, batchMs = 100, tries = 5): Promise<number[]> {
+export async function timesOf(run: (runs: number) => void, batchMs = 100, tries = 5): Promise<number[]> {
   const batch = async (n: number) => {
     await device().idle();
     const began = performance.now();
-    for (let i = 0; i < n; i++) run();
+    run(n);
     return (await device().idle() - began) / n;
   };
   await batch(1);
-  const single = Math.min(await batch(1), await batch(1));
-  const n = Math.min(400, Math.max(1, Math.ceil(batchMs / Math.max(0.05, single))));
+  let single = Math.min(await batch(1), await batch(1));
+  const runsIn = (ms: number) => Math.min(400, Math.max(1, Math.ceil(ms / Math.max(0.005, single))));
+  const until = performance.now() + (device().facts.software ? 0 : WARM_MS);
+  while (performance.now() < until) single = await batch(runsIn(10));
+  const n = runsIn(batchMs);
   const times: number[] = [];
   for (let i = 0; i < (single > LONG_MS ? 3 : tries); i++) times.push(await batch(n));
   return times.sort((a, b) => a - b);
@@ -62,7 +68,8 @@ export async function measureCeiling(): Promise<Ceiling> {
     fma = Math.max(fma, program.plan.flops / await best(program) / 1e6);
   }
   const copies: Ceiling["copies"] = [];
-  for (const bytes of [1 << 20, 1 << 22, 1 << 24, 1 << 26]) {
+  // Caches of GPUs hold 64 MiB.
+  for (const bytes of [1 << 20, 1 << 22, 1 << 24, 1 << 26, ...cpu ? [] : [1 << 28, 1 << 30]]) {
     const program = capture("copy", { x: input([bytes / 8]) }, ({ x }) => ({ y: pointwise(["x0"], [x]) }));
     copies.push({ bytes, rate: bytes / await best(program) / 1e6 });
   }
@@ -78,7 +85,7 @@ export async function measureCeiling(): Promise<Ceiling> {
 
 async function best(program: Any): Promise<number> {
   await program.prepare();
-  const [shortest] = await timesOf(() => program.run());
+  const [shortest] = await timesOf((runs) => program.repeat(runs));
   program.destroy();
   return shortest as number;
 }

@@ -174,7 +174,7 @@ async function timeOfCase(shapes: Shape[], fn: (a: Tensor, b: Tensor, dy: Tensor
     y: fn(t.x0 as Tensor, t.x1 as Tensor, t.x2 as Tensor),
   })).prepare();
   try {
-    const [ms] = await timesOf(() => program.run(), 30, 3);
+    const [ms] = await timesOf((runs) => program.repeat(runs), 30, 3);
     return { ms: ms as number, flops: program.plan.flops };
   } finally {
     program.destroy();

@@ -19,7 +19,7 @@ const HELP = `Measure kernels and whole steps against this adapter's ceiling
 
 Usage: deno task bench [options]
 
-  --only TEXT          cases whose name contains this
+  --only TEXT          cases whose name contains this; given more than once, any of them
   --precision f32|f16  how activations are stored [f32, with some cases in f16]
   --profile cpu|gpu    which kernels run [by the adapter]
   --all                with cases that fill a GPU and take a CPU seconds and minutes
@@ -34,7 +34,7 @@ const BOOLEANS = ["all", "peers", "torch", "json", "markdown", "help"];
 const STRINGS = ["only", "precision", "profile"];
 
 interface Options {
-  only: string;
+  only: readonly string[];
   precision: Precision;
   profile: Profile | undefined;
   all: boolean;
@@ -48,6 +48,7 @@ function optionsOf(args: string[]): Options | undefined {
   const parsed = parseArgs(args, {
     boolean: BOOLEANS,
     string: STRINGS,
+    collect: ["only"],
     unknown: (arg) => {
       const known = [...BOOLEANS, ...STRINGS];
       const near = hint(arg.replace(/^--/, ""), known, "--");
@@ -62,7 +63,7 @@ function optionsOf(args: string[]): Options | undefined {
   };
   if (parsed.json && parsed.markdown) throw new UsageError("Cannot print --json and --markdown at once");
   return {
-    only: String(parsed.only ?? ""),
+    only: ((parsed.only ?? []) as unknown[]).map(String),
     precision: choice("precision", ["f32", "f16"]) ?? "f32",
     profile: choice("profile", ["cpu", "gpu"]),
     all: Boolean(parsed.all),
@@ -76,12 +77,15 @@ async function main(o: Options): Promise<void> {
   const torch = o.torch ? await findTorch() : undefined; // before minutes are spent on the rest
   await openDevice(o.profile ? { profile: o.profile } : {});
   const { facts, profile } = device();
-  const wanted = ({ name }: { name: string }) => name.includes(o.only);
+  const wanted = ({ name }: { name: string }) =>
+    o.only.length === 0 || o.only.some((text) => name.includes(text));
   const large = o.all || !facts.software;
   const kernels = kernelCases(o.precision, large).filter(wanted);
   const whole = (await steps(o.precision, large)).filter(wanted);
   if (kernels.length + whole.length === 0) {
-    throw new UsageError(`Cannot measure: no case has "${o.only}" in its name`);
+    throw new UsageError(
+      `Cannot measure: no case has ${o.only.map((t) => `"${t}"`).join(" or ")} in its name`,
+    );
   }
   const report = new Report(o.format), own = new Map<string, number>();
   const ceiling = await measureCeiling();

@@ -61,8 +61,11 @@ export function largeProduct(precision: Precision, software: boolean): Case {
   return { name: "large product", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
 }
 
-function* convolutions(): Generator<Sizes & { name: string }> {
-  for (const [of, B, S, C] of [["", 1, 64, 64], ["", 1, 32, 128], [" (tiny)", 8, 32, 16]] as const) {
+function* convolutions(large: boolean): Generator<Sizes & { name: string }> {
+  const sizes: [of: string, B: number, S: number, C: number][] = [["", 1, 64, 64], ["", 1, 32, 128]];
+  sizes.push([" (tiny)", 8, 32, 16]);
+  if (large) sizes.push(["", 16, 64, 128]);
+  for (const [of, B, S, C] of sizes) {
     for (const [wrt, what] of [["y", ""], ["x", " dx"], ["weight", " dweight"]] as const) {
       const batch = B > 1 ? `${B}x` : "";
       yield {
@@ -79,33 +82,44 @@ function* convolutions(): Generator<Sizes & { name: string }> {
   }
 }
 
-function* attentions(): Generator<Sizes & { name: string }> {
-  for (const [B, T] of [[16, 64], [4, 256], [1, 1024]] as const) {
+function* attentions(large: boolean): Generator<Sizes & { name: string }> {
+  const sizes: [B: number, T: number][] = [[16, 64], [4, 256], [1, 1024]];
+  if (large) sizes.push([64, 256], [16, 1024]);
+  for (const [B, T] of sizes) {
     const sizes = { op: "attention", B, T, NH: 6, HS: 64 } as const;
     yield { ...sizes, name: `attention ${B}x${T}x6x64`, pass: "forward" };
     yield { ...sizes, name: `attention ${B}x${T}x6x64 with gradients`, pass: "gradients" };
   }
 }
 
-const rows = (
-  op: "layer norm" | "rms norm" | "softmax" | "add" | "silu",
-  name: string,
-  pass: Pass = "forward",
-) => ({ name: `${name} 1024x768${pass === "forward" ? "" : " with gradients"}`, op, pass, R: 1024, C: 768 });
-
-function* memoryBound(): Generator<Sizes & { name: string }> {
-  yield rows("layer norm", "layer norm");
-  yield rows("layer norm", "layer norm", "gradients");
-  yield rows("rms norm", "RMS norm");
-  yield rows("rms norm", "RMS norm", "gradients");
-  yield { name: "group norm + SiLU 16x32x32x16", op: "group norm", B: 16, H: 32, W: 32, C: 16, groups: 4 };
-  yield { name: "group norm + SiLU 1x64x64x128", op: "group norm", B: 1, H: 64, W: 64, C: 128, groups: 32 };
-  yield rows("softmax", "softmax");
-  yield rows("softmax", "softmax", "gradients");
-  yield rows("add", "add");
-  yield rows("silu", "SiLU");
-  yield rows("silu", "SiLU", "gradients");
+/** @param large more than caches hold, in tensors that every adapter can bind (128 MiB) */
+function* memoryBound(large: boolean): Generator<Sizes & { name: string }> {
+  const groupNorm = (B: number, S: number, C: number, groups: number) => ({
+    name: `group norm + SiLU ${B}x${S}x${S}x${C}`,
+    op: "group norm" as const,
+    B,
+    H: S,
+    W: S,
+    C,
+    groups,
+  });
+  const C = 768;
+  for (const R of large ? [1024, 32768] : [1024]) {
+    const rows = (op: "layer norm" | "rms norm" | "softmax" | "add" | "silu", pass: Pass) => {
+      const title = op.replace("rms", "RMS").replace("silu", "SiLU");
+      return { name: `${title} ${R}x${C}${pass === "forward" ? "" : " with gradients"}`, op, pass, R, C };
+    };
+    for (const op of ["layer norm", "rms norm", "softmax", "silu"] as const) {
+      yield rows(op, "forward");
+      yield rows(op, "gradients");
+    }
+    yield rows("add", "forward");
+  }
+  yield groupNorm(16, 32, 16, 4);
+  yield groupNorm(1, 64, 128, 32);
+  if (large) yield groupNorm(16, 128, 128, 32);
   yield { name: "AdamW, clip, EMA 8 M", op: "adamw", n: 8 << 20 };
+  if (large) yield { name: "AdamW, clip, EMA 32 M", op: "adamw", n: 32 << 20 };
 }
 
 /** Those whose halves are measured where f32 is asked for, too. */
@@ -114,10 +128,10 @@ const ALSO_HALVES =
 
 /**
  * The kernel cases, in the order in which they run.
- * @param large with products that take seconds on a CPU
+ * @param large with those that fill a GPU and take a CPU seconds
  */
 export function kernelCases(precision: Precision, large: boolean): Case[] {
-  const all = [...gemms(large), ...convolutions(), ...attentions(), ...memoryBound()];
+  const all = [...gemms(large), ...convolutions(large), ...attentions(large), ...memoryBound(large)];
   // The optimizer works on f32 whatever the activations are.
   const cases = all.map((c) => ({ ...c, precision: c.op === "adamw" ? "f32" as const : precision }));
   const halves = precision === "f16" ? [] : all.filter(({ name }) => ALSO_HALVES.test(name));

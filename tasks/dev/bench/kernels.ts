@@ -100,15 +100,19 @@ function recipeOf(c: Exclude<Sizes, { op: "adamw" }>): Recipe {
 /** Numbers drawn for an operand; a larger one has them over and over. */
 const DRAWN = 1 << 18;
 
-/** Uniform in -0.5..0.5, drawn when there is memory for it. */
+/** Uniform in -0.5..0.5. */
+function draw<A extends Float32Array<ArrayBuffer> | Float16Array<ArrayBuffer>>(values: A): A {
+  for (let i = 0; i < Math.min(values.length, DRAWN); i++) values[i] = Math.random() - 0.5;
+  for (let n = DRAWN; n < values.length; n *= 2) values.copyWithin(n, 0, n);
+  return values;
+}
+
+/** Draws what the storage holds when there is memory for it. */
 function fill({ storage }: Tensor): void {
-  storage.initialise(() => {
-    const { elements, half } = storage;
-    const values = half ? new Float16Array(elements) : new Float32Array(elements);
-    for (let i = 0; i < Math.min(elements, DRAWN); i++) values[i] = Math.random() - 0.5;
-    for (let n = DRAWN; n < elements; n *= 2) values.copyWithin(n, 0, n);
-    return half ? new Uint16Array(values.buffer) : values as Float32Array<ArrayBuffer>;
-  });
+  const { elements, half } = storage;
+  storage.initialise(() =>
+    half ? new Uint16Array(draw(new Float16Array(elements)).buffer) : draw(new Float32Array(elements))
+  );
 }
 
 const stored = (shape: Shape, precision: Precision) =>
@@ -135,7 +139,7 @@ export function kernelOf(c: Case): Measurable {
 
 /** AdamW with clipping and a weight average: six values read and four written for each parameter. */
 function updates(n: number): Measurable {
-  const make = () => variable([n]);
+  const make = () => variable([n], { init: () => draw(new Float32Array(n)).map(Math.abs) });
   const [parameters, gradients, m, v, ema] = [make(), make(), make(), make(), make()];
   const hyper = hyperVariable(), progress = progressVariable(false);
   hyper.storage.write(
