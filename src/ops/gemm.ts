@@ -84,7 +84,8 @@ function product(
   const count = batch.count * heads.count;
   const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
   const gathersA = source.kind === "conv" || source.kind === "conv_dx";
-  const depth = gathersA ? K : splitDepth(profile, M, N, K, count);
+  // A software adapter walks over a map from its first tap to its last.
+  const depth = cpu && gathersA ? K : splitDepth(profile, M, N, K, count);
   const splits = Math.ceil(K / depth);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;

@@ -66,8 +66,8 @@ export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
 // to 4096 numbers a side, shapes and tiles in turn with each other; convolutions as `tok doctor --tune` measures them, the
 // middle of four times. Loads go with the sum of a tile's sides and arithmetic with their product, but outputs and operands
 // beyond the first cache (48 KiB a core, 640 outputs of 16 lanes are 40) lose what that saves. The machine's speed changed by a
-// third meanwhile: differences below a twentieth say little. gpu: relative, from the loads of workgroup memory that a
-// multiply-add needs (1/2, 3/8, 1/4 of a vector); no adapter was measured.
+// third meanwhile: differences below a twentieth say little. gpu: TFLOP/s of an H100 at 4096, and how many workgroups are as
+// fast together as they are alone.
 const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
   nn: [66, 72, 70, 78],
   nt: [66, 70, 71, 75],
@@ -77,8 +77,8 @@ const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
   conv_dx: [50, 55, 58, 64],
   conv_dweight: [65, 76, 73, 76],
 };
-const GPU_RATES = [1, 1.4, 1.4, 1.7];
-const GPU_SLOTS = [264, 192, 192, 132];
+const GPU_RATES = [31, 39, 39, 45];
+const GPU_SLOTS = [155, 134, 140, 132];
 
 /** Multiply-adds of a product over all runs (3 s of two cores) from which a software adapter may use large tiles. */
 const LARGE = 90e9;

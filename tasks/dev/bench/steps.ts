@@ -7,10 +7,12 @@ import { alignConfig, trainDitConfig } from "../../../src/config.ts";
 import { capture } from "../../../src/gpu/program.ts";
 import { Initializer } from "../../../src/init.ts";
 import { Discriminator } from "../../../src/models/discriminator.ts";
+import { Lpips } from "../../../src/models/lpips.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/parameter_set.ts";
+import { PRESETS } from "../../../src/presets.ts";
 import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor.ts";
 import { Alignment, StageRun } from "../../../src/train/alignment.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
@@ -51,6 +53,12 @@ export type Step = StepSizes & {
   make(): Promise<Measurable>;
 };
 
+/** What `tok align` is given: values of options, and the encoder that they are for. */
+interface Preset {
+  values: Record<string, unknown>;
+  encoder: VitConfig;
+}
+
 /**
  * The steps, in the order in which they run.
  * @param large with batches that take a processor minutes, and fill a GPU
@@ -63,6 +71,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     num_attention_heads: 12,
     image_size: 518,
   });
+  const dinov2 = { values: { ...PRESETS["dinov2-b"], accumulate: 1 }, encoder: base };
   const { batchSize } = trainDitConfig.parse({});
   const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
   const small = DIT_SIZES["S/1"];
@@ -70,6 +79,8 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     ? [
       vit("encoder forward, DINOv2-B, 32 images of 224", "forward", base, 32, 224, precision),
       vit("encoder with gradients, DINOv2-B, 32 images of 224", "gradients", base, 32, 224, precision),
+      alignment("alignment step, stage 2, DINOv2-B, 8 images of 256", 2, precision, dinov2),
+      alignment("alignment step, stage 3 with GAN, DINOv2-B, 8 images of 256", 3, precision, dinov2),
       training("DiT training step, B/1, batch 32", DIT_SIZES["B/1"], 32, precision),
       sampling("sampling step with guidance, B/1, 32 samples", DIT_SIZES["B/1"], 32),
     ]
@@ -124,34 +135,36 @@ function vit(
   return { op: "vit", name, precision, pass, B, image, patch, C, depth, NH, make };
 }
 
-function alignment(name: string, number: 1 | 2 | 3, precision: Precision): Step {
+/** A stage of `tok align`; the adversarial loss of the preset "tiny" begins in stage 3. */
+function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset?: Preset): Step {
   const make = async () => {
-    const c = alignConfig.parse({});
-    const encoder = await openEncoder();
+    const c = alignConfig.parse(preset?.values ?? {});
+    const embedded = await openEncoder(), encoder = preset?.encoder ?? embedded.config;
     const tokenizer = new Tokenizer(tokenizerConfig.parse({
       image_size: c.imageSize,
-      encoder: encoder.config,
-      image_mean: encoder.preprocessor.mean,
-      image_std: encoder.preprocessor.std,
-      adapter_hidden: encoder.config.hidden_size,
+      encoder,
+      image_mean: embedded.preprocessor.mean,
+      image_std: embedded.preprocessor.std,
+      adapter_hidden: encoder.hidden_size,
       decoder: {
         ch: c.decoderChannels,
         ch_mult: c.decoderMultiples,
         num_res_blocks: c.decoderBlocks,
-        attn_resolutions: [],
+        attn_resolutions: c.decoderAttention.filter((side) => side > 0),
         resolution: c.imageSize,
         z_channels: c.latentChannels,
         groups: c.decoderGroups,
       },
     }));
-    // The preset's adversarial loss begins in stage 3.
     const adversarial = number === 3;
     const discriminator = adversarial
       ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
       : undefined;
     tokenizer.init(new Initializer(0));
     discriminator?.init(new Initializer(1));
-    const models = new Alignment(tokenizer, discriminator, undefined, precision);
+    const lpips = c.perceptual === "lpips" ? new Lpips() : undefined;
+    const ofLpips = lpips ? [new ParameterSet("lpips", lpips, precision)] : [];
+    const models = new Alignment(tokenizer, discriminator, lpips, precision);
     const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
     if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
     const run = new StageRun(models, stage, { ...c, semanticLoss: c.semanticLoss });
@@ -160,7 +173,7 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision): Step 
       program,
       destroy() {
         run.destroy();
-        for (const set of Object.values(models.sets)) set.destroy();
+        for (const set of [...Object.values(models.sets), ...ofLpips]) set.destroy();
       },
     };
   };
