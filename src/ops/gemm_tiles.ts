@@ -164,7 +164,7 @@ function builtIn(profile: Profile, kind: ProductKind, [m, n]: Tile): TileRate {
  * there are outputs enough. Parts are multiples of 16, and counted in tiles of one size whatever tile is chosen.
  */
 export function splitDepth(profile: Profile, M: number, N: number, K: number, count: number): number {
-  const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 512];
+  const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 128];
   const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
   const splits = tiles >= wanted
     ? 1
