@@ -93,7 +93,7 @@ ${
       lines(TN4, (j) =>
         `let b${q}_${j} = vec4<f32>(${
           range(4).map((e) =>
-            `b_at(from_b, k, k + ${q}u, n0 + ${4 * j + e}u, end)`
+            `b_at(from_b, n0 + ${4 * j + e}u, k, k + ${q}u, end)`
           ).join(", ")
         });`)
     ).join("\n")

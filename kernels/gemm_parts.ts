@@ -46,9 +46,10 @@ export interface GemmSpec {
   readonly ragged: boolean;
   /**
    * gpu, convolutions: the sizes, written out, since every load divides by them. A GPU compiles a text for each convolution in
-   * a tenth of a second; a software adapter takes seconds, and walks without dividing (gemm_cpu.ts).
+   * a tenth of a second; a software adapter takes seconds, and walks without dividing (gemm_cpu.ts). Parts of K must begin at
+   * multiples of GPU_DEPTH.
    */
-  readonly sizes?: ConvSizes | undefined;
+  readonly sizes: ConvSizes | undefined;
   /** cpu, conv_dx: the stride, so that the tap of a pixel needs no division by a variable; 1 otherwise. */
   readonly stride: number;
   /** cpu, conv and conv_dx: K runs as (ky, c by the step, kx, c inside the step) instead of (ky, kx, c). */
@@ -95,7 +96,7 @@ fn a_at(from_a: u32, m: u32, slab: u32, k: u32, end: u32) -> ${V} {
   ${body}
 }`;
   const b = (body: string) => `
-fn b_at(from_b: u32, slab: u32, k: u32, n: u32, end: u32) -> ${V} {
+fn b_at(from_b: u32, n: u32, slab: u32, k: u32, end: u32) -> ${V} {
   if (n >= params.N || k >= end) { return ${V}(); }
   ${body}
 }`;
@@ -104,7 +105,7 @@ fn b_at(from_b: u32, slab: u32, k: u32, n: u32, end: u32) -> ${V} {
       b(read("b", `from_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}`));
   }
   const { H, W, C, Ho, Wo, Co, KW, stride, top, left } = sizeNames(sizes);
-  /** The tap that `channels` of them belong to: one for a whole slab where that divides them. */
+  /** The tap that k belongs to. Where 16 divides the channels, a slab lies inside one, so that all lanes divide the same number. */
   const tapOf = (name: "C" | "Co", channels: string) =>
     `let tap = ${sizes && sizes[name] % GPU_DEPTH === 0 ? "slab" : "k"} / ${channels};`;
   const ofX = `

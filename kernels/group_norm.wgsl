@@ -143,23 +143,25 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   let pixels = f32(params.pixels);
   let from_image = image * params.pixels * params.channels;
   let from_sums = image * params.chunks * params.channels;
-  var mean_g = 0.0;
+  let origin = x1[from_image + first]; // so that a constant group is exactly its mean
+  var apart = 0.0; // first values of the channels, above the origin
+  var own = 0.0;   // of the lane: what the channels are above their first values
   for (var c = first; c < first + width; c++) {
-    var s = 0.0;
-    for (var k = lane; k < chunks; k += LANES) { s += sum1[from_sums + k * params.channels + c]; }
-    mean_g += (x1[from_image + c] + sum_lanes(vec2(s, 0.0), lane, row).x / pixels) / f32(width);
+    apart += x1[from_image + c] - origin;
+    for (var k = lane; k < chunks; k += LANES) { own += sum1[from_sums + k * params.channels + c]; }
   }
-  var variance = 0.0;
+  let mean_g = origin + (apart + sum_lanes(vec2(own, 0.0), lane, row).x / pixels) / f32(width);
+  var squares = 0.0; // of the lane: of what they are above the mean, less the offsets' part
+  var offsets = 0.0;
   for (var c = first; c < first + width; c++) {
-    var own = vec2<f32>();
+    let offset = x1[from_image + c] - mean_g;
+    offsets += offset * offset;
     for (var k = lane; k < chunks; k += LANES) {
       let at = from_sums + k * params.channels + c;
-      own += vec2(sum1[at], sum2[at]);
+      squares += sum2[at] + 2.0 * offset * sum1[at];
     }
-    let sums = sum_lanes(own, lane, row); // of x and of its square, less the channel's first value
-    let offset = x1[from_image + c] - mean_g;
-    variance += (sums.y + 2.0 * offset * sums.x) / pixels + offset * offset;
   }
+  let variance = sum_lanes(vec2(squares, 0.0), lane, row).x / pixels + offsets;
   if (!live || lane > 0u) { return; }
   let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
   for (var c = first; c < first + width; c++) {
@@ -242,7 +244,8 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
   let map = params.images * params.channels;
   let from_map = image * params.channels;
   var of_group = vec2<f32>(); // sums of u w and of u w n
-  for (var c = first; c < first + width; c++) {
+  for (var j = 0u; j < width; j++) { // as often in every lane: they meet in sum_lanes
+    let c = first + j;
     var own = vec2<f32>();
     for (var k = lane; k < chunks; k += LANES) {
       let at = (image * params.chunks + k) * params.channels + c;

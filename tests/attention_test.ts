@@ -116,7 +116,7 @@ Deno.test("attention() to many keys, whose weights are not kept, matches the ref
 
 Deno.test("attentionByBlocks() of parts of images, of one and of several at a time matches the reference", async () => {
   // Blocks of 16 and of 32 queries, of two images, and all at once.
-  for (const bytes of [1, 4 * 2 * 33 * 50, 4 * 2 * 2 * 50 * 50, 4 * 3 * 2 * 50 * 50]) {
+  for (const bytes of [1, 4 * 2 * 33 * 52, 4 * 2 * 2 * 50 * 52, 4 * 3 * 2 * 50 * 52]) {
     await checkOp({
       op: (q, k, v) => attentionByBlocks(q as Tensor, k as Tensor, v as Tensor, bytes),
       reference: attentionReference,
@@ -124,6 +124,22 @@ Deno.test("attentionByBlocks() of parts of images, of one and of several at a ti
       tolerance: 5e-6,
       gradientTolerance: 5e-5,
     });
+  }
+});
+
+Deno.test("blocks of attention take no more bytes than they may", async () => {
+  await testDevice();
+  for (const [B, T, NH] of [[3, 519, 6], [2, 700, 5], [1, 1025, 3], [4, 520, 1]] as const) {
+    for (const bytes of [1 << 18, 1 << 20, 3_000_001, 1 << 23]) {
+      const { plan } = capture("attention", {}, () => {
+        const [q, k, v] = [0, 1, 2].map(() => input([B, T, NH, 8])) as [Tensor, Tensor, Tensor];
+        return { y: attentionByBlocks(q, k, v, bytes) };
+      });
+      const weights = plan.launches.filter(({ kernel }) => kernel.entry === "attention_rows")
+        .map(({ storages }) => Math.max(...storages.map((s) => s.bytes)));
+      assert(weights.every((n) => n <= bytes), `${Math.max(...weights)} of ${bytes}, ${[B, T, NH]}`);
+      assert(weights.length <= 2 + 2 * B * T * NH * T * 4 / bytes, `${weights.length} blocks`);
+    }
   }
 });
 

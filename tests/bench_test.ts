@@ -83,7 +83,9 @@ Deno.test("the benchmark refuses what is not an option, and explains itself", as
   assertEquals([wrong.code, wrong.stdout], [2, ""]);
   assert(wrong.stderr.includes("did you mean --peers?"), wrong.stderr);
   assertEquals((await run("--precision", "f64")).code, 2);
-  assertEquals((await run("--only", "no such case")).code, 2);
+  const none = await run("--only", "no such case", "--only", "nor this");
+  assertEquals(none.code, 2);
+  assert(none.stderr.includes(`"no such case" or "nor this"`), none.stderr);
   const help = await run("--help");
   assert(help.code === 0 && help.stdout.includes("--torch"));
 });

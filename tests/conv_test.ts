@@ -57,6 +57,15 @@ const CASES: [string, ConvOptions, number[][][]][] = [
     [8, 3, 3, 8],
     [8],
   ]]],
+  ["3x3 of channels that fill slabs, whose taps are cut apart", { padding: 1 }, [
+    [[1, 6, 6, 32], [8, 3, 3, 32], [8]],
+    [[1, 5, 3, 16], [32, 3, 3, 16], [32]],
+  ]],
+  ["3x3 with stride 2 of channels that fill slabs", { stride: 2, padding: 1 }, [[
+    [1, 5, 6, 16],
+    [32, 3, 3, 16],
+    [32],
+  ]]],
   ["8x8 patches", { stride: 8 }, [[[2, 16, 8, 3], [12, 8, 8, 3], [12]]]],
   ["14x14 patches", { stride: 14 }, [[[1, 14, 28, 3], [5, 14, 14, 3], [5]]]],
 ];

@@ -115,6 +115,8 @@ Deno.test("K is cut by the shape alone, into parts that fill the machine", () =>
   assertEquals(splitDepth("cpu", 16, 16, 4096, 1), 128);
   assertEquals(splitDepth("gpu", 384, 384, 65536, 1) % 16, 0);
   assertEquals(Math.ceil(65536 / splitDepth("gpu", 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
+  assertEquals(splitDepth("gpu", 256, 768, 768, 1), 128); // 12 tiles, whose K of 6 times 128 is cut as fine as it may be
+  assertEquals(splitDepth("gpu", 8192, 768, 768, 1), 768); // of 384 tiles
   for (const [M, K] of [[64, 5000], [300, 1040]] as const) {
     const depth = splitDepth("cpu", M, 48, K, 1);
     useTiles(onlyTile("cpu", [32, 16]));

@@ -243,6 +243,28 @@ Deno.test("a variable is updated in place, run after run", async () => {
   program.destroy();
 });
 
+Deno.test("a program repeated in one submission does what as many runs do", async () => {
+  const n = 24, first = randomArray(n * n, 3), matrix = randomArray(n * n, 4).map((v) => v / n);
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const state = variable([n, n], { init: () => first });
+    const program = await capture("t", { w: input([n, n]) }, ({ w }) => {
+      copy(matmul(state, w), state); // read as a texture where products are staged, and written
+      return {};
+    }).prepare();
+    program.run({ w: matrix });
+    for (let i = 0; i < 2; i++) program.run();
+    const expected = await readTensor(state);
+    state.storage.write(first);
+    const before = device().counters.submits;
+    program.repeat(3);
+    assertEquals(device().counters.submits, before + 1);
+    assertEquals(await readTensor(state), expected);
+    program.destroy();
+    state.storage.destroy();
+  }
+});
+
 Deno.test("a program refuses inputs that it does not have or that are too long", async () => {
   await testDevice();
   const program = await capture("t", { x: input([4]) }, ({ x }) => ({ y: square(x) })).prepare();

@@ -1,9 +1,9 @@
 // Scaled dot-product attention and its gradients (Vaswani et al., 2017) as matrix products. Of few keys the T x S matrix of
 // weights is small, and kept for the backward pass. Of many keys it is never whole: a block of queries at a time has its
 // weights, and computes them again in the backward pass, as FlashAttention does (Dao et al., 2022). Blocks that stay in
-// registers and workgroup memory would save what the weights cost to write and read, a fifth of the time; but products of
-// 32-bit numbers take the rest either way, and theirs are the fastest kernels there are. (A streaming kernel of a query a
-// lane took 8 times as long on an H100, and 40 with gradients.)
+// registers and workgroup memory would save what the weights cost to write and read, a quarter of the time on an H100; but
+// products take the rest either way, and theirs are the fastest kernels there are. (A streaming kernel of a query a lane took
+// 11 times as long there, and 60 times with gradients.)
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { checkpoint, differentiable } from "../autograd.ts";
@@ -16,12 +16,10 @@ import { concat, split } from "./shape.ts";
 /** From this many keys on, the matrix of weights is not kept. */
 const MANY_KEYS = 512;
 
-/** Bytes of the weights of a block at most: on a GPU enough to fill it; larger ones are a tenth faster elsewhere. */
+/** Bytes of the weights of a block: enough to fill a GPU; on a CPU larger ones are a tenth faster, and take as much more. */
 const BLOCK_BYTES = { cpu: 16 << 20, gpu: 256 << 20 };
-const blockBytes = ({ profile, limits } = device()) =>
-  Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize);
-/** Queries of a block at least. */
-const LEAST_QUERIES = 16;
+/** Blocks have a multiple of so many queries. */
+const SOME_QUERIES = 16;
 
 /**
  * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
@@ -40,7 +38,8 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     v,
   );
   if (k.dim(1) < MANY_KEYS) return attentionByProducts(q, k, v);
-  return attentionByBlocks(q, k, v, blockBytes());
+  const { profile, limits } = device();
+  return attentionByBlocks(q, k, v, Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize));
 }
 
 /** Elements from one image, head and row to the next. */
@@ -54,7 +53,7 @@ interface Layout {
 function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.dim(1);
   const scale = HS ** -0.5;
-  const padded = Math.ceil(S / 4) * 4;
+  const padded = paddedKeys(S);
   const matrix = [B, NH, T, padded]; // rows end in zeros
   const weights: Layout = { image: NH * T * padded, head: T * padded, row: padded };
   const heads = (length: number): Layout => ({ image: length * NH * HS, head: HS, row: NH * HS });
@@ -103,21 +102,27 @@ function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
   });
 }
 
-/** The same, of so many images or queries at a time that their weights take `bytes`, and nothing of them is kept. */
+/** Elements of a row of weights: rows are whole vectors. */
+const paddedKeys = (S: number) => Math.ceil(S / 4) * 4;
+
+/**
+ * The same, of so many images at a time, or queries of one, that their weights take at most `bytes` (or 16 queries), and
+ * nothing of them is kept.
+ */
 export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
-  const [B, T, NH] = q.shape as [number, number, number], ofImage = 4 * T * NH * k.dim(1);
-  const images = Math.max(1, Math.floor(bytes / ofImage));
-  if (images < B) {
-    const [qs, ks, vs] = [q, k, v].map((x) => split(x, parts(B, images), 0)) as [
-      Tensor[],
-      Tensor[],
-      Tensor[],
-    ];
+  const [B, T, NH] = q.shape as [number, number, number], ofQuery = 4 * NH * paddedKeys(k.dim(1));
+  const images = Math.floor(bytes / (ofQuery * T));
+  const once = (q: Tensor) => checkpoint(attentionByProducts, [q, k, v], []);
+  if (images >= B) return once(q);
+  if (B > 1) {
+    const sizes = parts(B, Math.max(1, images));
+    const [qs, ks, vs] = [q, k, v].map((x) => split(x, sizes, 0)) as [Tensor[], Tensor[], Tensor[]];
     return concat(qs.map((q, i) => attentionByBlocks(q, ks[i] as Tensor, vs[i] as Tensor, bytes)), 0);
   }
-  const once = (q: Tensor) => checkpoint(attentionByProducts, [q, k, v], []);
-  const most = Math.ceil(T / Math.ceil(B * ofImage / bytes) / LEAST_QUERIES) * LEAST_QUERIES;
-  return most < T ? concat(split(q, parts(T, most), 1).map(once), 1) : once(q);
+  const most = Math.max(1, Math.floor(bytes / (ofQuery * SOME_QUERIES))) * SOME_QUERIES;
+  if (most >= T) return once(q);
+  const even = Math.ceil(T / Math.ceil(T / most) / SOME_QUERIES) * SOME_QUERIES;
+  return concat(split(q, parts(T, even), 1).map(once), 1);
 }
 
 /** `all` in parts of `most`, the last one of what is left. */

@@ -11,7 +11,7 @@ import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../t
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
-import { byWidth, rowKernel } from "./rows.ts";
+import { byWidth, rowKernel, sharing } from "./rows.ts";
 
 /**
  * (x - mean) / sqrt(var + eps) * weight + bias over the last axis.
@@ -185,7 +185,7 @@ function grouped(
   const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
   const overPartials = fold(Math.ceil(images * chunks * size / WG));
   const overWhole = fold(Math.ceil(images * groups / ROWS));
-  const statistics = (entry: string) => rowKernel(groupSource, entry, images * groups, chunks);
+  const shared = sharing(chunks), overGroups = fold(Math.ceil(images * groups / shared.ROWS));
   const strands = images * Math.ceil(pixels / PIXELS) * size;
 
   const y = activation(x.shape);
@@ -197,8 +197,8 @@ function grouped(
   } else {
     const [s1, s2] = partials(), outputs = { out1: mean, out2: r };
     kernel(text, "group_partials", { WG }).launch({ x, s1, s2 }, params, overPartials, forward);
-    const join = statistics("group_statistics");
-    join.kernel.launch({ x1: x, sum1: s1, sum2: s2, ...outputs }, params, join.grid);
+    const sums = { x1: x, sum1: s1, sum2: s2 };
+    kernel(text, "group_statistics", shared).launch({ ...sums, ...outputs }, params, overGroups);
   }
   const applied = fold(Math.ceil(strands / 64));
   kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, applied, {
@@ -216,8 +216,7 @@ function grouped(
       const [s1, s2] = partials(), sums = { sum1: s1, sum2: s2 };
       kernel(text, "group_backward_partials", { SILU, WG })
         .launch({ ...known, s1, s2 }, params, overPartials, backward);
-      const join = statistics("group_backward_statistics");
-      join.kernel.launch({ w1: w, ...sums, all }, params, join.grid);
+      kernel(text, "group_backward_statistics", shared).launch({ w1: w, ...sums, all }, params, overGroups);
     }
     kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
       { ...known, of_u: all, y: dx, dw: dw as Tensor, db: db as Tensor },

@@ -73,10 +73,9 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const [outer, size, I] = a.shape as [number, number, number];
   check(a.rank === 3 && b.shape.join() === a.shape.join(), "sum", "both must be [O, K, I]", a, b);
   const { source: text, width } = byWidth(pairSource, I);
-  const cpu = device().profile === "cpu", inner = I / width;
-  const chunks = cpu ? columnChunks(outer * inner, size) : chunksOf(outer * inner, size, 65536, 16);
+  const inner = I / width, chunks = chunksOf("pairs", outer * inner, size);
   const y = empty([outer, chunks, 2 * I], "f32", "reduction");
-  const WG = cpu ? 16 : 64;
+  const WG = device().profile === "cpu" ? 16 : 64;
   kernel(text, "sum_and_dot", { WG }).launch(
     { a, b, y },
     { outer, size, inner, chunks, chunk: Math.ceil(size / chunks) },
@@ -136,14 +135,29 @@ function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): 
   return viewAs(y, shape);
 }
 
-/** How many chunks give `wanted` lanes something to do, and each at least `least` of the `length` loads of an item. */
-function chunksOf(items: number, length: number, wanted: number, least: number): number {
-  return Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
-}
+/**
+ * Chunks to cut rows, columns or pairs of columns into: until there are `wanted` of them to work on at once, and none has
+ * fewer than `least` loads, since adding up the chunks is another launch. On a software adapter that costs one lane as much
+ * as 500 loads. On a GPU it costs the 64 lanes that share a row, or the 8 that share a column, 8 and 64 loads each; a pair is
+ * one lane's.
+ */
+const CHUNKS = {
+  cpu: {
+    rows: { wanted: 64, least: 64 },
+    columns: { wanted: 64, least: 512 },
+    pairs: { wanted: 64, least: 512 },
+  },
+  gpu: {
+    rows: { wanted: 1024, least: 512 },
+    columns: { wanted: 8192, least: 512 },
+    pairs: { wanted: 65536, least: 16 },
+  },
+};
 
-/** Of columns. A second launch costs as much as 500 loads, of one lane of a software adapter or of eight of a GPU. */
-function columnChunks(items: number, length: number): number {
-  return chunksOf(items, length, device().profile === "cpu" ? 64 : 8192, 512);
+/** Chunks of each of `items` of `length` loads. */
+function chunksOf(kind: "rows" | "columns" | "pairs", items: number, length: number): number {
+  const { wanted, least } = CHUNKS[device().profile][kind];
+  return Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
 }
 
 /** [O, K, I] -> [O, I], in one or two launches. */
@@ -160,9 +174,7 @@ function reduceGroup(
   const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
-  const chunks = inner === 1
-    ? chunksOf(items, length, cpu ? 64 : 1024, cpu ? 64 : 512)
-    : columnChunks(items, length);
+  const chunks = chunksOf(inner === 1 ? "rows" : "columns", items, length);
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {

@@ -21,13 +21,18 @@ export function rowKernel(
   constants: Record<string, number> = {},
 ): { kernel: Kernel; grid: [number, number]; size: number } {
   const text = byWidth(rows + source, columns);
-  const size = columns / text.width;
-  const cpu = device().profile === "cpu";
-  const lanes = cpu ? 1 : size >= 64 ? 64 : size >= 16 ? 16 : 4;
-  const perGroup = cpu ? device().lanes : 64 / lanes;
+  const size = columns / text.width, shared = sharing(size);
   return {
-    kernel: kernel(text.source, entry, { ...constants, LANES: lanes, ROWS: perGroup }),
-    grid: fold(Math.ceil(count / perGroup)),
+    kernel: kernel(text.source, entry, { ...constants, ...shared }),
+    grid: fold(Math.ceil(count / shared.ROWS)),
     size,
   };
+}
+
+/** How many lanes share a row of so many loads, and how many rows make a workgroup. */
+export function sharing(loads: number): { LANES: number; ROWS: number } {
+  const { profile, lanes } = device();
+  if (profile === "cpu") return { LANES: 1, ROWS: lanes };
+  const LANES = loads >= 64 ? 64 : loads >= 16 ? 16 : 4;
+  return { LANES, ROWS: 64 / LANES };
 }

@@ -115,7 +115,7 @@ export function tuningSizes(): { S: number; map: Shape; channels: number } {
   if (profile === "cpu") return { S: 480, map: [1, 24, 24], channels: 480 };
   return facts.software
     ? { S: 256, map: [1, 16, 16], channels: 64 }
-    : { S: 2048, map: [4, 64, 64], channels: 128 };
+    : { S: 2048, map: [16, 64, 64], channels: 128 };
 }
 
 /** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */

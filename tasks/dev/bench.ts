@@ -3,7 +3,7 @@
 // machine in the same run (see peers/); their packages live in a temporary folder, not in the project.
 
 import { parseArgs } from "@std/cli/parse-args";
-import { UsageError } from "../../src/errors.ts";
+import { GpuError, UsageError } from "../../src/errors.ts";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
 import { hint } from "../../src/flags.ts";
 import type { Precision } from "../../src/tensor.ts";
@@ -91,24 +91,38 @@ async function main(o: Options): Promise<void> {
   const ceiling = await measureCeiling();
   report.begin(facts.description, profile, ceiling);
 
+  // What does not fit an adapter is no reason to lose the rest.
+  const unlessTooLarge = async (title: string, fn: () => Promise<void>) => {
+    try {
+      await fn();
+    } catch (error) {
+      if (!(error instanceof GpuError) || device().lost !== undefined) throw error;
+      report.skipped(title, error.message);
+    }
+  };
   for (const c of kernels) {
-    const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
-    made.destroy();
-    own.set(titleOf(c), row.ms);
-    report.row(row);
+    await unlessTooLarge(titleOf(c), async () => {
+      const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
+      made.destroy();
+      own.set(titleOf(c), row.ms);
+      report.row(row);
+    });
   }
   const square = kernelOf(largeProduct(o.precision, facts.software));
   if (whole.length) await square.program.prepare();
   for (const step of whole) {
-    const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
-    const division = await divide(made.program, square.program);
-    made.destroy();
-    own.set(titleOf(step), row.ms);
-    report.row(division ? { ...row, division } : row);
+    await unlessTooLarge(titleOf(step), async () => {
+      const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
+      const division = await divide(made.program, square.program);
+      made.destroy();
+      own.set(titleOf(step), row.ms);
+      report.row(division ? { ...row, division } : row);
+    });
   }
   square.destroy();
 
-  const cases: PeerCase[] = [...kernels, ...whole].map((c) => ({ ...c, title: titleOf(c) }));
+  const measured = [...kernels, ...whole].filter((c) => own.has(titleOf(c)));
+  const cases: PeerCase[] = measured.map((c) => ({ ...c, title: titleOf(c) }));
   const compare = async (peer: string, times: AsyncIterable<Measured>) => {
     for await (const { case: title, ms, variant } of times) {
       const name = variant === undefined ? peer : `${peer} ${variant}`;

@@ -44,7 +44,7 @@ export interface Row {
 export interface Division {
   /** Sum over all launches; the rest of the wall time is between launches. */
   kernelMs: number;
-  /** Of `kernelMs` in products: GEMM, convolution, attention. */
+  /** Of `kernelMs` in products, those of convolutions and of attention included. */
   products: number;
   /** GFLOP/s of the products, and its share of what a large square product reaches beside the step. */
   productGflops: number;
@@ -90,9 +90,13 @@ export async function measure(
   return { row, made };
 }
 
-/** GB/s of the largest copy that moves at most `bytes`: what stays in caches is held against a copy that does, too. */
+/**
+ * GB/s of a copy that moves about `bytes`, the faster one of the next smaller and the next larger: what stays in caches is
+ * held against a copy that does, too.
+ */
 function copyRate({ copies }: Ceiling, bytes: number): number {
-  return (copies.findLast((c) => c.bytes <= bytes) ?? copies[0] as { rate: number }).rate;
+  const smaller = copies.findLast((c) => c.bytes <= bytes), larger = copies.find((c) => c.bytes >= bytes);
+  return Math.max(smaller?.rate ?? 0, larger?.rate ?? 0);
 }
 
 /** Rounds of a division. */

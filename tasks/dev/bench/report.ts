@@ -16,14 +16,18 @@ export interface PeerTime {
 
 const WIDTH = 54;
 const percent = (x: number) => `${(100 * x).toFixed(0)} %`;
-const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`;
+const megabytes = (bytes: number) =>
+  bytes < 1e10 ? `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+const times = (ratio: number) => `${ratio.toFixed(ratio < 9.95 ? 2 : 1)} x`;
 const time = (ms: number) => `${ms.toFixed(3).padStart(10)} ms`;
 /** Below so many operations a byte, the bytes are what a case is about. */
 const FEW_OPERATIONS = 8;
 const rate = ({ gbps, gflops }: Row) =>
   gbps !== undefined && gflops < FEW_OPERATIONS * gbps
-    ? `${gbps.toFixed(2)} GB/s`
-    : `${gflops.toFixed(1)} GFLOP/s`;
+    ? `${gbps.toFixed(gbps < 1000 ? 2 : 0)} GB/s`
+    : gflops < 1e4
+    ? `${gflops.toFixed(1)} GFLOP/s`
+    : `${(gflops / 1000).toFixed(1)} TFLOP/s`;
 
 /** Prints in one format. A table's rows are kept until the end, since the peers add columns. */
 export class Report {
@@ -69,6 +73,10 @@ export class Report {
     this.#print({ ...row }, lines.join("\n"));
   }
 
+  skipped(title: string, why: string): void {
+    this.#print({ case: title, skipped: why }, `${title.padEnd(WIDTH)} not measured: ${why}`);
+  }
+
   peer(name: string, packages: readonly string[]): void {
     this.#print({ peer: name, packages }, `\n${packages.join(", ")} on the same machine`);
   }
@@ -76,7 +84,7 @@ export class Report {
   peerTime(t: PeerTime): void {
     this.#peers.push(t);
     const { ratio } = t;
-    const shown = Number.isFinite(ratio) ? `${ratio.toFixed(ratio < 9.95 ? 2 : 1)} x ours` : "";
+    const shown = Number.isFinite(ratio) ? `${times(ratio)} ours` : "";
     this.#print({ ...t }, `${t.case.padEnd(WIDTH)} ${time(t.ms)} ${shown.padStart(14)}  ${t.peer}`);
   }
 
@@ -94,7 +102,7 @@ export class Report {
         megabytes(row.measured),
         ...names.map((name) => {
           const ratio = this.#peers.find((p) => p.peer === name && p.case === title)?.ratio;
-          return ratio === undefined ? "" : `${ratio.toFixed(1)} x`;
+          return ratio === undefined ? "" : times(ratio);
         }),
       ];
     });

@@ -71,7 +71,9 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     num_attention_heads: 12,
     image_size: 518,
   });
-  const dinov2 = { values: { ...PRESETS["dinov2-b"], accumulate: 1 }, encoder: base };
+  const values = PRESETS["dinov2-b"];
+  if (!values) throw new Error("Cannot measure the preset dinov2-b: there is none");
+  const dinov2 = { values: { ...values, accumulate: 1 }, encoder: base };
   const { batchSize } = trainDitConfig.parse({});
   const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
   const small = DIT_SIZES["S/1"];
@@ -79,7 +81,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     ? [
       vit("encoder forward, DINOv2-B, 32 images of 224", "forward", base, 32, 224, precision),
       vit("encoder with gradients, DINOv2-B, 32 images of 224", "gradients", base, 32, 224, precision),
-      alignment("alignment step, stage 2, DINOv2-B, 8 images of 256", 2, precision, dinov2),
+      alignment("alignment step, stage 2 with GAN, DINOv2-B, 8 images of 256", 2, precision, dinov2),
       alignment("alignment step, stage 3 with GAN, DINOv2-B, 8 images of 256", 3, precision, dinov2),
       training("DiT training step, B/1, batch 32", DIT_SIZES["B/1"], 32, precision),
       sampling("sampling step with guidance, B/1, 32 samples", DIT_SIZES["B/1"], 32),
@@ -135,7 +137,7 @@ function vit(
   return { op: "vit", name, precision, pass, B, image, patch, C, depth, NH, make };
 }
 
-/** A stage of `tok align`; the adversarial loss of the preset "tiny" begins in stage 3. */
+/** A stage of `tok align` when all its losses are on. */
 function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset?: Preset): Step {
   const make = async () => {
     const c = alignConfig.parse(preset?.values ?? {});
@@ -156,14 +158,14 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
         groups: c.decoderGroups,
       },
     }));
-    const adversarial = number === 3;
+    const adversarial = (c.ganStart[number - 1] as number) < (c.steps[number - 1] as number);
     const discriminator = adversarial
       ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
       : undefined;
     tokenizer.init(new Initializer(0));
     discriminator?.init(new Initializer(1));
     const lpips = c.perceptual === "lpips" ? new Lpips() : undefined;
-    const ofLpips = lpips ? [new ParameterSet("lpips", lpips, precision)] : [];
+    const ofLpips = lpips ? [new ParameterSet("lpips", lpips)] : []; // to be freed with the others
     const models = new Alignment(tokenizer, discriminator, lpips, precision);
     const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
     if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
