@@ -63,7 +63,7 @@ export const alignConfig = z.strictObject({
     "Stages",
     "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([130, 570, 130]), "Stages", "Steps of the three stages"),
+  steps: option(z.array(count()).length(3).default([120, 500, 110]), "Stages", "Steps of the three stages"),
   lr: option(three(2e-3, 3e-3, 1.5e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
   encoderLr: option(
     amount().default(1),
@@ -101,7 +101,7 @@ export const alignConfig = z.strictObject({
     "Factor of the adaptive adversarial weight; at scale 0.5 [I]",
   ),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([130, 570, 100]),
+    z.array(z.number().int().nonnegative()).length(3).default([120, 500, 85]),
     "Losses",
     "Step of each stage from which the adversarial loss counts",
   ),
@@ -140,7 +140,7 @@ export const trainDitConfig = z.strictObject({
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
   workers,
-  steps: option(count().default(1000), "Training", "Training steps"),
+  steps: option(count().default(900), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
   lr: option(amount().default(7e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
   labelDropout: option(
