@@ -129,40 +129,54 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   s2[item] = sums.second;
 }
 
+// What a lane of the kernels that join chunks adds up: those of one group, LANES apart.
+struct Share {
+  lane: u32,
+  row: u32,
+  image: u32,
+  first: u32,  // channel of the group
+  chunks: u32, // 0 for rows past the last group, which only keep the others company at barriers
+}
+
+fn share(workgroup: u32, index: u32) -> Share {
+  let row = index / LANES;
+  let item = workgroup * ROWS + row;
+  let chunks = select(0u, params.chunks, item < params.images * params.groups);
+  let first = item % params.groups * (params.channels / params.groups);
+  return Share(index % LANES, row, item / params.groups, first, chunks);
+}
+
 @compute @workgroup_size(LANES * ROWS)
 fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = index / LANES;
-  let item = (group.y * groups.x + group.x) * ROWS + row;
-  let live = item < params.images * params.groups;
-  let chunks = select(0u, params.chunks, live);
-  let image = item / params.groups;
+  let own = share(group.y * groups.x + group.x, index);
+  let lane = own.lane;
+  let image = own.image;
   let width = params.channels / params.groups;
-  let first = item % params.groups * width;
+  let first = own.first;
   let pixels = f32(params.pixels);
   let from_image = image * params.pixels * params.channels;
   let from_sums = image * params.chunks * params.channels;
   let origin = x1[from_image + first]; // so that a constant group is exactly its mean
   var apart = 0.0; // first values of the channels, above the origin
-  var own = 0.0;   // of the lane: what the channels are above their first values
+  var above = 0.0; // of the lane: what the channels are above their first values
   for (var c = first; c < first + width; c++) {
     apart += x1[from_image + c] - origin;
-    for (var k = lane; k < chunks; k += LANES) { own += sum1[from_sums + k * params.channels + c]; }
+    for (var k = lane; k < own.chunks; k += LANES) { above += sum1[from_sums + k * params.channels + c]; }
   }
-  let mean_g = origin + (apart + sum_lanes(vec2(own, 0.0), lane, row).x / pixels) / f32(width);
+  let mean_g = origin + (apart + sum_lanes(vec2(above, 0.0), lane, own.row).x / pixels) / f32(width);
   var squares = 0.0; // of the lane: of what they are above the mean, less the offsets' part
   var offsets = 0.0;
   for (var c = first; c < first + width; c++) {
     let offset = x1[from_image + c] - mean_g;
     offsets += offset * offset;
-    for (var k = lane; k < chunks; k += LANES) {
+    for (var k = lane; k < own.chunks; k += LANES) {
       let at = from_sums + k * params.channels + c;
       squares += sum2[at] + 2.0 * offset * sum1[at];
     }
   }
-  let variance = sum_lanes(vec2(squares, 0.0), lane, row).x / pixels + offsets;
-  if (!live || lane > 0u) { return; }
+  let variance = sum_lanes(vec2(squares, 0.0), lane, own.row).x / pixels + offsets;
+  if (own.chunks == 0u || lane > 0u) { return; }
   let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
   for (var c = first; c < first + width; c++) {
     out1[image * params.channels + c] = mean_g;
@@ -233,32 +247,29 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
 @compute @workgroup_size(LANES * ROWS)
 fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                              @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = index / LANES;
-  let item = (group.y * groups.x + group.x) * ROWS + row;
-  let live = item < params.images * params.groups;
-  let chunks = select(0u, params.chunks, live);
-  let image = item / params.groups;
+  let own = share(group.y * groups.x + group.x, index);
+  let lane = own.lane;
+  let image = own.image;
   let width = params.channels / params.groups;
-  let first = item % params.groups * width;
+  let first = own.first;
   let map = params.images * params.channels;
   let from_map = image * params.channels;
   var of_group = vec2<f32>(); // sums of u w and of u w n
   for (var j = 0u; j < width; j++) { // as often in every lane: they meet in sum_lanes
     let c = first + j;
-    var own = vec2<f32>();
-    for (var k = lane; k < chunks; k += LANES) {
+    var pair = vec2<f32>();
+    for (var k = lane; k < own.chunks; k += LANES) {
       let at = (image * params.chunks + k) * params.channels + c;
-      own += vec2(sum1[at], sum2[at]);
+      pair += vec2(sum1[at], sum2[at]);
     }
-    let sums = sum_lanes(own, lane, row);
-    if (live && lane == 0u) {
+    let sums = sum_lanes(pair, lane, own.row);
+    if (own.chunks > 0u && lane == 0u) {
       all[2u * map + from_map + c] = sums.x;
       all[3u * map + from_map + c] = sums.y;
     }
     of_group += sums * w1[c];
   }
-  if (!live || lane > 0u) { return; }
+  if (own.chunks == 0u || lane > 0u) { return; }
   let means = of_group / f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
     all[from_map + c] = means.x;

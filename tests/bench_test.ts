@@ -1,14 +1,17 @@
 // The benchmark measures what it says: every case can be planned, has a name of its own and the arithmetic of its sizes, and
 // wrong options are refused. How long anything takes is no matter of tests.
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { GpuError } from "../src/errors.ts";
 import { device } from "../src/gpu/device.ts";
 import { kernelCases, largeProduct, titleOf } from "../tasks/dev/bench/cases.ts";
 import { kernelOf } from "../tasks/dev/bench/kernels.ts";
 import { divide, measure } from "../tasks/dev/bench/measure.ts";
 import { steps } from "../tasks/dev/bench/steps.ts";
 import { testDevice } from "./check.ts";
+
+const CEILING = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
 
 Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in both precisions", async () => {
   await testDevice();
@@ -54,9 +57,8 @@ Deno.test("every step of a transformer can be planned, in both precisions", asyn
 Deno.test("a measured row agrees with its plan, and its time is divided", async () => {
   await testDevice();
   const { memory } = device(), before = memory.live;
-  const ceiling = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
   const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
-  const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
+  const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), CEILING);
   assertEquals(row.measured, row.planned);
   assert(row.ms > 0 && row.share > 0 && row.share < 1 && row.launches === made.program.plan.launches.length);
   const square = kernelOf(largeProduct("f32", true));
@@ -68,6 +70,21 @@ Deno.test("a measured row agrees with its plan, and its time is divided", async 
   }
   square.destroy();
   made.destroy();
+  assertEquals(memory.live, before);
+});
+
+Deno.test("what cannot be prepared is freed again, and its error passed on", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
+  const failing = () => {
+    const made = kernelOf(c);
+    made.program.repeat = () => {
+      throw new GpuError("no more memory");
+    };
+    return made;
+  };
+  await assertRejects(() => measure(c.name, c.precision, failing, CEILING), GpuError, "no more memory");
   assertEquals(memory.live, before);
 });
 

@@ -11,7 +11,7 @@ import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../t
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
-import { byWidth, rowKernel, sharing } from "./rows.ts";
+import { byWidth, groupSize, rowKernel, sharing } from "./rows.ts";
 
 /**
  * (x - mean) / sqrt(var + eps) * weight + bias over the last axis.
@@ -66,7 +66,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     });
     if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
-    const WG = device().profile === "cpu" ? 16 : 64;
+    const WG = groupSize();
     kernel(backward.kernel.source, "norm_backward_weight", { WG }).launch(
       { x, dy, saved: stats, dw, db },
       params,
@@ -179,7 +179,7 @@ function grouped(
     eps,
   };
   const SILU = silu ? 1 : 0;
-  const WG = cpu ? 16 : 64, ROWS = device().lanes;
+  const WG = groupSize(), ROWS = device().lanes;
   const whole = cpu && images * groups >= WHOLE.groups &&
     C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
   const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];

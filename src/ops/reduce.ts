@@ -8,7 +8,7 @@ import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
-import { byWidth } from "./rows.ts";
+import { byWidth, groupSize } from "./rows.ts";
 
 export interface ReduceOptions {
   /** Keep the reduced axes with size 1. */
@@ -75,7 +75,7 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const { source: text, width } = byWidth(pairSource, I);
   const inner = I / width, chunks = chunksOf("pairs", outer * inner, size);
   const y = empty([outer, chunks, 2 * I], "f32", "reduction");
-  const WG = device().profile === "cpu" ? 16 : 64;
+  const WG = groupSize();
   kernel(text, "sum_and_dot", { WG }).launch(
     { a, b, y },
     { outer, size, inner, chunks, chunk: Math.ceil(size / chunks) },

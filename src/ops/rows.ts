@@ -29,6 +29,11 @@ export function rowKernel(
   };
 }
 
+/** Lanes of a workgroup in which each works for itself. */
+export function groupSize(): number {
+  return device().profile === "cpu" ? 16 : 64;
+}
+
 /** How many lanes share a row of so many loads, and how many rows make a workgroup. */
 export function sharing(loads: number): { LANES: number; ROWS: number } {
   const { profile, lanes } = device();

@@ -113,8 +113,7 @@ async function main(o: Options): Promise<void> {
   for (const step of whole) {
     await unlessTooLarge(titleOf(step), async () => {
       const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
-      const division = await divide(made.program, square.program);
-      made.destroy();
+      const division = await divide(made.program, square.program).finally(() => made.destroy());
       own.set(titleOf(step), row.ms);
       report.row(division ? { ...row, division } : row);
     });

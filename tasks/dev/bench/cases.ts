@@ -83,9 +83,9 @@ function* convolutions(large: boolean): Generator<Sizes & { name: string }> {
 }
 
 function* attentions(large: boolean): Generator<Sizes & { name: string }> {
-  const sizes: [B: number, T: number][] = [[16, 64], [4, 256], [1, 1024]];
-  if (large) sizes.push([64, 256], [16, 1024]);
-  for (const [B, T] of sizes) {
+  const shapes: [B: number, T: number][] = [[16, 64], [4, 256], [1, 1024]];
+  if (large) shapes.push([64, 256], [16, 1024]);
+  for (const [B, T] of shapes) {
     const sizes = { op: "attention", B, T, NH: 6, HS: 64 } as const;
     yield { ...sizes, name: `attention ${B}x${T}x6x64`, pass: "forward" };
     yield { ...sizes, name: `attention ${B}x${T}x6x64 with gradients`, pass: "gradients" };

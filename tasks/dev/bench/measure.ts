@@ -54,7 +54,7 @@ export interface Division {
 /** Kernels that are products at heart: GEMM, also of convolutions and of attention. */
 const PRODUCT = /^gemm/;
 
-/** Measures; frees nothing. */
+/** Measures; frees nothing, unless it fails. */
 export async function measure(
   name: string,
   precision: Precision,
@@ -64,11 +64,9 @@ export async function measure(
   const { memory } = device(), before = memory.live;
   memory.peak = before;
   const made = await make(), { program, bytes } = made;
-  await program.prepare();
-  // A step is submitted by itself, as in training; of a kernel, the submission is no part.
-  const times = await timesOf((runs) => {
-    if (bytes !== undefined) return program.repeat(runs);
-    for (let i = 0; i < runs; i++) program.run();
+  const times = await timesOfPrepared(made).catch((error) => {
+    made.destroy(); // what the next case needs
+    throw error;
   });
   const measured = memory.peak - before;
   const ms = median(times);
@@ -88,6 +86,15 @@ export async function measure(
     share: least / ms,
   };
   return { row, made };
+}
+
+/** A step is submitted by itself, as in training; of a kernel, the submission is no part. */
+async function timesOfPrepared({ program, bytes }: Measurable): Promise<number[]> {
+  await program.prepare();
+  return await timesOf((runs) => {
+    if (bytes !== undefined) return program.repeat(runs);
+    for (let i = 0; i < runs; i++) program.run();
+  });
 }
 
 /**
