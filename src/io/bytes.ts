@@ -2,7 +2,7 @@
 // that none of them needs a whole file at once, and tests can hand them whatever bytes they like.
 
 import { UsageError } from "../errors.ts";
-import { explained } from "./files.ts";
+import { openRegular } from "./files.ts";
 
 export interface ByteSource {
   /** The path, for messages. */
@@ -32,18 +32,10 @@ class FileBytes implements ByteSource {
   }
 }
 
-/** Opens a file. @throws UsageError when it is missing, a folder or not to be read */
+/** Opens a regular file. @throws UsageError when it is missing, a folder, a FIFO or the like, or not to be read */
 export function openBytes(path: string): ByteSource {
-  let file: Deno.FsFile | undefined;
-  try {
-    file = Deno.openSync(path);
-    const { size, isDirectory } = file.statSync();
-    if (!isDirectory) return new FileBytes(path, size, file);
-    throw new UsageError(`Cannot read "${path}": it is a folder and not a file; check the path`);
-  } catch (error) {
-    file?.close();
-    throw explained(error, "read", path);
-  }
+  const { file, size } = openRegular(path);
+  return new FileBytes(path, size, file);
 }
 
 /** Bytes in memory, under the name of where they came from. */

@@ -162,14 +162,80 @@ export function exists(path: string): boolean {
   }
 }
 
-/** Reads a JSON file. @throws UsageError when it is not there or not JSON */
-export function readJson(path: string): unknown {
-  let text: string;
+/** The most that is read of a file at once, bytes, by kind. Weights and arrays are read in parts and have no limit. */
+export const MAX_BYTES = { json: 1 << 24, text: 1 << 20, image: 1 << 30 } as const;
+
+/** What may lie at a path in place of a regular file. */
+const KINDS = [
+  ["isDirectory", "a folder and not a file"],
+  ["isFifo", "a named pipe (FIFO) and not a regular file"],
+  ["isSocket", "a socket and not a regular file"],
+  ["isCharDevice", "a device and not a regular file"],
+  ["isBlockDevice", "a device and not a regular file"],
+] as const;
+
+/** An open regular file and its size when it was opened. */
+export interface RegularFile {
+  readonly file: Deno.FsFile;
+  readonly size: number;
+}
+
+/**
+ * Opens a regular file for reading. Opening a FIFO would block until somebody writes, so the path is checked before; the
+ * open handle is checked again, because a link may have been changed in between.
+ * @param maxBytes the largest size that is accepted
+ * @throws UsageError for folders, FIFOs, sockets, devices, and files that are too large, missing or unreadable
+ */
+export function openRegular(path: string, maxBytes = Infinity): RegularFile {
+  let file: Deno.FsFile | undefined;
   try {
-    text = Deno.readTextFileSync(path);
+    checkRegular(Deno.statSync(path), path, maxBytes);
+    file = Deno.openSync(path);
+    return { file, size: checkRegular(file.statSync(), path, maxBytes) };
   } catch (error) {
+    file?.close();
     throw explained(error, "read", path);
   }
+}
+
+function checkRegular(info: Deno.FileInfo, path: string, maxBytes: number): number {
+  const kind = info.isFile ? undefined : KINDS.find(([is]) => info[is])?.[1] ?? "not a regular file";
+  if (kind) throw new UsageError(`Cannot read "${path}": it is ${kind}; check the path`);
+  if (info.size <= maxBytes) return info.size;
+  throw new UsageError(
+    `Cannot read "${path}": it has ${formatBytes(info.size)}, at most ${formatBytes(maxBytes)} are read of ` +
+      `such a file; check the path`,
+  );
+}
+
+/** All of a regular file, as long as it was when it was opened. @throws UsageError as openRegular() */
+export function readRegular(path: string, maxBytes: number): Uint8Array<ArrayBuffer> {
+  const { file, size } = openRegular(path, maxBytes);
+  try {
+    const bytes = new Uint8Array(size);
+    let at = 0;
+    for (let n: number | null = 1; n && at < size; at += n ?? 0) n = file.readSync(bytes.subarray(at));
+    return bytes.subarray(0, at);
+  } catch (error) {
+    throw explained(error, "read", path);
+  } finally {
+    file.close();
+  }
+}
+
+/** Whether a regular file lies at a path, links followed. @throws UsageError when that cannot be known */
+export function isRegular(path: string): boolean {
+  return exists(path) && Deno.statSync(path).isFile;
+}
+
+/** A small text file. @throws UsageError as openRegular() */
+export function readText(path: string, maxBytes: number = MAX_BYTES.text): string {
+  return new TextDecoder().decode(readRegular(path, maxBytes));
+}
+
+/** Reads a JSON file. @throws UsageError when it is not there or not JSON */
+export function readJson(path: string): unknown {
+  const text = readText(path, MAX_BYTES.json);
   try {
     return JSON.parse(text);
   } catch (error) {
