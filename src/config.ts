@@ -177,7 +177,11 @@ export const sampleConfig = z.strictObject({
     "Folder with the statistics of the latents that the model was trained on; default: the model's, else the tokenizer's",
   ),
   num: option(count().default(100), "Output", "How many images"),
-  classes: option(z.string().default("all"), "Output", "Class numbers or names, comma-separated, or all"),
+  classes: option(
+    z.array(z.string()).min(1).default(["all"]),
+    "Output",
+    "Class numbers or names, comma-separated, or all",
+  ),
   out: option(z.string().optional(), "Output", "Folder for the images; default: a new one under ./runs"),
   folders: option(z.boolean().default(false), "Output", "One folder for each class"),
   npz: option(z.boolean().default(false), "Output", "Also write samples.npz (arr_0 images, arr_1 labels)"),

@@ -53,14 +53,8 @@ export function resolveConfig<S extends Schema>(
   const booleans = fields.filter(([, t]) => inner(t) instanceof z.ZodBoolean).map(([name]) => kebab(name));
   const strings = fields.map(([name]) => kebab(name)).filter((flag) => !booleans.includes(flag));
   const known = [...booleans, ...strings, "help"];
-  // A value that begins with a minus sign must not look like a flag.
-  const joined: string[] = [];
-  for (const arg of args) {
-    const before = joined.at(-1);
-    if (/^-\d/.test(arg) && before?.startsWith("--") && !before.includes("=")) {
-      joined[joined.length - 1] = `${before}=${arg}`;
-    } else joined.push(arg);
-  }
+  const lists = fields.filter(([, t]) => inner(t) instanceof z.ZodArray).map(([name]) => kebab(name));
+  const joined = withListsJoined(args, lists);
   const seen = new Set<string>();
   for (const arg of joined) {
     const flag = /^--(?:no-)?([^=]+)/.exec(arg)?.[1];
@@ -96,6 +90,12 @@ export function resolveConfig<S extends Schema>(
   if (word !== undefined && argument !== undefined) flags[argument] = word;
 
   const file = typeof flags.config === "string" ? readConfig(flags.config, fields.map(([name]) => name)) : {};
+  for (const [name, type] of fields) {
+    // A list may be written as on the command line, "0,1".
+    if (inner(type) instanceof z.ZodArray && typeof file[name] === "string") {
+      file[name] = valueOf(type, file[name], kebab(name));
+    }
+  }
   const name = String(flags.preset ?? file.preset ?? "tiny");
   const preset = Object.fromEntries(
     Object.entries(PRESETS[name] ?? {}).filter(([field]) =>
@@ -108,6 +108,29 @@ export function resolveConfig<S extends Schema>(
   const field = String(issue.path[0] ?? "");
   const value = ({ ...preset, ...file, ...flags } as Record<string, unknown>)[field];
   throw new UsageError(`Cannot use --${kebab(field)} ${show(value)}: ${issue.message.toLowerCase()}`);
+}
+
+/**
+ * A value that begins with a minus sign must not look like a flag (`--cfg -1`), and a list that was typed with spaces at its
+ * commas (`--classes 0, 1`) is one value.
+ * @param lists flags that take a list
+ */
+function withListsJoined(args: readonly string[], lists: readonly string[]): string[] {
+  const joined: string[] = [];
+  /** The list flag whose value is the latest argument. */
+  let list = false;
+  for (const arg of args) {
+    const before = joined.at(-1), bare = before?.startsWith("--") && !before.includes("=");
+    const append = list && !bare && !arg.startsWith("--") && (before?.endsWith(",") || arg.startsWith(","));
+    if (append) joined[joined.length - 1] = before + arg;
+    else if (/^-\d/.test(arg) && bare) joined[joined.length - 1] = `${before}=${arg}`;
+    else {
+      joined.push(arg);
+      const flag = /^--([^=]+)/.exec(arg)?.[1];
+      list = flag === undefined ? list && bare === true : lists.includes(flag);
+    }
+  }
+  return joined;
 }
 
 const show = (value: unknown) => Array.isArray(value) ? value.join(",") : String(value);
@@ -123,9 +146,11 @@ function valueOf(type: z.ZodType, value: unknown, flag: string): unknown {
   if (t instanceof z.ZodNumber) return number(value);
   if (t instanceof z.ZodUnion) return number(value);
   if (t instanceof z.ZodArray) {
-    return value.split(",").map((v) =>
-      inner(t.element as z.ZodType) instanceof z.ZodNumber ? number(v) : v.trim()
-    );
+    const parts = value.split(",").map((part) => part.trim());
+    if (parts.includes("")) {
+      throw new UsageError(`Cannot use --${flag} ${value}: a value is missing before or after a comma`);
+    }
+    return parts.map(inner(t.element as z.ZodType) instanceof z.ZodNumber ? number : String);
   }
   return value;
 }

@@ -99,9 +99,9 @@ export function samplingOf(
   };
 }
 
-function classesOf(text: string, names: readonly string[]): number[] {
-  if (text === "all") return names.map((_, i) => i);
-  return text.split(",").map((word) => {
+function classesOf(words: readonly string[], names: readonly string[]): number[] {
+  if (words.join() === "all") return names.map((_, i) => i);
+  return words.map((word) => {
     const i = names.includes(word) ? names.indexOf(word) : /^\d+$/.test(word) ? Number(word) : -1;
     if (i < 0 || i >= names.length) {
       throw new UsageError(

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
-import { alignConfig, sampleConfig, trainDitConfig } from "../src/config.ts";
+import { alignConfig, evalConfig, sampleConfig, trainDitConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { resolveConfig } from "../src/flags.ts";
 
@@ -101,6 +101,33 @@ Deno.test("values are checked: type, range, number of parts, choices, repetition
     3,
   );
   assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
+});
+
+Deno.test("every list option takes spaces at its commas, in one argument or several", async () => {
+  const resolve = (...args: string[]) => resolveConfig(sampleConfig, args, { command: "sample" });
+  for (
+    const args of [["0,1"], ["0, 1"], [" 0 , 1 "], ["0,", "1"], ["0", ",1"], ["0", ",", "1"]]
+  ) {
+    assertEquals(resolve("--classes", ...args).classes, ["0", "1"], args.join("|"));
+    assertEquals(resolve("--cfg-interval", ...args, "--num", "3").cfgInterval, [0, 1], args.join("|"));
+  }
+  assertEquals(resolve("--classes=disc, square", "--num", "3").classes, ["disc", "square"]);
+  assertEquals(resolve().classes, ["all"]);
+  const metrics = ["--metrics", "fid,", "is"];
+  assertEquals(resolveConfig(evalConfig, metrics, { command: "eval" }).metrics, ["fid", "is"]);
+  const steps = resolveConfig(alignConfig, ["--steps", "1,", "2,", "3"], { command: "align" }).steps;
+  assertEquals(steps, [1, 2, 3]);
+  for (const text of ["0,,1", "0,", ",", ",1"]) {
+    assertThrows(() => resolve("--classes", text), UsageError, `--classes ${text}: a value is missing`);
+  }
+  // Only a comma joins: a stray word stays one, and so do words behind options that take no list.
+  assertThrows(() => resolve("--classes", "0", "1"), UsageError, 'Cannot use "1"');
+  assertThrows(() => resolve("--model", "a,", "b"), UsageError, 'Cannot use "b"');
+  const file = await Deno.makeTempFile({ suffix: ".json" });
+  await Deno.writeTextFile(file, JSON.stringify({ classes: "0, 1", "cfg-interval": [0.5, 1] }));
+  assertEquals(resolve("--config", file).classes, ["0", "1"]);
+  assertEquals(resolve("--config", file).cfgInterval, [0.5, 1]);
+  await Deno.remove(file);
 });
 
 Deno.test("bad input ends with 2 and one line that says what, where and why", async () => {
