@@ -4,6 +4,7 @@
 
 import { UsageError } from "./errors.ts";
 import type { Storage } from "./gpu/storage.ts";
+import { unreadNote, type UnreadObject } from "./io/tensors.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
@@ -157,6 +158,8 @@ export interface TensorSource {
   readonly shapes: ReadonlyMap<string, Shape>;
   /** Elements of a tensor. @param into the start of a buffer that may be filled and returned */
   read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array>;
+  /** Objects beside the tensors that are not read. */
+  readonly unread?: ReadonlyMap<string, UnreadObject>;
 }
 
 /**
@@ -186,7 +189,7 @@ export async function loadState(
   if (problems.length) {
     const shown = problems.slice(0, 8).join(", ");
     const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
-    throw new UsageError(`Cannot load "${source.name}": ${shown}${more}`);
+    throw new UsageError(`Cannot load "${source.name}": ${shown}${more}${unreadNote(source.unread)}`);
   }
   // One tensor at a time onto the device, through one array, so that the host never holds more than the largest.
   const tensors = [...own.values()];

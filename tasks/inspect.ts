@@ -67,10 +67,21 @@ function list(store: TensorStore, log: Log) {
     bytes += tensorBytes(entry);
     log.line(`  ${printable(name).padEnd(64)} ${entry.dtype.padEnd(5)} [${entry.shape.join(", ")}]`);
   }
-  for (const [key, value] of [...store.metadata].slice(0, SHOWN)) {
-    log.line(printable(`  ${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`));
-  }
-  if (store.metadata.size > SHOWN) log.line(`  and ${store.metadata.size - SHOWN} more values`);
+  const unread = [...store.unread ?? []];
+  const plain = [...store.metadata].filter(([key]) => !store.unread?.has(key));
+  listed(
+    plain,
+    "values",
+    ([key, value]) => `${key}: ${value.length > 200 ? `${value.slice(0, 200)}...` : value}`,
+    log,
+  );
+  listed(
+    unread,
+    "objects",
+    ([key, { type, holdsTensors }]) =>
+      `${key}: an object of ${type}${holdsTensors ? " that holds tensors" : ""}, not read and not run`,
+    log,
+  );
   log.line(
     `  ${store.tensors.size} tensors, ${(parameters / 1e6).toFixed(2)} M elements, ${formatBytes(bytes)}`,
   );
@@ -78,9 +89,15 @@ function list(store: TensorStore, log: Log) {
     path: store.name,
     tensors: [...store.tensors].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
     metadata: Object.fromEntries(store.metadata),
+    unread: unread.map(([name, { type, holdsTensors }]) => ({ name, type, holdsTensors })),
     parameters,
     bytes,
   };
+}
+
+function listed<T>(rows: readonly T[], what: string, text: (row: T) => string, log: Log): void {
+  for (const row of rows.slice(0, SHOWN)) log.line(printable(`  ${text(row)}`));
+  if (rows.length > SHOWN) log.line(`  and ${rows.length - SHOWN} more ${what}`);
 }
 
 function configOf(place: string, log: Log): unknown {

@@ -1,5 +1,6 @@
-// Python's pickles, as far as they hold plain data: protocols 0 to 5, without the power to call anything. A pickle may
-// only name what `resolve` knows, and what it "calls" then is a function of ours over plain values; nothing else runs.
+// Python's pickles, as far as they hold plain data: protocols 0 to 5, without the power to call anything. A name stands for
+// what `resolve` says, and what a pickle "calls" is a function of ours over plain values, or an object that is made of
+// its class's name and its parts and of nothing else. Nothing of Python runs.
 // Hand-written, because the npm package pickleparser (0.2.1) does not hold against hostile files: BINBYTES of length -5
 // moves it backwards until memory ends, DICT assigns to "__proto__", REDUCE applies whatever lies on the stack, LONG1
 // loses the sign, and a list of 300,000 items overflows the call stack.
@@ -19,13 +20,21 @@ export class Dict {
   readonly items: Value[] = [];
 }
 
-/** An object of a class that is known by name only: its state is data. */
+/**
+ * An object of a class that is known by its name only. What it was made of is kept as data and never interpreted: the
+ * arguments, the state, and what was put into it as into a list or a dict.
+ */
 export class Instance {
   state: Value = null;
-  constructor(readonly name: string) {}
+  readonly parts: Value[] = [];
+  /** @param args not copied, so that one list in a million objects is there once */
+  constructor(readonly name: string, readonly args: readonly Value[] = []) {}
 }
 
-/** A class or function that the pickle names and may call: `call` gets plain values, and throws what is wrong with them. */
+/**
+ * A class or function that the pickle names and may call: `call` is ours, gets plain values, and throws what is wrong with
+ * them.
+ */
 export class Callable {
   constructor(readonly name: string, readonly call: (args: readonly Value[]) => Value) {}
 }
@@ -231,6 +240,13 @@ class Machine {
         if (!(args instanceof Sequence)) throw this.#wrong("calls without arguments");
         return this.#push(this.#call(called, args.items));
       }
+      case 0x92: { // NEWOBJ_EX
+        const named = this.#pop(), args = this.#pop(), called = this.#pop();
+        if (!(args instanceof Sequence)) throw this.#wrong("calls without arguments");
+        const made = this.#call(called, args.items);
+        if (made instanceof Instance) made.parts.push(named);
+        return this.#push(made);
+      }
       case 0x62: { // BUILD
         const state = this.#pop(), object = this.#top();
         // Attributes of a dict, as the versions beside a model's tensors, are no part of its items.
@@ -241,7 +257,7 @@ class Machine {
       case 0x51: // BINPERSID
         if (!this.permissions.persistent) throw this.#wrong("refers to something outside of it");
         return this.#push(this.permissions.persistent(this.#pop()));
-      default: // PERSID, NEWOBJ_EX, the EXT family, out-of-band buffers, and what does not exist
+      default: // PERSID, the EXT family, out-of-band buffers, and what does not exist
         throw this.#wrong(
           `has the operation 0x${code.toString(16).padStart(2, "0")}, which no weights need`,
         );
@@ -273,17 +289,21 @@ class Machine {
 
   #append(items: readonly Value[]): void {
     const list = this.#top();
-    if (!(list instanceof Sequence && list.growing)) {
-      throw this.#wrong("appends to what is no list");
-    }
-    for (const item of items) list.items.push(item);
+    const room = list instanceof Instance
+      ? list.parts
+      : list instanceof Sequence && list.growing
+      ? list.items
+      : undefined;
+    if (!room) throw this.#wrong("appends to what is no list");
+    for (const item of items) room.push(item);
   }
 
   #set(items: readonly Value[]): void {
     const dict = this.#top();
-    if (!(dict instanceof Dict)) throw this.#wrong("sets items of what is no dict");
+    const room = dict instanceof Dict ? dict.items : dict instanceof Instance ? dict.parts : undefined;
+    if (!room) throw this.#wrong("sets items of what is no dict");
     if (items.length % 2) throw this.#wrong("has a key without a value");
-    for (const item of items) dict.items.push(item);
+    for (const item of items) room.push(item);
   }
 
   #put(index: number): void {
@@ -307,13 +327,15 @@ class Machine {
     if (value !== undefined) return value;
     const shown = JSON.stringify(path.slice(0, 200));
     throw this.#wrong(
-      `asks for ${shown}, which is not among the names that weights need; nothing of it was run`,
+      `asks for ${shown}, which no weights need and which would run something; nothing of it was run, and whoever ` +
+        `loads the file elsewhere should not trust it`,
     );
   }
 
   #call(called: Value, args: readonly Value[]): Value {
-    if (!(called instanceof Callable)) throw this.#wrong("calls what cannot be called");
-    return called.call(args);
+    if (called instanceof Callable) return called.call(args);
+    if (called instanceof Instance) return new Instance(called.name, args);
+    throw this.#wrong("calls what cannot be called");
   }
 
   #long(length: number): number | bigint {

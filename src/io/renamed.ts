@@ -9,7 +9,7 @@ import type { TensorStore } from "./safetensors.ts";
 export type Origin = string | { readonly key: string; readonly rows: readonly [from: number, to: number] };
 
 /** A store for loadState(). */
-export type Renamed = Pick<TensorStore, "name" | "shapes" | "read">;
+export type Renamed = Pick<TensorStore, "name" | "shapes" | "read" | "unread">;
 
 /**
  * `source` under other names: exactly the keys of `entries`, each read from its origin. A key whose origin is not in the
@@ -26,6 +26,7 @@ export function renamed(source: TensorStore, entries: ReadonlyMap<string, Origin
   return {
     name: source.name,
     shapes,
+    ...(source.unread ? { unread: source.unread } : {}),
     read: async (key, into) => {
       const origin = entries.get(key);
       if (origin === undefined) {

@@ -91,6 +91,7 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
       tensors,
       shapes: new Map([...tensors].map(([key, { shape }]) => [key, shape])),
       metadata: new Map([...files.values()].flatMap((file) => [...file.metadata])),
+      unread: new Map([...files.values()].flatMap((file) => [...file.unread ?? []])),
       read: async (key, into) => await owner(key).read(key, into),
       readRows: async (key, from, to, into) => await owner(key).readRows(key, from, to, into),
       readIntegers: async (key) => await owner(key).readIntegers(key),

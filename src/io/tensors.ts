@@ -38,6 +38,14 @@ export interface TensorEntry {
   readonly shape: readonly number[];
 }
 
+/** An object beside the tensors that is carried along by its name: nothing of it is read or run. */
+export interface UnreadObject {
+  /** Its class, as Python names it. */
+  readonly type: string;
+  /** Whether there are tensors inside it, which cannot be read either. */
+  readonly holdsTensors: boolean;
+}
+
 /** Named tensors on a disk: one file, or a sharded model. */
 export interface TensorStore {
   /** The path, for messages. */
@@ -45,6 +53,8 @@ export interface TensorStore {
   readonly tensors: ReadonlyMap<string, TensorEntry>;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly metadata: ReadonlyMap<string, string>;
+  /** Objects that a pickle holds beside the tensors; they are in the metadata too, by the names of their classes. */
+  readonly unread?: ReadonlyMap<string, UnreadObject>;
   /**
    * A tensor's elements as f32.
    * @param into the start of a buffer, which is filled and returned: for readers of many tensors
@@ -71,6 +81,7 @@ const BLOCK = 1 << 18;
 /** A store in one file; a format adds where elements lie. */
 export abstract class TensorFile<Entry extends TensorEntry> implements TensorStore {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
+  readonly unread: ReadonlyMap<string, UnreadObject> = new Map();
 
   constructor(
     readonly name: string,
@@ -172,6 +183,17 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
     if (!entry) throw new UsageError(`Cannot read "${key}": "${this.name}" has no such tensor`);
     return entry;
   }
+}
+
+/** The end of a message about tensors that are missing: what lies inside objects that are not read, and what to do. */
+export function unreadNote(unread: ReadonlyMap<string, UnreadObject> = new Map()): string {
+  const found = [...unread].filter(([, { holdsTensors }]) => holdsTensors);
+  if (!found.length) return "";
+  const shown = found.slice(0, 4).map(([key, { type }]) => `"${key}" (${type})`).join(", ");
+  return `; tensors inside objects are not read: ${shown}${
+    found.length > 4 ? ` and ${found.length - 4} more` : ""
+  }; ` +
+    `load the file with PyTorch and save its plain state_dict()`;
 }
 
 /** Number of elements. */

@@ -1,20 +1,23 @@
 // What torch.save writes, of weights: the zip form, and the legacy form before PyTorch 1.6 (pickles, then raw storages).
-// The pickle makes plain data of an allow-list of names; tensors are read when asked for, block by block. Keys of dicts and
-// indices of lists become one name with dots between them; numbers and texts beside the tensors go to the metadata as JSON.
+// The pickle becomes plain data; tensors are read when asked for, block by block. Keys of dicts and indices of lists become
+// one name with dots between them; numbers and texts beside the tensors go to the metadata as JSON, and objects that are
+// none of these are listed by the names of their classes.
 // PyTorch, torch/serialization.py, for what the pieces mean.
 
 import { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged, memoryBytes, openBytes, partOf } from "./bytes.ts";
 import { Callable, Dict, Instance, Sequence, unpickle, type Value } from "./pickle.ts";
 import { gather, isContiguous } from "./strided.ts";
-import { DTYPE_BITS, TensorFile } from "./tensors.ts";
-import { TorchNames, View } from "./torch_names.ts";
+import { DTYPE_BITS, TensorFile, type UnreadObject } from "./tensors.ts";
+import { ByteString, Storage, TorchNames, View } from "./torch_names.ts";
 import { type Member, ZipReader } from "./zip.ts";
 
 const MOST_PICKLE = 1 << 26;
 /** What a checkpoint may hold, one for a value and one for a character of its name. */
 const MOST_NAMES = 1 << 25;
 const MOST_DEPTH = 100;
+/** Parts of objects that are searched for tensors, of all the objects of a file together. */
+const MOST_SEARCHED = 1 << 20;
 /** Parts of a tuple that is a key. */
 const MOST_PARTS = 8;
 const LEGACY_MAGIC = 0x1950a86a20f9469cfc6cn, LEGACY_PROTOCOL = 1001;
@@ -25,6 +28,7 @@ class TorchFile extends TensorFile<View> {
     private readonly source: ByteSource,
     tensors: ReadonlyMap<string, View>,
     metadata: ReadonlyMap<string, string>,
+    override readonly unread: ReadonlyMap<string, UnreadObject>,
   ) {
     super(source.name, tensors, metadata);
   }
@@ -109,7 +113,7 @@ function readZip(source: ByteSource): Value {
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);
     if (!member) throw damaged(name, `the storage "${storage.key}" is missing`);
-    if (member.size !== storage.count * widthOf(storage.dtype)) {
+    if (storage.width && member.size !== storage.count * storage.width) {
       throw damaged(
         name,
         `"${member.name}" is of ${member.size} bytes, and not of ${storage.count} ${storage.dtype}`,
@@ -155,7 +159,13 @@ function readLegacy(source: ByteSource): Value {
     if (count !== BigInt(storage.count)) {
       throw damaged(name, `the storage "${storage.key}" has ${count} elements instead of ${storage.count}`);
     }
-    const bytes = storage.count * widthOf(storage.dtype);
+    if (!storage.width) {
+      throw new UsageError(
+        `Cannot read "${name}": the storage "${storage.key}" is of the type "${storage.dtype}", whose size is not ` +
+          `known, and others follow it; save the file with PyTorch 1.6 or later`,
+      );
+    }
+    const bytes = storage.count * storage.width;
     if (bytes > size - (at += 8)) throw damaged(name, `the storage "${storage.key}" is cut off`);
     storage.bytes = partOf(source, at, bytes);
     at += bytes;
@@ -174,12 +184,16 @@ function bigEndian(name: string, order: string): UsageError {
 }
 
 /**
- * The tensors and the plain values of a checkpoint by their names: keys and indices with dots between them. A tensor alone
- * is called "tensor". Shared parts come once for each name.
+ * The tensors, the plain values and the objects of a checkpoint by their names: keys and indices with dots between them. A
+ * tensor alone is called "tensor". Shared parts come once for each name.
  * @throws UsageError when a name comes twice, nothing is a tensor, or the checkpoint contains itself
  */
-function flatten(root: Value, path: string): [Map<string, View>, Map<string, string>] {
+function flatten(
+  root: Value,
+  path: string,
+): [Map<string, View>, Map<string, string>, Map<string, UnreadObject>] {
   const tensors = new Map<string, View>(), metadata = new Map<string, string>();
+  const unread = new Map<string, UnreadObject>();
   let left = MOST_NAMES;
   const spend = (n: number) => {
     if ((left -= n) < 0) throw damaged(path, "it holds more values than any checkpoint does");
@@ -190,6 +204,7 @@ function flatten(root: Value, path: string): [Map<string, View>, Map<string, str
     spend(json.length);
     return json;
   };
+  const search = { left: MOST_SEARCHED };
   const visit = (value: Value, name: string, depth: number) => {
     spend(1 + name.length);
     if (depth > MOST_DEPTH) throw damaged(path, `its contents are nested deeper than ${MOST_DEPTH} times`);
@@ -208,14 +223,42 @@ function flatten(root: Value, path: string): [Map<string, View>, Map<string, str
     if (tensors.has(key) || metadata.has(key)) {
       throw damaged(path, `the name "${key.slice(0, 200)}" is in it twice`);
     }
-    if (value instanceof View) tensors.set(key, value);
-    else metadata.set(key, text(value));
+    if (value instanceof View) return void tensors.set(key, value);
+    metadata.set(key, text(value));
+    if (!(value instanceof Instance) || value instanceof ByteString) return;
+    unread.set(key, { type: value.name, holdsTensors: holdsTensors(value, search) });
   };
   visit(root, "", 0);
-  if (tensors.size) return [tensors, metadata];
+  if (tensors.size) return [tensors, metadata, unread];
+  const [key, object] = [...unread].find(([, { holdsTensors }]) => holdsTensors) ?? [];
   throw new UsageError(
-    `Cannot read "${path}": it holds no tensors and is no checkpoint; check which file it is`,
+    object
+      ? `Cannot read "${path}": its tensors are inside an object of the class "${object.type}" ("${key}"), which is ` +
+        `not run; load it with PyTorch and save its state_dict()`
+      : `Cannot read "${path}": it holds no tensors and is no checkpoint; check which file it is`,
   );
+}
+
+/** Whether there is a tensor or a storage in what an object was made of, as far as the search goes. */
+function holdsTensors(root: Value, search: { left: number }): boolean {
+  const seen = new Set<Value>([root]), waiting: Value[] = [root];
+  for (let value; (value = waiting.pop()) !== undefined;) {
+    if (value instanceof View || value instanceof Storage) return true;
+    const parts = value instanceof Instance
+      ? [value.args, value.parts, [value.state]]
+      : value instanceof Sequence || value instanceof Dict
+      ? [value.items]
+      : [];
+    for (const list of parts) {
+      for (const part of list) {
+        if (--search.left < 0) return false;
+        if (typeof part !== "object" || part === null || seen.has(part)) continue;
+        seen.add(part);
+        waiting.push(part);
+      }
+    }
+  }
+  return false;
 }
 
 /** A key as a part of a name. */

@@ -1,20 +1,36 @@
-// The names that a torch file may use, and what each stands for here: tensors, their storages, containers, and classes
-// whose objects are carried along as data. Whatever is not in this file is refused. Every size, stride and offset of a
-// tensor is checked against its storage before anything is read.
+// What the names in a torch file stand for here: tensors, their storages and containers. Any other name stands for objects
+// that are known by this name only and are carried along unread. Names that run commands or code, which no weights need,
+// are refused. Every size, stride and offset of a tensor is checked against its storage before anything is read.
 
 import type { UsageError } from "../errors.ts";
 import { type ByteSource, damaged } from "./bytes.ts";
 import { Callable, Dict, Foreign, Instance, type Permissions, Sequence, type Value } from "./pickle.ts";
 import { extentOf, type Layout } from "./strided.ts";
-import type { TensorEntry } from "./tensors.ts";
+import { DTYPE_BITS, type TensorEntry } from "./tensors.ts";
 
 /** Memory that tensors are views of. */
 export class Storage extends Foreign {
   /** Where its elements lie; known after the pickle. */
   bytes: ByteSource | undefined;
 
-  constructor(readonly key: string, readonly dtype: string, readonly count: number) {
+  /**
+   * @param dtype as safetensors spells it, or PyTorch's name of the type where safetensors has none
+   * @param width bytes of an element; 0: not known
+   */
+  constructor(readonly key: string, readonly dtype: string, readonly width: number, readonly count: number) {
     super();
+  }
+
+  /** Whether tensors of it can be read. */
+  get known(): boolean {
+    return this.dtype in DTYPE_BITS;
+  }
+}
+
+/** Bytes as protocols 0 to 2 spell them, of which the number is kept. */
+export class ByteString extends Instance {
+  constructor(length: number) {
+    super(`${length} bytes`);
   }
 }
 
@@ -34,7 +50,7 @@ export class View extends Foreign implements TensorEntry, Layout {
 }
 
 class StorageType extends Foreign {
-  constructor(readonly dtype: string) {
+  constructor(readonly dtype: string, readonly width: number) {
     super();
   }
 }
@@ -52,16 +68,23 @@ const STORAGES: ReadonlyMap<string, string> = new Map([
   ["torch.BoolStorage", "BOOL"],
 ]);
 
-/** Names that stand for themselves: types, as values of dicts and fields. */
-const TYPES =
-  /^(torch\.(u?int\d+|b?float\d+|bfloat16|bool|complex\d+)|typing\.Any|builtins\.(int|float|str|bool|object))$/;
+/** Storages whose tensors are carried along unread: the bytes of an element, by which the legacy form goes on. */
+const UNREAD_WIDTHS: Readonly<Record<string, number>> = {
+  ComplexHalf: 4,
+  ComplexFloat: 8,
+  ComplexDouble: 16,
+  QInt8: 1,
+  QUInt8: 1,
+  QInt32: 4,
+  Untyped: 1,
+};
 
 /**
- * Classes whose objects are carried along: the arguments that checkpoints of DiT, MAE and LDM keep beside the weights. That
- * a whole package may be named is safe because a name is all there is of it here.
+ * Names that serve to run commands or code. Here nothing would run, but other readers of the file would run it, so it is
+ * not read in silence. No list of this kind is complete, and nothing depends on it.
  */
-const CLASSES =
-  /^(argparse\.Namespace|torch\.device|pathlib\.(Pure)?PosixPath|numpy\.dtype|numpy\._?core\.multiarray\.scalar|(omegaconf|pytorch_lightning|lightning)\.[\w.]+)$/;
+const HOSTILE =
+  /^((os|posix|nt|subprocess|commands|popen2|sys|socket|pty|runpy|shutil|importlib|imp|code|codeop|ctypes|marshal|pip|webbrowser|bdb|pdb|timeit|torch\.hub)\.[\s\S]*|os\s[\s\S]*|builtins\.(eval|exec|compile|open|__import__|execfile|input|breakpoint|globals|vars)|(pickle|_pickle|cPickle|torch)\.(load|loads))$/;
 
 /** A view may repeat elements (stride 0), but 16 bytes of file shall not become gigabytes. */
 const MOST_REPEATED = 1 << 24;
@@ -74,7 +97,7 @@ const isCount = (value: unknown): value is number => Number.isSafeInteger(value)
 /** What a torch file's pickle may name. Collects the storages that it refers to. */
 export class TorchNames implements Permissions {
   readonly storages = new Map<string, Storage>();
-  readonly #calls: ReadonlyMap<string, Callable>;
+  readonly #calls: Map<string, Callable>;
   #pairs = 0;
 
   constructor(private readonly path: string) {
@@ -84,6 +107,8 @@ export class TorchNames implements Permissions {
       ["torch._utils._rebuild_tensor", (args) => this.#view(args)],
       ["torch._utils._rebuild_tensor_v2", (args) => this.#view(args)],
       ["torch._utils._rebuild_parameter", ([tensor = null]) => this.#tensor(tensor)],
+      ["torch._utils._rebuild_parameter_with_state", ([tensor = null]) => this.#tensor(tensor)],
+      ["torch._tensor._rebuild_from_type_v2", (args) => this.#typed(args)],
       ["torch.Size", list],
       ["builtins.list", list],
       ["builtins.tuple", list],
@@ -93,9 +118,9 @@ export class TorchNames implements Permissions {
       ["collections.OrderedDict", dict],
       ["collections.Counter", dict],
       ["collections.defaultdict", ([, ...args]) => dict(args)],
-      // Bytes as protocols 0 to 2 spell them, and objects without arguments as 0 and 1 do.
-      ["builtins.bytes", () => new Instance("0 bytes")],
-      ["_codecs.encode", ([text]) => new Instance(`${typeof text === "string" ? text.length : 0} bytes`)],
+      // Bytes, and objects without arguments as protocols 0 and 1 spell them.
+      ["builtins.bytes", () => new ByteString(0)],
+      ["_codecs.encode", ([text]) => new ByteString(typeof text === "string" ? text.length : 0)],
       ["copyreg._reconstructor", ([made]) => {
         if (made instanceof Callable) return made.call([]);
         throw this.#wrong("makes an object of no class");
@@ -106,11 +131,17 @@ export class TorchNames implements Permissions {
 
   resolve(asked: string): Value | undefined {
     const name = asked.replace(/^__builtin__\./, "builtins.").replace(/^copy_reg\./, "copyreg."); // of Python 2
-    const dtype = STORAGES.get(name);
-    if (dtype !== undefined) return new StorageType(dtype);
-    if (TYPES.test(name)) return new Instance(name);
-    if (CLASSES.test(name)) return new Callable(name, () => new Instance(name));
-    return this.#calls.get(name);
+    if (HOSTILE.test(name)) return undefined;
+    const type = /^torch\.(?:storage\.)?(\w+)Storage$/.exec(name)?.[1];
+    if (type !== undefined) {
+      const dtype = STORAGES.get(name), width = (DTYPE_BITS[dtype ?? ""] ?? 0) / 8;
+      return dtype === undefined
+        ? new StorageType(name, UNREAD_WIDTHS[type] ?? 0)
+        : new StorageType(dtype, width);
+    }
+    let call = this.#calls.get(name);
+    if (!call) this.#calls.set(name, call = new Callable(name, (args) => new Instance(name, args)));
+    return call;
   }
 
   /** ("storage", type, key, device, elements), in the legacy form with a view, which nothing has made for long. */
@@ -121,7 +152,7 @@ export class TorchNames implements Permissions {
       throw this.#wrong("refers to something that is no storage");
     }
     if (view !== null) throw this.#wrong(`makes the storage "${name}" a view of another one`);
-    const storage = this.storages.get(name) ?? new Storage(name, type.dtype, count);
+    const storage = this.storages.get(name) ?? new Storage(name, type.dtype, type.width, count);
     if (storage.dtype !== type.dtype || storage.count !== count) {
       throw this.#wrong(`has two descriptions of the storage "${name}"`);
     }
@@ -129,7 +160,9 @@ export class TorchNames implements Permissions {
     return storage;
   }
 
-  #view([storage, offset, size, strides, , , flags = null]: readonly Value[]): View {
+  /** A tensor; or, of a storage whose numbers are not read, an object that is carried along. */
+  #view([storage, offset, size, strides, , , flags = null]: readonly Value[]): View | Instance {
+    if (storage instanceof Storage && !storage.known) return new Instance(storage.dtype, [storage]);
     const shape = size instanceof Sequence ? size.items : [];
     const stride = strides instanceof Sequence ? strides.items : [];
     if (
@@ -161,9 +194,16 @@ export class TorchNames implements Permissions {
     return view;
   }
 
-  #tensor(value: Value): View {
-    if (value instanceof View) return value;
+  #tensor(value: Value): View | Instance {
+    if (value instanceof View || value instanceof Instance) return value;
     throw this.#wrong("has a parameter that is no tensor");
+  }
+
+  /** (function, class, arguments, state): a subclass of torch.Tensor, whose numbers are those of the plain tensor. */
+  #typed([rebuild = null, type = null, args = null]: readonly Value[]): Value {
+    const plain = rebuild instanceof Callable && args instanceof Sequence ? rebuild.call(args.items) : null;
+    if (plain instanceof View) return plain;
+    return new Instance(type instanceof Callable ? type.name : "torch.Tensor", [plain, args]);
   }
 
   #list(value: Value): Sequence {

@@ -4,9 +4,9 @@
 
 import { UsageError } from "../errors.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/tensors.ts";
+import { type TensorStore, unreadNote } from "../io/tensors.ts";
 import { type AutoencoderConfig, autoencoderConfig } from "./autoencoder.ts";
-import { wrapperOf } from "./wrappers.ts";
+import { underNote, wrapperOf } from "./wrappers.ts";
 
 const SUPPORTED = "the KL autoencoders of LDM, SD-VAE and VA-VAE, under LDM's or diffusers' names";
 
@@ -27,7 +27,9 @@ export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "l
   const prefix = wrapperOf(keys, ANCHOR);
   if (prefix === undefined) {
     throw new UsageError(
-      `Cannot load an autoencoder from "${store.name}": it has no "${ANCHOR}"; supported are ${SUPPORTED}`,
+      `Cannot load an autoencoder from "${store.name}": it has no "${ANCHOR}"${
+        underNote(keys, ANCHOR)
+      }; supported are ${SUPPORTED}${unreadNote(store.unread)}`,
     );
   }
   const own = keys.filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));

@@ -12,6 +12,7 @@ import { mean } from "../ops/reduce.ts";
 import { resize } from "../ops/resize.ts";
 import { concat, reshape, slice } from "../ops/shape.ts";
 import type { Tensor } from "../tensor.ts";
+import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */
 export const INCEPTION_FILE =
@@ -246,7 +247,9 @@ export async function openInception(path: string): Promise<Inception> {
   const store = await openModel(path);
   try {
     const inception = new Inception();
-    await loadState(inception, folded(store), { ignore: /\.num_batches_tracked$/ });
+    await loadState(inception, folded(unwrapped(store, "Conv2d_1a_3x3.conv.weight")), {
+      ignore: /\.num_batches_tracked$/,
+    });
     return inception;
   } finally {
     store.close();

@@ -4,6 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { openModel } from "../io/shards.ts";
+import type { Renamed } from "../io/renamed.ts";
 import type { TensorStore } from "../io/tensors.ts";
 import { Conv2d, loadState, type TensorSource } from "../nn.ts";
 import { through } from "../recompute.ts";
@@ -12,6 +13,7 @@ import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { reshape } from "../ops/shape.ts";
 import { constant, inPrecision, type Tensor } from "../tensor.ts";
+import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */
 export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org/models and " +
@@ -116,6 +118,9 @@ function unit(x: Tensor): Tensor {
   return div(x, shift(length, EPS));
 }
 
+/** The first tensors of VGG-16, in both spellings, and of the linear layers. */
+const ANCHORS = new Set(["features.0.weight", "net.slice1.0.weight", "lin0.model.1.weight"]);
+
 /**
  * Loads LPIPS from one file or several: torchvision's vgg16 and the linear layers, or the package's own state with both.
  * @throws UsageError when a tensor is missing, in two files, or of another network
@@ -125,7 +130,7 @@ export async function openLpips(paths: readonly string[]): Promise<Lpips> {
   try {
     for (const path of paths) stores.push(await openModel(path));
     const lpips = new Lpips();
-    const source = together(stores);
+    const source = together(stores.map((store) => unwrapped(store, (name) => ANCHORS.has(name))));
     const has = (pattern: RegExp) => [...source.shapes.keys()].some((key) => pattern.test(key));
     for (
       const [pattern, what] of [[/^features\./, "no VGG-16"], [/^lin\d\./, "no linear layers"]] as const
@@ -145,8 +150,8 @@ export async function openLpips(paths: readonly string[]): Promise<Lpips> {
 }
 
 /** Several files as one, with the package's names of VGG's layers (`net.slice1.0`) as torchvision's (`features.0`). */
-function together(stores: readonly TensorStore[]): TensorSource {
-  const origins = new Map<string, { store: TensorStore; key: string }>();
+function together(stores: readonly Renamed[]): TensorSource {
+  const origins = new Map<string, { store: Renamed; key: string }>();
   for (const store of stores) {
     for (const key of store.shapes.keys()) {
       const name = key.replace(/^net\.slice\d\./, "features.");

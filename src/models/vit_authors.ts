@@ -8,6 +8,7 @@ import type { Origin } from "../io/renamed.ts";
 import type { Shape } from "../tensor.ts";
 import { type VitConfig, vitConfig } from "./vit_config.ts";
 import { publishedName } from "./vit_families.ts";
+import { wrapperOf } from "./wrappers.ts";
 
 export interface AuthorsModel {
   config: VitConfig;
@@ -17,8 +18,8 @@ export interface AuthorsModel {
   shapes: Map<string, Shape>;
 }
 
-/** Paths that a state dict is found under in a checkpoint. */
-const WRAPPERS = ["", "model.", "teacher.backbone."];
+/** A tensor that every one of them has. */
+export const AUTHORS_ANCHOR = "patch_embed.proj.weight";
 
 /** The authors' paths to ours, both without what follows them. */
 const PATHS: Readonly<Record<string, string>> = {
@@ -53,13 +54,22 @@ const FOREIGN = /^(decoder_|head\.|local_cls_norm\.|rope_embed\.periods$)|\.attn
 export function authorsModel(
   source: { name: string; shapes: ReadonlyMap<string, Shape> },
 ): AuthorsModel | undefined {
-  const wrapper = WRAPPERS.find((w) => source.shapes.has(`${w}patch_embed.proj.weight`));
+  const wrapper = wrapperOf(source.shapes.keys(), AUTHORS_ANCHOR);
   if (wrapper === undefined) return undefined;
-  const shapes = new Map(
-    [...source.shapes].filter(([key]) => key.startsWith(wrapper)).map((
-      [key, s],
-    ) => [key.slice(wrapper.length), s]),
-  );
+  const shapes = new Map<string, Shape>(), origins = new Map<string, string>();
+  for (const [key, shape] of source.shapes) {
+    if (!key.startsWith(wrapper)) continue;
+    // DINOv2's training code keeps blocks in chunks for FSDP, blocks.CHUNK.N, where N counts through all of them.
+    const own = key.slice(wrapper.length).replace(/^blocks\.\d+\.(\d+)\./, "blocks.$1.");
+    const other = origins.get(own);
+    if (other !== undefined) {
+      throw new UsageError(
+        `Cannot load "${source.name}": "${key}" and "${other}" are the same tensor of the encoder; keep one of them`,
+      );
+    }
+    shapes.set(own, shape);
+    origins.set(own, key);
+  }
   const config = inferred(source.name, shapes);
   const { model_type: type, hidden_size: C } = config;
   const name = (path: string) => publishedName(type, path);
@@ -67,10 +77,11 @@ export function authorsModel(
   for (const [key, shape] of shapes) {
     // MAE's mask token is its decoder's.
     if (FOREIGN.test(key) || (type === "vit_mae" && key === "mask_token")) continue;
+    const origin = origins.get(key) as string;
     const [, n, kind] = /^blocks\.(\d+)\.attn\.qkv\.(weight|bias)$/.exec(key) ?? [];
     if (n === undefined) {
       const own = ours(key, config);
-      entries.set(own === undefined ? key : name(own), wrapper + key);
+      entries.set(own === undefined ? key : name(own), origin);
       if (type === "dinov3_vit" && key === "mask_token") {
         reshaped.set(name("embeddings.mask_token"), [1, ...shape]);
       }
@@ -79,7 +90,7 @@ export function authorsModel(
     (["query", "key", "value"] as const).forEach((part, i) => {
       if (kind === "bias" && !config[`${part}_bias`]) return;
       const path = `encoder.layer.${n}.attention.attention.${part}.${kind}`;
-      entries.set(name(path), { key: wrapper + key, rows: [i * C, (i + 1) * C] });
+      entries.set(name(path), { key: origin, rows: [i * C, (i + 1) * C] });
     });
   }
   return { config, entries, shapes: reshaped };

@@ -6,6 +6,7 @@ import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { validated } from "../io/files.ts";
 import { MODEL_TYPES, type ModelType, type VitConfig, vitConfig } from "./vit_config.ts";
+import { wrapperOf } from "./wrappers.ts";
 
 export interface Family {
   /** Whether a CLS token leads the patches. */
@@ -216,9 +217,13 @@ export function publishedName(type: ModelType, path: string): string {
  */
 export function publishedKeys(type: ModelType, keys: Iterable<string>): Map<string, string> {
   const { root, wrapper, spellings = [], foreign } = FAMILIES[type];
-  const found = new Map<string, string>();
-  for (const key of keys) {
-    const bare = wrapper ? key.replace(wrapper, "") : key;
+  const unwrap = (key: string) => wrapper ? key.replace(wrapper, "") : key;
+  const found = new Map<string, string>(), all = [...keys];
+  const anchor = publishedName(type, "embeddings.patch_embeddings.projection.weight").slice(root.length);
+  const prefix = wrapperOf(all, (name) => unwrap(name) === anchor) ?? "";
+  for (const key of all) {
+    if (!key.startsWith(prefix)) continue;
+    const bare = unwrap(key.slice(prefix.length));
     if (foreign.test(bare)) continue;
     const name = root + spellings.reduce((text, [from, to]) => text.replace(from, to), bare);
     found.set(found.has(name) ? key : name, key);

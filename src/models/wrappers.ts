@@ -1,16 +1,73 @@
-// Training scripts save models inside others: {"ema": ...}, {"state_dict": ...}, DataParallel's "module.". Read as flat keys,
-// a wrapper is a prefix; this finds the one below which a model lies.
+// Training scripts save models inside others: {"ema": ...}, {"state_dict": ...}, DataParallel's "module.", torch.compile's
+// "_orig_mod.", DINOv2's {"teacher": {"backbone.": ...}}. Read as flat keys, a wrapper is a prefix. This is the one list of
+// them for every loader; whatever else comes before a model's own keys belongs to another model.
 
-/** What wrappers are called; anything else before a model's own keys belongs to another model. */
-const WRAPPER = /^(?:(?:state_dict|model|module|ema|model_ema|first_stage_model|vae|_orig_mod)\.)*$/;
+import { type Renamed, renamed } from "../io/renamed.ts";
+import type { TensorStore } from "../io/tensors.ts";
+
+/** Averages of weights, which evaluation and sampling use. */
+const AVERAGES = ["ema", "model_ema", "ema_model", "state_dict_ema", "teacher", "target_encoder"];
+/** Weights that a training run learns for the sake of another copy's. */
+const STUDENTS = ["student"];
+const OTHERS = [
+  "state_dict",
+  "model_state_dict",
+  "model",
+  "module",
+  "_orig_mod",
+  "_fsdp_wrapped_module",
+  "backbone",
+  "encoder",
+  "net",
+  "network",
+  "visual",
+  "first_stage_model",
+  "vae",
+];
+const ALL: ReadonlySet<string> = new Set([...AVERAGES, ...STUDENTS, ...OTHERS]);
+
+/** Whether a model's own name is the one that is looked for. */
+export type Anchor = string | ((name: string) => boolean);
 
 /**
- * The prefix of a model that has a tensor called `anchor`; undefined where there is none. Of several, the average of weights
- * ("ema"), which samples are drawn from, goes first, then the outermost.
+ * The prefix of a model that has a tensor called `anchor`; undefined where there is none. Of several, an average of weights
+ * goes first, a student last, then the outermost.
  */
-export function wrapperOf(keys: Iterable<string>, anchor: string): string | undefined {
-  const prefixes = [...keys].filter((key) => key.endsWith(anchor)).map((key) => key.slice(0, -anchor.length))
-    .filter((prefix) => WRAPPER.test(prefix));
-  const rank = (prefix: string) => (/(^|\.)(model_)?ema\./.test(prefix) ? 0 : 1000) + prefix.length;
+export function wrapperOf(keys: Iterable<string>, anchor: Anchor): string | undefined {
+  const is = typeof anchor === "string" ? (name: string) => name === anchor : anchor;
+  const prefixes: string[] = [];
+  for (const key of keys) {
+    for (let at = 0;;) {
+      if (is(key.slice(at))) prefixes.push(key.slice(0, at));
+      const dot = key.indexOf(".", at);
+      if (dot < 0 || !ALL.has(key.slice(at, dot))) break;
+      at = dot + 1;
+    }
+  }
+  const rank = (prefix: string) => {
+    const words = prefix.split(".");
+    const has = (names: readonly string[]) => names.some((name) => words.includes(name));
+    return (has(AVERAGES) ? 0 : has(STUDENTS) ? 2000 : 1000) + prefix.length;
+  };
   return prefixes.sort((a, b) => rank(a) - rank(b))[0];
+}
+
+/** The tensors below the wrapper of a model, by its own names; the file as it is where the anchor is not found. */
+export function unwrapped(store: TensorStore, anchor: Anchor): Renamed {
+  const prefix = wrapperOf(store.shapes.keys(), anchor);
+  if (!prefix) return store;
+  const own = [...store.shapes.keys()].filter((key) => key.startsWith(prefix));
+  return renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key])));
+}
+
+/** Where a tensor of that name is, when no wrapper of the list leads to it: a part of messages, or nothing. */
+export function underNote(keys: Iterable<string>, anchor: string): string {
+  for (const key of keys) {
+    if (key.endsWith(`.${anchor}`)) {
+      return ` (but below the prefix "${
+        key.slice(0, -anchor.length)
+      }", which is no known wrapper: remove it)`;
+    }
+  }
+  return "";
 }

@@ -9,10 +9,11 @@ import { cachedModel, downloadModel, hubCache, isModelName } from "../io/hub.ts"
 import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
 import { openModel } from "../io/shards.ts";
-import type { TensorStore } from "../io/tensors.ts";
+import { type TensorStore, unreadNote } from "../io/tensors.ts";
 import type { Vit, VitConfig } from "../models/vit.ts";
-import { authorsModel } from "../models/vit_authors.ts";
+import { AUTHORS_ANCHOR, authorsModel } from "../models/vit_authors.ts";
 import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
+import { underNote } from "../models/wrappers.ts";
 import { loadState, type TensorSource } from "../nn.ts";
 
 /** The encoder that comes with tok: trained by tasks/dev/pretrain_encoder.ts on generated images. */
@@ -101,8 +102,10 @@ async function openFile(path: string): Promise<EncoderSource> {
   const model = authorsModel(store);
   if (!model) {
     throw new UsageError(
-      `Cannot load the encoder "${path}": its tensors are not named as the authors of DINOv2, DINOv3 or MAE do; give ` +
-        `the folder with its config.json`,
+      `Cannot load the encoder "${path}": it has no "${AUTHORS_ANCHOR}"${
+        underNote(store.shapes.keys(), AUTHORS_ANCHOR)
+      }, as the files of DINOv2's, DINOv3's and MAE's authors have; for another layout give the folder with its ` +
+        `config.json${unreadNote(store.unread)}`,
     );
   }
   const { config, entries, shapes } = model;

@@ -6,14 +6,13 @@ import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { exists, readJson, validated } from "../io/files.ts";
 import { readStatistics } from "../io/latents.ts";
-import { renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/tensors.ts";
+import { type TensorStore, unreadNote } from "../io/tensors.ts";
 import { openModel } from "../io/shards.ts";
 import { Autoencoder, type AutoencoderConfig } from "../models/autoencoder.ts";
 import { autoencoderIn, inferAutoencoder } from "../models/autoencoder_names.ts";
 import { Dit, DIT_ANCHOR, inferDit } from "../models/dit.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
-import { wrapperOf } from "../models/wrappers.ts";
+import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { loadState } from "../nn.ts";
 
 /** What diffusers calls the weights of a model that is not a transformer. */
@@ -162,15 +161,14 @@ async function statisticsOf(
 export async function openLightningDit(path: string): Promise<Dit> {
   const store = await openModel(path);
   try {
-    const keys = [...store.shapes.keys()];
-    const prefix = wrapperOf(keys, DIT_ANCHOR);
-    if (prefix === undefined) {
+    if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
       throw new UsageError(
-        `Cannot load a diffusion model from "${path}": it has no "${DIT_ANCHOR}"; supported is LightningDiT`,
+        `Cannot load a diffusion model from "${path}": it has no "${DIT_ANCHOR}"${
+          underNote(store.shapes.keys(), DIT_ANCHOR)
+        }; supported is LightningDiT${unreadNote(store.unread)}`,
       );
     }
-    const own = keys.filter((key) => key.startsWith(prefix));
-    const source = renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key])));
+    const source = unwrapped(store, DIT_ANCHOR);
     const dit = new Dit(inferDit(path, source.shapes));
     await loadState(dit, source);
     return dit;
