@@ -279,7 +279,7 @@ export const evalConfig = z.strictObject({
   imageSize: option(
     count().optional(),
     "Data",
-    "Side at which images are compared; default: the NPZ's, the tokenizer's, or that of the first image",
+    "Resize and crop all images to squares of this side first [a tokenizer's training size; sets: no]",
     "pixels",
   ),
   metrics: option(

@@ -8,7 +8,7 @@ import type { Schema } from "../src/flags.ts";
 import { type Device, device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
-import { type BadImage, openFolder } from "../src/io/dataset.ts";
+import { type BadImage, type Folder, openFolder } from "../src/io/dataset.ts";
 import { exists } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
 import { drawnBy, Workers } from "../src/io/workers.ts";
@@ -126,6 +126,16 @@ export async function imageSource(
     log.line(`data: generated shapes`);
     return drawnBy(workers, new Shapes(generated.length, generated.seed));
   }
+  return await imageFolder(data, badImage, workers, log);
+}
+
+/** A folder of images; `workers` decode them. */
+export async function imageFolder(
+  data: string,
+  badImage: BadImage | undefined,
+  workers: Workers,
+  log: Log,
+): Promise<Folder> {
   const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
   log.line(
     `data: ${folder.length} images in "${data}"${

@@ -1,8 +1,10 @@
-// Which scores `tok eval` takes: those asked for, or all that apply. A score that was asked for and cannot be taken is an
-// error that says why; one that was not asked for is left out.
+// Which scores `tok eval` takes: those asked for, or all that apply. A score that was asked for and does not apply is an
+// error before anything is computed; one that was not asked for is left out with a note. One that fails while it is computed
+// does not lose the others.
 
 import { type EvalConfig, type Metric, METRICS } from "../src/config.ts";
-import { UsageError } from "../src/errors.ts";
+import { ShapeError, UsageError } from "../src/errors.ts";
+import type { PairScore } from "../src/metrics/tokenizer.ts";
 import { INCEPTION_FILE } from "../src/models/inception.ts";
 import { LPIPS_FILES } from "../src/models/lpips.ts";
 
@@ -38,7 +40,12 @@ const BY_INCEPTION: readonly Metric[] = ["rfid", "fid", "sfid", "is", "kid", "pr
 export class Chosen {
   readonly #left: Set<Metric>;
 
-  constructor(private readonly explicit: boolean, metrics: readonly Metric[]) {
+  /** @param note told which metrics are left out, and why */
+  constructor(
+    private readonly explicit: boolean,
+    metrics: readonly Metric[],
+    private readonly note: (line: string) => void = () => {},
+  ) {
     this.#left = new Set(metrics);
   }
 
@@ -56,10 +63,34 @@ export class Chosen {
 
   /** Takes metrics out for a reason, if there is one. @throws UsageError when they were asked for */
   exclude(metrics: readonly Metric[], reason: string | false | undefined): void {
-    if (!reason) return;
+    this.excludeEach(metrics, () => reason);
+  }
+
+  /** Takes out each metric that has a reason for it. @throws UsageError when it was asked for */
+  excludeEach<M extends Metric>(
+    metrics: readonly M[],
+    reasonOf: (metric: M) => string | false | undefined,
+  ): void {
+    const reasons = new Map<string, Metric[]>();
     for (const metric of metrics) {
+      const reason = this.#left.has(metric) && reasonOf(metric);
+      if (!reason) continue;
+      if (this.explicit) throw new UsageError(`Cannot score "${metric}": ${reason}`);
+      this.#left.delete(metric);
+      reasons.set(reason, [...reasons.get(reason) ?? [], metric]);
+    }
+    for (const [reason, left] of reasons) this.note(`left out: ${left.join(", ")} (${reason})`);
+  }
+
+  /** Keeps the scores that something of this kind has; the others are no loss. @throws UsageError when they were asked for */
+  keepOf(subject: Subject): void {
+    for (const metric of METRICS) {
+      if (OF[metric].includes(subject)) continue;
       if (this.#left.delete(metric) && this.explicit) {
-        throw new UsageError(`Cannot score "${metric}": ${reason}`);
+        const of = OF[metric].map((s) => SUBJECTS[s]).join(" or ");
+        throw new UsageError(
+          `Cannot score "${metric}": it is a score of ${of}, and this is ${SUBJECTS[subject]}`,
+        );
       }
     }
   }
@@ -69,16 +100,49 @@ export class Chosen {
 export function chosenMetrics(
   c: Pick<EvalConfig, "metrics" | "inception" | "lpips">,
   subject: Subject,
+  note?: (line: string) => void,
 ): Chosen {
-  const chosen = new Chosen(c.metrics !== undefined, c.metrics ?? METRICS);
-  for (const metric of METRICS) {
-    const of = OF[metric].map((s) => SUBJECTS[s]).join(" or ");
-    chosen.exclude(
-      [metric],
-      !OF[metric].includes(subject) && `it is a score of ${of}, and this is ${SUBJECTS[subject]}`,
-    );
-  }
+  const chosen = new Chosen(c.metrics !== undefined, c.metrics ?? METRICS, note);
+  chosen.keepOf(subject);
   chosen.exclude(BY_INCEPTION, c.inception === undefined && `it needs --inception FILE: ${INCEPTION_FILE}`);
   chosen.exclude(["lpips"], c.lpips === undefined && `it needs --lpips FILES: ${LPIPS_FILES}`);
   return chosen;
+}
+
+/** Scores as they come. What fails is kept for the end, and the rest goes on. */
+export class Results {
+  readonly scores: Record<string, number> = {};
+  #failure: Error | undefined;
+
+  /** Computes scores. @throws what is no fault of these scores, such as a lost device */
+  readonly take = async (score: () => Promise<Record<string, number>>): Promise<void> => {
+    try {
+      Object.assign(this.scores, await score());
+    } catch (error) {
+      this.fail(error);
+    }
+  };
+
+  fail(error: unknown): void {
+    if (!(error instanceof UsageError || error instanceof ShapeError)) throw error;
+    this.#failure ??= error;
+  }
+
+  /** The same score, which adds no more once it has failed. */
+  guarded(pair: PairScore): PairScore {
+    let failed = false;
+    const fail = (error: unknown) => {
+      failed = true;
+      this.fail(error);
+    };
+    return {
+      add: async (originals, made) => failed ? undefined : await pair.add(originals, made).catch(fail),
+      scores: async () => failed ? {} : await pair.scores().catch(fail) ?? {},
+    };
+  }
+
+  /** @throws the first failure, if there was one */
+  rethrow(): void {
+    if (this.#failure) throw this.#failure;
+  }
 }

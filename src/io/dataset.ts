@@ -6,10 +6,10 @@ import { createHash } from "node:crypto";
 import { basename, extname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { explained } from "./files.ts";
+import type { InputSource, View } from "./inputs.ts";
 import type { Job } from "./jobs.ts";
 import { Workers } from "./workers.ts";
 import type { Pixels } from "./preprocess.ts";
-import type { ImageSource } from "./source.ts";
 
 const EXTENSIONS = new Set([".png", ".jpg", ".jpeg", ".webp"]);
 
@@ -38,7 +38,7 @@ interface Entry {
   readonly label: number;
 }
 
-export class Folder implements ImageSource {
+export class Folder implements InputSource {
   /** Names of the images that could not be decoded so far. */
   readonly bad = new Set<string>();
 
@@ -80,6 +80,11 @@ export class Folder implements ImageSource {
   /** Shorter side to `size` (bicubic), central square. @throws UsageError for a damaged file, see FolderOptions */
   async image(i: number, size: number): Promise<Float32Array> {
     return (await this.pixels(i, (path) => ({ kind: "square", path, size }))).data;
+  }
+
+  /** @throws UsageError for a damaged file, see FolderOptions */
+  input(i: number, view: View): Promise<Pixels> {
+    return this.pixels(i, (path) => ({ kind: "input", image: path, view }));
   }
 
   /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */

@@ -2,7 +2,8 @@
 // it failed, and the one function that does it. It makes the same bits on whatever thread it runs.
 
 import { UsageError } from "../errors.ts";
-import { readImage, toFloat } from "./image.ts";
+import { type Image, readImage, toBytes, toFloat } from "./image.ts";
+import { inputOf, type View } from "./inputs.ts";
 import { type Pixels, preprocess, type Preprocessor } from "./preprocess.ts";
 import { resizeAndCrop } from "./resize.ts";
 import { drawShape } from "./shapes.ts";
@@ -13,7 +14,16 @@ export type Job =
   /** A file as an encoder sees it. */
   | { kind: "encoder"; path: string; preprocessor: Preprocessor }
   /** A generated image, pixels in [-1,1]. */
-  | { kind: "shape"; seed: number; index: number; size: number };
+  | Shape
+  /** A file, a generated image, or pixels at hand, as a network sees them. */
+  | { kind: "input"; image: string | Shape | Image; view: View };
+
+interface Shape {
+  kind: "shape";
+  seed: number;
+  index: number;
+  size: number;
+}
 
 export interface Request {
   id: number;
@@ -40,7 +50,16 @@ export async function perform(job: Job): Promise<Pixels> {
       return preprocess(await readImage(job.path), job.preprocessor);
     case "shape":
       return { width: job.size, height: job.size, data: drawShape(job.seed, job.index, job.size) };
+    case "input":
+      return inputOf(await bytesOf(job.image), job.view);
   }
+}
+
+async function bytesOf(image: string | Shape | Image): Promise<Image> {
+  if (typeof image === "string") return await readImage(image);
+  if (!("kind" in image)) return image;
+  const { seed, index, size } = image;
+  return { width: size, height: size, data: toBytes(drawShape(seed, index, size)) };
 }
 
 export function failureOf(error: unknown): Failure {

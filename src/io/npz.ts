@@ -100,6 +100,11 @@ export class NpzFile {
     }
   }
 
+  /** @throws UsageError when an array has not as many bytes as its shape needs */
+  verify(key: string): void {
+    this.#member(key, this.#header(key));
+  }
+
   close(): void {
     this.source.close();
   }
@@ -110,12 +115,17 @@ export class NpzFile {
     return header;
   }
 
-  /** The bytes after the header. */
-  async *#data(key: string, header: NpyHeader): AsyncGenerator<Uint8Array> {
+  #member(key: string, header: NpyHeader): Member {
     const member = this.zip.members.get(`${key}.npy`);
     if (!member || member.size !== header.start + npyDataBytes(header)) {
       throw damaged(this.name, `"${key}" has not as many bytes as its shape (${header.shape}) needs`);
     }
+    return member;
+  }
+
+  /** The bytes after the header. */
+  async *#data(key: string, header: NpyHeader): AsyncGenerator<Uint8Array> {
+    const member = this.#member(key, header);
     let position = 0;
     for await (const part of this.zip.stream(member)) {
       const skip = Math.min(part.length, Math.max(0, header.start - position));

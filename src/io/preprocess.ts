@@ -151,6 +151,8 @@ export interface Pixels {
   height: number;
   /** `[height,width,3]` */
   data: Float32Array<ArrayBuffer>;
+  /** Size of the image that they were made from, where that is counted. */
+  original?: { width: number; height: number };
 }
 
 /** Prepares an image. @throws UsageError when the crop is larger than the resized image */

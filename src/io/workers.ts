@@ -2,6 +2,7 @@
 // out as soon as they are known, each to the worker with the fewest: while the main thread waits for the device it handles
 // no messages, and a worker that had to ask for its next job would stand still.
 
+import type { InputSource } from "./inputs.ts";
 import { errorOf, type Job, perform, type Reply, type Request } from "./jobs.ts";
 import type { Pixels } from "./preprocess.ts";
 import type { Shapes } from "./shapes.ts";
@@ -98,5 +99,14 @@ export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
     label: (i) => shapes.label(i),
     name: (i) => shapes.name(i),
     image: async (index, size) => (await workers.run({ kind: "shape", seed: shapes.seed, index, size })).data,
+  };
+}
+
+/** The same for scores: drawn with this side, as bytes like those of a file. */
+export function drawnInputs(workers: Workers, shapes: Shapes, side: number): InputSource {
+  const shape = (index: number) => ({ kind: "shape", seed: shapes.seed, index, size: side }) as const;
+  return {
+    ...drawnBy(workers, shapes),
+    input: (i, view) => workers.run({ kind: "input", image: shape(i), view }),
   };
 }

@@ -5,7 +5,12 @@ import { noGrad } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
 import { capture } from "../gpu/program.ts";
 import type { ImageSource } from "../io/source.ts";
-import type { Inception, InceptionInput, InceptionOutput } from "../models/inception.ts";
+import {
+  type Inception,
+  INCEPTION_WIDTHS,
+  type InceptionInput,
+  type InceptionOutput,
+} from "../models/inception.ts";
 import { input } from "../tensor.ts";
 import { InceptionScore } from "./fidelity.ts";
 import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
@@ -94,17 +99,17 @@ export class Seen {
   #count = 0;
 
   constructor(questions: readonly Question[]) {
-    if (questions.includes("moments")) this.#moments = new Moments(2048);
-    if (questions.includes("spatial")) this.#spatial = new Moments(17 * 17 * 7);
+    if (questions.includes("moments")) this.#moments = new Moments(INCEPTION_WIDTHS.pooled);
+    if (questions.includes("spatial")) this.#spatial = new Moments(INCEPTION_WIDTHS.spatial);
     if (questions.includes("features")) this.#rows = new Rows();
-    if (questions.includes("score")) this.#score = new InceptionScore(1008);
+    if (questions.includes("score")) this.#score = new InceptionScore(INCEPTION_WIDTHS.logits);
   }
 
   add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): void {
     if (pooled) {
       this.#moments?.add(pooled);
       this.#rows?.add(pooled);
-      this.#count += pooled.length / 2048;
+      this.#count += pooled.length / INCEPTION_WIDTHS.pooled;
     }
     if (spatial) this.#spatial?.add(spatial);
     if (logits) this.#score?.add(logits);

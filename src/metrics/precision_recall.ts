@@ -6,7 +6,8 @@ import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
 import { RowProducts, squaredLengths } from "./row_products.ts";
 
-const NEIGHBOURS = 3;
+/** Nearest neighbours that a ball reaches to; a set needs one image more. */
+export const NEIGHBOURS = 3;
 
 /**
  * Precision and recall of `fake` against `real`.

@@ -27,6 +27,9 @@ const WINDOW = Float64Array.from((() => {
 
 type Planes = [Float64Array, Float64Array, Float64Array, Float64Array, Float64Array];
 
+/** Shortest side of an image for ssim(). */
+export const SSIM_SIDE = 2 * RADIUS + 1;
+
 /** Structural similarity of two [height, width, 3] images; sides of at least 11. */
 export function ssim(a: Uint8Array, b: Uint8Array, width: number, height: number): number {
   if (

@@ -7,6 +7,7 @@ import type { ImageSource } from "../io/source.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { noGrad } from "../autograd.ts";
 import { input } from "../tensor.ts";
+import type { Features } from "./frechet.ts";
 import { collect, infer } from "./infer.ts";
 import { accuracy, nearest, predict, trainProbe } from "./probe.ts";
 import { mse, psnr, ssim } from "./quality.ts";
@@ -47,20 +48,21 @@ export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, s
 
 /**
  * Reconstructs `n` images.
+ * @param options.ssim false leaves it 0, for images that are too small for it
  * @param options.pairs more scores of them; theirs are added to the result
  * @param visit gets each image and its reconstruction as bytes
  */
 export async function scoreReconstruction(
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { size: number; batchSize: number; n?: number; pairs?: readonly PairScore[] },
+  options: { size: number; batchSize: number; n?: number; ssim?: boolean; pairs?: readonly PairScore[] },
   visit?: (
     index: number,
     original: Uint8Array<ArrayBuffer>,
     reconstruction: Uint8Array<ArrayBuffer>,
   ) => void | Promise<void>,
 ): Promise<ReconstructionScores & Record<string, number>> {
-  const { size, batchSize, n = source.length, pairs = [] } = options;
+  const { size, batchSize, n = source.length, ssim: similarity = true, pairs = [] } = options;
   const program = await tokenizerProgram(tokenizer, batchSize, size, n);
   const sums = { psnr: 0, ssim: 0, mse: 0 };
   try {
@@ -71,7 +73,7 @@ export async function scoreReconstruction(
         const a = original.subarray(i * length, (i + 1) * length),
           b = made.subarray(i * length, (i + 1) * length);
         sums.psnr += psnr(a, b) / n;
-        sums.ssim += ssim(a, b, size, size) / n;
+        if (similarity) sums.ssim += ssim(a, b, size, size) / n;
         sums.mse += mse(a, b) / n;
         await visit?.(first + i, a, b);
       }
@@ -93,16 +95,43 @@ export async function scoreLatents(
   test: ImageSource,
   options: { size: number; batchSize: number },
 ): Promise<{ probe: number; knn: number }> {
+  const latents = await latentFeatures(tokenizer, train, test, options);
+  return { probe: probeAccuracy(latents), knn: neighbourAccuracy(latents) };
+}
+
+/** Latents of images to learn from and of images to test on. */
+export async function latentFeatures(
+  tokenizer: ImageTokenizer,
+  train: ImageSource,
+  test: ImageSource,
+  options: { size: number; batchSize: number },
+): Promise<LabelledFeatures> {
   const n = train.length + test.length;
   const program = await encoderProgram(tokenizer, options.batchSize, options.size, n);
   try {
-    const a = await collect(program, "z", train), b = await collect(program, "z", test);
-    const probe = trainProbe(a.features, a.labels, train.classes.length);
+    const classes = train.classes.length;
     return {
-      probe: accuracy(predict(probe, b.features), b.labels),
-      knn: accuracy(nearest(a.features, a.labels, b.features), b.labels),
+      train: await collect(program, "z", train),
+      test: await collect(program, "z", test),
+      classes,
     };
   } finally {
     program.destroy();
   }
+}
+
+/** Features with the labels of their images, of two sets that share their classes. */
+export interface LabelledFeatures {
+  train: { features: Features; labels: Uint32Array };
+  test: { features: Features; labels: Uint32Array };
+  classes: number;
+}
+
+export function probeAccuracy({ train, test, classes }: LabelledFeatures): number {
+  const probe = trainProbe(train.features, train.labels, classes);
+  return accuracy(predict(probe, test.features), test.labels);
+}
+
+export function neighbourAccuracy({ train, test }: LabelledFeatures): number {
+  return accuracy(nearest(train.features, train.labels, test.features), test.labels);
 }

@@ -27,6 +27,12 @@ export const INCEPTION_SIDE = 299;
  */
 export type InceptionInput = "pytorch-fid" | "adm";
 
+/** How each of them finds the pixels of a resized image. */
+export const SAMPLING = { "pytorch-fid": "pytorch", adm: "tensorflow1" } as const;
+
+/** Number of features of an image. */
+export const INCEPTION_WIDTHS = { pooled: 2048, spatial: 17 * 17 * 7, logits: 1008 };
+
 /** Batch norm's epsilon. */
 const EPS = 1e-3;
 

@@ -41,6 +41,9 @@ class Weighting {
   }
 }
 
+/** Shortest side of an image. */
+export const LPIPS_SIDE = 16;
+
 export class Lpips {
   /** Indices as in torchvision; what has no tensors takes a place. */
   readonly features: readonly (Conv2d | "relu" | "pool")[];
@@ -73,7 +76,7 @@ export class Lpips {
    * @throws UsageError for sides below 16, of which the poolings leave nothing
    */
   describe(x: Tensor): Tensor[] {
-    if (Math.min(x.dim(1), x.dim(2)) < 16) {
+    if (Math.min(x.dim(1), x.dim(2)) < LPIPS_SIDE) {
       throw new UsageError(
         `Cannot take LPIPS of images of ${x.dim(1)} x ${x.dim(2)}: VGG-16 needs at least 16 x 16`,
       );
