@@ -4,7 +4,7 @@ import { join } from "@std/path";
 import { evalConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
-import { described, inputs, type InputSource, Sizes } from "../src/io/inputs.ts";
+import { described, inputs, Sizes } from "../src/io/inputs.ts";
 import { writeNpz } from "../src/io/npz.ts";
 import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
 import { Shapes } from "../src/io/shapes.ts";
@@ -48,6 +48,14 @@ export const evaluate = command({
       : c.tokenizer !== undefined && c.model === undefined
       ? "tokenizer"
       : "model";
+    if (subject === "tokenizer" && c.real !== undefined) {
+      throw new UsageError(
+        "Cannot score a tokenizer with --real: the images that it reconstructs are --data",
+      );
+    }
+    if (subject !== "tokenizer" && c.data !== undefined) {
+      throw new UsageError("Cannot use --data here: it is for a tokenizer; give the real images as --real");
+    }
     const metrics = chosenMetrics(c, subject, (line) => log.line(line));
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     await openAdapter(c, log);
@@ -208,11 +216,17 @@ async function setOf(
   side: number,
   { log, workers }: Means,
 ): Promise<ImageSet> {
-  if (path?.endsWith(".npz")) return { name: path, ...await openNpzSet(path, workers) };
-  const images: InputSource = path === undefined
-    ? drawnInputs(workers, generated(Math.max(c.num, 500), SEEDS.heldOut, log), side)
-    : await imageFolder(path, c.badImage, workers, log);
-  return { name: path ?? "generated shapes", images };
+  if (path === undefined) {
+    const shapes = generated(Math.max(c.num, 500), SEEDS.heldOut, log);
+    return { name: "generated shapes", images: drawnInputs(workers, shapes, side) };
+  }
+  if (/\.npz$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
+  if (/\.npy$/i.test(path)) {
+    throw new UsageError(
+      `Cannot score "${path}": it is a single NumPy array; store it as .npz: np.savez("set.npz", np.load(path))`,
+    );
+  }
+  return { name: path, images: await imageFolder(path, c.badImage, workers, log) };
 }
 
 function generated(length: number, seed: number, log: Means["log"]): Shapes {

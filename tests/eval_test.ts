@@ -150,6 +150,20 @@ Deno.test("metrics are left out with one note a reason, and those of other thing
   assert(chosen.any("fd-encoder") && !chosen.any("psnr", "fid"));
 });
 
+Deno.test("an option that would be ignored and a lone array are refused with what to give instead", async () => {
+  const refused = async (options: Record<string, unknown>, ...words: string[]) => {
+    const { error, lines } = await tokEval(options);
+    assert(error instanceof UsageError, `${error}`);
+    for (const word of words) assertStringIncludes(error.message, word);
+    return lines;
+  };
+  await refused({ tokenizer: "run", real: "photos" }, "Cannot score a tokenizer with --real", "--data");
+  await refused({ fake: "a", data: "photos" }, "Cannot use --data here", "--real");
+  await refused({ model: "run", data: "photos" }, "Cannot use --data here", "--real");
+  await refused({ fake: "images.npy" }, 'Cannot score "images.npy"', "np.savez");
+  await refused({ fake: "nowhere.NPZ" }, 'Cannot read "nowhere.NPZ": it does not exist');
+});
+
 Deno.test("an npz with unusable images, labels or statistics is refused by what is wrong with it", async () => {
   const root = await Deno.makeTempDir(), path = join(root, "set.npz");
   const images = { name: "arr_0", shape: [3, 4, 6, 3], data: new Uint8Array(216) };
