@@ -3,9 +3,11 @@
 import { join } from "@std/path";
 import { alignConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { makeFolder, writeJson } from "../src/io/files.ts";
+import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
+import { exists, makeFolder, readJson, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
+import type { Log } from "../src/io/log.ts";
+import type { Provenance } from "../src/io/provenance.ts";
 import { writeReport } from "../src/io/report.ts";
 import { drawnBy } from "../src/io/workers.ts";
 import { Shapes } from "../src/io/shapes.ts";
@@ -20,9 +22,9 @@ import { Initializer } from "../src/init.ts";
 import { runAlignment } from "../src/train/align.ts";
 import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
 import { saveTokenizer } from "../src/train/artifacts.ts";
+import { schedule } from "../src/train/loop.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
 import {
-  checkSame,
   chosenEncoder,
   command,
   imageSource,
@@ -31,6 +33,7 @@ import {
   runFolder,
   SEEDS,
 } from "./command.ts";
+import { checkResumed, openResumed, type Resumed } from "./resume.ts";
 import { percent, planTable, progressOf } from "./show.ts";
 
 export const align = command({
@@ -131,26 +134,31 @@ export const align = command({
     const init = new Initializer(c.seed);
     tokenizer.init(init);
     discriminator?.init(init);
-    await encoder.load(tokenizer.encoder);
+    const fingerprint = await encoder.load(tokenizer.encoder);
     await alignment.setReference();
+    const madeFrom: Provenance = {
+      encoder: { name: c.encoder ?? "the embedded one", fingerprint },
+      ...all.identity ? { data: all.identity() } : {},
+      ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
+    };
 
     const out = runFolder(c.out, "align");
     const lock = openRun(out, { resume: c.resume !== undefined });
     try {
-      const resume = c.resume === undefined
-        ? undefined
-        : c.resume === ""
-        ? await newestCheckpoint(out, (m) => log.warn(m))
-        : await openCheckpoint(c.resume);
-      if (c.resume !== undefined && !resume) log.warn(`there is no checkpoint in "${out}"; starting anew`);
-      if (resume) checkSame(resume.config, c, resume.path);
+      const resume = await openResumed(c.resume, out, log);
+      if (resume) {
+        const now = { config: c, defaults: alignConfig.parse({}), madeFrom };
+        checkResumed(resume, now, ["steps", "stages"], log);
+        checkStages(resume, c, stages, log);
+      }
       log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
       log.openFile(out);
-      writeJson(join(out, "config.json"), { command: "align", ...c });
+      const record = { ...c, made_from: madeFrom };
+      writeJson(join(out, "config.json"), { command: "align", ...record });
       makeFolder(join(out, "images"));
       log.event("start", { command: "align", out, parameters, step: resume?.step ?? 0 });
 
-      const metrics: Record<string, Record<string, number>> = {};
+      const metrics = resume ? earlierMetrics(resume, out, stages) : {};
       const progress = progressOf(log, stages.map((s) => [s.name, s.steps]));
       const waits: Record<string, number> = {};
       /** Of the latents as the latest stage that changes them left them. */
@@ -223,7 +231,8 @@ export const align = command({
             progress.end();
             await evaluateStage(stage, index, dataWait);
           },
-          save: async (step, tensors) => void await saveCheckpoint(out, step, tensors, c, { keep: c.keep }),
+          save: async (step, tensors) =>
+            void await saveCheckpoint(out, step, tensors, { ...record, metrics }, { keep: c.keep }),
           stopping,
         },
       }, resume && { step: resume.step, source: resume.file });
@@ -248,6 +257,69 @@ export const align = command({
     }
   },
 });
+
+type Metrics = Record<string, Record<string, number>>;
+
+/** The scores of the stages that were over before the one that is resumed, which gets its own at its end. */
+function earlierMetrics(
+  { step, config, elsewhere }: Resumed,
+  out: string,
+  stages: readonly Stage[],
+): Metrics {
+  const file = join(out, "metrics.json");
+  // Checkpoints of tok 0.2.0 have none.
+  const found = (config as { metrics?: Metrics }).metrics ??
+    (!elsewhere && exists(file) ? (readJson(file) as { stages?: Metrics }).stages : undefined) ?? {};
+  const earlier = stages.slice(0, stageAt(stages, step).index).map(({ name }) => name as string);
+  return Object.fromEntries(Object.entries(found).filter(([name]) => earlier.includes(name)));
+}
+
+/** The stage to which `step` steps belong, the end of a stage to that stage, and the steps before it. */
+function stageAt(stages: readonly { steps: number }[], step: number): { index: number; begin: number } {
+  let index = 0, begin = 0;
+  for (; index < stages.length - 1 && step > begin + (stages[index]?.steps ?? 0); index++) {
+    begin += stages[index]?.steps ?? 0;
+  }
+  return { index, begin };
+}
+
+/**
+ * The stage of a checkpoint and those after it may get other numbers of steps, and there may be more of them: says what that
+ * does to the schedule. @throws UsageError for stages that are over
+ */
+function checkStages(
+  { path, step, config }: Resumed,
+  c: typeof alignConfig._output,
+  now: readonly Stage[],
+  log: Log,
+): void {
+  const options = { ...c, ...config as object } as typeof c;
+  const before = stagesOf(options, now.some(({ losses }) => losses.gan > 0));
+  const { index, begin } = stageAt(before, step), at = before[index] as Stage, n = step - begin;
+  const fixed = before.slice(0, index).find((stage, i) =>
+    stage.name !== now[i]?.name || stage.steps !== now[i]?.steps
+  );
+  if (fixed || now[index]?.name !== at.name || (now[index]?.steps ?? 0) < n) {
+    throw new UsageError(
+      `Cannot resume from "${path}": it has done ${n} steps of the stage "${at.name}", and --stages ${c.stages} ` +
+        `--steps ${c.steps} does not lead there (it was --stages ${options.stages} --steps ${options.steps}); ` +
+        `change only what comes after, or begin without --resume in another --out`,
+    );
+  }
+  for (const stage of now.slice(index)) {
+    const was = before.find(({ name }) => name === stage.name);
+    if (was?.steps === stage.steps) continue;
+    const done = stage.name === at.name ? n : 0;
+    const rate = (steps: number) => (stage.lr * schedule(done, steps, c.warmup, c.lrEnd)).toPrecision(3);
+    log.line(
+      `stage "${stage.name}": ${was?.steps ?? 0} steps before, ${stage.steps} now` +
+        (was && done ? `; its learning rate goes from ${rate(was.steps)} to ${rate(stage.steps)}` : "") +
+        (stage.losses.gan > 0 && stage.ganStart >= (was?.steps ?? 0) && stage.ganStart < stage.steps
+          ? `; the adversarial loss counts from its step ${stage.ganStart}`
+          : ""),
+    );
+  }
+}
 
 /** The stages that the options describe. */
 export function stagesOf(c: typeof alignConfig._output, adversarial: boolean): Stage[] {

@@ -13,7 +13,7 @@ export const encode = command({
     "tok encode",
     "tok encode --tokenizer sd-vae-ft-mse --data photos --image-size 256 --out latents",
   ],
-  async run(c, { log }) {
+  async run(c, { log, stopping }) {
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
     using workers = openWorkers(c);
@@ -29,13 +29,18 @@ export const encode = command({
     );
     const out = runFolder(c.out, "latents");
     const progress = log.progress("encoding", source.length, "images");
-    await encodeTo(out, tokenizer, source, {
+    const done = await encodeTo(out, tokenizer, source, {
       size,
       batchSize: c.batchSize,
       mirrored: c.flip,
       onProgress: (n) => progress.update(n),
+      stopping,
     });
     progress.end();
+    if (done < source.length) {
+      log.line(`${done} of ${source.length} latents are saved; the same command with --out ${out} goes on`);
+      return { out, n: done, tokenizer: run, finished: false };
+    }
     log.line(`${source.length} latents of images of side ${size}: ${out}`);
     return { out, n: source.length, tokenizer: run };
   },

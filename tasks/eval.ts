@@ -22,8 +22,9 @@ import {
 } from "../src/metrics/tokenizer.ts";
 import { INCEPTION_SIDE, openInception } from "../src/models/inception.ts";
 import { LPIPS_SIDE, openLpips } from "../src/models/lpips.ts";
-import { openGenerator, openTokenizer } from "../src/train/artifacts.ts";
+import { openTokenizer } from "../src/train/artifacts.ts";
 import { generate } from "../src/train/generate.ts";
+import { openGenerator } from "../src/train/generator.ts";
 import { command, imageFolder, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
 import { openJudges, PROBE_IMAGES, scoreSets, warnFew } from "./eval_sets.ts";
 import type { Config, Means } from "./eval_sets.ts";
@@ -180,7 +181,10 @@ async function scoreModel(
   means: Means,
 ): Promise<void> {
   const { log } = means;
-  const { model, tokenizer } = await openGenerator(run, c);
+  const { model, tokenizer } = await openGenerator(run, {
+    tokenizer: c.tokenizer,
+    say: (text) => log.line(text),
+  });
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const known = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
   metrics.exclude(

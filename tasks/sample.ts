@@ -6,8 +6,8 @@ import { UsageError } from "../src/errors.ts";
 import { makeFolder, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { writeNpz } from "../src/io/npz.ts";
-import { openGenerator } from "../src/train/artifacts.ts";
 import { generate } from "../src/train/generate.ts";
+import { openGenerator } from "../src/train/generator.ts";
 import { command, inputRun, openAdapter, runFolder } from "./command.ts";
 
 export const sample = command({
@@ -22,7 +22,11 @@ export const sample = command({
   async run(c, { log, stopping }) {
     const run = inputRun(c.model, "model", log);
     await openAdapter(c, log);
-    const { model, tokenizer, origin } = await openGenerator(run, c);
+    const { model, tokenizer, origin } = await openGenerator(run, {
+      tokenizer: c.tokenizer,
+      latents: c.latents,
+      say: (text) => log.line(text),
+    });
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = Array.from({ length: c.num }, (_, i) => chosen[i % chosen.length] as number);

@@ -1,38 +1,41 @@
 // tok train-dit: a LightningDiT on a tokenizer's latents.
 
-import { join } from "@std/path";
+import { dirname, join } from "@std/path";
 import { sampleConfig, trainDitConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { newestCheckpoint, openCheckpoint, openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, makeFolder, writeJson } from "../src/io/files.ts";
+import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
+import { exists, makeFolder, readJson, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
-import { openLatents } from "../src/io/latents.ts";
+import { type Latents, openLatents } from "../src/io/latents.ts";
+import type { Log } from "../src/io/log.ts";
+import { differences, fingerprintOf, type Provenance } from "../src/io/provenance.ts";
 import { writeReport } from "../src/io/report.ts";
+import type { ImageSource } from "../src/io/source.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
 import { countParameters, restore, snapshot } from "../src/nn.ts";
 import { Initializer } from "../src/init.ts";
-import { type DiffusionModel, type ModelConfig, openTokenizer, saveDit } from "../src/train/artifacts.ts";
+import {
+  type DiffusionModel,
+  type KnownTokenizer,
+  type ModelConfig,
+  openTokenizer,
+  saveDit,
+} from "../src/train/artifacts.ts";
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
 import { generate } from "../src/train/generate.ts";
+import { placesOf } from "../src/train/generator.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
-import { encodeTo, type LatentBatch, latentBatches } from "../src/train/latents.ts";
+import { encodeTo, type LatentBatch, latentBatches, latentsRecord } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
-import {
-  checkSame,
-  command,
-  imageSource,
-  inputRun,
-  openAdapter,
-  openWorkers,
-  runFolder,
-  SEEDS,
-} from "./command.ts";
+import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
+import { checkResumed, openResumed, type Resumed } from "./resume.ts";
 import { samplingOf } from "./sample.ts";
 import { percent, planTable, progressOf } from "./show.ts";
 
-/** The size that trains in minutes on two cores. */
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+
+type Config = typeof trainDitConfig._output;
 
 export const trainDit = command({
   name: "train-dit",
@@ -43,7 +46,10 @@ export const trainDit = command({
     "tok train-dit --tokenizer runs/photos --latents latents --model B/1 --steps 80000",
   ],
   async run(c, { log, line, stopping }) {
-    const tokenizerRun = inputRun(c.tokenizer, "tokenizer", log);
+    if (c.latents !== undefined && c.data !== undefined) {
+      throw new UsageError("Cannot train on --data and --latents at once: give one of them");
+    }
+    const tokenizerRun = inputRun(c.tokenizer ?? resumedTokenizer(c, log), "tokenizer", log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
     const tokenizer = await openTokenizer(tokenizerRun);
@@ -63,16 +69,24 @@ export const trainDit = command({
       const folder = c.latents ?? join(out, "latents");
       if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
         const progress = log.progress("encoding", source.length, "images");
-        await encodeTo(folder, tokenizer, source, {
+        const encoded = await encodeTo(folder, tokenizer, source, {
           size,
           batchSize: 50,
           mirrored: c.flip,
           onProgress: (n) => progress.update(n),
+          stopping,
         });
         progress.end();
+        if (encoded < source.length) {
+          log.line(
+            `${encoded} of ${source.length} latents are saved; go on with: tok train-dit --out ${out} --resume`,
+          );
+          return { out, finished: false };
+        }
       }
       const latents = c.dryRun && source ? undefined : await openLatents(folder);
-      const known = source?.classes ?? [];
+      const madeFrom = latents ? checkLatents(latents, tokenizer, { ...c, size, source, log }) : {};
+      const known = latents?.record?.classes ?? source?.classes ?? [];
       const highest = latents ? latents.labels.reduce((a, b) => Math.max(a, b), 0) : 0;
       const classes = known.length ? [...known] : Array.from({ length: highest + 1 }, (_, i) => String(i));
       const shape = latents?.shape ?? [tokenizer.channels, side, side];
@@ -117,16 +131,15 @@ export const trainDit = command({
         });
       }
 
-      const resume = c.resume === undefined
-        ? undefined
-        : c.resume === ""
-        ? await newestCheckpoint(out, (m) => log.warn(m))
-        : await openCheckpoint(c.resume);
-      if (c.resume !== undefined && !resume) log.warn(`there is no checkpoint in "${out}"; starting anew`);
-      if (resume) checkSame(resume.config, c, resume.path);
+      const resume = await openResumed(c.resume, out, log);
+      if (resume) {
+        checkResumed(resume, { config: c, defaults: trainDitConfig.parse({}), madeFrom }, ["steps"], log);
+        checkSteps(resume, c, log);
+      }
       log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
       log.openFile(out);
-      writeJson(join(out, "config.json"), { command: "train-dit", ...c, tokenizer: tokenizerRun });
+      const record = { ...c, tokenizer: tokenizerRun, made_from: madeFrom };
+      writeJson(join(out, "config.json"), { command: "train-dit", ...record });
       log.event("start", {
         command: "train-dit",
         out,
@@ -183,7 +196,7 @@ export const trainDit = command({
           log.event("step", { ...row });
         },
         save: async (n) =>
-          void await saveCheckpoint(out, n, await snapshot(diffusion.state()), c, { keep: c.keep }),
+          void await saveCheckpoint(out, n, await snapshot(diffusion.state()), record, { keep: c.keep }),
         stopping,
       });
       progress.end();
@@ -199,6 +212,10 @@ export const trainDit = command({
         classes,
         latent_mean: [...latents.mean],
         latent_std: [...latents.std],
+        made_from: {
+          tokenizer: { ...tokenizer.identity, places: placesOf(tokenizerRun, join(out, "model")) },
+          latents: madeFrom,
+        },
       };
       await saveDit(out, dit, description);
       await drawSamples(out, { dit, config: description }, tokenizer, c.seed);
@@ -212,10 +229,70 @@ export const trainDit = command({
   },
 });
 
+/** The tokenizer of the run that is resumed, which need not be the newest any more; undefined where it is not said. */
+function resumedTokenizer({ resume, out }: Config, log: Log): string | undefined {
+  if (resume === undefined) return undefined;
+  const run = resume === "" ? out ?? "" : dirname(dirname(resume)), file = join(run, "config.json");
+  const { tokenizer } = exists(file) ? readJson(file) as { tokenizer?: unknown } : {};
+  if (typeof tokenizer !== "string" || !exists(tokenizer)) return undefined;
+  log.line(`tokenizer: ${tokenizer} (the run's)`);
+  return tokenizer;
+}
+
+/**
+ * What latents were made from.
+ * @param source the images, where this run encodes them
+ * @throws UsageError when the latents are not of this tokenizer, these images or these settings
+ */
+function checkLatents(
+  latents: Latents,
+  tokenizer: KnownTokenizer,
+  { size, imageSize, flip, source, log }: Pick<Config, "imageSize" | "flip"> & {
+    size: number;
+    source: ImageSource | undefined;
+    log: Log;
+  },
+): Provenance {
+  const { folder, record } = latents, { name, latents: fingerprint } = tokenizer.identity;
+  if (!record) {
+    log.line(`"${folder}" does not say what its latents are of: they are taken to be of "${name}"`);
+    const numbers = fingerprintOf(`${latents.mean}`, `${latents.std}`, `${latents.labels}`);
+    return { tokenizer: { name, fingerprint }, data: { name: folder, fingerprint: numbers } };
+  }
+  const asked: Provenance = source ? latentsRecord(tokenizer, source, { size, mirrored: flip }).made_from : {
+    tokenizer: { name, fingerprint },
+    ...imageSize === undefined ? {} : { "image size": imageSize },
+    ...flip ? { flip } : {},
+  };
+  const [difference] = differences(record.made_from, asked);
+  if (difference === undefined) return record.made_from;
+  throw new UsageError(
+    `Cannot train on the latents "${folder}": ${difference}; ${
+      source ? "use the same, or choose another --out" : "name the ones of this run, or encode again"
+    }`,
+  );
+}
+
+/** More steps than the run was begun with bend its schedule: says how. @throws UsageError when they are done already */
+function checkSteps({ path, step, config }: Resumed, c: Config, log: Log): void {
+  const before = (config as Partial<Config>).steps;
+  if (before === undefined || before === c.steps) return;
+  if (c.steps < step) {
+    throw new UsageError(
+      `Cannot resume from "${path}": it has done ${step} steps, and --steps is ${c.steps}; ask for more`,
+    );
+  }
+  const rate = (steps: number) => (c.lr * schedule(step, steps, c.warmup, c.lrEnd)).toPrecision(3);
+  log.line(
+    `--steps was ${before} and is ${c.steps}: the learning rate now falls until step ${c.steps}, and goes from ` +
+      `${rate(before)} to ${rate(c.steps)} at step ${step}`,
+  );
+}
+
 /** A few pictures for the report: a column for each class (the first ten), with guidance. */
 async function drawSamples(
   out: string,
-  model: DiffusionModel,
+  model: Pick<DiffusionModel, "dit" | "config">,
   tokenizer: ImageTokenizer,
   seed: number,
 ): Promise<void> {

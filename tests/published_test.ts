@@ -9,7 +9,8 @@ import { openModel } from "../src/io/shards.ts";
 import { ditConfig, inferDit } from "../src/models/dit.ts";
 import { state } from "../src/nn.ts";
 import { readTensor } from "../src/tensor.ts";
-import { openDit, openGenerator, openTokenizer } from "../src/train/artifacts.ts";
+import { openDit, openTokenizer } from "../src/train/artifacts.ts";
+import { openGenerator } from "../src/train/generator.ts";
 import { randomArray, relativeError, testDevice } from "./check.ts";
 import {
   fixture,

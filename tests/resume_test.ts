@@ -88,7 +88,7 @@ Deno.test("an alignment killed in any stage resumes to the bits of the run that 
       "3",
     ).output();
     assertEquals(code, 2);
-    assert(new TextDecoder().decode(stderr).includes("wSemantic"));
+    assert(new TextDecoder().decode(stderr).includes("--w-semantic was 0.2 and is 3"));
 
     const dit = [
       "--tokenizer",

@@ -10,6 +10,7 @@ import type { InputSource, View } from "./inputs.ts";
 import type { Job } from "./jobs.ts";
 import { Workers } from "./workers.ts";
 import type { Pixels } from "./preprocess.ts";
+import type { Identity } from "./provenance.ts";
 
 const EXTENSIONS = new Set([".png", ".jpg", ".jpeg", ".webp"]);
 
@@ -71,6 +72,10 @@ export class Folder implements InputSource {
     const hash = createHash("sha256");
     for (const { name, size } of this.entries) hash.update(`${name}\0${size}\n`);
     return hash.digest("hex").slice(0, 16);
+  }
+
+  identity(): Identity {
+    return { name: this.root, fingerprint: this.fingerprint() };
   }
 
   get parallel(): number {

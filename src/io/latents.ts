@@ -1,16 +1,42 @@
 // A folder of latents as LightningDiT's tools write it: shards with `latents` and `latents_flip` (of the mirrored image)
 // [N,C,H,W] and `labels` [N], and `latents_stats.safetensors` with `mean` and `std` [1,C,1,1] over all `latents`.
-// The stats are written last: a folder without them is unfinished and is refused.
+// The stats are written last: a folder without them is unfinished and is refused. tok's own files say in their metadata what
+// the latents were made from and the names of the classes, and each shard the running sums of the statistics up to its end,
+// so that an interrupted encoding goes on behind its last shard and writes the bytes of one that was not interrupted.
 
 import { basename, join } from "@std/path";
+import { z } from "zod";
 import { ShapeError, UsageError } from "../errors.ts";
 import { exists, makeFolder, removeTemporaries } from "./files.ts";
+import { differences, provenanceSchema } from "./provenance.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
 import { openModel } from "./shards.ts";
 
 const STATS = "latents_stats.safetensors";
 const SHARD = /^latents_\d+\.safetensors$/;
 const shardName = (n: number) => `latents_${String(n).padStart(5, "0")}.safetensors`;
+
+const recordSchema = z.object({
+  made_from: provenanceSchema,
+  /** Names of the labels; empty where the images had no classes. */
+  classes: z.array(z.string()),
+});
+/** What a folder of latents says about them. */
+export type LatentsRecord = z.infer<typeof recordSchema>;
+
+/** Where a file keeps its record; absent in files of LightningDiT's tools and of tok 0.2.0. */
+const RECORD = "tok_latents", SUMS = "tok_running_sums", COUNT = "tok_count";
+
+/** @throws UsageError when there is one that cannot be understood */
+function recordIn(store: { name: string; metadata: ReadonlyMap<string, string> }): LatentsRecord | undefined {
+  const text = store.metadata.get(RECORD);
+  if (text === undefined) return undefined;
+  try {
+    return recordSchema.parse(JSON.parse(text));
+  } catch {
+    throw new UsageError(`Cannot use "${store.name}": its metadata "${RECORD}" is damaged; encode again`);
+  }
+}
 
 /** Writes latents shard by shard, with at most one shard in memory. */
 export class LatentsWriter {
@@ -23,14 +49,18 @@ export class LatentsWriter {
   readonly #squares: Float64Array;
 
   /**
+   * Begins a folder anew; open() goes on with an unfinished one.
    * @param shape [C,H,W] of one latent
    * @param perShard latents in a file (2048)
+   * @param record what every file says about the latents
    * @throws UsageError when the folder holds latents already
    */
   constructor(
     readonly folder: string,
     readonly shape: readonly [number, number, number],
     private readonly perShard = 2048,
+    private readonly record?: LatentsRecord,
+    { keep = false }: { keep?: boolean } = {},
   ) {
     makeFolder(folder);
     if (exists(join(folder, STATS))) {
@@ -39,14 +69,86 @@ export class LatentsWriter {
       );
     }
     removeTemporaries(folder);
-    for (const { name } of [...Deno.readDirSync(folder)]) {
-      if (SHARD.test(name)) Deno.removeSync(join(folder, name)); // of an interrupted run
-    }
+    if (!keep) this.#removeShards(0); // of an interrupted run
     [this.#count, this.#mean, this.#squares] = [0, 0, 0].map(() => new Float64Array(shape[0])) as [
       Float64Array,
       Float64Array,
       Float64Array,
     ];
+  }
+
+  /**
+   * Begins a folder, or goes on behind the last shard of an interrupted run. Shards that do not say what they were made
+   * from (tok 0.2.0) are made again.
+   * @throws UsageError when the folder holds finished latents, or unfinished ones of another tokenizer, other images or settings
+   */
+  static async open(
+    folder: string,
+    shape: readonly [number, number, number],
+    record: LatentsRecord,
+    perShard?: number,
+  ): Promise<LatentsWriter> {
+    const writer = new LatentsWriter(folder, shape, perShard, record, { keep: true });
+    await writer.#resume(record);
+    return writer;
+  }
+
+  /** Latents so far, those of an interrupted run included. */
+  get length(): number {
+    return (this.#count[0] as number) / (this.shape[1] * this.shape[2]);
+  }
+
+  async #resume(record: LatentsRecord): Promise<void> {
+    for (let n = 0; exists(join(this.folder, shardName(n))); n++) {
+      const path = join(this.folder, shardName(n));
+      let file: SafetensorsFile;
+      try {
+        file = await openSafetensors(path);
+      } catch (error) {
+        if (!(error instanceof UsageError)) throw error;
+        break; // damaged: from here on again
+      }
+      try {
+        const before = recordIn(file), sums = file.metadata.get(SUMS);
+        if (!before || sums === undefined) break;
+        const [difference] = differences(before.made_from, record.made_from);
+        if (difference !== undefined) {
+          throw new UsageError(
+            `Cannot go on with the unfinished latents in "${this.folder}": ${difference}; ` +
+              `give what they were begun with, remove the folder, or choose another --out`,
+          );
+        }
+        const [N = 0, ...rest] = file.shapes.get("latents") ?? [];
+        if (rest.join() !== this.shape.join() || N > this.perShard) break;
+        const [count, mean, squares] = JSON.parse(sums) as string[][];
+        for (
+          const [to, from] of [[this.#count, count], [this.#mean, mean], [this.#squares, squares]] as const
+        ) {
+          to.set(from?.map(Number) ?? []);
+        }
+        if (N === this.perShard) {
+          this.#shards = n + 1;
+          continue;
+        }
+        // Begun when the run was asked to stop: it is filled up.
+        this.#labels = [...await file.readIntegers("labels")];
+        for (let i = 0; i < N; i++) {
+          this.#latents.push(await file.readRows("latents", i, i + 1));
+          this.#flipped.push(await file.readRows("latents_flip", i, i + 1));
+        }
+        break;
+      } finally {
+        file.close();
+      }
+    }
+    this.#removeShards(this.#shards + (this.#labels.length ? 1 : 0));
+  }
+
+  #removeShards(from: number): void {
+    const kept = new Set(Array.from({ length: from }, (_, n) => shardName(n)));
+    for (const { name } of [...Deno.readDirSync(this.folder)]) {
+      if (SHARD.test(name) && !kept.has(name)) Deno.removeSync(join(this.folder, name));
+    }
   }
 
   /**
@@ -71,6 +173,11 @@ export class LatentsWriter {
     }
   }
 
+  /** Writes the shard that was begun, so that stopping here loses nothing; open() goes on behind it. */
+  async pause(): Promise<void> {
+    if (this.#labels.length) await this.#flush();
+  }
+
   /** Writes what is left, and the stats. @throws UsageError when nothing was added */
   async close(): Promise<void> {
     if (this.#labels.length) await this.#flush();
@@ -80,7 +187,13 @@ export class LatentsWriter {
     await writeSafetensors(join(this.folder, STATS), [
       { name: "mean", shape: [1, C, 1, 1], data: Float32Array.from(this.#mean) },
       { name: "std", shape: [1, C, 1, 1], data: Float32Array.from(std) },
-    ]);
+    ], { ...this.#metadata(), ...this.record ? { [COUNT]: String(this.length) } : {} });
+  }
+
+  #metadata(): Record<string, string> {
+    return this.record
+      ? { [RECORD]: JSON.stringify({ made_from: this.record.made_from, classes: this.record.classes }) }
+      : {};
   }
 
   /** Welford (1962), a channel at a time, in f64. */
@@ -104,7 +217,15 @@ export class LatentsWriter {
         shape: [this.#labels.length],
         data: BigInt64Array.from(this.#labels, (label) => BigInt(label)),
       },
-    ]);
+    ], {
+      ...this.#metadata(),
+      // As texts, which JSON keeps to the last bit.
+      ...this.record
+        ? {
+          [SUMS]: JSON.stringify([this.#count, this.#mean, this.#squares].map((sum) => [...sum].map(String))),
+        }
+        : {},
+    });
     this.#latents = [];
     this.#flipped = [];
     this.#labels = [];
@@ -128,6 +249,8 @@ export class Latents {
     /** Of each channel, over the whole folder. */
     readonly mean: Float32Array,
     readonly std: Float32Array,
+    /** What they were made from, where the folder says it. */
+    readonly record: LatentsRecord | undefined,
     private readonly shards: readonly { first: number; file: SafetensorsFile }[],
   ) {}
 
@@ -160,7 +283,17 @@ export class Latents {
  */
 export async function readStatistics(
   folder: string,
-): Promise<{ mean: Float32Array; std: Float32Array; path: string } | undefined> {
+): Promise<
+  | {
+    mean: Float32Array;
+    std: Float32Array;
+    path: string;
+    /** What the latents were made from and how many they are, where the file says it. */
+    record: LatentsRecord | undefined;
+    count?: number;
+  }
+  | undefined
+> {
   const path = [STATS, "latents_stats.pt"].map((name) => join(folder, name)).find(exists);
   if (path === undefined) return undefined;
   const store = await openModel(path);
@@ -173,7 +306,14 @@ export async function readStatistics(
         `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some are no finite numbers; make it again`,
       );
     }
-    return { mean, std, path };
+    const count = store.metadata.get(COUNT);
+    return {
+      mean,
+      std,
+      path,
+      record: recordIn(store),
+      ...count === undefined ? {} : { count: Number(count) },
+    };
   } finally {
     store.close();
   }
@@ -185,8 +325,9 @@ export async function openLatents(folder: string): Promise<Latents> {
     new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
   const stats = await readStatistics(folder);
   if (!stats) throw refuse(`there is no "${STATS}"`);
-  const names = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) => SHARD.test(name))
-    .sort();
+  // LightningDiT's tools call theirs latents_rank00_shard000.safetensors, and read whatever has this extension.
+  const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
+    .filter((name) => name.endsWith(".safetensors") && name !== STATS).sort();
   const shards: { first: number; file: SafetensorsFile }[] = [];
   try {
     const labels: number[] = [];
@@ -194,6 +335,9 @@ export async function openLatents(folder: string): Promise<Latents> {
     for (const name of names) {
       const file = await openSafetensors(join(folder, name));
       shards.push({ first: labels.length, file });
+      if (!file.shapes.has("latents")) throw refuse(`"${name}" has no tensor "latents"`);
+      const [difference] = differences(stats.record?.made_from ?? {}, recordIn(file)?.made_from ?? {});
+      if (difference !== undefined) throw refuse(`"${name}" belongs to another folder: ${difference}`);
       const [N, ...rest] = file.shapes.get("latents") ?? [];
       const expected = [N, ...shape ?? rest].join();
       if (
@@ -207,8 +351,14 @@ export async function openLatents(folder: string): Promise<Latents> {
       if (own.length !== N) throw refuse(`"${name}" has ${own.length} labels for ${N} latents`);
       for (const label of own) labels.push(label);
     }
-    if (!shape || labels.length === 0) throw refuse("it has none");
-    const { mean, std } = stats;
+    if (!shape || labels.length === 0) throw refuse("there is no shard, a file latents_*.safetensors, in it");
+    const { mean, std, record, count = labels.length } = stats;
+    if (count !== labels.length) {
+      throw refuse(`its shards hold ${labels.length} latents of ${count}; fetch the others`);
+    }
+    const classes = record?.classes.length ? record.classes.length : Infinity;
+    const odd = labels.findIndex((label) => label < 0 || label >= classes);
+    if (odd >= 0) throw refuse(`latent ${odd} has the label ${labels[odd]}, which is no class`);
     if (mean.length !== shape[0]) {
       throw refuse(`"${basename(stats.path)}" is for ${mean.length} channels, the latents have ${shape[0]}`);
     }
@@ -218,6 +368,7 @@ export async function openLatents(folder: string): Promise<Latents> {
       Int32Array.from(labels),
       mean,
       std,
+      record,
       shards,
     );
   } catch (error) {

@@ -2,6 +2,7 @@
 // texture and background vary; image i is a function of (seed, i), at any size, as many as wanted.
 
 import { uniform } from "../philox.ts";
+import { fingerprintOf, type Identity } from "./provenance.ts";
 import type { ImageSource } from "./source.ts";
 
 /** The two coordinates in the shape's own frame, to inside or not. Called four times a pixel: each takes only what it needs. */
@@ -36,6 +37,11 @@ export class Shapes implements ImageSource {
   readonly classes: readonly string[] = SHAPES.map(([name]) => name);
 
   constructor(readonly length: number, readonly seed: number) {}
+
+  identity(): Identity {
+    const name = `${this.length} generated shapes of seed ${this.seed}`;
+    return { name, fingerprint: fingerprintOf(name) };
+  }
 
   label(i: number): number {
     return i % SHAPES.length;

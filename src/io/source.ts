@@ -2,6 +2,7 @@
 // sees the same images without any saved state.
 
 import { permutation } from "../philox.ts";
+import type { Identity } from "./provenance.ts";
 
 /** A numbered set of labelled images. */
 export interface ImageSource {
@@ -10,6 +11,8 @@ export interface ImageSource {
   readonly classes: readonly string[];
   /** How many images are made at the same time, off the calling thread (0). */
   readonly parallel?: number;
+  /** Which images they are, for records of what was made from them. */
+  identity?(): Identity;
   label(i: number): number;
   name(i: number): string;
   /** Pixels in [-1,1], channels-last [size, size, 3]. */

@@ -96,6 +96,7 @@ export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
     length: shapes.length,
     classes: shapes.classes,
     parallel: workers.count,
+    identity: () => shapes.identity(),
     label: (i) => shapes.label(i),
     name: (i) => shapes.name(i),
     image: async (index, size) => (await workers.run({ kind: "shape", seed: shapes.seed, index, size })).data,

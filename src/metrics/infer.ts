@@ -19,23 +19,32 @@ export interface Inferred<K extends string> {
   outputs: Record<K, Float32Array>;
 }
 
-/** Feeds images 0..n-1 of a source to a program; yields batch by batch. */
+/**
+ * Feeds images of a source to a program; yields batch by batch.
+ * @param n those before it
+ * @param from the first one, a multiple of the batch size
+ */
 export async function* infer<K extends string>(
   program: ImageProgram<K>,
   source: ImageSource,
   n: number = source.length,
+  from = 0,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
   const make = (k: number) =>
     gather(source, Array.from({ length: B }, (_, i) => Math.min(k * B + i, n - 1)), S);
-  const batches = ahead(make, { to: Math.ceil(n / B), depth: depthOf(source, 12 * B * S * S) });
+  const batches = ahead(make, {
+    from: from / B,
+    to: Math.ceil(n / B),
+    depth: depthOf(source, 12 * B * S * S),
+  });
   const start = async (): Promise<Batch | undefined> => {
     const { value } = await batches.next();
     if (value) program.run({ x: value.images });
     return value ?? undefined;
   };
   let batch = await start();
-  for (let first = 0; batch; first += B) {
+  for (let first = from; batch; first += B) {
     const count = Math.min(B, n - first), { images, labels } = batch;
     const outputs = await readOutputs(program, count);
     const next = start();

@@ -17,7 +17,12 @@ import {
   throughLevel,
   widthsOf,
 } from "./decoder.ts";
-import { cellsAlong, type ImageTokenizer, type LatentStatistics } from "./tokenizer.ts";
+import {
+  cellsAlong,
+  type ImageTokenizer,
+  type LatentStatistics,
+  type TokenizerIdentity,
+} from "./tokenizer.ts";
 
 export const convEncoderConfig = decoderConfig.omit({ out_ch: true }).extend({
   in_channels: z.literal(3).default(3),
@@ -97,6 +102,7 @@ export class Autoencoder implements ImageTokenizer {
   readonly quant_conv?: Conv2d;
   readonly post_quant_conv?: Conv2d;
   readonly decoder: Decoder;
+  identity?: TokenizerIdentity;
   readonly #statistics: LatentStatistics | undefined;
 
   /** @param statistics of its latents, where something says them */

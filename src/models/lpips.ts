@@ -3,6 +3,7 @@
 // channel, averaged over pixels and added up. Tensor names are those of torchvision's vgg16 and of the published layers.
 
 import { UsageError } from "../errors.ts";
+import { WeightsFingerprint } from "../io/provenance.ts";
 import { openModel } from "../io/shards.ts";
 import type { Renamed } from "../io/renamed.ts";
 import type { TensorStore } from "../io/tensors.ts";
@@ -45,6 +46,8 @@ class Weighting {
 export const LPIPS_SIDE = 16;
 
 export class Lpips {
+  /** Of the weights that openLpips() read. */
+  fingerprint?: string;
   /** Indices as in torchvision; what has no tensors takes a place. */
   readonly features: readonly (Conv2d | "relu" | "pool")[];
   readonly lin0 = new Weighting(64);
@@ -145,7 +148,9 @@ export async function openLpips(paths: readonly string[]): Promise<Lpips> {
       }
     }
     // The classifier of vgg16; the package's second list of the same layers, and its constants.
-    await loadState(lpips, source, { ignore: /^(classifier|lins\.\d|scaling_layer)\./ });
+    const weights = new WeightsFingerprint();
+    await loadState(lpips, weights.through(source), { ignore: /^(classifier|lins\.\d|scaling_layer)\./ });
+    lpips.fingerprint = weights.value();
     return lpips;
   } finally {
     stores.forEach((store) => store.close());

@@ -4,6 +4,7 @@
 
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
+import type { Identity, WeightsFingerprint } from "../io/provenance.ts";
 import { Conv2d } from "../nn.ts";
 import type { Initializer } from "../init.ts";
 import { add, mul } from "../ops/math.ts";
@@ -14,8 +15,22 @@ import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Vit, vitConfig } from "./vit.ts";
 
+/** A tokenizer's weights. Tokenizers that differ in nothing but the decoder make the same latents. */
+export interface TokenizerIdentity extends Identity {
+  /** Fingerprint of the weights that make latents. */
+  latents: string;
+}
+
+/** What its weights say, as they were read; `name`: where from. */
+export function tokenizerIdentity(name: string, weights: WeightsFingerprint): TokenizerIdentity {
+  const decodes = /^(decoder|post_quant_conv)\.|^latent_(mean|std)$/;
+  return { name, fingerprint: weights.value(), latents: weights.value((key) => !decodes.test(key)) };
+}
+
 /** Images to latents and back: an AlignTok tokenizer, or a published autoencoder. */
 export interface ImageTokenizer {
+  /** Which one it is; openTokenizer() sets it. */
+  identity?: TokenizerIdentity;
   /** `image_size`: side of the images that it was trained on, pixels. */
   readonly config: { readonly image_size: number };
   /** Channels of a latent. */
@@ -93,6 +108,7 @@ export class Tokenizer implements ImageTokenizer {
   /** Per-channel statistics of latents [C]. */
   readonly latent_mean: Tensor;
   readonly latent_std: Tensor;
+  identity?: TokenizerIdentity;
   readonly #input: Encoder;
 
   constructor(readonly config: TokenizerConfig) {

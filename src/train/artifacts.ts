@@ -6,26 +6,30 @@ import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
 import { cachedModel, isModelName } from "../io/hub.ts";
-import { readStatistics } from "../io/latents.ts";
+import { type Identity, identitySchema, provenanceSchema, WeightsFingerprint } from "../io/provenance.ts";
 import { openModel } from "../io/shards.ts";
 import { writeSafetensors } from "../io/safetensors.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
 import {
   type ImageTokenizer,
-  type LatentStatistics,
   Tokenizer,
   type TokenizerConfig,
   tokenizerConfig,
+  type TokenizerIdentity,
+  tokenizerIdentity,
 } from "../models/tokenizer.ts";
 import { loadState, saveState } from "../nn.ts";
 import { isFile, openAutoencoder, openLightningDit } from "./published.ts";
+
+/** A tokenizer whose weights were read from somewhere. */
+export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };
 
 /**
  * A tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, its name in the
  * local Hugging Face cache, or a checkpoint file of LDM, SD-VAE or VA-VAE.
  * @param path undefined where the caller's model does not say which
  */
-export async function openTokenizer(path: string | undefined): Promise<ImageTokenizer> {
+export async function openTokenizer(path: string | undefined): Promise<KnownTokenizer> {
   if (path === undefined) {
     throw new UsageError(
       "Cannot make images: a published diffusion model does not say which tokenizer its latents are of; " +
@@ -36,7 +40,9 @@ export async function openTokenizer(path: string | undefined): Promise<ImageToke
   if (folder === undefined) {
     const cached = !exists(path) && isModelName(path) ? cachedModel(path) : undefined;
     const autoencoder = await openAutoencoder(cached ?? path);
-    if (autoencoder) return autoencoder;
+    if (autoencoder?.identity) {
+      return Object.assign(autoencoder, { identity: { ...autoencoder.identity, name: path } });
+    }
     throw new UsageError(
       `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder, one in ` +
         `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,
@@ -48,8 +54,7 @@ export async function openTokenizer(path: string | undefined): Promise<ImageToke
     join(folder, "config.json"),
   );
   const tokenizer = new Tokenizer(config);
-  await loadFrom(tokenizer, folder);
-  return tokenizer;
+  return Object.assign(tokenizer, { identity: tokenizerIdentity(path, await loadFrom(tokenizer, folder)) });
 }
 
 export async function saveTokenizer(run: string, tokenizer: Tokenizer): Promise<void> {
@@ -65,12 +70,22 @@ export const modelConfig = z.object({
   /** Per-channel statistics of the latents that it was trained on: it works on (z - mean) / std. Published models lack them. */
   latent_mean: z.array(z.number()).optional(),
   latent_std: z.array(z.number()).optional(),
+  /** Absent in models of tok 0.2.0. */
+  made_from: z.object({
+    /** With the places where it may be: paths from the root and from the folder of the model, or a name in a cache. */
+    tokenizer: identitySchema.extend({ latents: z.string(), places: z.array(z.string()) }),
+    /** The latents that it was trained on: the tokenizer's weights that make latents, the images, their size. */
+    latents: provenanceSchema,
+  }).optional(),
 });
 export type ModelConfig = z.infer<typeof modelConfig>;
 
 export interface DiffusionModel {
   dit: Dit;
   config: ModelConfig;
+  /** The folder or file that it was read from, and its weights. */
+  path: string;
+  identity: Identity;
 }
 
 /** A diffusion model from RUN/model or that folder itself, or from a checkpoint file of LightningDiT's authors. */
@@ -83,72 +98,30 @@ export async function openDit(path: string): Promise<DiffusionModel> {
           `of LightningDiT`,
       );
     }
-    const dit = await openLightningDit(path);
+    const { dit, fingerprint } = await openLightningDit(path);
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
-    return { dit, config: { dit: dit.config, classes } };
+    return { dit, config: { dit: dit.config, classes }, path, identity: { name: path, fingerprint } };
   }
   const config = validated(modelConfig, readJson(join(folder, "config.json")), join(folder, "config.json"));
   const dit = new Dit(config.dit);
-  await loadFrom(dit, folder);
-  return { dit, config };
-}
-
-/**
- * A diffusion model with the tokenizer of its latents, and what those are normalised with.
- * @param options.tokenizer instead of the one that the model names
- * @param options.latents folder with the statistics of the latents that the model was trained on, instead of the model's or
- * the tokenizer's
- * @throws UsageError when the two do not fit, or nothing says the statistics
- */
-export async function openGenerator(
-  path: string,
-  options: { tokenizer?: string | undefined; latents?: string | undefined } = {},
-): Promise<{ model: DiffusionModel; tokenizer: ImageTokenizer; origin: string }> {
-  const model = await openDit(path);
-  const tokenizer = await openTokenizer(options.tokenizer ?? model.config.tokenizer);
-  const C = model.config.dit.in_channels;
-  if (C !== tokenizer.channels) {
-    throw new UsageError(
-      `Cannot sample from "${path}": it makes latents of ${C} channels, the tokenizer's have ${tokenizer.channels}; ` +
-        `name another with --tokenizer`,
-    );
-  }
-  const { mean, std, origin } = await statisticsOf(path, model.config, tokenizer, options.latents);
-  if (mean.length !== C || std.length !== C) {
-    throw new UsageError(
-      `Cannot sample from "${path}": the latents' statistics are for ${mean.length} channels, it makes ${C}`,
-    );
-  }
-  const config = { ...model.config, latent_mean: [...mean], latent_std: [...std] };
-  return { model: { ...model, config }, tokenizer, origin };
-}
-
-async function statisticsOf(
-  path: string,
-  { latent_mean: mean, latent_std: std }: ModelConfig,
-  tokenizer: ImageTokenizer,
-  latents: string | undefined,
-): Promise<LatentStatistics> {
-  if (latents !== undefined) {
-    const measured = await readStatistics(latents);
-    if (measured) return { ...measured, origin: `"${measured.path}"` };
-    throw new UsageError(
-      `Cannot use the latents "${latents}": there is no "latents_stats.safetensors" or ".pt"`,
-    );
-  }
-  if (mean && std) {
-    return { mean: Float32Array.from(mean), std: Float32Array.from(std), origin: "the model's own" };
-  }
-  const own = await tokenizer.statistics();
-  if (own) return own;
-  throw new UsageError(
-    `Cannot sample from "${path}": nothing says how its latents were normalised; put LightningDiT's ` +
-      `"latents_stats.pt" beside the tokenizer, or name its folder with --latents`,
-  );
+  const fingerprint = (await loadFrom(dit, folder)).value();
+  return { dit, config, path: folder, identity: { name: path, fingerprint } };
 }
 
 export async function saveDit(run: string, dit: Dit, config: ModelConfig): Promise<void> {
   await saveTo(join(run, "model"), dit, config);
+}
+
+/** The fingerprint that a tokenizer of tok was saved with; undefined where there is none. */
+export function savedFingerprint(path: string): unknown {
+  try {
+    const folder = partOf(path, "tokenizer");
+    const config = folder === undefined ? {} : readJson(join(folder, "config.json"));
+    return (config as { fingerprint?: unknown } | null)?.fingerprint;
+  } catch (error) {
+    if (error instanceof UsageError) return undefined; // whoever opens it will say what is wrong
+    throw error;
+  }
 }
 
 /** The folder that `tok` wrote, RUN/part or the one named; undefined where there is none. */
@@ -158,18 +131,29 @@ function partOf(run: string, part: string): string | undefined {
   );
 }
 
-async function loadFrom(module: object, folder: string): Promise<void> {
-  const store = await openModel(folder);
+/** @throws UsageError when config.json was written with other weights */
+async function loadFrom(module: object, folder: string): Promise<WeightsFingerprint> {
+  const store = await openModel(folder), weights = new WeightsFingerprint();
   try {
-    await loadState(module, store);
+    await loadState(module, weights.through(store));
   } finally {
     store.close();
   }
+  const file = join(folder, "config.json"), { fingerprint } = readJson(file) as { fingerprint?: unknown };
+  if (fingerprint !== undefined && fingerprint !== weights.value()) {
+    throw new UsageError(
+      `Cannot use "${folder}": its weights (${weights.value()}) are not those that config.json was written with ` +
+        `(${fingerprint}); copy both files again, or remove "fingerprint" from config.json if they were changed on purpose`,
+    );
+  }
+  return weights;
 }
 
 /** Weights first: a folder with a config.json is complete. */
-async function saveTo(folder: string, module: object, config: unknown): Promise<void> {
+async function saveTo(folder: string, module: object, config: object): Promise<void> {
   makeFolder(folder);
-  await writeSafetensors(join(folder, "model.safetensors"), await saveState(module), { format: "pt" });
-  writeJson(join(folder, "config.json"), config);
+  const tensors = await saveState(module), weights = new WeightsFingerprint();
+  for (const { name, shape, data } of tensors) weights.add(name, shape, data);
+  await writeSafetensors(join(folder, "model.safetensors"), tensors, { format: "pt" });
+  writeJson(join(folder, "config.json"), { ...config, fingerprint: weights.value() });
 }

@@ -7,6 +7,7 @@ import { UsageError } from "../errors.ts";
 import { exists, readJson } from "../io/files.ts";
 import { cachedModel, downloadModel, hubCache, isModelName } from "../io/hub.ts";
 import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
+import { fingerprintOf, WeightsFingerprint } from "../io/provenance.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
 import { openModel } from "../io/shards.ts";
 import { type TensorStore, unreadNote } from "../io/tensors.ts";
@@ -25,8 +26,12 @@ export interface EncoderSource {
   path: string;
   config: VitConfig;
   preprocessor: Preprocessor;
-  /** Fills a model that was made from `config`. @throws UsageError listing every wrong key */
-  load(vit: Vit): Promise<void>;
+  /**
+   * Fills a model that was made from `config`.
+   * @returns the fingerprint of the weights and of what they expect of pixels
+   * @throws UsageError listing every wrong key
+   */
+  load(vit: Vit): Promise<string>;
 }
 
 export interface EncoderOptions {
@@ -87,12 +92,18 @@ function openFolder(path: string): EncoderSource {
     );
   }
   const config = architectureOf(readJson(file), file);
+  const preprocessor = preprocessorIn(path, config);
   return {
     path,
     config,
-    preprocessor: preprocessorIn(path, config),
+    preprocessor,
     load: (vit) =>
-      reading(path, vit, (store) => renamed(store, publishedKeys(config.model_type, store.shapes.keys()))),
+      reading(
+        path,
+        vit,
+        preprocessor,
+        (store) => renamed(store, publishedKeys(config.model_type, store.shapes.keys())),
+      ),
   };
 }
 
@@ -108,12 +119,12 @@ async function openFile(path: string): Promise<EncoderSource> {
         `config.json${unreadNote(store.unread)}`,
     );
   }
-  const { config, entries, shapes } = model;
+  const { config, entries, shapes } = model, preprocessor = preprocessorIn(undefined, config);
   return {
     path,
     config,
-    preprocessor: preprocessorIn(undefined, config),
-    load: (vit) => reading(path, vit, (store) => reshaped(renamed(store, entries), shapes)),
+    preprocessor,
+    load: (vit) => reading(path, vit, preprocessor, (store) => reshaped(renamed(store, entries), shapes)),
   };
 }
 
@@ -125,10 +136,16 @@ function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): 
   return preprocessorOf(found ? readJson(file) : published, type, file);
 }
 
-async function reading(path: string, vit: Vit, view: (store: TensorStore) => TensorSource): Promise<void> {
-  const store = await openModel(path);
+async function reading(
+  path: string,
+  vit: Vit,
+  { mean, std }: Preprocessor,
+  view: (store: TensorStore) => TensorSource,
+): Promise<string> {
+  const store = await openModel(path), weights = new WeightsFingerprint();
   try {
-    await loadState(vit, view(store));
+    await loadState(vit, weights.through(view(store)));
+    return fingerprintOf(weights.value(), `${mean}`, `${std}`);
   } finally {
     store.close();
   }

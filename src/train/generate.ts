@@ -22,7 +22,7 @@ export interface GenerateOptions extends SamplingOptions {
  * @throws UsageError when the model does not know the statistics of its latents
  */
 export async function* generate(
-  { dit, config }: DiffusionModel,
+  { dit, config }: Pick<DiffusionModel, "dit" | "config">,
   tokenizer: ImageTokenizer,
   options: GenerateOptions,
 ): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {

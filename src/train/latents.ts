@@ -2,7 +2,7 @@
 // latent at a time, so that a million of them need no memory.
 
 import { ahead } from "../io/ahead.ts";
-import { type Latents, LatentsWriter } from "../io/latents.ts";
+import { type Latents, type LatentsRecord, LatentsWriter } from "../io/latents.ts";
 import { batchIndices, type ImageSource } from "../io/source.ts";
 import { uniform } from "../philox.ts";
 import { infer } from "../metrics/infer.ts";
@@ -12,31 +12,77 @@ import { flip } from "../ops/shape.ts";
 import { input } from "../tensor.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 
+/** What `encodeTo` makes of images. */
+export interface EncodeOptions {
+  /** Side of the images, pixels. */
+  size: number;
+  batchSize: number;
+  /** Encode mirrored copies too; else the flipped latents repeat the plain ones. */
+  mirrored: boolean;
+  onProgress?: (done: number) => void;
+  /** Asked between batches; true saves what is there and returns. */
+  stopping?: () => boolean;
+  /** Latents in a file (2048). */
+  perShard?: number;
+}
+
+/** What the latents of `source` say about themselves. */
+export function latentsRecord(
+  tokenizer: ImageTokenizer,
+  source: ImageSource,
+  { size, mirrored }: Pick<EncodeOptions, "size" | "mirrored">,
+): LatentsRecord {
+  const { identity } = tokenizer;
+  return {
+    made_from: {
+      // Another decoder changes nothing in the latents.
+      ...identity ? { tokenizer: { name: identity.name, fingerprint: identity.latents } } : {},
+      ...source.identity ? { data: source.identity() } : {},
+      "image size": size,
+      flip: mirrored,
+    },
+    classes: [...source.classes],
+  };
+}
+
 /**
- * Encodes a whole source, seen as images of side `size`, into `folder`; mirrored copies too where `mirrored`, else the flipped
- * ones repeat the plain ones.
+ * Encodes a source into `folder`, or the rest of it where an interrupted run has left a part: the files get the same bytes.
+ * @returns how many latents there are; fewer than images when it was stopped
+ * @throws UsageError when the part was made with another tokenizer, other images or other settings
  */
 export async function encodeTo(
   folder: string,
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { size: number; batchSize: number; mirrored: boolean; onProgress?: (done: number) => void },
-): Promise<void> {
-  const { size } = options, side = tokenizer.side(size), C = tokenizer.channels;
-  const writer = new LatentsWriter(folder, [C, side, side]);
-  const x = input([options.batchSize, size, size, 3], "f32", "images");
+  options: EncodeOptions,
+): Promise<number> {
+  const { size, batchSize, stopping } = options, side = tokenizer.side(size), C = tokenizer.channels;
+  const record = latentsRecord(tokenizer, source, options);
+  const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
+  const x = input([batchSize, size, size, 3], "f32", "images");
   const program = await capture("encode", { x }, ({ x }) =>
     noGrad(() => {
       const z = tokenizer.encode(x);
       return { z, mirrored: options.mirrored ? tokenizer.encode(flip(x, 2)) : z };
-    }), { runs: Math.ceil(source.length / options.batchSize) }).prepare();
-  for await (const { first, count, labels, outputs } of infer(program, source)) {
-    const planes = (z: Float32Array) => toPlanes(z, count, side * side, C);
-    await writer.add(planes(outputs.z), planes(outputs.mirrored), labels);
-    options.onProgress?.(first + count);
+    }), { runs: Math.ceil(source.length / batchSize) }).prepare();
+  // The batches are those of a run that was not interrupted.
+  const from = Math.floor(writer.length / batchSize) * batchSize;
+  try {
+    for await (const { first, count, labels, outputs } of infer(program, source, source.length, from)) {
+      const known = writer.length - first, size = C * side * side;
+      const planes = (z: Float32Array) => toPlanes(z, count, side * side, C).subarray(known * size);
+      await writer.add(planes(outputs.z), planes(outputs.mirrored), labels.subarray(known));
+      options.onProgress?.(writer.length);
+      if (writer.length < source.length && stopping?.()) {
+        await writer.pause();
+        return writer.length;
+      }
+    }
+    await writer.close();
+    return writer.length;
+  } finally {
+    program.destroy();
   }
-  await writer.close();
-  program.destroy();
 }
 
 /** [N, P, C] -> [N, C, P] */

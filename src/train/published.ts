@@ -5,13 +5,14 @@ import { dirname, join } from "@std/path";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { exists, readJson, validated } from "../io/files.ts";
-import { readStatistics } from "../io/latents.ts";
+import { type LatentsRecord, readStatistics } from "../io/latents.ts";
+import { differences, WeightsFingerprint } from "../io/provenance.ts";
 import { type TensorStore, unreadNote } from "../io/tensors.ts";
 import { openModel } from "../io/shards.ts";
 import { Autoencoder, type AutoencoderConfig } from "../models/autoencoder.ts";
 import { autoencoderIn, inferAutoencoder } from "../models/autoencoder_names.ts";
 import { Dit, DIT_ANCHOR, inferDit } from "../models/dit.ts";
-import type { LatentStatistics } from "../models/tokenizer.ts";
+import { type LatentStatistics, tokenizerIdentity } from "../models/tokenizer.ts";
 import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { loadState } from "../nn.ts";
 
@@ -62,8 +63,17 @@ export async function openAutoencoder(path: string): Promise<Autoencoder | undef
     const made = inferAutoencoder(source, config ? sizesOf(config) : LDM);
     if (config) checkAgreement(made, config, file);
     const statistics = await statisticsOf(place.folder, made.embed_dim, config && { config, file }, store);
-    const autoencoder = new Autoencoder(made, statistics);
-    await loadState(autoencoder, source);
+    const autoencoder = new Autoencoder(made, statistics), weights = new WeightsFingerprint();
+    await loadState(autoencoder, weights.through(source));
+    autoencoder.identity = tokenizerIdentity(path, weights);
+    const [difference] = differences(statistics?.record?.made_from ?? {}, {
+      tokenizer: { name: path, fingerprint: autoencoder.identity.latents },
+    });
+    if (difference !== undefined) {
+      throw new UsageError(
+        `Cannot use ${statistics?.origin} for "${path}": ${difference}; keep latents apart from other tokenizers`,
+      );
+    }
     return autoencoder;
   } finally {
     store.close();
@@ -129,7 +139,7 @@ async function statisticsOf(
   channels: number,
   published: { config: DiffusersConfig; file: string } | undefined,
   store: TensorStore,
-): Promise<LatentStatistics | undefined> {
+): Promise<LatentStatistics & { record?: LatentsRecord | undefined } | undefined> {
   const measured = await readStatistics(folder);
   if (measured) {
     if (measured.mean.length !== channels) {
@@ -158,7 +168,7 @@ async function statisticsOf(
 }
 
 /** A LightningDiT from its authors' checkpoint; of several copies in it, the average of weights. */
-export async function openLightningDit(path: string): Promise<Dit> {
+export async function openLightningDit(path: string): Promise<{ dit: Dit; fingerprint: string }> {
   const store = await openModel(path);
   try {
     if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
@@ -169,9 +179,9 @@ export async function openLightningDit(path: string): Promise<Dit> {
       );
     }
     const source = unwrapped(store, DIT_ANCHOR);
-    const dit = new Dit(inferDit(path, source.shapes));
-    await loadState(dit, source);
-    return dit;
+    const dit = new Dit(inferDit(path, source.shapes)), weights = new WeightsFingerprint();
+    await loadState(dit, weights.through(source));
+    return { dit, fingerprint: weights.value() };
   } finally {
     store.close();
   }

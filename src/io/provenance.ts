@@ -1,0 +1,93 @@
+// What a thing was made from: latents from a tokenizer and images, a diffusion model from latents, a checkpoint from all of
+// them. Each source is kept as a name for people and a fingerprint for comparison: names change when folders move, and one
+// name stands for other weights after another training.
+
+import { createHash } from "node:crypto";
+import { z } from "zod";
+
+/** One thing that another was made from. */
+export const identitySchema = z.object({
+  /** As the user called it. */
+  name: z.string(),
+  /** Of what it holds, wherever it lies: 16 hexadecimal digits. */
+  fingerprint: z.string(),
+});
+export type Identity = z.infer<typeof identitySchema>;
+
+/** Sources and settings by what they are, as messages say it: "tokenizer", "data", "image size". */
+export type Provenance = Readonly<Record<string, Identity | number | boolean>>;
+
+/** As files keep it. */
+export const provenanceSchema = z.record(z.string(), z.union([identitySchema, z.number(), z.boolean()]));
+
+/**
+ * How two things differ in what they were made from, one phrase for each difference. What only one of them says, nobody can
+ * compare: it is no difference.
+ */
+export function differences(before: Provenance, now: Provenance): string[] {
+  return Object.entries(before).flatMap(([key, was]) => {
+    const is = now[key];
+    if (is === undefined || same(was, is)) return [];
+    return [`the ${key} was ${shown(was)} and is ${shown(is)}`];
+  });
+}
+
+function same(a: Identity | number | boolean, b: Identity | number | boolean): boolean {
+  return typeof a === "object" && typeof b === "object" ? a.fingerprint === b.fingerprint : a === b;
+}
+
+function shown(value: Identity | number | boolean): string {
+  return typeof value === "object" ? `"${value.name}" (${value.fingerprint})` : String(value);
+}
+
+/** The fingerprint of texts, in their order. */
+export function fingerprintOf(...texts: readonly string[]): string {
+  return shortened(texts.reduce((hash, text) => hash.update(`${text}\n`), newHash()));
+}
+
+/** Where tensors are read from, as a loader wants it. */
+interface Source {
+  readonly name: string;
+  readonly shapes: ReadonlyMap<string, readonly number[]>;
+  read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array>;
+}
+
+/**
+ * Fingerprints of weights: of the names, shapes and f32 values of a model's tensors, whatever file they came from and in
+ * which order. A file in half precision holds other values than the same weights in f32.
+ */
+export class WeightsFingerprint {
+  readonly #digests = new Map<string, string>();
+
+  add(name: string, shape: readonly number[], data: Float32Array): void {
+    const { buffer, byteOffset, byteLength } = data;
+    const hash = newHash().update(`${name} ${shape}\n`).update(
+      new Uint8Array(buffer, byteOffset, byteLength),
+    );
+    this.#digests.set(name, hash.digest("hex"));
+  }
+
+  /** The same tensors; each is added as it is read. */
+  through(source: Source): Source {
+    const { name, shapes } = source;
+    return {
+      name,
+      shapes,
+      read: async (key, into) => {
+        const data = await source.read(key, into);
+        this.add(key, shapes.get(key) ?? [], data);
+        return data;
+      },
+    };
+  }
+
+  /** Of the tensors added so far whose name `include` accepts. */
+  value(include: (name: string) => boolean = () => true): string {
+    const names = [...this.#digests.keys()].filter(include).sort();
+    return fingerprintOf(...names.map((name) => this.#digests.get(name) as string));
+  }
+}
+
+/** Twice as fast as SHA-256 where the processor has no instructions for that: 0.6 GB/s against 0.23. */
+const newHash = () => createHash("blake2b512");
+const shortened = (hash: ReturnType<typeof newHash>) => hash.digest("hex").slice(0, 16);

@@ -1,0 +1,91 @@
+// How a run goes on: from which checkpoint, and what may differ from the run that saved it. In the same folder everything
+// must be as it was, but for the number of steps; FILE of one run with the folder of another begins a new run there, in
+// which anything may differ that fits the weights. Whatever differs is said.
+
+import { dirname, resolve } from "@std/path";
+import { UsageError } from "../src/errors.ts";
+import { kebab } from "../src/flags.ts";
+import { type Checkpoint, newestCheckpoint, openCheckpoint } from "../src/io/checkpoint.ts";
+import { exists } from "../src/io/files.ts";
+import type { Log } from "../src/io/log.ts";
+import { differences, type Provenance, provenanceSchema } from "../src/io/provenance.ts";
+
+/** A checkpoint that a run goes on from. */
+export interface Resumed extends Checkpoint {
+  /** Whether it is of a run in another folder. */
+  elsewhere: boolean;
+}
+
+/** The checkpoint that --resume asks for; undefined, with a warning, where the run has none. */
+export async function openResumed(
+  asked: string | undefined,
+  out: string,
+  log: Log,
+): Promise<Resumed | undefined> {
+  if (asked === undefined) return undefined;
+  const checkpoint = asked === ""
+    ? await newestCheckpoint(out, (message) => log.warn(message))
+    : await openCheckpoint(asked);
+  if (!checkpoint) {
+    log.warn(`there is no checkpoint in "${out}"; starting anew`);
+    return undefined;
+  }
+  return { ...checkpoint, elsewhere: placeOf(dirname(dirname(checkpoint.path))) !== placeOf(out) };
+}
+
+const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) : resolve(folder);
+
+/** Options that say where things are, how results are shown, or how the same numbers are computed. */
+const FREE = new Set([
+  "out",
+  "resume",
+  "logEvery",
+  "saveEvery",
+  "keep",
+  "dryRun",
+  "json",
+  "debug",
+  "config",
+  "cpu",
+  "kernels",
+  "data",
+  "encoder",
+  "download",
+  "lpips",
+  "badImage",
+  "workers",
+  "checkpoint",
+]);
+
+/** Options that are compared by what lies there, where the checkpoint says what that was. */
+const BY_FINGERPRINT = new Set(["tokenizer", "latents"]);
+
+/**
+ * Compares a run with the checkpoint that it goes on from.
+ * @param now options and sources; `defaults` for options that the checkpoint does not know yet
+ * @param except options that the caller compares
+ * @throws UsageError when something differs that must not
+ */
+export function checkResumed(
+  { path, step, config, elsewhere }: Resumed,
+  now: { config: Record<string, unknown>; defaults: Record<string, unknown>; madeFrom: Provenance },
+  except: readonly string[],
+  log: Log,
+): void {
+  const before: Record<string, unknown> = { ...now.defaults, ...config as object };
+  const recorded = provenanceSchema.safeParse(before.made_from);
+  const changes = Object.entries(now.config).flatMap(([key, is]) => {
+    if (FREE.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key)) return [];
+    const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");
+    return a === b ? [] : [`--${kebab(key)} was ${a} and is ${b}`];
+  });
+  if (recorded.success) changes.push(...differences(recorded.data, now.madeFrom));
+  else log.line(`"${path}" does not say what it was made from (tok 0.2.0): that is taken to be the same`);
+  if (changes.length && !elsewhere) {
+    throw new UsageError(
+      `Cannot resume from "${path}": ${changes[0]}; use the same, or go on in a new run with ` +
+        `--resume ${path} and another --out`,
+    );
+  }
+  for (const change of changes) log.line(`from step ${step} on: ${change}`);
+}
