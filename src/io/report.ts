@@ -52,7 +52,12 @@ function page(
   metrics: Row,
   images: { name: string; uri: string }[],
 ): string {
-  const steps = rows.filter((r) => r.event === "step");
+  let steps: Row[] = [];
+  for (const row of rows) {
+    // A run that went on from an earlier step has left what it had logged beyond that.
+    if (row.event === "start") steps = steps.filter((r) => Number(r.step) <= Number(row.step));
+    if (row.event === "step") steps.push(row);
+  }
   const names = [...new Set(steps.flatMap((r) => Object.keys(r)))].filter((k) =>
     !["event", "step", "stage"].includes(k)
   );
