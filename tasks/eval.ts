@@ -57,7 +57,7 @@ export const evaluate = command({
     if (subject !== "tokenizer" && c.data !== undefined) {
       throw new UsageError("Cannot use --data here: it is for a tokenizer; give the real images as --real");
     }
-    const metrics = chosenMetrics(c, subject, (line) => log.line(line));
+    const metrics = chosenMetrics(c, subject);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     await openAdapter(c, log);
     using workers = openWorkers(c);
@@ -100,6 +100,7 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, means: Me
     return size < least && `images of ${size} x ${size} are too small, it takes ${least} x ${least}`;
   });
   metrics.exclude(["rfid"], source.length < 2 && "it takes two images or more");
+  metrics.settle((line) => log.line(line));
   const batchSize = Math.min(c.batchSize, source.length);
   if (metrics.any("psnr", "ssim", "lpips", "rfid")) {
     const eye = metrics.any("rfid")

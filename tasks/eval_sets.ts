@@ -48,7 +48,7 @@ export async function openJudges(
 ): Promise<Judges> {
   metrics.excludeEach(BY_INCEPTION, (metric) => obstacle(metric, real, fake));
   metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
-  metrics.needSome();
+  metrics.settle((line) => log.line(line));
   return {
     inception: metrics.any(...BY_INCEPTION) ? await openInception(c.inception ?? "") : undefined,
     encoder: metrics.any(...BY_ENCODER) ? await chosenEncoder(c, log) : undefined,

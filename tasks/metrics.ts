@@ -39,13 +39,10 @@ const BY_INCEPTION: readonly Metric[] = ["rfid", "fid", "sfid", "is", "kid", "pr
 /** The scores to take; more of them may turn out not to apply. */
 export class Chosen {
   readonly #left: Set<Metric>;
+  /** Which metrics are left out, and why. */
+  readonly #notes: string[] = [];
 
-  /** @param note told which metrics are left out, and why */
-  constructor(
-    private readonly explicit: boolean,
-    metrics: readonly Metric[],
-    private readonly note: (line: string) => void = () => {},
-  ) {
+  constructor(private readonly explicit: boolean, metrics: readonly Metric[]) {
     this.#left = new Set(metrics);
   }
 
@@ -53,12 +50,12 @@ export class Chosen {
     return metrics.some((metric) => this.#left.has(metric));
   }
 
-  /** @throws UsageError when none is left */
-  needSome(): void {
-    if (this.#left.size > 0) return;
-    throw new UsageError(
-      `Cannot score anything of that: no score applies; give --inception FILE (${INCEPTION_FILE}) for those of sets`,
-    );
+  /** Says what is left out, before anything is computed. @throws UsageError when no score is left */
+  settle(note: (line: string) => void): void {
+    if (this.#left.size === 0) {
+      throw new UsageError(`Cannot score anything of that: no score applies: ${this.#notes.join("; ")}`);
+    }
+    for (const text of this.#notes.splice(0)) note(`left out: ${text}`);
   }
 
   /** Takes metrics out for a reason, if there is one. @throws UsageError when they were asked for */
@@ -79,7 +76,7 @@ export class Chosen {
       this.#left.delete(metric);
       reasons.set(reason, [...reasons.get(reason) ?? [], metric]);
     }
-    for (const [reason, left] of reasons) this.note(`left out: ${left.join(", ")} (${reason})`);
+    for (const [reason, left] of reasons) this.#notes.push(`${left.join(", ")} (${reason})`);
   }
 
   /** Keeps the scores that something of this kind has; the others are no loss. @throws UsageError when they were asked for */
@@ -100,9 +97,8 @@ export class Chosen {
 export function chosenMetrics(
   c: Pick<EvalConfig, "metrics" | "inception" | "lpips">,
   subject: Subject,
-  note?: (line: string) => void,
 ): Chosen {
-  const chosen = new Chosen(c.metrics !== undefined, c.metrics ?? METRICS, note);
+  const chosen = new Chosen(c.metrics !== undefined, c.metrics ?? METRICS);
   chosen.keepOf(subject);
   chosen.exclude(BY_INCEPTION, c.inception === undefined && `it needs --inception FILE: ${INCEPTION_FILE}`);
   chosen.exclude(["lpips"], c.lpips === undefined && `it needs --lpips FILES: ${LPIPS_FILES}`);

@@ -1,6 +1,6 @@
 // What tok eval leaves out, refuses and keeps: before anything is computed where it can be known, with what is computed written.
 
-import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { evalConfig } from "../src/config.ts";
 import { ShapeError, UsageError } from "../src/errors.ts";
@@ -60,7 +60,7 @@ Deno.test("a tokenizer's default scores leave out what the images do not allow; 
     const refused = await tokEval({ tokenizer, data, metrics: ["psnr", metric], out: join(root, metric) });
     assert(refused.error instanceof UsageError, `${refused.error}`);
     assertStringIncludes(refused.error.message, `Cannot score "${metric}": classes with fewer than two`);
-    await assertRejects(() => Deno.stat(join(root, metric)), Deno.errors.NotFound);
+    await assertRejects(() => readScores(join(root, metric)), Deno.errors.NotFound);
   }
   // With two images a class, nearest neighbours have one to learn from; the probe wants two.
   for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[32, 32], [32, 32]]);
@@ -135,19 +135,21 @@ Deno.test("scores that sets do not allow are known before any is computed", () =
   assertEquals(obstacle("sfid", other, many), '"other" holds neither images nor spatial statistics');
 });
 
-Deno.test("metrics are left out with one note a reason, and those of other things without", () => {
-  const notes: string[] = [];
-  const chosen = chosenMetrics(
-    { metrics: undefined, inception: undefined, lpips: undefined },
-    "sets",
-    (line) => notes.push(line),
-  );
+Deno.test("metrics are left out with one note a reason; where none is left, the reasons are the error", () => {
+  const notes: string[] = [], nothing = { metrics: undefined, inception: undefined, lpips: undefined };
+  const chosen = chosenMetrics(nothing, "sets");
+  chosen.settle((line) => notes.push(line));
   assertEquals(notes.length, 1);
   assertStringIncludes(
     notes[0]!,
     "left out: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
   );
   assert(chosen.any("fd-encoder") && !chosen.any("psnr", "fid"));
+  const none = chosenMetrics(nothing, "sets");
+  none.exclude(["fd-encoder"], '"a.npz" holds no images');
+  assertThrows(() => none.settle(() => notes.push("")), UsageError, 'fd-encoder ("a.npz" holds no images)');
+  assertThrows(() => chosenMetrics({ ...nothing, metrics: ["fid"] }, "sets"), UsageError, "--inception FILE");
+  assertEquals(notes.length, 1);
 });
 
 Deno.test("an option that would be ignored and a lone array are refused with what to give instead", async () => {
@@ -207,6 +209,6 @@ Deno.test("an npz with unusable images, labels or statistics is refused by what 
     assertStringIncludes(error.message, `Cannot score "${path}": `);
     assertStringIncludes(error.message, message);
   }
-  await assertRejects(() => Deno.stat(join(root, "out")), Deno.errors.NotFound);
+  await assertRejects(() => readScores(join(root, "out")), Deno.errors.NotFound);
   await Deno.remove(root, { recursive: true });
 });

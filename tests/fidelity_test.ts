@@ -180,7 +180,12 @@ Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the offici
   assert(same.fid < 1e-6);
   const nothing = await tok("eval", ...stats.slice(0, 4));
   assertEquals(nothing.code, 2, nothing.stderr);
-  assert(nothing.stderr.includes("no score applies; give --inception FILE"), nothing.stderr);
+  assert(
+    nothing.stderr.includes(
+      "no score applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
+    ),
+    nothing.stderr,
+  );
   const refused = await tok("eval", ...stats, "--metrics", "fid,kid");
   assertEquals([refused.code, refused.stderr.trim().split("\n").length], [2, 1 + 1], refused.stderr);
   assert(
