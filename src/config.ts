@@ -9,6 +9,7 @@ import {
   count,
   encoder,
   general,
+  imageMemory,
   imageSize,
   lpips,
   optimizing,
@@ -58,6 +59,7 @@ export const alignConfig = z.strictObject({
   flip: option(z.boolean().default(false), "Data", "Flip half of the images"),
   badImage,
   workers,
+  imageMemory,
   stages: option(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
     "Stages",
@@ -140,6 +142,7 @@ export const trainDitConfig = z.strictObject({
   flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
   badImage,
   workers,
+  imageMemory,
   steps: option(count().default(900), "Training", "Training steps"),
   batchSize: option(count().default(24), "Training", "Latents of a step"),
   lr: option(amount().default(7e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
@@ -201,6 +204,7 @@ export const reconstructConfig = z.strictObject({
   batchSize: option(count().default(32), "Data", "Images at a time"),
   badImage,
   workers,
+  imageMemory,
   ...general,
 });
 export type ReconstructConfig = z.infer<typeof reconstructConfig>;
@@ -215,6 +219,7 @@ export const encodeConfig = z.strictObject({
   batchSize: option(count().default(32), "Data", "Images at a time"),
   badImage,
   workers,
+  imageMemory,
   ...general,
 });
 export type EncodeConfig = z.infer<typeof encodeConfig>;
@@ -235,6 +240,7 @@ export const featuresConfig = z.strictObject({
   batchSize: option(count().default(16), "Data", "Images at a time"),
   badImage,
   workers,
+  imageMemory,
   ...general,
 });
 export type FeaturesConfig = z.infer<typeof featuresConfig>;
@@ -303,6 +309,7 @@ export const evalConfig = z.strictObject({
   batchSize: option(count().default(50), "Metrics", "Images at a time"),
   badImage,
   workers,
+  imageMemory,
   ...sampling,
   ...general,
 });

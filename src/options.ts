@@ -65,6 +65,13 @@ export const workers = option(
   "Threads that decode or draw images; 0: none; default: the cores less one, at most 8, on a software adapter 1",
 );
 
+export const imageMemory = option(
+  z.number().positive().optional(),
+  "Data",
+  "Memory for decoding images, all threads together [a quarter of the RAM]",
+  "MB",
+);
+
 export const imageSize = option(
   count().optional(),
   "Data",

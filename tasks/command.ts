@@ -77,9 +77,12 @@ export async function openAdapter(
 const MOST_WORKERS = { gpu: 8, software: 1 };
 
 /** The threads that make images: as many as asked for, else a core each but for one core. Needs an open device. */
-export function openWorkers({ workers }: { workers?: number | undefined }): Workers {
+export function openWorkers(
+  { workers, imageMemory }: { workers?: number | undefined; imageMemory?: number | undefined },
+): Workers {
   const most = device().facts.software ? MOST_WORKERS.software : MOST_WORKERS.gpu;
-  return new Workers(workers ?? Math.max(0, Math.min(most, navigator.hardwareConcurrency - 1)));
+  const count = workers ?? Math.max(0, Math.min(most, navigator.hardwareConcurrency - 1));
+  return new Workers(count, imageMemory === undefined ? undefined : imageMemory * 1e6);
 }
 
 /** The encoder that the options ask for. @throws UsageError as openEncoder() does */

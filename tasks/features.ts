@@ -8,7 +8,7 @@ import { ahead, depthOf } from "../src/io/ahead.ts";
 import { openFolder } from "../src/io/dataset.ts";
 import type { Log } from "../src/io/log.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
-import type { Image } from "../src/io/resize.ts";
+import { rowsOf } from "../src/io/rows.ts";
 import { RowsWriter } from "../src/io/safetensors.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { Workers } from "../src/io/workers.ts";
@@ -107,7 +107,7 @@ async function imagesOf(
     const shapes = new Shapes(16, SEEDS.heldOut), side = sideOf(p) ?? encoder.config.image_size;
     const pixels = async (i: number) => {
       const data = Uint8Array.from(shapes.image(i, side), (v) => Math.round((v + 1) * 127.5));
-      return preprocess({ width: side, height: side, data } satisfies Image, resized(p, "native"));
+      return await preprocess(rowsOf({ width: side, height: side, data }), resized(p, "native"));
     };
     return { length: shapes.length, parallel: 0, pixels };
   }

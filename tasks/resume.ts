@@ -54,6 +54,7 @@ const FREE = new Set([
   "lpips",
   "badImage",
   "workers",
+  "imageMemory",
   "checkpoint",
 ]);
 

@@ -12,6 +12,7 @@ import { openNpzSet } from "../src/io/npz_images.ts";
 import { preprocess, type Preprocessor } from "../src/io/preprocess.ts";
 import type { Image } from "../src/io/resize.ts";
 import { Shapes } from "../src/io/shapes.ts";
+import { rowsOf } from "../src/io/rows.ts";
 import { gather } from "../src/io/source.ts";
 import { drawnInputs, Workers } from "../src/io/workers.ts";
 import { compareSets, type ImageSet } from "../src/metrics/sets.ts";
@@ -60,14 +61,15 @@ Deno.test("an input is the same from a folder, from an NPZ, on a worker, and in 
   assert(images);
   const encoder = { network: { kind: "encoder", preprocessor: PREPROCESSOR } } as const;
   const stretched = { network: { kind: "stretched", side: 19, sampling: "pytorch" } } as const;
-  const expected = preprocess(image, PREPROCESSOR).data, wide = interpolate(image, 19, 19, "pytorch");
+  const expected = (await preprocess(rowsOf(image), PREPROCESSOR)).data,
+    wide = interpolate(image, 19, 19, "pytorch");
   for (const source of [files, images]) {
     assertEquals((await source.input(0, encoder)).data, expected);
     assertEquals((await source.input(0, stretched)).data, wide);
-    assertEquals(await source.image(0, 8), inputOf(image, { square: 8 }).data);
+    assertEquals(await source.image(0, 8), (await inputOf(rowsOf(image), { square: 8 })).data);
   }
   const cropped = await files.input(0, { square: 12, ...stretched });
-  const square = inputOf(image, { square: 12 }).data.map((x) => Math.round((x + 1) * 127.5));
+  const square = (await inputOf(rowsOf(image), { square: 12 })).data.map((x) => Math.round((x + 1) * 127.5));
   const small = { width: 12, height: 12, data: Uint8Array.from(square) };
   assertEquals(cropped.data, interpolate(small, 19, 19, "pytorch"));
   assertEquals(cropped.original, { width: 40, height: 24 });

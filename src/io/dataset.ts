@@ -23,7 +23,7 @@ export type BadImage = "skip" | "error";
 export interface FolderOptions {
   /** "error" for fewer than 1,000 images, otherwise "skip". */
   badImage?: BadImage | undefined;
-  /** Told once about each file that is skipped. */
+  /** Told once about each file that is skipped, and once about each kind of note on how images are decoded. */
   onBad?: (message: string) => void;
   /** Where images are decoded; on the calling thread when absent. */
   workers?: Workers | undefined;
@@ -42,6 +42,8 @@ interface Entry {
 export class Folder implements InputSource {
   /** Names of the images that could not be decoded so far. */
   readonly bad = new Set<string>();
+  /** Kinds of notes that have been passed on. */
+  readonly #noted = new Set<string>();
 
   constructor(
     readonly root: string,
@@ -99,7 +101,13 @@ export class Folder implements InputSource {
       const { name, path, label } = this.#entry((i + k) % this.length);
       if (label !== this.label(i) || this.bad.has(name)) continue;
       try {
-        return await workers.run(jobOf(path));
+        const pixels = await workers.run(jobOf(path));
+        for (const { kind, text } of pixels.notes ?? []) {
+          if (this.#noted.has(kind)) continue;
+          this.#noted.add(kind);
+          onBad?.(text);
+        }
+        return pixels;
       } catch (error) {
         if (badImage === "error" || !(error instanceof UsageError)) throw error;
         if (this.bad.has(name)) continue; // another image has met it meanwhile

@@ -1,29 +1,55 @@
-// PNG, JPEG and WebP files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format,
-// not the name. Colours are those of Pillow's convert("RGB"): alpha is dropped, EXIF orientation is ignored, CMYK is
-// converted without a profile; only 16-bit gray keeps its high byte, where Pillow clips. PNG and WebP are exact, JPEG
-// within 3 levels of libjpeg. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
+// Image files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format, not the name.
+// One rule for all formats, Pillow's convert("RGB"): the numbers that are stored. EXIF orientation and colour profiles are
+// ignored, transparency is dropped and the colour under it kept, CMYK is converted without a profile. PNG and WebP are
+// exact, JPEG within 3 levels of libjpeg. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
 
-import jpeg, { type JpegDecoder, type JpegFrame } from "imagescript/jpeg";
-import png, { encode, type PngDecoder } from "imagescript/png";
+import { encode } from "imagescript/png";
 import { ShapeError, UsageError } from "../errors.ts";
-import { explained, writeAtomic } from "./files.ts";
-import { imageHeader, lastMarkerIsEnd } from "./image_header.ts";
-import type { Image } from "./resize.ts";
+import { explained, formatBytes, MAX_BYTES, openRegular, writeAtomic } from "./files.ts";
+import { foreign } from "./foreign.ts";
+import { type ImageHeader, imageHeader, jpegBytes } from "./image_header.ts";
+import { defaultImageMemory, ImageMemory } from "./image_memory.ts";
+import { jpegRows } from "./jpeg.ts";
+import { unsupportedJpeg } from "./jpeg_markers.ts";
+import { pngRows } from "./png.ts";
+import type { Image, Size } from "./resize.ts";
+import { type Rows, wholeOf } from "./rows.ts";
+import { webpRows } from "./webp.ts";
 
 export type { Image } from "./resize.ts";
 
 /** Pixels of the largest image that is decoded. */
 export const MOST_PIXELS = 100_000_000;
 
-/** Decodes a file. @throws UsageError as decodeImage() does, and when it cannot be read */
+/** The first bytes of a file, in which its header is looked for. */
+const HEAD = 1 << 20;
+
+/** What the user should know about how an image was decoded; once for each kind. */
+export interface Note {
+  kind: "reduced" | "clipped";
+  text: string;
+}
+
+/** An image that is being decoded. */
+export interface Decoded extends Rows {
+  /** Size in the file; the rows have another one where a JPEG is decoded at reduced size. */
+  readonly original: Size;
+  readonly notes: readonly Note[];
+}
+
+export interface DecodeOptions {
+  /** Shared with other threads; by default a quarter of the RAM for this image alone. */
+  memory?: ImageMemory;
+  /**
+   * The least size that is enough: a JPEG that would not fit in the memory is decoded at 1/2, 1/4 or 1/8 above it.
+   * Undefined (the default): the rows will be put together to the whole image.
+   */
+  enough?: (original: Size) => Size | undefined;
+}
+
+/** Decodes a file. @throws UsageError as decodeImage() does, and when it is not a regular file or cannot be read */
 export async function readImage(path: string): Promise<Image> {
-  let bytes: Uint8Array<ArrayBuffer>;
-  try {
-    bytes = await Deno.readFile(path);
-  } catch (error) {
-    throw explained(error, "read", path);
-  }
-  return await decodeImage(bytes, path);
+  return await withImage(path, {}, wholeOf);
 }
 
 /**
@@ -32,10 +58,65 @@ export async function readImage(path: string): Promise<Image> {
  * @throws UsageError for another format, a damaged or cut file, and more than 100 megapixels
  */
 export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string): Promise<Image> {
+  return await decoded(
+    { name, size: bytes.length, read: (length) => bytes.subarray(0, length) },
+    {},
+    wholeOf,
+  );
+}
+
+/**
+ * Hands the rows of an image file to `use`, holding the memory that this takes.
+ * @throws UsageError as readImage(), and where the memory is too small for the image
+ */
+export async function withImage<T>(
+  path: string,
+  options: DecodeOptions,
+  use: (image: Decoded) => Promise<T>,
+): Promise<T> {
+  const { file, size } = openRegular(path, MAX_BYTES.image);
+  try {
+    const bytes = new Uint8Array(size);
+    let at = 0;
+    const read = (length: number) => {
+      try {
+        for (let n: number | null = 1; n && at < length; at += n ?? 0) {
+          n = file.readSync(bytes.subarray(at, length));
+        }
+      } catch (error) {
+        throw explained(error, "read", path);
+      }
+      return bytes.subarray(0, Math.min(at, length));
+    };
+    return await decoded({ name: path, size, read }, options, use);
+  } finally {
+    file.close();
+  }
+}
+
+interface Source {
+  name: string;
+  size: number;
+  /** The first bytes. */
+  read(length: number): Uint8Array<ArrayBuffer>;
+}
+
+async function decoded<T>(
+  { name, size, read }: Source,
+  { memory = new ImageMemory(defaultImageMemory()), enough }: DecodeOptions,
+  use: (image: Decoded) => Promise<T>,
+): Promise<T> {
   const refuse = (reason: string) => new UsageError(`Cannot decode the image "${name}": ${reason}`);
-  if (bytes.length === 0) throw refuse("the file is empty");
-  const header = imageHeader(bytes);
-  if (header === undefined) throw refuse("it is not a PNG, JPEG or WebP file; convert it first");
+  if (size === 0) throw refuse("the file is empty");
+  const head = read(Math.min(size, HEAD));
+  let header = imageHeader(head);
+  if (header?.format === "JPEG" && !header.width) header = imageHeader(read(size));
+  if (header === undefined) {
+    const other = foreign(head);
+    throw refuse(
+      other ? `it is ${other.what}; ${other.remedy}` : "it is not a PNG, JPEG or WebP file; convert it first",
+    );
+  }
   const { format, width, height } = header;
   if (!width || !height) throw refuse(`the ${format} header is damaged or cut off; replace the file`);
   if (width * height > MOST_PIXELS) {
@@ -43,97 +124,92 @@ export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string):
       `${width} x ${height} pixels are more than ${MOST_PIXELS / 1e6} million; scale it down first`,
     );
   }
-  let image: Image;
-  try {
-    image = format === "PNG"
-      ? await decodePng(bytes)
-      : format === "JPEG"
-      ? await decodeJpeg(bytes)
-      : await decodeByRuntime(bytes);
-  } catch {
-    throw refuse(`the ${format} data is damaged or cut off; replace the file`);
+  const { factor, bytes } = fitting(header, size, enough?.({ width, height }), memory.limit);
+  const needed = `${width} x ${height} pixels of ${format} need ${formatBytes(bytes)}`;
+  if (bytes > memory.limit) {
+    throw refuse(
+      `${needed}, more than the ${
+        formatBytes(memory.limit)
+      } for all images; raise --image-memory, or scale it down`,
+    );
   }
-  if (image.width !== width || image.height !== height) throw refuse(`the ${format} header is damaged`);
-  return image;
-}
-
-// The wasm decoders never give all their memory back: after this many pixels a new one takes over.
-const PIXELS_PER_DECODER = 32_000_000;
-
-/** A decoder that is made when first needed, and anew after much work or a failure. */
-function renewed<D>(make: () => Promise<D>) {
-  let decoder: D | undefined, budget = 0;
-  return async <I extends { width: number; height: number }>(decode: (decoder: D) => I): Promise<I> => {
-    if (!decoder || budget <= 0) [decoder, budget] = [await make(), PIXELS_PER_DECODER];
+  const notes: Note[] = [];
+  if (factor > 1) {
+    notes.push({
+      kind: "reduced",
+      text: `"${name}" (${width} x ${height}) and other JPEGs that do not fit in --image-memory ` +
+        `(${
+          formatBytes(memory.limit)
+        }) are decoded at 1/${factor} of their size or less, which changes the pixels a little`,
+    });
+  }
+  if (header.clipped) {
+    notes.push({
+      kind: "clipped",
+      text:
+        `"${name}" and other gray PNGs of 16 bits are clipped at 255, as Pillow does it, and may be white; ` +
+        `convert them to 8 bits first`,
+    });
+  }
+  return await memory.hold(bytes, async () => {
+    const whole = read(size);
+    const damaged = () => {
+      const unsupported = format === "JPEG" ? unsupportedJpeg(whole) : undefined;
+      return refuse(
+        unsupported
+          ? `${unsupported} is not supported; convert it to an ordinary JPEG, for example with jpegtran`
+          : `the ${format} data is damaged or cut off; replace the file`,
+      );
+    };
+    const reduced = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
+    let rows: Rows;
     try {
-      const image = decode(decoder);
-      budget -= image.width * image.height + 65_536;
-      return image;
-    } catch (error) {
-      decoder = undefined;
-      throw error;
+      rows = format === "PNG"
+        ? pngRows(whole)
+        : format === "WebP"
+        ? await webpRows(whole, width, height)
+        : factor > 1
+        ? await jpegRows(whole, reduced.width, reduced.height)
+        : await jpegRows(whole);
+    } catch {
+      throw damaged();
     }
-  };
-}
-
-const withJpeg = renewed<JpegDecoder>(() => jpeg.init());
-const withPng = renewed<PngDecoder>(() => png.init());
-
-async function decodePng(bytes: Uint8Array): Promise<Image> {
-  const { width, height, framebuffer } = await withPng((decoder) => decoder.decode(bytes));
-  return { width, height, data: dropAlpha(framebuffer, width * height) };
-}
-
-/** What imagescript cannot read although it is whole (CMYK without Adobe's marker) goes to the runtime's decoder. */
-async function decodeJpeg(bytes: Uint8Array<ArrayBuffer>): Promise<Image> {
-  try {
-    const frame = await withJpeg((decoder) => decoder.decode(bytes, 0, 0));
-    return { width: frame.width, height: frame.height, data: rgbOf(frame) };
-  } catch (error) {
-    if (!lastMarkerIsEnd(bytes)) throw error;
-    return await decodeByRuntime(bytes);
-  }
-}
-
-/** The runtime decodes to a bitmap, which only comes out again as a PNG file. */
-async function decodeByRuntime(bytes: Uint8Array<ArrayBuffer>): Promise<Image> {
-  const bitmap = await createImageBitmap(new Blob([bytes]));
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  canvas.getContext("bitmaprenderer")?.transferFromImageBitmap(bitmap);
-  return await decodePng(await (await canvas.convertToBlob({ type: "image/png" })).bytes());
-}
-
-function dropAlpha(rgba: Uint8Array, pixels: number): Uint8Array<ArrayBuffer> {
-  if (rgba.length !== 4 * pixels) throw new Error("the decoder returned another number of pixels");
-  const rgb = new Uint8Array(3 * pixels);
-  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
-    rgb[j] = rgba[i] as number;
-    rgb[j + 1] = rgba[i + 1] as number;
-    rgb[j + 2] = rgba[i + 2] as number;
-  }
-  return rgb;
-}
-
-function rgbOf({ width, height, format, buffer }: JpegFrame): Uint8Array<ArrayBuffer> {
-  const pixels = width * height, channels = [1, 3, 4][format];
-  if (channels === undefined || buffer.length < channels * pixels) {
-    throw new Error("the decoder returned too little");
-  }
-  const rgb = new Uint8Array(3 * pixels);
-  if (channels === 3) rgb.set(buffer.subarray(0, 3 * pixels));
-  else {
-    for (let i = 0; i < pixels; i++) {
-      for (let c = 0; c < 3; c++) {
-        if (channels === 1) rgb[3 * i + c] = buffer[i] as number;
-        else {
-          const white = 255 - (buffer[4 * i + 3] as number); // what the black ink leaves
-          const ink = (buffer[4 * i + c] as number) * white + 128;
-          rgb[3 * i + c] = white - ((ink + (ink >> 8)) >> 8);
-        }
+    if (rows.width !== reduced.width || rows.height !== reduced.height) {
+      throw refuse(`the ${format} header is damaged; replace the file`);
+    }
+    const bands = async function* () {
+      try {
+        yield* rows.bands();
+      } catch {
+        throw damaged();
       }
-    }
+    };
+    return await use({ ...reduced, original: { width, height }, notes, bands });
+  });
+}
+
+/** Bytes for what is as large as the image that comes out, and for a band of rows. */
+const WORKING = 16 << 20;
+
+/** The largest size at which an image fits in the memory, and what it takes; where none does, the full size. */
+function fitting(
+  { format, width, height, bytesPerPixel, frame }: ImageHeader,
+  fileBytes: number,
+  least: Size | undefined,
+  limit: number,
+): { factor: number; bytes: number } {
+  const pixels = width * height;
+  // A decoder in wasm has a copy of the file, and a JPEG is copied once more.
+  const files = fileBytes * { PNG: 1, WebP: 3, JPEG: 3 }[format];
+  const working = Math.min(WORKING, 12 * pixels);
+  const full = { factor: 1, bytes: Math.ceil(files + pixels * (bytesPerPixel + (least ? 0 : 3)) + working) };
+  if (full.bytes <= limit || !frame || !least) return full;
+  for (const factor of [2, 4, 8]) {
+    const bytes = Math.ceil(files + pixels * jpegBytes(frame, factor) + working);
+    if (width < factor * least.width || height < factor * least.height) break;
+    if (bytes <= limit) return { factor, bytes };
   }
-  return rgb;
+  return full;
 }
 
 /** The bytes of a PNG file. @throws ShapeError when the pixels do not fill the size */

@@ -1,39 +1,55 @@
-// Format and size of an image from its first bytes, before any decoder allocates memory for it.
-// PNG: IHDR. JPEG: the first start-of-frame marker. WebP: the VP8, VP8L or VP8X chunk.
+// Format and size of an image from its first bytes, and the memory that decoding takes, before any decoder allocates it.
+// PNG: IHDR. JPEG: the frame header. WebP: the VP8, VP8L or VP8X chunk.
+
+import { type JpegFrame, jpegFrame } from "./jpeg_markers.ts";
 
 export interface ImageHeader {
   format: "PNG" | "JPEG" | "WebP";
   /** 0 where the header is damaged. */
   width: number;
   height: number;
+  /** Memory that decoding takes for each pixel next to the file's bytes; 0 where rows are decoded band by band. */
+  bytesPerPixel: number;
+  /** Of a JPEG. */
+  frame?: JpegFrame;
+  /** Gray with 16 bits, which is clipped at 255. */
+  clipped?: boolean;
 }
 
 /** Undefined when the bytes are of no known format. */
-export function imageHeader(bytes: Uint8Array): ImageHeader | undefined {
+export function imageHeader(bytes: Uint8Array<ArrayBuffer>): ImageHeader | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const text = (at: number) => String.fromCharCode(...bytes.subarray(at, at + 4));
   if (text(0) === "\x89PNG") {
-    if (bytes.length < 33 || text(12) !== "IHDR") return { format: "PNG", width: 0, height: 0 };
-    return { format: "PNG", width: view.getUint32(16), height: view.getUint32(20) };
+    if (bytes.length < 33 || text(12) !== "IHDR") return { format: "PNG", ...NO_SIZE, bytesPerPixel: 0 };
+    const [depth, type, , , interlace] = bytes.subarray(24);
+    return {
+      format: "PNG",
+      width: view.getUint32(16),
+      height: view.getUint32(20),
+      bytesPerPixel: interlace ? 3 : 0,
+      clipped: depth === 16 && type === 0,
+    };
   }
-  if (bytes[0] === 0xff && bytes[1] === 0xd8) return { format: "JPEG", ...jpegSize(view) };
-  if (text(0) === "RIFF" && text(8) === "WEBP") return { format: "WebP", ...webpSize(view, text(12)) };
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) {
+    const frame = jpegFrame(bytes);
+    if (!frame) return { format: "JPEG", ...NO_SIZE, bytesPerPixel: 0 };
+    const { width, height } = frame;
+    return { format: "JPEG", width, height, bytesPerPixel: jpegBytes(frame, 1), frame };
+  }
+  if (text(0) === "RIFF" && text(8) === "WEBP") {
+    // RGBA in libwebp and a copy; the lossless decoder keeps the image once more.
+    const bytesPerPixel = text(12) === "VP8 " ? 8.5 : 13;
+    return { format: "WebP", ...webpSize(view, text(12)), bytesPerPixel };
+  }
   return undefined;
 }
 
 const NO_SIZE = { width: 0, height: 0 };
 
-function jpegSize(view: DataView): { width: number; height: number } {
-  for (let at = 2; at + 9 <= view.byteLength;) {
-    if (view.getUint8(at) !== 0xff) return NO_SIZE;
-    const marker = view.getUint8(at + 1);
-    const isFrame = marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker);
-    if (isFrame) return { height: view.getUint16(at + 5), width: view.getUint16(at + 7) };
-    if (marker === 0xff) at += 1; // a fill byte
-    else if (marker === 0x01 || (marker >= 0xd0 && marker <= 0xd8)) at += 2; // markers without a length
-    else at += 2 + view.getUint16(at + 2);
-  }
-  return NO_SIZE;
+/** Of a JPEG at 1/`factor` of its size: the planes, the pixels and a copy; and all coefficients of a progressive one. */
+export function jpegBytes({ components, samples, progressive }: JpegFrame, factor: number): number {
+  return (samples + 2 * components) / factor ** 2 + (progressive ? 2 * samples : 0);
 }
 
 function webpSize(view: DataView, chunk: string): { width: number; height: number } {
@@ -51,15 +67,4 @@ function webpSize(view: DataView, chunk: string): { width: number; height: numbe
     default:
       return NO_SIZE;
   }
-}
-
-/** Whether a JPEG has its end marker after the last scan has begun: a cut file has not. */
-export function lastMarkerIsEnd(bytes: Uint8Array): boolean {
-  let end = -1, scan = -1;
-  for (let at = 0; at + 1 < bytes.length; at++) {
-    if (bytes[at] !== 0xff) continue;
-    if (bytes[at + 1] === 0xd9) end = at;
-    if (bytes[at + 1] === 0xda) scan = at;
-  }
-  return scan >= 0 && end > scan;
 }

@@ -3,8 +3,9 @@
 
 import { toFloat } from "./image.ts";
 import { interpolate, type Sampling } from "./interpolate.ts";
-import { type Pixels, preprocess, type Preprocessor } from "./preprocess.ts";
-import { type Image, resizeAndCrop } from "./resize.ts";
+import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
+import { resizeRows, type Size, squareOf, type Target } from "./resize.ts";
+import { type Rows, rowsOf, wholeOf } from "./rows.ts";
 import type { ImageSource } from "./source.ts";
 
 /** What becomes of an image; plain data, which goes to worker threads. */
@@ -27,14 +28,30 @@ export interface InputSource extends ImageSource {
   input(i: number, view: View): Promise<Pixels>;
 }
 
-/** The input that an image becomes. @throws UsageError when the encoder's crop is larger than the resized image */
-export function inputOf(image: Image, { square, network }: View): Pixels {
-  const original = { width: image.width, height: image.height };
-  const whole = square === undefined ? image : resizeAndCrop(image, square);
-  if (network?.kind === "encoder") return { ...preprocess(whole, network.preprocessor), original };
-  const { width, height } = network ? { width: network.side, height: network.side } : whole;
-  const data = network ? interpolate(whole, width, height, network.sampling) : toFloat(whole.data);
-  return { width, height, data, original };
+/** What a view keeps of an image, before a network stretches it; undefined: all of it. */
+export function targetOfView({ square, network }: View, original: Size): Target | undefined {
+  if (square !== undefined) return squareOf(original, square);
+  return network?.kind === "encoder" ? targetOf(network.preprocessor, original) : undefined;
+}
+
+/**
+ * The input that an image becomes.
+ * @param original size that the image has in its file, where the rows are of reduced size
+ * @throws UsageError when the encoder's crop is larger than the resized image
+ */
+export async function inputOf(rows: Rows, view: View, original: Size = rows): Promise<Pixels> {
+  const { square, network } = view, size = { width: original.width, height: original.height };
+  const target = targetOfView(view, original);
+  if (network?.kind === "encoder" && square === undefined) {
+    return { ...await preprocess(rows, network.preprocessor, target), original: size };
+  }
+  const kept = target ? await resizeRows(rows, target) : await wholeOf(rows);
+  if (network?.kind === "encoder") {
+    return { ...await preprocess(rowsOf(kept), network.preprocessor), original: size };
+  }
+  const { width, height } = network ? { width: network.side, height: network.side } : kept;
+  const data = network ? interpolate(kept, width, height, network.sampling) : toFloat(kept.data);
+  return { width, height, data, original: size };
 }
 
 /** What a view does to the size of an image, for people. */

@@ -2,10 +2,12 @@
 // it failed, and the one function that does it. It makes the same bits on whatever thread it runs.
 
 import { UsageError } from "../errors.ts";
-import { type Image, readImage, toBytes, toFloat } from "./image.ts";
-import { inputOf, type View } from "./inputs.ts";
-import { type Pixels, preprocess, type Preprocessor } from "./preprocess.ts";
-import { resizeAndCrop } from "./resize.ts";
+import { type Decoded, type Image, toBytes, toFloat, withImage } from "./image.ts";
+import type { ImageMemory, SharedMemory } from "./image_memory.ts";
+import { inputOf, targetOfView, type View } from "./inputs.ts";
+import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
+import { resizeRows, type Size, squareOf, type Target } from "./resize.ts";
+import { rowsOf } from "./rows.ts";
 import { drawShape } from "./shapes.ts";
 
 export type Job =
@@ -28,6 +30,7 @@ interface Shape {
 export interface Request {
   id: number;
   job: Job;
+  memory: SharedMemory;
 }
 
 /** What became of a request: its pixels, or what was thrown. */
@@ -40,26 +43,52 @@ export interface Failure {
 }
 
 /** Makes the pixels of a job. @throws UsageError when its file cannot be read, decoded or cropped */
-export async function perform(job: Job): Promise<Pixels> {
+export async function perform(job: Job, memory: ImageMemory): Promise<Pixels> {
   switch (job.kind) {
     case "square": {
-      const { path, size } = job;
-      return { width: size, height: size, data: toFloat(resizeAndCrop(await readImage(path), size).data) };
+      const target = (original: Size) => squareOf(original, job.size);
+      return await fromFile(job.path, memory, target, async (rows) => {
+        const { width, height, data } = await resizeRows(rows, target(rows.original));
+        return { width, height, data: toFloat(data) };
+      });
     }
-    case "encoder":
-      return preprocess(await readImage(job.path), job.preprocessor);
+    case "encoder": {
+      const p = job.preprocessor, target = (original: Size) => targetOf(p, original);
+      return await fromFile(
+        job.path,
+        memory,
+        target,
+        (rows) => preprocess(rows, p, target(rows.original)),
+      );
+    }
     case "shape":
       return { width: job.size, height: job.size, data: drawShape(job.seed, job.index, job.size) };
-    case "input":
-      return inputOf(await bytesOf(job.image), job.view);
+    case "input": {
+      const { image, view } = job;
+      if (typeof image !== "string") return await inputOf(rowsOf(bytesOf(image)), view);
+      const target = (original: Size) => targetOfView(view, original);
+      return await fromFile(image, memory, target, (rows) => inputOf(rows, view, rows.original));
+    }
   }
 }
 
-async function bytesOf(image: string | Shape | Image): Promise<Image> {
-  if (typeof image === "string") return await readImage(image);
+function bytesOf(image: Shape | Image): Image {
   if (!("kind" in image)) return image;
   const { seed, index, size } = image;
   return { width: size, height: size, data: toBytes(drawShape(seed, index, size)) };
+}
+
+/** @param target what is kept of an image; undefined: all of it */
+async function fromFile(
+  path: string,
+  memory: ImageMemory,
+  target: (original: Size) => Target | undefined,
+  make: (rows: Decoded) => Promise<Pixels>,
+): Promise<Pixels> {
+  return await withImage(path, { memory, enough: (original) => target(original)?.size }, async (rows) => {
+    const pixels = await make(rows);
+    return rows.notes.length > 0 ? { ...pixels, notes: rows.notes } : pixels;
+  });
 }
 
 export function failureOf(error: unknown): Failure {

@@ -5,7 +5,17 @@
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { validated } from "./files.ts";
-import { type Filter, type Image, resizeFloat, resizeImage, sizeOfShorterSide } from "./resize.ts";
+import type { Note } from "./image.ts";
+import {
+  centerOf,
+  type Filter,
+  resizeRows,
+  resizeRowsFloat,
+  type Size,
+  sizeOfShorterSide,
+  type Target,
+} from "./resize.ts";
+import type { Rows } from "./rows.ts";
 
 export interface Preprocessor {
   /** The shorter side becomes `shorter`, or the image exactly `height` x `width`; absent: left as it is. */
@@ -153,28 +163,44 @@ export interface Pixels {
   data: Float32Array<ArrayBuffer>;
   /** Size of the image that they were made from, where that is counted. */
   original?: { width: number; height: number };
+  /** What the user should know about how they were made. */
+  notes?: readonly Note[];
 }
 
-/** Prepares an image. @throws UsageError when the crop is larger than the resized image */
-export function preprocess(image: Image, p: Preprocessor): Pixels {
-  const { width: W, height: H } = !p.resize
-    ? image
+/** What is kept of an image. @throws UsageError when the crop is larger than the resized image */
+export function targetOf(p: Preprocessor, original: Size): Target {
+  const size = !p.resize
+    ? original
     : "height" in p.resize
     ? p.resize
-    : sizeOfShorterSide(image, p.resize.shorter);
-  const data = p.exact ? resizeFloat(image, W, H, p.filter) : resizeImage(image, W, H, p.filter).data;
-  const { width, height } = p.crop ?? { width: W, height: H };
-  if (height > H || width > W) {
+    : sizeOfShorterSide(original, p.resize.shorter);
+  const { width, height } = p.crop ?? size;
+  if (height > size.height || width > size.width) {
     throw new UsageError(
-      `Cannot crop ${width} x ${height} pixels: the resized image is ${W} x ${H}; give another --image-size`,
+      `Cannot crop ${width} x ${height} pixels: the resized image is ${size.width} x ${size.height}; ` +
+        `give another --image-size`,
     );
   }
-  const left = Math.floor((W - width) / 2), top = Math.floor((H - height) / 2);
-  const out = new Float32Array(3 * height * width);
+  return centerOf(size, width, height);
+}
+
+/**
+ * Prepares an image.
+ * @param target of targetOf(); of the size that the image has in its file, where the rows are of reduced size
+ */
+export async function preprocess(
+  rows: Rows,
+  p: Preprocessor,
+  target: Target = targetOf(p, rows),
+): Promise<Pixels> {
+  const { width, height } = target;
+  const data = p.exact
+    ? await resizeRowsFloat(rows, target, p.filter)
+    : (await resizeRows(rows, target, p.filter)).data;
+  const out = new Float32Array(data.length);
   for (let i = 0; i < out.length; i++) {
-    const c = i % 3, x = Math.floor(i / 3) % width, y = Math.floor(i / (3 * width));
-    const value = data[3 * ((top + y) * W + left + x) + c] as number;
-    out[i] = (value / 255 - (p.mean[c] as number)) / (p.std[c] as number);
+    const c = i % 3;
+    out[i] = ((data[i] as number) / 255 - (p.mean[c] as number)) / (p.std[c] as number);
   }
   return { width, height, data: out };
 }

@@ -1,9 +1,11 @@
 // Resampling and cropping of RGB bytes, bit for bit as Pillow does it: two passes, horizontal first, in 8-bit fixed point
-// with 22 fractional bits, the filter widened by the scale when shrinking (antialias). Also the crops of the field:
-// shorter side + centre (torchvision, Hugging Face) and ADM's, which scores at 256 x 256 are measured with.
+// with 22 fractional bits, the filter widened by the scale when shrinking (antialias). Rows may come band by band, and only
+// the pixels that a crop keeps are computed. Also the crops of the field: shorter side + center (torchvision, Hugging Face)
+// and ADM's, which scores at 256 x 256 are measured with.
 // Pillow, src/libImaging/Resample.c; Dhariwal and Nichol (2021), guided-diffusion's center_crop_arr.
 
 import { ShapeError } from "../errors.ts";
+import type { Rows } from "./rows.ts";
 
 /** Pixels as rows of RGB bytes. */
 export interface Image {
@@ -33,58 +35,174 @@ const FILTERS: Readonly<Record<Filter, { support: number; weight: (x: number) =>
 
 const FRACTION_BITS = 22;
 
-/** For each output position: the first input position, and the weights from there on; they add up to 1. */
-function coefficients(from: number, to: number, filter: Filter) {
+export interface Size {
+  width: number;
+  height: number;
+}
+
+/** A rectangle of a resized image. Its pixels are the same whatever else of the image is computed. */
+export interface Target {
+  /** Size of the resized image. */
+  size: Size;
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+}
+
+/** The rectangle of `width` x `height` in the middle; an odd rest is rounded down. */
+export function centerOf(size: Size, width: number, height: number): Target {
+  const left = Math.floor((size.width - width) / 2), top = Math.floor((size.height - height) / 2);
+  return { size, left, top, width, height };
+}
+
+/** The first input position of an output position, and the weights from there on; they add up to 1. */
+interface Taps {
+  first: number;
+  weights: Float64Array;
+}
+
+/** Taps of the output positions `start` to `start + count` - 1 where `from` positions become `to`. */
+function tapsOf(from: number, to: number, start: number, count: number, filter: Filter): Taps[] {
   const { support, weight } = FILTERS[filter];
   const scale = from / to, stretch = Math.max(scale, 1), reach = support * stretch;
-  return Array.from({ length: to }, (_, i) => {
-    const centre = (i + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - reach + 0.5));
-    const last = Math.min(from, Math.trunc(centre + reach + 0.5));
+  return Array.from({ length: count }, (_, i) => {
+    if (from === to) return { first: start + i, weights: new Float64Array([1]) };
+    const center = (start + i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - reach + 0.5));
+    const last = Math.min(from, Math.trunc(center + reach + 0.5));
     const weights = new Float64Array(last - first);
     let sum = 0;
     for (let k = 0; k < weights.length; k++) {
-      sum += weights[k] = weight((k + first - centre + 0.5) * (1 / stretch));
+      sum += weights[k] = weight((k + first - center + 0.5) * (1 / stretch));
     }
     return { first, weights: sum === 0 ? weights : weights.map((w) => w / sum) };
   });
 }
 
-const fixedPoint = (weights: Float64Array) =>
-  Int32Array.from(weights, (w) => Math.trunc((w < 0 ? -0.5 : 0.5) + w * 2 ** FRACTION_BITS));
+const toFixedPoint = ({ first, weights }: Taps): Taps => ({
+  first,
+  weights: weights.map((w) => Math.trunc((w < 0 ? -0.5 : 0.5) + w * 2 ** FRACTION_BITS)),
+});
 
-/**
- * Resamples along one axis. The picture is taken as `outer` blocks of `from` positions of `inner` bytes.
- * Columns: outer = height, inner = 3. Rows: outer = 1, inner = 3 * width.
- */
-function pass(data: Uint8Array, outer: number, from: number, to: number, inner: number, filter: Filter) {
-  const out = new Uint8Array(outer * to * inner);
-  coefficients(from, to, filter).forEach(({ first, weights: exact }, i) => {
-    const weights = fixedPoint(exact);
-    for (let o = 0; o < outer; o++) {
-      const source = (o * from + first) * inner, target = (o * to + i) * inner;
-      for (let c = 0; c < inner; c++) {
-        let sum = 1 << (FRACTION_BITS - 1);
-        for (let k = 0; k < weights.length; k++) {
-          sum += (data[source + k * inner + c] as number) * (weights[k] as number);
-        }
-        const value = sum >> FRACTION_BITS;
-        out[target + c] = value < 0 ? 0 : value > 255 ? 255 : value;
-      }
+function roundFixedPoint(sum: number): number {
+  const value = (sum + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS;
+  return value < 0 ? 0 : value > 255 ? 255 : value;
+}
+
+/** Resamples rows as they come: keeps the columns of the target for the rows that its second pass reads. */
+class Resampler<A extends Uint8Array | Float64Array> {
+  readonly #across: Taps[];
+  readonly #down: Taps[];
+  /** First row that is needed, and the one after the last. */
+  readonly #first: number;
+  readonly #end: number;
+  readonly #kept: A;
+  #y = 0;
+
+  /**
+   * @param array makes the values between the passes and after them: bytes are rounded, Float64Array is exact
+   * @throws ShapeError for a size below 1, and a rectangle beyond the resized image
+   */
+  constructor(
+    private readonly from: Size,
+    private readonly target: Target,
+    filter: Filter,
+    private readonly array: (length: number) => A,
+  ) {
+    const { size: { width: W, height: H }, left, top, width, height } = target;
+    if (!(Number.isInteger(W) && Number.isInteger(H) && W > 0 && H > 0)) {
+      throw new ShapeError(`Cannot resize an image to ${W} x ${H}`);
     }
-  });
-  return out;
+    if (left < 0 || top < 0 || left + width > W || top + height > H) {
+      throw new ShapeError(
+        `Cannot crop ${width} x ${height} at (${left}, ${top}): the resized image is ${W} x ${H}`,
+      );
+    }
+    this.#across = tapsOf(from.width, W, left, width, filter);
+    this.#down = tapsOf(from.height, H, top, height, filter);
+    this.#first = this.#down.reduce((y, { first }) => Math.min(y, first), Infinity);
+    this.#end = this.#down.reduce((y, { first, weights }) => Math.max(y, first + weights.length), 0);
+    this.#kept = array(3 * width * (this.#end - this.#first));
+    if (this.#kept instanceof Uint8Array) {
+      this.#across = this.#across.map(toFixedPoint);
+      this.#down = this.#down.map(toFixedPoint);
+    }
+  }
+
+  /** Takes the next rows. @returns whether more are needed */
+  add(band: Uint8Array): boolean {
+    const stride = 3 * this.from.width;
+    for (let at = 0; at < band.length && this.#y < this.#end; at += stride, this.#y++) {
+      if (this.#y >= this.#first) this.#row(band, at, 3 * this.target.width * (this.#y - this.#first));
+    }
+    return this.#y < this.#end;
+  }
+
+  #row(band: Uint8Array, from: number, at: number): void {
+    const out = this.#kept, rounded = out instanceof Uint8Array;
+    for (const { first, weights } of this.#across) {
+      let r = 0, g = 0, b = 0;
+      for (let k = 0, i = from + 3 * first; k < weights.length; k++, i += 3) {
+        const w = weights[k] as number;
+        r += w * (band[i] as number);
+        g += w * (band[i + 1] as number);
+        b += w * (band[i + 2] as number);
+      }
+      out[at] = rounded ? roundFixedPoint(r) : r;
+      out[at + 1] = rounded ? roundFixedPoint(g) : g;
+      out[at + 2] = rounded ? roundFixedPoint(b) : b;
+      at += 3;
+    }
+  }
+
+  /** The second pass. @returns `[height,width,3]` of the target @throws Error where rows are missing */
+  finish(): A {
+    if (this.#y < this.#end) throw new Error("the decoder returned too few rows");
+    const { width, height } = this.target, stride = 3 * width, kept = this.#kept;
+    const out = this.array(height * stride), rounded = out instanceof Uint8Array;
+    const sums = new Float64Array(stride);
+    this.#down.forEach(({ first, weights }, y) => {
+      sums.fill(0);
+      for (let k = 0; k < weights.length; k++) {
+        const w = weights[k] as number, from = (first - this.#first + k) * stride;
+        for (let c = 0; c < stride; c++) sums[c] = (sums[c] as number) + w * (kept[from + c] as number);
+      }
+      for (let c = 0; c < stride; c++) {
+        out[y * stride + c] = rounded ? roundFixedPoint(sums[c] as number) : sums[c] as number;
+      }
+    });
+    return out;
+  }
+}
+
+const bytes = (length: number) => new Uint8Array(length);
+const exact = (length: number) => new Float64Array(length);
+
+async function resample<A extends Uint8Array | Float64Array>(
+  rows: Rows,
+  resampler: Resampler<A>,
+): Promise<A> {
+  for await (const band of rows.bands()) if (!resampler.add(band)) break;
+  return resampler.finish();
+}
+
+/** A rectangle of `Image.resize()` of Pillow, from rows. @throws ShapeError as resizeImage(); Error of the decoder */
+export async function resizeRows(rows: Rows, target: Target, filter: Filter = "bicubic"): Promise<Image> {
+  const data = await resample(rows, new Resampler(rows, target, filter, bytes));
+  return { width: target.width, height: target.height, data };
+}
+
+/** The same as resizeFloat() does it. @returns `[height,width,3]`, 0..255 */
+export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
+  return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
 }
 
 /** `Image.resize((width, height), filter)` of Pillow. @throws ShapeError for a size below 1 */
 export function resizeImage(image: Image, width: number, height: number, filter: Filter = "bicubic"): Image {
-  if (!(Number.isInteger(width) && Number.isInteger(height) && width > 0 && height > 0)) {
-    throw new ShapeError(`Cannot resize an image to ${width} x ${height}`);
-  }
-  let { data } = image;
-  if (width !== image.width) data = pass(data, image.height, image.width, width, 3, filter);
-  if (height !== image.height) data = pass(data, 1, image.height, height, 3 * width, filter);
-  return { width, height, data };
+  const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, bytes);
+  resampler.add(image.data);
+  return { width, height, data: resampler.finish() };
 }
 
 /**
@@ -93,25 +211,9 @@ export function resizeImage(image: Image, width: number, height: number, filter:
  * @returns `[height,width,3]`, 0..255 as the bytes were
  */
 export function resizeFloat(image: Image, width: number, height: number, filter: Filter): Float32Array {
-  const along = (data: ArrayLike<number>, outer: number, from: number, to: number, inner: number) => {
-    const out = new Float64Array(outer * to * inner);
-    coefficients(from, to, filter).forEach(({ first, weights }, i) => {
-      for (let o = 0; o < outer; o++) {
-        const source = (o * from + first) * inner, target = (o * to + i) * inner;
-        for (let k = 0; k < weights.length; k++) {
-          const w = weights[k] as number;
-          for (let c = 0; c < inner; c++) {
-            out[target + c] = (out[target + c] as number) + w * (data[source + k * inner + c] as number);
-          }
-        }
-      }
-    });
-    return out;
-  };
-  let data: ArrayLike<number> = image.data;
-  if (width !== image.width) data = along(data, image.height, image.width, width, 3);
-  if (height !== image.height) data = along(data, 1, image.height, height, 3 * width);
-  return Float32Array.from(data);
+  const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, exact);
+  resampler.add(image.data);
+  return Float32Array.from(resampler.finish());
 }
 
 /** Cuts out a rectangle. @throws ShapeError when it does not lie in the image */
@@ -136,9 +238,14 @@ export function centerCropSquare(image: Image, size = Math.min(image.width, imag
 }
 
 /** The shorter side becomes `size`; the longer one keeps the aspect ratio, rounded down as torchvision does. */
-export function sizeOfShorterSide({ width, height }: Image, size: number): { width: number; height: number } {
+export function sizeOfShorterSide({ width, height }: Size, size: number): Size {
   const longer = Math.floor(size * Math.max(width, height) / Math.min(width, height));
   return width <= height ? { width: size, height: longer } : { width: longer, height: size };
+}
+
+/** The shorter side to `size`, and the central square. */
+export function squareOf(original: Size, size: number): Target {
+  return centerOf(sizeOfShorterSide(original, size), size, size);
 }
 
 /**

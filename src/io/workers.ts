@@ -2,6 +2,7 @@
 // out as soon as they are known, each to the worker with the fewest: while the main thread waits for the device it handles
 // no messages, and a worker that had to ask for its next job would stand still.
 
+import { defaultImageMemory, ImageMemory } from "./image_memory.ts";
 import type { InputSource } from "./inputs.ts";
 import { errorOf, type Job, perform, type Reply, type Request } from "./jobs.ts";
 import type { Pixels } from "./preprocess.ts";
@@ -21,28 +22,39 @@ interface Thread {
 
 export class Workers implements Disposable {
   readonly #threads: Thread[] = [];
+  readonly #memory: ImageMemory;
   #jobs = 0;
+  /** The latest job of the calling thread. */
+  #last: Promise<unknown> = Promise.resolve();
   /** Why nothing can be made any more. */
   #over: Error | undefined;
 
   /**
    * Threads start when there is work for them. Dispose of the workers at the end: they keep the process alive.
    * @param count threads; 0: everything is made on the calling thread
+   * @param imageMemory bytes for decoding, of all threads together; by default a quarter of the RAM
    * @param entry the program of a thread
    */
   constructor(
     readonly count: number,
+    imageMemory = defaultImageMemory(),
     private readonly entry = new URL("./image_worker.ts", import.meta.url),
-  ) {}
+  ) {
+    this.#memory = new ImageMemory(imageMemory);
+  }
 
   /** The pixels of a job. @throws UsageError as perform() does; Error when a thread stopped, or after dispose */
   run(job: Job): Promise<Pixels> {
     if (this.#over) return Promise.reject(this.#over);
-    if (this.count === 0) return perform(job);
+    if (this.count === 0) {
+      const made = this.#last.then(() => perform(job, this.#memory));
+      this.#last = made.catch(() => {});
+      return made;
+    }
     const thread = this.#leastBusy(), id = this.#jobs++;
     return new Promise((resolve, reject) => {
       thread.pending.set(id, { resolve, reject });
-      thread.worker.postMessage({ id, job } satisfies Request);
+      thread.worker.postMessage({ id, job, memory: this.#memory.shared } satisfies Request);
     });
   }
 

@@ -1,0 +1,67 @@
+// JPEG files to rows of RGB bytes, with the colours of Pillow's convert("RGB"): within 3 levels, for the inverse cosine
+// transforms round differently. CMYK is taken as inverted, marked by Adobe or not, and converted without a profile.
+
+import { decodeJpegFrame } from "./decoders.ts";
+import { jpegFrame, plainJpeg } from "./jpeg_markers.ts";
+import { pngRows } from "./png.ts";
+import { type Rows, rowsOf, wholeOf } from "./rows.ts";
+
+/** Pixels of the largest image that goes to the runtime's decoder, which takes five times the memory. */
+const MOST_BY_RUNTIME = 16_000_000;
+
+/**
+ * @param width with `height`: the least size; the image is scaled down by the cosine transform as far as that allows. 0: full size
+ * @throws Error for a damaged file
+ */
+export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height = 0): Promise<Rows> {
+  const plain = plainJpeg(bytes);
+  let frame;
+  try {
+    frame = await decodeJpegFrame(plain, width, height);
+  } catch (error) {
+    const size = jpegFrame(plain), pixels = size ? size.width * size.height : Infinity;
+    if (width > 0 || pixels > MOST_BY_RUNTIME) throw error;
+    return rowsOf(await decodeByRuntime(plain)); // it forgives damage that libjpeg forgives, too
+  }
+  const { format, buffer } = frame, size = { width: frame.width, height: frame.height };
+  const channels = [1, 3, 4][format] ?? 0, stride = channels * size.width;
+  if (channels === 0 || buffer.length < stride * size.height) {
+    throw new Error("the decoder returned too little");
+  }
+  return {
+    ...size,
+    async *bands() {
+      if (channels === 3) return yield buffer.subarray(0, stride * size.height);
+      for (let y = 0; y < size.height; y++) {
+        yield (channels === 1 ? fromGray : fromCmyk)(buffer.subarray(y * stride, (y + 1) * stride));
+      }
+    },
+  };
+}
+
+function fromGray(gray: Uint8Array): Uint8Array {
+  const rgb = new Uint8Array(3 * gray.length);
+  for (let i = 0, j = 0; i < gray.length; i++, j += 3) rgb[j] = rgb[j + 1] = rgb[j + 2] = gray[i] as number;
+  return rgb;
+}
+
+/** Pillow's cmyk2rgb(); 0 is no ink. */
+function fromCmyk(cmyk: Uint8Array): Uint8Array {
+  const rgb = new Uint8Array(cmyk.length / 4 * 3);
+  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
+    const white = 255 - (cmyk[i + 3] as number); // what the black ink leaves
+    for (let c = 0; c < 3; c++) {
+      const ink = (cmyk[i + c] as number) * white + 128;
+      rgb[j + c] = white - ((ink + (ink >> 8)) >> 8);
+    }
+  }
+  return rgb;
+}
+
+/** The runtime decodes to a bitmap, which only comes out again as a PNG file. */
+async function decodeByRuntime(bytes: Uint8Array<ArrayBuffer>) {
+  const bitmap = await createImageBitmap(new Blob([bytes]));
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  canvas.getContext("bitmaprenderer")?.transferFromImageBitmap(bitmap);
+  return await wholeOf(pngRows(await (await canvas.convertToBlob({ type: "image/png" })).bytes()));
+}

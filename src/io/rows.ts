@@ -1,0 +1,48 @@
+// What a decoder gives: rows of RGB bytes from the top to the bottom, a band at a time, so that an image that is made
+// smaller never has to be in memory whole.
+
+import type { Image } from "./resize.ts";
+
+export interface Rows {
+  readonly width: number;
+  readonly height: number;
+  /** Bands of one or more whole rows, `[n,width,3]`. Can be called once. */
+  bands(): AsyncIterable<Uint8Array>;
+}
+
+/** A decoded image as one band. */
+export function rowsOf({ width, height, data }: Image): Rows {
+  return {
+    width,
+    height,
+    async *bands() {
+      yield data;
+    },
+  };
+}
+
+/** The whole image. @throws Error when the bands do not fill it */
+export async function wholeOf(rows: Rows): Promise<Image> {
+  const { width, height } = rows, length = 3 * width * height;
+  let data: Uint8Array<ArrayBuffer> | undefined, at = 0;
+  for await (const band of rows.bands()) {
+    if (band.length === length && band.buffer instanceof ArrayBuffer) {
+      return { width, height, data: band as Uint8Array<ArrayBuffer> };
+    }
+    data ??= new Uint8Array(length);
+    data.set(band, at);
+    at += band.length;
+  }
+  if (!data || at !== length) throw new Error("the decoder returned another number of rows");
+  return { width, height, data };
+}
+
+/** A frame of an animation on its canvas, which is black. @throws Error where the frame lies beyond it */
+export function placed(frame: Image, left: number, top: number, width: number, height: number): Image {
+  if (left + frame.width > width || top + frame.height > height) throw new Error("a frame is too large");
+  const data = new Uint8Array(3 * width * height), stride = 3 * frame.width;
+  for (let y = 0; y < frame.height; y++) {
+    data.set(frame.data.subarray(y * stride, (y + 1) * stride), 3 * ((top + y) * width + left));
+  }
+  return { width, height, data };
+}
