@@ -181,7 +181,8 @@ function imageProgram(
 ): Promise<ImageProgram<"y">> {
   const runs = Math.ceil(n / c.batchSize);
   const x = input([c.batchSize, size, size, 3], "f32", "images");
-  return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) })), { runs }).prepare();
+  return capture("features", { x }, ({ x }) => noGrad(() => ({ y: fn(x) })), { runs, batchInvariant: true })
+    .prepare();
 }
 
 export function warnFew(images: number, log: Log): void {

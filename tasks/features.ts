@@ -50,6 +50,7 @@ export const features = command({
           const { patches, cls } = vit.forward(x);
           return cls ? { patches, cls } : { patches };
         }),
+      { batchInvariant: true },
     ).prepare();
     const { patches: patchTokens, cls: clsToken } = program.outputs;
     const progress = log.progress("encoding", N, "images");

@@ -94,7 +94,7 @@ class Merging {
     }
     const maker = this.launches[last];
     if (!from || !maker?.fusion || this.#maker(from, at) !== last) return;
-    const large = work.outputs.some(({ storage }) => storage.bytes >= WINDOW.bytes);
+    const large = sink.batchInvariant || work.outputs.some(({ storage }) => storage.bytes >= WINDOW.bytes);
     if (large && at - last > WINDOW.launches) return;
     // Nothing between may touch what moves before it; parts of one array that are joined there do not meet.
     const target = (s: Storage) =>

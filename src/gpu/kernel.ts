@@ -42,11 +42,27 @@ type Param = { name: string; type: "u32" | "i32" | "f32" };
 /** How often a program runs unless its capture says otherwise: training. */
 export const MANY_RUNS = 1000;
 
-/** Where launches go, and how often what is being recorded will run; program.ts sets it while it records. */
-export const sink: { record: ((launch: Launch) => void) | undefined; runs: number } = {
-  record: undefined,
-  runs: MANY_RUNS,
-};
+/**
+ * Where launches go, how often what is being recorded will run, and whether its results must not depend on the batch size;
+ * program.ts sets it while it records.
+ */
+export const sink: { record: ((launch: Launch) => void) | undefined; runs: number; batchInvariant: boolean } =
+  {
+    record: undefined,
+    runs: MANY_RUNS,
+    batchInvariant: false,
+  };
+
+/** Images that batch-invariant programs are cut up for: about the default batch of every command. */
+const NOMINAL_IMAGES = 32;
+
+/**
+ * The batch size that choices which change bits go by (how K or a sum is split): the real one, or always the same one in
+ * batch-invariant programs.
+ */
+export function nominalImages(images: number): number {
+  return sink.batchInvariant ? NOMINAL_IMAGES : images;
+}
 
 /** An entry point of a WGSL text with its overrides fixed. Made by {@link kernel}, which caches. */
 export class Kernel {

@@ -233,24 +233,28 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
  * @param fn records the program and returns what may be read afterwards
  * @param options.runs how often it will run, about (1,000): what runs seldom gets kernels that compile sooner. No result
  * depends on it
+ * @param options.batchInvariant what an image gives has the same bits in a batch of any size (false); needs the batch to be
+ * the first axis of every tensor
  */
 export function capture<I extends Record<string, Bindable>, O extends Record<string, Bindable>>(
   label: string,
   inputs: I,
   fn: (inputs: I) => O,
-  { runs = MANY_RUNS }: { runs?: number } = {},
+  { runs = MANY_RUNS, batchInvariant = false }: { runs?: number; batchInvariant?: boolean } = {},
 ): Program<I, O> {
   if (sink.record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
   const launches: Launch[] = [];
   sink.record = (launch) => launches.push(launch);
   sink.runs = runs;
-  let outputs: O;
+  sink.batchInvariant = batchInvariant;
   try {
-    outputs = fn(inputs);
+    const outputs = fn(inputs);
+    sink.record = undefined;
+    const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
+    return new Program(label, inputs, outputs, plan);
   } finally {
     sink.record = undefined;
     sink.runs = MANY_RUNS;
+    sink.batchInvariant = false;
   }
-  const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
-  return new Program(label, inputs, outputs, plan);
 }

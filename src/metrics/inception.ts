@@ -62,7 +62,7 @@ export class InceptionEye {
       noGrad(() => {
         const all = inception.forward(x, options.input);
         return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
-      })).prepare();
+      }), { batchInvariant: true }).prepare();
     return new InceptionEye(program, options.questions);
   }
 

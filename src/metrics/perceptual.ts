@@ -23,6 +23,7 @@ export class LpipsScore implements PairScore {
       "lpips",
       { x: images(), y: images() },
       ({ x, y }) => noGrad(() => ({ d: lpips.forward(x, y) })),
+      { batchInvariant: true },
     );
     return new LpipsScore(await program.prepare());
   }

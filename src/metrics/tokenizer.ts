@@ -32,7 +32,7 @@ export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, siz
     "encode",
     { x: input([batchSize, size, size, 3], "f32", "images") },
     ({ x }) => noGrad(() => ({ z: tokenizer.encode(x) })),
-    { runs: Math.ceil(n / batchSize) },
+    { runs: Math.ceil(n / batchSize), batchInvariant: true },
   ).prepare();
 }
 
@@ -42,7 +42,7 @@ export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, s
     "tokenize",
     { x: input([batchSize, size, size, 3], "f32", "images") },
     ({ x }) => noGrad(() => ({ y: tokenizer.decode(tokenizer.encode(x)) })),
-    { runs: Math.ceil(n / batchSize) },
+    { runs: Math.ceil(n / batchSize), batchInvariant: true },
   ).prepare();
 }
 

@@ -77,6 +77,7 @@ function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
       ldc: inC.row,
       batch: { count: B, a: inA.image, b: inB.image, c: inC.image },
       heads: { count: NH, a: inA.head, b: inB.head, c: inC.head },
+      images: { axis: "batch", count: B },
       alpha,
       paddedRows: inC === weights,
       whole: inC === weights,

@@ -71,6 +71,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
     lda: C,
     ldb: taps * C,
     bias,
+    images: { axis: "M", count: B },
     conv: sizes,
     vector: true,
   });

@@ -2,7 +2,8 @@
 // No gradients here; matmul.ts and conv.ts have them.
 
 import { type ConvSizes, type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
-import { fold, kernel } from "../gpu/kernel.ts";
+import type { Profile } from "../gpu/device.ts";
+import { fold, kernel, nominalImages, sink } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
@@ -29,6 +30,8 @@ export interface GemmOptions {
   batch?: Strides;
   /** Matrices inside each of the batch. */
   heads?: Strides;
+  /** Images, and what counts them: M or the matrices of the batch. Absent where the product mixes images. */
+  images?: { axis: "M" | "batch"; count: number };
   /** Sizes of a convolution. */
   conv?: ConvSizes;
   /** Every gathered axis is a multiple of 4 channels. */
@@ -70,6 +73,17 @@ export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions)
   return [y, sums ? sumChunks(sums, 1) : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
 }
 
+/** Depth of the parts that K is cut into. */
+function depthOf(profile: Profile, { M, N, K, images }: GemmOptions, count: number): number {
+  if (!images) return splitDepth(profile, M, N, K, count);
+  // Parts of a single number are added up in another order than those of several.
+  if (N === 1 && sink.batchInvariant) return K;
+  const each = (n: number) => n / images.count * nominalImages(images.count);
+  return images.axis === "M"
+    ? splitDepth(profile, each(M), N, K, count)
+    : splitDepth(profile, M, N, K, each(count));
+}
+
 /** @param summing asks for A's sums over K too: [splits, M], where the kernel can */
 function product(
   a: Tensor,
@@ -85,7 +99,7 @@ function product(
   const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
   const gathersA = source.kind === "conv" || source.kind === "conv_dx";
   // A software adapter walks over a map from its first tap to its last.
-  const depth = cpu && gathersA ? K : splitDepth(profile, M, N, K, count);
+  const depth = cpu && gathersA ? K : depthOf(profile, o, count);
   const splits = Math.ceil(K / depth);
   // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
   const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;

@@ -1,5 +1,6 @@
 // Which tile a matrix product is cut into, and into how many parts its K is cut. Every tile adds up an output in the same
-// order of K, so the choice changes speed and never a bit; the parts of K do change bits, and depend on the shape alone.
+// order of K, so the choice changes speed and never a bit; the parts of K do change bits, and depend on the shape alone
+// (in batch-invariant programs not on the number of images; see nominalImages).
 //
 // The rule: workgroups come in rounds of as many as the adapter runs at once, and each takes as long as its tile is large
 // and the tile's rate is low, padding included: 257 rows make 272 of 16, 264 of 24, 288 of 32. The rates below were measured; tuning

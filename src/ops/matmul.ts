@@ -31,7 +31,8 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
     b,
   );
   const count = lead.reduce((x, y) => x * y, 1);
-  const y = product(a, b, [...lead, M, N], { M, N, K, transposeA, transposeB, alpha, count });
+  const images = lead.length ? { axis: "batch", count: a.dim(0) } as const : undefined;
+  const y = product(a, b, [...lead, M, N], { M, N, K, transposeA, transposeB, alpha, count, images });
   return differentiable(y, [a, b], (dy) => {
     const t = (x: boolean) => ({ transposeA: x });
     const da = transposeA
@@ -70,7 +71,8 @@ export function linear(
   );
   const shape = [...x.shape.slice(0, -1), N];
   const w = working(weight);
-  const y = product(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias });
+  const images = x.rank > 1 ? { axis: "M", count: x.dim(0) } as const : undefined;
+  const y = product(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias, images });
   const inputs = bias ? [x, weight, bias] : [x, weight];
   differentiable(y, inputs, (dy) => {
     const dx = product(dy, w, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
@@ -92,6 +94,7 @@ interface ProductOptions {
   alpha?: number;
   count?: number;
   whole?: boolean;
+  images?: GemmOptions["images"] | undefined;
 }
 
 function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
@@ -100,7 +103,7 @@ function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptio
 
 /** A product of dense matrices. */
 function described(o: ProductOptions): GemmOptions {
-  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false } = o;
+  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false, images } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
   return {
     source: { kind: "plain", transposeA, transposeB },
@@ -113,6 +116,7 @@ function described(o: ProductOptions): GemmOptions {
     whole,
     alpha,
     batch: { count, a: M * K, b: K * N },
+    ...(images ? { images } : {}),
     // Where neither operand is contiguous along K, as in weights' gradients, any number of rows will do.
     vector: (K % 4 === 0 || (transposeA && !transposeB)) && lda % 4 === 0 && ldb % 4 === 0,
   };

@@ -6,7 +6,7 @@ import rowsSource from "../../kernels/rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
-import { fold, kernel } from "../gpu/kernel.ts";
+import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
 import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
@@ -166,8 +166,8 @@ function grouped(
   );
   const { source: text, width } = byWidth(rowsSource + groupSource, C);
   const size = C / width, cpu = device().profile === "cpu";
-  const wanted = cpu ? 512 : 131072;
-  const chunks = Math.max(1, Math.min(Math.ceil(wanted / (images * size)), Math.ceil(pixels / 8)));
+  const wanted = cpu ? 512 : 131072, counted = nominalImages(images);
+  const chunks = Math.max(1, Math.min(Math.ceil(wanted / (counted * size)), Math.ceil(pixels / 8)));
   const params = {
     images,
     pixels,
@@ -180,7 +180,7 @@ function grouped(
   };
   const SILU = silu ? 1 : 0;
   const WG = groupSize(), ROWS = device().lanes;
-  const whole = cpu && images * groups >= WHOLE.groups &&
+  const whole = cpu && counted * groups >= WHOLE.groups &&
     C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
   const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
   const overPartials = fold(Math.ceil(images * chunks * size / WG));

@@ -5,7 +5,7 @@ import source from "../../kernels/reduce.wgsl" with { type: "text" };
 import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
-import { fold, kernel } from "../gpu/kernel.ts";
+import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { byWidth, groupSize } from "./rows.ts";
@@ -118,6 +118,8 @@ function axesOf(x: Tensor, axes: readonly number[] | undefined, action: string):
 
 /** Reduces groups of neighbouring axes, the last group first; the result keeps the order of the other axes. */
 function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): Tensor {
+  // Where the first axis stays, it is the batch.
+  const images = axes.includes(0) ? 1 : x.shape[0] ?? 1;
   let y = x;
   let shape = [...x.shape];
   const rest = [...axes].filter((a) => x.shape[a] !== 1);
@@ -128,7 +130,7 @@ function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): 
     const outer = sizeOf(shape.slice(0, first));
     const size = sizeOf(shape.slice(first, last + 1));
     const inner = sizeOf(shape.slice(last + 1));
-    y = reduceGroup(y, outer, size, inner, op, rest.length ? 1 : scale, "identity");
+    y = reduceGroup(y, outer, size, inner, op, rest.length ? 1 : scale, "identity", images);
     shape = [...shape.slice(0, first), ...Array(last - first + 1).fill(1), ...shape.slice(last + 1)];
   }
   if (y === x && scale !== 1) y = pointwise(["x0 * s0"], [x], [scale]);
@@ -169,12 +171,14 @@ function reduceGroup(
   op: Op,
   scale: number,
   pre: Pre,
+  images = 1,
 ): Tensor {
   const cpu = device().profile === "cpu";
   const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
-  const chunks = chunksOf(inner === 1 ? "rows" : "columns", items, length);
+  const counted = items / images * nominalImages(images);
+  const chunks = chunksOf(inner === 1 ? "rows" : "columns", counted, length);
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {
@@ -205,5 +209,5 @@ function reduceGroup(
     );
   }
   if (chunks === 1) return viewAs(y, [outer, inner]);
-  return reduceGroup(viewAs(y, [outer, chunks, inner]), outer, chunks, inner, op, scale, "identity");
+  return reduceGroup(viewAs(y, [outer, chunks, inner]), outer, chunks, inner, op, scale, "identity", images);
 }

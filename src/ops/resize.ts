@@ -49,6 +49,7 @@ function along(
       lda,
       ldb: inner,
       batch: { count: outer, a: 0, b: K * inner },
+      images: { axis: "batch", count: shape[0] as number },
       vector: (K % 4 === 0 || transpose) && lda % 4 === 0 && inner % 4 === 0,
     });
   };

@@ -40,7 +40,7 @@ export async function* generate(
     "decode",
     { z: latents },
     ({ z }) => noGrad(() => ({ y: tokenizer.decode(add(mul(z, std), mean)) })),
-    { runs: batches },
+    { runs: batches, batchInvariant: true },
   ).prepare();
   try {
     for (let first = 0; first < labels.length && !options.stopping?.(); first += B) {

@@ -64,7 +64,7 @@ export async function encodeTo(
     noGrad(() => {
       const z = tokenizer.encode(x);
       return { z, mirrored: options.mirrored ? tokenizer.encode(flip(x, 2)) : z };
-    }), { runs: Math.ceil(source.length / batchSize) }).prepare();
+    }), { runs: Math.ceil(source.length / batchSize), batchInvariant: true }).prepare();
   // The batches are those of a run that was not interrupted.
   const from = Math.floor(writer.length / batchSize) * batchSize;
   try {

@@ -117,8 +117,9 @@ export class Sampler {
         }
         return {};
       });
-    const runs = batches === undefined ? undefined : batches * steps;
-    return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, runs ? { runs } : {});
+    const runs = batches === undefined ? {} : { runs: batches * steps };
+    const options = { ...runs, batchInvariant: true };
+    return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, options);
   }
 
   #velocity(x: Tensor, t: Tensor, guided: boolean): Tensor {
