@@ -1,5 +1,6 @@
 // The three error classes of tok. A boundary throws one of them with a message of the form
-// "Cannot <action>: <reason with values>; <remedy>"; main.ts turns the class into an exit code.
+// "Cannot <action>: <reason with values>; <remedy>"; tasks/run.ts turns the class into an exit code. A fourth class is no
+// error: the user asked to stop.
 
 const LONGEST = 2000;
 
@@ -28,4 +29,13 @@ export class ShapeError extends Error {
 /** The adapter, the driver or a kernel failed: compile error, validation, out of memory, device lost. */
 export class GpuError extends Error {
   override name = "GpuError";
+}
+
+/** Ctrl-C or SIGTERM came, and the command stops where it is: what was written is complete, the rest is not there. */
+export class Interrupted extends Error {
+  override name = "Interrupted";
+
+  constructor() {
+    super("stopped");
+  }
 }

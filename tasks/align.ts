@@ -28,9 +28,10 @@ import {
   chosenEncoder,
   command,
   imageSource,
+  lineAgain,
   openAdapter,
+  openOutput,
   openWorkers,
-  runFolder,
   SEEDS,
 } from "./command.ts";
 import { checkResumed, openResumed, type Resumed } from "./resume.ts";
@@ -44,8 +45,8 @@ export const align = command({
     "tok align",
     "tok align --encoder dinov2-large --preset dinov2-l --data photos --out runs/photos",
   ],
-  async run(config, { log, line, stopping }) {
-    const c = config;
+  async run(config, context) {
+    const c = config, { log, line, stopping } = context;
     const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
     if (byLpips && c.lpips === undefined && !c.dryRun) {
       throw new UsageError(
@@ -142,8 +143,9 @@ export const align = command({
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
     };
 
-    const out = runFolder(c.out, "align");
-    const lock = openRun(out, { resume: c.resume !== undefined });
+    const lock = openRun(openOutput(c.out, "align"), { resume: c.resume !== undefined });
+    const out = lock.folder;
+    context.goOn = lineAgain(context, c.out === undefined ? out : undefined, c.resume === undefined);
     try {
       const resume = await openResumed(c.resume, out, log);
       if (resume) {
@@ -239,7 +241,7 @@ export const align = command({
       resume?.file.close();
       progress.end();
       if (!finished) {
-        log.line(`saved; go on with: tok align --out ${out} --resume`);
+        log.line(`saved; go on with: ${context.goOn}`);
         return { out, finished };
       }
       await updateStatistics(tokenizer, train, {

@@ -1,7 +1,6 @@
 // What a subcommand is: a name, a purpose, a schema of options, examples and a function. Also the few things that every
 // command does the same way: opening the device, choosing its run folder, finding its inputs.
 
-import { join } from "@std/path";
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
 import type { Schema } from "../src/flags.ts";
@@ -9,8 +8,8 @@ import { type Device, device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/probe.ts";
 import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
 import { type BadImage, type Folder, openFolder } from "../src/io/dataset.ts";
-import { exists } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
+import { Output } from "../src/io/output.ts";
 import { drawnBy, Workers } from "../src/io/workers.ts";
 import { Shapes } from "../src/io/shapes.ts";
 import type { ImageSource } from "../src/io/source.ts";
@@ -19,13 +18,15 @@ import { prepareTiles } from "../src/train/tuning.ts";
 
 export const RUNS = "runs";
 
-/** What main.ts gives to a command. */
+/** What run.ts gives to a command. */
 export interface Context {
   log: Log;
   /** The command line, for reports. */
   line: string;
   /** Whether Ctrl-C or SIGTERM came: save and return. */
   stopping(): boolean;
+  /** The command line that goes on after an interruption, as soon as there is something to go on with. */
+  goOn?: string;
 }
 
 export interface Command<S extends Schema = Schema> {
@@ -67,7 +68,10 @@ export async function openAdapter(
   }
   // The gpu kernels on a software adapter are for tests: not worth tuning unless asked.
   await prepareTiles(tune && opened.profile === "gpu" && !software ? "once" : "never", {
-    line: (text) => log.line(text),
+    line: (text) => {
+      log.begin(); // measuring takes a while
+      log.line(text);
+    },
     warn: (text) => log.warn(text),
   });
   return opened;
@@ -91,17 +95,31 @@ export async function chosenEncoder(
   log: Log,
 ): Promise<EncoderSource> {
   const { download, interpolateOffset } = c;
-  return await openEncoder(c.encoder, { download, interpolateOffset, say: (line) => log.line(line) });
+  const say = (line: string) => {
+    log.begin(); // a download takes a while
+    log.line(line);
+  };
+  return await openEncoder(c.encoder, { download, interpolateOffset, say });
 }
 
-/** The folder of this run: the one asked for, or the first free number under ./runs. */
-export function runFolder(out: string | undefined, name: string): string {
-  if (out !== undefined) return out;
-  for (let n = 1;; n++) {
-    const folder = join(RUNS, `${name}-${String(n).padStart(3, "0")}`);
-    if (!exists(folder)) return folder;
-  }
+/**
+ * The folder for what this command makes, locked: the one asked for, or the first free number under ./runs. Opened before
+ * the work, so that a folder that cannot be written is found out first.
+ */
+export function openOutput(out: string | undefined, name: string): Output {
+  return out === undefined ? Output.numbered(RUNS, name) : Output.folder(out);
 }
+
+/**
+ * The command line that goes on with what this one leaves.
+ * @param out the folder, where the line does not name it
+ */
+export function lineAgain({ line }: Context, out: string | undefined, resume = false): string {
+  return `${line}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
+}
+
+/** An argument as a shell takes it. */
+export const quoted = (text: string): string => /^[\w./:=,+-]+$/.test(text) ? text : `'${text}'`;
 
 /** The run asked for, or the newest that has what is needed. @throws UsageError where there is none */
 export function inputRun(given: string | undefined, kind: RunKind, log: Log): string {
@@ -140,6 +158,7 @@ export async function imageFolder(
   log: Log,
 ): Promise<Folder> {
   const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
+  await folder.image(0, 16); // files that are no images are found out before anything is made
   log.line(
     `data: ${folder.length} images in "${data}"${
       folder.classes.length ? `, ${folder.classes.length} classes` : ""

@@ -14,6 +14,7 @@ export const doctor = command({
   schema: doctorConfig,
   examples: ["tok doctor", "tok doctor --bench", "tok doctor --tune"],
   async run(c, { log }) {
+    log.begin();
     const { best, software } = await adapters();
     const findings = diagnose(best);
     if (best) {

@@ -3,7 +3,16 @@
 import { encodeConfig } from "../src/config.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
 import { encodeTo } from "../src/train/latents.ts";
-import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  lineAgain,
+  openAdapter,
+  openOutput,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 
 export const encode = command({
   name: "encode",
@@ -13,7 +22,8 @@ export const encode = command({
     "tok encode",
     "tok encode --tokenizer sd-vae-ft-mse --data photos --image-size 256 --out latents",
   ],
-  async run(c, { log, stopping }) {
+  async run(c, context) {
+    const { log } = context;
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
     using workers = openWorkers(c);
@@ -27,20 +37,17 @@ export const encode = command({
       workers,
       log,
     );
-    const out = runFolder(c.out, "latents");
+    using output = openOutput(c.out, "latents");
+    const out = output.folder;
+    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
     const progress = log.progress("encoding", source.length, "images");
-    const done = await encodeTo(out, tokenizer, source, {
+    await encodeTo(out, tokenizer, source, {
       size,
       batchSize: c.batchSize,
       mirrored: c.flip,
       onProgress: (n) => progress.update(n),
-      stopping,
     });
     progress.end();
-    if (done < source.length) {
-      log.line(`${done} of ${source.length} latents are saved; the same command with --out ${out} goes on`);
-      return { out, n: done, tokenizer: run, finished: false };
-    }
     log.line(`${source.length} latents of images of side ${size}: ${out}`);
     return { out, n: source.length, tokenizer: run };
   },

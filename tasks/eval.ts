@@ -3,7 +3,8 @@
 import { join } from "@std/path";
 import { evalConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { makeFolder, writeJson } from "../src/io/files.ts";
+import { refuseOthers } from "../src/io/earlier.ts";
+import { writeJson } from "../src/io/files.ts";
 import { described, inputs, Sizes } from "../src/io/inputs.ts";
 import { writeNpz } from "../src/io/npz.ts";
 import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
@@ -25,7 +26,7 @@ import { LPIPS_SIDE, openLpips } from "../src/models/lpips.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
 import { generate } from "../src/train/generate.ts";
 import { openGenerator } from "../src/train/generator.ts";
-import { command, imageFolder, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
+import { command, imageFolder, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
 import { openJudges, PROBE_IMAGES, scoreSets, warnFew } from "./eval_sets.ts";
 import type { Config, Means } from "./eval_sets.ts";
 import { type Chosen, chosenMetrics, Results } from "./metrics.ts";
@@ -59,21 +60,23 @@ export const evaluate = command({
     }
     const metrics = chosenMetrics(c, subject);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
+    using output = openOutput(c.out, "eval");
+    const out = output.folder;
+    refuseOthers(out, "eval");
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const results = new Results(), means = { ...context, workers, results };
-    const out = runFolder(c.out, "eval");
     try {
       if (model !== undefined) await scoreModel(c, metrics, model, out, means);
       else if (c.tokenizer !== undefined) await scoreTokenizer(c, metrics, c.tokenizer, means);
       else await scoreFiles(c, metrics, means);
     } finally { // a failure must not lose what was computed before it
       const { scores } = results;
+      if (Object.keys(scores).length > 0) log.begin();
       for (const [name, value] of Object.entries(scores)) {
         log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
       }
       if (Object.keys(scores).length > 0) {
-        makeFolder(out);
         writeJson(join(out, "metrics.json"), scores);
         log.line(`scores: ${join(out, "metrics.json")}`);
       }
@@ -202,7 +205,6 @@ async function scoreModel(
     const options = { ...samplingOf(c), labels, onProgress: (n: number) => progress.update(n) };
     for await (const { image } of generate(model, tokenizer, options)) yield image;
   }
-  makeFolder(out);
   const path = join(out, "samples.npz");
   await writeNpz(path, [
     { name: "arr_0", shape: [c.num, size, size, 3], data: samples() },

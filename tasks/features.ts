@@ -4,9 +4,11 @@ import { noGrad } from "../src/autograd.ts";
 import { featuresConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
+import { throwIfStopped } from "../src/interruption.ts";
 import { ahead, depthOf } from "../src/io/ahead.ts";
 import { openFolder } from "../src/io/dataset.ts";
 import type { Log } from "../src/io/log.ts";
+import { Output } from "../src/io/output.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
 import { rowsOf } from "../src/io/rows.ts";
 import { RowsWriter } from "../src/io/safetensors.ts";
@@ -26,6 +28,7 @@ export const features = command({
     "tok features --input photos --image-size native --out f.safetensors",
   ],
   async run(c, { log }) {
+    using _output = Output.file(c.out);
     const encoder = await chosenEncoder(c, log);
     await openAdapter(c, log);
     const vit = new Vit(encoder.config);
@@ -79,6 +82,7 @@ export const features = command({
     const batches = ahead((k) => batch(k * B), { to: Math.ceil(N / B), depth });
     try {
       for await (const { first, count, pixels } of batches) {
+        throwIfStopped();
         program.run({ x: pixels });
         file.add("patch_tokens", (await program.read(patchTokens)).subarray(0, count * T * C));
         if (clsToken) file.add("cls_token", (await program.read(clsToken)).subarray(0, count * C));

@@ -7,6 +7,7 @@ import { hint } from "../src/flags.ts";
 import { exists, formatBytes, readJson } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
 import { openNpz } from "../src/io/npz.ts";
+import { Output } from "../src/io/output.ts";
 import { writeSafetensors } from "../src/io/safetensors.ts";
 import { holdsModel, openModel } from "../src/io/shards.ts";
 import { tensorBytes, tensorSize, type TensorStore } from "../src/io/tensors.ts";
@@ -43,6 +44,7 @@ export const inspect = command({
     if (convert !== undefined && places.length > 1) {
       throw new UsageError(`Cannot convert "${path}": it holds several models; name ${places.join(" or ")}`);
     }
+    using _output = convert === undefined ? undefined : openConverted(convert);
     const found = [];
     for (const place of places) {
       const store = await openModel(place);
@@ -108,11 +110,16 @@ function configOf(place: string, log: Log): unknown {
   return config;
 }
 
-/** Tensor by tensor, dtypes as they are. */
-async function convertTo(store: TensorStore, path: string): Promise<void> {
+/** Before anything is read: whether the file can be written at all. */
+function openConverted(path: string): Output {
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`Cannot convert to "${path}": only .safetensors can be written; choose such a name`);
   }
+  return Output.file(path);
+}
+
+/** Tensor by tensor, dtypes as they are. */
+async function convertTo(store: TensorStore, path: string): Promise<void> {
   if (store.tensors.has("__metadata__")) {
     throw new UsageError(`Cannot convert "${store.name}": safetensors cannot hold a tensor "__metadata__"`);
   }

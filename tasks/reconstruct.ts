@@ -2,11 +2,23 @@
 
 import { basename, dirname, extname, join } from "@std/path";
 import { reconstructConfig } from "../src/config.ts";
-import { makeFolder, writeJson } from "../src/io/files.ts";
+import { beginPictures, refuseOthers } from "../src/io/earlier.ts";
+import { writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
+import { fingerprintOf } from "../src/io/provenance.ts";
+import type { ImageSource } from "../src/io/source.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
-import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  lineAgain,
+  openAdapter,
+  openOutput,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 
 export const reconstruct = command({
   name: "reconstruct",
@@ -16,8 +28,12 @@ export const reconstruct = command({
     "tok reconstruct",
     "tok reconstruct --tokenizer sd-vae-ft-mse --input photos --image-size 256 --out out",
   ],
-  async run(c, { log }) {
+  async run(c, context) {
+    const { log } = context;
     const run = inputRun(c.tokenizer, "tokenizer", log);
+    using output = openOutput(c.out, "reconstruct");
+    const out = output.folder;
+    refuseOthers(out, "reconstruct");
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const tokenizer = await openTokenizer(run);
@@ -30,8 +46,19 @@ export const reconstruct = command({
       workers,
       log,
     );
-    const out = runFolder(c.out, "reconstruct");
-    makeFolder(out);
+    const names = targets(source, c.grid ? ["grid.png"] : []);
+    const { fingerprint, name } = tokenizer.identity;
+    beginPictures(out, "reconstruct", {
+      options: { imageSize: size },
+      madeFrom: {
+        tokenizer: { name, fingerprint },
+        images: source.identity?.() ??
+          { name: `${names.length} images`, fingerprint: fingerprintOf(...names) },
+      },
+      others: { tokenizer: run, input: c.input, num: source.length, grid: c.grid },
+      folders: names.map(dirname),
+    });
+    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
     const progress = log.progress("reconstructing", source.length, "images");
     const shown: Uint8Array[][] = [];
     const scores = await scoreReconstruction(
@@ -39,9 +66,7 @@ export const reconstruct = command({
       source,
       { size, batchSize: Math.min(c.batchSize, source.length) },
       async (i, original, made) => {
-        const name = source.name(i);
-        const path = join(out, dirname(name), `${basename(name, extname(name))}.png`);
-        makeFolder(dirname(path));
+        const name = names[i] as string, path = join(output.sub(dirname(name)), basename(name));
         await writePng(path, { width: size, height: size, data: made });
         if (shown.length < 60) shown.push([original.slice(), made.slice()]);
         progress.update(i + 1);
@@ -69,3 +94,14 @@ export const reconstruct = command({
     return { out, ...scores };
   },
 });
+
+/** The name of each reconstruction: its image's with ".png" in place of the extension, or behind it where two would be one. */
+function targets(source: ImageSource, taken: readonly string[]): string[] {
+  const plain = Array.from({ length: source.length }, (_, i) => {
+    const name = source.name(i), folder = dirname(name);
+    return join(folder === "." ? "" : folder, `${basename(name, extname(name))}.png`);
+  });
+  const uses = new Map<string, number>(taken.map((name) => [name, 1]));
+  for (const name of plain) uses.set(name, (uses.get(name) ?? 0) + 1);
+  return plain.map((name, i) => uses.get(name) === 1 ? name : `${source.name(i)}.png`);
+}

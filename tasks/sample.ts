@@ -1,14 +1,16 @@
-// tok sample: pictures from a diffusion model.
+// tok sample: pictures from a diffusion model. Started again in the same folder, it makes those that are missing.
 
 import { join } from "@std/path";
 import { sampleConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { makeFolder, writeJson } from "../src/io/files.ts";
-import { grid, writePng } from "../src/io/image.ts";
+import { beginPictures, refuseOthers } from "../src/io/earlier.ts";
+import { exists } from "../src/io/files.ts";
+import { grid, readImage, writePng } from "../src/io/image.ts";
 import { writeNpz } from "../src/io/npz.ts";
+import { fingerprintOf } from "../src/io/provenance.ts";
 import { generate } from "../src/train/generate.ts";
 import { openGenerator } from "../src/train/generator.ts";
-import { command, inputRun, openAdapter, runFolder } from "./command.ts";
+import { command, inputRun, lineAgain, openAdapter, openOutput } from "./command.ts";
 
 export const sample = command({
   name: "sample",
@@ -19,8 +21,12 @@ export const sample = command({
     "tok sample --model runs/dit-001 --num 50000 --classes all --cfg 1.5 --npz --out samples",
     "tok sample --model lightningdit-xl-imagenet256-64ep.pt --tokenizer vavae.pt --classes 207,360 --num 8 --cfg 4",
   ],
-  async run(c, { log, stopping }) {
+  async run(c, context) {
+    const { log } = context;
     const run = inputRun(c.model, "model", log);
+    using output = openOutput(c.out, "samples");
+    const out = output.folder;
+    refuseOthers(out, "sample");
     await openAdapter(c, log);
     const { model, tokenizer, origin } = await openGenerator(run, {
       tokenizer: c.tokenizer,
@@ -30,58 +36,83 @@ export const sample = command({
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = Array.from({ length: c.num }, (_, i) => chosen[i % chosen.length] as number);
-    const out = runFolder(c.out, "samples");
-    makeFolder(out);
     const size = model.config.dit.input_size * tokenizer.factor;
     const folders = c.folders
       ? model.config.classes.map((name, k) =>
         `${String(k).padStart(4, "0")}_${name.replace(/[^\w.-]/g, "_")}`
       )
       : [];
-    for (const folder of folders) makeFolder(join(out, folder));
-    const progress = log.progress("sampling", c.num, "images");
+    const nameOf = (i: number) =>
+      join(folders[labels[i] as number] ?? "", `${String(i).padStart(6, "0")}.png`);
+    const pathOf = (i: number) => join(out, nameOf(i));
+    const { fingerprint, name } = tokenizer.identity;
+    const { latent_mean: mean, latent_std: std } = model.config;
+    beginPictures(out, "sample", {
+      options: decidingOf(c),
+      madeFrom: {
+        model: model.identity,
+        tokenizer: { name, fingerprint },
+        "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
+        classes: { name: c.classes.join(), fingerprint: fingerprintOf(chosen.join()) },
+      },
+      others: { num: c.num, npz: c.npz, batchSize: c.batchSize, model: run, labels },
+      folders,
+    });
+    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
+    for (const folder of folders) output.sub(folder);
+    // Pictures appear complete or not at all, so one that is there is done.
+    const there = new Set(labels.keys().filter((i) => exists(pathOf(i))));
+    if (there.size) log.line(`${there.size} of ${c.num} images are there already: going on`);
+    const progress = log.progress("sampling", c.num, "images", there.size);
     const shown: Uint8Array[] = [];
-    let drawn = 0;
-    /** Draws and writes one picture after another; only those of the grid are kept. */
-    const draw = async function* (): AsyncGenerator<Uint8Array> {
+    /** All pictures in their order; those that are there are read where somebody needs them. Only the grid's are kept. */
+    const pictures = async function* (): AsyncGenerator<Uint8Array> {
+      let at = 0;
+      const earlier = async function* (to: number) {
+        for (; at < to; at++) {
+          if (!c.npz && at >= SHOWN) continue;
+          const { data } = await readImage(pathOf(at));
+          if (at < SHOWN) shown.push(data);
+          yield data;
+        }
+      };
       const options = {
         ...samplingOf(c),
         labels,
         onProgress: (n: number) => progress.update(n),
-        stopping,
+        needed: (i: number) => !there.has(i),
       };
       for await (const { index, image } of generate(model, tokenizer, options)) {
-        const name = `${String(index).padStart(6, "0")}.png`;
-        const folder = folders[labels[index] as number];
-        await writePng(folder ? join(out, folder, name) : join(out, name), {
-          width: size,
-          height: size,
-          data: image,
-        });
-        if (drawn++ < 200) shown.push(image);
+        yield* earlier(index);
+        if (!there.has(index)) await writePng(pathOf(index), { width: size, height: size, data: image });
+        if (index < SHOWN) shown.push(image);
+        at = index + 1;
         yield image;
       }
-      if (c.npz && drawn < c.num) throw new Interrupted();
+      yield* earlier(c.num);
     };
-    try {
-      if (c.npz) {
-        await writeNpz(join(out, "samples.npz"), [
-          { name: "arr_0", shape: [c.num, size, size, 3], data: draw() },
-          { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
-        ]);
-      } else for await (const _ of draw());
-    } catch (error) {
-      if (!(error instanceof Interrupted)) throw error;
-      log.line("samples.npz was not written: it would not be whole");
-    }
+    if (c.npz) {
+      await writeNpz(join(out, "samples.npz"), [
+        { name: "arr_0", shape: [c.num, size, size, 3], data: pictures() },
+        { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
+      ]);
+    } else for await (const _ of pictures());
     progress.end();
     const columns = chosen.length >= 5 && chosen.length <= 20 ? chosen.length : 10;
-    if (shown.length) await writePng(join(out, "grid.png"), grid(shown, size, columns));
-    writeJson(join(out, "config.json"), { command: "sample", ...c, model: run, labels });
-    log.line(`${drawn} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
-    return { out, n: drawn };
+    await writePng(join(out, "grid.png"), grid(shown, size, columns));
+    log.line(`${c.num} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
+    return { out, n: c.num };
   },
 });
+
+/** Pictures in the grid. */
+const SHOWN = 200;
+
+/** The options that decide about each picture; with more of them, or another batch size, the first ones are the same. */
+function decidingOf(c: typeof sampleConfig._output) {
+  const { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders } = c;
+  return { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders };
+}
 
 /** The sampling options of a config, as the sampler takes them. */
 export function samplingOf(
@@ -117,6 +148,3 @@ function classesOf(words: readonly string[], names: readonly string[]): number[]
     return i;
   });
 }
-
-/** Ctrl-C or SIGTERM came before the last picture. */
-class Interrupted extends Error {}

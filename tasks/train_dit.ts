@@ -27,7 +27,16 @@ import { placesOf } from "../src/train/generator.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import { encodeTo, type LatentBatch, latentBatches, latentsRecord } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
-import { command, imageSource, inputRun, openAdapter, openWorkers, runFolder, SEEDS } from "./command.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  lineAgain,
+  openAdapter,
+  openOutput,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 import { checkResumed, openResumed, type Resumed } from "./resume.ts";
 import { samplingOf } from "./sample.ts";
 import { percent, planTable, progressOf } from "./show.ts";
@@ -45,7 +54,8 @@ export const trainDit = command({
     "tok train-dit",
     "tok train-dit --tokenizer runs/photos --latents latents --model B/1 --steps 80000",
   ],
-  async run(c, { log, line, stopping }) {
+  async run(c, context) {
+    const { log, line, stopping } = context;
     if (c.latents !== undefined && c.data !== undefined) {
       throw new UsageError("Cannot train on --data and --latents at once: give one of them");
     }
@@ -54,8 +64,11 @@ export const trainDit = command({
     using workers = openWorkers(c);
     const tokenizer = await openTokenizer(tokenizerRun);
     const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
-    const out = runFolder(c.out, "dit");
-    const lock = c.dryRun ? undefined : openRun(out, { resume: c.resume !== undefined });
+    const lock = c.dryRun ? undefined : openRun(openOutput(c.out, "dit"), { resume: c.resume !== undefined });
+    const out = lock?.folder ?? "";
+    if (lock) {
+      context.goOn = lineAgain(context, c.out === undefined ? out : undefined, c.resume === undefined);
+    }
     try {
       const source = c.latents === undefined
         ? await imageSource(
@@ -69,20 +82,13 @@ export const trainDit = command({
       const folder = c.latents ?? join(out, "latents");
       if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
         const progress = log.progress("encoding", source.length, "images");
-        const encoded = await encodeTo(folder, tokenizer, source, {
+        await encodeTo(folder, tokenizer, source, {
           size,
           batchSize: 50,
           mirrored: c.flip,
           onProgress: (n) => progress.update(n),
-          stopping,
         });
         progress.end();
-        if (encoded < source.length) {
-          log.line(
-            `${encoded} of ${source.length} latents are saved; go on with: tok train-dit --out ${out} --resume`,
-          );
-          return { out, finished: false };
-        }
       }
       const latents = c.dryRun && source ? undefined : await openLatents(folder);
       const madeFrom = latents ? checkLatents(latents, tokenizer, { ...c, size, source, log }) : {};
@@ -202,7 +208,7 @@ export const trainDit = command({
       progress.end();
       latents.close();
       if (done < c.steps) {
-        log.line(`saved; go on with: tok train-dit --out ${out} --resume`);
+        log.line(`saved; go on with: ${context.goOn}`);
         return { out, finished: false };
       }
       await diffusion.optimizer.readEmaInto(0, diffusion.set);

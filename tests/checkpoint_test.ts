@@ -194,7 +194,7 @@ Deno.test("openCheckpoint() refuses a file of weights", async () => {
 Deno.test("openRun() refuses a folder that holds another run unless it is resumed", async () => {
   const run = `${await Deno.makeTempDir()}/runs/a`;
   openRun(run).release();
-  openRun(run).release(); // a lock alone is no run
+  openRun(run).release(); // nothing is left of a run that never began
   await saveCheckpoint(run, 70, tensor(1), {});
   assertThrows(
     () => openRun(run),

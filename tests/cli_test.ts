@@ -135,6 +135,9 @@ Deno.test("bad input ends with 2 and one line that says what, where and why", as
   try {
     await Deno.mkdir(join(folder, "empty"));
     await Deno.writeTextFile(join(folder, "text.png"), "no image");
+    await Deno.mkdir(join(folder, "broken"));
+    await Deno.copyFile(join(folder, "text.png"), join(folder, "broken/1.png"));
+    await Deno.copyFile(join(folder, "text.png"), join(folder, "broken/2.png"));
     await Deno.mkdir(join(folder, "encoder"));
     await Deno.writeTextFile(
       join(folder, "encoder/config.json"),
@@ -151,18 +154,21 @@ Deno.test("bad input ends with 2 and one line that says what, where and why", as
       [["features", "--input", "text.png"], "text.png"],
       [["inspect", "text.png"], "text.png"],
       [["reconstruct", "--tokenizer", "empty"], "empty"],
+      [["align", "--data", "broken", "--out", "run"], "broken"],
+      [["features", "--out", "text.png/f.safetensors"], "text.png"],
     ];
     for (const [args, part] of cases) {
       const { code, stderr } = await tok(args, { cwd: folder });
       assertEquals(code, 2, `${args.join(" ")}: ${stderr}`);
-      const last = stderr.trim().split("\n").at(-1) as string;
+      const lines = stderr.trim().split("\n"), [last] = lines as [string];
+      assertEquals(lines.length, 1, `errors come alone: ${args.join(" ")}: ${stderr}`);
       assert(last.startsWith("tok: Cannot") && last.includes(part), `${args.join(" ")}: ${last}`);
       assert(!/^\s+at /m.test(stderr), "no stack trace");
     }
     assertEquals(
-      [...Deno.readDirSync(folder)].map(({ name }) => name).filter((n) => n === "runs"),
-      [],
-      "nothing half-written",
+      [...Deno.readDirSync(folder)].map(({ name }) => name).sort(),
+      ["broken", "empty", "encoder", "text.png"],
+      "nothing half-written, no folder of a run, no lock",
     );
   } finally {
     await Deno.remove(folder, { recursive: true });
@@ -192,4 +198,23 @@ Deno.test("--json prints one object a line on stdout, the last one done; people 
   assertEquals(rows.at(-1).plans.length, 3);
   assert(rows.at(-1).plans[1].totalBytes > 0 && rows.at(-1).plans[1].flops > 1e9);
   assert(stderr.includes("GFLOP") && !stderr.includes("\x1b["));
+});
+
+Deno.test("a full stdout gives one line on stderr and 1, a closed one gives nothing", async () => {
+  if (Deno.build.os !== "linux") return; // only there is /dev/full
+  const shell = async (line: string) => {
+    const words = [Deno.execPath(), "run", "--no-check", "-A", "--config", CONFIG, MAIN];
+    const command = `"${words.join('" "')}" ${line}`;
+    const { code, stderr } = await new Deno.Command("sh", { args: ["-c", command], stderr: "piped" })
+      .output();
+    return { code, stderr: new TextDecoder().decode(stderr) };
+  };
+  const line = "tok: Cannot write to standard output: no space is left on the device; ";
+  for (const args of ["--help", "sample --help", "inspect --preset all --json"]) {
+    const { code, stderr } = await shell(`${args} > /dev/full`);
+    assertEquals(code, 1);
+    assertEquals(stderr.split("\n").filter((l) => l.startsWith("tok:")).length, 1, stderr);
+    assert(stderr.includes(line) && !/^\s+at /m.test(stderr), stderr);
+  }
+  assertEquals(await shell("--help 2>&1 | true"), { code: 0, stderr: "" });
 });

@@ -5,6 +5,7 @@ import { join } from "@std/path";
 import { writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { duration, Log } from "../src/io/log.ts";
+import { columnsOf } from "../src/io/terminal.ts";
 import { writeReport } from "../src/io/report.ts";
 
 Deno.test("report.html has curves, pictures, scores and options, and refers to nothing outside", async () => {
@@ -60,4 +61,123 @@ Deno.test("events go to the run's log as one JSON object a line", async () => {
 
 Deno.test("durations read well at any length", () => {
   assertEquals([5, 59.6, 75, 3600, 7325].map(duration), ["5s", "1m00s", "1m15s", "1h00m", "2h02m"]);
+});
+
+/** Runs `test` with stdout and stderr replaced. @returns what was written to both */
+function captured(
+  test: () => void,
+  write: (bytes: Uint8Array) => number = (b) => b.length,
+): { out: string; err: string } {
+  const said = { out: "", err: "" }, decoder = new TextDecoder();
+  const originals = [Deno.stdout.writeSync, Deno.stderr.writeSync] as const;
+  Deno.stdout.writeSync = (bytes) => {
+    const n = write(bytes);
+    said.out += decoder.decode(bytes.subarray(0, n));
+    return n;
+  };
+  Deno.stderr.writeSync = (bytes) => (said.err += decoder.decode(bytes), bytes.length);
+  try {
+    test();
+  } finally {
+    [Deno.stdout.writeSync, Deno.stderr.writeSync] = originals;
+  }
+  return said;
+}
+
+Deno.test("the progress line never reaches the last column, from 40 columns on it shows count and time left", () => {
+  const labels = [
+    "encoding",
+    "refine: compiling",
+    "inception (a long name of a folder of samples.npz)",
+    "推論 (写真)",
+  ];
+  for (let columns = 20; columns <= 130; columns++) {
+    for (const label of labels) {
+      const { err } = captured(() => {
+        const terminal = { stdout: false, stderr: true };
+        const log = new Log({ json: false, terminal, color: true, columns: () => columns });
+        log.progress(label, 100_000, "images").update(100_000, "waiting for data 100%");
+      });
+      // deno-lint-ignore no-control-regex
+      const lines = err.split("\r").map((part) => part.replace(/\x1b\[[\d;]*[mK]/g, ""));
+      for (const line of lines) {
+        assert(columnsOf(line) < columns && !line.includes("\n"), `${columns}: "${line}"`);
+      }
+      if (columns >= 40) assert(/100000\/100000 images\s+.*0s left/.test(err), `${columns}: ${err}`);
+    }
+  }
+  assertEquals(columnsOf("a推é…"), 5);
+});
+
+Deno.test("on a full disk rows are kept with one warning, and written in order when there is room", async () => {
+  const run = await Deno.makeTempDir();
+  const original = Deno.FsFile.prototype.writeSync;
+  let room = 0; // bytes
+  Deno.FsFile.prototype.writeSync = function (bytes) {
+    if (room === 0) throw Object.assign(new Error("No space left on device"), { code: "ENOSPC" });
+    const n = Math.min(room, bytes.length);
+    room -= n;
+    return original.call(this, bytes.subarray(0, n));
+  };
+  try {
+    Deno.writeTextFileSync(join(run, "log.jsonl"), '{"step":1}\n{"st'); // killed while writing
+    const { err } = captured(() => {
+      const log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
+      log.openFile(run);
+      log.event("step", { step: 2 });
+      room = 9; // the newline, and a part of a row
+      log.event("step", { step: 3 });
+      room = 1000;
+      log.event("step", { step: 4 });
+      room = 0;
+      log.event("step", { step: 5 });
+      log.close();
+    });
+    const rows = [2, 3, 4].map((step) => `{"event":"step","step":${step}}\n`).join("");
+    assertEquals(Deno.readTextFileSync(join(run, "log.jsonl")), `{"step":1}\n{"st\n${rows}`);
+    assertEquals(err.trim().split("\n").length, 2, err);
+    assert(err.includes("no space is left on the device") && err.includes("1 rows are missing"), err);
+  } finally {
+    Deno.FsFile.prototype.writeSync = original;
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
+Deno.test("stdout that is full gives one line on stderr, one whose reader went away gives none", () => {
+  const outcomes = [[Object.assign(new Error("x"), { code: "ENOSPC" }), true], [
+    new Deno.errors.BrokenPipe("x"),
+    false,
+  ]] as const;
+  for (const [error, told] of outcomes) {
+    let lost = false;
+    const { err } = captured(() => {
+      const log = new Log({ json: true, terminal: { stdout: false, stderr: false } });
+      for (let i = 0; i < 3; i++) log.event("step", { i });
+      log.output("help");
+      lost = log.lost;
+    }, () => {
+      throw error;
+    });
+    const line = "tok: Cannot write to standard output: no space is left on the device; " +
+      "free some space or choose another folder\n";
+    assertEquals([err, lost], [told ? line : "", told]);
+  }
+});
+
+Deno.test("lines that are held appear in order at the first progress, or are forgotten for an error", () => {
+  const options = { json: false, terminal: { stdout: false, stderr: false }, hold: true };
+  const { err } = captured(() => {
+    const log = new Log(options);
+    log.line("a");
+    log.warn("b");
+    log.progress("p", 1).update(1);
+    log.line("c");
+    log.close();
+    const failing = new Log(options);
+    failing.line("adapter");
+    failing.begin({ forget: true });
+    failing.line("error");
+    failing.close();
+  });
+  assertEquals(err.replace(/p .*/, "p"), "a\nwarning: b\np\nc\nerror\n");
 });

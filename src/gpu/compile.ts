@@ -4,6 +4,7 @@
 // disk cache brings to the first device what the second one compiled. Nothing is shared until a kernel proves to be slow:
 // what the cache holds from an earlier run takes no time.
 
+import { throwIfStopped } from "../interruption.ts";
 import { anotherGpu, device } from "./device.ts";
 import type { Kernel, Launch } from "./kernel.ts";
 import { TEXELS } from "./staging.ts";
@@ -12,10 +13,15 @@ import { TEXELS } from "./staging.ts";
 const LONG = 8000;
 /** Milliseconds of a kernel that was not in the driver's cache; what is there takes a tenth. */
 const SLOW = 120;
+/** Milliseconds of kernels that are compiled in one submission, about: so long nobody can stop the command. */
+const PIECE = 1500;
+/** Characters that count for each kernel beside those of its text. */
+const BASE = 1500;
 
 /**
  * The pipelines of all kernels of `launches`.
  * @param progress called with the number of pipelines made and their total
+ * @throws Interrupted when the command is to stop: what was compiled stays in the driver's cache
  */
 export async function preparePipelines(
   launches: readonly Launch[],
@@ -30,6 +36,7 @@ export async function preparePipelines(
   }
   const pipelines = new Map<Kernel, GPUComputePipeline>();
   const make = async ({ kernel }: Use) => {
+    throwIfStopped();
     const pipeline = await kernel.pipeline();
     pipelines.set(kernel, pipeline);
     progress?.(pipelines.size, uses.size);
@@ -63,19 +70,21 @@ async function compile(uses: readonly Use[], make: Make): Promise<void> {
       own.add(use, await make(use));
       const began = performance.now();
       own.submit();
-      if (await device().idle() - began > SLOW) return await share(uses.slice(at + 1), own, make);
+      const time = await device().idle() - began;
+      if (time > SLOW) return await share(uses.slice(at + 1), own, make, time / (BASE + length(use)));
     }
   } finally {
     own.destroy();
   }
 }
 
-async function share(uses: readonly Use[], own: Compiler, make: Make): Promise<void> {
+/** @param cost milliseconds for a character, about */
+async function share(uses: readonly Use[], own: Compiler, make: Make, cost: number): Promise<void> {
   const mine: Use[] = [], others: Use[] = [];
   let balance = 0;
   for (const use of uses) { // compiling takes about as long as the text is long
     (balance <= 0 ? mine : others).push(use);
-    balance += (balance <= 0 ? 1 : -1) * (1500 + length(use));
+    balance += (balance <= 0 ? 1 : -1) * (BASE + length(use));
   }
   const gpu = await anotherGpu().catch(() => undefined);
   if (!gpu) return; // The first device compiles all of it, as it would have on its first run.
@@ -86,10 +95,15 @@ async function share(uses: readonly Use[], own: Compiler, make: Make): Promise<v
     // A queue takes a second submission only when the first is done, so each gets one beforehand and one for the rest.
     for (const use of mine.splice(0, 2)) own.add(use, await make(use));
     own.submit();
-    for (const use of others) other.add(use, use.kernel.build(gpu));
-    other.submit();
-    for (const use of mine) own.add(use, await make(use));
-    own.submit();
+    const queues = [pieces(others, PIECE / cost), pieces(mine, PIECE / cost)] as const;
+    while (queues.some((queue) => queue.length > 0)) {
+      const [theirs = [], ours = []] = queues.map((queue) => queue.shift());
+      for (const use of theirs) other.add(use, use.kernel.build(gpu));
+      other.submit();
+      for (const use of ours) own.add(use, await make(use));
+      own.submit();
+      throwIfStopped();
+    }
     for (const use of others) await make(use);
     await gpu.queue.onSubmittedWorkDone();
     await device().idle();
@@ -97,6 +111,21 @@ async function share(uses: readonly Use[], own: Compiler, make: Make): Promise<v
     other.destroy();
     gpu.destroy();
   }
+}
+
+/** Kernels in groups of about so many characters. */
+function pieces(uses: readonly Use[], most: number): Use[][] {
+  const groups: Use[][] = [];
+  let room = 0;
+  for (const use of uses) {
+    if (room <= 0) {
+      groups.push([]);
+      room = most;
+    }
+    groups.at(-1)?.push(use);
+    room -= BASE + length(use);
+  }
+  return groups;
 }
 
 /** Compiles the kernels of launches on one device by dispatching nothing. */

@@ -1,10 +1,10 @@
-// A run's folder over time: who may write to it, what it holds, where to go on after an interruption.
-// checkpoints/step_00000500.safetensors has all the state of a step, and the run's configuration in its metadata. The lock
-// is one of the operating system's, so it ends with its process, however that ends.
+// A run's folder over time: what it holds, and where to go on after an interruption.
+// checkpoints/step_00000500.safetensors has all the state of a step, and the run's configuration in its metadata.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { exists, explained, makeFolder, removeTemporaries } from "./files.ts";
+import { exists, removeLeftovers } from "./files.ts";
+import { Output } from "./output.ts";
 import { openSafetensors, type SafetensorsFile, type TensorData, writeSafetensors } from "./safetensors.ts";
 
 /** A checkpoint that was found whole. Close its `file` after reading. */
@@ -112,70 +112,32 @@ export function newestRun(runs: string, kind: RunKind): string | undefined {
   return newest?.run;
 }
 
-/** A run's folder that this process alone may write to, until release(). */
-export class RunLock {
-  constructor(readonly run: string, private readonly file: Deno.FsFile) {}
-
-  release(): void {
-    this.file.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.release();
-  }
-}
-
 /** Files by which a folder is known to hold a run. */
 const TRACES = ["config.json", "log.jsonl", "checkpoints", "tokenizer", "model"];
 
 /**
  * Makes a run's folder if need be, locks it, and removes what an interrupted write left.
+ * @param run the folder, or one that is open already
  * @param resume whether the folder may hold a run already
  * @throws UsageError when another process writes to it, or it holds a run that is not to be resumed
  */
-export function openRun(run: string, { resume = false }: { resume?: boolean } = {}): RunLock {
-  makeFolder(run);
-  const lock = lockRun(run);
+export function openRun(run: string | Output, { resume = false }: { resume?: boolean } = {}): Output {
+  const output = typeof run === "string" ? Output.folder(run) : run, { folder } = output;
   try {
-    const trace = TRACES.find((name) => exists(join(run, name)));
+    const trace = TRACES.find((name) => exists(join(folder, name)));
     if (trace !== undefined && !resume) {
-      const [step] = listCheckpoints(run);
+      const [step] = listCheckpoints(folder);
       throw new UsageError(
-        `Cannot start a run in "${run}": it holds another run already${
+        `Cannot start a run in "${folder}": it holds another run already${
           step === undefined ? "" : `, at step ${step}`
         }; ` +
           `continue that one with --resume or choose another --out`,
       );
     }
-    for (const folder of ["", "checkpoints", "images", "tokenizer", "model"]) {
-      removeTemporaries(join(run, folder));
-    }
-    return lock;
+    for (const name of ["checkpoints", "images", "tokenizer", "model"]) removeLeftovers(join(folder, name));
+    return output;
   } catch (error) {
-    lock.release();
+    output.release();
     throw error;
   }
-}
-
-function lockRun(run: string): RunLock {
-  const path = join(run, ".lock");
-  let file: Deno.FsFile | undefined;
-  try {
-    file = Deno.openSync(path, { read: true, write: true, create: true });
-    if (file.tryLockSync(true)) {
-      file.truncateSync();
-      file.writeSync(new TextEncoder().encode(`${Deno.pid}\n`));
-      return new RunLock(run, file);
-    }
-  } catch (error) {
-    file?.close();
-    throw explained(error, "lock the run", run);
-  }
-  file.close();
-  const owner = Deno.readTextFileSync(path).trim();
-  throw new UsageError(
-    `Cannot write to the run "${run}": process ${
-      owner || "?"
-    } is writing to it; wait for it or choose another --out`,
-  );
 }

@@ -1,14 +1,21 @@
 // Files that are whole or absent: bytes go to a temporary file beside the target, are flushed to the disk, and take the
 // target's name in one rename; then the folder is flushed too. A crash at any point leaves the old file or the new one,
-// and at worst a "*.tmp" that the next run removes. Errors of the file system become one line that says what to do.
+// and at worst a temporary file that the next command there removes: by its name, which only tok gives, and never by a suffix. Errors of the file system become one line that says what to do.
 
 import type { z } from "zod";
 import { statfsSync } from "node:fs";
+import process from "node:process";
 import { dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
+import { checkConditions } from "../interruption.ts";
 
-/** Suffix of files that are being written; whatever still has it after a crash is rubbish. */
-export const TEMPORARY = ".tmp";
+/** Names of files that are being written: the target's name, tok's mark, the process and a number of its own. */
+const temporary = (path: string) => `${path}.tok-${Deno.pid}-${made++}.tmp`;
+const TEMPORARY = /^(.+)\.tok-(\d+)-\d+\.tmp$/;
+/** Milliseconds after the last write from which a temporary file is left over, even if its process number is in use. */
+const STALE = 3600_000;
+/** Those of this process. */
+const live = new Set<string>();
 
 /** For tests: called with a name at each point where a crash would matter. */
 export const faults: { at: (point: FaultPoint) => void } = { at: () => {} };
@@ -29,12 +36,14 @@ export class AtomicFile {
    * @throws UsageError when the file system refuses
    */
   constructor(readonly path: string, size = 0) {
-    this.#temporary = `${path}.${Deno.pid}-${made++}${TEMPORARY}`;
+    checkConditions(); // a folder that was deleted is not made again
+    this.#temporary = temporary(path);
     makeFolder(dirname(path));
     checkFreeSpace(dirname(path), size);
     try {
       faults.at("open");
       this.#file = Deno.openSync(this.#temporary, { write: true, create: true, truncate: true });
+      live.add(this.#temporary);
     } catch (error) {
       throw explained(error, "write", path);
     }
@@ -73,6 +82,7 @@ export class AtomicFile {
       this.#file.close();
       faults.at("rename");
       Deno.renameSync(this.#temporary, this.path);
+      live.delete(this.#temporary);
       faults.at("renamed");
       syncFolder(dirname(this.path));
       faults.at("done");
@@ -91,6 +101,7 @@ export class AtomicFile {
     } catch {
       // It has its final name, or is gone.
     }
+    live.delete(this.#temporary);
   }
 
   #guard(action: () => void): void {
@@ -98,6 +109,7 @@ export class AtomicFile {
       action();
     } catch (error) {
       this.abort();
+      checkConditions();
       throw explained(error, "write", this.path);
     }
   }
@@ -143,11 +155,32 @@ export function makeFolder(folder: string): void {
   }
 }
 
-/** Removes what interrupted writes left in a folder. Only for a folder that nobody else writes to. */
-export function removeTemporaries(folder: string): void {
+/**
+ * Removes what interrupted writes left in a folder: files that tok named so, of processes that have ended.
+ * @param target only those of this file
+ */
+export function removeLeftovers(folder: string, target?: string): void {
   if (!exists(folder)) return;
   for (const { name, isFile } of Deno.readDirSync(folder)) {
-    if (isFile && name.endsWith(TEMPORARY)) Deno.removeSync(join(folder, name));
+    const [, of, pid] = TEMPORARY.exec(name) ?? [];
+    if (!isFile || of === undefined || (target !== undefined && of !== target)) continue;
+    const path = join(folder, name);
+    if (live.has(path)) continue;
+    try {
+      const age = Date.now() - (Deno.lstatSync(path).mtime?.getTime() ?? 0);
+      if (Number(pid) === Deno.pid || age > STALE || !isRunning(Number(pid))) Deno.removeSync(path);
+    } catch {
+      // Another process was faster, or may do what this one may not: it is in nobody's way.
+    }
+  }
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0); // asks, and sends nothing
+    return true;
+  } catch (error) {
+    return (error as { code?: string }).code === "EPERM";
   }
 }
 
@@ -275,9 +308,17 @@ const REASONS: Record<string, string> = {
 /** Turns an error of the file system into a UsageError of one line; other errors come back as they are. */
 export function explained(error: unknown, action: string, path: string): unknown {
   if (!(error instanceof Error) || error instanceof UsageError) return error;
-  const code = (error as { code?: string }).code ?? CODES[error.name] ?? "";
-  const reason = REASONS[code];
+  const reason = REASONS[codeOf(error)];
   return reason ? new UsageError(`Cannot ${action} "${path}": ${reason}`, { cause: error }) : error;
+}
+
+/** Why the file system refused, in words. */
+export function reasonOf(error: unknown): string {
+  return error instanceof Error ? REASONS[codeOf(error)] ?? error.message : String(error);
+}
+
+function codeOf(error: Error): string {
+  return (error as { code?: string }).code ?? CODES[error.name] ?? "";
 }
 
 /** For errors that carry no code. */

@@ -7,7 +7,7 @@
 import { basename, join } from "@std/path";
 import { z } from "zod";
 import { ShapeError, UsageError } from "../errors.ts";
-import { exists, makeFolder, removeTemporaries } from "./files.ts";
+import { exists, makeFolder, removeLeftovers } from "./files.ts";
 import { differences, provenanceSchema } from "./provenance.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
 import { openModel } from "./shards.ts";
@@ -68,7 +68,7 @@ export class LatentsWriter {
         `Cannot write latents to "${folder}": it holds latents already; choose another --out`,
       );
     }
-    removeTemporaries(folder);
+    removeLeftovers(folder);
     if (!keep) this.#removeShards(0); // of an interrupted run
     [this.#count, this.#mean, this.#squares] = [0, 0, 0].map(() => new Float64Array(shape[0])) as [
       Float64Array,
@@ -173,9 +173,9 @@ export class LatentsWriter {
     }
   }
 
-  /** Writes the shard that was begun, so that stopping here loses nothing; open() goes on behind it. */
-  async pause(): Promise<void> {
-    if (this.#labels.length) await this.#flush();
+  /** Writes the shard that was begun, so that stopping here loses nothing; open() goes on behind it, and so does add(). */
+  async save(): Promise<void> {
+    if (this.#labels.length) await this.#write();
   }
 
   /** Writes what is left, and the stats. @throws UsageError when nothing was added */
@@ -208,8 +208,16 @@ export class LatentsWriter {
   }
 
   async #flush(): Promise<void> {
+    await this.#write();
+    this.#shards++;
+    this.#latents = [];
+    this.#flipped = [];
+    this.#labels = [];
+  }
+
+  async #write(): Promise<void> {
     const shape = [this.#labels.length, ...this.shape];
-    await writeSafetensors(join(this.folder, shardName(this.#shards++)), [
+    await writeSafetensors(join(this.folder, shardName(this.#shards)), [
       { name: "latents", shape, data: join32(this.#latents) },
       { name: "latents_flip", shape, data: join32(this.#flipped) },
       {
@@ -226,9 +234,6 @@ export class LatentsWriter {
         }
         : {},
     });
-    this.#latents = [];
-    this.#flipped = [];
-    this.#labels = [];
   }
 }
 

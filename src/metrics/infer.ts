@@ -1,7 +1,8 @@
 // Running a captured program over any number of images: fixed batches, the last one padded, results cut to what is real.
-// The next batch runs, and more are made, while the caller looks at the latest one.
+// The next batch runs, and more are made, while the caller looks at the latest one. Between batches a command can be stopped.
 
 import type { Program } from "../gpu/program.ts";
+import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../io/ahead.ts";
 import { type Batch, gather, type ImageSource } from "../io/source.ts";
 import type { Tensor } from "../tensor.ts";
@@ -45,6 +46,7 @@ export async function* infer<K extends string>(
   };
   let batch = await start();
   for (let first = from; batch; first += B) {
+    throwIfStopped();
     const count = Math.min(B, n - first), { images, labels } = batch;
     const outputs = await readOutputs(program, count);
     const next = start();
@@ -69,6 +71,7 @@ export async function* inferImages<K extends string>(
   for (let at = 0; at < images.length; at += size) {
     const part = images.subarray(at, at + size), x = new Float32Array(size);
     x.set(part);
+    throwIfStopped();
     program.run({ x });
     yield await readOutputs(program, part.length / each);
   }

@@ -3,6 +3,7 @@
 import { noGrad } from "../autograd.ts";
 import { UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
+import { throwIfStopped } from "../interruption.ts";
 import { toBytes } from "../io/image.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { add, mul } from "../ops/math.ts";
@@ -14,7 +15,8 @@ export interface GenerateOptions extends SamplingOptions {
   /** Class of each picture. */
   labels: readonly number[];
   onProgress?: (done: number) => void;
-  stopping?: () => boolean;
+  /** Whether a picture is needed (all are). A batch of which none is needed is not made, others are made in full. */
+  needed?: (index: number) => boolean;
 }
 
 /**
@@ -43,8 +45,11 @@ export async function* generate(
     { runs: batches, batchInvariant: true },
   ).prepare();
   try {
-    for (let first = 0; first < labels.length && !options.stopping?.(); first += B) {
+    for (let first = 0; first < labels.length; first += B) {
+      throwIfStopped();
       const count = Math.min(B, labels.length - first);
+      const indices = Array.from({ length: count }, (_, i) => first + i);
+      if (options.needed && !indices.some(options.needed)) continue;
       const classes = Uint32Array.from(
         { length: B },
         (_, i) => labels[first + Math.min(i, count - 1)] as number,

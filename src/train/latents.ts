@@ -1,6 +1,7 @@
 // From images to a folder of latents, and from there to batches for diffusion. Training always reads from the folder, one
 // latent at a time, so that a million of them need no memory.
 
+import { Interrupted } from "../errors.ts";
 import { ahead } from "../io/ahead.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../io/latents.ts";
 import { batchIndices, type ImageSource } from "../io/source.ts";
@@ -20,11 +21,12 @@ export interface EncodeOptions {
   /** Encode mirrored copies too; else the flipped latents repeat the plain ones. */
   mirrored: boolean;
   onProgress?: (done: number) => void;
-  /** Asked between batches; true saves what is there and returns. */
-  stopping?: () => boolean;
   /** Latents in a file (2048). */
   perShard?: number;
 }
+
+/** Milliseconds of work that a process that is killed may lose. */
+const SAVE = 60_000;
 
 /** What the latents of `source` say about themselves. */
 export function latentsRecord(
@@ -47,7 +49,7 @@ export function latentsRecord(
 
 /**
  * Encodes a source into `folder`, or the rest of it where an interrupted run has left a part: the files get the same bytes.
- * @returns how many latents there are; fewer than images when it was stopped
+ * @throws Interrupted when the command is to stop; what is done is saved
  * @throws UsageError when the part was made with another tokenizer, other images or other settings
  */
 export async function encodeTo(
@@ -55,8 +57,8 @@ export async function encodeTo(
   tokenizer: ImageTokenizer,
   source: ImageSource,
   options: EncodeOptions,
-): Promise<number> {
-  const { size, batchSize, stopping } = options, side = tokenizer.side(size), C = tokenizer.channels;
+): Promise<void> {
+  const { size, batchSize } = options, side = tokenizer.side(size), C = tokenizer.channels;
   const record = latentsRecord(tokenizer, source, options);
   const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
   const x = input([batchSize, size, size, 3], "f32", "images");
@@ -67,19 +69,21 @@ export async function encodeTo(
     }), { runs: Math.ceil(source.length / batchSize), batchInvariant: true }).prepare();
   // The batches are those of a run that was not interrupted.
   const from = Math.floor(writer.length / batchSize) * batchSize;
+  let saved = performance.now();
   try {
     for await (const { first, count, labels, outputs } of infer(program, source, source.length, from)) {
       const known = writer.length - first, size = C * side * side;
       const planes = (z: Float32Array) => toPlanes(z, count, side * side, C).subarray(known * size);
       await writer.add(planes(outputs.z), planes(outputs.mirrored), labels.subarray(known));
       options.onProgress?.(writer.length);
-      if (writer.length < source.length && stopping?.()) {
-        await writer.pause();
-        return writer.length;
-      }
+      if (performance.now() - saved < SAVE) continue;
+      await writer.save();
+      saved = performance.now();
     }
     await writer.close();
-    return writer.length;
+  } catch (error) {
+    if (error instanceof Interrupted) await writer.save();
+    throw error;
   } finally {
     program.destroy();
   }

@@ -1,7 +1,8 @@
 // The training loop of every recipe: run a step, now and then read the meters, save, and stop when asked. It never waits for
 // the device in a step, except to keep the host from running far ahead of it.
 
-import { GpuError } from "../errors.ts";
+import { GpuError, Interrupted } from "../errors.ts";
+import { checkConditions, holdOff } from "../interruption.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
 import type { Optimizer } from "./optimizer.ts";
 
@@ -50,8 +51,9 @@ export interface LoopResult {
   dataWait: number;
 }
 
-/** Runs steps from..to-1. */
+/** Runs steps from..to-1. From the first step until it returns, the end of the process is held off. */
 export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
+  using holds = new DisposableStack();
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
   let logged = o.from;
   const begin = () => ({ began: performance.now(), waited: 0 }); // milliseconds
@@ -94,8 +96,18 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     const asked = performance.now();
     const data = await o.data();
     for (const time of [all, recent]) time.waited += performance.now() - asked;
-    await o.step(n, data);
+    try {
+      await o.step(n, data);
+    } catch (error) {
+      // Kernels that are needed from this step on were being compiled: the state is that after n steps.
+      if (!(error instanceof Interrupted) || n === o.from) throw error;
+      await log(n);
+      await o.save(n);
+      return { done: n, dataWait: share(all) };
+    }
+    if (n === o.from) holds.use(holdOff());
     o.onStep?.(n + 1);
+    checkConditions();
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
     else if (done % ahead === 0) await readTensor(o.meter); // waits for the device

@@ -42,7 +42,9 @@ try {
   }
   await Deno.remove(join(app, "tasks/dev"), { recursive: true });
   // The packages, in a cache that holds nothing else.
-  await run(Deno.execPath(), ["cache", "--no-check", "main.ts"], { DENO_DIR: join(app, "cache") }, app);
+  await run(Deno.execPath(), ["cache", "--no-check", "main.ts", "tasks/thread.ts"], {
+    DENO_DIR: join(app, "cache"),
+  }, app);
   await Deno.copyFile(Deno.execPath(), join(app, "deno"));
   await Deno.chmod(join(app, "deno"), 0o755);
   await run("tar", ["-czf", "payload.tgz", "-C", stage, "tok"]);

@@ -1,0 +1,111 @@
+// Picks the command, reads its flags, runs it, and turns what went wrong into an exit code.
+
+import { Interrupted, UsageError } from "../src/errors.ts";
+import { helpOf, hint, resolveConfig } from "../src/flags.ts";
+import { closeDevice } from "../src/gpu/device.ts";
+import { stopRequested } from "../src/interruption.ts";
+import { Log } from "../src/io/log.ts";
+import { align } from "./align.ts";
+import { type Command, type Context, quoted } from "./command.ts";
+import { doctor } from "./doctor.ts";
+import { encode } from "./encode.ts";
+import { evaluate } from "./eval.ts";
+import { features } from "./features.ts";
+import { inspect } from "./inspect.ts";
+import { reconstruct } from "./reconstruct.ts";
+import { sample } from "./sample.ts";
+import { trainDit } from "./train_dit.ts";
+import metadata from "../deno.json" with { type: "json" };
+
+const COMMANDS: readonly Command[] = [
+  align,
+  reconstruct,
+  trainDit,
+  sample,
+  evaluate,
+  encode,
+  features,
+  inspect,
+  doctor,
+];
+
+const OVERVIEW = `tok turns a vision encoder into an image tokenizer, and trains diffusion transformers on it.
+
+Usage: tok <command> [options]
+
+${COMMANDS.map(({ name, purpose }) => `  ${name.padEnd(12)} ${purpose}`).join("\n")}
+
+Bare, these five run the whole pipeline on generated images:
+  tok align && tok reconstruct && tok train-dit && tok sample --cfg 4 && tok eval
+
+"tok <command> --help" lists a command's options. "tok --version" prints the version.
+`;
+
+/** Runs a command line. @returns the exit code; 1 also where stdout took not all that was for it */
+export async function run(args: readonly string[]): Promise<number> {
+  const log = new Log({ json: args.includes("--json"), hold: true });
+  try {
+    const code = await runCommand(args, log);
+    return log.lost && code === 0 ? 1 : code;
+  } finally {
+    log.close();
+    closeDevice();
+  }
+}
+
+async function runCommand(args: readonly string[], log: Log): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === undefined || name === "--help" || name === "-h" || name === "help") {
+    log.output(OVERVIEW);
+    return name === undefined ? 2 : 0;
+  }
+  if (name === "--version" || name === "-V") {
+    log.output(`tok ${metadata.version}\n`);
+    return 0;
+  }
+  const context: Context = {
+    log,
+    line: ["tok", ...args].map(quoted).join(" "),
+    stopping: () => stopRequested() !== 0,
+  };
+  try {
+    const command = commandOf(name);
+    if (rest.includes("--help") || rest.includes("-h")) {
+      log.output(helpOf(command.name, command.purpose, command.schema, command.examples, command.argument));
+      return 0;
+    }
+    const config = resolveConfig(command.schema, rest, { command: name, argument: command.argument });
+    const results = await command.run(config, context);
+    log.begin();
+    log.event("done", { command: name, interrupted: stopRequested() !== 0, ...results });
+    return stopRequested();
+  } catch (error) {
+    if (error instanceof Interrupted) {
+      log.begin();
+      log.line(`stopped${context.goOn ? `; go on with: ${context.goOn}` : ""}`);
+      log.event("done", { command: name, interrupted: true });
+      return stopRequested();
+    }
+    return report(error, log, rest.includes("--debug"));
+  }
+}
+
+function commandOf(name: string): Command {
+  const command = COMMANDS.find((c) => c.name === name);
+  if (command) return command;
+  const names = COMMANDS.map((c) => c.name);
+  throw new UsageError(
+    `Cannot run "${name}": tok has no such command${hint(name, names, "") || `; it has ${names.join(", ")}`}`,
+  );
+}
+
+/** Says what went wrong. An error of the input comes alone: what was said of adapter and data so far says nothing of it. */
+function report(error: unknown, log: Log, debug: boolean): number {
+  const usage = error instanceof UsageError;
+  const message = error instanceof Error ? error.message : String(error);
+  log.begin({ forget: usage });
+  log.line(`tok: ${message}`);
+  if (debug && error instanceof Error && error.stack) log.line(error.stack);
+  log.event("error", { message, usage });
+  return usage ? 2 : 1;
+}
