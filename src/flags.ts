@@ -6,6 +6,7 @@ import { z } from "zod";
 import { about } from "./options.ts";
 import { PRESETS } from "./presets.ts";
 import { UsageError } from "./errors.ts";
+import { readJson } from "./io/files.ts";
 
 export type Schema = z.ZodObject<z.ZodRawShape>;
 
@@ -157,14 +158,7 @@ function valueOf(type: z.ZodType, value: unknown, flag: string): unknown {
 
 /** A JSON file with keys in camelCase or kebab-case. */
 function readConfig(path: string, names: readonly string[]): Record<string, unknown> {
-  let json: unknown;
-  try {
-    json = JSON.parse(Deno.readTextFileSync(path));
-  } catch (error) {
-    throw new UsageError(
-      `Cannot read the config "${path}": ${error instanceof Error ? error.message : error}`,
-    );
-  }
+  const json = readJson(path);
   if (typeof json !== "object" || json === null || Array.isArray(json)) {
     throw new UsageError(`Cannot read the config "${path}": it must be one JSON object`);
   }

@@ -1,6 +1,9 @@
 // Options that several commands share, and how one is made: a schema with default and range, and what help says of it.
 
 import { z } from "zod";
+import { count } from "./bounds.ts";
+
+export { count };
 
 interface About {
   group: string;
@@ -16,7 +19,6 @@ export function option<T extends z.ZodType>(schema: T, group: string, help: stri
   return schema;
 }
 
-export const count = () => z.number().int().positive();
 export const amount = () => z.number().nonnegative();
 export const three = (a: number, b: number, c: number) =>
   z.array(z.number().nonnegative()).length(3).default([a, b, c]);
@@ -73,7 +75,7 @@ export const imageMemory = option(
 );
 
 export const imageSize = option(
-  count().optional(),
+  count("pixels").optional(),
   "Data",
   "Side of the images; default: the tokenizer's",
   "pixels",

@@ -30,8 +30,8 @@ function imports(path: string): string[] {
 
 /** The layers, lowest first; a file may import its own layer and lower ones. */
 const LAYERS: [RegExp, number][] = [
-  [/^src\/(errors|interruption|config|options|philox|presets)\.ts$|^kernels\/|^src\/types\//, 0],
-  [/^src\/flags\.ts$/, 0],
+  [/^src\/(bounds|errors|interruption|config|options|philox|presets)\.ts$|^kernels\/|^src\/types\//, 0],
+  [/^src\/flags\.ts$/, 3],
   [/^src\/gpu\//, 1],
   [/^src\/tensor\.ts$/, 2],
   [/^src\/autograd\.ts$/, 3],

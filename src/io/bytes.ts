@@ -4,6 +4,9 @@
 import { UsageError } from "../errors.ts";
 import { openRegular } from "./files.ts";
 
+/** Characters of a reason: names in files may have millions. */
+const MAX_REASON = 1000;
+
 export interface ByteSource {
   /** The path, for messages. */
   readonly name: string;
@@ -70,5 +73,6 @@ export function bytesAt(source: ByteSource, offset: number, length: number): Uin
 
 /** The error for a file whose contents are wrong. */
 export function damaged(path: string, reason: string): UsageError {
-  return new UsageError(`Cannot read "${path}": ${reason}; fetch or make it again`);
+  const shown = reason.length > MAX_REASON ? `${reason.slice(0, MAX_REASON)}...` : reason;
+  return new UsageError(`Cannot read "${path}": ${shown}; fetch or make it again`);
 }

@@ -8,6 +8,7 @@ import process from "node:process";
 import { dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { checkConditions } from "../interruption.ts";
+import { parseJson } from "./json.ts";
 
 /** Names of files that are being written: the target's name, tok's mark, the process and a number of its own. */
 const temporary = (path: string) => `${path}.tok-${Deno.pid}-${made++}.tmp`;
@@ -268,11 +269,13 @@ export function readText(path: string, maxBytes: number = MAX_BYTES.text): strin
 
 /** Reads a JSON file. @throws UsageError when it is not there or not JSON */
 export function readJson(path: string): unknown {
-  const text = readText(path, MAX_BYTES.json);
+  const bytes = readRegular(path, MAX_BYTES.json);
   try {
-    return JSON.parse(text);
+    return parseJson(bytes);
   } catch (error) {
-    throw new UsageError(`Cannot read "${path}": it is not JSON (${(error as Error).message})`);
+    throw new UsageError(
+      `Cannot read "${path}": it is not JSON (${(error as Error).message.replace(/\s+/g, " ")})`,
+    );
   }
 }
 

@@ -1,6 +1,7 @@
 // Sets of arrays in NumPy's .npz format: a zip archive of .npy files. Both ways stream, so that 50,000 samples of
 // 256 x 256 (9.8 GB in one array) need no memory: images come row by row, statistics at once.
 
+import { BOUNDS } from "../bounds.ts";
 import { ShapeError, UsageError } from "../errors.ts";
 import { type ByteSource, openBytes } from "./bytes.ts";
 import {
@@ -53,6 +54,9 @@ async function* parts(header: Uint8Array, data: NpzArray["data"]): AsyncGenerato
   else yield* data;
 }
 
+/** Bytes of an item along the first axis, of which a few are held: an image of 16,384 x 16,384. */
+const MAX_ROW = 3 * BOUNDS.pixels ** 2;
+
 /** An open .npz file. */
 export class NpzFile {
   constructor(
@@ -82,6 +86,9 @@ export class NpzFile {
   async *rows(key: string): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const header = this.#header(key);
     const [count = 1] = header.shape, size = npyDataBytes(header) / count;
+    if (size > MAX_ROW) {
+      throw damaged(this.name, `an item of "${key}" has ${size} bytes, at most ${MAX_ROW} are read`);
+    }
     if (header.kind !== "u1" || header.fortran) {
       throw damaged(this.name, `"${key}" is not a uint8 array in row-major order`);
     }
@@ -142,7 +149,12 @@ export async function openNpz(path: string): Promise<NpzFile> {
     const zip = new ZipReader(source);
     const arrays = new Map<string, NpyHeader>();
     for (const [name, member] of zip.members) {
-      if (name.endsWith(".npy")) arrays.set(name.slice(0, -4), await headerOf(zip, member));
+      if (!name.endsWith(".npy")) continue;
+      const key = name.slice(0, -4), header = await headerOf(zip, member);
+      if (member.size !== header.start + npyDataBytes(header)) {
+        throw damaged(path, `"${key}" has not as many bytes as its shape (${header.shape}) needs`);
+      }
+      arrays.set(key, header);
     }
     return new NpzFile(path, arrays, zip, source);
   } catch (error) {

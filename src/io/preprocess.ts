@@ -3,6 +3,7 @@
 // number. What would change the pixels in a way that is not here is refused by name.
 
 import { z } from "zod";
+import { count } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "./files.ts";
 import type { Note } from "./image.ts";
@@ -58,7 +59,7 @@ const CLASSES: Readonly<Record<string, { one: "shorter" | "square"; fields: Reco
   },
 };
 
-const side = z.number().int().positive();
+const side = count("pixels");
 const rectangle = z.strictObject({ height: side, width: side });
 const three = z.array(z.number()).length(3);
 const off = z.literal(false, { error: "is not supported" }).optional();

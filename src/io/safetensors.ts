@@ -4,9 +4,11 @@
 // Written as the reference does, byte for byte: by dtype alignment, largest first, then by name; data at a multiple of 8.
 // https://github.com/huggingface/safetensors
 
+import { BOUNDS } from "../bounds.ts";
 import { ShapeError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged, openBytes } from "./bytes.ts";
 import { AtomicFile } from "./files.ts";
+import { duplicateKey, parseJson } from "./json.ts";
 import { DTYPE_BITS, type TensorEntry, TensorFile } from "./tensors.ts";
 
 export type { TensorEntry, TensorStore } from "./tensors.ts";
@@ -69,19 +71,22 @@ export function readSafetensors(source: ByteSource): SafetensorsFile {
 
 /** Checks a header against the file's `size`; `start` is where its data begins. */
 function parseHeader(bytes: Uint8Array, start: number, size: number, path: string) {
-  let text: string, json: unknown;
+  let json: unknown;
   try {
-    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
-    if (text[0] !== "{") throw new Error("it does not begin with {");
-    json = JSON.parse(text);
+    if (bytes[0] !== 0x7b) throw new Error("it does not begin with {");
+    json = parseJson(bytes);
   } catch (error) {
-    throw damaged(path, `its header is not JSON (${error instanceof Error ? error.message : error})`);
+    throw damaged(path, `its header is not JSON (${(error as Error).message.replace(/\s+/g, " ")})`);
   }
-  const repeated = duplicateKey(text);
+  const entries = Object.entries(json as object);
+  if (entries.length > BOUNDS.tensors) {
+    throw damaged(path, `it has ${entries.length} tensors, at most ${BOUNDS.tensors} are supported`);
+  }
+  const repeated = duplicateKey(bytes);
   if (repeated !== undefined) throw damaged(path, `the key "${repeated}" is twice in its header`);
   const metadata = new Map<string, string>();
   const tensors = new Map<string, SafetensorsEntry>();
-  for (const [key, value] of Object.entries(json as object)) {
+  for (const [key, value] of entries) {
     if (key !== "__metadata__") {
       tensors.set(key, parseEntry(key, value, start, path));
       continue;
@@ -132,21 +137,6 @@ function parseEntry(key: string, value: unknown, start: number, path: string): S
 /** Safe non-negative integers: JSON numbers above 2^53 have lost digits. */
 function isCounts(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
-}
-
-/** The first key that an object of this valid JSON text has twice, after escapes are resolved. */
-function duplicateKey(text: string): string | undefined {
-  const seen: Set<string>[] = [];
-  for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"\s*:?|[{}]/g)) {
-    if (token === "{") seen.push(new Set());
-    else if (token === "}") seen.pop();
-    else if (token.endsWith(":")) {
-      const key: string = JSON.parse(token.slice(0, -1));
-      if (seen.at(-1)?.has(key)) return key;
-      seen.at(-1)?.add(key);
-    }
-  }
-  return undefined;
 }
 
 /** Elements of a tensor. A Uint16Array holds the bits of BF16 where `dtype` says so. */

@@ -1,7 +1,10 @@
 // Where images come from: a folder, or the generator. Batches are a function of (seed, step) alone, so a resumed run
 // sees the same images without any saved state.
 
+import { BOUNDS } from "../bounds.ts";
+import { UsageError } from "../errors.ts";
 import { permutation } from "../philox.ts";
+import { formatBytes } from "./files.ts";
 import type { Identity } from "./provenance.ts";
 
 /** A numbered set of labelled images. */
@@ -28,7 +31,16 @@ export interface Batch {
 
 /** Images `indices` of a source, one after another. */
 export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
-  const images = new Float32Array(indices.length * size * size * 3);
+  const bytes = indices.length * size * size * 3 * 4;
+  if (bytes > BOUNDS.batchBytes) {
+    throw new UsageError(
+      `Cannot load ${indices.length} images of ${size} x ${size} at a time: they take ${
+        formatBytes(bytes)
+      }, at most ` +
+        `${formatBytes(BOUNDS.batchBytes)} are supported; use a smaller --batch-size or --image-size`,
+    );
+  }
+  const images = new Float32Array(bytes / 4);
   const labels = new Uint32Array(indices.length);
   const made = indices.map(async (i) => await source.image(i, size));
   made.forEach((image) => image.catch(() => {}));

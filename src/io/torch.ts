@@ -4,6 +4,7 @@
 // none of these are listed by the names of their classes.
 // PyTorch, torch/serialization.py, for what the pieces mean.
 
+import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged, memoryBytes, openBytes, partOf } from "./bytes.ts";
 import { Callable, Dict, Instance, Sequence, unpickle, type Value } from "./pickle.ts";
@@ -223,7 +224,11 @@ function flatten(
     if (tensors.has(key) || metadata.has(key)) {
       throw damaged(path, `the name "${key.slice(0, 200)}" is in it twice`);
     }
-    if (value instanceof View) return void tensors.set(key, value);
+    if (value instanceof View) {
+      tensors.set(key, value);
+      if (tensors.size <= BOUNDS.tensors) return;
+      throw damaged(path, `it has more than ${BOUNDS.tensors} tensors`);
+    }
     metadata.set(key, text(value));
     if (!(value instanceof Instance) || value instanceof ByteString) return;
     unread.set(key, { type: value.name, holdsTensors: holdsTensors(value, search) });

@@ -4,6 +4,7 @@
 // half of the moments, and draws nothing, so an image has one latent.
 
 import { z } from "zod";
+import { count } from "../bounds.ts";
 import { Conv2d, GroupNorm } from "../nn.ts";
 import { slice } from "../ops/shape.ts";
 import type { Tensor } from "../tensor.ts";
@@ -33,9 +34,9 @@ export type ConvEncoderConfig = z.infer<typeof convEncoderConfig>;
 
 export const autoencoderConfig = z.object({
   /** Side of the images that it was trained on, pixels. */
-  image_size: z.number().int().positive(),
+  image_size: count("pixels"),
   /** Channels of the latent; the encoder and the decoder work with z_channels on the other side of the quant convs. */
-  embed_dim: z.number().int().positive(),
+  embed_dim: count("channels"),
   encoder: convEncoderConfig,
   decoder: decoderConfig,
   quant_conv: z.boolean().default(true),

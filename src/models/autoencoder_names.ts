@@ -3,6 +3,7 @@
 // is read off the tensors, so that a file needs no configuration beside it.
 
 import { UsageError } from "../errors.ts";
+import { validated } from "../io/files.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
 import { type TensorStore, unreadNote } from "../io/tensors.ts";
 import { type AutoencoderConfig, autoencoderConfig } from "./autoencoder.ts";
@@ -145,14 +146,15 @@ export function inferAutoencoder(
   if (moments !== z && moments !== 2 * z) {
     throw refuse(`its encoder ends in ${moments} channels, its decoder begins with ${z}`);
   }
-  return autoencoderConfig.parse({
+  const config = {
     image_size: imageSize,
     embed_dim,
     encoder: { ...down, num_res_blocks: blocks, z_channels: z, double_z: moments === 2 * z },
     decoder: { ...up, num_res_blocks: more - 1, z_channels: z },
     quant_conv,
     post_quant_conv,
-  });
+  };
+  return validated(autoencoderConfig, config, name);
 }
 
 /** One more than the highest number that `pattern` captures. */

@@ -3,6 +3,7 @@
 // Rombach et al. (2022); Yao et al. (2025) for VA-VAE's sizes. Channels-last inside, [Cout,Cin,K,K] in files.
 
 import { z } from "zod";
+import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { attention } from "../ops/attention.ts";
 import { add } from "../ops/math.ts";
 import { upsampleNearest2x } from "../ops/pool.ts";
@@ -14,15 +15,21 @@ import { check, type Tensor } from "../tensor.ts";
 
 export const decoderConfig = z.object({
   /** Channels of the highest resolution; `ch_mult` gives each level's multiple, highest resolution first. */
-  ch: z.number().int().positive().default(128),
-  ch_mult: z.array(z.number().positive()).min(1).default([1, 1, 2, 2, 4]),
-  num_res_blocks: z.number().int().nonnegative().default(2),
+  ch: count("channels").default(128),
+  ch_mult: z.array(z.number().positive().max(BOUNDS.channels)).min(1).max(BOUNDS.levels).default([
+    1,
+    1,
+    2,
+    2,
+    4,
+  ]),
+  num_res_blocks: countOrNone("layers").default(2),
   /** Levels (as side of the latent grid times 2^k) with attention; VA-VAE: [16]. */
-  attn_resolutions: z.array(z.number().int().positive()).default([16]),
+  attn_resolutions: z.array(count("pixels")).max(BOUNDS.levels).default([16]),
   /** Side of the output for which attn_resolutions are meant. */
-  resolution: z.number().int().positive().default(256),
-  z_channels: z.number().int().positive().default(32),
-  groups: z.number().int().positive().default(32),
+  resolution: count("pixels").default(256),
+  z_channels: count("channels").default(32),
+  groups: count("channels").default(32),
   /** Whether the middle has attention between its two residual blocks; all published ones but a few do. */
   mid_attention: z.boolean().default(true),
   out_ch: z.literal(3).default(3),

@@ -2,6 +2,7 @@
 // (three layers, batch norm, no bias before a norm). Tensor names are those of its `main` sequence.
 
 import { z } from "zod";
+import { count } from "../bounds.ts";
 import { leakyRelu } from "../ops/math.ts";
 import { BatchNorm2d, Conv2d } from "../nn.ts";
 import type { Initializer } from "../init.ts";
@@ -9,8 +10,8 @@ import type { Tensor } from "../tensor.ts";
 
 export const discriminatorConfig = z.object({
   /** Channels after the first convolution; doubled by each layer, at most eight times. */
-  ndf: z.number().int().positive().default(64),
-  n_layers: z.number().int().positive().default(3),
+  ndf: count("channels").default(64),
+  n_layers: count("levels").default(3),
 });
 export type DiscriminatorConfig = z.infer<typeof discriminatorConfig>;
 

@@ -3,7 +3,9 @@
 // Velocity prediction: t = 0 is noise, t = 1 is data.
 
 import { z } from "zod";
+import { count, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
+import { validated } from "../io/files.ts";
 import { attention } from "../ops/attention.ts";
 import { embedding, timestepEmbedding } from "../ops/embedding.ts";
 import { add, silu } from "../ops/math.ts";
@@ -17,14 +19,17 @@ import { check, constant, parameter, type Tensor, variable } from "../tensor.ts"
 
 export const ditConfig = z.object({
   /** Side of the latent grid. */
-  input_size: z.number().int().positive().default(16),
+  input_size: count("cells").default(16),
   patch_size: z.literal(1).default(1),
-  in_channels: z.number().int().positive().default(32),
-  hidden_size: z.number().int().positive().default(1152),
-  depth: z.number().int().positive().default(28),
-  num_heads: z.number().int().positive().default(16),
-  num_classes: z.number().int().positive().default(1000),
+  in_channels: count("channels").default(32),
+  hidden_size: count("channels").default(1152),
+  depth: count("layers").default(28),
+  num_heads: count("heads").default(16),
+  num_classes: count("classes").default(1000),
   use_qknorm: z.boolean().default(false),
+}).refine(({ input_size, hidden_size }) => fitsPositions(input_size, hidden_size), {
+  ...POSITIONS_ERROR,
+  path: ["input_size"],
 });
 export type DitConfig = z.infer<typeof ditConfig>;
 
@@ -67,7 +72,7 @@ export function inferDit(name: string, shapes: ReadonlyMap<string, readonly numb
   if (!Number.isInteger(side)) throw refuse(`its ${T} positions are not a square`);
   if (C % HS) throw refuse(`heads of ${HS} do not divide its width of ${C}`);
   const blocks = [...shapes.keys()].map((key) => Number(/^blocks\.(\d+)\./.exec(key)?.[1] ?? -1));
-  return ditConfig.parse({
+  const config = {
     input_size: side,
     in_channels: channels,
     hidden_size: C,
@@ -75,7 +80,8 @@ export function inferDit(name: string, shapes: ReadonlyMap<string, readonly numb
     num_heads: C / HS,
     num_classes: size("y_embedder.embedding_table.weight", 0) - 1,
     use_qknorm: shapes.has("blocks.0.attn.q_norm.weight"),
-  });
+  };
+  return validated(ditConfig, config, name);
 }
 
 const TIME_FEATURES = 256;

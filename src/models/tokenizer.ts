@@ -3,6 +3,7 @@
 // and standard deviation are kept with it, since diffusion works on (z - mean) / std.
 
 import { z } from "zod";
+import { count } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import type { Identity, WeightsFingerprint } from "../io/provenance.ts";
 import { Conv2d } from "../nn.ts";
@@ -67,12 +68,12 @@ const three = z.array(z.number()).length(3);
 
 export const tokenizerConfig = z.object({
   /** Side of the images that it was trained on, pixels. */
-  image_size: z.number().int().positive(),
+  image_size: count("pixels"),
   encoder: vitConfig,
   /** What the encoder expects of pixels in 0..1. */
   image_mean: three,
   image_std: three,
-  adapter_hidden: z.number().int().positive(),
+  adapter_hidden: count("channels"),
   decoder: decoderConfig,
 });
 export type TokenizerConfig = z.infer<typeof tokenizerConfig>;

@@ -4,6 +4,7 @@
 // https://github.com/facebookresearch: dinov2, dinov3, mae
 
 import { UsageError } from "../errors.ts";
+import { validated } from "../io/files.ts";
 import type { Origin } from "../io/renamed.ts";
 import type { Shape } from "../tensor.ts";
 import { type VitConfig, vitConfig } from "./vit_config.ts";
@@ -144,24 +145,26 @@ function inferred(name: string, shapes: ReadonlyMap<string, Shape>): VitConfig {
   const hidden = (key: string) => ({ intermediate_size: at(`blocks.0.mlp.${key}.weight`, 2)[0] as number });
   if (rotary) {
     const gated = shapes.has("blocks.0.mlp.w1.weight"), bias = shapes.has("blocks.0.attn.qkv.bias");
-    return vitConfig.parse({
+    const config = {
       ...common,
       ...(gated ? { use_gated_mlp: true, hidden_act: "silu", ...hidden("w1") } : hidden("fc1")),
       query_bias: bias,
       key_bias: bias && !shapes.has("blocks.0.attn.qkv.bias_mask"),
       value_bias: bias,
       layer_norm_eps: 1e-5,
-    });
+    };
+    return validated(vitConfig, config, name);
   }
   const positions = at("pos_embed", 3)[1] as number, grid = Math.sqrt(positions - 1);
   if (!Number.isInteger(grid)) {
     throw refuse(`${positions} positions are not a square of patches and one more`);
   }
   const swiglu = shapes.has("blocks.0.mlp.w12.weight");
-  return vitConfig.parse({
+  const config = {
     ...common,
     image_size: grid * P,
     ...(swiglu ? { use_swiglu_ffn: true } : hidden("fc1")),
     interpolate_offset: type === "dinov2" ? 0.1 : 0,
-  });
+  };
+  return validated(vitConfig, config, name);
 }

@@ -3,12 +3,11 @@
 // What a family has or has not whatever its size stands in vit_families.ts.
 
 import { z } from "zod";
-
-const count = () => z.number().int().positive();
+import { count, countOrNone, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
 
 /** A side, which some files give as two equal numbers. */
 const side = () =>
-  z.preprocess((v) => Array.isArray(v) && v.length === 2 && v[0] === v[1] ? v[0] : v, count());
+  z.preprocess((v) => Array.isArray(v) && v.length === 2 && v[0] === v[1] ? v[0] : v, count("pixels"));
 
 export const MODEL_TYPES = [
   "dinov2",
@@ -24,12 +23,12 @@ export type ModelType = typeof MODEL_TYPES[number];
 /** Sizes and switches of an encoder. Defaults are DINOv2's. */
 export const vitConfig = z.object({
   model_type: z.enum(MODEL_TYPES).default("dinov2"),
-  hidden_size: count(),
-  num_hidden_layers: count(),
-  num_attention_heads: count(),
+  hidden_size: count("channels"),
+  num_hidden_layers: count("layers"),
+  num_attention_heads: count("heads"),
   /** Hidden width of the feed-forward; where absent it is `mlp_ratio` times the hidden size. */
-  intermediate_size: count().optional(),
-  mlp_ratio: z.number().positive().default(4),
+  intermediate_size: count("channels").optional(),
+  mlp_ratio: z.number().positive().max(64).default(4),
   patch_size: side().default(14),
   /** Side of the images whose positions are stored, pixels. */
   image_size: side().default(224),
@@ -49,7 +48,7 @@ export const vitConfig = z.object({
   use_mask_token: z.boolean().default(true),
   /** What LayerScale begins with. */
   layerscale_value: z.number().default(1),
-  num_register_tokens: z.number().int().nonnegative().default(0),
+  num_register_tokens: countOrNone("tokens").default(0),
   /** Base of the rotary frequencies. */
   rope_theta: z.number().positive().default(100),
   /**
@@ -57,5 +56,9 @@ export const vitConfig = z.object({
    * authors of DINOv2 do it for their models without registers.
    */
   interpolate_offset: z.number().min(0).lt(1).default(0),
-});
+}).refine(
+  ({ model_type: type, image_size, patch_size, hidden_size }) =>
+    type === "dinov3_vit" || fitsPositions(image_size / patch_size, hidden_size),
+  { ...POSITIONS_ERROR, path: ["image_size"] },
+);
 export type VitConfig = z.infer<typeof vitConfig>;

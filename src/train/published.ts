@@ -3,6 +3,7 @@
 
 import { dirname, join } from "@std/path";
 import { z } from "zod";
+import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { exists, readJson, validated } from "../io/files.ts";
 import { type LatentsRecord, readStatistics } from "../io/latents.ts";
@@ -29,11 +30,11 @@ const values = z.array(z.number()).nullish();
 const diffusersConfig = z.object({
   _class_name: z.literal("AutoencoderKL"),
   act_fn: z.enum(["silu", "swish"]).default("silu"),
-  block_out_channels: z.array(z.number().int().positive()).min(1),
-  layers_per_block: z.number().int().nonnegative().default(1),
-  latent_channels: z.number().int().positive().default(4),
-  norm_num_groups: z.number().int().positive().default(32),
-  sample_size: z.union([z.number().int().positive(), z.array(z.number().int().positive()).min(1)]).default(
+  block_out_channels: z.array(count("channels")).min(1).max(BOUNDS.levels),
+  layers_per_block: countOrNone("layers").default(1),
+  latent_channels: count("channels").default(4),
+  norm_num_groups: count("channels").default(32),
+  sample_size: z.union([count("pixels"), z.array(count("pixels")).min(1)]).default(
     32,
   ),
   scaling_factor: z.number().positive().default(0.18215),
