@@ -150,7 +150,10 @@ export async function imageSource(
   return await imageFolder(data, badImage, workers, log);
 }
 
-/** A folder of images; `workers` decode them. */
+/** How many classes of a folder are named. */
+const NAMED_CLASSES = 10;
+
+/** A folder of images; `workers` decode them. Says what is in it, and what is left out. */
 export async function imageFolder(
   data: string,
   badImage: BadImage | undefined,
@@ -159,11 +162,11 @@ export async function imageFolder(
 ): Promise<Folder> {
   const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
   await folder.image(0, 16); // files that are no images are found out before anything is made
-  log.line(
-    `data: ${folder.length} images in "${data}"${
-      folder.classes.length ? `, ${folder.classes.length} classes` : ""
-    }`,
-  );
+  const { length, classes, leftOut } = folder;
+  const first = classes.slice(0, NAMED_CLASSES).join(", "), more = classes.length - NAMED_CLASSES;
+  const named = `, ${classes.length} classes: ${first}${more > 0 ? `, and ${more} more` : ""}`;
+  log.line(`data: ${length} images in "${data}"${classes.length ? named : ""}`);
+  if (leftOut.names.length > 0) log.warn(`left out of "${data}": ${leftOut}`);
   return folder;
 }
 

@@ -6,7 +6,6 @@ import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
 import { throwIfStopped } from "../src/interruption.ts";
 import { ahead, depthOf } from "../src/io/ahead.ts";
-import { openFolder } from "../src/io/dataset.ts";
 import type { Log } from "../src/io/log.ts";
 import { Output } from "../src/io/output.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
@@ -17,7 +16,7 @@ import type { Workers } from "../src/io/workers.ts";
 import { fits, Vit } from "../src/models/vit.ts";
 import { input, type Tensor } from "../src/tensor.ts";
 import type { EncoderSource } from "../src/train/encoders.ts";
-import { chosenEncoder, command, openAdapter, openWorkers, SEEDS } from "./command.ts";
+import { chosenEncoder, command, imageFolder, openAdapter, openWorkers, SEEDS } from "./command.ts";
 
 export const features = command({
   name: "features",
@@ -116,8 +115,7 @@ async function imagesOf(
     };
     return { length: shapes.length, parallel: 0, pixels };
   }
-  const onBad = (message: string) => log.warn(message);
-  const folder = await openFolder(c.input, { badImage: c.badImage, workers, onBad });
+  const folder = await imageFolder(c.input, c.badImage, workers, log);
   return {
     length: folder.length,
     parallel: folder.parallel,

@@ -33,7 +33,6 @@ Deno.test("openFolder() finds images below a folder in name order; the first lev
   const root = await folderOf("dog/b/2.png", "dog/1.PNG", "cat/3.jpg", "Übel/4.webp");
   Deno.writeTextFileSync(`${root}/dog/notes.txt`, "");
   await writePng(`${root}/dog/.hidden.png`, { width: 1, height: 1, data: new Uint8Array(3) });
-  await Deno.mkdir(`${root}/empty`);
   const source = await openFolder(root);
   assertEquals(namesOf(source), ["cat/3.jpg", "dog/1.PNG", "dog/b/2.png", "Übel/4.webp"]);
   assertEquals(source.classes, ["cat", "dog", "Übel"]);
@@ -66,10 +65,10 @@ Deno.test("openFolder() says that there is nothing, or nothing of use", async ()
   await assertRejects(
     () => openFolder(root),
     UsageError,
-    "there is no PNG, JPEG or WebP image in it or below it",
+    "in it or below it; choose another folder",
   );
   await Deno.mkdir(`${root}/folder.png`);
-  await assertRejects(() => openFolder(root), UsageError, "there is no PNG");
+  await assertRejects(() => openFolder(root), UsageError, "there is no image");
 });
 
 Deno.test("openFolder() follows links, but not in a circle, and passes over dead ones", async () => {
@@ -79,6 +78,105 @@ Deno.test("openFolder() follows links, but not in a circle, and passes over dead
   Deno.symlinkSync(`${root}/nothing`, `${root}/cat/3.png`);
   Deno.symlinkSync(`${root}/cat/4.png`, `${root}/cat/4.png`);
   assertEquals(namesOf(await openFolder(root)), ["cat/1.png", "cat/2.png"]);
+});
+
+Deno.test("what is left out of a folder is counted by reason, with the first names", async () => {
+  const root = await folderOf("cat/1.png", "cat/2.jfif", "dog/3.JPEG", "dog/4.jpe", "grid.png");
+  for (const n of [1, 2, 3, 4]) Deno.writeTextFileSync(`${root}/cat/${n}.heic`, "");
+  Deno.writeTextFileSync(`${root}/cat/._1.png`, "");
+  Deno.writeTextFileSync(`${root}/README`, "");
+  Deno.symlinkSync("nothing", `${root}/dog/5.png`);
+  await new Deno.Command("mkfifo", { args: [`${root}/dog/6.png`] }).output();
+  const folder = await openFolder(root);
+  assertEquals(namesOf(folder), ["cat/1.png", "cat/2.jfif", "dog/3.JPEG", "dog/4.jpe"]);
+  assertEquals(
+    `${folder.leftOut}`,
+    "4 .heic files (cat/1.heic, cat/2.heic, cat/3.heic, ...), 1 file without an extension (README), " +
+      "1 link to nothing (dog/5.png), 1 hidden image (cat/._1.png), 1 overview that tok made (grid.png), " +
+      "1 pipe, socket or device (dog/6.png)",
+  );
+  assertEquals(`${(await openFolder(await folderOf("1.png"))).leftOut}`, "");
+});
+
+Deno.test("a class folder without images is an error that says what is in it", async () => {
+  const root = await folderOf("a/1.png", "c/2.png");
+  Deno.mkdirSync(`${root}/b`);
+  await assertRejects(
+    () => openFolder(root),
+    UsageError,
+    `Cannot use "${root}": the class folder "b" has no image (`,
+  );
+  Deno.writeFileSync(`${root}/b/1.heic`, new TextEncoder().encode("\0\0\0 ftypheic"));
+  Deno.mkdirSync(`${root}/d/e`, { recursive: true });
+  await assertRejects(
+    () => openFolder(root),
+    UsageError,
+    '), and 1 more (d), but 1 .heic file (b/1.heic); "b/1.heic" is a HEIC image: convert it to PNG first, ' +
+      "or remove the folder, or put its images there",
+  );
+});
+
+Deno.test("a folder of archives is an error that names them and says what to do", async () => {
+  const root = await Deno.makeTempDir();
+  Deno.mkdirSync(`${root}/data`);
+  Deno.writeFileSync(`${root}/data/train.parquet`, new TextEncoder().encode("PAR1 and so on"));
+  await assertRejects(
+    () => openFolder(root),
+    UsageError,
+    'in it or below it, but 1 .parquet file (data/train.parquet); "data/train.parquet" is a Parquet table: ' +
+      "write its images as files, one folder for each class",
+  );
+});
+
+Deno.test("a file name that is not UTF-8 is left out by that reason, a folder with one is an error", async () => {
+  const root = await folderOf("a/1.png", "b/2.png");
+  const make = (command: string) =>
+    new Deno.Command("sh", { args: ["-c", `cd "$1" && ${command}`, "sh", root] }).output();
+  await make("cp a/1.png \"$(printf 'a/\\351.png')\"");
+  const folder = await openFolder(root);
+  assertEquals(
+    [folder.length, `${folder.leftOut}`],
+    [2, "1 file whose name is not UTF-8 (rename it) (a/\ufffd.png)"],
+  );
+  await make("mkdir \"$(printf '\\351')\"");
+  await assertRejects(
+    () => openFolder(root),
+    UsageError,
+    "is not UTF-8, so that it cannot be opened; rename it",
+  );
+});
+
+Deno.test("folders that link to each other are read once, under the name of the place where they lie", async () => {
+  const names = Array.from({ length: 9 }, (_, i) => `${i}`);
+  const root = await folderOf(...names.map((i) => `x/${i}/${i}.png`));
+  for (const i of names) for (const j of names) Deno.symlinkSync(`../${j}`, `${root}/x/${i}/a${j}`);
+  const before = performance.now(), folder = await openFolder(root);
+  assert(performance.now() - before < 5000, "each link was followed in each folder");
+  assertEquals(namesOf(folder), names.map((i) => `x/${i}/${i}.png`));
+  assert(
+    `${folder.leftOut}`.startsWith("81 links to folders that are read already (x/0/a0, "),
+    `${folder.leftOut}`,
+  );
+
+  const linked = await folderOf("b/1.png");
+  Deno.symlinkSync("b", `${linked}/a`);
+  await assertRejects(() => openFolder(linked), UsageError, 'the class folder "a" has no image');
+  Deno.removeSync(`${linked}/a`);
+  Deno.symlinkSync(root, `${linked}/a`);
+  assertEquals((await openFolder(linked)).classes, ["a", "b"]);
+});
+
+Deno.test("only regular files are images, links to others included", async () => {
+  const root = await folderOf("1.png");
+  await new Deno.Command("mkfifo", { args: [`${root}/2.png`] }).output();
+  Deno.symlinkSync("/dev/zero", `${root}/3.png`);
+  assertEquals((await openFolder(root)).length, 1);
+  await assertRejects(() => openFolder(`${root}/2.png`), UsageError, "it is a named pipe (FIFO)");
+  await assertRejects(() => openFolder(`${root}/3.png`), UsageError, "it is a device");
+  const folder = await openFolder(root);
+  Deno.removeSync(`${root}/1.png`); // and then something else takes its name
+  await new Deno.Command("mkfifo", { args: [`${root}/1.png`] }).output();
+  await assertRejects(() => Promise.resolve(folder.image(0, 2)), UsageError, "it is a named pipe (FIFO)");
 });
 
 Deno.test("a Folder gives images in [-1,1] of the size that is asked for", async () => {

@@ -30,6 +30,13 @@ function bomb(width: number, height: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
+/** A JPEG with another kind of frame. */
+function withFrame(marker: number): Uint8Array<ArrayBuffer> {
+  const bytes = bytesOf("baseline.jpg");
+  bytes[bytes.findIndex((byte, i) => byte === 0xff && bytes[i + 1] === 0xc0) + 1] = marker;
+  return bytes;
+}
+
 const REFUSED: [string, () => Uint8Array<ArrayBuffer>, string][] = [
   ["an empty file", () => new Uint8Array(), "the file is empty"],
   [
@@ -37,6 +44,34 @@ const REFUSED: [string, () => Uint8Array<ArrayBuffer>, string][] = [
     () => new TextEncoder().encode("GIF89a, or so it says"),
     "it is not a PNG, JPEG or WebP file",
   ],
+  [
+    "a Git LFS pointer",
+    () =>
+      new TextEncoder().encode("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 88283115\n"),
+    'it is a Git LFS pointer, not the file itself (88,283,115 bytes); run "git lfs pull"',
+  ],
+  [
+    "a web page",
+    () => new TextEncoder().encode("\n<!DOCTYPE html><html>"),
+    "it is a web page (HTML); fetch the file itself",
+  ],
+  ["a zip archive", () => new TextEncoder().encode("PK\x03\x04....."), "it is a zip archive; unpack it"],
+  [
+    "a tar archive",
+    () => new TextEncoder().encode("x".repeat(257) + "ustar"),
+    "it is a tar archive; unpack it",
+  ],
+  [
+    "an AVIF image",
+    () => new TextEncoder().encode("\0\0\0 ftypavif"),
+    "it is an AVIF image; convert it to PNG first",
+  ],
+  [
+    "a JPEG with arithmetic coding",
+    () => withFrame(0xc9),
+    "arithmetic coding is not supported; convert it to an ordinary JPEG",
+  ],
+  ["a lossless JPEG", () => withFrame(0xc3), "lossless JPEG is not supported"],
   ["two bytes of a JPEG", () => new Uint8Array([0xff, 0xd8]), "the JPEG header is damaged or cut off"],
   ["a PNG without its header", () => bytesOf("rgb.png").slice(0, 20), "the PNG header is damaged or cut off"],
   [

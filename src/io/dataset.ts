@@ -1,18 +1,22 @@
 // A folder of images as a source: searched recursively, in name order; the first level of sub-folders are the classes.
-// Hidden files are left out, and so is "grid.png" beside other images: it is tok's own overview of a folder. Images beside
-// class folders make a class "." of their own rather than taking a wrong label.
+// Hidden files are left out, and so is "grid.png" next to other images: it is tok's own overview of a folder. Images next to
+// class folders make a class "." of their own rather than taking a wrong label, and a class without images is an error.
 
 import { createHash } from "node:crypto";
-import { basename, extname, join } from "@std/path";
+import { basename, join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { explained } from "./files.ts";
+import { explained, openRegular } from "./files.ts";
+import { type Foreign, foreign } from "./foreign.ts";
+import { FORMATS } from "./image_header.ts";
 import type { InputSource, View } from "./inputs.ts";
 import type { Job } from "./jobs.ts";
-import { Workers } from "./workers.ts";
 import type { Pixels } from "./preprocess.ts";
 import type { Identity } from "./provenance.ts";
+import { type Found, LeftOut, searchImages } from "./search.ts";
+import { Workers } from "./workers.ts";
 
-const EXTENSIONS = new Set([".png", ".jpg", ".jpeg", ".webp"]);
+/** An overview that tok writes into a folder of images. */
+const OVERVIEW = "grid.png";
 
 /** Below this many images a damaged one is an error unless the caller says otherwise. */
 const FEW = 1000;
@@ -31,11 +35,7 @@ export interface FolderOptions {
 
 const NONE = new Workers(0);
 
-/** An image file: its path from the root with "/" between the parts. */
-interface Entry {
-  readonly name: string;
-  readonly path: string;
-  readonly size: number;
+interface Entry extends Found {
   readonly label: number;
 }
 
@@ -50,6 +50,8 @@ export class Folder implements InputSource {
     readonly classes: readonly string[],
     private readonly entries: readonly Entry[],
     private readonly options: FolderOptions = {},
+    /** Files of the folder that are no part of the source. */
+    readonly leftOut: LeftOut = new LeftOut(),
   ) {}
 
   get length(): number {
@@ -129,7 +131,10 @@ export class Folder implements InputSource {
   }
 }
 
-/** Opens a folder of images, or a single file. @throws UsageError when it is not there or holds no image */
+/**
+ * Opens a folder of images, or a single file.
+ * @throws UsageError when it is not there, holds no image, or has a class folder without one
+ */
 export async function openFolder(path: string, options: FolderOptions = {}): Promise<Folder> {
   let info: Deno.FileInfo;
   try {
@@ -138,51 +143,58 @@ export async function openFolder(path: string, options: FolderOptions = {}): Pro
     throw explained(error, "use", path);
   }
   if (!info.isDirectory) {
+    openRegular(path).file.close(); // or it is said what it is
     return new Folder(path, [], [{ name: basename(path), path, size: info.size, label: 0 }], options);
   }
-  let found = [...search(path, "", new Set())];
-  if (found.length > 1) found = found.filter(({ name }) => name !== "grid.png");
+  const { files: found, folders, leftOut } = searchImages(path);
   if (found.length === 0) {
     throw new UsageError(
-      `Cannot use "${path}": there is no PNG, JPEG or WebP image in it or below it; choose another folder`,
+      `Cannot use "${path}": there is no image (${FORMATS}) in it or below it${insteadOf(path, leftOut)}`,
     );
   }
-  found.sort((a, b) => a.name < b.name ? -1 : 1);
+  const files = found.length > 1 ? found.filter(({ name }) => name !== OVERVIEW) : found;
+  if (files.length < found.length) leftOut.add("overview", OVERVIEW);
+  files.sort((a, b) => a.name < b.name ? -1 : 1);
   const classOf = (name: string) => name.includes("/") ? name.slice(0, name.indexOf("/")) : ".";
-  const names = [...new Set(found.map(({ name }) => classOf(name)))].sort();
+  const names = [...new Set(files.map(({ name }) => classOf(name)))].sort();
+  checkClasses(path, folders.filter((name) => !names.includes(name)).sort(), leftOut);
   const classes = names.length === 1 && names[0] === "." ? [] : names;
   const labels = new Map(names.map((name, label) => [name, label]));
-  const entries = found.map((entry) => ({ ...entry, label: labels.get(classOf(entry.name)) ?? 0 }));
-  return new Folder(path, classes, entries, options);
+  const entries = files.map((entry) => ({ ...entry, label: labels.get(classOf(entry.name)) ?? 0 }));
+  return new Folder(path, classes, entries, options, leftOut);
 }
 
-/** Image files below `folder`, in no order. Symbolic links are followed, but never in a circle (`above`). */
-function* search(
-  folder: string,
-  prefix: string,
-  above: ReadonlySet<string>,
-): Generator<Omit<Entry, "label">> {
-  let inside: Deno.DirEntry[], real: string;
+/** A class without images would shift the labels of those after it. */
+function checkClasses(root: string, empty: readonly string[], leftOut: LeftOut): void {
+  const [first] = empty;
+  if (first === undefined) return;
+  const others = empty.length > 1 ? `, and ${empty.length - 1} more (${empty.slice(1, 4).join(", ")})` : "";
+  throw new UsageError(
+    `Cannot use "${root}": the class folder "${first}" has no image (${FORMATS})${others}` +
+      insteadOf(root, leftOut.within(first), "remove the folder, or put its images there"),
+  );
+}
+
+/** What is there in the place of images, and the way on. */
+function insteadOf(root: string, leftOut: LeftOut, remedy = "choose another folder"): string {
+  const [name] = leftOut.names.sort();
+  if (name === undefined) return `; ${remedy}`;
+  const other = foreignFile(join(root, name));
+  const what = other ? `; "${name}" is ${other.what}: ${other.remedy}, or ${remedy}` : `; ${remedy}`;
+  return `, but ${leftOut}${what}`;
+}
+
+/** What a file is, where that can be told. */
+function foreignFile(path: string): Foreign | undefined {
   try {
-    real = Deno.realPathSync(folder);
-    inside = [...Deno.readDirSync(folder)];
-  } catch (error) {
-    throw explained(error, "list the folder", folder);
-  }
-  if (above.has(real)) return;
-  for (const { name } of inside) {
-    if (name.startsWith(".")) continue;
-    const path = join(folder, name);
-    let info: Deno.FileInfo;
+    const { file } = openRegular(path);
     try {
-      info = Deno.statSync(path);
-    } catch (error) {
-      if (error instanceof Deno.errors.NotFound || (error as { code?: string }).code === "ELOOP") continue; // a dead link
-      throw explained(error, "read", path);
+      const start = new Uint8Array(1024);
+      return foreign(start.subarray(0, file.readSync(start) ?? 0));
+    } finally {
+      file.close();
     }
-    if (info.isDirectory) yield* search(path, `${prefix}${name}/`, new Set([...above, real]));
-    else if (EXTENSIONS.has(extname(name).toLowerCase())) {
-      yield { name: prefix + name, path, size: info.size };
-    }
+  } catch {
+    return undefined; // it is left out for another reason
   }
 }

@@ -3,6 +3,9 @@
 
 import { type JpegFrame, jpegFrame } from "./jpeg_markers.ts";
 
+/** What can be decoded, for messages. */
+export const FORMATS = "PNG, JPEG, WebP";
+
 export interface ImageHeader {
   format: "PNG" | "JPEG" | "WebP";
   /** 0 where the header is damaged. */
