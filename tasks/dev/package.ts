@@ -1,8 +1,9 @@
 // Makes dist/tok: one file that holds Deno, the program, its packages and the embedded models, and runs where none of
-// them is installed and nothing can be fetched. A shell header unpacks the archive behind it once, into the user's cache,
-// under the archive's own hash. For Linux and macOS, of the kind that packs it. Run: deno task package [FILE]
+// them is installed and nothing can be fetched. A shell header (package/header.sh) unpacks the archive behind it once, into
+// the user's cache, under the archive's own hash. For Linux and macOS, of the kind that packs it. Run: deno task package [FILE]
 
-import { dirname, fromFileUrl, join, resolve } from "@std/path";
+import { fromFileUrl, join, resolve } from "@std/path";
+import { pack } from "./package/pack.ts";
 
 const TOP = fromFileUrl(new URL("../..", import.meta.url));
 const target = resolve(Deno.args[0] ?? join(TOP, "dist/tok"));
@@ -47,38 +48,11 @@ try {
   }, app);
   await Deno.copyFile(Deno.execPath(), join(app, "deno"));
   await Deno.chmod(join(app, "deno"), 0o755);
-  await run("tar", ["-czf", "payload.tgz", "-C", stage, "tok"]);
-
-  const payload = await Deno.readFile(join(stage, "payload.tgz"));
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", payload)).toHex().slice(0, 16);
-  const header = (lines: number) =>
-    `#!/bin/sh
-# tok: unpacks itself once into the cache, then runs. Everything behind the last line is a tar archive.
-set -eu
-for base in "\${XDG_CACHE_HOME:-}" "\${HOME:+$HOME/.cache}" "\${TMPDIR:-}" /tmp; do
-  [ -n "$base" ] || continue
-  home="$base/tok/${digest}"
-  [ -x "$home/deno" ] && break
-  mkdir -p "$base/tok" 2>/dev/null || continue
-  part="$base/tok/.part-$$"
-  if mkdir "$part" 2>/dev/null && tail -n +${lines} "$0" | tar -xzf - -C "$part" 2>/dev/null && "$part/tok/deno" --version >/dev/null 2>&1; then
-    mv "$part/tok" "$home" 2>/dev/null || true # another start may have been faster
-    rm -rf "$part"
-    [ -x "$home/deno" ] && break
-  fi
-  rm -rf "$part"
-done
-[ -x "$home/deno" ] || { echo "tok: Cannot unpack: no folder can be written and run from; set XDG_CACHE_HOME" >&2; exit 1; }
-export DENO_DIR="$home/cache" DENO_NO_UPDATE_CHECK=1
-exec "$home/deno" run -A --no-check --cached-only --no-prompt --config "$home/deno.json" "$home/main.ts" "$@"
-exit 1
-`;
-  const text = header(header(0).split("\n").length);
-  await Deno.mkdir(dirname(target), { recursive: true });
-  const file = await Deno.open(target, { write: true, create: true, truncate: true, mode: 0o755 });
-  await file.write(new TextEncoder().encode(text));
-  await new Blob([payload]).stream().pipeTo(file.writable);
-  await Deno.chmod(target, 0o755);
+  // What Deno remembers of this machine's paths is of no use elsewhere, and changes while it runs.
+  for (const { name } of [...Deno.readDirSync(join(app, "cache"))]) {
+    if (name !== "npm") await Deno.remove(join(app, "cache", name), { recursive: true });
+  }
+  await pack(stage, target);
   console.log(`${target}: ${((await Deno.stat(target)).size / 1e6).toFixed(0)} MB`);
 } finally {
   await Deno.remove(stage, { recursive: true });
