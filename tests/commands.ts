@@ -26,14 +26,20 @@ export async function run(
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
   const command = COMMANDS.find((c) => c.name === name) as Command;
   const config = resolveConfig(command.schema, [...args, "--cpu"], { command: name });
-  const lines: string[] = [], log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
-  log.line = (text) => void lines.push(text);
-  log.progress = () => ({ update: () => {}, end: () => {} });
+  const { log, lines } = quietLog();
   try {
     return { lines, result: await command.run(config, { log, line: `tok ${name}`, stopping: () => false }) };
   } finally {
     log.close();
   }
+}
+
+/** A log that keeps its lines to itself. */
+export function quietLog(): { log: Log; lines: string[] } {
+  const lines: string[] = [], log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
+  log.line = (text) => void lines.push(text);
+  log.progress = () => ({ update: () => {}, end: () => {} });
+  return { log, lines };
 }
 
 /** A folder for a test, which is removed after it. */

@@ -34,7 +34,7 @@ Deno.test("an encoding that is stopped or killed anywhere goes on to the bytes o
     await encodeTo(whole, tokenizer, source, options);
     const all = images;
     for (const [name, end] of [["stopped", "stop"], ["killed", "kill"]] as const) {
-      for (let batches = 1; batches <= 4; batches++) {
+      for (const batches of [1, 3]) {
         const out = join(folder, `${name}${batches}`);
         let left = batches;
         const partly = {
