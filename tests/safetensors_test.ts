@@ -46,7 +46,7 @@ async function reading<T>(
 const one = (fields: string) => `{"x":{${fields}}}`;
 
 const WRONG: [string, () => string, string][] = [
-  ["an empty file", () => save(new Uint8Array()), "0 bytes are no safetensors file"],
+  ["an empty file", () => save(new Uint8Array()), "it is empty (0 bytes); fetch the file itself"],
   ["a file of 7 bytes", () => save(new Uint8Array(7)), "7 bytes are no safetensors file"],
   ["a header of length 0", () => make(""), "is not JSON"],
   ["a header longer than the file", () => make("{}", 0, 99n), "claims 99 bytes, the file has 10"],

@@ -3,6 +3,7 @@
 
 import { UsageError } from "../errors.ts";
 import { openRegular } from "./files.ts";
+import { foreign } from "./foreign.ts";
 
 /** Characters of a reason: names in files may have millions. */
 const MAX_REASON = 1000;
@@ -39,6 +40,25 @@ class FileBytes implements ByteSource {
 export function openBytes(path: string): ByteSource {
   const { file, size } = openRegular(path);
   return new FileBytes(path, size, file);
+}
+
+/**
+ * Opens a file of weights or arrays.
+ * @throws UsageError as openBytes(), and where something else lies there that can be named: a pointer of Git LFS, a web page
+ */
+export function openKnown(path: string, purpose: "weights" | "arrays"): ByteSource {
+  const source = openBytes(path);
+  try {
+    const start = bytesAt(source, 0, Math.min(1024, source.size));
+    // A safetensors header is below 2^32 bytes and begins with a bracket.
+    const isSafetensors = purpose === "weights" && start[8] === 0x7b && !start.subarray(4, 8).some(Boolean);
+    const other = isSafetensors ? undefined : foreign(start, purpose);
+    if (other) throw new UsageError(`Cannot read "${path}": it is ${other.what}; ${other.remedy}`);
+    return source;
+  } catch (error) {
+    source.close();
+    throw error;
+  }
 }
 
 /** Bytes in memory, under the name of where they came from. */

@@ -8,6 +8,7 @@ import process from "node:process";
 import { dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { checkConditions } from "../interruption.ts";
+import { foreign } from "./foreign.ts";
 import { parseJson } from "./json.ts";
 
 /** Names of files that are being written: the target's name, tok's mark, the process and a number of its own. */
@@ -273,6 +274,8 @@ export function readJson(path: string): unknown {
   try {
     return parseJson(bytes);
   } catch (error) {
+    const other = foreign(bytes);
+    if (other) throw new UsageError(`Cannot read "${path}": it is ${other.what}; ${other.remedy}`);
     throw new UsageError(
       `Cannot read "${path}": it is not JSON (${(error as Error).message.replace(/\s+/g, " ")})`,
     );

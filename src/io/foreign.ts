@@ -1,10 +1,14 @@
-// What a file is that was taken for another kind: told from its first bytes, with what to do about it. For messages only.
+// What a file is that was taken for another kind: told from its first bytes, with what to do about it. For messages only:
+// a pointer of Git LFS, a page or an error of a server in place of a download, an archive or a table around what is meant.
 
 /** A sentence without a subject ("a tar archive"), and the way on. */
 export interface Foreign {
   what: string;
   remedy: string;
 }
+
+/** What the file was taken for. */
+export type Purpose = "image" | "weights" | "arrays";
 
 const startsWith = (bytes: Uint8Array, text: string, at = 0) =>
   bytes.length >= at + text.length && Array.from(text).every((c, i) => bytes[at + i] === c.charCodeAt(0));
@@ -18,51 +22,95 @@ const BRANDS: Readonly<Record<string, string>> = {
   avif: "AVIF",
   avis: "AVIF",
 };
-const CONVERT = "convert it to PNG first";
-const UNPACK = "unpack it into a folder of images, one folder for each class";
+const CONVERT = "convert it to PNG first", FETCH = "fetch the file itself", UNPACK = "unpack it first";
+const UNPACK_IMAGES = "unpack it into a folder of images, one folder for each class";
+const GIVE_WEIGHTS = "give the file of the weights, .safetensors or .pth";
+const GIVE_ARRAYS = "give an .npz file";
 
-const SIGNATURES: readonly (readonly [at: number, text: string, what: string, remedy: string])[] = [
-  [257, "ustar", "a tar archive", UNPACK],
-  [0, "PK\x03\x04", "a zip archive", UNPACK],
-  [0, "PAR1", "a Parquet table", "write its images as files, one folder for each class"],
-  [0, "\x1f\x8b", "a gzip file", "unpack it first"],
-  [0, "\x28\xb5\x2f\xfd", "a zstd file", "unpack it first"],
-  [0, "\xfd7zXZ\0", "an xz file", "unpack it first"],
-  [0, "\x93NUMPY", "a NumPy array", CONVERT],
-  [0, "%PDF", "a PDF", CONVERT],
-  [0, "8BPS", "a Photoshop file", CONVERT],
-  [0, "\xff\x0a", "a JPEG XL image", CONVERT],
-  [0, "\0\0\0\x0cJXL ", "a JPEG XL image", CONVERT],
-  [0, "\0\0\0\x0cjP  ", "a JPEG 2000 image", CONVERT],
-  [0, "\xff\x4f\xff\x51", "a JPEG 2000 image", CONVERT],
-  [0, "\x76\x2f\x31\x01", "an OpenEXR image", CONVERT],
+/** The way on, by what the file was taken for; a kind is not foreign to a purpose that is left out. */
+type Remedies = Readonly<Partial<Record<Purpose, string>>>;
+const others = { weights: GIVE_WEIGHTS, arrays: GIVE_ARRAYS };
+const archive = { image: UNPACK_IMAGES, weights: UNPACK, arrays: UNPACK };
+const packed = { image: UNPACK, weights: UNPACK, arrays: UNPACK };
+const picture = { image: CONVERT, ...others };
+
+const SIGNATURES: readonly (readonly [at: number, text: string, what: string, remedies: Remedies])[] = [
+  [257, "ustar", "a tar archive", archive],
+  [0, "PK\x03\x04", "a zip archive", { image: UNPACK_IMAGES }],
+  [0, "PAR1", "a Parquet table", {
+    image: "write its images as files, one folder for each class",
+    ...others,
+  }],
+  [0, "\x1f\x8b", "a gzip file", packed],
+  [0, "\x28\xb5\x2f\xfd", "a zstd file", packed],
+  [0, "\xfd7zXZ\0", "an xz file", packed],
+  [0, "\x93NUMPY", "a NumPy array", {
+    image: CONVERT,
+    weights: GIVE_WEIGHTS,
+    arrays: "save it as an archive: np.savez(path, array)",
+  }],
+  [0, "\x89HDF", "an HDF5 file", { image: CONVERT, ...others }],
+  [0, "GGUF", "a GGUF file of quantised weights", { image: CONVERT, ...others }],
+  [0, "%PDF", "a PDF", picture],
+  [0, "8BPS", "a Photoshop file", picture],
+  [0, "\xff\x0a", "a JPEG XL image", picture],
+  [0, "\0\0\0\x0cJXL ", "a JPEG XL image", picture],
+  [0, "\0\0\0\x0cjP  ", "a JPEG 2000 image", picture],
+  [0, "\xff\x4f\xff\x51", "a JPEG 2000 image", picture],
+  [0, "\x76\x2f\x31\x01", "an OpenEXR image", picture],
+  [0, "\x89PNG", "a PNG image", others],
+  [0, "\xff\xd8\xff", "a JPEG image", others],
+  [0, "GIF8", "a GIF image", others],
 ];
 
 /**
  * Undefined where the bytes tell nothing.
  * @param start the first bytes of a file, 1 kB where there are so many
  */
-export function foreign(start: Uint8Array): Foreign | undefined {
+export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign | undefined {
   const text = new TextDecoder().decode(start.subarray(0, 1024)).replace(/^\uFEFF/, "").trimStart();
   if (text.startsWith("version https://git-lfs")) {
     const size = Number(/^size (\d+)/m.exec(text)?.[1] ?? NaN);
     const bytes = Number.isFinite(size) ? ` (${size.toLocaleString("en-US")} bytes)` : "";
     return { what: `a Git LFS pointer, not the file itself${bytes}`, remedy: 'run "git lfs pull"' };
   }
+  const not = purpose === "image" ? "" : `, not ${purpose}`;
+  const named = (what: string, remedies: Remedies): Foreign | undefined => {
+    const remedy = remedies[purpose];
+    return remedy === undefined ? undefined : { what: `${what}${not}`, remedy };
+  };
+  const fetch = { image: FETCH, weights: FETCH, arrays: FETCH };
   if (/^(<!--.*?-->\s*)?<(!doctype\s+html|html|head)\b/is.test(text)) {
-    return { what: "a web page (HTML)", remedy: "fetch the file itself" };
+    return named("a web page (HTML)", fetch);
   }
-  if (/^<svg\b|^<\?xml[^>]*>.*<svg\b/is.test(text)) return { what: "an SVG drawing", remedy: CONVERT };
+  if (/^<svg\b|^<\?xml[^>]*>.*<svg\b/is.test(text)) return named("an SVG drawing", picture);
   if (/^<\?xml\b|^<Error>/i.test(text)) {
-    return { what: "an XML text, such as a server's error", remedy: "fetch the file itself" };
+    const code = /<Code>(\w{1,40})<\/Code>/.exec(text)?.[1];
+    return named(`an XML text, such as a server's error${code ? ` ("${code}")` : ""}`, fetch);
   }
   if (startsWith(start, "ftyp", 4)) {
     const brand = BRANDS[String.fromCharCode(...start.subarray(8, 12))];
+    return named(brand ? `a${brand === "AVIF" ? "n" : ""} ${brand} image` : "a film (MP4)", picture);
+  }
+  for (const [at, signature, what, remedies] of SIGNATURES) {
+    if (startsWith(start, signature, at)) return named(what, remedies);
+  }
+  return purpose === "image" ? undefined : plain(start, purpose);
+}
+
+/** Texts, such as a hub's "Entry not found", and what an interrupted download leaves. */
+function plain(start: Uint8Array, purpose: "weights" | "arrays"): Foreign | undefined {
+  if (!start.length) return { what: "empty (0 bytes)", remedy: FETCH };
+  if (start.length >= 512 && start.every((byte) => byte === 0)) {
     return {
-      what: brand ? `a${brand === "AVIF" ? "n" : ""} ${brand} image` : "a film (MP4)",
-      remedy: CONVERT,
+      what: "a file that begins with zeros, as an unfinished download does",
+      remedy: "fetch it again",
     };
   }
-  const found = SIGNATURES.find(([at, signature]) => startsWith(start, signature, at));
-  return found && { what: found[2], remedy: found[3] };
+  const isText = (byte: number) =>
+    byte >= 0x20 && byte < 0x7f || byte === 0x0a || byte === 0x0d || byte === 0x09;
+  if (start.length < 8 || !start.every(isText)) return undefined;
+  const line = new TextDecoder().decode(start).trim().split(/\s*[\r\n]/)[0] ?? "";
+  const shown = JSON.stringify(line.length > 60 ? `${line.slice(0, 60)}...` : line);
+  return { what: `a text, ${shown}, not ${purpose}`, remedy: FETCH };
 }

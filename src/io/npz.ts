@@ -3,7 +3,7 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { ShapeError, UsageError } from "../errors.ts";
-import { type ByteSource, openBytes } from "./bytes.ts";
+import { type ByteSource, openKnown } from "./bytes.ts";
 import {
   encodeNpyHeader,
   type NpyArray,
@@ -144,7 +144,7 @@ export class NpzFile {
 
 /** Opens an .npz file and reads the headers of its arrays. @throws UsageError when it is missing or damaged */
 export async function openNpz(path: string): Promise<NpzFile> {
-  const source = openBytes(path);
+  const source = openKnown(path, "arrays");
   try {
     const zip = new ZipReader(source);
     const arrays = new Map<string, NpyHeader>();

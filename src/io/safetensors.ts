@@ -6,7 +6,7 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { ShapeError } from "../errors.ts";
-import { bytesAt, type ByteSource, damaged, openBytes } from "./bytes.ts";
+import { bytesAt, type ByteSource, damaged, openKnown } from "./bytes.ts";
 import { AtomicFile } from "./files.ts";
 import { duplicateKey, parseJson } from "./json.ts";
 import { DTYPE_BITS, type TensorEntry, TensorFile } from "./tensors.ts";
@@ -47,7 +47,7 @@ export class SafetensorsFile extends TensorFile<SafetensorsEntry> {
 
 /** Opens a file and checks all of its header. @throws UsageError in one line for anything that is wrong with it */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
-  return readSafetensors(openBytes(path));
+  return readSafetensors(openKnown(path, "weights"));
 }
 
 /** The same from any bytes, which are closed with the store, or at once where they are wrong. */

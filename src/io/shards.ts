@@ -4,7 +4,7 @@
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { damaged, openBytes } from "./bytes.ts";
+import { damaged, openKnown } from "./bytes.ts";
 import { exists, readJson } from "./files.ts";
 import { readSafetensors } from "./safetensors.ts";
 import type { TensorEntry, TensorStore } from "./tensors.ts";
@@ -39,7 +39,7 @@ export async function openModel(path: string): Promise<TensorStore> {
 }
 
 function openWeights(path: string): TensorStore {
-  const source = openBytes(path);
+  const source = openKnown(path, "weights");
   let torch;
   try {
     torch = isTorch(source);

@@ -6,7 +6,7 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import { bytesAt, type ByteSource, damaged, memoryBytes, openBytes, partOf } from "./bytes.ts";
+import { bytesAt, type ByteSource, damaged, memoryBytes, openKnown, partOf } from "./bytes.ts";
 import { Callable, Dict, Instance, Sequence, unpickle, type Value } from "./pickle.ts";
 import { gather, isContiguous } from "./strided.ts";
 import { DTYPE_BITS, TensorFile, type UnreadObject } from "./tensors.ts";
@@ -62,7 +62,7 @@ const widthOf = (dtype: string) => (DTYPE_BITS[dtype] as number) / 8;
 
 /** Opens a torch file of either form. @throws UsageError in one line for anything that is wrong with it */
 export async function openTorch(path: string): Promise<TorchFile> {
-  return readTorch(openBytes(path));
+  return readTorch(openKnown(path, "weights"));
 }
 
 /** Whether bytes begin as a zip archive or a pickle does. A safetensors file may too, but has its "{" at byte 8. */
