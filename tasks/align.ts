@@ -145,7 +145,7 @@ export const align = command({
 
     const lock = openRun(openOutput(c.out, "align"), { resume: c.resume !== undefined });
     const out = lock.folder;
-    context.goOn = lineAgain(context, c.out === undefined ? out : undefined, c.resume === undefined);
+    context.goOn = lineAgain(context, c.out === undefined ? out : undefined, true);
     try {
       const resume = await openResumed(c.resume, out, log);
       if (resume) {

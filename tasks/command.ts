@@ -113,9 +113,12 @@ export function openOutput(out: string | undefined, name: string): Output {
 /**
  * The command line that goes on with what this one leaves.
  * @param out the folder, where the line does not name it
+ * @param resume from the newest checkpoint there, even where this line began with a FILE of another run
  */
-export function lineAgain({ line }: Context, out: string | undefined, resume = false): string {
-  return `${line}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
+export function lineAgain({ line }: Pick<Context, "line">, out: string | undefined, resume = false): string {
+  const file = / (?:--resume(?:[= ](?:'[^']*'|[^\s'-]\S*))?|'--resume=[^']*')(?= |$)/;
+  const again = resume ? line.replace(file, "") : line;
+  return `${again}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
 }
 
 /** An argument as a shell takes it. */

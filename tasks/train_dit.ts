@@ -67,7 +67,7 @@ export const trainDit = command({
     const lock = c.dryRun ? undefined : openRun(openOutput(c.out, "dit"), { resume: c.resume !== undefined });
     const out = lock?.folder ?? "";
     if (lock) {
-      context.goOn = lineAgain(context, c.out === undefined ? out : undefined, c.resume === undefined);
+      context.goOn = lineAgain(context, c.out === undefined ? out : undefined, true);
     }
     try {
       const source = c.latents === undefined
@@ -239,7 +239,7 @@ export const trainDit = command({
 function resumedTokenizer({ resume, out }: Config, log: Log): string | undefined {
   if (resume === undefined) return undefined;
   const run = resume === "" ? out ?? "" : dirname(dirname(resume)), file = join(run, "config.json");
-  const { tokenizer } = exists(file) ? readJson(file) as { tokenizer?: unknown } : {};
+  const { tokenizer } = (exists(file) ? readJson(file) ?? {} : {}) as { tokenizer?: unknown };
   if (typeof tokenizer !== "string" || !exists(tokenizer)) return undefined;
   log.line(`tokenizer: ${tokenizer} (the run's)`);
   return tokenizer;

@@ -7,6 +7,7 @@ import { saveCheckpoint } from "../src/io/checkpoint.ts";
 import { openSafetensors, type SafetensorsFile } from "../src/io/safetensors.ts";
 import { openModel } from "../src/io/shards.ts";
 import { EMBEDDED_ENCODER } from "../src/train/encoders.ts";
+import { lineAgain } from "../tasks/command.ts";
 import { checkResumed, openResumed } from "../tasks/resume.ts";
 import { inFolder, quietLog, run, writeImages } from "./commands.ts";
 import { fixturePath, type Weights, write } from "./published.ts";
@@ -170,6 +171,22 @@ Deno.test("align goes on with more steps and stages, keeps earlier scores, and r
     const over = () => align("part", "moved", "--stages", "1,3", "--steps", "3,1,2", "--resume");
     await assertRejects(over, UsageError, 'it has done 2 steps of the stage "refine"');
   });
+});
+
+Deno.test("the line that goes on after an interruption names the newest checkpoint, not the one that it began with", () => {
+  const again = (line: string, out?: string) => lineAgain({ line }, out, true);
+  for (
+    const file of ["--resume a/step_1", "--resume=a/step_1", "--resume 'a b'", "'--resume=a b'", "--resume"]
+  ) {
+    assertEquals(again(`tok align ${file} --out x`), "tok align --out x --resume", file);
+    assertEquals(
+      again(`tok align --steps 1,2,3 ${file}`, "x y"),
+      "tok align --steps 1,2,3 --out 'x y' --resume",
+    );
+  }
+  assertEquals(again("tok align --resume --out x"), "tok align --out x --resume");
+  assertEquals(again("tok align --out my--resume-x"), "tok align --out my--resume-x --resume");
+  assertEquals(lineAgain({ line: "tok sample" }, "x"), "tok sample --out x");
 });
 
 Deno.test("a checkpoint is of another folder where the run that saved it lies elsewhere, however the path is written", async () => {

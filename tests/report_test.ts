@@ -42,6 +42,29 @@ Deno.test("report.html has curves, pictures, scores and options, and refers to n
   }
 });
 
+Deno.test("the curves of a run that went back to an earlier step are those of its last course, with its sources named", async () => {
+  const run = await Deno.makeTempDir();
+  try {
+    const rows = [
+      { event: "start", step: 0 },
+      ...[10, 20, 30, 40].map((step) => ({ event: "step", step, loss: step === 40 ? 777 : 1 + step })),
+      { event: "start", step: 20 },
+      { event: "step", step: 30, loss: 55 },
+    ];
+    Deno.writeTextFileSync(join(run, "log.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
+    writeJson(join(run, "config.json"), {
+      made_from: { data: { name: "photos", fingerprint: "11" }, flip: true },
+    });
+    await writeReport(run, { title: "Training", line: "tok train-dit" });
+    const page = Deno.readTextFileSync(join(run, "report.html"));
+    assert(page.includes(">30 steps<") && !page.includes(">40 steps<"), "the last step is 30");
+    assert(page.includes(">55<") && !page.includes(">777<"), "the highest loss is 55");
+    assert(page.includes("data: photos, flip: true"));
+  } finally {
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
 Deno.test("events go to the run's log as one JSON object a line", async () => {
   const run = await Deno.makeTempDir();
   try {

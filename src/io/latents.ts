@@ -329,7 +329,7 @@ export async function openLatents(folder: string): Promise<Latents> {
   const refuse = (reason: string) =>
     new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
   const stats = await readStatistics(folder);
-  if (!stats) throw refuse(`there is no "${STATS}"`);
+  if (!stats) throw refuse(`there is no "${STATS}", nor LightningDiT's .pt, which is written last`);
   // LightningDiT's tools call theirs latents_rank00_shard000.safetensors, and read whatever has this extension.
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
     .filter((name) => name.endsWith(".safetensors") && name !== STATS).sort();

@@ -103,12 +103,18 @@ ${
   }
 ${charts.length ? `<h2>Curves</h2><div class="cards">${charts.join("")}</div>` : ""}
 <h2>Configuration</h2><details class="card"><summary>${Object.keys(config).length} options</summary><table>${
-    Object.entries(config).map(([k, v]) =>
-      `<tr><td>${escape(k)}</td><td>${escape(Array.isArray(v) ? v.join(", ") : v)}</td></tr>`
-    ).join("")
+    Object.entries(config).map(([k, v]) => `<tr><td>${escape(k)}</td><td>${escape(shown(v))}</td></tr>`).join(
+      "",
+    )
   }</table></details>
 </html>
 `;
+}
+
+function shown(value: unknown): string {
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value !== "object" || value === null) return String(value);
+  return Object.entries(value).map(([key, v]) => `${key}: ${v?.name ?? v}`).join(", ");
 }
 
 const number = (v: number) =>
