@@ -12,7 +12,15 @@ import { testDevice } from "./check.ts";
 import { encoderFolder, inFolder } from "./encoder_files.ts";
 
 const NAME = "someone/some-encoder", SHA = "0123456789abcdef0123456789abcdef01234567";
-const VARIABLES = ["HF_HUB_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"];
+const VARIABLES = [
+  "HF_HUB_CACHE",
+  "HUGGINGFACE_HUB_CACHE",
+  "HF_HOME",
+  "HF_ENDPOINT",
+  "HF_TOKEN",
+  "HF_HUB_OFFLINE",
+  "XDG_CACHE_HOME",
+];
 
 /** Runs a test with the cache in a folder of its own and these variables. */
 async function withCache(env: Record<string, string>, test: (cache: string) => Promise<void>): Promise<void> {
@@ -113,6 +121,8 @@ Deno.test("the cache is where huggingface_hub has it", () => {
   assertEquals(at({ HOME: "/h", XDG_CACHE_HOME: "/x" }), "/x/huggingface/hub");
   assertEquals(at({ HOME: "/h", HF_HOME: "/f" }), "/f/hub");
   assertEquals(at({ HOME: "/h", HF_HOME: "/f", HF_HUB_CACHE: "/c" }), "/c");
+  assertEquals(at({ HOME: "/h", HF_HOME: "/f", HUGGINGFACE_HUB_CACHE: "/g" }), "/g");
+  assertEquals(at({ HF_HUB_CACHE: "/c", HUGGINGFACE_HUB_CACHE: "/g" }), "/c");
   assertEquals(["a/b", "a/b.c-d_1", "a", "a/b/c", "../b", "a/..", "/a/b", "a b/c"].map(isModelName), [
     true,
     true,
@@ -181,6 +191,53 @@ Deno.test("a name that is not in the cache is refused with where it was looked f
     await Deno.mkdir(join(model, "snapshots", SHA), { recursive: true });
     await Deno.writeTextFile(join(model, "snapshots", SHA, "config.json"), "{}");
     assertEquals(cachedModel(NAME), undefined, "a configuration alone is no model");
+  });
+});
+
+Deno.test("a cache without refs/main is read where it has one snapshot, and what is in the cache in part is said", async () => {
+  await withCache({}, async (cache) => {
+    await inFolder(async (folder) => {
+      const model = join(cache, "models--someone--some-encoder"), snapshots = join(model, "snapshots");
+      const files = await modelFiles(folder);
+      const fill = async (commit: string, leave: readonly string[] = []) => {
+        await Deno.mkdir(join(snapshots, commit), { recursive: true });
+        for (const [name, bytes] of files) {
+          if (!leave.includes(name)) await Deno.writeFile(join(snapshots, commit, name), bytes);
+        }
+      };
+      const refused = async () =>
+        (await assertRejects(() => openEncoder(NAME), UsageError) as UsageError).message;
+      await fill(SHA);
+      assertEquals(cachedModel(NAME), join(snapshots, SHA));
+      assertEquals((await openEncoder(NAME)).path, join(snapshots, SHA));
+      // The folder of the model, in place of its snapshot's.
+      assertEquals((await openEncoder(model)).path, join(snapshots, SHA));
+      await fill("other");
+      assertEquals(cachedModel(NAME), undefined);
+      assert(
+        (await refused()).includes(`there are 2 snapshots in "${snapshots}": give one of their folders`),
+      );
+      await Deno.mkdir(join(model, "refs"));
+      await Deno.writeTextFile(join(model, "refs/main"), "other\n");
+      assertEquals(cachedModel(NAME), join(snapshots, "other"));
+      await Deno.writeTextFile(join(model, "refs/main"), "gone");
+      assert((await refused()).includes("names the snapshot gone, which is not there"));
+      await fill("part", ["model.safetensors"]);
+      await Deno.writeTextFile(join(model, "refs/main"), "part");
+      const message = await refused();
+      assert(!message.includes("not in the Hugging Face cache"), message);
+      assert(
+        message.includes(
+          `"${join(snapshots, "part")}" has no weights that tok knows, but "README.md", "config.json"`,
+        ),
+        message,
+      );
+      await Deno.symlink("../../blobs/lost", join(snapshots, "part", "model.safetensors"));
+      assert((await refused()).includes('"model.safetensors" of its snapshot'));
+      await Deno.remove(join(snapshots, "part", "config.json"));
+      await Deno.remove(join(snapshots, "part", "model.safetensors"));
+      assert((await refused()).includes('has no "config.json", but "README.md"'));
+    });
   });
 });
 

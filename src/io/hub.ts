@@ -14,10 +14,11 @@ import {
   formatBytes,
   makeFolder,
   readJson,
+  readText,
   validated,
   writeAtomic,
 } from "./files.ts";
-import { holdsModel } from "./shards.ts";
+import { holdsModel, missingShards } from "./shards.ts";
 
 /** "facebook/dinov2-large" */
 const NAME = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
@@ -28,29 +29,82 @@ const SINGLE = "model.safetensors", INDEX = `${SINGLE}.index.json`;
 /** Whether a text has the form of a model's name on the hub. */
 export const isModelName = (text: string): boolean => NAME.test(text) && !text.includes("..");
 
-/** The cache's folder: $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub. */
+/** The cache's folder: $HF_HUB_CACHE, $HUGGINGFACE_HUB_CACHE, $HF_HOME/hub, or ~/.cache/huggingface/hub. */
 export function hubCache(env: (name: string) => string | undefined = Deno.env.get): string {
   const set = (name: string) => env(name) || undefined;
   const home = set("HOME") ?? set("USERPROFILE") ?? ".";
   const cache = set("XDG_CACHE_HOME") ?? join(home, ".cache");
-  return set("HF_HUB_CACHE") ?? join(set("HF_HOME") ?? join(cache, "huggingface"), "hub");
+  return set("HF_HUB_CACHE") ?? set("HUGGINGFACE_HUB_CACHE") ??
+    join(set("HF_HOME") ?? join(cache, "huggingface"), "hub");
 }
 
-/** A model's snapshot in the cache that `refs/main` names; nothing unless it has a configuration and weights. */
-export function cachedModel(name: string): string | undefined {
-  const folder = modelFolder(name), ref = join(folder, "refs", "main");
-  if (!exists(ref)) return undefined;
-  let commit: string;
+/** Whether a folder holds all of a model of transformers or diffusers; an index that is damaged holds nothing. */
+function isWhole(folder: string): boolean {
   try {
-    commit = Deno.readTextFileSync(ref).trim();
+    return exists(join(folder, "config.json")) && holdsModel(folder) && !missingShards(folder).length;
   } catch (error) {
-    throw explained(error, "read", ref);
+    if (error instanceof UsageError) return false;
+    throw error;
   }
-  if (!/^[\w.-]+$/.test(commit) || commit.startsWith(".")) {
-    throw new UsageError(`Cannot use "${ref}": it does not hold the name of a commit; remove it`);
+}
+
+/**
+ * A model's snapshot in the cache: the one that `refs/main` names, else the only one, which is what a download of one
+ * revision leaves. Nothing unless it is whole.
+ */
+export function cachedModel(
+  name: string,
+  holds: (folder: string) => boolean = isWhole,
+): string | undefined {
+  const found = snapshotIn(modelFolder(name));
+  return found?.path !== undefined && holds(found.path) ? found.path : undefined;
+}
+
+/** The snapshot of a model's folder in the cache, or why there is none to take; nothing for other folders. */
+export function snapshotIn(folder: string): { path?: string; problem?: string } | undefined {
+  const all = join(folder, "snapshots"), ref = join(folder, "refs", "main");
+  if (exists(ref)) {
+    const commit = readText(ref).trim();
+    if (!/^[\w.-]+$/.test(commit) || commit.startsWith(".")) {
+      throw new UsageError(`Cannot use "${ref}": it does not hold the name of a commit; remove it`);
+    }
+    const path = join(all, commit);
+    return exists(path) ? { path } : { problem: `"${ref}" names the snapshot ${commit}, which is not there` };
   }
-  const snapshot = join(folder, "snapshots", commit);
-  return exists(join(snapshot, "config.json")) && holdsModel(snapshot) ? snapshot : undefined;
+  const names = foldersIn(all);
+  if (names.length === 1) return { path: join(all, names[0] as string) };
+  return names.length
+    ? {
+      problem:
+        `there is no "${ref}", and there are ${names.length} snapshots in "${all}": give one of their folders`,
+    }
+    : undefined;
+}
+
+/** What is wrong with a model that is in the cache in part, for messages; nothing where it is not there at all. */
+export function cacheProblem(name: string): string | undefined {
+  const found = snapshotIn(modelFolder(name));
+  if (found?.path === undefined) return found?.problem;
+  const { path } = found, names = [...Deno.readDirSync(path)].map((entry) => entry.name).sort();
+  const lost = names.find((file) => !exists(join(path, file)));
+  if (lost !== undefined) {
+    return `"${lost}" of its snapshot "${path}" is a link to a file that is not there (copy the folder "blobs" too)`;
+  }
+  const [shard] = missingShards(path);
+  const missing = !exists(join(path, "config.json"))
+    ? '"config.json"'
+    : shard !== undefined
+    ? `"${shard}", which its index names`
+    : "weights that tok knows";
+  const shown = names.slice(0, 6).map((file) => `"${file}"`).join(", ") || "nothing";
+  return `its snapshot "${path}" has no ${missing}, but ${shown}${names.length > 6 ? " and others" : ""}`;
+}
+
+function foldersIn(path: string): string[] {
+  if (!exists(path)) return [];
+  return [...Deno.readDirSync(path)].filter(({ name }) => exists(join(path, name, "."))).map(({ name }) =>
+    name
+  );
 }
 
 function modelFolder(name: string): string {

@@ -18,13 +18,24 @@ export function holdsModel(folder: string): boolean {
   return NAMES.some((name) => exists(join(folder, name)) || exists(join(folder, `${name}.index.json`)));
 }
 
+/** The shards that the index of a folder names and that are not there; of other folders none. */
+export function missingShards(folder: string): string[] {
+  for (const name of NAMES) {
+    const single = join(folder, name), index = `${single}.index.json`;
+    if (exists(single)) return [];
+    if (!exists(index)) continue;
+    return [...new Set(shardNames(index).values())].sort().filter((shard) => !exists(join(folder, shard)));
+  }
+  return [];
+}
+
 /**
  * Opens the weights in a folder (`model.safetensors`, or the shards that `model.safetensors.index.json` names; else what
  * diffusers or older releases have in their place), or one file: safetensors, or what torch.save writes.
  * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
  */
 export async function openModel(path: string): Promise<TensorStore> {
-  if (exists(path) && Deno.statSync(path).isFile) return openWeights(path);
+  if (exists(path) && !Deno.statSync(path).isDirectory) return openWeights(path);
   for (const name of NAMES) {
     const single = join(path, name), index = `${single}.index.json`;
     if (exists(single)) return openWeights(single);
@@ -50,7 +61,8 @@ function openWeights(path: string): TensorStore {
   return torch ? readTorch(source) : readSafetensors(source);
 }
 
-async function openShards(folder: string, index: string): Promise<TensorStore> {
+/** Which shard each tensor is in. @throws UsageError for an index that is none, or that leaves its folder */
+function shardNames(index: string): Map<string, string> {
   const json = readJson(index) as { weight_map?: unknown } | null;
   const map = json?.weight_map;
   if (typeof map !== "object" || map === null || Array.isArray(map)) {
@@ -63,9 +75,13 @@ async function openShards(folder: string, index: string): Promise<TensorStore> {
     }
     shardOf.set(key, shard);
   }
+  return shardOf;
+}
+
+async function openShards(folder: string, index: string): Promise<TensorStore> {
+  const shardOf = shardNames(index);
   const names = [...new Set(shardOf.values())].sort();
-  const missing = [];
-  for (const name of names) if (!exists(join(folder, name))) missing.push(name);
+  const missing = missingShards(folder);
   if (missing.length) {
     throw new UsageError(
       `Cannot load the model "${folder}": "${missing.join('", "')}" is missing; fetch it again`,

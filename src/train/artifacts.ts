@@ -5,7 +5,7 @@ import { join } from "@std/path";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
-import { cachedModel, isModelName } from "../io/hub.ts";
+import { cachedModel, cacheProblem, isModelName, snapshotIn } from "../io/hub.ts";
 import { type Identity, identitySchema, provenanceSchema, WeightsFingerprint } from "../io/provenance.ts";
 import { openModel } from "../io/shards.ts";
 import { writeSafetensors } from "../io/safetensors.ts";
@@ -19,7 +19,7 @@ import {
   tokenizerIdentity,
 } from "../models/tokenizer.ts";
 import { loadState, saveState } from "../nn.ts";
-import { isFile, openAutoencoder, openLightningDit } from "./published.ts";
+import { holdsAutoencoder, isFile, openAutoencoder, openLightningDit } from "./published.ts";
 
 /** A tokenizer whose weights were read from somewhere. */
 export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };
@@ -38,10 +38,18 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
   }
   const folder = partOf(path, "tokenizer");
   if (folder === undefined) {
-    const cached = !exists(path) && isModelName(path) ? cachedModel(path) : undefined;
+    const named = !exists(path) && isModelName(path);
+    const cached = named ? cachedModel(path, holdsAutoencoder) : snapshotIn(path)?.path;
     const autoencoder = await openAutoencoder(cached ?? path);
     if (autoencoder?.identity) {
       return Object.assign(autoencoder, { identity: { ...autoencoder.identity, name: path } });
+    }
+    const problem = named && cached === undefined ? cacheProblem(path) : undefined;
+    if (problem !== undefined) {
+      throw new UsageError(
+        `Cannot use "${path}": there is no such path, and the Hugging Face cache has it in part: ${problem}; fetch it ` +
+          `again, or name a diffusers folder`,
+      );
     }
     throw new UsageError(
       `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder, one in ` +

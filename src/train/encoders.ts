@@ -5,7 +5,7 @@
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists, readJson } from "../io/files.ts";
-import { cachedModel, downloadModel, hubCache, isModelName } from "../io/hub.ts";
+import { cachedModel, cacheProblem, downloadModel, hubCache, isModelName, snapshotIn } from "../io/hub.ts";
 import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
 import { fingerprintOf, WeightsFingerprint } from "../io/provenance.ts";
 import { type Renamed, renamed } from "../io/renamed.ts";
@@ -68,7 +68,8 @@ export async function openEncoder(
 }
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
-  if (exists(spec)) return spec;
+  // A model's folder in the cache stands for its snapshot.
+  if (exists(spec)) return exists(join(spec, "config.json")) ? spec : snapshotIn(spec)?.path ?? spec;
   if (!isModelName(spec)) {
     throw new UsageError(
       `Cannot find the encoder "${spec}": there is no such file or folder; check the path, or give a name such as ` +
@@ -78,9 +79,13 @@ async function locate(spec: string, { download = false, say }: EncoderOptions): 
   const cached = cachedModel(spec);
   if (cached !== undefined) return cached;
   if (download) return await downloadModel(spec, say);
+  const problem = cacheProblem(spec);
   throw new UsageError(
-    `Cannot find the encoder "${spec}": there is no such path, and it is not in the Hugging Face cache ` +
-      `"${hubCache()}"; fetch it with --download`,
+    `Cannot find the encoder "${spec}": there is no such path, and ${
+      problem === undefined
+        ? `it is not in the Hugging Face cache "${hubCache()}"`
+        : `the Hugging Face cache has it in part: ${problem}`
+    }; fetch it with --download`,
   );
 }
 

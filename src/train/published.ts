@@ -81,6 +81,9 @@ export async function openAutoencoder(path: string): Promise<Autoencoder | undef
   }
 }
 
+/** Whether a folder is an autoencoder of diffusers, or has one as its `vae`. */
+export const holdsAutoencoder = (folder: string): boolean => diffusersFolder(folder) !== undefined;
+
 function diffusersFolder(path: string): { weights: string; folder: string } | undefined {
   return [path, join(path, "vae")].flatMap((folder) =>
     DIFFUSERS_WEIGHTS.map((name) => ({ weights: join(folder, name), folder }))
