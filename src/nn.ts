@@ -2,8 +2,9 @@
 // object whose fields are tensors or modules; the path of a field is its key in a checkpoint, unless the module has a
 // `fileName` for it. Files keep the public layouts; what is permuted stands here only.
 
-import { UsageError } from "./errors.ts";
+import { GpuError, UsageError } from "./errors.ts";
 import type { Storage } from "./gpu/storage.ts";
+import { notFinite } from "./io/finite.ts";
 import { unreadNote, type UnreadObject } from "./io/tensors.ts";
 import { conv2d, type ConvOptions } from "./ops/conv.ts";
 import { linear, type LinearOptions } from "./ops/matmul.ts";
@@ -165,7 +166,7 @@ export interface TensorSource {
 /**
  * Fills every tensor of `module` from `source`, strictly.
  * @param prefix of the module's keys in the source; other keys must match `ignore`
- * @throws UsageError listing every missing, unexpected and misshapen key
+ * @throws UsageError listing every missing, unexpected and misshapen key, or naming a tensor that is not finite
  */
 export async function loadState(
   module: object,
@@ -198,6 +199,15 @@ export async function loadState(
   for (const [path, tensor] of own) {
     await tensor.storage.materialise();
     const data = await source.read(prefix + path, room.subarray(0, tensor.size));
+    const fault = notFinite(data);
+    if (fault !== undefined) {
+      throw new UsageError(
+        `Cannot load "${source.name}": "${
+          prefix + path
+        }" holds ${fault}; its training diverged or the file is ` +
+          `damaged, use another one`,
+      );
+    }
     tensor.storage.write(fromFile(tensor, data));
   }
 }
@@ -218,6 +228,7 @@ export async function saveState(module: object, prefix = ""): Promise<SavedTenso
     let bytes = roots.get(root);
     if (!bytes) roots.set(root, bytes = await root.read());
     const data = new Float32Array(bytes, offset, tensor.size).slice();
+    refuseToSave(prefix + path, data);
     saved.push({ name: prefix + path, shape: fileShape(tensor), data: toFile(tensor, data) });
   }
   return saved;
@@ -230,9 +241,19 @@ export async function snapshot(tensors: ReadonlyMap<string, Tensor>): Promise<Sa
   for (const [name, { shape, size, storage }] of tensors) {
     let bytes = roots.get(storage.root);
     if (!bytes) roots.set(storage.root, bytes = await storage.root.read());
-    saved.push({ name, shape, data: new Float32Array(bytes, storage.offset, size) });
+    const data = new Float32Array(bytes, storage.offset, size);
+    refuseToSave(name, data);
+    saved.push({ name, shape, data });
   }
   return saved;
+}
+
+/** What is not finite would be in the way of the good file before it. */
+function refuseToSave(name: string, data: Float32Array): void {
+  const fault = notFinite(data);
+  if (fault !== undefined) {
+    throw new GpuError(`Cannot save "${name}": it holds ${fault}; what was saved before stays as it is`);
+  }
 }
 
 /** Writes a snapshot back. @throws UsageError when it does not have exactly these tensors */
@@ -249,7 +270,13 @@ export async function restore(tensors: ReadonlyMap<string, Tensor>, source: Tens
   }
   for (const [key, tensor] of tensors) {
     await tensor.storage.materialise();
-    tensor.storage.write(await source.read(key));
+    const data = await source.read(key), fault = notFinite(data);
+    if (fault !== undefined) {
+      throw new UsageError(
+        `Cannot resume from "${source.name}": "${key}" holds ${fault}; resume from the checkpoint before it`,
+      );
+    }
+    tensor.storage.write(data);
   }
 }
 

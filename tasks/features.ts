@@ -6,6 +6,7 @@ import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
 import { throwIfStopped } from "../src/interruption.ts";
 import { ahead, depthOf } from "../src/io/ahead.ts";
+import { notFinite } from "../src/io/finite.ts";
 import type { Log } from "../src/io/log.ts";
 import { Output } from "../src/io/output.ts";
 import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
@@ -83,8 +84,22 @@ export const features = command({
       for await (const { first, count, pixels } of batches) {
         throwIfStopped();
         program.run({ x: pixels });
-        file.add("patch_tokens", (await program.read(patchTokens)).subarray(0, count * T * C));
-        if (clsToken) file.add("cls_token", (await program.read(clsToken)).subarray(0, count * C));
+        const add = async (name: string, tokens: Tensor, each: number) => {
+          const data = (await program.read(tokens)).subarray(0, count * each);
+          for (let i = 0; i < count; i++) {
+            const fault = notFinite(data.subarray(i * each, (i + 1) * each));
+            if (fault === undefined) continue;
+            throw new UsageError(
+              `Cannot write features: ${name} of image ${
+                first + i
+              } holds ${fault}, numbers overflow in the ` +
+                `encoder "${encoder.path}"; use another one`,
+            );
+          }
+          file.add(name, data);
+        };
+        await add("patch_tokens", patchTokens, T * C);
+        if (clsToken) await add("cls_token", clsToken, C);
         progress.update(first + count);
       }
       file.commit();

@@ -330,10 +330,10 @@ Deno.test("LatentsWriter clears what an interrupted run left, and refuses finish
     ShapeError,
     "2 labels, and 2 and 2 elements of [2,1,1]",
   );
-  await writer.add(value, value, [9]);
+  await writer.add(Float32Array.of(0, 0, 1, 2), new Float32Array(4), [9, 9]);
   await writer.close();
   const latents = await openLatents(folder);
-  assertEquals([...latents.labels], [9]);
+  assertEquals([...latents.labels], [9, 9]);
   latents.close();
   assertThrows(() => new LatentsWriter(folder, [2, 1, 1]), UsageError, "it holds latents already");
 });

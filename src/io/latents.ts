@@ -8,6 +8,7 @@ import { basename, join } from "@std/path";
 import { z } from "zod";
 import { ShapeError, UsageError } from "../errors.ts";
 import { exists, makeFolder, removeLeftovers } from "./files.ts";
+import { checkStatistics, notFinite } from "./finite.ts";
 import { differences, provenanceSchema } from "./provenance.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
 import { openModel } from "./shards.ts";
@@ -263,17 +264,24 @@ export class Latents {
     return this.labels.length;
   }
 
-  /** Latent `i` [C,H,W] as it was encoded; the mirrored image's where `flipped`. */
+  /**
+   * Latent `i` [C,H,W] as it was encoded; the mirrored image's where `flipped`.
+   * @throws UsageError when it is not finite
+   */
   async latent(i: number, flipped = false): Promise<Float32Array<ArrayBuffer>> {
     const shard = this.shards.findLast(({ first }) => first <= i);
     if (!shard || !(i < this.length)) {
       throw new RangeError(`There is no latent ${i}: the folder has ${this.length}`);
     }
-    return await shard.file.readRows(
-      flipped ? "latents_flip" : "latents",
-      i - shard.first,
-      i - shard.first + 1,
-    );
+    const key = flipped ? "latents_flip" : "latents", row = i - shard.first;
+    const latent = await shard.file.readRows(key, row, row + 1), fault = notFinite(latent);
+    if (fault !== undefined) {
+      throw new UsageError(
+        `Cannot use the latents "${this.folder}": latent ${i} holds ${fault}, in row ${row} of "${key}" of ` +
+          `"${basename(shard.file.name)}"; encode the images again`,
+      );
+    }
+    return latent;
   }
 
   close(): void {
@@ -281,34 +289,36 @@ export class Latents {
   }
 }
 
+/** What {@link readStatistics} reads. */
+export interface FolderStatistics {
+  mean: Float32Array;
+  std: Float32Array;
+  path: string;
+  /** What the latents were made from and how many they are, where the file says it. */
+  record: LatentsRecord | undefined;
+  count?: number;
+}
+
 /**
  * Mean and standard deviation of each channel of the latents in a folder, as tok and LightningDiT's tools keep them there;
  * undefined where there are none.
  * @throws UsageError when the file is damaged or its numbers are not statistics
  */
-export async function readStatistics(
-  folder: string,
-): Promise<
-  | {
-    mean: Float32Array;
-    std: Float32Array;
-    path: string;
-    /** What the latents were made from and how many they are, where the file says it. */
-    record: LatentsRecord | undefined;
-    count?: number;
-  }
-  | undefined
-> {
+export async function readStatistics(folder: string): Promise<FolderStatistics | undefined> {
+  const read = await storedStatistics(folder);
+  if (read) checkStatistics(`"${read.path}"`, read.mean, read.std);
+  return read;
+}
+
+async function storedStatistics(folder: string): Promise<FolderStatistics | undefined> {
   const path = [STATS, "latents_stats.pt"].map((name) => join(folder, name)).find(exists);
   if (path === undefined) return undefined;
   const store = await openModel(path);
   try {
     const [mean, std] = [await store.read("mean"), await store.read("std")];
-    if (
-      mean.length !== std.length || !mean.every(Number.isFinite) || !std.every((s) => s >= 0 && s < Infinity)
-    ) {
+    if (mean.length !== std.length) {
       throw new UsageError(
-        `Cannot use "${path}": ${mean.length} means and ${std.length} deviations, or some are no finite numbers; make it again`,
+        `Cannot use "${path}": it has ${mean.length} means and ${std.length} deviations; make it again`,
       );
     }
     const count = store.metadata.get(COUNT);
@@ -328,7 +338,7 @@ export async function readStatistics(
 export async function openLatents(folder: string): Promise<Latents> {
   const refuse = (reason: string) =>
     new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
-  const stats = await readStatistics(folder);
+  const stats = await storedStatistics(folder);
   if (!stats) throw refuse(`there is no "${STATS}", nor LightningDiT's .pt, which is written last`);
   // LightningDiT's tools call theirs latents_rank00_shard000.safetensors, and read whatever has this extension.
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
@@ -367,6 +377,7 @@ export async function openLatents(folder: string): Promise<Latents> {
     if (mean.length !== shape[0]) {
       throw refuse(`"${basename(stats.path)}" is for ${mean.length} channels, the latents have ${shape[0]}`);
     }
+    checkStatistics(`"${stats.path}"`, mean, std);
     return new Latents(
       folder,
       shape as [number, number, number],

@@ -1,9 +1,11 @@
 // Running a captured program over any number of images: fixed batches, the last one padded, results cut to what is real.
 // The next batch runs, and more are made, while the caller looks at the latest one. Between batches a command can be stopped.
 
+import { UsageError } from "../errors.ts";
 import type { Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../io/ahead.ts";
+import { notFinite } from "../io/finite.ts";
 import { type Batch, gather, type ImageSource } from "../io/source.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Features } from "./frechet.ts";
@@ -48,7 +50,11 @@ export async function* infer<K extends string>(
   for (let first = from; batch; first += B) {
     throwIfStopped();
     const count = Math.min(B, n - first), { images, labels } = batch;
-    const outputs = await readOutputs(program, count);
+    const outputs = await readOutputs(
+      program,
+      count,
+      (i) => `image ${first + i} ("${source.name(first + i)}")`,
+    );
     const next = start();
     next.catch(() => {}); // reported when its turn comes, if it does
     yield {
@@ -73,20 +79,34 @@ export async function* inferImages<K extends string>(
     x.set(part);
     throwIfStopped();
     program.run({ x });
-    yield await readOutputs(program, part.length / each);
+    yield await readOutputs(program, part.length / each, (i) => `image ${at / each + i}`);
   }
 }
 
+/** @throws UsageError when what it makes of an image is not finite: no picture, feature or score is made of that */
 async function readOutputs<K extends string>(
   program: ImageProgram<K>,
   count: number,
+  nameOf: (i: number) => string,
 ): Promise<Record<K, Float32Array>> {
   const B = program.inputs.x.dim(0);
   const outputs = {} as Record<K, Float32Array>, read = new Map<Tensor, Float32Array>();
   for (const [name, tensor] of Object.entries(program.outputs) as [K, Tensor][]) {
     const all = read.get(tensor) ?? await program.read(tensor); // two names may stand for one tensor
     read.set(tensor, all);
-    outputs[name] = all.subarray(0, all.length / B * count);
+    const each = all.length / B;
+    outputs[name] = all.subarray(0, each * count);
+    if (notFinite(outputs[name]) === undefined) continue;
+    for (let i = 0; i < count; i++) {
+      const fault = notFinite(all.subarray(i * each, (i + 1) * each));
+      if (fault === undefined) continue;
+      throw new UsageError(
+        `Cannot use what "${program.label}" makes of ${
+          nameOf(i)
+        }: ${name} holds ${fault}, numbers overflow in the ` +
+          `network; use other weights, or leave the image out`,
+      );
+    }
   }
   return outputs;
 }

@@ -1,8 +1,10 @@
 // LPIPS of reconstructions: the mean over images of the distance from the original.
 
 import { noGrad } from "../autograd.ts";
+import { UsageError } from "../errors.ts";
 import { device } from "../gpu/device.ts";
 import { capture, type Program } from "../gpu/program.ts";
+import { notFinite } from "../io/finite.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { input, type Tensor } from "../tensor.ts";
 import type { PairScore } from "./tokenizer.ts";
@@ -37,6 +39,12 @@ export class LpipsScore implements PairScore {
       this.program.run({ x, y });
       const distances = await this.program.read(this.program.outputs.d);
       const count = Math.min(size, originals.length - at) / each;
+      const fault = notFinite(distances.subarray(0, count));
+      if (fault !== undefined) {
+        throw new UsageError(
+          `Cannot take LPIPS: the distances of images from ${this.#count} on hold ${fault}; use other weights of VGG-16`,
+        );
+      }
       for (const d of distances.subarray(0, count)) this.#sum += d;
       this.#count += count;
     }

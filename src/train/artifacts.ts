@@ -4,6 +4,7 @@
 import { join } from "@std/path";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
+import { checkStatistics } from "../io/finite.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
 import { cachedModel, cacheProblem, isModelName, snapshotIn } from "../io/hub.ts";
 import { type Identity, identitySchema, provenanceSchema, WeightsFingerprint } from "../io/provenance.ts";
@@ -61,8 +62,10 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
     readJson(join(folder, "config.json")),
     join(folder, "config.json"),
   );
-  const tokenizer = new Tokenizer(config);
-  return Object.assign(tokenizer, { identity: tokenizerIdentity(path, await loadFrom(tokenizer, folder)) });
+  const tokenizer = new Tokenizer(config), weights = await loadFrom(tokenizer, folder);
+  const { mean, std } = await tokenizer.statistics();
+  checkStatistics(`"${folder}" (latent_mean, latent_std)`, mean, std);
+  return Object.assign(tokenizer, { identity: tokenizerIdentity(path, weights) });
 }
 
 export async function saveTokenizer(run: string, tokenizer: Tokenizer): Promise<void> {

@@ -4,6 +4,7 @@ import { noGrad } from "../autograd.ts";
 import { UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
+import { notFinite } from "../io/finite.ts";
 import { toBytes } from "../io/image.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { add, mul } from "../ops/math.ts";
@@ -54,12 +55,22 @@ export async function* generate(
         { length: B },
         (_, i) => labels[first + Math.min(i, count - 1)] as number,
       );
-      const z = sampler.run(classes, first);
-      decode.run({ z: new Float32Array(await z.storage.read()) });
+      const z = new Float32Array(await sampler.run(classes, first).storage.read());
+      const size = z.length / B;
+      for (let i = 0; i < count; i++) {
+        refuse(
+          first + i,
+          "the latent",
+          z.subarray(i * size, (i + 1) * size),
+          "a smaller --cfg or another model",
+        );
+      }
+      decode.run({ z });
       const y = await decode.read(decode.outputs.y);
       const length = y.length / B;
       for (let i = 0; i < count; i++) {
         const pixels = y.slice(i * length, (i + 1) * length);
+        refuse(first + i, "the picture that the tokenizer decodes", pixels, "another tokenizer");
         yield { index: first + i, image: toBytes(pixels), pixels };
       }
       options.onProgress?.(first + count);
@@ -68,4 +79,11 @@ export async function* generate(
     sampler.destroy();
     decode.destroy();
   }
+}
+
+/** @throws UsageError when what was made for image `index` is not finite: it becomes no picture */
+function refuse(index: number, what: string, data: Float32Array, remedy: string): void {
+  const fault = notFinite(data);
+  if (fault === undefined) return;
+  throw new UsageError(`Cannot draw image ${index}: ${what} holds ${fault}; use ${remedy}`);
 }

@@ -4,6 +4,7 @@
 import { dirname, isAbsolute, join, relative, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists } from "../io/files.ts";
+import { checkStatistics } from "../io/finite.ts";
 import { readStatistics } from "../io/latents.ts";
 import { differences } from "../io/provenance.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
@@ -48,6 +49,7 @@ export async function openGenerator(
         `${mean.length} means and ${std.length} deviations; name the folder of its latents with --latents`,
     );
   }
+  checkStatistics(`"${path}" (${origin})`, mean, std);
   const config = { ...model.config, latent_mean: [...mean], latent_std: [...std] };
   return { model: { ...model, config }, tokenizer, origin };
 }
