@@ -62,10 +62,67 @@ if (onLinux) {
     });
   });
 
-  Deno.test("diagnose() finds a driver named in the environment that is not there", () => {
+  Deno.test("diagnose() finds a driver named in the environment that is not there, by the variable that is set", () => {
     withRoot([LOADER, LAVAPIPE], (root) => {
-      const named = { VK_DRIVER_FILES: "/nowhere.json" };
-      assertMatch(problems(undefined, root, named), /^VK_DRIVER_FILES names "\/nowhere.json"/);
+      for (const variable of ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]) {
+        assertEquals(diagnose(LLVMPIPE, root, { [variable]: "/nowhere.json" }), [{
+          problem: `${variable} names "/nowhere.json", which is not there, so llvmpipe answers`,
+          remedy: `unset ${variable}`,
+        }]);
+      }
+      // The loader takes the first of them and does not look at the second.
+      const both = { VK_DRIVER_FILES: LAVAPIPE, VK_ICD_FILENAMES: "/nowhere.json" };
+      assertEquals(diagnose(LLVMPIPE, root, both), []);
+    });
+  });
+
+  const NVIDIA = "/usr/share/vulkan/icd.d/nvidia_icd.json", LIBRARY = "libGLX_nvidia.so.0";
+  const manifest = (library: string) =>
+    JSON.stringify({ ICD: { library_path: library, api_version: "1.3.0" } });
+  const lost = {
+    problem:
+      `the driver's library ${LIBRARY}, which "${NVIDIA}" names, cannot be loaded, so llvmpipe answers`,
+    remedy:
+      "in a container: start it with -e NVIDIA_DRIVER_CAPABILITIES=all; else install the driver's libraries " +
+      "(libnvidia-gl)",
+  };
+
+  Deno.test("diagnose() finds a driver whose library cannot be loaded, in place of advice to install the driver", () => {
+    withRoot([LOADER, LAVAPIPE, NVIDIA, "/dev/nvidiactl"], (root) => {
+      Deno.writeTextFileSync(root + NVIDIA, manifest(LIBRARY));
+      assertEquals(diagnose(LLVMPIPE, root, {}, () => false), [lost]);
+      assertMatch(
+        diagnose(LLVMPIPE, root, {}, () => true).map(({ problem }) => problem).join(),
+        /^a GPU is plugged in, but only llvmpipe answers$/,
+      );
+      // A GPU that answers needs no other driver.
+      assertEquals(diagnose({ ...LLVMPIPE, software: false }, root, {}, () => false), []);
+    });
+  });
+
+  Deno.test("diagnose() finds the library of a manifest that a variable names, also without a GPU", () => {
+    withRoot([LOADER, LAVAPIPE, NVIDIA], (root) => {
+      Deno.writeTextFileSync(root + NVIDIA, manifest(LIBRARY));
+      assertEquals(diagnose(LLVMPIPE, root, { VK_ICD_FILENAMES: NVIDIA }, () => false), [
+        { ...lost, remedy: `${lost.remedy}; or unset VK_ICD_FILENAMES` },
+      ]);
+      // Nobody asked for NVIDIA's driver, and there is no such GPU.
+      assertEquals(diagnose(LLVMPIPE, root, {}, () => false), []);
+      const asked: string[] = [];
+      Deno.writeTextFileSync(root + NVIDIA, manifest("../lib/driver.so"));
+      diagnose(LLVMPIPE, root, { VK_ICD_FILENAMES: NVIDIA }, (library) => asked.push(library) > 0);
+      assertEquals(asked, ["/usr/share/vulkan/icd.d/../lib/driver.so"]);
+    });
+  });
+
+  Deno.test("diagnose() asks the dynamic linker", () => {
+    withRoot([LOADER, NVIDIA], (root) => {
+      const problem = (library: string) => {
+        Deno.writeTextFileSync(root + NVIDIA, manifest(library));
+        return problems(LLVMPIPE, root, { VK_ICD_FILENAMES: NVIDIA });
+      };
+      assertMatch(problem("libno_such_driver.so.0"), /libno_such_driver.so.0.*cannot be loaded/);
+      assertEquals(problem("libc.so.6"), "");
     });
   });
 }

@@ -1,5 +1,6 @@
 // Why a machine has no adapter, or only a software one, and the command that mends it. The usual reasons on headless boxes:
-// no Vulkan loader, no driver manifest, a container without the graphics capability, no permission on the device files.
+// no Vulkan loader, no driver manifest or one whose library cannot be loaded, a container without the graphics capability,
+// no permission on the device files.
 
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts, prepareDrivers } from "./device.ts";
@@ -41,11 +42,46 @@ export function noAdapter(): UsageError {
   return new UsageError(`Cannot find any WebGPU adapter: ${problem}; ${remedy}`);
 }
 
-/** Looks at the machine, most basic things first. `root` is another root folder, for tests. */
+/** Folders in which the Vulkan loader looks for manifests. */
+const MANIFESTS = [
+  "/usr/share/vulkan/icd.d",
+  "/etc/vulkan/icd.d",
+  "/usr/local/share/vulkan/icd.d",
+  "/usr/local/etc/vulkan/icd.d",
+];
+
+/** Whether the dynamic linker loads a library; true where that cannot be tried. */
+function loads(library: string): boolean {
+  try {
+    Deno.dlopen(library, {}).close();
+    return true;
+  } catch (error) {
+    return error instanceof Deno.errors.NotCapable;
+  }
+}
+
+/** The library that a driver's manifest names: as the loader takes it, relative to the manifest where it is a path. */
+function libraryOf(manifest: string, root: string): string | undefined {
+  try {
+    const path: unknown = JSON.parse(Deno.readTextFileSync(root + manifest))?.ICD?.library_path;
+    if (typeof path !== "string" || path === "") return undefined;
+    const folder = manifest.slice(0, manifest.lastIndexOf("/") + 1);
+    return path.includes("/") && !path.startsWith("/") ? folder + path : path;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Looks at the machine, most basic things first.
+ * @param root another root folder, for tests
+ * @param canLoad whether the dynamic linker loads a library
+ */
 export function diagnose(
   adapter: AdapterFacts | undefined,
   root = "",
   environment: Record<string, string | undefined> = Deno.env.toObject(),
+  canLoad: (library: string) => boolean = loads,
 ): Finding[] {
   if (Deno.build.os !== "linux") return [];
   const found: Finding[] = [];
@@ -69,26 +105,44 @@ export function diagnose(
   }
   const nvidia = list("/dev").some((name) => /^nvidia(ctl|\d)/.test(name));
   const render = list("/dev/dri").filter((name) => name.startsWith("renderD"));
-  const manifests = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"].flatMap(list).filter((name) =>
-    name.endsWith(".json")
-  );
-  const named = environment.VK_DRIVER_FILES ?? environment.VK_ICD_FILENAMES;
-  if (named !== undefined) {
-    for (const file of named.split(":")) {
-      try {
-        Deno.statSync(root + file);
-      } catch {
-        found.push({
-          problem: `VK_DRIVER_FILES names "${file}", which is not there`,
-          remedy: "unset VK_DRIVER_FILES",
-        });
-      }
-    }
-  } else if (!manifests.length) {
+  const manifests = MANIFESTS.flatMap((folder) => list(folder).map((name) => `${folder}/${name}`))
+    .filter((path) => path.endsWith(".json"));
+  const answers = adapter ? `, so ${adapter.description} answers` : "";
+  const variable = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"].find((name) => environment[name] !== undefined);
+  const named = variable === undefined ? [] : (environment[variable] ?? "").split(":").filter(Boolean);
+  const absent = named.filter((path) => !isThere(root + path));
+  for (const path of absent) {
+    found.push({
+      problem: `${variable} names "${path}", which is not there${answers}`,
+      remedy: `unset ${variable}`,
+    });
+  }
+  if (variable === undefined && !manifests.length) {
     found.push({
       problem: "there is no Vulkan driver manifest" +
         (adapter ? `, so ${adapter.description} answers through OpenGL, which is many times slower` : ""),
       remedy: "apt-get install -y libvulkan1 mesa-vulkan-drivers",
+    });
+  }
+  // What is meant to serve: the drivers that the variable names, else those of a GPU that does not answer.
+  const unanswered = !adapter || adapter.software;
+  const meant = named.length
+    ? named.filter((path) => !absent.includes(path))
+    : manifests.filter((path) =>
+      unanswered && (!adapter || (path.includes("nvidia") ? nvidia : render.length))
+    );
+  const broken = meant.flatMap((path) => {
+    const library = libraryOf(path, root);
+    return library !== undefined && !canLoad(library) ? [{ path, library }] : [];
+  });
+  for (const { path, library } of broken) {
+    const install = library.includes("nvidia")
+      ? "in a container: start it with -e NVIDIA_DRIVER_CAPABILITIES=all; else install the driver's libraries " +
+        "(libnvidia-gl)"
+      : "install the package that the manifest belongs to again";
+    found.push({
+      problem: `the driver's library ${library}, which "${path}" names, cannot be loaded${answers}`,
+      remedy: named.length ? `${install}; or unset ${variable}` : install,
     });
   }
   if (nvidia && !manifests.some((name) => name.includes("nvidia"))) {
@@ -112,11 +166,20 @@ export function diagnose(
       }
     }
   }
-  if (adapter?.software && (nvidia || render.length)) {
+  if (adapter?.software && (nvidia || render.length) && !broken.length && !absent.length) {
     found.push({
       problem: `a GPU is plugged in, but only ${adapter.description} answers`,
       remedy: "install the GPU's Vulkan driver; mesa-vulkan-drivers serves AMD and Intel",
     });
   }
   return found;
+}
+
+function isThere(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
 }
