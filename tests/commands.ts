@@ -12,12 +12,13 @@ import { openTokenizer } from "../src/train/artifacts.ts";
 import { align } from "../tasks/align.ts";
 import type { Command } from "../tasks/command.ts";
 import { encode } from "../tasks/encode.ts";
+import { reconstruct } from "../tasks/reconstruct.ts";
 import { sample } from "../tasks/sample.ts";
 import { trainDit } from "../tasks/train_dit.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { fixturePath } from "./published.ts";
 
-const COMMANDS: readonly Command[] = [align, encode, sample, trainDit];
+const COMMANDS: readonly Command[] = [align, encode, reconstruct, sample, trainDit];
 
 /** Runs a command on the software adapter, as main.ts does. @returns what it said and what it returned */
 export async function run(
