@@ -15,6 +15,7 @@ import {
   makeFolder,
   readJson,
   readText,
+  removeLeftovers,
   validated,
   writeAtomic,
 } from "./files.ts";
@@ -138,7 +139,10 @@ export async function downloadModel(name: string, say: (line: string) => void = 
     throw refuse(`it has no ${SINGLE}; download its weights by hand and give their path`);
   }
   const folder = modelFolder(name), snapshot = join(folder, "snapshots", sha);
-  for (const path of [join(folder, "blobs"), snapshot, join(folder, "refs")]) makeFolder(path);
+  for (const path of [join(folder, "blobs"), snapshot, join(folder, "refs")]) {
+    makeFolder(path);
+    removeLeftovers(path);
+  }
   const fetchFile = async (file: string) => {
     const target = join(snapshot, file);
     if (exists(target)) return;

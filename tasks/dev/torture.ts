@@ -44,7 +44,7 @@ const SUBJECTS: Subject[] = [
       ..."--tokenizer base/align --images 60 --steps 8 --save-every 3 --log-every 1".split(" "),
     ],
     again: "--resume",
-    results: /^(model|latents|images)\//,
+    results: /^(model\/model|latents|images)/,
   },
   {
     name: "encode",
