@@ -30,6 +30,20 @@ function bomb(width: number, height: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
+/** A GIF of one pixel. */
+const gif = () => Uint8Array.fromBase64("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7");
+
+/** A BMP of 12 x 2 pixels in run-length codes. */
+function runs(...codes: number[]): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(58 + codes.length), view = new DataView(bytes.buffer);
+  bytes.set([0x42, 0x4d]);
+  for (const [at, value] of [[10, 58], [14, 40], [18, 12], [22, 2], [26, 1], [28, 8], [30, 1]] as const) {
+    view.setUint16(at, value, true);
+  }
+  bytes.set(codes, 58);
+  return bytes;
+}
+
 /** A JPEG with another kind of frame. */
 function withFrame(marker: number): Uint8Array<ArrayBuffer> {
   const bytes = bytesOf("baseline.jpg");
@@ -41,8 +55,8 @@ const REFUSED: [string, () => Uint8Array<ArrayBuffer>, string][] = [
   ["an empty file", () => new Uint8Array(), "the file is empty"],
   [
     "a text file",
-    () => new TextEncoder().encode("GIF89a, or so it says"),
-    "it is not a PNG, JPEG or WebP file",
+    () => new TextEncoder().encode("once upon a time"),
+    "it is in none of the formats PNG, JPEG, WebP, GIF, BMP, TIFF",
   ],
   [
     "a Git LFS pointer",
@@ -69,9 +83,22 @@ const REFUSED: [string, () => Uint8Array<ArrayBuffer>, string][] = [
   [
     "a JPEG with arithmetic coding",
     () => withFrame(0xc9),
-    "arithmetic coding is not supported; convert it to an ordinary JPEG",
+    "arithmetic coding is not supported; convert it to PNG first",
   ],
   ["a lossless JPEG", () => withFrame(0xc3), "lossless JPEG is not supported"],
+  ["a GIF without a frame", () => gif().slice(0, 13), "the GIF data is damaged or cut off"],
+  ["a GIF cut in its data", () => gif().slice(0, -8), "the GIF data is damaged or cut off"],
+  ["a GIF without its header", () => gif().slice(0, 8), "the GIF header is damaged or cut off"],
+  [
+    "a BMP without its header",
+    () => new TextEncoder().encode("BM or not to BM"),
+    "the BMP header is damaged or cut off",
+  ],
+  [
+    "a TIFF without a directory",
+    () => new TextEncoder().encode("II*\0\xff\xff\0\0"),
+    "the TIFF header is damaged or cut off",
+  ],
   ["two bytes of a JPEG", () => new Uint8Array([0xff, 0xd8]), "the JPEG header is damaged or cut off"],
   ["a PNG without its header", () => bytesOf("rgb.png").slice(0, 20), "the PNG header is damaged or cut off"],
   [
@@ -107,6 +134,13 @@ for (const [what, bytes, reason] of REFUSED) {
     assert(!message.includes("\n"), message);
   });
 }
+
+Deno.test("a run-length BMP whose codes fill it is read", async () => {
+  assertEquals(
+    await decodeImage(runs(12, 0, 0, 0, 12, 0, 0, 1), "runs.bmp").then(({ data }) => data.length),
+    72,
+  );
+});
 
 Deno.test("decodeImage() works again after a damaged file, a thousand times over", async () => {
   await assertRejects(() => decodeImage(bytesOf("baseline.jpg").slice(0, 300), "cut.jpg"), UsageError);

@@ -17,9 +17,9 @@ const { cells }: { cells: Record<string, Cell> } = JSON.parse(
   ),
 );
 
-Deno.test("the matrix of pixels has at least 100 cells, and their pixels differ", () => {
-  assertGreaterOrEqual(Object.keys(cells).length, 100);
-  assertGreaterOrEqual(new Set(Object.values(cells).map(({ pixels }) => pixels)).size, 25);
+Deno.test("the matrix of pixels has at least 200 cells, and their pixels differ", () => {
+  assertGreaterOrEqual(Object.keys(cells).length, 200);
+  assertGreaterOrEqual(new Set(Object.values(cells).map(({ pixels }) => pixels)).size, 50);
 });
 
 for (const [name, { size, file, pixels }] of Object.entries(cells)) {

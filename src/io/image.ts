@@ -1,19 +1,21 @@
 // Image files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format, not the name.
 // One rule for all formats, Pillow's convert("RGB"): the numbers that are stored. EXIF orientation and colour profiles are
-// ignored, transparency is dropped and the colour under it kept, CMYK is converted without a profile. PNG and WebP are
-// exact, JPEG within 3 levels of libjpeg. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
+// ignored, transparency is dropped and the color under it kept, CMYK is converted without a profile. A JPEG is within 3
+// levels of libjpeg's, the others are exact. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
 
 import { encode } from "imagescript/png";
 import { ShapeError, UsageError } from "../errors.ts";
+import { bmpRows } from "./bmp.ts";
 import { explained, formatBytes, MAX_BYTES, openRegular, writeAtomic } from "./files.ts";
 import { foreign } from "./foreign.ts";
-import { type ImageHeader, imageHeader, jpegBytes } from "./image_header.ts";
+import { gifRows } from "./gif.ts";
+import { FORMATS, type ImageHeader, imageHeader, jpegBytes } from "./image_header.ts";
 import { defaultImageMemory, ImageMemory } from "./image_memory.ts";
 import { jpegRows } from "./jpeg.ts";
-import { unsupportedJpeg } from "./jpeg_markers.ts";
 import { pngRows } from "./png.ts";
 import type { Image, Size } from "./resize.ts";
-import { type Rows, wholeOf } from "./rows.ts";
+import { type Rows, Unsupported, wholeOf } from "./rows.ts";
+import { tiffRows } from "./tiff.ts";
 import { webpRows } from "./webp.ts";
 
 export type { Image } from "./resize.ts";
@@ -53,7 +55,7 @@ export async function readImage(path: string): Promise<Image> {
 }
 
 /**
- * Decodes a PNG, JPEG or WebP file.
+ * Decodes an image file.
  * @param name of the file, for messages
  * @throws UsageError for another format, a damaged or cut file, and more than 100 megapixels
  */
@@ -110,14 +112,18 @@ async function decoded<T>(
   if (size === 0) throw refuse("the file is empty");
   const head = read(Math.min(size, HEAD));
   let header = imageHeader(head);
-  if (header?.format === "JPEG" && !header.width) header = imageHeader(read(size));
+  if (header && !header.width && size > head.length) header = imageHeader(read(size)); // it may lie far behind
   if (header === undefined) {
     const other = foreign(head);
     throw refuse(
-      other ? `it is ${other.what}; ${other.remedy}` : "it is not a PNG, JPEG or WebP file; convert it first",
+      other
+        ? `it is ${other.what}; ${other.remedy}`
+        : `it is in none of the formats ${FORMATS}; convert it first`,
     );
   }
   const { format, width, height } = header;
+  const unread = (what: string) => refuse(`${what} is not supported; convert it to PNG first`);
+  if (header.unsupported) throw unread(header.unsupported);
   if (!width || !height) throw refuse(`the ${format} header is damaged or cut off; replace the file`);
   if (width * height > MOST_PIXELS) {
     throw refuse(
@@ -147,32 +153,22 @@ async function decoded<T>(
     notes.push({
       kind: "clipped",
       text:
-        `"${name}" and other gray PNGs of 16 bits are clipped at 255, as Pillow does it, and may be white; ` +
+        `"${name}" and other gray images of 16 bits are clipped at 255, as Pillow does it, and may be white; ` +
         `convert them to 8 bits first`,
     });
   }
   return await memory.hold(bytes, async () => {
     const whole = read(size);
-    const damaged = () => {
-      const unsupported = format === "JPEG" ? unsupportedJpeg(whole) : undefined;
-      return refuse(
-        unsupported
-          ? `${unsupported} is not supported; convert it to an ordinary JPEG, for example with jpegtran`
-          : `the ${format} data is damaged or cut off; replace the file`,
-      );
-    };
+    const explain = (error: unknown) =>
+      error instanceof Unsupported
+        ? unread(error.message)
+        : refuse(`the ${format} data is damaged or cut off; replace the file`);
     const reduced = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
     let rows: Rows;
     try {
-      rows = format === "PNG"
-        ? pngRows(whole)
-        : format === "WebP"
-        ? await webpRows(whole, width, height)
-        : factor > 1
-        ? await jpegRows(whole, reduced.width, reduced.height)
-        : await jpegRows(whole);
-    } catch {
-      throw damaged();
+      rows = await rowsOfFile(format, whole, reduced, factor > 1);
+    } catch (error) {
+      throw explain(error);
     }
     if (rows.width !== reduced.width || rows.height !== reduced.height) {
       throw refuse(`the ${format} header is damaged; replace the file`);
@@ -180,12 +176,35 @@ async function decoded<T>(
     const bands = async function* () {
       try {
         yield* rows.bands();
-      } catch {
-        throw damaged();
+      } catch (error) {
+        throw explain(error);
       }
     };
     return await use({ ...reduced, original: { width, height }, notes, bands });
   });
+}
+
+/** @param size of the rows; `reduced`: where a JPEG is to be scaled down to it */
+async function rowsOfFile(
+  format: ImageHeader["format"],
+  bytes: Uint8Array<ArrayBuffer>,
+  { width, height }: Size,
+  reduced: boolean,
+): Promise<Rows> {
+  switch (format) {
+    case "PNG":
+      return pngRows(bytes);
+    case "JPEG":
+      return await (reduced ? jpegRows(bytes, width, height) : jpegRows(bytes));
+    case "WebP":
+      return await webpRows(bytes, width, height);
+    case "GIF":
+      return gifRows(bytes);
+    case "BMP":
+      return bmpRows(bytes);
+    case "TIFF":
+      return tiffRows(bytes);
+  }
 }
 
 /** Bytes for what is as large as the image that comes out, and for a band of rows. */
@@ -200,7 +219,7 @@ function fitting(
 ): { factor: number; bytes: number } {
   const pixels = width * height;
   // A decoder in wasm has a copy of the file, and a JPEG is copied once more.
-  const files = fileBytes * { PNG: 1, WebP: 3, JPEG: 3 }[format];
+  const files = fileBytes * (format === "JPEG" || format === "WebP" ? 3 : 1);
   const working = Math.min(WORKING, 12 * pixels);
   const full = { factor: 1, bytes: Math.ceil(files + pixels * (bytesPerPixel + (least ? 0 : 3)) + working) };
   if (full.bytes <= limit || !frame || !least) return full;

@@ -1,13 +1,16 @@
 // Format and size of an image from its first bytes, and the memory that decoding takes, before any decoder allocates it.
-// PNG: IHDR. JPEG: the frame header. WebP: the VP8, VP8L or VP8X chunk.
+// PNG: IHDR. JPEG: the frame header. WebP: the VP8, VP8L or VP8X chunk. TIFF: the first directory.
 
+import { bmpHeader } from "./bmp.ts";
 import { type JpegFrame, jpegFrame } from "./jpeg_markers.ts";
+import { Unsupported } from "./rows.ts";
+import { tiffHeader } from "./tiff.ts";
 
 /** What can be decoded, for messages. */
-export const FORMATS = "PNG, JPEG, WebP";
+export const FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF";
 
 export interface ImageHeader {
-  format: "PNG" | "JPEG" | "WebP";
+  format: "PNG" | "JPEG" | "WebP" | "GIF" | "BMP" | "TIFF";
   /** 0 where the header is damaged. */
   width: number;
   height: number;
@@ -17,6 +20,8 @@ export interface ImageHeader {
   frame?: JpegFrame;
   /** Gray with 16 bits, which is clipped at 255. */
   clipped?: boolean;
+  /** Why it is not read. */
+  unsupported?: string;
 }
 
 /** Undefined when the bytes are of no known format. */
@@ -45,7 +50,42 @@ export function imageHeader(bytes: Uint8Array<ArrayBuffer>): ImageHeader | undef
     const bytesPerPixel = text(12) === "VP8 " ? 8.5 : 13;
     return { format: "WebP", ...webpSize(view, text(12)), bytesPerPixel };
   }
+  if (/^GIF8[79]a$/.test(text(0) + text(4).slice(0, 2))) {
+    if (bytes.length < 13) return { format: "GIF", ...NO_SIZE, bytesPerPixel: 0 };
+    return {
+      format: "GIF",
+      width: view.getUint16(6, true),
+      height: view.getUint16(8, true),
+      bytesPerPixel: 5, // indices of the frame and of the canvas, and colors
+    };
+  }
+  const magic = bytes[0] === 0x49 ? [0x49, 0x49, 42, 0] : [0x4d, 0x4d, 0, 42];
+  if (magic.every((byte, i) => bytes[i] === byte)) return { format: "TIFF", ...tiffSize(bytes) };
+  if (text(0).startsWith("BM")) return { format: "BMP", ...bmpSize(bytes) };
   return undefined;
+}
+
+type Sizes = Omit<ImageHeader, "format">;
+
+function tiffSize(bytes: Uint8Array): Sizes {
+  try {
+    const { width, height, bits, samples, photometric } = tiffHeader(bytes);
+    // A strip may be the whole image: its samples and their colors.
+    const clipped = bits === 16 && photometric === 1;
+    return { width, height, bytesPerPixel: samples * Math.ceil(bits / 8) + 3, clipped };
+  } catch (error) {
+    const unsupported = error instanceof Unsupported ? { unsupported: error.message } : {};
+    return { ...NO_SIZE, bytesPerPixel: 0, ...unsupported };
+  }
+}
+
+function bmpSize(bytes: Uint8Array): Sizes {
+  try {
+    const { width, height, compression } = bmpHeader(bytes);
+    return { width, height, bytesPerPixel: compression === 0 ? 0 : 1 };
+  } catch {
+    return { ...NO_SIZE, bytesPerPixel: 0 };
+  }
 }
 
 const NO_SIZE = { width: 0, height: 0 };

@@ -2,18 +2,20 @@
 // transforms round differently. CMYK is taken as inverted, marked by Adobe or not, and converted without a profile.
 
 import { decodeJpegFrame } from "./decoders.ts";
-import { jpegFrame, plainJpeg } from "./jpeg_markers.ts";
+import { jpegFrame, plainJpeg, unsupportedJpeg } from "./jpeg_markers.ts";
 import { pngRows } from "./png.ts";
-import { type Rows, rowsOf, wholeOf } from "./rows.ts";
+import { cmykToRgb, type Rows, rowsOf, Unsupported, wholeOf } from "./rows.ts";
 
 /** Pixels of the largest image that goes to the runtime's decoder, which takes five times the memory. */
 const MOST_BY_RUNTIME = 16_000_000;
 
 /**
  * @param width with `height`: the least size; the image is scaled down by the cosine transform as far as that allows. 0: full size
- * @throws Error for a damaged file
+ * @throws Unsupported for a kind that is not read; Error for a damaged file
  */
 export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height = 0): Promise<Rows> {
+  const unsupported = unsupportedJpeg(bytes);
+  if (unsupported) throw new Unsupported(unsupported);
   const plain = plainJpeg(bytes);
   let frame;
   try {
@@ -33,7 +35,7 @@ export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height
     async *bands() {
       if (channels === 3) return yield buffer.subarray(0, stride * size.height);
       for (let y = 0; y < size.height; y++) {
-        yield (channels === 1 ? fromGray : fromCmyk)(buffer.subarray(y * stride, (y + 1) * stride));
+        yield (channels === 1 ? fromGray : cmykToRgb)(buffer.subarray(y * stride, (y + 1) * stride));
       }
     },
   };
@@ -42,19 +44,6 @@ export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height
 function fromGray(gray: Uint8Array): Uint8Array {
   const rgb = new Uint8Array(3 * gray.length);
   for (let i = 0, j = 0; i < gray.length; i++, j += 3) rgb[j] = rgb[j + 1] = rgb[j + 2] = gray[i] as number;
-  return rgb;
-}
-
-/** Pillow's cmyk2rgb(); 0 is no ink. */
-function fromCmyk(cmyk: Uint8Array): Uint8Array {
-  const rgb = new Uint8Array(cmyk.length / 4 * 3);
-  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
-    const white = 255 - (cmyk[i + 3] as number); // what the black ink leaves
-    for (let c = 0; c < 3; c++) {
-      const ink = (cmyk[i + c] as number) * white + 128;
-      rgb[j + c] = white - ((ink + (ink >> 8)) >> 8);
-    }
-  }
   return rgb;
 }
 

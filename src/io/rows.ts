@@ -10,6 +10,9 @@ export interface Rows {
   bands(): AsyncIterable<Uint8Array>;
 }
 
+/** A file is whole, but of a kind that is not read. */
+export class Unsupported extends Error {}
+
 /** A decoded image as one band. */
 export function rowsOf({ width, height, data }: Image): Rows {
   return {
@@ -45,4 +48,17 @@ export function placed(frame: Image, left: number, top: number, width: number, h
     data.set(frame.data.subarray(y * stride, (y + 1) * stride), 3 * ((top + y) * width + left));
   }
   return { width, height, data };
+}
+
+/** Pillow's cmyk2rgb(); 0 is no ink. */
+export function cmykToRgb(cmyk: Uint8Array): Uint8Array {
+  const rgb = new Uint8Array(cmyk.length / 4 * 3);
+  for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
+    const white = 255 - (cmyk[i + 3] as number); // what the black ink leaves
+    for (let c = 0; c < 3; c++) {
+      const ink = (cmyk[i + c] as number) * white + 128;
+      rgb[j + c] = white - ((ink + (ink >> 8)) >> 8);
+    }
+  }
+  return rgb;
 }
