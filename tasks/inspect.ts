@@ -4,7 +4,7 @@ import { join } from "@std/path";
 import { inspectConfig } from "../src/config.ts";
 import { printable, UsageError } from "../src/errors.ts";
 import { hint } from "../src/flags.ts";
-import { exists, formatBytes, readJson } from "../src/io/files.ts";
+import { exists, formatBytes, isFile, readJson } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
 import { openNpz } from "../src/io/npz.ts";
 import { Output } from "../src/io/output.ts";
@@ -34,8 +34,7 @@ export const inspect = command({
     }
     if (path === undefined) throw new UsageError("Cannot inspect: name a file, a run or a folder");
     if (path.endsWith(".npz") && convert === undefined) return { found: [await arrays(path, log)] };
-    const isFile = exists(path) && Deno.statSync(path).isFile;
-    const places = isFile ? [path] : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
+    const places = isFile(path) ? [path] : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
     if (!places.length) {
       throw new UsageError(
         `Cannot inspect "${path}": it is no file of tensors, run or model folder; check the path`,

@@ -258,9 +258,12 @@ export function readRegular(path: string, maxBytes: number): Uint8Array<ArrayBuf
   }
 }
 
-/** Whether a regular file lies at a path, links followed. @throws UsageError when that cannot be known */
-export function isRegular(path: string): boolean {
-  return exists(path) && Deno.statSync(path).isFile;
+/**
+ * Whether something lies at a path that is no folder: a file, or what cannot be read as one, which openRegular() then says.
+ * @throws UsageError when that cannot be known
+ */
+export function isFile(path: string): boolean {
+  return exists(path) && !Deno.statSync(path).isDirectory;
 }
 
 /** A small text file. @throws UsageError as openRegular() */

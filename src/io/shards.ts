@@ -5,7 +5,7 @@
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { damaged, openKnown } from "./bytes.ts";
-import { exists, readJson } from "./files.ts";
+import { exists, isFile, readJson } from "./files.ts";
 import { readSafetensors } from "./safetensors.ts";
 import type { TensorEntry, TensorStore } from "./tensors.ts";
 import { isTorch, readTorch } from "./torch.ts";
@@ -35,7 +35,7 @@ export function missingShards(folder: string): string[] {
  * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
  */
 export async function openModel(path: string): Promise<TensorStore> {
-  if (exists(path) && !Deno.statSync(path).isDirectory) return openWeights(path);
+  if (isFile(path)) return openWeights(path);
   for (const name of NAMES) {
     const single = join(path, name), index = `${single}.index.json`;
     if (exists(single)) return openWeights(single);

@@ -5,7 +5,7 @@ import { join } from "@std/path";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { checkStatistics } from "../io/finite.ts";
-import { exists, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
+import { exists, isFile, makeFolder, readJson, validated, writeJson } from "../io/files.ts";
 import { cachedModel, cacheProblem, isModelName, snapshotIn } from "../io/hub.ts";
 import { type Identity, identitySchema, provenanceSchema, WeightsFingerprint } from "../io/provenance.ts";
 import { openModel } from "../io/shards.ts";
@@ -20,7 +20,7 @@ import {
   tokenizerIdentity,
 } from "../models/tokenizer.ts";
 import { loadState, saveState } from "../nn.ts";
-import { holdsAutoencoder, isFile, openAutoencoder, openLightningDit } from "./published.ts";
+import { holdsAutoencoder, openAutoencoder, openLightningDit } from "./published.ts";
 
 /** A tokenizer whose weights were read from somewhere. */
 export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };

@@ -4,7 +4,7 @@
 
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { exists, readJson } from "../io/files.ts";
+import { exists, isFile, readJson } from "../io/files.ts";
 import { cachedModel, cacheProblem, downloadModel, hubCache, isModelName, snapshotIn } from "../io/hub.ts";
 import { type Preprocessor, preprocessorOf } from "../io/preprocess.ts";
 import { fingerprintOf, WeightsFingerprint } from "../io/provenance.ts";
@@ -56,7 +56,7 @@ export async function openEncoder(
   options: EncoderOptions = {},
 ): Promise<EncoderSource> {
   const path = await locate(spec, options);
-  const encoder = Deno.statSync(path).isFile ? await openFile(path) : openFolder(path);
+  const encoder = isFile(path) ? await openFile(path) : openFolder(path);
   const { interpolateOffset: offset } = options;
   if (offset === undefined) return encoder;
   if (FAMILIES[encoder.config.model_type].positions === "rotary") {
@@ -69,7 +69,9 @@ export async function openEncoder(
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
   // A model's folder in the cache stands for its snapshot.
-  if (exists(spec)) return exists(join(spec, "config.json")) ? spec : snapshotIn(spec)?.path ?? spec;
+  if (exists(spec)) {
+    return isFile(spec) || exists(join(spec, "config.json")) ? spec : snapshotIn(spec)?.path ?? spec;
+  }
   if (!isModelName(spec)) {
     throw new UsageError(
       `Cannot find the encoder "${spec}": there is no such file or folder; check the path, or give a name such as ` +

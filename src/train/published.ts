@@ -5,7 +5,7 @@ import { dirname, join } from "@std/path";
 import { z } from "zod";
 import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import { exists, readJson, validated } from "../io/files.ts";
+import { exists, isFile, readJson, validated } from "../io/files.ts";
 import { type LatentsRecord, readStatistics } from "../io/latents.ts";
 import { differences, WeightsFingerprint } from "../io/provenance.ts";
 import { type TensorStore, unreadNote } from "../io/tensors.ts";
@@ -189,9 +189,4 @@ export async function openLightningDit(path: string): Promise<{ dit: Dit; finger
   } finally {
     store.close();
   }
-}
-
-/** Whether `path` is there and no folder. */
-export function isFile(path: string): boolean {
-  return exists(path) && Deno.statSync(path).isFile;
 }
