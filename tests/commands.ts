@@ -12,13 +12,25 @@ import { openTokenizer } from "../src/train/artifacts.ts";
 import { align } from "../tasks/align.ts";
 import type { Command } from "../tasks/command.ts";
 import { encode } from "../tasks/encode.ts";
+import { evaluate } from "../tasks/eval.ts";
+import { features } from "../tasks/features.ts";
+import { inspect } from "../tasks/inspect.ts";
 import { reconstruct } from "../tasks/reconstruct.ts";
 import { sample } from "../tasks/sample.ts";
 import { trainDit } from "../tasks/train_dit.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { fixturePath } from "./published.ts";
 
-const COMMANDS: readonly Command[] = [align, encode, reconstruct, sample, trainDit];
+const COMMANDS: readonly Command[] = [
+  align,
+  encode,
+  evaluate,
+  features,
+  inspect,
+  reconstruct,
+  sample,
+  trainDit,
+];
 
 /** Runs a command on the software adapter, as main.ts does. @returns what it said and what it returned */
 export async function run(
@@ -26,7 +38,10 @@ export async function run(
   ...args: string[]
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
   const command = COMMANDS.find((c) => c.name === name) as Command;
-  const config = resolveConfig(command.schema, [...args, "--cpu"], { command: name });
+  const config = resolveConfig(command.schema, [...args, "--cpu"], {
+    command: name,
+    argument: command.argument,
+  });
   const { log, lines } = quietLog();
   try {
     return { lines, result: await command.run(config, { log, line: `tok ${name}`, stopping: () => false }) };

@@ -97,7 +97,11 @@ Deno.test("a training loop that is stopped while kernels of a later step compile
 });
 
 /** Starts a command and signals it `wait` milliseconds after it has found its adapter. */
-async function signalled(folder: string, signal: Deno.Signal, wait: number, ...args: string[]) {
+async function signalled(
+  folder: string,
+  { signal, wait, again }: { signal: Deno.Signal; wait: number; again?: number },
+  ...args: string[]
+) {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args, "--json", "--cpu"],
     cwd: folder,
@@ -114,6 +118,10 @@ async function signalled(folder: string, signal: Deno.Signal, wait: number, ...a
   await new Promise((r) => setTimeout(r, wait));
   const began = performance.now();
   child.kill(signal);
+  if (again !== undefined) {
+    await new Promise((r) => setTimeout(r, again));
+    child.kill(signal);
+  }
   const { code } = await child.status;
   const seconds = (performance.now() - began) / 1000;
   for (let part = await reader.read(); !part.done; part = await reader.read()) out += part.value;
@@ -126,8 +134,7 @@ Deno.test("Ctrl-C while the command's thread is blocked by one long batch ends i
   try {
     const { code, seconds, last, stderr } = await signalled(
       folder,
-      "SIGINT",
-      1500,
+      { signal: "SIGINT", wait: 1500 },
       ...["features", "--image-size", "1024", "--batch-size", "16"],
     );
     assertEquals(code, 130, stderr);
@@ -147,11 +154,28 @@ Deno.test("SIGTERM between batches ends a command with 143, says how to go on, a
       await writePng(join(folder, `in/${i}.png`), { width: 32, height: 32, data });
     }
     const args = ["features", "--input", "in", "--out", "f.safetensors", "--batch-size", "1"];
-    const { code, seconds, last, stderr } = await signalled(folder, "SIGTERM", 300, ...args);
+    const { code, seconds, last, stderr } = await signalled(
+      folder,
+      { signal: "SIGTERM", wait: 300 },
+      ...args,
+    );
     assertEquals(code, 143, stderr);
     assert(seconds < 5, `it took ${seconds} s`);
     assertEquals([last.event, last.interrupted], ["done", true]);
     assertEquals([...Deno.readDirSync(folder)].map(({ name }) => name), ["in"]);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("a second signal ends a command at once, though its thread is blocked", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const args = ["features", "--image-size", "1024", "--batch-size", "16"];
+    const moment = { signal: "SIGTERM", wait: 1500, again: 200 } as const;
+    const { code, seconds, stderr } = await signalled(folder, moment, ...args);
+    assertEquals(code, 143, stderr);
+    assert(seconds < 2, `it took ${seconds} s`);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

@@ -1,9 +1,10 @@
-// Folders of pictures: sampling goes on where it stopped, and no folder mixes two runs.
+// What commands write to: one process at a time, sampling goes on where it stopped, and no folder mixes two runs.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { Interrupted, UsageError } from "../src/errors.ts";
 import { endIf } from "../src/interruption.ts";
+import { Output } from "../src/io/output.ts";
 import { inFolder, run, writeImages } from "./commands.ts";
 import { fixturePath } from "./published.ts";
 
@@ -138,4 +139,62 @@ Deno.test("reconstruct never writes over its input, mixes with older pictures, o
       "pictures of an earlier run, and the images was",
     );
     assertEquals(files(out), made);
+  }));
+
+const VAE = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--image-size", "16"];
+const TENSORS = fixturePath("reference.safetensors");
+/** Every command with an output, and the option that names it. */
+const WRITERS: [string, ...string[]][] = [
+  ["align", "--out"],
+  ["train-dit", ...VAE, "--images", "20", "--out"],
+  ["encode", ...VAE, "--images", "20", "--batch-size", "4", "--out"],
+  ["reconstruct", ...VAE, "--num", "20", "--batch-size", "4", "--out"],
+  ["sample", ...GENERATOR, "--num", "20", "--steps", "2", "--batch-size", "4", "--out"],
+  ["eval", ...VAE, "--num", "20", "--batch-size", "4", "--metrics", "psnr", "--out"],
+  ["features", "--batch-size", "4", "--out"],
+  ["inspect", TENSORS, "--convert"],
+];
+
+Deno.test("no command writes where another process does, and each says so before its work", () =>
+  inFolder(async (folder) => {
+    const out = join(folder, "out.safetensors");
+    for (const [name, ...args] of WRITERS) {
+      using _other = name === "features" || name === "inspect" ? Output.file(out) : Output.folder(out);
+      let batches = 0;
+      using _count = endIf(() => void batches++);
+      await assertRejects(
+        () => run(name, ...args, out),
+        UsageError,
+        `Cannot write to "${out}": process ${Deno.pid} is writing to it`,
+        name,
+      );
+      assert(batches <= 1, `${name}: ${batches} batches`); // align copies its encoder before
+    }
+    assertEquals([...Deno.readDirSync(folder)], []);
+  }));
+
+Deno.test("no command writes where nothing can be written, and each says so before its work", () =>
+  inFolder(async (folder) => {
+    Deno.writeTextFileSync(join(folder, "file"), "");
+    const out = join(folder, "file/out.safetensors");
+    for (const [name, ...args] of WRITERS) {
+      let batches = 0;
+      using _count = endIf(() => void batches++);
+      await assertRejects(() => run(name, ...args, out), UsageError, `"${folder}/file`, name);
+      assert(batches <= 1, `${name}: ${batches} batches`); // align copies its encoder before
+    }
+  }));
+
+Deno.test("a command whose output folder is deleted while it works ends with a line and does not make it again", () =>
+  inFolder(async (folder) => {
+    for (const [name, ...args] of WRITERS.slice(2, -1)) {
+      const place = join(folder, name);
+      let batches = 0;
+      using _delete = endIf(() => {
+        if (++batches === 6) Deno.removeSync(place, { recursive: true });
+      });
+      const out = name === "features" ? join(place, "out.safetensors") : place;
+      await assertRejects(() => run(name, ...args, out), UsageError, `Cannot go on: "${place}"`, name);
+      assertEquals([...Deno.readDirSync(folder)], [], name);
+    }
   }));
