@@ -2,7 +2,6 @@
 
 import { encodeConfig } from "../src/config.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
-import { encodeTo } from "../src/train/latents.ts";
 import {
   command,
   imageSource,
@@ -13,6 +12,7 @@ import {
   openWorkers,
   SEEDS,
 } from "./command.ts";
+import { encodeShown } from "./show.ts";
 
 export const encode = command({
   name: "encode",
@@ -40,14 +40,7 @@ export const encode = command({
     using output = openOutput(c.out, "latents");
     const out = output.folder;
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
-    const progress = log.progress("encoding", source.length, "images");
-    await encodeTo(out, tokenizer, source, {
-      size,
-      batchSize: c.batchSize,
-      mirrored: c.flip,
-      onProgress: (n) => progress.update(n),
-    });
-    progress.end();
+    await encodeShown(out, tokenizer, source, { size, batchSize: c.batchSize, mirrored: c.flip }, log);
     log.line(`${source.length} latents of images of side ${size}: ${out}`);
     return { out, n: source.length, tokenizer: run };
   },

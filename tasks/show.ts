@@ -1,9 +1,12 @@
-// What several commands show in the same way: progress through stages, and the table of --dry-run.
+// What several commands show in the same way: progress through stages and of encoding, and the table of --dry-run.
 
 import { UsageError } from "../src/errors.ts";
 import type { Plan } from "../src/gpu/plan.ts";
 import { formatBytes } from "../src/io/files.ts";
 import type { Log, Progress } from "../src/io/log.ts";
+import type { ImageSource } from "../src/io/source.ts";
+import type { ImageTokenizer } from "../src/models/tokenizer.ts";
+import { type EncodeOptions, encodeTo } from "../src/train/latents.ts";
 import type { LogRow } from "../src/train/loop.ts";
 
 /** Progress over named parts of known length. */
@@ -97,3 +100,23 @@ export function planTable(
 
 /** 0.125 -> "13%" */
 export const percent = (share: number): string => `${Math.round(100 * share)}%`;
+
+/** encodeTo() with a progress line, which counts from what an interrupted run has left. */
+export async function encodeShown(
+  folder: string,
+  tokenizer: ImageTokenizer,
+  source: ImageSource,
+  options: EncodeOptions,
+  log: Log,
+): Promise<void> {
+  let progress: Progress | undefined;
+  await encodeTo(folder, tokenizer, source, {
+    ...options,
+    onStart(known) {
+      if (known) log.line(`${known} of ${source.length} latents are there already: going on`);
+      progress = log.progress("encoding", source.length, "images", known);
+    },
+    onProgress: (done) => progress?.update(done),
+  });
+  progress?.end();
+}

@@ -25,7 +25,7 @@ import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
 import { generate } from "../src/train/generate.ts";
 import { placesOf } from "../src/train/generator.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
-import { encodeTo, type LatentBatch, latentBatches, latentsRecord } from "../src/train/latents.ts";
+import { type LatentBatch, latentBatches, latentsRecord } from "../src/train/latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
 import {
   command,
@@ -39,7 +39,7 @@ import {
 } from "./command.ts";
 import { checkResumed, openResumed, type Resumed } from "./resume.ts";
 import { samplingOf } from "./sample.ts";
-import { percent, planTable, progressOf } from "./show.ts";
+import { encodeShown, percent, planTable, progressOf } from "./show.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
@@ -81,14 +81,7 @@ export const trainDit = command({
         : undefined;
       const folder = c.latents ?? join(out, "latents");
       if (source && !c.dryRun && !exists(join(folder, "latents_stats.safetensors"))) {
-        const progress = log.progress("encoding", source.length, "images");
-        await encodeTo(folder, tokenizer, source, {
-          size,
-          batchSize: 50,
-          mirrored: c.flip,
-          onProgress: (n) => progress.update(n),
-        });
-        progress.end();
+        await encodeShown(folder, tokenizer, source, { size, batchSize: 50, mirrored: c.flip }, log);
       }
       const latents = c.dryRun && source ? undefined : await openLatents(folder);
       const madeFrom = latents ? checkLatents(latents, tokenizer, { ...c, size, source, log }) : {};

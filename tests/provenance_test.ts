@@ -244,6 +244,17 @@ Deno.test("a model of tok 0.2.0 takes the tokenizer that its path leads to, and 
       lines[0] as string,
       /^tokenizer: .+vavae_tiny.pt, as seen from this folder: .+ \(tok 0\.2\.0\)$/,
     );
+    for (const name of ["../nowhere", "align-001"]) {
+      await modelOf(model, vae, (config) => {
+        delete config.made_from;
+        config.tokenizer = name;
+      });
+      await assertRejects(
+        () => openGenerator(model),
+        UsageError,
+        `the model only says "${name}" (tok 0.2.0)`,
+      );
+    }
   });
 });
 

@@ -5,6 +5,7 @@ import { dirname, isAbsolute, join, relative, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists } from "../io/files.ts";
 import { checkStatistics } from "../io/finite.ts";
+import { cachedModel, isModelName } from "../io/hub.ts";
 import { readStatistics } from "../io/latents.ts";
 import { differences } from "../io/provenance.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
@@ -67,7 +68,15 @@ async function tokenizerOf(
 ): Promise<KnownTokenizer> {
   const recorded = config.made_from?.tokenizer;
   if (given === undefined && recorded) return await recordedTokenizer(path, folder, recorded, say);
-  const tokenizer = await openTokenizer(given ?? config.tokenizer), { identity } = tokenizer;
+  const named = given ?? config.tokenizer;
+  const known = (name: string) => exists(name) || isModelName(name) && cachedModel(name) !== undefined;
+  if (given === undefined && named !== undefined && !known(named)) {
+    throw new UsageError(
+      `Cannot find the tokenizer of "${path}": the model only says "${named}" (tok 0.2.0), and there is nothing of ` +
+        `that name here; name it with --tokenizer`,
+    );
+  }
+  const tokenizer = await openTokenizer(named), { identity } = tokenizer;
   if (!recorded) {
     say(
       `tokenizer: ${identity.name}${

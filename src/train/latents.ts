@@ -20,6 +20,8 @@ export interface EncodeOptions {
   batchSize: number;
   /** Encode mirrored copies too; else the flipped latents repeat the plain ones. */
   mirrored: boolean;
+  /** Gets the number of latents that an interrupted run has left. */
+  onStart?: (known: number) => void;
   onProgress?: (done: number) => void;
   /** Latents in a file (2048). */
   perShard?: number;
@@ -61,6 +63,7 @@ export async function encodeTo(
   const { size, batchSize } = options, side = tokenizer.side(size), C = tokenizer.channels;
   const record = latentsRecord(tokenizer, source, options);
   const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
+  options.onStart?.(writer.length);
   const x = input([batchSize, size, size, 3], "f32", "images");
   const program = await capture("encode", { x }, ({ x }) =>
     noGrad(() => {
