@@ -147,7 +147,7 @@ export const align = command({
     const out = lock.folder;
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined, true);
     try {
-      const resume = await openResumed(c.resume, out, log);
+      const resume = await openResumed(c.resume, { out, command: "align", log });
       if (resume) {
         const now = { config: c, defaults: alignConfig.parse({}), madeFrom };
         checkResumed(resume, now, ["steps", "stages"], log);
@@ -155,8 +155,8 @@ export const align = command({
       }
       log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
       log.openFile(out);
-      const record = { ...c, made_from: madeFrom };
-      writeJson(join(out, "config.json"), { command: "align", ...record });
+      const record = { command: "align", ...c, made_from: madeFrom };
+      writeJson(join(out, "config.json"), record);
       makeFolder(join(out, "images"));
       log.event("start", { command: "align", out, parameters, step: resume?.step ?? 0 });
 

@@ -34,7 +34,9 @@ export const inspect = command({
     }
     if (path === undefined) throw new UsageError("Cannot inspect: name a file, a run or a folder");
     if (path.endsWith(".npz") && convert === undefined) return { found: [await arrays(path, log)] };
-    const places = isFile(path) ? [path] : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
+    const places = isFile(path)
+      ? [path]
+      : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
     if (!places.length) {
       throw new UsageError(
         `Cannot inspect "${path}": it is no file of tensors, run or model folder; check the path`,

@@ -5,7 +5,7 @@
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../src/errors.ts";
 import { kebab } from "../src/flags.ts";
-import { type Checkpoint, newestCheckpoint, openCheckpoint } from "../src/io/checkpoint.ts";
+import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "../src/io/checkpoint.ts";
 import { exists } from "../src/io/files.ts";
 import type { Log } from "../src/io/log.ts";
 import { differences, type Provenance, provenanceSchema } from "../src/io/provenance.ts";
@@ -16,11 +16,13 @@ export interface Resumed extends Checkpoint {
   elsewhere: boolean;
 }
 
-/** The checkpoint that --resume asks for; undefined, with a warning, where the run has none. */
+/**
+ * The checkpoint that --resume asks for; undefined, with a warning, where the run has none.
+ * @throws UsageError when it is of another command, or a new run would begin where there is one already
+ */
 export async function openResumed(
   asked: string | undefined,
-  out: string,
-  log: Log,
+  { out, command, log }: { out: string; command: string; log: Log },
 ): Promise<Resumed | undefined> {
   if (asked === undefined) return undefined;
   const checkpoint = asked === ""
@@ -30,7 +32,22 @@ export async function openResumed(
     log.warn(`there is no checkpoint in "${out}"; starting anew`);
     return undefined;
   }
-  return { ...checkpoint, elsewhere: placeOf(dirname(dirname(checkpoint.path))) !== placeOf(out) };
+  const { path, config } = checkpoint;
+  const elsewhere = placeOf(dirname(dirname(path))) !== placeOf(out);
+  const problem = commandOf(config) !== command
+    ? `it is of "tok ${commandOf(config)}"; choose a checkpoint of "tok ${command}"`
+    : elsewhere && listCheckpoints(out).length
+    ? `"${out}" holds another run already; continue that one with --resume alone, or choose another --out`
+    : undefined;
+  if (problem === undefined) return { ...checkpoint, elsewhere };
+  checkpoint.file.close();
+  throw new UsageError(`Cannot resume from "${path}": ${problem}`);
+}
+
+/** Checkpoints of tok 0.2.0 do not say it. */
+function commandOf(config: unknown): unknown {
+  const { command, stages } = config as { command?: unknown; stages?: unknown };
+  return command ?? (stages === undefined ? "train-dit" : "align");
 }
 
 const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) : resolve(folder);

@@ -130,15 +130,15 @@ export const trainDit = command({
         });
       }
 
-      const resume = await openResumed(c.resume, out, log);
+      const resume = await openResumed(c.resume, { out, command: "train-dit", log });
       if (resume) {
         checkResumed(resume, { config: c, defaults: trainDitConfig.parse({}), madeFrom }, ["steps"], log);
         checkSteps(resume, c, log);
       }
       log.line(`run: ${out}${resume ? ` (resumed after step ${resume.step})` : ""}`);
       log.openFile(out);
-      const record = { ...c, tokenizer: tokenizerRun, made_from: madeFrom };
-      writeJson(join(out, "config.json"), { command: "train-dit", ...record });
+      const record = { command: "train-dit", ...c, tokenizer: tokenizerRun, made_from: madeFrom };
+      writeJson(join(out, "config.json"), record);
       log.event("start", {
         command: "train-dit",
         out,

@@ -99,7 +99,8 @@ Deno.test("train-dit goes on for more steps in another folder to the bits of one
       lines.filter((line) => line.startsWith("--steps")),
       ["--steps was 2 and is 4: the learning rate now falls until step 4, and goes from 0.00700 to 0.00700 at step 2"],
     );
-    const fewer = () => train("longer", "--steps", "3", "--resume");
+    // The run knows its tokenizer.
+    const fewer = () => run("train-dit", ...common, "--out", at("longer"), "--steps", "3", "--resume");
     await assertRejects(fewer, UsageError, "it has done 4 steps, and --steps is 3");
   });
 });
@@ -191,10 +192,10 @@ Deno.test("the line that goes on after an interruption names the newest checkpoi
 
 Deno.test("a checkpoint is of another folder where the run that saved it lies elsewhere, however the path is written", async () => {
   await inFolder(async (folder) => {
-    const at = join(folder, "run"), path = await saveCheckpoint(at, 1, [], {});
+    const at = join(folder, "run"), path = await saveCheckpoint(at, 1, [], { stages: [1] });
     const { log, lines } = quietLog();
     const elsewhere = async (asked: string, out: string) => {
-      const resumed = await openResumed(asked, out, log);
+      const resumed = await openResumed(asked, { out, command: "align", log });
       resumed?.file.close();
       return resumed?.elsewhere;
     };
@@ -204,6 +205,10 @@ Deno.test("a checkpoint is of another folder where the run that saved it lies el
     assertEquals(await elsewhere(path, join(folder, "link")), false);
     assertEquals(await elsewhere(path, join(folder, "new")), true);
     assertEquals(await elsewhere("", join(folder, "new")), undefined);
+    const other = join(folder, "other");
+    await saveCheckpoint(other, 9, [], { command: "train-dit" });
+    await assertRejects(() => elsewhere(path, other), UsageError, `"${other}" holds another run already`);
+    await assertRejects(() => elsewhere("", other), UsageError, 'it is of "tok train-dit"');
     assertMatch(lines.join(), /there is no checkpoint in ".+new"; starting anew/);
   });
 });
