@@ -7,6 +7,7 @@ import { writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { fingerprintOf } from "../src/io/provenance.ts";
 import type { ImageSource } from "../src/io/source.ts";
+import { SSIM_SIDE } from "../src/metrics/quality.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
 import {
@@ -61,10 +62,11 @@ export const reconstruct = command({
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
     const progress = log.progress("reconstructing", source.length, "images");
     const shown: Uint8Array[][] = [];
-    const scores = await scoreReconstruction(
+    const similar = size >= SSIM_SIDE;
+    const all = await scoreReconstruction(
       tokenizer,
       source,
-      { size, batchSize: Math.min(c.batchSize, source.length) },
+      { size, batchSize: Math.min(c.batchSize, source.length), ssim: similar },
       async (i, original, made) => {
         const name = names[i] as string, path = join(output.sub(dirname(name)), basename(name));
         await writePng(path, { width: size, height: size, data: made });
@@ -85,13 +87,17 @@ export const reconstruct = command({
       }
       await writePng(join(out, "grid.png"), grid(rows, size, columns));
     }
-    writeJson(join(out, "metrics.json"), scores);
+    const { ssim, ...scores } = all, kept = similar ? all : scores;
+    writeJson(join(out, "metrics.json"), kept);
+    const similarity = similar
+      ? `SSIM ${ssim.toFixed(3)}`
+      : `no SSIM below ${SSIM_SIDE} x ${SSIM_SIDE} pixels`;
     log.line(
-      `PSNR ${scores.psnr.toFixed(2)} dB, SSIM ${scores.ssim.toFixed(3)} over ${scores.n} images; ${
+      `PSNR ${scores.psnr.toFixed(2)} dB, ${similarity} over ${scores.n} images; ${
         join(out, c.grid ? "grid.png" : "")
       }`,
     );
-    return { out, ...scores };
+    return { out, ...kept };
   },
 });
 

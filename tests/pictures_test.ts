@@ -198,3 +198,11 @@ Deno.test("a command whose output folder is deleted while it works ends with a l
       assertEquals([...Deno.readDirSync(folder)], [], name);
     }
   }));
+
+Deno.test("images too small for SSIM are reconstructed, and that score is left out", () =>
+  inFolder(async (folder) => {
+    const args = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--image-size", "8", "--num", "3", "--out"];
+    const { lines, result } = await run("reconstruct", ...args, join(folder, "out"));
+    assertEquals(Object.keys(result), ["out", "psnr", "mse", "n"]);
+    assert(lines.at(-1)?.includes("no SSIM below 11 x 11 pixels over 3 images"), lines.at(-1));
+  }));
