@@ -70,7 +70,7 @@ const SUBJECTS: Subject[] = [
     name: "eval",
     args: [
       "eval",
-      ..."--model base/train-dit --num 24 --batch-size 8 --steps 4 --metrics fd-encoder,classes".split(" "),
+      ..."--model base/train-dit --num 24 --batch-size 8 --steps 4 --metrics fd-encoder".split(" "),
     ],
     results: /npz$|^metrics\.json$/,
   },
