@@ -19,9 +19,11 @@ export const BOUNDS = {
   /** Bytes of a batch of images in f32. */
   batchBytes: 2 ** 33,
   /** Numbers of a table of positions. */
-  positions: 2 ** 26,
+  positions: 2 ** 24,
   /** Tensors of a file. */
   tensors: 100_000,
+  /** Arrays of an .npz file, whose headers are all read. */
+  arrays: 1000,
   /** Objects and lists of JSON inside each other. */
   nesting: 100,
   /** Values of a JSON text: numbers, texts, lists and objects. */

@@ -50,7 +50,7 @@ Deno.test("a config.json with ten million layers is refused by the name of the f
       ],
       [
         { model_type: "vit_mae", ...sizes, num_hidden_layers: 1, image_size: 16_384, patch_size: 1 },
-        "image_size: a table of more than 67,108,864 numbers",
+        "image_size: a table of more than 16,777,216 numbers",
       ],
       [
         { model_type: "dinov2", ...sizes, num_hidden_layers: 1, num_register_tokens: 1e9 },
@@ -183,6 +183,12 @@ Deno.test("an .npz that claims a hundred million images in 300 bytes is refused 
     zip([{ name: "arr_0.npy", data: head, size: size % 2 ** 32, compressed: 128, method: 8 }]),
   );
   assert((await refused(() => openNpz(path))).includes("out of 128, which deflate cannot do"));
+  const count = bytes(0x50, 0x4b, 5, 6, 0, 0, 0, 0, 0xfe, 0xff, 0xfe, 0xff, new Uint8Array(10));
+  Deno.writeFileSync(path, count);
+  assert((await refused(() => openNpz(path))).includes("its directory is damaged"));
+  const many = Array.from({ length: 1001 }, (_, i) => ({ name: `${i}.npy`, data: new Uint8Array() }));
+  Deno.writeFileSync(path, zip(many));
+  assert((await refused(() => openNpz(path))).includes("it has 1001 files, at most 1000 are supported"));
   const start = performance.now();
   const digits = encodeNpyHeader(new Uint8Array(), [1]).slice(0, 10);
   const text = `{'descr': '|u1', 'fortran_order': False, 'shape': (${"1".repeat(60_000)}x), }\n`;

@@ -37,6 +37,19 @@ Deno.test("inspect lists the tensors of torch files and of .npz files", async ()
   assertEquals(JSON.parse(npz.last).found[0].tensors[0], { name: "arr_0", dtype: "u1", shape: [2, 3, 4, 3] });
 });
 
+Deno.test("inspect lists the objects beside weights by the names of their classes", async () => {
+  const found = await tok(fixture("company.pth"));
+  assertEquals(found.code, 0, found.err);
+  assert(/model\.w +F32 +\[2, 3\]/.test(found.err), found.err);
+  for (
+    const line of [
+      "  date: an object of datetime.datetime, not read and not run",
+      "  average: an object of __main__.Average that holds tensors, not read and not run",
+      "  step: 7",
+    ]
+  ) assert(found.err.split("\n").includes(line), found.err);
+});
+
 Deno.test("inspect --convert writes the same tensors with the same dtypes, and plain values as texts", async () => {
   for (const form of ["zip", "legacy"]) {
     const { code, err } = await tok(fixture(`torch_${form}.pth`), "--convert", `${form}.safetensors`);

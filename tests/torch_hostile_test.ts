@@ -153,7 +153,11 @@ const WRONG: [string, () => unknown, string][] = [
     '"x/data/0" is cut off',
   ],
   ["a pickle of 4 GB", damage({ "x/data.pkl": { size: 0xfffffffe } }), "at most 67108864 are allowed"],
-  ["no pickle", damage({ "x/data.pkl": null }), '0 files "data.pkl"'],
+  [
+    "no pickle",
+    damage({ "x/data.pkl": null }),
+    'it is a zip archive of "x/byteorder", "x/data/0", "x/version" and not one that torch.save wrote; unpack it',
+  ],
   ["two pickles", damage({ "x/version": { name: "y/data.pkl" } }), '2 files "data.pkl"'],
   ["two storages of one name", damage({ "x/version": { name: "x/data/0" } }), '"x/data/0" is in it twice'],
   ["big-endian bytes", damage({ "x/byteorder": { data: bytes("big") } }), 'its byte order is "big"'],
@@ -168,7 +172,11 @@ const WRONG: [string, () => unknown, string][] = [
     "directory",
   ],
   ["storages on top of each other", overlapping, "its storages overlap"],
-  ["an archive that is empty", () => open(zip([])), '0 files "data.pkl"'],
+  [
+    "an archive that is empty",
+    () => open(zip([])),
+    "it is a zip archive of nothing and not one that torch.save",
+  ],
   ["an archive's beginning", () => open(bytes("PK\x03\x04")), "it is not a whole zip archive"],
   // The legacy form
   [
@@ -248,8 +256,13 @@ const WRONG: [string, () => unknown, string][] = [
     "nested deeper than 100 times",
   ],
   [
-    "a billion of one value",
+    "a billion of one tensor",
     () => zipped(["]", tensor(), "a", Array(30).fill(["2\x86"])]),
+    "it has more than 100000 tensors",
+  ],
+  [
+    "a billion of one value",
+    () => zipped(["(", tensor(), "]", ")", "a", Array(30).fill(["2\x86"]), "t"]),
     "more values than any checkpoint does",
   ],
   [

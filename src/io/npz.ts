@@ -147,7 +147,10 @@ export async function openNpz(path: string): Promise<NpzFile> {
   const source = openKnown(path, "arrays");
   try {
     const zip = new ZipReader(source);
-    const arrays = new Map<string, NpyHeader>();
+    const arrays = new Map<string, NpyHeader>(), { size } = zip.members;
+    if (size > BOUNDS.arrays) {
+      throw damaged(path, `it has ${size} files, at most ${BOUNDS.arrays} are supported`);
+    }
     for (const [name, member] of zip.members) {
       if (!name.endsWith(".npy")) continue;
       const key = name.slice(0, -4), header = await headerOf(zip, member);

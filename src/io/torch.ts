@@ -87,11 +87,16 @@ function readZip(source: ByteSource): Value {
   const zip = new ZipReader(source), { name } = source;
   const pickles = [...zip.members.values()].filter((member) => member.name.endsWith("/data.pkl"));
   const [pickle] = pickles;
-  if (!pickle || pickles.length > 1) {
-    throw damaged(
-      name,
-      `it is a zip archive with ${pickles.length} files "data.pkl" and none that torch.save wrote`,
+  if (!pickle) {
+    const names = [...zip.members.keys()].slice(0, 3).map((member) => JSON.stringify(member.slice(0, 100)));
+    throw new UsageError(
+      `Cannot read "${name}": it is a zip archive of ${names.join(", ") || "nothing"}${
+        zip.members.size > 3 ? " and others" : ""
+      } and not one that torch.save wrote; unpack it, or give the file of the weights`,
     );
+  }
+  if (pickles.length > 1) {
+    throw damaged(name, `it is a zip archive with ${pickles.length} files "data.pkl", torch.save writes one`);
   }
   const folder = pickle.name.slice(0, -"data.pkl".length);
   if (zip.members.has(`${folder}constants.pkl`)) {

@@ -4,6 +4,7 @@
 // PKWARE, .ZIP File Format Specification (APPNOTE) 6.3, sections 4.3 and 4.5.3.
 
 import { crc32 } from "node:zlib";
+import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged } from "./bytes.ts";
 import { AtomicFile } from "./files.ts";
@@ -20,6 +21,8 @@ export interface Member {
 }
 
 const VERSION = 45, JANUARY_1980 = 0x21, STORED = 0, DEFLATED = 8;
+/** A file for each tensor, and a few more. */
+const MAX_MEMBERS = BOUNDS.tensors + 100;
 const MOST_DIRECTORY = 1 << 26; // half a million members
 /** Deflate makes at most 1,032 bytes out of one. */
 const MOST_INFLATED = 1032;
@@ -203,6 +206,9 @@ export class ZipReader {
       [count, size, start] = [this.#number(end, 32), this.#number(end, 40), this.#number(end, 48)];
     }
     if (size > MOST_DIRECTORY) throw this.#damaged(`its directory claims ${size} bytes`);
+    if (count > MAX_MEMBERS) {
+      throw this.#damaged(`it has ${count} files, at most ${MAX_MEMBERS} are supported`);
+    }
     const directory = this.#view(start, size), members = new Map<string, Member>();
     for (let p = 0, n = 0; n < count; n++) {
       if (p + 46 > size || directory.getUint32(p, true) !== CENTRAL) {
