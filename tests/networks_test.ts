@@ -1,7 +1,7 @@
 // The networks that metrics look through, at their published sizes, against the official implementations on weights that a
 // formula fills. How each fixture was made stands in its metadata.
 
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { grad, noGrad } from "../src/autograd.ts";
 import { UsageError } from "../src/errors.ts";
@@ -148,6 +148,8 @@ Deno.test("LPIPS loads from torchvision's file and the linear layers, or from th
   for (const [key, tensor] of [...state(a)].filter((_, i) => i % 7 === 0)) {
     assertEquals(await readTensor(tensor), await readTensor(state(b).get(key) ?? tensor), key);
   }
+  assertMatch(a.fingerprint ?? "", /^[0-9a-f]{16}$/);
+  assertEquals(a.fingerprint, b.fingerprint, "the same weights, however they are filed");
   const refused = async (paths: string[], ...words: string[]) => {
     const { message } = await assertRejects(() => openLpips(paths.map(path)), UsageError);
     assert(!message.includes("\n") && words.every((word) => message.includes(word)), message);
