@@ -2,10 +2,12 @@
 // flat set:  g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
 // norm2 holds the squared global norm; where it is not finite nothing changes, and `progress` keeps t without that step.
+// `judge` and `check_update` decide that: what they write takes the place of norm2, and is not finite where a value that the
+// step reports, a gradient or a number that the update would write is not.
 // hyper: lr, b1, b2, eps, wd, clip (0: none), d. One invocation owns UNROLL vectors of four.
 // Gradients come multiplied by the loss scale, 1 unless activations are halves: then `work`, the working copy of p, is
 // written as well, and `rescale` halves the scale after a step that was skipped and doubles it after GROWTH good ones.
-// `record` adds what a step reports to sums, unless the step is skipped.
+// `record` adds what a step reports to sums, unless the step is skipped; `restore` takes back what else it changed if it is.
 
 struct Params {
   size: u32, // vectors of four; of record: values
@@ -20,11 +22,13 @@ struct Params {
 @group(0) @binding(5) var<storage, read> hyper: array<f32>;
 @group(0) @binding(6) var<storage, read> norm2: array<f32>;
 @group(0) @binding(7) var<storage, read> applied: array<f32>;        // progress, as the update reads it
-@group(0) @binding(8) var<storage, read_write> progress: array<f32>; // steps applied (this one included), skipped; loss scale, good steps with it
+@group(0) @binding(8) var<storage, read_write> progress: array<f32>; // steps applied (this one included), skipped; loss scale; steps applied in a row with it or, negative, skipped in a row
 @group(0) @binding(9) var<uniform> params: Params;
 @group(0) @binding(10) var<storage, read_write> work: array<vec4<f32>>;
 @group(0) @binding(11) var<storage, read> values: array<f32>;
 @group(0) @binding(12) var<storage, read_write> sums: array<f32>;
+@group(0) @binding(13) var<storage, read_write> verdict: array<f32>; // what takes the place of norm2
+@group(0) @binding(14) var<storage, read_write> fault: array<f32>;   // of the latest skipped step: 1 value, 2 gradient, 3 update; which value
 
 const UNROLL = 4u;
 
@@ -33,7 +37,33 @@ fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x
 
 @compute @workgroup_size(1)
 fn advance() {
-  if (finite(norm2[0])) { progress[0] += 1.0; } else { progress[1] += 1.0; }
+  if (finite(norm2[0])) {
+    progress[0] += 1.0;
+    progress[3] = max(progress[3], 0.0) + 1.0;
+  } else {
+    progress[1] += 1.0;
+    progress[3] = min(progress[3], 0.0) - 1.0;
+  }
+}
+
+@compute @workgroup_size(1)
+fn judge() {
+  verdict[0] = norm2[0];
+  if (!finite(norm2[0])) { fault[0] = 2.0; }
+  for (var i = 0u; i < params.size; i++) {
+    if (!finite(values[i])) {
+      verdict[0] = values[i];
+      fault[0] = 1.0;
+      fault[1] = f32(i);
+      return;
+    }
+  }
+}
+
+@compute @workgroup_size(64)
+fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let i = group.x * 64u + lane;
+  if (i < params.size && !finite(norm2[0])) { sums[i] = values[i]; }
 }
 
 @compute @workgroup_size(64)
@@ -49,18 +79,18 @@ const LARGEST = 16777216.0; // 2^24
 fn rescale() {
   if (!finite(norm2[0])) {
     progress[2] = max(1.0, progress[2] * 0.5);
-    progress[3] = 0.0;
     return;
   }
-  progress[3] += 1.0;
   if (progress[3] >= GROWTH) {
     progress[2] = min(LARGEST, progress[2] * 2.0);
     progress[3] = 0.0;
   }
 }
 
-// The new value of vector i.
-fn step(i: u32) -> vec4<f32> {
+struct Updated { p: vec4<f32>, m: vec4<f32>, v: vec4<f32> }
+
+// What vector i becomes in applied step t.
+fn updated(i: u32, t: f32) -> Updated {
   let lr = hyper[0] * params.factor;
   let b1 = hyper[1];
   let b2 = hyper[2];
@@ -69,11 +99,38 @@ fn step(i: u32) -> vec4<f32> {
   let gi = g[i] * (unscale * select(1.0, hyper[5] / norm, hyper[5] > 0.0 && norm > hyper[5]));
   let mi = b1 * m[i] + (1.0 - b1) * gi;
   let vi = b2 * v[i] + (1.0 - b2) * gi * gi;
-  let t = applied[0];
   let ratio = (mi / (1.0 - pow(b1, t))) / (sqrt(vi / (1.0 - pow(b2, t))) + hyper[3]);
-  m[i] = mi;
-  v[i] = vi;
-  return p[i] - lr * (ratio + hyper[4] * p[i]);
+  return Updated(p[i] - lr * (ratio + hyper[4] * p[i]), mi, vi);
+}
+
+// The new value of vector i.
+fn step(i: u32) -> vec4<f32> {
+  let next = updated(i, applied[0]);
+  m[i] = next.m;
+  v[i] = next.v;
+  return next.p;
+}
+
+fn all_finite(x: vec4<f32>) -> bool { return finite(x.x) && finite(x.y) && finite(x.z) && finite(x.w); }
+
+// Runs before `advance`. |ratio| <= 2e19 / eps, as norm2 is finite: below these rates no number can overflow, and nothing is read.
+@compute @workgroup_size(64)
+fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                @builtin(local_invocation_index) lane: u32) {
+  let lr = hyper[0] * params.factor;
+  if (lr <= 100.0 && lr * hyper[4] <= 1.0 || !finite(norm2[0])) { return; }
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  for (var u = 0u; u < UNROLL; u++) {
+    let i = first + u * 64u;
+    if (i < params.size) {
+      let next = updated(i, applied[0] + 1.0);
+      if (!(all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
+        var infinite = 0x7f800000u; // no constant: those must be finite
+        verdict[0] = bitcast<f32>(infinite);
+        fault[0] = 3.0;
+      }
+    }
+  }
 }
 
 @compute @workgroup_size(64)

@@ -229,6 +229,7 @@ export const align = command({
             progress.row(row);
             log.event("step", { stage: stage.name, ...row });
           },
+          onSkipped: (message) => log.warn(message),
           onStageEnd: async (stage, index, dataWait) => {
             progress.end();
             await evaluateStage(stage, index, dataWait);

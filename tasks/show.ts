@@ -33,12 +33,8 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
       current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
       current.update(n, note);
     },
-    /** What the loop logs: says when steps did not count, and how long they waited for data from now on. */
+    /** What the loop logs: how long steps waited for data is shown from now on. */
     row(row: LogRow): void {
-      // With a loss scale that is its way of finding the largest one, and the log has it.
-      if (row.skipped && row.loss_scale === undefined) {
-        log.warn(`${row.skipped} steps before step ${row.step} were skipped: a gradient was not finite`);
-      }
       note = `waiting for data ${percent(row.data_wait ?? 0)}`;
     },
     end(): void {

@@ -194,6 +194,7 @@ export const trainDit = command({
           progress.row(row);
           log.event("step", { ...row });
         },
+        onSkipped: (message) => log.warn(message),
         save: async (n) =>
           void await saveCheckpoint(out, n, await snapshot(diffusion.state()), record, { keep: c.keep }),
         stopping,

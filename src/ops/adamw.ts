@@ -2,7 +2,7 @@
 
 import source from "../../kernels/adamw.wgsl" with { type: "text" };
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, type Tensor, variable } from "../tensor.ts";
+import { check, empty, type Tensor, variable } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { total } from "./reduce.ts";
 import { reshape, slice } from "./shape.ts";
@@ -46,7 +46,8 @@ export interface FlatSet {
 const FIRST_SCALE = 65536;
 
 /**
- * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and good steps since it changed.
+ * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and steps applied in a row since it
+ * changed or, negative, skipped in a row.
  * @param scaled whether gradients come scaled, because they pass through halves
  */
 export function progressVariable(scaled: boolean): Tensor {
@@ -60,13 +61,29 @@ export function lossScale(progress: Tensor): Tensor {
 }
 
 /**
- * sums += values, unless the step of `norm2` is skipped: what is not finite then would stay in the sums.
+ * sums += values, unless the step is skipped: what is not finite then would stay in the sums.
  * @param values f32, as many as `sums`
+ * @param norm2 what {@link adamw} returned
  */
 export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
   check(values.size === sums.size, "add up what a step reports", "the sizes differ", values, sums);
   kernel(source, "record").launch({ values, sums, norm2 }, { size: sums.size, factor: 1 }, [1]);
 }
+
+/** x = before where the step is skipped. @param norm2 what {@link adamw} returned */
+export function restoreIfSkipped(x: Tensor, before: Tensor, norm2: Tensor): void {
+  check(x.size === before.size, "restore a tensor", "the sizes differ", x, before);
+  const params = { size: x.size, factor: 1 };
+  kernel(source, "restore").launch({ values: before, sums: x, norm2 }, params, [Math.ceil(x.size / 64)]);
+}
+
+/** Why the latest skipped step was skipped, f32 [2]: 0 for none, or one of {@link FAULTS}; the index of the value. */
+export function faultVariable(): Tensor {
+  return variable([2], { label: "fault" });
+}
+
+/** What was not finite: a value that the step reports, a gradient, a number that the update would have written. */
+export const FAULTS = { value: 1, gradient: 2, update: 3 } as const;
 
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */
 export function squaredNorm(flats: readonly Tensor[]): Tensor {
@@ -76,12 +93,35 @@ export function squaredNorm(flats: readonly Tensor[]): Tensor {
 }
 
 /**
- * One step over all sets, skipped as a whole when `norm2` is not finite. Where there are working copies, the loss scale
- * then follows.
- * @param norm2 squared global norm of the gradients as they are, scaled
+ * One step over all sets, skipped as a whole when `norm2`, one of `values` or a number that the update would write is not
+ * finite. Where there are working copies, the loss scale then follows.
+ * @param ofGradients squared global norm of the gradients as they are, scaled
  * @param progress of {@link progressVariable}
+ * @param options.values f32 [n], what the step reports
+ * @param options.fault of {@link faultVariable}
+ * @returns `ofGradients`, or something that is not finite where the step is skipped
  */
-export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, progress: Tensor): void {
+export function adamw(
+  sets: readonly FlatSet[],
+  hyper: Tensor,
+  ofGradients: Tensor,
+  progress: Tensor,
+  { values, fault = faultVariable() }: { values?: Tensor | undefined; fault?: Tensor } = {},
+): Tensor {
+  const norm2 = empty([], "f32", "verdict");
+  kernel(source, "judge").launch(
+    { norm2: ofGradients, values: values ?? ofGradients, verdict: norm2, fault },
+    { size: values?.size ?? 0, factor: 1 },
+    [1],
+  );
+  for (const { parameters: p, gradients: g, m, v, lrFactor } of sets) {
+    const size = p.size / 4;
+    kernel(source, "check_update").launch(
+      { p, g, m, v, hyper, norm2: ofGradients, applied: progress, verdict: norm2, fault },
+      { size, factor: lrFactor },
+      fold(Math.ceil(size / 256)),
+    );
+  }
   kernel(source, "advance").launch({ norm2, progress }, {}, [1]);
   for (const { parameters: p, gradients: g, m, v, ema, working: work, lrFactor } of sets) {
     check(
@@ -102,4 +142,5 @@ export function adamw(sets: readonly FlatSet[], hyper: Tensor, norm2: Tensor, pr
     );
   }
   if (sets.some(({ working }) => working)) kernel(source, "rescale").launch({ norm2, progress }, {}, [1]);
+  return norm2;
 }

@@ -34,6 +34,8 @@ export interface AlignHooks {
   onCompile(done: number, total: number): void;
   onStep(stage: Stage, n: number): void;
   onLog(stage: Stage, row: LogRow): void;
+  /** Steps were skipped: how many, and why. */
+  onSkipped(message: string): void;
   /** Stage `index` is over; the tokenizer is as it leaves it. @param dataWait share of its time spent waiting for data */
   onStageEnd(stage: Stage, index: number, dataWait: number): Promise<void>;
   /** Saves a checkpoint after `step` steps in all. */
@@ -102,6 +104,7 @@ export async function runAlignment(
       },
       onStep: (n) => hooks.onStep(stage, n),
       onLog: (row) => hooks.onLog(stage, { ...row, step: offset + row.step }),
+      onSkipped: hooks.onSkipped,
       save: async (n) => hooks.save(offset + n, await snapshot(state())),
       stopping: hooks.stopping,
     });

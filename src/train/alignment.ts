@@ -13,6 +13,7 @@ import { Vit } from "../models/vit.ts";
 import { state } from "../nn.ts";
 import { ParameterSet } from "../parameter_set.ts";
 import { add, mul, scale } from "../ops/math.ts";
+import { pointwise } from "../ops/pointwise.ts";
 import { reshape, slice } from "../ops/shape.ts";
 import { withRecomputation } from "../recompute.ts";
 import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor.ts";
@@ -54,7 +55,7 @@ export interface AlignmentOptions {
   checkpoint?: boolean;
 }
 
-/** What the meter adds up each step, in this order. */
+/** What the meter adds up each step, in this order; the gradients' norm is the last. */
 export const METERS = [
   "loss",
   "l1",
@@ -210,10 +211,14 @@ export class StageRun {
   #step(x: Tensor, adversarial: boolean): Record<string, Tensor> {
     const { batchSize: B, accumulate } = this.options;
     const metered: Record<(typeof METERS)[number], Tensor>[] = [];
+    const norms: Tensor[] = [];
+    const kept = adversarial ? this.#runningStatistics() : [];
     let first: Tensor | undefined;
     for (let i = 0; i < accumulate; i++) {
-      const { y, parts, generator, critic } = this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial);
+      const made = this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial);
+      const { y, parts, generator, critic } = made;
       metered.push(parts);
+      norms.push(...made.norms);
       first ??= y;
       if (i === 0) this.optimizer.store(generator);
       else this.optimizer.add(generator);
@@ -221,13 +226,20 @@ export class StageRun {
       if (i === 0) this.critic?.store(critic);
       else this.critic?.add(critic);
     }
-    const norm2 = this.optimizer.update();
-    if (adversarial) this.critic?.update();
-    const values = METERS.map((name) =>
-      name === "grad_norm2" ? norm2 : mean(metered.map((parts) => parts[name]))
-    );
-    this.optimizer.report(values, this.meter);
+    const average = (name: (typeof METERS)[number]) => mean(metered.map((parts) => parts[name]));
+    const values = METERS.slice(0, -1).map(average);
+    const norm2 = this.optimizer.update([...values, ...norms]);
+    if (adversarial) this.critic?.update([average("discriminator")]);
+    for (const [running, before] of kept) this.critic?.restoreIfSkipped(running, before);
+    this.optimizer.report([...values, norm2], this.meter);
     return { y: first as Tensor };
+  }
+
+  /** The discriminator's running statistics, and copies of them as they are before the step. */
+  #runningStatistics(): (readonly [Tensor, Tensor])[] {
+    const all = this.alignment.discriminator ? [...state(this.alignment.discriminator).values()] : [];
+    return all.filter(({ storage }) => storage.category !== "parameters")
+      .map((t) => [t, noGrad(() => inPrecision("f32", () => pointwise(["x0"], [t])))]);
   }
 
   /** Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator. */
@@ -269,11 +281,14 @@ export class StageRun {
     const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
     const roots = [{ y, dy: shared(dRec) }];
     let ofCritic: Tensor[] = [];
+    const norms: Tensor[] = [];
     if (adversarial && discriminator && critic) {
       parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(parts.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
       const { lastLayer } = tokenizer.decoder;
-      parts.gan_weight = adaptiveWeight(y, lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      const adaptive = adaptiveWeight(y, lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      parts.gan_weight = adaptive.weight;
+      norms.push(...adaptive.norms);
       roots.push({ y, dy: shared(mul(dGan, parts.gan_weight)) });
       parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
       ofCritic = grad(parts.discriminator, critic.parameters, critic.scaled(scalar(share)));
@@ -281,7 +296,7 @@ export class StageRun {
     if (losses.semantic > 0) {
       roots.push({ y: parts.semantic, dy: optimizer.scaled(scalar(losses.semantic * share)) });
     }
-    return { y, parts, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
+    return { y, parts, norms, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
   }
 
   /** Names and tensors that a checkpoint of this stage holds besides the models. */

@@ -66,7 +66,7 @@ export class Diffusion {
       const predicted = withRecomputation(checkpoint, () => inPrecision(precision, forward));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
-      const norm2 = this.optimizer.minimise(loss);
+      const norm2 = this.optimizer.minimise(loss, [loss, velocity, direction]);
       this.optimizer.report([loss, velocity, direction, norm2], this.meter);
       return { loss };
     });

@@ -1,7 +1,7 @@
 // The training loop of every recipe: run a step, now and then read the meters, save, and stop when asked. It never waits for
 // the device in a step, except to keep the host from running far ahead of it.
 
-import { GpuError, Interrupted } from "../errors.ts";
+import { GpuError, Interrupted, UsageError } from "../errors.ts";
 import { checkConditions, holdOff } from "../interruption.ts";
 import { readTensor, type Tensor } from "../tensor.ts";
 import type { Optimizer } from "./optimizer.ts";
@@ -34,12 +34,17 @@ export interface LoopOptions<D> {
   /** Bytes uploaded by a step: bounds how far the host runs ahead. */
   stepBytes: number;
   onLog(row: LogRow): void;
+  /** Steps were skipped: how many, and why. */
+  onSkipped?(message: string): void;
   onStep?(n: number): void;
   /** Saves the state after `n` steps. */
   save(n: number): Promise<void>;
   /** Asked between steps; true saves and returns. */
   stopping(): boolean;
 }
+
+/** From so many skipped steps in a row on, nothing is learned any more: a loss scale of 2^24 has come down to 1 in 24. */
+const STALLED = 50;
 
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
@@ -55,13 +60,15 @@ export interface LoopResult {
 export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
   using holds = new DisposableStack();
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
-  let logged = o.from;
+  let logged = o.from, saved = o.from;
   const begin = () => ({ began: performance.now(), waited: 0 }); // milliseconds
   const all = begin();
   let recent = begin();
   const share = ({ began, waited }: typeof all) => waited / Math.max(1e-3, performance.now() - began);
   const progress = () => Promise.all(o.optimizers.map(async (optimizer) => await optimizer.readProgress()));
   let before = await progress();
+  /** Checkpoints of a run that may have gone wrong would push out the good ones. */
+  const stalling = async () => (await progress()).some(({ inARow }) => inARow >= 3);
   const log = async (n: number) => {
     if (n === logged) return;
     const sums = await readTensor(o.meter);
@@ -80,21 +87,38 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;
     row.data_wait = share(recent);
     recent = begin();
-    for (const [i, { applied, skipped }] of since.entries()) {
-      // A loss scale that can still fall will do so, and let the next steps pass.
-      if (applied > 0 || skipped === 0 || (now[i]?.lossScale ?? 1) > 1) continue;
-      throw new GpuError(
-        `Cannot go on: the gradients of all steps from ${logged + 1} to ${n} were not finite (${
-          o.optimizers[i]?.label
-        }); use a smaller --lr, or --clip 1`,
+    for (const [i, { skipped }] of since.entries()) {
+      if (skipped === 0) continue;
+      const optimizer = o.optimizers[i] as Optimizer, { inARow, lossScale } = now[i] as typeof now[number];
+      const cause = await causeOf(optimizer, i === 0 ? o.meters : []);
+      o.onSkipped?.(
+        `${skipped} of the steps ${
+          logged + 1
+        } to ${n} were skipped, and changed nothing (${optimizer.label}): ${cause}` +
+          (row.loss_scale === undefined ? "" : `; the loss scale is ${lossScale}`),
       );
+      // A loss scale that can still fall will do so, and let the next steps pass.
+      const all = n === o.to && inARow >= n - o.from && lossScale <= 1;
+      if (inARow >= STALLED || all) {
+        throw new GpuError(
+          `Cannot go on: nothing is learned any more, the last ${inARow} steps were skipped (${optimizer.label}): ` +
+            `${cause}; ${await remedyOf(optimizer, lossScale > 1 || row.loss_scale !== undefined)}`,
+        );
+      }
     }
     logged = n;
     o.onLog(row);
   };
   for (let n = o.from; n < o.to; n++) {
     const asked = performance.now();
-    const data = await o.data();
+    let data: D;
+    try {
+      data = await o.data();
+    } catch (error) {
+      // Such as a damaged image or latent: what was learned before it stays.
+      if (error instanceof UsageError && n > o.from && n !== saved) await o.save(n);
+      throw error;
+    }
     for (const time of [all, recent]) time.waited += performance.now() - asked;
     try {
       await o.step(n, data);
@@ -111,10 +135,38 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
     else if (done % ahead === 0) await readTensor(o.meter); // waits for the device
-    if (stop || done === o.to || (o.saveEvery > 0 && done % o.saveEvery === 0)) await o.save(done);
+    const due = o.saveEvery > 0 && done % o.saveEvery === 0;
+    if (stop || done === o.to || (due && !await stalling())) await o.save(saved = done);
     if (stop && done < o.to) return { done, dataWait: share(all) };
   }
   return { done: o.to, dataWait: share(all) };
+}
+
+/** What was not finite, in words. */
+async function causeOf(optimizer: Optimizer, meters: readonly string[]): Promise<string> {
+  const { kind, value } = await optimizer.readFault();
+  if (kind === "update") return "the update overflows, the learning rate is too large";
+  if (kind === "gradient") return "a gradient is not finite";
+  // The last meter is the norm of the gradients; behind the others come the norms that weigh the adversarial loss.
+  return meters.length
+    ? `"${meters.slice(0, -1)[value] ?? "gan_weight"}" is not finite`
+    : "its loss is not finite";
+}
+
+/** What may help, by what the weights are like and by what overflowed. */
+async function remedyOf(optimizer: Optimizer, scaled: boolean): Promise<string> {
+  const { kind } = await optimizer.readFault(), { name, magnitude } = await optimizer.readLargest();
+  const back = "resume from an earlier checkpoint, if there is one";
+  if (kind === "update") return `use a smaller --lr`;
+  if (magnitude > (scaled ? 65504 : 1e6)) {
+    return `the weights have grown to ${
+      magnitude.toPrecision(2)
+    } ("${name}"): ${back}, with a smaller --lr or --clip 1`;
+  }
+  return `no weight is larger than ${
+    magnitude.toPrecision(2)
+  } ("${name}"), so numbers overflow in the networks: ` +
+    (scaled ? "use --precision f32" : "use other weights, or leave a loss out");
 }
 
 /** Rate of a step: linear warm-up, then a straight line from 1 down to `last` at the end. */

@@ -51,7 +51,7 @@ export function discriminatorLoss(discriminator: Discriminator, real: Tensor, fa
 /**
  * The adversarial weight of VQGAN: ||dRec|| / (||dGan|| + 1e-4) at the decoder's last layer, at most 1e4, times `factor`.
  * @param y reconstruction; `dRec` and `dGan` are gradients of both losses at it, multiplied by `lossScale` if there is one
- * @returns a scalar that stays on the device
+ * @returns scalars that stay on the device: the weight, and the squared norms, which may overflow where the gradients do not
  */
 export function adaptiveWeight(
   y: Tensor,
@@ -60,9 +60,10 @@ export function adaptiveWeight(
   dGan: Tensor,
   factor: number,
   lossScale?: Tensor,
-): Tensor {
+): { weight: Tensor; norms: [Tensor, Tensor] } {
   const norm2 = (dy: Tensor) => total(gradOf([{ y, dy }], [lastLayer])[0] as Tensor, "square");
   const scaled = lossScale ? [lossScale] : [];
   const ratio = `min(sqrt(x0) / (sqrt(x1) + 1e-4${lossScale ? " * x2" : ""}), T(1e4)) * s0`;
-  return pointwise([ratio], [norm2(dRec), norm2(dGan), ...scaled], [factor]);
+  const norms: [Tensor, Tensor] = [norm2(dRec), norm2(dGan)];
+  return { weight: pointwise([ratio], [...norms, ...scaled], [factor]), norms };
 }

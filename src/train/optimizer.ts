@@ -7,12 +7,15 @@ import { capture } from "../gpu/program.ts";
 import type { ParameterSet } from "../parameter_set.ts";
 import {
   adamw,
+  FAULTS,
+  faultVariable,
   type Hyper,
   hyperVariable,
   lossScale,
   packHyper,
   progressVariable,
   record,
+  restoreIfSkipped,
   squaredNorm,
 } from "../ops/adamw.ts";
 import { div, mul, square } from "../ops/math.ts";
@@ -42,8 +45,9 @@ export class Optimizer {
   readonly progress: Tensor;
   /** Whether gradients come multiplied by the loss scale, because they pass through halves. */
   readonly #scaled: boolean;
-  /** Of the gradients as they are, in the program that is being captured. */
-  #norm2: Tensor | undefined;
+  /** Finite where the step of the program that is being captured is applied. */
+  #verdict: Tensor | undefined;
+  readonly #fault: Tensor = faultVariable();
 
   constructor(readonly label: string, groups: readonly Group[]) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
@@ -62,10 +66,32 @@ export class Optimizer {
     return this.#slots.flatMap(({ set }) => set.list);
   }
 
-  /** Steps applied, steps skipped because a gradient was not finite, and the loss scale (1 for none). Waits for the device. */
-  async readProgress(): Promise<{ applied: number; skipped: number; lossScale: number }> {
-    const [applied = 0, skipped = 0, lossScale = 1] = await readTensor(this.progress);
-    return { applied, skipped, lossScale };
+  /**
+   * Steps applied, steps skipped because something was not finite, how many of those were the latest ones, and the loss
+   * scale (1 for none). Waits for the device.
+   */
+  async readProgress(): Promise<{ applied: number; skipped: number; inARow: number; lossScale: number }> {
+    const [applied = 0, skipped = 0, lossScale = 1, row = 0] = await readTensor(this.progress);
+    return { applied, skipped, inARow: Math.max(0, -row), lossScale };
+  }
+
+  /** Why the latest skipped step was skipped, and which of the values was to blame. Waits for the device. */
+  async readFault(): Promise<{ kind: keyof typeof FAULTS; value: number }> {
+    const [code, value = 0] = await readTensor(this.#fault);
+    const kinds = Object.keys(FAULTS) as (keyof typeof FAULTS)[];
+    return { kind: kinds.find((kind) => FAULTS[kind] === code) ?? "gradient", value };
+  }
+
+  /** The weight of the largest magnitude. Waits for the device. */
+  async readLargest(): Promise<{ name: string; magnitude: number }> {
+    let largest = { name: "", magnitude: 0 };
+    for (const { set } of this.#slots) {
+      for (const [name, tensor] of set.tensors) {
+        const magnitude = (await readTensor(tensor)).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+        if (magnitude > largest.magnitude) largest = { name: `${set.name}.${name}`, magnitude };
+      }
+    }
+    return largest;
   }
 
   /** Sets the numbers of the next step. */
@@ -73,10 +99,14 @@ export class Optimizer {
     this.#hyper.storage.write(packHyper(hyper));
   }
 
-  /** Records the gradients of `loss` and the update from them. @returns the squared global norm before clipping */
-  minimise(loss: Tensor): Tensor {
+  /**
+   * Records the gradients of `loss` and the update from them.
+   * @param values scalars that must be finite too
+   * @returns the squared global norm before clipping
+   */
+  minimise(loss: Tensor, values: readonly Tensor[] = [loss]): Tensor {
     this.store(grad(loss, this.parameters, this.scaled(full([], 1))));
-    return this.update();
+    return this.update(values);
   }
 
   /** dLoss/d(anything) multiplied by the loss scale, so that no gradient behind it is too small for halves. */
@@ -105,9 +135,10 @@ export class Optimizer {
 
   /**
    * Records the update from the gradients that were stored.
+   * @param values scalars without which it does not happen where they are not finite: losses
    * @returns the squared global norm before clipping
    */
-  update(): Tensor {
+  update(values: readonly Tensor[] = []): Tensor {
     const norm2 = squaredNorm(this.#slots.flatMap(({ set }) => set.gradients().flats));
     const flats = this.#slots.flatMap(({ set, lrFactor, m, v, ema }) =>
       set.flats.map((parameters, i) => ({
@@ -122,14 +153,21 @@ export class Optimizer {
     );
     const scale = this.lossScale();
     const plain = scale ? div(norm2, square(scale)) : norm2;
-    adamw(flats, this.#hyper, norm2, this.progress);
-    this.#norm2 = norm2;
+    this.#verdict = adamw(flats, this.#hyper, norm2, this.progress, {
+      values: values.length ? joined(values) : undefined,
+      fault: this.#fault,
+    });
     return plain;
   }
 
   /** Records, behind an update, that `values` (scalars) are added to `sums` if that update is applied. */
   report(values: readonly Tensor[], sums: Tensor): void {
-    record(concat(values.map((v) => reshape(detach(v), [1])), 0), sums, this.#norm2 as Tensor);
+    record(joined(values), sums, this.#verdict as Tensor);
+  }
+
+  /** Records, behind an update, that `x` becomes what it was, `before`, if that update is skipped. */
+  restoreIfSkipped(x: Tensor, before: Tensor): void {
+    restoreIfSkipped(x, before, this.#verdict as Tensor);
   }
 
   /** Makes the averages equal to the weights: the start of averaging. */
@@ -156,7 +194,7 @@ export class Optimizer {
   }
 
   destroy(): void {
-    for (const tensor of [...this.state().values(), this.#hyper]) tensor.storage.destroy();
+    for (const tensor of [...this.state().values(), this.#hyper, this.#fault]) tensor.storage.destroy();
   }
 
   #store(gradients: readonly Tensor[], which: 0 | 1): void {
@@ -172,6 +210,9 @@ export class Optimizer {
     await run(pairs.filter((p): p is [Tensor, Tensor] => p[1] !== undefined));
   }
 }
+
+/** Scalars as one tensor [n], f32. */
+const joined = (values: readonly Tensor[]) => concat(values.map((v) => reshape(detach(v), [1])), 0);
 
 /** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
 export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {
