@@ -1,10 +1,12 @@
-// y[r] = table[ids[r]], table [V, C]. Backward without atomics: one invocation owns an element of dtable and walks over
-// all ids in order. A number past the last row counts as the last row.
+// y[r] = table[ids[r]], table [V, C]. Backward without atomics: one invocation owns an element of dtable, reads a chunk of the
+// ids in order, and writes y [chunks, V, C]. A number past the last row counts as the last row.
 
 struct Params {
   count: u32, // ids
   rows: u32,  // V
   size: u32,  // C
+  chunks: u32,
+  chunk: u32, // ids of a chunk
 }
 
 @group(0) @binding(0) var<storage, read> table: array<f32>;
@@ -25,11 +27,12 @@ fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
 fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                       @builtin(local_invocation_index) lane: u32) {
   let i = (group.y * groups.x + group.x) * 64u + lane;
-  if (i >= params.rows * params.size) { return; }
-  let row = i / params.size;
+  if (i >= params.chunks * params.rows * params.size) { return; }
+  let row = i / params.size % params.rows;
   let c = i % params.size;
+  let begin = i / (params.rows * params.size) * params.chunk;
   var sum = 0.0;
-  for (var r = 0u; r < params.count; r++) {
+  for (var r = begin; r < min(begin + params.chunk, params.count); r++) {
     if (min(ids[r], params.rows - 1u) == row) { sum += dy[r * params.size + c]; }
   }
   y[i] = sum;

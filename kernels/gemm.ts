@@ -11,6 +11,7 @@ import { cpuKernel } from "./gemm_cpu.ts";
 import { gpuKernel } from "./gemm_gpu.ts";
 import type { GemmSpec } from "./gemm_parts.ts";
 
+export { SUM_BLOCK } from "./gemm_cpu.ts";
 export { gpuTileBytes } from "./gemm_gpu.ts";
 export { type ConvSizes, type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
 

@@ -2,6 +2,9 @@
 
 import { elementFunctions, type GemmSpec, lines, offsets, range, store, XYZW } from "./gemm_parts.ts";
 
+/** Rows of A transposed whose columns are added up at a time (GemmSpec.sums); a multiple of the step. */
+export const SUM_BLOCK = 128;
+
 export function cpuKernel(spec: GemmSpec): string {
   const { lanes, tile: [TM, TN] } = spec;
   const TN4 = TN / 4;
@@ -144,7 +147,11 @@ function vectorLoop(spec: GemmSpec): string {
     )
   ).concat(
     spec.sums
-      ? range(TM4).map((i) => range(step).map((q) => `sum${i} = sum${i} + u${q}_${i};`).join(" "))
+      ? range(TM4).map((i) =>
+        `part${i} = part${i} + (${
+          range(step / 2).map((h) => `(u${2 * h}_${i} + u${2 * h + 1}_${i})`).join(" + ")
+        });`
+      )
       : [],
   ).join("\n");
   const columnsOfB = (at: (j: number) => string) =>
@@ -157,20 +164,35 @@ function vectorLoop(spec: GemmSpec): string {
     range(step).map((q) =>
       lines(TN4, (j) => `let b${q}_${j} = ${within(q, load(spec, "b", `${at(q)} + ${j}u`))};`)
     ).join("\n");
+  // Sums of columns have two levels, so that rounding errors do not grow with K: those of SUM_BLOCK rows, and of the blocks.
+  const overK = (body: string) =>
+    spec.sums
+      ? `for (var first = begin; first < end; first += ${SUM_BLOCK}u) {
+${lines(TM4, (i) => `var part${i} = vec4<f32>();`)}
+for (var k = first; k < min(first + ${SUM_BLOCK}u, end); k += ${step}u) {
+${body}
+}
+${lines(TM4, (i) => `sum${i} = sum${i} + part${i};`)}
+}`
+      : `for (var k = begin; k < end; k += ${step}u) {
+${body}
+}`;
   if (source.kind === "plain") {
     const { transposeA, transposeB } = source;
     return `let lda4 = params.lda / 4u; let ldb4 = params.ldb / 4u;
 let from_m = (from_a + m0) / 4u; let from_n = (from_b + n0) / 4u;
 ${transposeA ? "" : lines(TM, (i) => `let ra${i} = (from_a + (m0 + ${i}u) * params.lda) / 4u;`)}
 ${transposeB ? lines(TN, (j) => `let rb${j} = (from_b + (n0 + ${j}u) * params.ldb) / 4u;`) : ""}
-for (var k = begin; k < end; k += ${step}u) {
-${transposeB ? columnsOfB((j) => `rb${j} + k / 4u`) : rowsOfB((q) => `from_n + (k + ${q}u) * ldb4`)}
 ${
-      transposeA
-        ? `${columnsOfA}\n${multiplyAdd(spec, byColumn)}`
-        : multiplyAdd(spec, byRow, (i) => rowOfA(i, `ra${i} + k / 4u`))
-    }
-}`;
+      overK(
+        `${transposeB ? columnsOfB((j) => `rb${j} + k / 4u`) : rowsOfB((q) => `from_n + (k + ${q}u) * ldb4`)}
+${
+          transposeA
+            ? `${columnsOfA}\n${multiplyAdd(spec, byColumn)}`
+            : multiplyAdd(spec, byRow, (i) => rowOfA(i, `ra${i} + k / 4u`))
+        }`,
+      )
+    }`;
   }
   if (source.kind === "conv_dweight") {
     return `let lda4 = params.lda / 4u; let from_m = (from_a + m0) / 4u;
@@ -183,22 +205,22 @@ ${
         ` let tap_at${j} = (ky${j} * W + kx${j}) * C4 + i32(column${j} % params.C / 4u);`)
     }
 var pixel = pixel_at(walk, begin, params.Ho, params.Wo);
-for (var k = begin; k < end; k += ${step}u) {
-${columnsOfA}
 ${
-      range(step).map((q) =>
-        `let p${q} = ${q ? `next(walk, p${q - 1})` : "pixel"};
+      overK(`${columnsOfA}
+${
+        range(step).map((q) =>
+          `let p${q} = ${q ? `next(walk, p${q - 1})` : "pixel"};
 let y${q} = select(${OUTSIDE}, p${q}.y, k + ${q}u < end); let at${q} = ((p${q}.x * H + p${q}.y) * W + p${q}.z) * C4;
 ` +
-        lines(TN4, (j) =>
-          `let b${q}_${j} = select(vec4<f32>(), ${
-            load(spec, "b", `u32(at${q} + tap_at${j})`)
-          }, (u32(y${q} + ky${j}) < params.H) & (u32(p${q}.z + kx${j}) < params.W));`)
-      ).join("\n")
-    }
+          lines(TN4, (j) =>
+            `let b${q}_${j} = select(vec4<f32>(), ${
+              load(spec, "b", `u32(at${q} + tap_at${j})`)
+            }, (u32(y${q} + ky${j}) < params.H) & (u32(p${q}.z + kx${j}) < params.W));`)
+        ).join("\n")
+      }
 pixel = next(walk, p${step - 1});
-${multiplyAdd(spec, byColumn)}
-}`;
+${multiplyAdd(spec, byColumn)}`)
+    }`;
   }
   return convolutionLoop(spec, { rowsOfB, columnsOfB });
 }

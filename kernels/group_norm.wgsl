@@ -5,12 +5,15 @@
 // and the channels of a group; `apply` is elementwise. Backward mirrors them, with u = dy silu'(z):
 //   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
 // where the last launch also adds up dw and db over the images. Where groups are small and many, and launches dear,
-// `moments` does in one launch what the first two do: a lane takes a whole group.
+// `moments` does in one launch what the first two do: a lane takes a whole group. Sums over pixels have the three levels of
+// reduce.wgsl.
 // Needs the preludes wide or narrow, and rows: for `statistics` a row is the chunks of a group.
 
 override SILU: u32 = 0;
 override PIXELS: u32 = 8; // of a lane of the elementwise kernels
 override WG: u32 = 16;    // lanes of a workgroup of `partials`
+
+const BLOCK = 16u;
 
 struct Params {
   images: u32,
@@ -20,6 +23,8 @@ struct Params {
   groups: u32,
   chunks: u32,
   chunk: u32,    // pixels of a chunk
+  slices: u32,   // of the images, for dw and db
+  slice: u32,    // images of a slice
   eps: f32,
 }
 
@@ -41,11 +46,13 @@ struct Params {
 @group(0) @binding(15) var<storage, read_write> all: array<f32>;   // [4, B, C] mean_g(u w), mean_g(u w n), sum u, sum u n
 @group(0) @binding(16) var<storage, read_write> joined: array<V>;  // the same, written in vectors
 @group(0) @binding(17) var<storage, read> of_u: array<V>;          // the same, read
-@group(0) @binding(18) var<storage, read_write> dw: array<V>;      // [C]
+@group(0) @binding(18) var<storage, read_write> dw: array<V>;      // [slices, C]
 @group(0) @binding(19) var<storage, read_write> db: array<V>;
 @group(0) @binding(20) var<storage, read_write> mean_out: array<V>; // [B, C]
 @group(0) @binding(21) var<storage, read_write> r_out: array<V>;
-@group(0) @binding(22) var<uniform> params: Params;
+@group(0) @binding(22) var<storage, read_write> s3: array<V>;
+@group(0) @binding(23) var<storage, read> sum3: array<f32>;
+@group(0) @binding(24) var<uniform> params: Params;
 
 fn sigmoid(z: V) -> V { return 1.0 / (1.0 + exp(-z)); }
 
@@ -57,41 +64,65 @@ fn upstream(g: V, n: V, weight: V, bias: V) -> V {
   return g * s * (1.0 + z * (1.0 - s));
 }
 
-// Two sums over pixels, for each channel of a vector.
+// Sums over pixels, for each channel of a vector.
 struct Sums {
   first: V,
   second: V,
 }
 
+struct BackwardSums {
+  u: V,
+  un: V,
+  n: V,
+}
+
 // Sums of x - origin and of its squares over the pixels [begin, end) of vector `at` of the first pixel.
 fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
   let step = params.size;
-  var s = V();
-  var q = V();
-  for (var p = begin; p < end; p++) {
-    let d = x[at + p * step] - origin;
-    s += d;
-    q += d * d;
+  var sums = Sums(V(), V());
+  for (var i = begin; i < end; i += BLOCK * BLOCK) {
+    var middle = Sums(V(), V());
+    for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
+      var s = V();
+      var q = V();
+      for (var p = j; p < min(j + BLOCK, end); p++) {
+        let d = x[at + p * step] - origin;
+        s += d;
+        q += d * d;
+      }
+      middle = Sums(middle.first + s, middle.second + q);
+    }
+    sums = Sums(sums.first + middle.first, sums.second + middle.second);
   }
-  return Sums(s, q);
+  return sums;
 }
 
-// Sums of u and of u n over the same, for channel vector k, which is c in [B, C].
-fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> Sums {
+// Sums of u, of u n and of n over the same, for channel vector k, which is c in [B, C].
+fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   let step = params.size;
   let m = mean[c];
   let rstd = r[c];
   let weight = w[k];
   let bias = b[k];
-  var s = V();
-  var q = V();
-  for (var p = begin; p < end; p++) {
-    let n = (x[at + p * step] - m) * rstd;
-    let u = upstream(dy[at + p * step], n, weight, bias);
-    s += u;
-    q += u * n;
+  var sums = BackwardSums(V(), V(), V());
+  for (var i = begin; i < end; i += BLOCK * BLOCK) {
+    var middle = BackwardSums(V(), V(), V());
+    for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
+      var su = V();
+      var sun = V();
+      var sn = V();
+      for (var p = j; p < min(j + BLOCK, end); p++) {
+        let n = (x[at + p * step] - m) * rstd;
+        let u = upstream(dy[at + p * step], n, weight, bias);
+        su += u;
+        sun += u * n;
+        sn += n;
+      }
+      middle = BackwardSums(middle.u + su, middle.un + sun, middle.n + sn);
+    }
+    sums = BackwardSums(sums.u + middle.u, sums.un + middle.un, sums.n + middle.n);
   }
-  return Sums(s, q);
+  return sums;
 }
 
 // A lane of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
@@ -162,7 +193,9 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   var above = 0.0; // of the lane: what the channels are above their first values
   for (var c = first; c < first + width; c++) {
     apart += x1[from_image + c] - origin;
-    for (var k = lane; k < own.chunks; k += LANES) { above += sum1[from_sums + k * params.channels + c]; }
+    var channel = 0.0;
+    for (var k = lane; k < own.chunks; k += LANES) { channel += sum1[from_sums + k * params.channels + c]; }
+    above += channel;
   }
   let mean_g = origin + (apart + sum_lanes(vec2(above, 0.0), lane, own.row).x / pixels) / f32(width);
   var squares = 0.0; // of the lane: of what they are above the mean, less the offsets' part
@@ -170,10 +203,12 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   for (var c = first; c < first + width; c++) {
     let offset = x1[from_image + c] - mean_g;
     offsets += offset * offset;
+    var channel = 0.0;
     for (var k = lane; k < own.chunks; k += LANES) {
       let at = from_sums + k * params.channels + c;
-      squares += sum2[at] + 2.0 * offset * sum1[at];
+      channel += sum2[at] + 2.0 * offset * sum1[at];
     }
+    squares += channel;
   }
   let variance = sum_lanes(vec2(squares, 0.0), lane, own.row).x / pixels + offsets;
   if (own.chunks == 0u || lane > 0u) { return; }
@@ -240,8 +275,9 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   let from_image = image * params.pixels * params.size + k;
   let end = min((chunk + 1u) * params.chunk, params.pixels);
   let sums = upstreams(from_image, k, image * params.size + k, chunk * params.chunk, end);
-  s1[item] = sums.first;
-  s2[item] = sums.second;
+  s1[item] = sums.u;
+  s2[item] = sums.un;
+  s3[item] = sums.n;
 }
 
 @compute @workgroup_size(LANES * ROWS)
@@ -254,6 +290,15 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
   let first = own.first;
   let map = params.images * params.channels;
   let from_map = image * params.channels;
+  // A mean is rounded, and so n has a mean of its own; where u has one too, their product would grow with the pixels in the
+  // sum of u n. It is taken off.
+  var rest = 0.0;
+  for (var c = first; c < first + width; c++) {
+    var channel = 0.0;
+    for (var k = lane; k < own.chunks; k += LANES) { channel += sum3[(image * params.chunks + k) * params.channels + c]; }
+    rest += channel;
+  }
+  let mean_n = sum_lanes(vec2(rest, 0.0), lane, own.row).x / f32(params.pixels * width);
   var of_group = vec2<f32>(); // sums of u w and of u w n
   for (var j = 0u; j < width; j++) { // as often in every lane: they meet in sum_lanes
     let c = first + j;
@@ -262,7 +307,8 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
       let at = (image * params.chunks + k) * params.channels + c;
       pair += vec2(sum1[at], sum2[at]);
     }
-    let sums = sum_lanes(pair, lane, own.row);
+    var sums = sum_lanes(pair, lane, own.row);
+    sums.y -= mean_n * sums.x;
     if (own.chunks > 0u && lane == 0u) {
       all[2u * map + from_map + c] = sums.x;
       all[3u * map + from_map + c] = sums.y;
@@ -291,10 +337,10 @@ fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
   var gn = 0.0;
   for (var k = first; k < first + vectors; k++) {
     let sums = upstreams(image * params.pixels * params.size + k, k, from_map + k, 0u, params.pixels);
-    joined[2u * map + from_map + k] = sums.first;
-    joined[3u * map + from_map + k] = sums.second;
-    g += total(sums.first * w[k]);
-    gn += total(sums.second * w[k]);
+    joined[2u * map + from_map + k] = sums.u;
+    joined[3u * map + from_map + k] = sums.un;
+    g += total(sums.u * w[k]);
+    gn += total(sums.un * w[k]);
   }
   let count = f32(params.pixels * vectors) * WIDTH;
   for (var k = first; k < first + vectors; k++) {
@@ -319,16 +365,18 @@ fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let n = (x[at] - m) * rstd;
     y[at] = rstd * (upstream(dy[at], n, weight, bias) * weight - m1 - n * m2);
   }
-  // The lanes behind the map's have dw and db to themselves.
-  let k = item - params.images * slab() * params.size;
-  if (k < params.size) {
+  // The threads behind the map's have dw and db to themselves, each of a slice of the images.
+  let behind = item - params.images * slab() * params.size;
+  if (behind < params.slices * params.size) {
+    let k = behind % params.size;
+    let first = behind / params.size * params.slice;
     var s = V();
     var q = V();
-    for (var c = k; c < map; c += params.size) {
-      s += of_u[2u * map + c];
-      q += of_u[3u * map + c];
+    for (var image = first; image < min(first + params.slice, params.images); image++) {
+      s += of_u[2u * map + image * params.size + k];
+      q += of_u[3u * map + image * params.size + k];
     }
-    dw[k] = q;
-    db[k] = s;
+    dw[behind] = q;
+    db[behind] = s;
   }
 }

@@ -1,7 +1,8 @@
 // Layer and RMS norm over the last axis of x [R, C] (C in vectors V).
 //   layer: y = (x - mean) r w + b,  r = 1 / sqrt(var + eps)       rms: y = x r w + b,  r = 1 / sqrt(mean(x^2) + eps)
 // backward, with g = dy w and n = (x - mean) r:  dx = r (g - mean(g) - n mean(g n))   (rms: without mean(g))
-//   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, added up by a second launch.
+//   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, BLOCK rows at a time so that rounding
+//   errors do not grow with the chunk, added up by a second launch.
 // Needs the preludes wide or narrow, and rows. Each component of each lane keeps a running mean and sum of squares about it
 // (Welford), joined at the end: one pass over the row, and neither a large mean nor an outlier cancels. Values are taken
 // relative to the row's first, so that a constant row has exactly its own mean and no variance.
@@ -9,6 +10,8 @@
 override RMS: u32 = 0;
 override WG: u32 = 16;     // lanes of a workgroup of norm_backward_weight
 override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
+
+const BLOCK = 16u;
 
 struct Params {
   rows: u32,
@@ -126,18 +129,24 @@ fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wo
   let end = min(begin + params.chunk, params.rows);
   var s0 = V(); var s1 = V(); var s2 = V(); var s3 = V();
   var q0 = V(); var q1 = V(); var q2 = V(); var q3 = V();
-  for (var row = begin; row < end; row++) {
-    let m = saved[row];
-    let at = row * params.size + k;
-    let g0 = dy[at];
-    let g1 = dy[at + stride];
-    let g2 = dy[at + 2u * stride];
-    let g3 = dy[at + 3u * stride];
-    s0 += g0; s1 += g1; s2 += g2; s3 += g3;
-    q0 += g0 * ((x[at] - m.x) * m.y);
-    q1 += g1 * ((x[at + stride] - m.x) * m.y);
-    q2 += g2 * ((x[at + 2u * stride] - m.x) * m.y);
-    q3 += g3 * ((x[at + 3u * stride] - m.x) * m.y);
+  for (var first = begin; first < end; first += BLOCK) {
+    var a0 = V(); var a1 = V(); var a2 = V(); var a3 = V();
+    var b0 = V(); var b1 = V(); var b2 = V(); var b3 = V();
+    for (var row = first; row < min(first + BLOCK, end); row++) {
+      let m = saved[row];
+      let at = row * params.size + k;
+      let g0 = dy[at];
+      let g1 = dy[at + stride];
+      let g2 = dy[at + 2u * stride];
+      let g3 = dy[at + 3u * stride];
+      a0 += g0; a1 += g1; a2 += g2; a3 += g3;
+      b0 += g0 * ((x[at] - m.x) * m.y);
+      b1 += g1 * ((x[at + stride] - m.x) * m.y);
+      b2 += g2 * ((x[at + 2u * stride] - m.x) * m.y);
+      b3 += g3 * ((x[at + 3u * stride] - m.x) * m.y);
+    }
+    s0 += a0; s1 += a1; s2 += a2; s3 += a3;
+    q0 += b0; q1 += b1; q2 += b2; q3 += b3;
   }
   keep(chunk, k, q0, s0);
   keep(chunk, k + stride, q1, s1);

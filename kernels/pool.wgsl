@@ -98,6 +98,13 @@ fn earlier(image: u32, oy: u32, ox: u32, c: u32, own: u32, value: V) -> V {
   return hits;
 }
 
+// Along one axis: the last of `windows` that contains padded position i, and how many do.
+fn containing(i: u32, windows: u32) -> vec2<u32> {
+  let last = min(i / params.stride, windows - 1u);
+  let first = select(0u, (i - params.K) / params.stride + 1u, i >= params.K);
+  return vec2(last, select(0u, last - first + 1u, last >= first));
+}
+
 @compute @workgroup_size(64)
 fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                  @builtin(local_invocation_index) lane: u32) {
@@ -110,13 +117,12 @@ fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let ix = pixel % params.W + params.padding;
   let own = x[i];
   var acc = V();
-  for (var k = 0u; k < params.K * params.K; k++) { // the element's place in the window
-    let ky = k / params.K;
-    let kx = k % params.K;
-    if (iy < ky || ix < kx || (iy - ky) % params.stride != 0u || (ix - kx) % params.stride != 0u) { continue; }
-    let oy = (iy - ky) / params.stride;
-    let ox = (ix - kx) / params.stride;
-    if (oy >= params.Ho || ox >= params.Wo) { continue; }
+  let rows = containing(iy, params.Ho);
+  let columns = containing(ix, params.Wo);
+  for (var j = 0u; j < rows.y * columns.y; j++) {
+    let oy = rows.x - j / columns.y;
+    let ox = columns.x - j % columns.y;
+    let k = (iy - oy * params.stride) * params.K + ix - ox * params.stride; // the element's place in the window
     let g = dy[((image * params.Ho + oy) * params.Wo + ox) * params.C + c];
     if (MAX == 0u) { acc += g / cells(oy, ox); }
     else {

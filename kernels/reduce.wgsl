@@ -3,13 +3,16 @@
 // reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
 // A second launch reduces the chunks. LANES invocations share one row, or one column of vectors (1 on software adapters, where
 // barriers are dear); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. The
-// `1` entry points take sizes that are no multiple of 4.
+// `1` entry points take sizes that are no multiple of 4. Sums have three levels, so that rounding errors do not
+// grow with the length: an invocation adds up to BLOCK elements, up to BLOCK such sums, and what those give.
 
 override LANES: u32 = 1;
 override ROWS: u32 = 8;
 override WG: u32 = 64;
 override OP: u32 = 0;  // 0 sum, 1 maximum
 override PRE: u32 = 0; // 0 x, 1 x * x, 2 abs(x)
+
+const BLOCK = 16u;
 
 struct Params {
   rows: u32,    // R or O
@@ -85,7 +88,15 @@ fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
   var acc = vec4<f32>(start());
   if (item < params.rows * params.chunks) {
     let end = min(begin + params.chunk, params.size);
-    for (var k = begin + lane; k < end; k += LANES) { acc = both4(acc, pre4(x4[from_row + k])); }
+    for (var i = begin; i < end; i += BLOCK * BLOCK * LANES) {
+      var middle = vec4<f32>(start());
+      for (var j = i; j < min(i + BLOCK * BLOCK * LANES, end); j += BLOCK * LANES) {
+        var block = vec4<f32>(start());
+        for (var k = j + lane; k < min(j + BLOCK * LANES, end); k += LANES) { block = both4(block, pre4(x4[from_row + k])); }
+        middle = both4(middle, block);
+      }
+      acc = both4(acc, middle);
+    }
   }
   finish_row(item, lane, row, both1(both1(acc.x, acc.y), both1(acc.z, acc.w)));
 }
@@ -101,7 +112,15 @@ fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   var acc = start();
   if (item < params.rows * params.chunks) {
     let end = min(begin + params.chunk, params.size);
-    for (var k = begin + lane; k < end; k += LANES) { acc = both1(acc, pre1(x[from_row + k])); }
+    for (var i = begin; i < end; i += BLOCK * BLOCK * LANES) {
+      var middle = start();
+      for (var j = i; j < min(i + BLOCK * BLOCK * LANES, end); j += BLOCK * LANES) {
+        var block = start();
+        for (var k = j + lane; k < min(j + BLOCK * LANES, end); k += LANES) { block = both1(block, pre1(x[from_row + k])); }
+        middle = both1(middle, block);
+      }
+      acc = both1(acc, middle);
+    }
   }
   finish_row(item, lane, row, acc);
 }
@@ -116,8 +135,16 @@ fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let o = item / (params.inner * params.chunks);
   let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for lanes past the last column
   var acc = vec4<f32>(start());
-  for (var k = s * params.chunk + lane; k < end; k += LANES) {
-    acc = both4(acc, pre4(x4[(o * params.size + k) * params.inner + i]));
+  for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK * LANES) {
+    var middle = vec4<f32>(start());
+    for (var j = h; j < min(h + BLOCK * BLOCK * LANES, end); j += BLOCK * LANES) {
+      var block = vec4<f32>(start());
+      for (var k = j + lane; k < min(j + BLOCK * LANES, end); k += LANES) {
+        block = both4(block, pre4(x4[(o * params.size + k) * params.inner + i]));
+      }
+      middle = both4(middle, block);
+    }
+    acc = both4(acc, middle);
   }
   if (LANES > 1u) {
     shared_acc4[index] = acc;
@@ -141,8 +168,16 @@ fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   let o = item / (params.inner * params.chunks);
   let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for lanes past the last column
   var acc = start();
-  for (var k = s * params.chunk + lane; k < end; k += LANES) {
-    acc = both1(acc, pre1(x[(o * params.size + k) * params.inner + i]));
+  for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK * LANES) {
+    var middle = start();
+    for (var j = h; j < min(h + BLOCK * BLOCK * LANES, end); j += BLOCK * LANES) {
+      var block = start();
+      for (var k = j + lane; k < min(j + BLOCK * LANES, end); k += LANES) {
+        block = both1(block, pre1(x[(o * params.size + k) * params.inner + i]));
+      }
+      middle = both1(middle, block);
+    }
+    acc = both1(acc, middle);
   }
   if (LANES > 1u) {
     shared_acc[index] = acc;

@@ -18,8 +18,7 @@ struct Params {
 @group(0) @binding(6) var<storage, read> x1: array<f32>;      // x element by element
 @group(0) @binding(7) var<storage, read_write> loss: array<f32>;
 @group(0) @binding(8) var<storage, read> dloss: array<f32>;   // one number
-@group(0) @binding(9) var<storage, read_write> dx1: array<f32>;
-@group(0) @binding(10) var<uniform> params: Params;
+@group(0) @binding(9) var<uniform> params: Params;
 
 const LOWEST = -3.4028234e38;
 
@@ -60,33 +59,30 @@ fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   for (var k = lane; k < params.size; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
 }
 
-@compute @workgroup_size(8)
+@compute @workgroup_size(LANES * ROWS)
 fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) lane: u32) {
-  let row = (group.y * groups.x + group.x) * 8u + lane;
-  if (row >= params.rows) { return; }
-  let at = row * params.size;
-  var top = LOWEST;
-  for (var k = 0u; k < params.size; k++) { top = max(top, x1[at + k]); }
-  var s = 0.0;
-  for (var k = 0u; k < params.size; k++) { s += exp(x1[at + k] - top); }
-  let label = min(labels[row], params.size - 1u);
-  loss[row] = log(s) + top - x1[at + label];
+                 @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let live = row < params.rows;
+  let n = normaliser(row * params.size, lane, index / LANES, live);
+  if (!live || lane > 0u) { return; }
+  let classes = params.size * u32(WIDTH);
+  loss[row] = log(n.y) + n.x - x1[row * classes + min(labels[row], classes - 1u)];
 }
 
-@compute @workgroup_size(8)
+@compute @workgroup_size(LANES * ROWS)
 fn cross_entropy_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                          @builtin(local_invocation_index) lane: u32) {
-  let row = (group.y * groups.x + group.x) * 8u + lane;
-  if (row >= params.rows) { return; }
+                          @builtin(local_invocation_index) index: u32) {
+  let lane = index % LANES;
+  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let live = row < params.rows;
   let at = row * params.size;
-  var top = LOWEST;
-  for (var k = 0u; k < params.size; k++) { top = max(top, x1[at + k]); }
-  var s = 0.0;
-  for (var k = 0u; k < params.size; k++) { s += exp(x1[at + k] - top); }
-  let label = min(labels[row], params.size - 1u);
+  let n = normaliser(at, lane, index / LANES, live);
+  if (!live) { return; }
+  let label = min(labels[row], params.size * u32(WIDTH) - 1u);
   let factor = dloss[0] * params.scale;
-  for (var k = 0u; k < params.size; k++) {
-    dx1[at + k] = (exp(x1[at + k] - top) / s - select(0.0, 1.0, k == label)) * factor;
+  for (var k = lane; k < params.size; k += LANES) {
+    dx[at + k] = (exp(x[at + k] - n.x) / n.y - one_hot(k, label)) * factor;
   }
 }

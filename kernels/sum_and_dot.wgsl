@@ -1,5 +1,6 @@
 // Over the middle axis of a and b [O, K, I], the sums of a and of a b, next to each other: y [O, S, 2, I] for S chunks of K.
-// One invocation owns one column (of vectors V); needs the preludes wide or narrow. Fixed order of additions.
+// One invocation owns one column (of vectors V); needs the preludes wide or narrow. Fixed order of additions, in the
+// three levels of reduce.wgsl.
 
 struct Params {
   outer: u32,
@@ -10,6 +11,8 @@ struct Params {
 }
 
 override WG: u32 = 64;
+
+const BLOCK = 16u;
 
 @group(0) @binding(0) var<storage, read> a: array<V>;
 @group(0) @binding(1) var<storage, read> b: array<V>;
@@ -27,11 +30,23 @@ fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
   let end = min((s + 1u) * params.chunk, params.size);
   var sum = V();
   var dot = V();
-  for (var k = s * params.chunk; k < end; k++) {
-    let at = (o * params.size + k) * params.inner + i;
-    let v = a[at];
-    sum += v;
-    dot += v * b[at];
+  for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK) {
+    var middle_sum = V();
+    var middle_dot = V();
+    for (var j = h; j < min(h + BLOCK * BLOCK, end); j += BLOCK) {
+      var block_sum = V();
+      var block_dot = V();
+      for (var k = j; k < min(j + BLOCK, end); k++) {
+        let at = (o * params.size + k) * params.inner + i;
+        let v = a[at];
+        block_sum += v;
+        block_dot += v * b[at];
+      }
+      middle_sum += block_sum;
+      middle_dot += block_dot;
+    }
+    sum += middle_sum;
+    dot += middle_dot;
   }
   let to = 2u * (item - i) + i;
   y[to] = sum;

@@ -49,7 +49,7 @@ export function launchExpression(expression: Expression): void {
     buffers,
     { count: vectors, steps, ...params },
     fold(Math.ceil(vectors / (lanes * steps))),
-    { flops: count * body.length, fusion: { expression } },
+    { flops: count * body.length, iterations: steps, fusion: { expression } },
   );
 }
 
@@ -103,6 +103,7 @@ export function carry(core: Launch, carried: Carried): (() => void) | undefined 
   return () =>
     fused.launch(buffers, params, core.grid, {
       flops: core.flops + extra,
+      iterations: core.iterations,
       fusion: { ...core.fusion, core, carried },
     });
 }

@@ -6,6 +6,7 @@ import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
 import type { Fusion } from "./fuse.ts";
 import { withHalves } from "./half.ts";
+import { hasOpenLoop, MAX_ITERATIONS } from "./iterations.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
 export interface Binding {
@@ -27,12 +28,18 @@ export interface Launch {
   readonly params: Uint8Array<ArrayBuffer> | undefined;
   readonly grid: readonly [number, number, number];
   readonly flops: number;
+  readonly iterations: number;
   readonly fusion: Fusion | undefined;
 }
 
 export interface LaunchOptions {
   /** Floating-point operations of this launch, for plans and benchmarks. */
   flops?: number;
+  /**
+   * Loop iterations of one thread, at most: those of all its loops together. Kernels need it whose loops have lengths that the
+   * text does not fix. See iterations.ts.
+   */
+  iterations?: number;
   /** What the launch lets be merged with it (fuse.ts). */
   fusion?: Fusion | undefined;
 }
@@ -76,6 +83,8 @@ export class Kernel {
   readonly plain: Kernel;
   /** The first binding number that the text leaves free. */
   readonly freeBinding: number;
+  /** Whether its loops have lengths that the text does not fix. */
+  readonly hasOpenLoop: boolean;
   readonly #forHalves = new Map<string, Kernel>();
   #pipeline: { gpu: GPUDevice; pipeline: GPUComputePipeline } | undefined;
 
@@ -91,7 +100,9 @@ export class Kernel {
     const constantsText = Object.entries(constants).map(([k, v]) => ` ${k}=${v}`).join("");
     this.label = entry + constantsText + (halves.length ? ` f16(${halves})` : "");
     const text = this.text = stripComments(source);
-    const used = identifiersUsedBy(text, entry);
+    const { used, functions } = reachableFrom(text, entry);
+    const fixed = [...text.matchAll(/\b(?:const|override)\s+(\w+)/g)].map((m) => m[1] ?? "");
+    this.hasOpenLoop = hasOpenLoop(functions, new Set(fixed));
     const all = [...text.matchAll(
       /@group\(0\)\s*@binding\((\d+)\)\s*var(?:<(storage|uniform)(?:,\s*(read_write|read))?>)?\s*(\w+)\s*:\s*([^;]+)/g,
     )];
@@ -152,6 +163,15 @@ export class Kernel {
     if (![x, y, z].every((n) => Number.isInteger(n) && n >= 1 && n <= limit)) {
       throw new GpuError(`Cannot launch "${this.label}": the grid [${x}, ${y}, ${z}] is outside 1..${limit}`);
     }
+    const { flops = 0, iterations = this.hasOpenLoop ? undefined : 0, fusion } = options;
+    if (iterations === undefined || !(iterations <= MAX_ITERATIONS)) {
+      const found = iterations === undefined
+        ? "it has a loop whose length its text does not fix, and the launch does not say how many iterations a thread runs"
+        : `a thread would run ${iterations.toLocaleString("en")} loop iterations, and ${
+          MAX_ITERATIONS.toLocaleString("en")
+        } are the most; split the work`;
+      throw new GpuError(`Cannot launch "${this.label}": ${found}`);
+    }
     sink.record({
       kernel: this.#withHalves(
         this.bindings.flatMap(({ name, words }, i) => storages[i]?.half && !words ? [name] : []),
@@ -159,8 +179,9 @@ export class Kernel {
       storages,
       params: this.#pack(params),
       grid: [x, y, z],
-      flops: options.flops ?? 0,
-      fusion: options.fusion,
+      flops,
+      iterations,
+      fusion,
     });
   }
 
@@ -288,8 +309,8 @@ function stripComments(source: string): string {
   return source.replace(/\/\/[^\n]*/g, "").replace(/\/\*[\s\S]*?\*\//g, "");
 }
 
-/** All identifiers in the entry point and in the functions that it calls, however deep. */
-function identifiersUsedBy(text: string, entry: string): Set<string> {
+/** The entry point with the functions that it calls, however deep, and all identifiers in them. */
+function reachableFrom(text: string, entry: string): { used: Set<string>; functions: string } {
   const functions = new Map<string, string>();
   for (const match of text.matchAll(/\bfn\s+(\w+)\s*\(/g)) {
     let at = text.indexOf("{", match.index);
@@ -311,7 +332,12 @@ function identifiersUsedBy(text: string, entry: string): Set<string> {
       used.add(word);
     }
   }
-  return used;
+  return {
+    used,
+    functions: [...functions].flatMap(([name, own]) => used.has(name) || name === entry ? own : []).join(
+      "\n",
+    ),
+  };
 }
 
 function parseParams(text: string, entry: string): Param[] {

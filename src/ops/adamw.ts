@@ -67,7 +67,9 @@ export function lossScale(progress: Tensor): Tensor {
  */
 export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
   check(values.size === sums.size, "add up what a step reports", "the sizes differ", values, sums);
-  kernel(source, "record").launch({ values, sums, norm2 }, { size: sums.size, factor: 1 }, [1]);
+  kernel(source, "record").launch({ values, sums, norm2 }, { size: sums.size, factor: 1 }, [1], {
+    iterations: Math.ceil(sums.size / 64),
+  });
 }
 
 /** x = before where the step is skipped. @param norm2 what {@link adamw} returned */

@@ -84,17 +84,23 @@ function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
       vector: HS % 4 === 0,
     });
   const toScores = [matrix, weights] as const;
-  const rows = (entry: string) => rowKernel(rowsSource, entry, B * NH * T, padded);
+  const rows = (entry: string, loops: number) => rowKernel(rowsSource, entry, B * NH * T, padded, loops);
   const sizes = { rows: B * NH * T, size: S };
 
   const scores = product("nt", [T, S, HS], [q, ofQ], [k, ofK], toScores, scale);
-  const p = activation(matrix), forward = rows("attention_rows");
-  forward.kernel.launch({ x: scores, y: p }, sizes, forward.grid, { flops: 5 * B * NH * T * S });
+  const p = activation(matrix), forward = rows("attention_rows", 3);
+  forward.kernel.launch({ x: scores, y: p }, sizes, forward.grid, {
+    flops: 5 * B * NH * T * S,
+    iterations: forward.iterations,
+  });
   const y = product("nn", [T, HS, S], [p, weights], [v, ofK], [[B, T, NH * HS], ofQ]);
   return differentiable(y, [q, k, v], (dy) => {
     const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
-    const ds = activation(matrix), backward = rows("attention_rows_backward");
-    backward.kernel.launch({ saved: p, dy: dp, dx: ds }, sizes, backward.grid, { flops: 4 * B * NH * T * S });
+    const ds = activation(matrix), backward = rows("attention_rows_backward", 2);
+    backward.kernel.launch({ saved: p, dy: dp, dx: ds }, sizes, backward.grid, {
+      flops: 4 * B * NH * T * S,
+      iterations: backward.iterations,
+    });
     return [
       product("nn", [T, HS, S], [ds, weights], [k, ofK], [q.shape, ofQ], scale),
       product("tn", [S, HS, T], [ds, weights], [q, ofQ], [k.shape, ofK], scale),

@@ -17,6 +17,7 @@ export function multiplyAdds(x: Tensor, chains: number, rounds: number): Tensor 
   const params = { rounds, a: 0.999, b: 0.001 };
   kernel(ceilingWgsl(chains), "ceiling").launch({ x, y }, params, [x.size / perGroup], {
     flops: 2 * x.size * chains * CEILING_DEPTH * rounds,
+    iterations: rounds,
   });
   return y;
 }

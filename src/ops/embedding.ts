@@ -2,9 +2,11 @@
 
 import source from "../../kernels/embedding.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../autograd.ts";
+import { partsOf } from "../gpu/iterations.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, constant, empty, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
+import { sumChunks } from "./reduce.ts";
 import { concat } from "./shape.ts";
 
 /** Rows of table [V, C] by ids u32 [B] -> [B, C]. */
@@ -18,12 +20,18 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
   );
   const [V, C] = table.shape as [number, number], B = ids.size;
   const y = empty([B, C]);
-  const params = { count: B, rows: V, size: C };
+  const chunks = partsOf(B);
+  const params = { count: B, rows: V, size: C, chunks, chunk: Math.ceil(B / chunks) };
   kernel(source, "embedding").launch({ table, ids, y }, params, fold(Math.ceil(B * C / 64)));
   return differentiable(y, [table], (dy) => {
-    const dtable = empty(table.shape);
-    kernel(source, "embedding_backward").launch({ ids, dy, y: dtable }, params, fold(Math.ceil(V * C / 64)));
-    return [dtable];
+    const y = empty([chunks, V * C]);
+    kernel(source, "embedding_backward").launch(
+      { ids, dy, y },
+      params,
+      fold(Math.ceil(chunks * V * C / 64)),
+      { iterations: params.chunk },
+    );
+    return [viewAs(sumChunks(y, 1), table.shape)];
   });
 }
 

@@ -1,7 +1,14 @@
 // Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
 // No gradients here; matmul.ts and conv.ts have them.
 
-import { type ConvSizes, type GemmSource, type GemmSpec, gemmWgsl } from "../../kernels/gemm.ts";
+import {
+  type ConvSizes,
+  type GemmSource,
+  type GemmSpec,
+  gemmWgsl,
+  GPU_DEPTH,
+  SUM_BLOCK,
+} from "../../kernels/gemm.ts";
 import type { Profile } from "../gpu/device.ts";
 import { fold, kernel, nominalImages, sink } from "../gpu/kernel.ts";
 import { stageable, TEXELS } from "../gpu/staging.ts";
@@ -145,6 +152,9 @@ function product(
     ? empty(shape, "f32", "product")
     : activation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
+  const overTaps = cpu && gathersA;
+  const turns = Math.ceil((overTaps ? run : depth) / (cpu ? spec.step : GPU_DEPTH));
+  const ofRow = tapsInside ? 1 + turns * (1 + conv.KW) : 1 + conv.KW * (1 + turns); // of taps
   kernel(gemmWgsl(spec), "gemm").launch(
     { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums ? { sums } : {}) },
     {
@@ -173,7 +183,11 @@ function product(
     fold(Math.ceil(tiles / tilesOfGroup(machine))),
     // A software adapter compiles a product for seconds; carrying elementwise work, which is written out for each of a lane's
     // outputs, doubles that and saves a twentieth of the time of a step.
-    { flops: 2 * M * N * K * count, fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined },
+    {
+      flops: 2 * M * N * K * count,
+      iterations: overTaps ? conv.KH * ofRow : turns + (sums ? Math.ceil(depth / SUM_BLOCK) : 0),
+      fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined,
+    },
   );
   if (splits === 1) return { y, sums };
   const whole = viewAs(sumChunks(y, alpha), shape);

@@ -161,14 +161,22 @@ function builtIn(profile: Profile, kind: ProductKind, [m, n]: Tile): TileRate {
 }
 
 /**
+ * K's that one accumulator sums at most. Rounding errors grow with the square root of it, to 1.5e-6 of a sum of random numbers,
+ * and a thread's loop stays within MAX_ITERATIONS (iterations.ts), which needs four K's an iteration or more.
+ */
+export const MAX_DEPTH = 8192;
+
+/**
  * How deep the parts are that K is cut into, so that a product with few outputs still fills the machine: K itself where
- * there are outputs enough. Parts are multiples of 16, and counted in tiles of one size whatever tile is chosen.
+ * there are outputs enough and K is at most MAX_DEPTH. Parts are multiples of 16, and counted in tiles of one size whatever
+ * tile is chosen.
  */
 export function splitDepth(profile: Profile, M: number, N: number, K: number, count: number): number {
   const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 128];
   const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
-  const splits = tiles >= wanted
-    ? 1
-    : Math.max(1, Math.min(Math.floor(wanted / tiles), Math.floor(K / least)));
+  const splits = Math.max(
+    Math.ceil(K / MAX_DEPTH),
+    tiles >= wanted ? 1 : Math.min(Math.floor(wanted / tiles), Math.floor(K / least)),
+  );
   return splits === 1 ? K : Math.ceil(K / splits / GPU_DEPTH) * GPU_DEPTH;
 }

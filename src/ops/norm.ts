@@ -6,6 +6,7 @@ import rowsSource from "../../kernels/rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
+import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
 import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
 import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
@@ -33,10 +34,10 @@ export function rmsNorm(x: Tensor, weight?: Tensor, eps = 1e-6): Tensor {
 }
 
 /**
- * Rows that one lane adds up for the gradients of weight and bias, and the most partial sums that are made. Another launch
- * adds those up, which costs a software adapter as much as 500 rows.
+ * Rows that one thread accumulates for the gradients of weight and bias, and the partial sums from which on it accumulates more,
+ * up to `maxRows`. Another launch adds those up, which costs a software adapter as much as 500 rows.
  */
-const CHUNK = { rows: { cpu: 512, gpu: 32 }, most: 512 };
+const CHUNK = { rows: { cpu: 512, gpu: 32 }, most: 512, maxRows: 1024 };
 
 function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: number, rms: boolean): Tensor {
   const C = x.dim(-1), R = x.size / C;
@@ -50,18 +51,23 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   );
   const y = activation(x.shape), stats = empty([R, 2], "f32", "statistics");
   const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
-  const forward = rowKernel(source, "norm", R, C, constants);
-  const chunks = Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows[device().profile]));
+  const forward = rowKernel(source, "norm", R, C, 2, constants);
+  const chunks = Math.max(
+    Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows[device().profile])),
+    Math.ceil(R / CHUNK.maxRows),
+  );
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
   forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
     flops: 8 * x.size,
+    iterations: forward.iterations,
     fusion: { stores: ["y"] },
   });
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = activation(x.shape);
-    const backward = rowKernel(source, "norm_backward_x", R, C, constants);
+    const backward = rowKernel(source, "norm_backward_x", R, C, 2, constants);
     backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
+      iterations: backward.iterations,
       fusion: { stores: ["dx"] },
     });
     if (!w) return [dx];
@@ -71,7 +77,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
       { x, dy, saved: stats, dw, db },
       params,
       fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / WG)),
-      { flops: 5 * x.size },
+      { flops: 5 * x.size, iterations: iterationsOfSum(params.chunk) },
     );
     return b ? [dx, sumChunks(dw, 1), sumChunks(db, 1)] : [dx, sumChunks(dw, 1)];
   });
@@ -137,6 +143,9 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
   return y;
 }
 
+/** Images over which one thread sums the gradients of weight and bias. */
+const SLICE = 1024;
+
 /** Pixels that one lane of the elementwise kernels of a group norm owns. */
 const PIXELS = 8;
 
@@ -167,7 +176,11 @@ function grouped(
   const { source: text, width } = byWidth(rowsSource + groupSource, C);
   const size = C / width, cpu = device().profile === "cpu";
   const wanted = cpu ? 512 : 131072, counted = nominalImages(images);
-  const chunks = Math.max(1, Math.min(Math.ceil(wanted / (counted * size)), Math.ceil(pixels / 8)));
+  const chunks = Math.max(
+    partsOf(pixels),
+    Math.min(Math.ceil(wanted / (counted * size)), Math.ceil(pixels / 8)),
+  );
+  const slices = Math.ceil(images / SLICE);
   const params = {
     images,
     pixels,
@@ -176,55 +189,68 @@ function grouped(
     groups,
     chunks,
     chunk: Math.ceil(pixels / chunks),
+    slices,
+    slice: Math.ceil(images / slices),
     eps,
   };
   const SILU = silu ? 1 : 0;
   const WG = groupSize(), ROWS = device().lanes;
   const whole = cpu && counted * groups >= WHOLE.groups &&
     C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
-  const partials = () => [0, 1].map(() => empty([images, chunks, C], "f32", "reduction")) as [Tensor, Tensor];
+  const partials = () => empty([images, chunks, C], "f32", "reduction");
   const overPartials = fold(Math.ceil(images * chunks * size / WG));
   const overWhole = fold(Math.ceil(images * groups / ROWS));
-  const shared = sharing(chunks), overGroups = fold(Math.ceil(images * groups / shared.ROWS));
+  const channels = C / groups,
+    shared = sharing(chunks, 2 * channels),
+    ofLane = Math.ceil(chunks / shared.LANES);
+  const overGroups = fold(Math.ceil(images * groups / shared.ROWS));
   const strands = images * Math.ceil(pixels / PIXELS) * size;
 
   const y = activation(x.shape);
   const [mean, r] = [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
-  const forward = { flops: 4 * x.size };
+  const vectors = C / groups / width; // of a group, where it is whole
+  const iterations = whole ? vectors * (2 + iterationsOfSum(pixels)) : iterationsOfSum(params.chunk);
+  const forward = { flops: 4 * x.size, iterations };
   if (whole) {
     const outputs = { mean_out: mean, r_out: r };
     kernel(text, "group_moments", { ROWS }).launch({ x, ...outputs }, params, overWhole, forward);
   } else {
-    const [s1, s2] = partials(), outputs = { out1: mean, out2: r };
+    const s1 = partials(), s2 = partials(), outputs = { out1: mean, out2: r };
     kernel(text, "group_partials", { WG }).launch({ x, s1, s2 }, params, overPartials, forward);
     const sums = { x1: x, sum1: s1, sum2: s2 };
-    kernel(text, "group_statistics", shared).launch({ ...sums, ...outputs }, params, overGroups);
+    kernel(text, "group_statistics", shared).launch({ ...sums, ...outputs }, params, overGroups, {
+      iterations: channels * (3 + 2 * ofLane),
+    });
   }
   const applied = fold(Math.ceil(strands / 64));
   kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, applied, {
     flops: 4 * x.size,
+    iterations: PIXELS,
     fusion: { stores: ["y"] },
   });
   differentiable(y, [x, w, b], (dy) => {
-    const dx = activation(x.shape), [dw, db] = [0, 1].map(() => empty([C], "f32", "gradient"));
+    const dx = activation(x.shape),
+      [dw, db] = [0, 1].map(() => empty([slices, C], "f32", "gradient")) as [Tensor, Tensor];
     const known = { x, w, b, mean, r, dy }, all = empty([4, images, C], "f32", "reduction");
-    const backward = { flops: 8 * x.size };
+    const backward = { flops: 8 * x.size, iterations };
     if (whole) {
       const inOne = kernel(text, "group_backward_moments", { SILU, ROWS });
       inOne.launch({ ...known, joined: all }, params, overWhole, backward);
     } else {
-      const [s1, s2] = partials(), sums = { sum1: s1, sum2: s2 };
+      const s1 = partials(), s2 = partials(), s3 = partials(), sums = { sum1: s1, sum2: s2, sum3: s3 };
       kernel(text, "group_backward_partials", { SILU, WG })
-        .launch({ ...known, s1, s2 }, params, overPartials, backward);
-      kernel(text, "group_backward_statistics", shared).launch({ w1: w, ...sums, all }, params, overGroups);
+        .launch({ ...known, s1, s2, s3 }, params, overPartials, backward);
+      kernel(text, "group_backward_statistics", shared).launch({ w1: w, ...sums, all }, params, overGroups, {
+        iterations: channels * (3 + 2 * ofLane + Math.log2(shared.LANES)),
+      });
     }
     kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
-      { ...known, of_u: all, y: dx, dw: dw as Tensor, db: db as Tensor },
+      { ...known, of_u: all, y: dx, dw, db },
       params,
-      fold(Math.ceil((strands + size) / 64)),
-      { flops: 10 * x.size, fusion: { stores: ["y"] } },
+      fold(Math.ceil((strands + slices * size) / 64)),
+      { flops: 10 * x.size, iterations: PIXELS + params.slice, fusion: { stores: ["y"] } },
     );
-    return [dx, dw, db];
+    return [dx, sumChunks(dw, 1), sumChunks(db, 1)];
   });
   return { y, mean, r };
 }

@@ -2,9 +2,12 @@
 
 import source from "../../kernels/pool.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
+import { partsOf } from "../gpu/iterations.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, type Tensor } from "../tensor.ts";
+import { mean } from "./reduce.ts";
 import { byWidth } from "./rows.ts";
+import { reshape } from "./shape.ts";
 
 const over = (count: number) => fold(Math.ceil(count / 64));
 
@@ -72,16 +75,24 @@ function pool(
     `windows of ${K} with padding ${padding} do not fit`,
     x,
   );
+  // A thread goes through a window alone: means of windows that are too large for that, and tile the map, are reductions.
+  if (!switches.MAX && partsOf(K * K) > 1 && stride === K && padding === 0 && Ho * K === H && Wo * K === W) {
+    return mean(reshape(x, [B, Ho, K, Wo, K, C]), [2, 4]);
+  }
   const { source: text, width } = byWidth(source, C);
   const y = activation([B, Ho, Wo, C]);
   const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
   const forward = { ...params, count: y.size / width };
-  kernel(text, "pool", switches).launch({ x, y }, forward, over(forward.count), { flops: K * K * y.size });
+  kernel(text, "pool", switches).launch({ x, y }, forward, over(forward.count), {
+    flops: K * K * y.size,
+    iterations: K * K,
+  });
   return differentiable(y, [x], (dy) => {
     const dx = activation(x.shape);
     const backward = { ...params, count: x.size / width };
     kernel(text, "pool_backward", switches).launch({ x, dy, y: dx }, backward, over(backward.count), {
       flops: K * K * y.size,
+      iterations: Math.ceil(K / stride) ** 2 * (switches.MAX ? 1 + 2 * K * K : 1),
     });
     return [dx];
   });

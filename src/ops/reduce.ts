@@ -5,6 +5,7 @@ import source from "../../kernels/reduce.wgsl" with { type: "text" };
 import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
 import { device } from "../gpu/device.ts";
+import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
 import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
 import { pointwise } from "./pointwise.ts";
@@ -73,14 +74,18 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const [outer, size, I] = a.shape as [number, number, number];
   check(a.rank === 3 && b.shape.join() === a.shape.join(), "sum", "both must be [O, K, I]", a, b);
   const { source: text, width } = byWidth(pairSource, I);
-  const inner = I / width, chunks = chunksOf("pairs", outer * inner, size);
+  const inner = I / width, chunks = chunksOf("pairs", outer * inner, size), chunk = Math.ceil(size / chunks);
   const y = empty([outer, chunks, 2 * I], "f32", "reduction");
   const WG = groupSize();
   kernel(text, "sum_and_dot", { WG }).launch(
     { a, b, y },
-    { outer, size, inner, chunks, chunk: Math.ceil(size / chunks) },
+    { outer, size, inner, chunks, chunk },
     fold(Math.ceil(outer * inner * chunks / WG)),
-    { flops: 3 * a.size, fusion: { loads: ["a", "b"], stores: ["y"] } },
+    {
+      flops: 3 * a.size,
+      iterations: iterationsOfSum(chunk),
+      fusion: { loads: ["a", "b"], stores: ["y"] },
+    },
   );
   const whole = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, "sum", 1, "identity");
   return viewAs(whole, [outer, 2, I]);
@@ -156,10 +161,10 @@ const CHUNKS = {
   },
 };
 
-/** Chunks of each of `items` of `length` loads. */
+/** Chunks of each of `items` of `length` loads; none is longer than a thread may run alone. */
 function chunksOf(kind: "rows" | "columns" | "pairs", items: number, length: number): number {
   const { wanted, least } = CHUNKS[device().profile][kind];
-  return Math.max(1, Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
+  return Math.max(partsOf(length), Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
 }
 
 /** [O, K, I] -> [O, I], in one or two launches. */
@@ -179,13 +184,14 @@ function reduceGroup(
   const length = inner === 1 ? size / width : size;
   const counted = items / images * nominalImages(images);
   const chunks = chunksOf(inner === 1 ? "rows" : "columns", counted, length);
+  const chunk = Math.ceil(length / chunks);
   const y = empty([outer, chunks, inner], "f32", "reduction");
   const constants = { OP: OPS[op], PRE: PRES[pre] };
   const common = {
     rows: outer,
     size: length,
     chunks,
-    chunk: Math.ceil(length / chunks),
+    chunk,
     scale: chunks > 1 ? 1 : scale,
   };
   const flops = outer * size * inner;
@@ -197,7 +203,11 @@ function reduceGroup(
       { [width === 4 ? "x4" : "x"]: x, y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
-      { flops, fusion: { loads: ["x", "x4"], stores: ["y"] } },
+      {
+        flops,
+        iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
+        fusion: { loads: ["x", "x4"], stores: ["y"] },
+      },
     );
   } else {
     const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
@@ -205,7 +215,11 @@ function reduceGroup(
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),
-      { flops, fusion: { loads: ["x", "x4"], stores: ["y", "y4"] } },
+      {
+        flops,
+        iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
+        fusion: { loads: ["x", "x4"], stores: ["y", "y4"] },
+      },
     );
   }
   if (chunks === 1) return viewAs(y, [outer, inner]);

@@ -4,6 +4,7 @@ import narrow from "../../kernels/narrow.wgsl" with { type: "text" };
 import rows from "../../kernels/rows.wgsl" with { type: "text" };
 import wide from "../../kernels/wide.wgsl" with { type: "text" };
 import { device } from "../gpu/device.ts";
+import { partsOf } from "../gpu/iterations.ts";
 import { fold, type Kernel, kernel } from "../gpu/kernel.ts";
 
 /** A kernel text behind the prelude for rows of `columns` elements; `width` elements make a vector. */
@@ -12,32 +13,49 @@ export function byWidth(source: string, columns: number): { source: string; widt
   return { source: (width === 4 ? wide : narrow) + source, width };
 }
 
-/** The row kernel `entry` for rows of `columns` elements, its grid for `count` rows, and the vectors of a row. */
+/** A row kernel, how it is launched, and the vectors of a row. */
+export interface RowKernel {
+  kernel: Kernel;
+  grid: [number, number];
+  size: number;
+  iterations: number;
+}
+
+/**
+ * The row kernel `entry` for `count` rows of `columns` elements.
+ * @param loops of a thread over its share of a row
+ */
 export function rowKernel(
   source: string,
   entry: string,
   count: number,
   columns: number,
+  loops: number,
   constants: Record<string, number> = {},
-): { kernel: Kernel; grid: [number, number]; size: number } {
+): RowKernel {
   const text = byWidth(rows + source, columns);
-  const size = columns / text.width, shared = sharing(size);
+  const size = columns / text.width, shared = sharing(size, loops);
   return {
     kernel: kernel(text.source, entry, { ...constants, ...shared }),
     grid: fold(Math.ceil(count / shared.ROWS)),
     size,
+    iterations: loops * Math.ceil(size / shared.LANES),
   };
 }
 
-/** Lanes of a workgroup in which each works for itself. */
+/** Threads of a workgroup in which each works for itself. */
 export function groupSize(): number {
   return device().profile === "cpu" ? 16 : 64;
 }
 
-/** How many lanes share a row of so many loads, and how many rows make a workgroup. */
-export function sharing(loads: number): { LANES: number; ROWS: number } {
+/** Threads of a workgroup of row kernels, at most: the array of rows.wgsl. */
+const MAX_LANES = 256;
+
+/** How many threads share a row of `loads`, which each goes through `loops` times, and how many rows make a workgroup. */
+export function sharing(loads: number, loops: number): { LANES: number; ROWS: number } {
   const { profile, lanes } = device();
-  if (profile === "cpu") return { LANES: 1, ROWS: lanes };
-  const LANES = loads >= 64 ? 64 : loads >= 16 ? 16 : 4;
-  return { LANES, ROWS: 64 / LANES };
+  const least = Math.min(MAX_LANES, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
+  if (profile === "cpu") return { LANES: least, ROWS: Math.max(1, Math.floor(lanes / least)) };
+  const LANES = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);
+  return { LANES, ROWS: Math.max(1, 64 / LANES) };
 }

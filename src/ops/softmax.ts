@@ -2,7 +2,6 @@
 
 import source from "../../kernels/softmax.wgsl" with { type: "text" };
 import { differentiable } from "../autograd.ts";
-import { fold } from "../gpu/kernel.ts";
 import { check, empty, type Tensor } from "../tensor.ts";
 import { mean } from "./reduce.ts";
 import { rowKernel } from "./rows.ts";
@@ -11,17 +10,19 @@ import { rowKernel } from "./rows.ts";
 export function softmax(x: Tensor): Tensor {
   const C = x.dim(-1), R = x.size / C;
   const y = empty(x.shape);
-  const forward = rowKernel(source, "softmax", R, C);
+  const forward = rowKernel(source, "softmax", R, C, 3);
   const params = { rows: R, size: forward.size, scale: 1 };
   forward.kernel.launch({ x, y }, params, forward.grid, {
     flops: 5 * x.size,
+    iterations: forward.iterations,
     fusion: { stores: ["y"] },
   });
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
-    const backward = rowKernel(source, "softmax_backward", R, C);
+    const backward = rowKernel(source, "softmax_backward", R, C, 2);
     backward.kernel.launch({ saved: y, dy, dx }, params, backward.grid, {
       flops: 4 * x.size,
+      iterations: backward.iterations,
       fusion: { stores: ["dx"] },
     });
     return [dx];
@@ -43,16 +44,20 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   );
   const [R, K] = logits.shape as [number, number];
   const loss = empty([R]);
-  const params = { rows: R, size: K, scale: 1 / R };
-  const run = (entry: string) => rowKernel(source, entry, R, K).kernel;
-  const grid = fold(Math.ceil(R / 8));
-  run("cross_entropy").launch({ x1: logits, labels, loss }, params, grid, { flops: 4 * R * K });
+  const forward = rowKernel(source, "cross_entropy", R, K, 2);
+  const params = { rows: R, size: forward.size, scale: 1 / R };
+  forward.kernel.launch({ x: logits, x1: logits, labels, loss }, params, forward.grid, {
+    flops: 4 * R * K,
+    iterations: forward.iterations,
+  });
   const y = mean(loss);
   return differentiable(y, [logits], (dy) => {
-    const dx1 = empty(logits.shape);
-    run("cross_entropy_backward").launch({ x1: logits, labels, dloss: dy, dx1 }, params, grid, {
+    const dx = empty(logits.shape);
+    const backward = rowKernel(source, "cross_entropy_backward", R, K, 3);
+    backward.kernel.launch({ x: logits, labels, dloss: dy, dx }, params, backward.grid, {
       flops: 6 * R * K,
+      iterations: backward.iterations,
     });
-    return [dx1];
+    return [dx];
   });
 }
