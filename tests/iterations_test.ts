@@ -8,7 +8,7 @@ import { hasOpenLoop, iterationsOfSum, MAX_ITERATIONS, partsOf } from "../src/gp
 import { kernel, type Launch } from "../src/gpu/kernel.ts";
 import { capture } from "../src/gpu/program.ts";
 import type { Storage } from "../src/gpu/storage.ts";
-import { record } from "../src/ops/adamw.ts";
+import { adamw, hyperVariable, progressVariable, record } from "../src/ops/adamw.ts";
 import { attention } from "../src/ops/attention.ts";
 import { multiplyAdds } from "../src/ops/ceiling.ts";
 import { conv2d } from "../src/ops/conv.ts";
@@ -117,7 +117,12 @@ const CASES: Readonly<Record<string, Case>> = {
     inputs: { values: [200] },
     fn: ({ values }) => {
       const sums = variable([200]);
-      record(values as Tensor, sums, constant(new Float32Array(1), []));
+      const progress = progressVariable(false), norm2 = constant(new Float32Array(1), []);
+      record(
+        values as Tensor,
+        sums,
+        adamw([], hyperVariable(), norm2, progress, { values: values as Tensor }),
+      );
       return sums;
     },
   },

@@ -115,6 +115,7 @@ export function adamw(
     { norm2: ofGradients, values: values ?? ofGradients, verdict: norm2, fault },
     { size: values?.size ?? 0, factor: 1 },
     [1],
+    { iterations: values?.size ?? 0 },
   );
   for (const { parameters: p, gradients: g, m, v, lrFactor } of sets) {
     const size = p.size / 4;
