@@ -113,7 +113,10 @@ fn step(i: u32) -> vec4<f32> {
 
 fn all_finite(x: vec4<f32>) -> bool { return finite(x.x) && finite(x.y) && finite(x.z) && finite(x.w); }
 
-// Runs before `advance`. |ratio| <= 2e19 / eps, as norm2 is finite: below these rates no number can overflow, and nothing is read.
+const LARGEST_WEIGHT = 1e6; // with weights beyond it, the next step overflows
+
+// Runs before `advance`, for rates from which nothing can be learned: |ratio| <= 2e19 / eps, as norm2 is finite, so below them no
+// number can overflow, and nothing is read.
 @compute @workgroup_size(64)
 fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                 @builtin(local_invocation_index) lane: u32) {
@@ -124,7 +127,8 @@ fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
     let i = first + u * 64u;
     if (i < params.size) {
       let next = updated(i, applied[0] + 1.0);
-      if (!(all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
+      let fits = all(abs(next.p) <= vec4<f32>(LARGEST_WEIGHT));
+      if (!(fits && all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
         var infinite = 0x7f800000u; // no constant: those must be finite
         verdict[0] = bitcast<f32>(infinite);
         fault[0] = 3.0;

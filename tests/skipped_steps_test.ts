@@ -41,7 +41,7 @@ for (const profile of PROFILES) {
     await testDevice(profile);
     const flat = (label: string, data: Float32Array) => variable([N], { label, init: () => data });
     const start = randomArray(N, 1), g = randomArray(N, 2).map((v) => Math.abs(v) + 0.1);
-    start[777] = -3e38;
+    start[777] = -9e5;
     const set = {
       parameters: flat("p", start),
       gradients: input([N]),
@@ -64,7 +64,8 @@ for (const profile of PROFILES) {
     const before = await snapshot(all), good = { ...HYPER, weightDecay: 0, clip: 0 };
     const cases: [string, number, number[], number[]][] = [
       ["a rate of Infinity", 1e39, [1, 2, 3], [FAULTS.update]],
-      ["a rate by which one weight of 1,000 overflows", 1.5e38, [1, 2, 3], [FAULTS.update]],
+      ["a rate that fits 32 bits", 1e30, [1, 2, 3], [FAULTS.update]],
+      ["a rate that takes one weight of 1,000 beyond 1e6", 2e5, [1, 2, 3], [FAULTS.update]],
       ["a value", 1e-3, [1, 2, NaN], [FAULTS.value, 2]],
       ["another value", 1e-3, [1, Infinity, 3], [FAULTS.value, 1]],
     ];
@@ -76,10 +77,10 @@ for (const profile of PROFILES) {
       assertEquals([...await readTensor(fault)].slice(0, expected.length), expected, name);
     }
     // The same gradients at a rate that fits, though it is large.
-    hyper.storage.write(packHyper({ ...good, lr: 1e30 }));
+    hyper.storage.write(packHyper({ ...good, lr: 1e4 }));
     program.run({ g, values: Float32Array.of(1, 2, 3) });
     assertEquals(changed(before, await snapshot(all)), ["p", "m", "v", "ema"]);
-    assertEquals([...await readTensor(progress)], [1, 4, 1, 1]);
+    assertEquals([...await readTensor(progress)], [1, 5, 1, 1]);
     program.destroy();
   });
 }
@@ -117,9 +118,17 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of th
 Deno.test("a run that learns nothing any more says why and ends; its good checkpoints stay", async () => {
   await testDevice();
   for (
-    const [name, lr, bad, cause, remedy] of [
-      ["data", 1e-3, NaN, '"loss" is not finite', "numbers overflow in the networks"],
-      ["rate", 1e39, 1, "the update overflows", "use a smaller --lr"],
+    const [name, lr, bad, good, cause, remedy] of [
+      [
+        "data",
+        1e-3,
+        NaN,
+        0,
+        '"loss" is not finite',
+        "no step was applied, so numbers overflow in the networks",
+      ],
+      ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr"],
+      ["divergence", 1e-3, NaN, 3, '"loss" is not finite', "the training has diverged"],
     ] as const
   ) {
     const config = ditConfig.parse({
@@ -145,7 +154,7 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
     await diffusion.prepare(program);
     const x = normal(0, 9, B * 16), labels = new Uint32Array(B);
     const said: string[] = [], saved: number[] = [];
-    let good: Saved = [];
+    let before: Saved = [];
     const error = await assertRejects(
       () =>
         trainLoop({
@@ -159,10 +168,10 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
           stepBytes: 1,
           data: async () => x,
           async step(n, x) {
-            if (n === 3) good = await snapshot(diffusion.state());
-            diffusion.optimizer.set({ ...HYPER, lr: n < 3 ? 1e-3 : lr });
+            if (n === good) before = await snapshot(diffusion.state());
+            diffusion.optimizer.set({ ...HYPER, lr: n < good ? 1e-3 : lr });
             diffusion.random.set(n);
-            program.run({ x: n < 3 ? x : x.map((v) => v * bad), labels });
+            program.run({ x: n < good ? x : x.map((v) => v * bad), labels });
           },
           onLog: () => {},
           onSkipped: (message) => said.push(message),
@@ -174,14 +183,16 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
       name,
     );
     assert(error.message.includes(remedy), error.message);
-    assertEquals(error.message.includes("--lr"), name === "rate");
-    assertEquals(saved, [1, 2, 3, 4, 5], name); // none from the third skipped step on
+    assertEquals(error.message.includes("--lr"), name !== "data");
+    assertEquals(saved, [1, 2, 3, 4, 5].slice(0, good + 2), name); // none from the third skipped step on
     assertEquals(said.length, 50);
     assert(
-      said[0]?.includes(`1 of the steps 4 to 4 were skipped, and changed nothing (optimizer): ${cause}`),
+      said[0]?.includes(
+        `1 of the steps ${good + 1} to ${good + 1} were skipped, and changed nothing (optimizer): ${cause}`,
+      ),
       said[0],
     );
-    assertEquals(changed(good, await snapshot(diffusion.state())), [], name);
+    assertEquals(changed(before, await snapshot(diffusion.state())), [], name);
     program.destroy();
     diffusion.destroy();
   }

@@ -84,7 +84,7 @@ export function faultVariable(): Tensor {
   return variable([2], { label: "fault" });
 }
 
-/** What was not finite: a value that the step reports, a gradient, a number that the update would have written. */
+/** What was not finite: a value that the step reports, a gradient, what the update would have written (or a weight beyond 1e6). */
 export const FAULTS = { value: 1, gradient: 2, update: 3 } as const;
 
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */

@@ -98,11 +98,11 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
           (row.loss_scale === undefined ? "" : `; the loss scale is ${lossScale}`),
       );
       // A loss scale that can still fall will do so, and let the next steps pass.
-      const all = n === o.to && inARow >= n - o.from && lossScale <= 1;
-      if (inARow >= STALLED || all) {
+      const most = n === o.to && 2 * inARow > n - o.from && lossScale <= 1;
+      if (inARow >= STALLED || most) {
         throw new GpuError(
           `Cannot go on: nothing is learned any more, the last ${inARow} steps were skipped (${optimizer.label}): ` +
-            `${cause}; ${await remedyOf(optimizer, lossScale > 1 || row.loss_scale !== undefined)}`,
+            `${cause}; ${await remedyOf(optimizer, inARow < n - o.from, row.loss_scale !== undefined)}`,
         );
       }
     }
@@ -145,7 +145,9 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
 /** What was not finite, in words. */
 async function causeOf(optimizer: Optimizer, meters: readonly string[]): Promise<string> {
   const { kind, value } = await optimizer.readFault();
-  if (kind === "update") return "the update overflows, the learning rate is too large";
+  if (kind === "update") {
+    return "the update overflows or takes weights beyond 1e6, the learning rate is too large";
+  }
   if (kind === "gradient") return "a gradient is not finite";
   // The last meter is the norm of the gradients; behind the others come the norms that weigh the adversarial loss.
   return meters.length
@@ -153,19 +155,15 @@ async function causeOf(optimizer: Optimizer, meters: readonly string[]): Promise
     : "its loss is not finite";
 }
 
-/** What may help, by what the weights are like and by what overflowed. */
-async function remedyOf(optimizer: Optimizer, scaled: boolean): Promise<string> {
-  const { kind } = await optimizer.readFault(), { name, magnitude } = await optimizer.readLargest();
-  const back = "resume from an earlier checkpoint, if there is one";
-  if (kind === "update") return `use a smaller --lr`;
-  if (magnitude > (scaled ? 65504 : 1e6)) {
-    return `the weights have grown to ${
-      magnitude.toPrecision(2)
-    } ("${name}"): ${back}, with a smaller --lr or --clip 1`;
+/** What may help, by what overflowed and by whether the run has changed weights at all. */
+async function remedyOf(optimizer: Optimizer, learned: boolean, scaled: boolean): Promise<string> {
+  if ((await optimizer.readFault()).kind === "update") return "use a smaller --lr";
+  const { name, magnitude } = await optimizer.readLargest();
+  const weights = `the largest weight is ${magnitude.toPrecision(2)} ("${name}")`;
+  if (learned) {
+    return `${weights}, the training has diverged: go on from an earlier checkpoint or begin again, with a smaller --lr`;
   }
-  return `no weight is larger than ${
-    magnitude.toPrecision(2)
-  } ("${name}"), so numbers overflow in the networks: ` +
+  return `${weights}, and no step was applied, so numbers overflow in the networks: ` +
     (scaled ? "use --precision f32" : "use other weights, or leave a loss out");
 }
 
