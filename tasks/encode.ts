@@ -1,7 +1,10 @@
 // tok encode: a folder of images to a folder of latents, in the layout of LightningDiT's tools.
 
 import { encodeConfig } from "../src/config.ts";
+import { readStatistics } from "../src/io/latents.ts";
+import { differences } from "../src/io/provenance.ts";
 import { openTokenizer } from "../src/train/artifacts.ts";
+import { latentsRecord } from "../src/train/latents.ts";
 import {
   command,
   imageSource,
@@ -40,7 +43,13 @@ export const encode = command({
     using output = openOutput(c.out, "latents");
     const out = output.folder;
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
-    await encodeShown(out, tokenizer, source, { size, batchSize: c.batchSize, mirrored: c.flip }, log);
+    const settings = { size, batchSize: c.batchSize, mirrored: c.flip };
+    const there = await readStatistics(out), { made_from: now } = latentsRecord(tokenizer, source, settings);
+    if (there?.record && there.count === source.length && !differences(there.record.made_from, now).length) {
+      log.line(`${source.length} latents of these images are there already: ${out}`);
+      return { out, n: source.length, tokenizer: run };
+    }
+    await encodeShown(out, tokenizer, source, settings, log);
     log.line(`${source.length} latents of images of side ${size}: ${out}`);
     return { out, n: source.length, tokenizer: run };
   },

@@ -206,3 +206,16 @@ Deno.test("images too small for SSIM are reconstructed, and that score is left o
     assertEquals(Object.keys(result), ["out", "psnr", "mse", "n"]);
     assert(lines.at(-1)?.includes("no SSIM below 11 x 11 pixels over 3 images"), lines.at(-1));
   }));
+
+Deno.test("encode where the same latents are complete does nothing, and other ones are refused", () =>
+  inFolder(async (folder) => {
+    const out = join(folder, "out");
+    const encode = (images: string) =>
+      run("encode", ...VAE, "--images", images, "--batch-size", "4", "--out", out);
+    await encode("6");
+    const before = files(out);
+    const { lines } = await encode("6");
+    assert(lines.at(-1)?.startsWith("6 latents of these images are there already"), lines.at(-1));
+    await assertRejects(() => encode("7"), UsageError, "it holds latents already; choose another --out");
+    assertEquals(files(out), before);
+  }));
