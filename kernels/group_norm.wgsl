@@ -79,22 +79,26 @@ struct BackwardSums {
 // Sums of x - origin and of its squares over the pixels [begin, end) of vector `at` of the first pixel.
 fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
   let step = params.size;
-  var sums = Sums(V(), V());
+  var s = V();
+  var q = V();
   for (var i = begin; i < end; i += BLOCK * BLOCK) {
-    var middle = Sums(V(), V());
+    var si = V();
+    var qi = V();
     for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
-      var s = V();
-      var q = V();
+      var sj = V();
+      var qj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
         let d = x[at + p * step] - origin;
-        s += d;
-        q += d * d;
+        sj += d;
+        qj += d * d;
       }
-      middle = Sums(middle.first + s, middle.second + q);
+      si += sj;
+      qi += qj;
     }
-    sums = Sums(sums.first + middle.first, sums.second + middle.second);
+    s += si;
+    q += qi;
   }
-  return sums;
+  return Sums(s, q);
 }
 
 // Sums of u, of u n and of n over the same, for channel vector k, which is c in [B, C].
@@ -104,25 +108,33 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   let rstd = r[c];
   let weight = w[k];
   let bias = b[k];
-  var sums = BackwardSums(V(), V(), V());
+  var su = V();
+  var sun = V();
+  var sn = V();
   for (var i = begin; i < end; i += BLOCK * BLOCK) {
-    var middle = BackwardSums(V(), V(), V());
+    var ui = V();
+    var uni = V();
+    var ni = V();
     for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
-      var su = V();
-      var sun = V();
-      var sn = V();
+      var uj = V();
+      var unj = V();
+      var nj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
         let n = (x[at + p * step] - m) * rstd;
         let u = upstream(dy[at + p * step], n, weight, bias);
-        su += u;
-        sun += u * n;
-        sn += n;
+        uj += u;
+        unj += u * n;
+        nj += n;
       }
-      middle = BackwardSums(middle.u + su, middle.un + sun, middle.n + sn);
+      ui += uj;
+      uni += unj;
+      ni += nj;
     }
-    sums = BackwardSums(sums.u + middle.u, sums.un + middle.un, sums.n + middle.n);
+    su += ui;
+    sun += uni;
+    sn += ni;
   }
-  return sums;
+  return BackwardSums(su, sun, sn);
 }
 
 // A lane of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
