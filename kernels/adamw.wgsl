@@ -61,8 +61,9 @@ fn judge() {
 }
 
 @compute @workgroup_size(64)
-fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let i = group.x * 64u + lane;
+fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+           @builtin(local_invocation_index) lane: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + lane;
   if (i < params.size && !finite(norm2[0])) { sums[i] = values[i]; }
 }
 

@@ -76,7 +76,7 @@ export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
 export function restoreIfSkipped(x: Tensor, before: Tensor, norm2: Tensor): void {
   check(x.size === before.size, "restore a tensor", "the sizes differ", x, before);
   const params = { size: x.size, factor: 1 };
-  kernel(source, "restore").launch({ values: before, sums: x, norm2 }, params, [Math.ceil(x.size / 64)]);
+  kernel(source, "restore").launch({ values: before, sums: x, norm2 }, params, fold(Math.ceil(x.size / 64)));
 }
 
 /** Why the latest skipped step was skipped, f32 [2]: 0 for none, or one of {@link FAULTS}; the index of the value. */
