@@ -18,7 +18,7 @@ const MOST_PICKLE = 1 << 26;
 const MOST_NAMES = 1 << 25;
 const MOST_DEPTH = 100;
 /** Parts of objects that are searched for tensors, of all the objects of a file together. */
-const MOST_SEARCHED = 1 << 20;
+const MAX_SEARCHED = 1 << 20;
 /** Parts of a tuple that is a key. */
 const MOST_PARTS = 8;
 const LEGACY_MAGIC = 0x1950a86a20f9469cfc6cn, LEGACY_PROTOCOL = 1001;
@@ -210,7 +210,7 @@ function flatten(
     spend(json.length);
     return json;
   };
-  const search = { left: MOST_SEARCHED };
+  const search = { left: MAX_SEARCHED };
   const visit = (value: Value, name: string, depth: number) => {
     spend(1 + name.length);
     if (depth > MOST_DEPTH) throw damaged(path, `its contents are nested deeper than ${MOST_DEPTH} times`);

@@ -25,7 +25,7 @@ const VERSION = 45, JANUARY_1980 = 0x21, STORED = 0, DEFLATED = 8;
 const MAX_MEMBERS = BOUNDS.tensors + 100;
 const MOST_DIRECTORY = 1 << 26; // half a million members
 /** Deflate makes at most 1,032 bytes out of one. */
-const MOST_INFLATED = 1032;
+const MAX_INFLATION = 1032;
 const FULL = 0xffffffff; // "see the ZIP64 record"
 const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50, END64 = 0x06064b50, LOCATOR = 0x07064b50;
 
@@ -240,7 +240,7 @@ export class ZipReader {
     }
     const [size = 0, compressed = 0, offset = 0] = values;
     const method = view.getUint16(p + 10, true);
-    if (method === DEFLATED && size > MOST_INFLATED * (compressed + 1)) {
+    if (method === DEFLATED && size > MAX_INFLATION * (compressed + 1)) {
       throw this.#damaged(`"${name}" claims ${size} bytes out of ${compressed}, which deflate cannot do`);
     }
     return {

@@ -46,13 +46,13 @@ export interface ComparisonOptions {
 }
 
 /** Fewest images of a set. */
-const LEAST = { is: 1, fid: 2, sfid: 2, kid: 2, precision: NEIGHBOURS + 1, recall: NEIGHBOURS + 1 };
+const MIN_IMAGES = { is: 1, fid: 2, sfid: 2, kid: 2, precision: NEIGHBOURS + 1, recall: NEIGHBOURS + 1 };
 
 /** What keeps a score from being taken of these sets, in words; undefined when nothing does. */
 export function obstacle(metric: SetMetric, real: SetFacts, fake: SetFacts): string | undefined {
   const moments = metric === "fid" ? "pooled" : metric === "sfid" ? "spatial" : undefined;
   for (const set of metric === "is" ? [fake] : [real, fake]) {
-    const { name, images } = set, least = LEAST[metric];
+    const { name, images } = set, least = MIN_IMAGES[metric];
     if (moments && set[moments]) continue;
     if (!images) {
       return `"${name}" holds ${
