@@ -4,7 +4,7 @@ import { join } from "@std/path";
 import { alignConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, makeFolder, readJson, writeJson } from "../src/io/files.ts";
+import { exists, makeFolder, readJson, validated, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import type { Log } from "../src/io/log.ts";
 import type { Provenance } from "../src/io/provenance.ts";
@@ -59,7 +59,7 @@ export const align = command({
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
 
-    const tokenizer = new Tokenizer(tokenizerConfig.parse({
+    const tokenizer = new Tokenizer(validated(tokenizerConfig, {
       image_size: c.imageSize,
       encoder: encoder.config,
       image_mean: encoder.preprocessor.mean,
@@ -74,7 +74,7 @@ export const align = command({
         z_channels: c.latentChannels,
         groups: c.decoderGroups,
       },
-    }));
+    }, "the options"));
     tokenizer.side(c.imageSize);
     const adversarial = c.gan === "patch" && c.wGan > 0;
     const discriminator = adversarial

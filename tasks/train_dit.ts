@@ -4,7 +4,7 @@ import { dirname, join } from "@std/path";
 import { sampleConfig, trainDitConfig } from "../src/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, makeFolder, readJson, writeJson } from "../src/io/files.ts";
+import { exists, makeFolder, readJson, validated, writeJson } from "../src/io/files.ts";
 import { grid, writePng } from "../src/io/image.ts";
 import { type Latents, openLatents } from "../src/io/latents.ts";
 import type { Log } from "../src/io/log.ts";
@@ -103,13 +103,13 @@ export const trainDit = command({
           } cells wide, images of side ${size} give ${side}`,
         );
       }
-      const architecture = ditConfig.parse({
+      const architecture = validated(ditConfig, {
         ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
         input_size: shape[1],
         in_channels: shape[0],
         num_classes: classes.length,
         use_qknorm: c.qkNorm,
-      });
+      }, "the options");
       const dit = new Dit(architecture);
       const diffusion = new Diffusion(dit, {
         batchSize: c.batchSize,

@@ -7,6 +7,7 @@ import { UsageError } from "../src/errors.ts";
 import { readJson } from "../src/io/files.ts";
 import { openNpz } from "../src/io/npz.ts";
 import { openModel } from "../src/io/shards.ts";
+import { openDit, openTokenizer } from "../src/train/artifacts.ts";
 import { bytes } from "./pickles.ts";
 
 const POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0d71028bf8b6\nsize 88283115\n";
@@ -97,5 +98,30 @@ Deno.test("a config.json that is a pointer or a page is called by its name", () 
     }
   } finally {
     Deno.removeSync(path);
+  }
+});
+
+Deno.test("a folder with a model of another kind is called by its kind, with what to do", async () => {
+  const folder = Deno.makeTempDirSync();
+  const message = async (open: (path: string) => Promise<unknown>, config: unknown) => {
+    Deno.writeTextFileSync(join(folder, "config.json"), JSON.stringify(config));
+    Deno.writeTextFileSync(join(folder, "model.safetensors"), "");
+    return (await assertRejects(() => open(folder), UsageError)).message;
+  };
+  try {
+    assertEquals(
+      await message(openTokenizer, { model_type: "dinov2" }),
+      `Cannot use "${folder}" as a tokenizer: it holds an encoder; make a tokenizer of it with "tok align --encoder", and name that`,
+    );
+    assertEquals(
+      await message(openTokenizer, { dit: {}, classes: [] }),
+      `Cannot use "${folder}" as a tokenizer: it holds a diffusion model; name it with --model, as "tok sample" does`,
+    );
+    assertEquals(
+      await message(openDit, { encoder: {}, decoder: {} }),
+      `Cannot use "${folder}" as a diffusion model: it holds a tokenizer; name it with --tokenizer`,
+    );
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
   }
 });

@@ -57,11 +57,7 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
         `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,
     );
   }
-  const config = validated(
-    tokenizerConfig,
-    readJson(join(folder, "config.json")),
-    join(folder, "config.json"),
-  );
+  const config = readConfig(folder, tokenizerConfig, "a tokenizer");
   const tokenizer = new Tokenizer(config), weights = await loadFrom(tokenizer, folder);
   const { mean, std } = await tokenizer.statistics();
   checkStatistics(`"${folder}" (latent_mean, latent_std)`, mean, std);
@@ -113,7 +109,7 @@ export async function openDit(path: string): Promise<DiffusionModel> {
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
     return { dit, config: { dit: dit.config, classes }, path, identity: { name: path, fingerprint } };
   }
-  const config = validated(modelConfig, readJson(join(folder, "config.json")), join(folder, "config.json"));
+  const config = readConfig(folder, modelConfig, "a diffusion model");
   const dit = new Dit(config.dit);
   const fingerprint = (await loadFrom(dit, folder)).value();
   return { dit, config, path: folder, identity: { name: path, fingerprint } };
@@ -133,6 +129,28 @@ export function savedFingerprint(path: string): unknown {
     if (error instanceof UsageError) return undefined; // whoever opens it will say what is wrong
     throw error;
   }
+}
+
+/** What a config.json may describe instead, and what to do with it. */
+const KINDS = [
+  { key: "dit", kind: "a diffusion model", remedy: 'name it with --model, as "tok sample" does' },
+  { key: "decoder", kind: "a tokenizer", remedy: "name it with --tokenizer" },
+  {
+    key: "model_type",
+    kind: "an encoder",
+    remedy: 'make a tokenizer of it with "tok align --encoder", and name that',
+  },
+];
+
+/** The config.json of a folder. @throws UsageError that says what it describes instead, or names the first wrong field */
+function readConfig<T>(folder: string, schema: z.ZodType<T>, wanted: string): T {
+  const path = join(folder, "config.json"), value = readJson(path);
+  const fields = typeof value === "object" && value !== null ? value : {};
+  const found = KINDS.find(({ key }) => key in fields);
+  if (found && found.kind !== wanted) {
+    throw new UsageError(`Cannot use "${folder}" as ${wanted}: it holds ${found.kind}; ${found.remedy}`);
+  }
+  return validated(schema, value, path);
 }
 
 /** The folder that `tok` wrote, RUN/part or the one named; undefined where there is none. */
