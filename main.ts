@@ -3,7 +3,7 @@
 // that reads the command line and exits.
 
 import { GRACE, isHeld, requestStop, sharedState, stopRequested } from "./src/interruption.ts";
-import { Log } from "./src/io/log.ts";
+import { Log } from "./src/run/log.ts";
 
 /** Milliseconds between looks at a command that was asked to stop. */
 const LOOK = 50;

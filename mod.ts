@@ -8,7 +8,7 @@
  * ```
  * @module
  */
-export { checkpoint, detach, grad, gradOf, noGrad } from "./src/autograd.ts";
+export { checkpoint, detach, grad, gradOf, noGrad } from "./src/tensor/autograd.ts";
 export { GpuError, ShapeError, UsageError } from "./src/errors.ts";
 export { closeDevice, device, openDevice } from "./src/gpu/device.ts";
 export { capture, Program } from "./src/gpu/program.ts";
@@ -18,19 +18,19 @@ export { Discriminator } from "./src/models/discriminator.ts";
 export { Dit } from "./src/models/dit.ts";
 export { Encoder, type ImageTokenizer, Tokenizer } from "./src/models/tokenizer.ts";
 export { Vit } from "./src/models/vit.ts";
-export { Initializer } from "./src/init.ts";
-export { loadState, saveState } from "./src/nn.ts";
-export { ParameterSet } from "./src/parameter_set.ts";
-export { withRecomputation } from "./src/recompute.ts";
+export { Initializer } from "./src/nn/init.ts";
+export { loadState, saveState } from "./src/nn/layers.ts";
+export { ParameterSet } from "./src/nn/parameter_set.ts";
+export { withRecomputation } from "./src/nn/recompute.ts";
 export { attention } from "./src/ops/attention.ts";
 export { conv2d } from "./src/ops/conv.ts";
 export { linear, matmul } from "./src/ops/matmul.ts";
-export { constant, input, parameter, readTensor, Tensor, variable } from "./src/tensor.ts";
+export { constant, input, parameter, readTensor, Tensor, variable } from "./src/tensor/tensor.ts";
 export { Alignment, StageRun } from "./src/train/alignment.ts";
-export { openDit, openTokenizer } from "./src/train/artifacts.ts";
-export { openEncoder } from "./src/train/encoders.ts";
+export { openDit, openTokenizer } from "./src/zoo/runs.ts";
+export { openEncoder } from "./src/zoo/encoders.ts";
 export { Diffusion } from "./src/train/diffusion.ts";
-export { generate } from "./src/train/generate.ts";
-export { openGenerator } from "./src/train/generator.ts";
+export { generate } from "./src/sampling/generate.ts";
+export { openGenerator } from "./src/zoo/generator.ts";
 export { Optimizer } from "./src/train/optimizer.ts";
-export { Sampler } from "./src/train/sampling.ts";
+export { Sampler } from "./src/sampling/samplers.ts";

@@ -1,27 +1,27 @@
 // tok align: turns an encoder into a tokenizer in three stages.
 
 import { join } from "@std/path";
-import { alignConfig } from "../src/config.ts";
+import { alignConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, makeFolder, readJson, validated, writeJson } from "../src/io/files.ts";
-import { grid, writePng } from "../src/io/image.ts";
-import type { Log } from "../src/io/log.ts";
-import type { Provenance } from "../src/io/provenance.ts";
-import { writeReport } from "../src/io/report.ts";
-import { drawnBy } from "../src/io/workers.ts";
-import { Shapes } from "../src/io/shapes.ts";
-import { part } from "../src/io/source.ts";
-import { LpipsScore } from "../src/metrics/perceptual.ts";
+import { openRun, saveCheckpoint } from "../src/run/checkpoint.ts";
+import { exists, makeFolder, readJson, validated, writeJson } from "../src/formats/files.ts";
+import { grid, writePng } from "../src/image/image.ts";
+import type { Log } from "../src/run/log.ts";
+import type { Provenance } from "../src/formats/provenance.ts";
+import { writeReport } from "../src/run/report.ts";
+import { drawnBy } from "../src/data/decode_pool.ts";
+import { Shapes } from "../src/data/toy_shapes.ts";
+import { part } from "../src/data/image_source.ts";
+import { LpipsScore } from "../src/metrics/lpips_score.ts";
 import { scoreLatents, scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { Discriminator } from "../src/models/discriminator.ts";
 import { Lpips, LPIPS_FILES, openLpips } from "../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../src/models/tokenizer.ts";
-import { countParameters } from "../src/nn.ts";
-import { Initializer } from "../src/init.ts";
+import { countParameters } from "../src/nn/layers.ts";
+import { Initializer } from "../src/nn/init.ts";
 import { runAlignment } from "../src/train/align.ts";
 import { Alignment, type Stage, StageRun } from "../src/train/alignment.ts";
-import { saveTokenizer } from "../src/train/artifacts.ts";
+import { saveTokenizer } from "../src/zoo/runs.ts";
 import { schedule } from "../src/train/loop.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
 import {
@@ -35,7 +35,7 @@ import {
   SEEDS,
 } from "./command.ts";
 import { checkResumed, openResumed, type Resumed } from "./resume.ts";
-import { percent, planTable, progressOf } from "./show.ts";
+import { percent, planTable, progressOf } from "./output.ts";
 
 export const align = command({
   name: "align",

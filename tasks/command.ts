@@ -3,18 +3,18 @@
 
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
-import type { Schema } from "../src/flags.ts";
+import type { Schema } from "../src/cli/flags.ts";
 import { type Device, device, openDevice } from "../src/gpu/device.ts";
-import { diagnose, noAdapter } from "../src/gpu/probe.ts";
-import { newestRun, type RunKind } from "../src/io/checkpoint.ts";
-import { type BadImage, type Folder, openFolder } from "../src/io/dataset.ts";
-import type { Log } from "../src/io/log.ts";
-import { Output } from "../src/io/output.ts";
-import { drawnBy, Workers } from "../src/io/workers.ts";
-import { Shapes } from "../src/io/shapes.ts";
-import type { ImageSource } from "../src/io/source.ts";
-import { type EncoderSource, openEncoder } from "../src/train/encoders.ts";
-import { prepareTiles } from "../src/train/tuning.ts";
+import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
+import { newestRun, type RunKind } from "../src/run/checkpoint.ts";
+import { type BadImage, type Folder, openFolder } from "../src/data/image_folder.ts";
+import type { Log } from "../src/run/log.ts";
+import { Output } from "../src/run/output.ts";
+import { drawnBy, Workers } from "../src/data/decode_pool.ts";
+import { Shapes } from "../src/data/toy_shapes.ts";
+import type { ImageSource } from "../src/data/image_source.ts";
+import { type EncoderSource, openEncoder } from "../src/zoo/encoders.ts";
+import { prepareTiles } from "../src/bench/gemm_tuning.ts";
 
 export const RUNS = "runs";
 

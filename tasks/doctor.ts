@@ -1,11 +1,11 @@
 // tok doctor: what this machine offers, what is missing, and the command that mends it.
 
-import { doctorConfig } from "../src/config.ts";
-import { adapters, diagnose, noAdapter } from "../src/gpu/probe.ts";
-import { formatBytes } from "../src/io/files.ts";
+import { doctorConfig } from "../src/cli/config.ts";
+import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
+import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
-import { measureCeiling } from "../src/train/ceiling.ts";
-import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/train/tuning.ts";
+import { measureCeiling } from "../src/bench/peak.ts";
+import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/bench/gemm_tuning.ts";
 import { command, openAdapter } from "./command.ts";
 
 export const doctor = command({

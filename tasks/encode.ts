@@ -1,10 +1,10 @@
 // tok encode: a folder of images to a folder of latents, in the layout of LightningDiT's tools.
 
-import { encodeConfig } from "../src/config.ts";
-import { readStatistics } from "../src/io/latents.ts";
-import { differences } from "../src/io/provenance.ts";
-import { openTokenizer } from "../src/train/artifacts.ts";
-import { latentsRecord } from "../src/train/latents.ts";
+import { encodeConfig } from "../src/cli/config.ts";
+import { readStatistics } from "../src/formats/latents.ts";
+import { differences } from "../src/formats/provenance.ts";
+import { openTokenizer } from "../src/zoo/runs.ts";
+import { latentsRecord } from "../src/train/encode_latents.ts";
 import {
   command,
   imageSource,
@@ -15,7 +15,7 @@ import {
   openWorkers,
   SEEDS,
 } from "./command.ts";
-import { encodeShown } from "./show.ts";
+import { encodeShown } from "./output.ts";
 
 export const encode = command({
   name: "encode",

@@ -1,20 +1,20 @@
 // tok eval: scores of reconstructions, of samples, or of any two sets of images.
 
 import { join } from "@std/path";
-import { evalConfig } from "../src/config.ts";
+import { evalConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { refuseOthers } from "../src/io/earlier.ts";
-import { writeJson } from "../src/io/files.ts";
-import { described, inputs, Sizes } from "../src/io/inputs.ts";
-import { writeNpz } from "../src/io/npz.ts";
-import { NpzImages, openNpzSet } from "../src/io/npz_images.ts";
-import { Shapes } from "../src/io/shapes.ts";
-import { halves, type ImageSource } from "../src/io/source.ts";
-import { drawnBy, drawnInputs } from "../src/io/workers.ts";
+import { refuseOthers } from "../src/run/existing_output.ts";
+import { writeJson } from "../src/formats/files.ts";
+import { described, inputs, Sizes } from "../src/data/network_input.ts";
+import { writeNpz } from "../src/formats/npz.ts";
+import { NpzImages, openNpzSet } from "../src/data/npz_images.ts";
+import { Shapes } from "../src/data/toy_shapes.ts";
+import { halves, type ImageSource } from "../src/data/image_source.ts";
+import { drawnBy, drawnInputs } from "../src/data/decode_pool.ts";
 import { InceptionEye, ReconstructionFrechet } from "../src/metrics/inception.ts";
-import { LpipsScore } from "../src/metrics/perceptual.ts";
-import { SSIM_SIDE } from "../src/metrics/quality.ts";
-import type { ImageSet } from "../src/metrics/sets.ts";
+import { LpipsScore } from "../src/metrics/lpips_score.ts";
+import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
+import type { ImageSet } from "../src/metrics/set_metrics.ts";
 import {
   latentFeatures,
   neighbourAccuracy,
@@ -23,13 +23,13 @@ import {
 } from "../src/metrics/tokenizer.ts";
 import { INCEPTION_SIDE, openInception } from "../src/models/inception.ts";
 import { LPIPS_SIDE, openLpips } from "../src/models/lpips.ts";
-import { openTokenizer } from "../src/train/artifacts.ts";
-import { generate } from "../src/train/generate.ts";
-import { openGenerator } from "../src/train/generator.ts";
+import { openTokenizer } from "../src/zoo/runs.ts";
+import { generate } from "../src/sampling/generate.ts";
+import { openGenerator } from "../src/zoo/generator.ts";
 import { command, imageFolder, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
 import { openJudges, PROBE_IMAGES, scoreSets, warnFew } from "./eval_sets.ts";
 import type { Config, Means } from "./eval_sets.ts";
-import { type Chosen, chosenMetrics, Results } from "./metrics.ts";
+import { type Chosen, chosenMetrics, Results } from "./eval_metrics.ts";
 import { samplingOf } from "./sample.ts";
 
 export const evaluate = command({

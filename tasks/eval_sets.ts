@@ -1,27 +1,33 @@
 // The part of tok eval that compares two sets of images: which networks that takes, and the scores by each of them. Every
 // image goes into a network as that network's protocol says, by itself, whatever the size of the others.
 
-import { noGrad } from "../src/autograd.ts";
-import type { evalConfig } from "../src/config.ts";
+import { noGrad } from "../src/tensor/autograd.ts";
+import type { evalConfig } from "../src/cli/config.ts";
 import { capture } from "../src/gpu/program.ts";
-import { described, inputs, type InputSource, Sizes, type View } from "../src/io/inputs.ts";
-import type { Log } from "../src/io/log.ts";
-import { type Preprocessor, resized, sideOf } from "../src/io/preprocess.ts";
-import { Shapes } from "../src/io/shapes.ts";
-import { drawnInputs, type Workers } from "../src/io/workers.ts";
+import { described, inputs, type InputSource, Sizes, type View } from "../src/data/network_input.ts";
+import type { Log } from "../src/run/log.ts";
+import { type Preprocessor, resized, sideOf } from "../src/data/preprocess.ts";
+import { Shapes } from "../src/data/toy_shapes.ts";
+import { drawnInputs, type Workers } from "../src/data/decode_pool.ts";
 import { type Features, frechet, gaussian } from "../src/metrics/frechet.ts";
-import { collect, type ImageProgram } from "../src/metrics/infer.ts";
-import { JUDGE_SIZE, loadJudge } from "../src/metrics/judge.ts";
-import { accuracy, predict, trainProbe } from "../src/metrics/probe.ts";
-import { compareSets, type ImageSet, obstacle, type SetFacts, type SetMetric } from "../src/metrics/sets.ts";
+import { collect, type ImageProgram } from "../src/metrics/batched.ts";
+import { JUDGE_SIZE, loadJudge } from "../src/metrics/toy_classifier.ts";
+import { accuracy, predict, trainProbe } from "../src/metrics/linear_probe.ts";
+import {
+  compareSets,
+  type ImageSet,
+  obstacle,
+  type SetFacts,
+  type SetMetric,
+} from "../src/metrics/set_metrics.ts";
 import { neighbourAccuracy } from "../src/metrics/tokenizer.ts";
 import { type Inception, openInception } from "../src/models/inception.ts";
 import { fits, Vit, type VitConfig } from "../src/models/vit.ts";
 import { mean } from "../src/ops/reduce.ts";
-import { input, type Tensor } from "../src/tensor.ts";
-import type { EncoderSource } from "../src/train/encoders.ts";
+import { input, type Tensor } from "../src/tensor/tensor.ts";
+import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { chosenEncoder, type Context, SEEDS } from "./command.ts";
-import type { Chosen, Results } from "./metrics.ts";
+import type { Chosen, Results } from "./eval_metrics.ts";
 
 export type Config = typeof evalConfig._output;
 /** What a command gets, what makes images, and where scores go. */

@@ -1,22 +1,22 @@
 // tok features: an encoder's tokens for a folder of images, comparable to the reference implementation's.
 
-import { noGrad } from "../src/autograd.ts";
-import { featuresConfig } from "../src/config.ts";
+import { noGrad } from "../src/tensor/autograd.ts";
+import { featuresConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { capture } from "../src/gpu/program.ts";
 import { throwIfStopped } from "../src/interruption.ts";
-import { ahead, depthOf } from "../src/io/ahead.ts";
-import { notFinite } from "../src/io/finite.ts";
-import type { Log } from "../src/io/log.ts";
-import { Output } from "../src/io/output.ts";
-import { type Pixels, preprocess, resized, sideOf } from "../src/io/preprocess.ts";
-import { rowsOf } from "../src/io/rows.ts";
-import { RowsWriter } from "../src/io/safetensors.ts";
-import { Shapes } from "../src/io/shapes.ts";
-import type { Workers } from "../src/io/workers.ts";
+import { ahead, depthOf } from "../src/data/prefetch.ts";
+import { notFinite } from "../src/formats/finite.ts";
+import type { Log } from "../src/run/log.ts";
+import { Output } from "../src/run/output.ts";
+import { type Pixels, preprocess, resized, sideOf } from "../src/data/preprocess.ts";
+import { rowsOf } from "../src/image/rows.ts";
+import { RowsWriter } from "../src/formats/safetensors.ts";
+import { Shapes } from "../src/data/toy_shapes.ts";
+import type { Workers } from "../src/data/decode_pool.ts";
 import { fits, Vit } from "../src/models/vit.ts";
-import { input, type Tensor } from "../src/tensor.ts";
-import type { EncoderSource } from "../src/train/encoders.ts";
+import { input, type Tensor } from "../src/tensor/tensor.ts";
+import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { chosenEncoder, command, imageFolder, openAdapter, openWorkers, SEEDS } from "./command.ts";
 
 export const features = command({

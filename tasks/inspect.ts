@@ -1,16 +1,16 @@
 // tok inspect: what is inside a file, a run or a model folder; the same as safetensors; the sizes of published models.
 
 import { join } from "@std/path";
-import { inspectConfig } from "../src/config.ts";
+import { inspectConfig } from "../src/cli/config.ts";
 import { printable, UsageError } from "../src/errors.ts";
-import { hint } from "../src/flags.ts";
-import { exists, formatBytes, isFile, readJson } from "../src/io/files.ts";
-import type { Log } from "../src/io/log.ts";
-import { openNpz } from "../src/io/npz.ts";
-import { Output } from "../src/io/output.ts";
-import { writeSafetensors } from "../src/io/safetensors.ts";
-import { holdsModel, openModel } from "../src/io/shards.ts";
-import { tensorBytes, tensorSize, type TensorStore } from "../src/io/tensors.ts";
+import { hint } from "../src/cli/flags.ts";
+import { exists, formatBytes, isFile, readJson } from "../src/formats/files.ts";
+import type { Log } from "../src/run/log.ts";
+import { openNpz } from "../src/formats/npz.ts";
+import { Output } from "../src/run/output.ts";
+import { writeSafetensors } from "../src/formats/safetensors.ts";
+import { holdsModel, openModel } from "../src/formats/shards.ts";
+import { tensorBytes, tensorSize, type TensorStore } from "../src/formats/tensors.ts";
 import { PUBLISHED } from "../src/models/sizes.ts";
 import { command } from "./command.ts";
 

@@ -1,15 +1,15 @@
 // tok reconstruct: images through a tokenizer and back.
 
 import { basename, dirname, extname, join } from "@std/path";
-import { reconstructConfig } from "../src/config.ts";
-import { beginPictures, refuseOthers } from "../src/io/earlier.ts";
-import { writeJson } from "../src/io/files.ts";
-import { grid, writePng } from "../src/io/image.ts";
-import { fingerprintOf } from "../src/io/provenance.ts";
-import type { ImageSource } from "../src/io/source.ts";
-import { SSIM_SIDE } from "../src/metrics/quality.ts";
+import { reconstructConfig } from "../src/cli/config.ts";
+import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
+import { writeJson } from "../src/formats/files.ts";
+import { grid, writePng } from "../src/image/image.ts";
+import { fingerprintOf } from "../src/formats/provenance.ts";
+import type { ImageSource } from "../src/data/image_source.ts";
+import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
-import { openTokenizer } from "../src/train/artifacts.ts";
+import { openTokenizer } from "../src/zoo/runs.ts";
 import {
   command,
   imageSource,

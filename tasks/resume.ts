@@ -4,11 +4,11 @@
 
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../src/errors.ts";
-import { kebab } from "../src/flags.ts";
-import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "../src/io/checkpoint.ts";
-import { exists } from "../src/io/files.ts";
-import type { Log } from "../src/io/log.ts";
-import { differences, type Provenance, provenanceSchema } from "../src/io/provenance.ts";
+import { kebab } from "../src/cli/flags.ts";
+import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "../src/run/checkpoint.ts";
+import { exists } from "../src/formats/files.ts";
+import type { Log } from "../src/run/log.ts";
+import { differences, type Provenance, provenanceSchema } from "../src/formats/provenance.ts";
 
 /** A checkpoint that a run goes on from. */
 export interface Resumed extends Checkpoint {

@@ -1,10 +1,10 @@
 // Picks the command, reads its flags, runs it, and turns what went wrong into an exit code.
 
 import { Interrupted, UsageError } from "../src/errors.ts";
-import { helpOf, hint, resolveConfig } from "../src/flags.ts";
+import { helpOf, hint, resolveConfig } from "../src/cli/flags.ts";
 import { closeDevice } from "../src/gpu/device.ts";
 import { stopRequested } from "../src/interruption.ts";
-import { Log } from "../src/io/log.ts";
+import { Log } from "../src/run/log.ts";
 import { align } from "./align.ts";
 import { type Command, type Context, quoted } from "./command.ts";
 import { doctor } from "./doctor.ts";

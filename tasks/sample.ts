@@ -1,15 +1,15 @@
 // tok sample: pictures from a diffusion model. Started again in the same folder, it makes those that are missing.
 
 import { join } from "@std/path";
-import { sampleConfig } from "../src/config.ts";
+import { sampleConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { beginPictures, refuseOthers } from "../src/io/earlier.ts";
-import { exists } from "../src/io/files.ts";
-import { grid, readImage, writePng } from "../src/io/image.ts";
-import { writeNpz } from "../src/io/npz.ts";
-import { fingerprintOf } from "../src/io/provenance.ts";
-import { generate } from "../src/train/generate.ts";
-import { openGenerator } from "../src/train/generator.ts";
+import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
+import { exists } from "../src/formats/files.ts";
+import { grid, readImage, writePng } from "../src/image/image.ts";
+import { writeNpz } from "../src/formats/npz.ts";
+import { fingerprintOf } from "../src/formats/provenance.ts";
+import { generate } from "../src/sampling/generate.ts";
+import { openGenerator } from "../src/zoo/generator.ts";
 import { command, inputRun, lineAgain, openAdapter, openOutput } from "./command.ts";
 
 export const sample = command({

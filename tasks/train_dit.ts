@@ -1,31 +1,31 @@
 // tok train-dit: a LightningDiT on a tokenizer's latents.
 
 import { dirname, join } from "@std/path";
-import { sampleConfig, trainDitConfig } from "../src/config.ts";
+import { sampleConfig, trainDitConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
-import { openRun, saveCheckpoint } from "../src/io/checkpoint.ts";
-import { exists, makeFolder, readJson, validated, writeJson } from "../src/io/files.ts";
-import { grid, writePng } from "../src/io/image.ts";
-import { type Latents, openLatents } from "../src/io/latents.ts";
-import type { Log } from "../src/io/log.ts";
-import { differences, fingerprintOf, type Provenance } from "../src/io/provenance.ts";
-import { writeReport } from "../src/io/report.ts";
-import type { ImageSource } from "../src/io/source.ts";
+import { openRun, saveCheckpoint } from "../src/run/checkpoint.ts";
+import { exists, makeFolder, readJson, validated, writeJson } from "../src/formats/files.ts";
+import { grid, writePng } from "../src/image/image.ts";
+import { type Latents, openLatents } from "../src/formats/latents.ts";
+import type { Log } from "../src/run/log.ts";
+import { differences, fingerprintOf, type Provenance } from "../src/formats/provenance.ts";
+import { writeReport } from "../src/run/report.ts";
+import type { ImageSource } from "../src/data/image_source.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
-import { countParameters, restore, snapshot } from "../src/nn.ts";
-import { Initializer } from "../src/init.ts";
+import { countParameters, restore, snapshot } from "../src/nn/layers.ts";
+import { Initializer } from "../src/nn/init.ts";
 import {
   type DiffusionModel,
   type KnownTokenizer,
   type ModelConfig,
   openTokenizer,
   saveDit,
-} from "../src/train/artifacts.ts";
+} from "../src/zoo/runs.ts";
 import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
-import { generate } from "../src/train/generate.ts";
-import { placesOf } from "../src/train/generator.ts";
+import { generate } from "../src/sampling/generate.ts";
+import { placesOf } from "../src/zoo/generator.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
-import { type LatentBatch, latentBatches, latentsRecord } from "../src/train/latents.ts";
+import { type LatentBatch, latentBatches, latentsRecord } from "../src/train/encode_latents.ts";
 import { schedule, trainLoop } from "../src/train/loop.ts";
 import {
   command,
@@ -39,7 +39,7 @@ import {
 } from "./command.ts";
 import { checkResumed, openResumed, type Resumed } from "./resume.ts";
 import { samplingOf } from "./sample.ts";
-import { encodeShown, percent, planTable, progressOf } from "./show.ts";
+import { encodeShown, percent, planTable, progressOf } from "./output.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;

@@ -30,19 +30,21 @@ function imports(path: string): string[] {
 
 /** The layers, lowest first; a file may import its own layer and lower ones. */
 const LAYERS: [RegExp, number][] = [
-  [/^src\/(bounds|errors|interruption|config|options|philox|presets)\.ts$|^kernels\/|^src\/types\//, 0],
-  [/^src\/flags\.ts$/, 3],
+  [/^src\/(bounds|errors|interruption|philox)\.ts$|^kernels\/|^src\/types\//, 0],
   [/^src\/gpu\//, 1],
-  [/^src\/tensor\.ts$/, 2],
-  [/^src\/autograd\.ts$/, 3],
-  [/^src\/io\//, 3],
-  [/^src\/ops\//, 4],
-  [/^src\/(nn|init|parameter_set|recompute)\.ts$/, 5],
-  [/^src\/models\//, 6],
-  [/^src\/metrics\//, 7],
-  [/^src\/train\//, 8],
-  [/^tasks\//, 9],
-  [/^(main|mod)\.ts$|^deno\.json$/, 10],
+  [/^src\/tensor\//, 2],
+  [/^src\/(formats|image)\//, 3],
+  [/^src\/cli\//, 4],
+  [/^src\/(data|run)\//, 5],
+  [/^src\/ops\//, 5],
+  [/^src\/nn\//, 6],
+  [/^src\/models\//, 7],
+  [/^src\/bench\//, 7],
+  [/^src\/metrics\//, 8],
+  [/^src\/(zoo|train)\//, 9],
+  [/^src\/sampling\//, 10],
+  [/^tasks\//, 11],
+  [/^(main|mod)\.ts$|^deno\.json$/, 12],
 ];
 const layer = (path: string) => LAYERS.find(([pattern]) => pattern.test(path))?.[1] ?? NaN;
 const product = SOURCES.filter((path) => !path.startsWith("tests/"));
@@ -80,7 +82,7 @@ Deno.test("only src/gpu says GPUDevice", () => {
 
 Deno.test("only ops and the engine's own memory import kernels", () => {
   const wrong = product.filter((path) =>
-    !/^(src\/ops\/|src\/gpu\/(memory|expression)\.ts|kernels\/)/.test(path) &&
+    !/^(src\/ops\/|src\/bench\/peak_kernel\.ts|src\/gpu\/(memory|elementwise)\.ts|kernels\/)/.test(path) &&
     imports(path).some((to) => to.startsWith("kernels/"))
   );
   assertEquals(wrong, []);
@@ -109,7 +111,7 @@ Deno.test("a compiled program brings along what is opened by its path", () => {
       relative(TOP, join(TOP, path, "..", m[1] as string))
     )
   );
-  assertEquals(opened.includes("src/io/image_worker.ts") && opened.includes("tasks/thread.ts"), true);
+  assertEquals(opened.includes("src/data/decode_worker.ts") && opened.includes("tasks/thread.ts"), true);
   assertEquals(opened.filter((path) => !included.some((i) => path === i || path.startsWith(`${i}/`))), []);
 });
 

@@ -3,7 +3,7 @@
 // Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
 
 import { GpuError, UsageError } from "../errors.ts";
-import { spread, threads } from "./affinity.ts";
+import { spread, threads } from "./software/affinity.ts";
 
 /** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
 export type Profile = "cpu" | "gpu";
@@ -79,7 +79,7 @@ export class Device {
   lost: string | undefined;
   /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
   staging = true;
-  /** Whether launches are merged (gpu/fuse.ts); a test compares both ways. */
+  /** Whether launches are merged (gpu/fusion.ts); a test compares both ways. */
   fusing = true;
   #uncaptured: string[] = [];
   /** What {@link idle} maps. */

@@ -4,8 +4,8 @@
 
 import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
-import type { Fusion } from "./fuse.ts";
-import { withHalves } from "./half.ts";
+import type { Fusion } from "./fusion.ts";
+import { withHalves } from "./fp16.ts";
 import { hasOpenLoop, MAX_ITERATIONS } from "./iterations.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
@@ -40,7 +40,7 @@ export interface LaunchOptions {
    * text does not fix. See iterations.ts.
    */
   iterations?: number;
-  /** What the launch lets be merged with it (fuse.ts). */
+  /** What the launch lets be merged with it (fusion.ts). */
   fusion?: Fusion | undefined;
 }
 

@@ -3,8 +3,8 @@
 
 import source from "../../kernels/memory.wgsl" with { type: "text" };
 import { GpuError } from "../errors.ts";
-import { straight } from "./affine.ts";
-import { launchExpression } from "./expression.ts";
+import { straight } from "./strides.ts";
+import { launchExpression } from "./elementwise.ts";
 import { fold, kernel } from "./kernel.ts";
 import type { Bindable, Storage } from "./storage.ts";
 

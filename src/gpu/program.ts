@@ -4,11 +4,11 @@
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
-import { preparePipelines } from "./compile.ts";
+import { preparePipelines } from "./software/precompile.ts";
 import { type Launch, MANY_RUNS, sink } from "./kernel.ts";
 import { makePlan, type Place, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
-import { type StagedCopy, Staging } from "./staging.ts";
+import { type StagedCopy, Staging } from "./software/staging.ts";
 import { readBuffer } from "./readback.ts";
 import type { Bindable, HostArray, Storage } from "./storage.ts";
 

@@ -27,7 +27,7 @@ export type HostArray = Float32Array | Uint32Array | Int32Array | Uint16Array;
 export interface StorageOptions {
   category?: Category;
   label?: string;
-  /** Its elements are halves, two in a word; kernels that it is bound to are rewritten (half.ts). */
+  /** Its elements are halves, two in a word; kernels that it is bound to are rewritten (fp16.ts). */
   half?: boolean;
   /** Keeps its buffer across programs; filled by `init`, or with zeros. */
   persistent?: boolean;

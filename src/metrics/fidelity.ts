@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import { permutation } from "../philox.ts";
 import type { Features } from "./frechet.ts";
-import { RowProducts, rowsOf } from "./row_products.ts";
+import { RowProducts, rowsOf } from "./gram.ts";
 
 /** Images of a split. */
 const SPLIT = 5000;

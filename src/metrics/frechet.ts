@@ -4,7 +4,7 @@
 // welcome. All in f64.
 
 import { UsageError } from "../errors.ts";
-import { addProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./symmetric.ts";
+import { addProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
 
 /** Features of many images, one row each. */
 export interface Features {

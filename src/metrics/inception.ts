@@ -1,20 +1,20 @@
 // A set of images as Inception sees it: the moments of its features, the features themselves, the Inception score; only
 // what is asked for is computed and kept, so that a Frechet distance of 50,000 images needs no more memory than one of 50.
 
-import { noGrad } from "../autograd.ts";
+import { noGrad } from "../tensor/autograd.ts";
 import { device } from "../gpu/device.ts";
 import { capture } from "../gpu/program.ts";
-import type { ImageSource } from "../io/source.ts";
+import type { ImageSource } from "../data/image_source.ts";
 import {
   type Inception,
   INCEPTION_WIDTHS,
   type InceptionInput,
   type InceptionOutput,
 } from "../models/inception.ts";
-import { input } from "../tensor.ts";
+import { input } from "../tensor/tensor.ts";
 import { InceptionScore } from "./fidelity.ts";
 import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
-import { type ImageProgram, infer, inferImages, Rows } from "./infer.ts";
+import { type ImageProgram, infer, inferImages, Rows } from "./batched.ts";
 import type { PairScore } from "./tokenizer.ts";
 
 /** What may be asked about a set. */

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
-import { RowProducts, squaredLengths } from "./row_products.ts";
+import { RowProducts, squaredLengths } from "./gram.ts";
 
 /** Nearest neighbours that a ball reaches to; a set needs one image more. */
 export const NEIGHBOURS = 3;

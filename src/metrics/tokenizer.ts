@@ -2,15 +2,15 @@
 // still know about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
 
 import { capture } from "../gpu/program.ts";
-import { toBytes, toFloat } from "../io/image.ts";
-import type { ImageSource } from "../io/source.ts";
+import { toBytes, toFloat } from "../image/image.ts";
+import type { ImageSource } from "../data/image_source.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { noGrad } from "../autograd.ts";
-import { input } from "../tensor.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { input } from "../tensor/tensor.ts";
 import type { Features } from "./frechet.ts";
-import { collect, infer } from "./infer.ts";
-import { accuracy, nearest, predict, trainProbe } from "./probe.ts";
-import { mse, psnr, ssim } from "./quality.ts";
+import { collect, infer } from "./batched.ts";
+import { accuracy, nearest, predict, trainProbe } from "./linear_probe.ts";
+import { mse, psnr, ssim } from "./psnr_ssim.ts";
 
 export interface ReconstructionScores {
   psnr: number;

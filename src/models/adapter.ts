@@ -1,9 +1,9 @@
 // AlignTok's adapter: two linear layers from the encoder's features to the latent, the same for every token.
 // Width 1024 -> C is in the notes on the paper; GELU and the hidden width are our inference (recipe: grades N, I).
 
-import { Linear } from "../nn.ts";
-import type { Initializer } from "../init.ts";
-import type { Tensor } from "../tensor.ts";
+import { Linear } from "../nn/layers.ts";
+import type { Initializer } from "../nn/init.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 
 export class Adapter {
   readonly fc1: Linear;

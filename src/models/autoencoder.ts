@@ -5,9 +5,9 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { Conv2d, GroupNorm } from "../nn.ts";
-import { slice } from "../ops/shape.ts";
-import type { Tensor } from "../tensor.ts";
+import { Conv2d, GroupNorm } from "../nn/layers.ts";
+import { slice } from "../ops/layout.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import {
   AttnBlock,
   Decoder,

@@ -3,9 +3,9 @@
 // is read off the tensors, so that a file needs no configuration beside it.
 
 import { UsageError } from "../errors.ts";
-import { validated } from "../io/files.ts";
-import { type Renamed, renamed } from "../io/renamed.ts";
-import { type TensorStore, unreadNote } from "../io/tensors.ts";
+import { validated } from "../formats/files.ts";
+import { type Renamed, renamed } from "../formats/mapped_store.ts";
+import { type TensorStore, unreadNote } from "../formats/tensors.ts";
 import { type AutoencoderConfig, autoencoderConfig } from "./autoencoder.ts";
 import { underNote, wrapperOf } from "./wrappers.ts";
 

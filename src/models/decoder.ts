@@ -7,11 +7,11 @@ import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { attention } from "../ops/attention.ts";
 import { add } from "../ops/math.ts";
 import { upsampleNearest2x } from "../ops/pool.ts";
-import { reshape } from "../ops/shape.ts";
-import { Conv2d, GroupNorm } from "../nn.ts";
-import { through } from "../recompute.ts";
-import type { Initializer } from "../init.ts";
-import { check, type Tensor } from "../tensor.ts";
+import { reshape } from "../ops/layout.ts";
+import { Conv2d, GroupNorm } from "../nn/layers.ts";
+import { through } from "../nn/recompute.ts";
+import type { Initializer } from "../nn/init.ts";
+import { check, type Tensor } from "../tensor/tensor.ts";
 
 export const decoderConfig = z.object({
   /** Channels of the highest resolution; `ch_mult` gives each level's multiple, highest resolution first. */

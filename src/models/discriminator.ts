@@ -4,9 +4,9 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { leakyRelu } from "../ops/math.ts";
-import { BatchNorm2d, Conv2d } from "../nn.ts";
-import type { Initializer } from "../init.ts";
-import type { Tensor } from "../tensor.ts";
+import { BatchNorm2d, Conv2d } from "../nn/layers.ts";
+import type { Initializer } from "../nn/init.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 
 export const discriminatorConfig = z.object({
   /** Channels after the first convolution; doubled by each layer, at most eight times. */

@@ -5,17 +5,17 @@
 import { z } from "zod";
 import { count, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import { validated } from "../io/files.ts";
+import { validated } from "../formats/files.ts";
 import { attention } from "../ops/attention.ts";
 import { embedding, timestepEmbedding } from "../ops/embedding.ts";
 import { add, silu } from "../ops/math.ts";
 import { gatedAdd, modulate, splitModulation, swiglu } from "../ops/modulate.ts";
 import { rotary, rotaryTables2d } from "../ops/rotary.ts";
-import { reshape, split } from "../ops/shape.ts";
-import { Conv2d, Linear, RmsNorm } from "../nn.ts";
-import { through } from "../recompute.ts";
-import type { Initializer } from "../init.ts";
-import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
+import { reshape, split } from "../ops/layout.ts";
+import { Conv2d, Linear, RmsNorm } from "../nn/layers.ts";
+import { through } from "../nn/recompute.ts";
+import type { Initializer } from "../nn/init.ts";
+import { check, constant, parameter, type Tensor, variable } from "../tensor/tensor.ts";
 
 export const ditConfig = z.object({
   /** Side of the latent grid. */

@@ -3,15 +3,15 @@
 // takes the maximum. Tensor names are pytorch-fid's; each batch norm is folded into its convolution when it is loaded.
 
 import { UsageError } from "../errors.ts";
-import { openModel } from "../io/shards.ts";
-import { Conv2d, countParameters, Linear, loadState, state, type TensorSource } from "../nn.ts";
+import { openModel } from "../formats/shards.ts";
+import { Conv2d, countParameters, Linear, loadState, state, type TensorSource } from "../nn/layers.ts";
 import { relu, scale, shift } from "../ops/math.ts";
 import { linear } from "../ops/matmul.ts";
 import { averagePool, maxPool } from "../ops/pool.ts";
 import { mean } from "../ops/reduce.ts";
 import { resize } from "../ops/resize.ts";
-import { concat, reshape, slice } from "../ops/shape.ts";
-import type { Tensor } from "../tensor.ts";
+import { concat, reshape, slice } from "../ops/layout.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */

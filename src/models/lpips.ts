@@ -3,17 +3,17 @@
 // channel, averaged over pixels and added up. Tensor names are those of torchvision's vgg16 and of the published layers.
 
 import { UsageError } from "../errors.ts";
-import { WeightsFingerprint } from "../io/provenance.ts";
-import { openModel } from "../io/shards.ts";
-import type { Renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/tensors.ts";
-import { Conv2d, loadState, type TensorSource } from "../nn.ts";
-import { through } from "../recompute.ts";
+import { WeightsFingerprint } from "../formats/provenance.ts";
+import { openModel } from "../formats/shards.ts";
+import type { Renamed } from "../formats/mapped_store.ts";
+import type { TensorStore } from "../formats/tensors.ts";
+import { Conv2d, loadState, type TensorSource } from "../nn/layers.ts";
+import { through } from "../nn/recompute.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
-import { reshape } from "../ops/shape.ts";
-import { constant, inPrecision, type Tensor } from "../tensor.ts";
+import { reshape } from "../ops/layout.ts";
+import { constant, inPrecision, type Tensor } from "../tensor/tensor.ts";
 import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */

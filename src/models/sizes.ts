@@ -1,7 +1,7 @@
 // The sizes in which models are published: what tok builds for each name, so that its number of parameters can be compared
 // with the published one. Building a model makes shapes only; memory comes with its first use.
 
-import { countParameters } from "../nn.ts";
+import { countParameters } from "../nn/layers.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";

@@ -5,13 +5,13 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import type { Identity, WeightsFingerprint } from "../io/provenance.ts";
-import { Conv2d } from "../nn.ts";
-import type { Initializer } from "../init.ts";
+import type { Identity, WeightsFingerprint } from "../formats/provenance.ts";
+import { Conv2d } from "../nn/layers.ts";
+import type { Initializer } from "../nn/init.ts";
 import { add, mul } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
-import { reshape } from "../ops/shape.ts";
-import { constant, readTensor, type Tensor, variable } from "../tensor.ts";
+import { reshape } from "../ops/layout.ts";
+import { constant, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Vit, vitConfig } from "./vit.ts";

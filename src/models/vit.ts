@@ -7,12 +7,12 @@ import { activate, type Activation, add, mul, sub } from "../ops/math.ts";
 import { attention } from "../ops/attention.ts";
 import { resize } from "../ops/resize.ts";
 import { rotary, rotaryTablesCentred } from "../ops/rotary.ts";
-import { broadcastTo, concat, reshape, slice } from "../ops/shape.ts";
+import { broadcastTo, concat, reshape, slice } from "../ops/layout.ts";
 import { swiglu } from "../ops/modulate.ts";
-import { Conv2d, LayerNorm, Linear, type Published } from "../nn.ts";
-import { through } from "../recompute.ts";
-import type { Initializer } from "../init.ts";
-import { check, constant, parameter, type Tensor, variable } from "../tensor.ts";
+import { Conv2d, LayerNorm, Linear, type Published } from "../nn/layers.ts";
+import { through } from "../nn/recompute.ts";
+import type { Initializer } from "../nn/init.ts";
+import { check, constant, parameter, type Tensor, variable } from "../tensor/tensor.ts";
 import type { VitConfig } from "./vit_config.ts";
 import { FAMILIES, publishedName } from "./vit_families.ts";
 

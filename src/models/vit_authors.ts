@@ -4,9 +4,9 @@
 // https://github.com/facebookresearch: dinov2, dinov3, mae
 
 import { UsageError } from "../errors.ts";
-import { validated } from "../io/files.ts";
-import type { Origin } from "../io/renamed.ts";
-import type { Shape } from "../tensor.ts";
+import { validated } from "../formats/files.ts";
+import type { Origin } from "../formats/mapped_store.ts";
+import type { Shape } from "../tensor/tensor.ts";
 import { type VitConfig, vitConfig } from "./vit_config.ts";
 import { publishedName } from "./vit_families.ts";
 import { wrapperOf } from "./wrappers.ts";

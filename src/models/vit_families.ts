@@ -4,7 +4,7 @@
 
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
-import { validated } from "../io/files.ts";
+import { validated } from "../formats/files.ts";
 import { MODEL_TYPES, type ModelType, type VitConfig, vitConfig } from "./vit_config.ts";
 import { wrapperOf } from "./wrappers.ts";
 

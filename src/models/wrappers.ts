@@ -2,8 +2,8 @@
 // "_orig_mod.", DINOv2's {"teacher": {"backbone.": ...}}. Read as flat keys, a wrapper is a prefix. This is the one list of
 // them for every loader; whatever else comes before a model's own keys belongs to another model.
 
-import { type Renamed, renamed } from "../io/renamed.ts";
-import type { TensorStore } from "../io/tensors.ts";
+import { type Renamed, renamed } from "../formats/mapped_store.ts";
+import type { TensorStore } from "../formats/tensors.ts";
 
 /** Averages of weights, which evaluation and sampling use. */
 const AVERAGES = ["ema", "model_ema", "ema_model", "state_dict_ema", "teacher", "target_encoder"];

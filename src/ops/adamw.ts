@@ -2,10 +2,10 @@
 
 import source from "../../kernels/adamw.wgsl" with { type: "text" };
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, empty, type Tensor, variable } from "../tensor.ts";
+import { check, empty, type Tensor, variable } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { total } from "./reduce.ts";
-import { reshape, slice } from "./shape.ts";
+import { reshape, slice } from "./layout.ts";
 
 /** Numbers that may change each step without a new capture. */
 export interface Hyper {

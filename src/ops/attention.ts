@@ -6,12 +6,12 @@
 // 11 times as long there, and 60 times with gradients.)
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
-import { checkpoint, differentiable } from "../autograd.ts";
+import { checkpoint, differentiable } from "../tensor/autograd.ts";
 import { device } from "../gpu/device.ts";
-import { activation, check, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor/tensor.ts";
 import { gemm } from "./gemm.ts";
-import { rowKernel } from "./rows.ts";
-import { concat, split } from "./shape.ts";
+import { rowKernel } from "./row_kernel.ts";
+import { concat, split } from "./layout.ts";
 
 /** From this many keys on, the matrix of weights is not kept. */
 const MANY_KEYS = 512;

@@ -1,12 +1,12 @@
 // Convolution over channels-last maps as implicit GEMM, with gradients for input, weight and bias. Channels are padded
 // to multiples of four, so that every load is a vector; a kernel that tiles the image (patch embedding) is a linear layer.
 
-import { differentiable } from "../autograd.ts";
-import { check, type Tensor, working } from "../tensor.ts";
+import { differentiable } from "../tensor/autograd.ts";
+import { check, type Tensor, working } from "../tensor/tensor.ts";
 import type { ConvSizes } from "../../kernels/gemm.ts";
 import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { linear } from "./matmul.ts";
-import { pad, permute, reshape, slice } from "./shape.ts";
+import { pad, permute, reshape, slice } from "./layout.ts";
 
 export interface ConvOptions {
   stride?: number;

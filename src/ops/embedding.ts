@@ -1,13 +1,13 @@
 // Table lookup by class number, and the sinusoidal features of a time.
 
 import source from "../../kernels/embedding.wgsl" with { type: "text" };
-import { differentiable, noGrad } from "../autograd.ts";
+import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { partsOf } from "../gpu/iterations.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { check, constant, empty, type Tensor, viewAs } from "../tensor.ts";
+import { check, constant, empty, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
-import { concat } from "./shape.ts";
+import { concat } from "./layout.ts";
 
 /** Rows of table [V, C] by ids u32 [B] -> [B, C]. */
 export function embedding(table: Tensor, ids: Tensor): Tensor {

@@ -11,8 +11,8 @@ import {
 } from "../../kernels/gemm.ts";
 import type { Profile } from "../gpu/device.ts";
 import { fold, kernel, nominalImages, sink } from "../gpu/kernel.ts";
-import { stageable, TEXELS } from "../gpu/staging.ts";
-import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
+import { stageable, TEXELS } from "../gpu/software/staging.ts";
+import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";

@@ -4,7 +4,7 @@
 //
 // The rule: workgroups come in rounds of as many as the adapter runs at once, and each takes as long as its tile is large
 // and the tile's rate is low, padding included: 257 rows make 272 of 16, 264 of 24, 288 of 32. The rates below were measured; tuning
-// (train/tuning.ts) measures an adapter's own and puts them here.
+// (bench/gemm_tuning.ts) measures an adapter's own and puts them here.
 
 import { type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
 import { device, type Profile } from "../gpu/device.ts";

@@ -2,8 +2,8 @@
 // every input, so that the pair cannot drift apart: a, b are the inputs, y the output, dy its gradient, s0.. constants,
 // T the element or vector type of WGSL. Chains of these are merged into one launch by the plan.
 
-import { differentiable } from "../autograd.ts";
-import type { Tensor } from "../tensor.ts";
+import { differentiable } from "../tensor/autograd.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumTo } from "./reduce.ts";
 

@@ -1,7 +1,7 @@
 // Matrix products and linear layers with their gradients, each of which is again a matrix product.
 
-import { differentiable } from "../autograd.ts";
-import { check, type Tensor, working } from "../tensor.ts";
+import { differentiable } from "../tensor/autograd.ts";
+import { check, type Tensor, working } from "../tensor/tensor.ts";
 import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { activate, type Activation } from "./math.ts";
 

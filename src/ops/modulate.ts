@@ -2,13 +2,13 @@
 // elementwise ops that the plan merges into one launch each.
 
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
-import { differentiable, noGrad } from "../autograd.ts";
+import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
 import { sumAndDot } from "./reduce.ts";
-import { byWidth } from "./rows.ts";
-import { reshape, split } from "./shape.ts";
+import { byWidth } from "./row_kernel.ts";
+import { reshape, split } from "./layout.ts";
 
 /**
  * x (1 + scale) + shift. The gradients of shift and scale are sums over the same tokens, made together.

@@ -2,17 +2,17 @@
 
 import groupSource from "../../kernels/group_norm.wgsl" with { type: "text" };
 import source from "../../kernels/norm.wgsl" with { type: "text" };
-import rowsSource from "../../kernels/rows.wgsl" with { type: "text" };
-import { differentiable, noGrad } from "../autograd.ts";
+import rowsSource from "../../kernels/prelude_rows.wgsl" with { type: "text" };
+import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { device } from "../gpu/device.ts";
 import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
 import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
-import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor.ts";
+import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
-import { byWidth, groupSize, rowKernel, sharing } from "./rows.ts";
+import { byWidth, groupSize, rowKernel, sharing } from "./row_kernel.ts";
 
 /**
  * (x - mean) / sqrt(var + eps) * weight + bias over the last axis.

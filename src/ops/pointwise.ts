@@ -1,10 +1,10 @@
-// Elementwise work on tensors: shapes are broadcast, and the walk through each input is found; gpu/expression.ts launches
+// Elementwise work on tensors: shapes are broadcast, and the walk through each input is found; gpu/elementwise.ts launches
 // it and merges it with its neighbours. No gradients here; see math.ts.
 
 import { ShapeError } from "../errors.ts";
-import { type Axis, straight, walk } from "../gpu/affine.ts";
-import { launchExpression } from "../gpu/expression.ts";
-import { activation, type Shape, type Tensor } from "../tensor.ts";
+import { type Axis, straight, walk } from "../gpu/strides.ts";
+import { launchExpression } from "../gpu/elementwise.ts";
+import { activation, type Shape, type Tensor } from "../tensor/tensor.ts";
 
 /**
  * y = body(x0, x1, ...; s0, s1, ...) elementwise over the broadcast shape of the inputs.

@@ -1,13 +1,13 @@
 // Nearest-2x upsampling, average and max pooling of channels-last maps, with gradients.
 
 import source from "../../kernels/pool.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
+import { differentiable } from "../tensor/autograd.ts";
 import { partsOf } from "../gpu/iterations.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
-import { byWidth } from "./rows.ts";
-import { reshape } from "./shape.ts";
+import { byWidth } from "./row_kernel.ts";
+import { reshape } from "./layout.ts";
 
 const over = (count: number) => fold(Math.ceil(count / 64));
 

@@ -4,7 +4,7 @@
 import source from "../../kernels/random.wgsl" with { type: "text" };
 import { fold, kernel } from "../gpu/kernel.ts";
 import { keyOf } from "../philox.ts";
-import { check, empty, type Shape, sizeOf, type Tensor, variable } from "../tensor.ts";
+import { check, empty, type Shape, sizeOf, type Tensor, variable } from "../tensor/tensor.ts";
 
 /** Seed, step and first row of the random ops of a program. */
 export class RandomState {

@@ -3,13 +3,13 @@
 
 import source from "../../kernels/reduce.wgsl" with { type: "text" };
 import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
+import { differentiable } from "../tensor/autograd.ts";
 import { device } from "../gpu/device.ts";
 import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
 import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
-import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor.ts";
+import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
-import { byWidth, groupSize } from "./rows.ts";
+import { byWidth, groupSize } from "./row_kernel.ts";
 
 export interface ReduceOptions {
   /** Keep the reduced axes with size 1. */

@@ -1,8 +1,8 @@
 // Bilinear and bicubic resizing of channels-last maps, equal to PyTorch's interpolate with align_corners=False.
 // Separable: each axis is a product with a small table of weights, so that the gradient is the product with its transpose.
 
-import { differentiable } from "../autograd.ts";
-import { check, constant, type Tensor } from "../tensor.ts";
+import { differentiable } from "../tensor/autograd.ts";
+import { check, constant, type Tensor } from "../tensor/tensor.ts";
 import { gemm } from "./gemm.ts";
 
 export interface ResizeOptions {

@@ -2,9 +2,9 @@
 // head with the tables of DINOv3, whose coordinates run from -1 to 1 whatever the grid.
 
 import source from "../../kernels/rotary.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
+import { differentiable } from "../tensor/autograd.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor.ts";
+import { activation, check, type Tensor } from "../tensor/tensor.ts";
 
 /** Which two channels of a head turn together: 2i and 2i + 1, or i and i + HS / 2. */
 export type Pairs = "neighbours" | "halves";

@@ -1,10 +1,10 @@
 // Softmax over the last axis, and the mean cross entropy with class numbers.
 
 import source from "../../kernels/softmax.wgsl" with { type: "text" };
-import { differentiable } from "../autograd.ts";
-import { check, empty, type Tensor } from "../tensor.ts";
+import { differentiable } from "../tensor/autograd.ts";
+import { check, empty, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
-import { rowKernel } from "./rows.ts";
+import { rowKernel } from "./row_kernel.ts";
 
 /** exp(x) / sum(exp(x)) over the last axis. */
 export function softmax(x: Tensor): Tensor {

@@ -1,10 +1,10 @@
 // The alignment from beginning to end: stages in order, checkpoints between them, resume to the same bits. What it leaves
 // is a function of the config, the encoder and the images alone.
 
-import type { Batch, ImageSource } from "../io/source.ts";
-import { batches } from "../io/batches.ts";
-import { restore, type SavedTensor, snapshot, type TensorSource } from "../nn.ts";
-import type { Tensor } from "../tensor.ts";
+import type { Batch, ImageSource } from "../data/image_source.ts";
+import { batches } from "../data/batches.ts";
+import { restore, type SavedTensor, snapshot, type TensorSource } from "../nn/layers.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import { type Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "./alignment.ts";
 import { type LogRow, schedule, trainLoop } from "./loop.ts";
 

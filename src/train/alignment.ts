@@ -2,7 +2,7 @@
 // frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
-import { detach, full, grad, gradOf, noGrad } from "../autograd.ts";
+import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
@@ -10,13 +10,13 @@ import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
 import { Vit } from "../models/vit.ts";
-import { state } from "../nn.ts";
-import { ParameterSet } from "../parameter_set.ts";
+import { state } from "../nn/layers.ts";
+import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
-import { reshape, slice } from "../ops/shape.ts";
-import { withRecomputation } from "../recompute.ts";
-import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor.ts";
+import { reshape, slice } from "../ops/layout.ts";
+import { withRecomputation } from "../nn/recompute.ts";
+import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import {
   adaptiveWeight,
   cosineDistance,

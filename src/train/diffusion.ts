@@ -2,16 +2,16 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
-import { noGrad } from "../autograd.ts";
+import { noGrad } from "../tensor/autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
-import { state } from "../nn.ts";
-import { ParameterSet } from "../parameter_set.ts";
+import { state } from "../nn/layers.ts";
+import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
-import { reshape } from "../ops/shape.ts";
-import { withRecomputation } from "../recompute.ts";
-import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor.ts";
+import { reshape } from "../ops/layout.ts";
+import { withRecomputation } from "../nn/recompute.ts";
+import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import { cosineDistance, l2 } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 

@@ -3,7 +3,7 @@
 
 import { GpuError, Interrupted, UsageError } from "../errors.ts";
 import { checkConditions, holdOff } from "../interruption.ts";
-import { readTensor, type Tensor } from "../tensor.ts";
+import { readTensor, type Tensor } from "../tensor/tensor.ts";
 import type { Optimizer } from "./optimizer.ts";
 
 /**

@@ -1,13 +1,13 @@
 // Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference). What is
 // compared may be halves; the comparison is in f32.
 
-import { gradOf, noGrad } from "../autograd.ts";
+import { gradOf, noGrad } from "../tensor/autograd.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, total } from "../ops/reduce.ts";
-import { inPrecision, type Tensor } from "../tensor.ts";
+import { inPrecision, type Tensor } from "../tensor/tensor.ts";
 
 /** mean |a - b| */
 export const l1 = (a: Tensor, b: Tensor): Tensor => inPrecision("f32", () => mean(abs(sub(a, b))));

@@ -1,10 +1,10 @@
 // AdamW over parameter sets, recorded into a program: gradients into flat buffers, their global norm, one launch a set.
 // Everything that a run must save lives in the tensors of `state()`.
 
-import { detach, full, grad, store } from "../autograd.ts";
+import { detach, full, grad, store } from "../tensor/autograd.ts";
 import { addInPlace, copy } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
-import type { ParameterSet } from "../parameter_set.ts";
+import type { ParameterSet } from "../nn/parameter_set.ts";
 import {
   adamw,
   FAULTS,
@@ -19,8 +19,8 @@ import {
   squaredNorm,
 } from "../ops/adamw.ts";
 import { div, mul, square } from "../ops/math.ts";
-import { concat, reshape } from "../ops/shape.ts";
-import { readTensor, type Tensor } from "../tensor.ts";
+import { concat, reshape } from "../ops/layout.ts";
+import { readTensor, type Tensor } from "../tensor/tensor.ts";
 
 export interface Group {
   set: ParameterSet;

@@ -1,7 +1,7 @@
 // Per-channel mean and standard deviation of a tokenizer's latents, kept with it: diffusion works on (z - mean) / std.
 
-import type { ImageSource } from "../io/source.ts";
-import { infer } from "../metrics/infer.ts";
+import type { ImageSource } from "../data/image_source.ts";
+import { infer } from "../metrics/batched.ts";
 import { encoderProgram } from "../metrics/tokenizer.ts";
 import type { Tokenizer } from "../models/tokenizer.ts";
 

@@ -5,9 +5,9 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { GpuError, UsageError } from "../../src/errors.ts";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
-import { hint } from "../../src/flags.ts";
-import type { Precision } from "../../src/tensor.ts";
-import { measureCeiling } from "../../src/train/ceiling.ts";
+import { hint } from "../../src/cli/flags.ts";
+import type { Precision } from "../../src/tensor/tensor.ts";
+import { measureCeiling } from "../../src/bench/peak.ts";
 import { kernelCases, largeProduct, titleOf } from "./bench/cases.ts";
 import { kernelOf } from "./bench/kernels.ts";
 import { divide, measure } from "./bench/measure.ts";

@@ -6,15 +6,15 @@ import { parseArgs } from "@std/cli/parse-args";
 import { fromFileUrl, join } from "@std/path";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
-import { Initializer } from "../../src/init.ts";
-import { type NpzArray, writeNpz } from "../../src/io/npz.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { type NpzArray, writeNpz } from "../../src/formats/npz.ts";
 import { Decoder, decoderConfig } from "../../src/models/decoder.ts";
 import { mean } from "../../src/ops/reduce.ts";
 import { square, sub } from "../../src/ops/math.ts";
-import { ParameterSet } from "../../src/parameter_set.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { normal, uniform } from "../../src/philox.ts";
-import { withRecomputation } from "../../src/recompute.ts";
-import { input, readTensor, type Tensor } from "../../src/tensor.ts";
+import { withRecomputation } from "../../src/nn/recompute.ts";
+import { input, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { findTorch } from "./bench/peers.ts";
 
@@ -83,7 +83,7 @@ try {
     await writeNpz(join(folder, "inputs.npz"), [...images, ...from]);
     await writeNpz(join(folder, `${profile}.npz`), gave);
   }
-  const script = fromFileUrl(new URL("peers/golden_step.py", import.meta.url));
+  const script = fromFileUrl(new URL("./peers/golden_step.py", import.meta.url));
   const { code } = await new Deno.Command(torch.python, {
     args: [script, folder, String(TOLERANCE), ...profiles],
     stdout: "inherit",

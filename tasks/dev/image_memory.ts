@@ -2,7 +2,7 @@
 // some). Run: deno run -A tasks/dev/image_memory.ts FILE [MEGABYTES]
 
 import process from "node:process";
-import { Workers } from "../../src/io/workers.ts";
+import { Workers } from "../../src/data/decode_pool.ts";
 
 const [path, megabytes] = Deno.args;
 if (path === undefined) throw new Error("name a file");

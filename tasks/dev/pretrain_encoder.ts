@@ -4,21 +4,21 @@
 
 import { closeDevice, openDevice } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
-import { gather } from "../../src/io/source.ts";
-import { Shapes } from "../../src/io/shapes.ts";
-import { writeAtomic } from "../../src/io/files.ts";
-import { writeSafetensors } from "../../src/io/safetensors.ts";
+import { gather } from "../../src/data/image_source.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+import { writeAtomic } from "../../src/formats/files.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Vit, vitConfig } from "../../src/models/vit.ts";
-import { Linear, saveState } from "../../src/nn.ts";
-import { ParameterSet } from "../../src/parameter_set.ts";
-import { Initializer } from "../../src/init.ts";
+import { Linear, saveState } from "../../src/nn/layers.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
+import { Initializer } from "../../src/nn/init.ts";
 import { add, square, sub } from "../../src/ops/math.ts";
 import { pointwise } from "../../src/ops/pointwise.ts";
 import { RandomState, uniform } from "../../src/ops/random.ts";
 import { mean } from "../../src/ops/reduce.ts";
-import { permute, reshape } from "../../src/ops/shape.ts";
+import { permute, reshape } from "../../src/ops/layout.ts";
 import { crossEntropy } from "../../src/ops/softmax.ts";
-import { input, type Tensor } from "../../src/tensor.ts";
+import { input, type Tensor } from "../../src/tensor/tensor.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 
 const SIZE = 32, P = 8, BATCH = 64, LR = 2e-3, MASKED = 0.25;

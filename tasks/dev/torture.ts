@@ -4,9 +4,9 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { basename, dirname, fromFileUrl, join } from "@std/path";
-import { writePng } from "../../src/io/image.ts";
-import { writeSafetensors } from "../../src/io/safetensors.ts";
-import { Shapes } from "../../src/io/shapes.ts";
+import { writePng } from "../../src/image/image.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
 
 const TOP = fromFileUrl(new URL("../..", import.meta.url));
 const options: Record<string, unknown> = parseArgs(Deno.args, {

@@ -1,7 +1,7 @@
 // The kernel cases of the benchmark as data, so that peers in other processes and other languages run the same ones: an
 // op, its sizes, and a name. kernels.ts makes them ours; peers/ has one reading of this list for each peer.
 
-import type { Precision } from "../../../src/tensor.ts";
+import type { Precision } from "../../../src/tensor/tensor.ts";
 
 /** Forward alone, or with the gradients of all inputs (of one input for a convolution). */
 type Pass = "forward" | "gradients";

@@ -1,6 +1,6 @@
 // The kernel cases as programs: each op with inputs of the case's sizes, filled with random numbers.
 
-import { grad } from "../../../src/autograd.ts";
+import { grad } from "../../../src/tensor/autograd.ts";
 import { capture } from "../../../src/gpu/program.ts";
 import { adamw, hyperVariable, packHyper, progressVariable, squaredNorm } from "../../../src/ops/adamw.ts";
 import { attention } from "../../../src/ops/attention.ts";
@@ -16,7 +16,7 @@ import {
   type Shape,
   type Tensor,
   variable,
-} from "../../../src/tensor.ts";
+} from "../../../src/tensor/tensor.ts";
 import type { Case, Sizes } from "./cases.ts";
 import type { Measurable } from "./measure.ts";
 

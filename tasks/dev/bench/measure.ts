@@ -4,8 +4,8 @@
 import { device } from "../../../src/gpu/device.ts";
 import type { KernelTime, Program } from "../../../src/gpu/program.ts";
 import type { Bindable } from "../../../src/gpu/storage.ts";
-import type { Precision } from "../../../src/tensor.ts";
-import { type Ceiling, median, timesOf } from "../../../src/train/ceiling.ts";
+import type { Precision } from "../../../src/tensor/tensor.ts";
+import { type Ceiling, median, timesOf } from "../../../src/bench/peak.ts";
 
 type AnyProgram = Pick<
   Program<Record<string, Bindable>, Record<string, Bindable>>,

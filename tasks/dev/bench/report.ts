@@ -1,6 +1,6 @@
 // What the benchmark prints of its rows: a line for people, an object a line for programs, or a table for the README.
 
-import type { Ceiling } from "../../../src/train/ceiling.ts";
+import type { Ceiling } from "../../../src/bench/peak.ts";
 import { titleOf } from "./cases.ts";
 import type { Row } from "./measure.ts";
 

@@ -2,23 +2,23 @@
 // sampling; at the sizes of the preset "tiny" and of published models. Weights are random, data as well: neither changes
 // how long a step takes.
 
-import { grad, noGrad } from "../../../src/autograd.ts";
-import { alignConfig, trainDitConfig } from "../../../src/config.ts";
+import { grad, noGrad } from "../../../src/tensor/autograd.ts";
+import { alignConfig, trainDitConfig } from "../../../src/cli/config.ts";
 import { capture } from "../../../src/gpu/program.ts";
-import { Initializer } from "../../../src/init.ts";
+import { Initializer } from "../../../src/nn/init.ts";
 import { Discriminator } from "../../../src/models/discriminator.ts";
 import { Lpips } from "../../../src/models/lpips.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
-import { ParameterSet } from "../../../src/parameter_set.ts";
-import { PRESETS } from "../../../src/presets.ts";
-import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor.ts";
+import { ParameterSet } from "../../../src/nn/parameter_set.ts";
+import { PRESETS } from "../../../src/cli/presets.ts";
+import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor/tensor.ts";
 import { Alignment, StageRun } from "../../../src/train/alignment.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
-import { openEncoder } from "../../../src/train/encoders.ts";
+import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
-import { Sampler } from "../../../src/train/sampling.ts";
+import { Sampler } from "../../../src/sampling/samplers.ts";
 import { stagesOf } from "../../align.ts";
 import { TINY } from "../../train_dit.ts";
 import type { Measurable } from "./measure.ts";

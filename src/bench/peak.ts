@@ -1,0 +1,106 @@
+// What an adapter can do at most: multiply-adds without memory, and a copy without arithmetic. The yardsticks that
+// benchmarks and `tok doctor --bench` measure kernels against, always in the same run.
+
+import { GpuError } from "../errors.ts";
+import { device } from "../gpu/device.ts";
+import { capture, type Program } from "../gpu/program.ts";
+import type { Bindable } from "../gpu/storage.ts";
+import { multiplyAdds } from "./peak_kernel.ts";
+import { matmul } from "../ops/matmul.ts";
+import { pointwise } from "../ops/pointwise.ts";
+import { input } from "../tensor/tensor.ts";
+
+type Any = Program<Record<string, Bindable>, Record<string, Bindable>>;
+
+/** What {@link measureCeiling} found. */
+export interface Ceiling {
+  /** GFLOP/s of multiply-adds in registers. */
+  fma: number;
+  /** GB/s of a copy too large for any cache; read and write counted. */
+  copy: number;
+  /** GB/s of copies by the bytes that they read and write: the smaller ones stay in caches. */
+  copies: { bytes: number; rate: number }[];
+  /** GFLOP/s of a square matrix product. */
+  gemm: number;
+}
+
+/** Above this a run is timed alone, and less often. */
+const LONG_MS = 400;
+
+/** A GPU that had nothing to do for a second clocks down to a sixth, and works this long before it is at full speed again. */
+const WARM_MS = 250;
+const COLD_MS = 1000;
+/** When the device was last seen at work. */
+let worked = -Infinity;
+
+/**
+ * Milliseconds of one run, several times over, the shortest first; short runs are timed in batches.
+ * @param run hands the work of so many runs to the device and does not wait
+ */
+export async function timesOf(run: (runs: number) => void, batchMs = 100, tries = 5): Promise<number[]> {
+  const batch = async (n: number) => {
+    await device().idle();
+    const began = performance.now();
+    run(n);
+    worked = await device().idle();
+    return (worked - began) / n;
+  };
+  const cold = !device().facts.software && performance.now() - worked > COLD_MS;
+  await batch(1);
+  let single = Math.min(await batch(1), await batch(1));
+  const runsIn = (ms: number) => Math.min(400, Math.max(1, Math.ceil(ms / Math.max(0.005, single))));
+  const until = performance.now() + (cold ? WARM_MS : 0);
+  while (performance.now() < until) single = await batch(runsIn(10));
+  const n = runsIn(batchMs);
+  const times: number[] = [];
+  for (let i = 0; i < (single > LONG_MS ? 3 : tries); i++) times.push(await batch(n));
+  return times.sort((a, b) => a - b);
+}
+
+/** The middle of sorted numbers. */
+export const median = (sorted: readonly number[]): number => {
+  const half = sorted.length / 2;
+  return ((sorted[Math.floor(half - 0.5)] ?? NaN) + (sorted[Math.floor(half)] ?? NaN)) / 2;
+};
+
+/** Measures the adapter's yardsticks, the best of several runs each. */
+export async function measureCeiling(): Promise<Ceiling> {
+  // How many chains fill an adapter without running out of its registers differs; more than these never helped.
+  let fma = 0;
+  const cpu = device().profile === "cpu";
+  const n = cpu ? 1 << 16 : 1 << 20;
+  for (const chains of [2, 3, 4]) {
+    const program = capture("fma", { x: input([n]) }, ({ x }) => ({ y: multiplyAdds(x, chains, 32) }));
+    fma = Math.max(fma, program.plan.flops / await best(program) / 1e6);
+    program.destroy();
+  }
+  const copies: Ceiling["copies"] = [];
+  const { facts: { software }, limits } = device();
+  const sizes = [1 << 20, 1 << 22, 1 << 24, 1 << 26, ...software ? [] : [1 << 28, 1 << 30]]; // caches of GPUs hold 1 << 26
+  for (const bytes of sizes.filter((n) => n / 2 <= limits.maxStorageBufferBindingSize)) {
+    const program = capture("copy", { x: input([bytes / 8]) }, ({ x }) => ({ y: pointwise(["x0"], [x]) }));
+    try {
+      copies.push({ bytes, rate: bytes / await best(program) / 1e6 });
+    } catch (error) {
+      if (!(error instanceof GpuError) || copies.length === 0) throw error;
+      break; // less is free: the copies so far are the yardstick
+    } finally {
+      program.destroy();
+    }
+  }
+  const S = cpu ? 512 : 2048;
+  const product = capture(
+    "product",
+    { a: input([S, S]), b: input([S, S]) },
+    ({ a, b }) => ({ y: matmul(a, b) }),
+  );
+  const gemm = 2 * S ** 3 / await best(product) / 1e6;
+  product.destroy();
+  return { fma, copy: copies.at(-1)?.rate ?? NaN, copies, gemm };
+}
+
+async function best(program: Any): Promise<number> {
+  await program.prepare();
+  const [shortest] = await timesOf((runs) => program.repeat(runs));
+  return shortest as number;
+}

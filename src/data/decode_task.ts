@@ -1,0 +1,104 @@
+// What can be asked for of an image, as plain data that goes to a worker and back: which pixels to make, how to say that
+// it failed, and the one function that does it. It makes the same bits on whatever thread it runs.
+
+import { UsageError } from "../errors.ts";
+import { type Decoded, type Image, toBytes, toFloat, withImage } from "../image/image.ts";
+import type { ImageMemory, SharedMemory } from "../image/memory.ts";
+import { inputOf, targetOfView, type View } from "./network_input.ts";
+import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
+import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
+import { rowsOf } from "../image/rows.ts";
+import { drawShape } from "./toy_shapes.ts";
+
+export type Job =
+  /** A file: shorter side to `size`, central square, pixels in [-1,1]. */
+  | { kind: "square"; path: string; size: number }
+  /** A file as an encoder sees it. */
+  | { kind: "encoder"; path: string; preprocessor: Preprocessor }
+  /** A generated image, pixels in [-1,1]. */
+  | Shape
+  /** A file, a generated image, or pixels at hand, as a network sees them. */
+  | { kind: "input"; image: string | Shape | Image; view: View };
+
+interface Shape {
+  kind: "shape";
+  seed: number;
+  index: number;
+  size: number;
+}
+
+export interface Request {
+  id: number;
+  job: Job;
+  memory: SharedMemory;
+}
+
+/** What became of a request: its pixels, or what was thrown. */
+export type Reply = { id: number; pixels: Pixels } | { id: number; failure: Failure };
+
+export interface Failure {
+  /** Whether it was a UsageError. */
+  usage: boolean;
+  message: string;
+}
+
+/** Makes the pixels of a job. @throws UsageError when its file cannot be read, decoded or cropped */
+export async function perform(job: Job, memory: ImageMemory): Promise<Pixels> {
+  switch (job.kind) {
+    case "square": {
+      const target = (original: Size) => squareOf(original, job.size);
+      return await fromFile(job.path, memory, target, async (rows) => {
+        const { width, height, data } = await resizeRows(rows, target(rows.original));
+        return { width, height, data: toFloat(data) };
+      });
+    }
+    case "encoder": {
+      const p = job.preprocessor, target = (original: Size) => targetOf(p, original);
+      return await fromFile(
+        job.path,
+        memory,
+        target,
+        (rows) => preprocess(rows, p, target(rows.original)),
+      );
+    }
+    case "shape":
+      return { width: job.size, height: job.size, data: drawShape(job.seed, job.index, job.size) };
+    case "input": {
+      const { image, view } = job;
+      if (typeof image !== "string") return await inputOf(rowsOf(bytesOf(image)), view);
+      const target = (original: Size) => targetOfView(view, original);
+      return await fromFile(image, memory, target, (rows) => inputOf(rows, view, rows.original));
+    }
+  }
+}
+
+function bytesOf(image: Shape | Image): Image {
+  if (!("kind" in image)) return image;
+  const { seed, index, size } = image;
+  return { width: size, height: size, data: toBytes(drawShape(seed, index, size)) };
+}
+
+/** @param target what is kept of an image; undefined: all of it */
+async function fromFile(
+  path: string,
+  memory: ImageMemory,
+  target: (original: Size) => Target | undefined,
+  make: (rows: Decoded) => Promise<Pixels>,
+): Promise<Pixels> {
+  return await withImage(path, { memory, enough: (original) => target(original)?.size }, async (rows) => {
+    const pixels = await make(rows);
+    return rows.notes.length > 0 ? { ...pixels, notes: rows.notes } : pixels;
+  });
+}
+
+export function failureOf(error: unknown): Failure {
+  return {
+    usage: error instanceof UsageError,
+    message: error instanceof Error ? error.message : String(error),
+  };
+}
+
+/** The error that a worker met, of the same class and with the same text. */
+export function errorOf({ usage, message }: Failure): Error {
+  return usage ? new UsageError(message) : new Error(message);
+}

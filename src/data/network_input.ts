@@ -1,0 +1,124 @@
+// From an image of any size to the input of a network, for scores: each image by itself, as the network's own protocol says,
+// whatever the sizes of the others. The sizes that came are counted, so that what was resized or cropped can be said.
+
+import { toFloat } from "../image/image.ts";
+import { interpolate, type Sampling } from "../image/interpolate.ts";
+import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
+import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
+import { type Rows, rowsOf, wholeOf } from "../image/rows.ts";
+import type { ImageSource } from "./image_source.ts";
+
+/** What becomes of an image; plain data, which goes to worker threads. */
+export interface View {
+  /** First: the shorter side to this length (bicubic), and the central square. */
+  square?: number | undefined;
+  /** Then, unless the square is what is wanted. */
+  network?: NetworkInput;
+}
+
+export type NetworkInput =
+  /** Stretched to a square of this side, in -1..1. */
+  | { kind: "stretched"; side: number; sampling: Sampling }
+  /** As an encoder's preprocessor_config.json says. */
+  | { kind: "encoder"; preprocessor: Preprocessor };
+
+/** A source whose images can be had for any network. */
+export interface InputSource extends ImageSource {
+  /** Image `i` seen in this way, and the size that it had. */
+  input(i: number, view: View): Promise<Pixels>;
+}
+
+/** What a view keeps of an image, before a network stretches it; undefined: all of it. */
+export function targetOfView({ square, network }: View, original: Size): Target | undefined {
+  if (square !== undefined) return squareOf(original, square);
+  return network?.kind === "encoder" ? targetOf(network.preprocessor, original) : undefined;
+}
+
+/**
+ * The input that an image becomes.
+ * @param original size that the image has in its file, where the rows are of reduced size
+ * @throws UsageError when the encoder's crop is larger than the resized image
+ */
+export async function inputOf(rows: Rows, view: View, original: Size = rows): Promise<Pixels> {
+  const { square, network } = view, size = { width: original.width, height: original.height };
+  const target = targetOfView(view, original);
+  if (network?.kind === "encoder" && square === undefined) {
+    return { ...await preprocess(rows, network.preprocessor, target), original: size };
+  }
+  const kept = target ? await resizeRows(rows, target) : await wholeOf(rows);
+  if (network?.kind === "encoder") {
+    return { ...await preprocess(rowsOf(kept), network.preprocessor), original: size };
+  }
+  const { width, height } = network ? { width: network.side, height: network.side } : kept;
+  const data = network ? interpolate(kept, width, height, network.sampling) : toFloat(kept.data);
+  return { width, height, data, original: size };
+}
+
+/** What a view does to the size of an image, for people. */
+export function described({ square, network }: View): string {
+  const steps: string[] = [];
+  const cropped = (shorter: number, { width, height }: { width: number; height: number }) =>
+    `its shorter side resized to ${shorter} and the central ${width} x ${height} kept`;
+  if (square !== undefined) steps.push(cropped(square, { width: square, height: square }));
+  if (network?.kind === "stretched") steps.push(`its sides stretched to ${network.side} x ${network.side}`);
+  if (network?.kind === "encoder") {
+    const { resize, crop } = network.preprocessor;
+    if (resize && "height" in resize) steps.push(`its sides stretched to ${resize.width} x ${resize.height}`);
+    if (resize && "shorter" in resize) {
+      steps.push(crop ? cropped(resize.shorter, crop) : `its shorter side resized to ${resize.shorter}`);
+    } else if (crop) steps.push(`the central ${crop.width} x ${crop.height} kept`);
+  }
+  return steps.join(", then ");
+}
+
+/** How many images there are of each size. */
+export class Sizes {
+  readonly #counts = new Map<string, number>();
+
+  add({ width, height }: { width: number; height: number }): void {
+    const key = `${width} x ${height}`;
+    this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
+  }
+
+  /** Whether all images have the size of those of another set. */
+  equals(other: Sizes): boolean {
+    const [a, b] = [this.#counts, other.#counts];
+    return a.size === 1 && b.size === 1 && [...a.keys()][0] === [...b.keys()][0];
+  }
+
+  /** Whether images are of another size than a square of this side. */
+  differ(side: number): boolean {
+    return [...this.#counts.keys()].some((key) => key !== `${side} x ${side}`);
+  }
+
+  /** "12 images of 64 x 64 pixels", the most frequent size first. */
+  toString(): string {
+    const sizes = [...this.#counts].sort(([x, a], [y, b]) => b - a || (x < y ? -1 : 1)),
+      named = sizes.slice(0, 3);
+    const others = sizes.slice(3), rest = others.reduce((sum, [, n]) => sum + n, 0);
+    const text = named.map(([size, n], i) => `${n}${i ? "" : ` image${n === 1 ? "" : "s"}`} of ${size}`);
+    if (rest) text.push(`${rest} of ${others.length} other sizes`);
+    return text.join(", ");
+  }
+}
+
+/** The images of a source seen in one way, all of one side. @param sizes counts the sizes they had, each image once */
+export function inputs(source: InputSource, view: View, sizes?: Sizes): ImageSource {
+  const counted = new Set<number>(); // the last batch is filled up with its last image
+  return {
+    length: source.length,
+    classes: source.classes,
+    parallel: source.parallel ?? 0,
+    label: (i) => source.label(i),
+    name: (i) => source.name(i),
+    image: async (i, size) => {
+      const { width, height, data, original } = await source.input(i, view);
+      if (width !== size || height !== size) {
+        throw new Error(`image ${i} became ${width} x ${height}, not ${size} x ${size}`);
+      }
+      if (original && !counted.has(i)) sizes?.add(original);
+      counted.add(i);
+      return data;
+    },
+  };
+}

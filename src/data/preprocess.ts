@@ -1,0 +1,207 @@
+// From an image to what an encoder sees, as a preprocessor_config.json says it: resize, crop, (v / 255 - mean) / std.
+// The file names a processor class of transformers, which fills in what it leaves out; older files say a size as one
+// number. What would change the pixels in a way that is not here is refused by name.
+
+import { z } from "zod";
+import { count } from "../bounds.ts";
+import { UsageError } from "../errors.ts";
+import { validated } from "../formats/files.ts";
+import type { Note } from "../image/image.ts";
+import {
+  centerOf,
+  type Filter,
+  resizeRows,
+  resizeRowsFloat,
+  type Size,
+  sizeOfShorterSide,
+  type Target,
+} from "../image/resize.ts";
+import type { Rows } from "../image/rows.ts";
+
+export interface Preprocessor {
+  /** The shorter side becomes `shorter`, or the image exactly `height` x `width`; absent: left as it is. */
+  resize?: { shorter: number } | { height: number; width: number };
+  /** The rectangle in the middle that is kept. */
+  crop?: { height: number; width: number };
+  filter: Filter;
+  /** Resized in floating point instead of bytes. */
+  exact: boolean;
+  /** Of pixels in 0..1, for each channel. */
+  mean: readonly number[];
+  std: readonly number[];
+}
+
+const CLIP = {
+  image_mean: [0.48145466, 0.4578275, 0.40821073],
+  image_std: [0.26862954, 0.26130258, 0.27577711],
+  size: { shortest_edge: 224 },
+  crop_size: { height: 224, width: 224 },
+  do_center_crop: true,
+  resample: 3,
+};
+const HALF = { image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5] };
+const EXACT_224 = { size: { height: 224, width: 224 } };
+
+/** What the processor classes fill in, and what a size of one number means to them. */
+const CLASSES: Readonly<Record<string, { one: "shorter" | "square"; fields: Record<string, unknown> }>> = {
+  BitImageProcessor: { one: "shorter", fields: CLIP },
+  CLIPImageProcessor: { one: "shorter", fields: CLIP },
+  SiglipImageProcessor: { one: "shorter", fields: { ...HALF, ...EXACT_224, resample: 3 } },
+  ViTImageProcessor: { one: "square", fields: { ...HALF, ...EXACT_224, resample: 2 } },
+  DINOv3ViTImageProcessor: {
+    one: "square",
+    fields: {
+      ...EXACT_224,
+      image_mean: [0.485, 0.456, 0.406],
+      image_std: [0.229, 0.224, 0.225],
+      resample: 2,
+    },
+  },
+};
+
+const side = count("pixels");
+const rectangle = z.strictObject({ height: side, width: side });
+const three = z.array(z.number()).length(3);
+const off = z.literal(false, { error: "is not supported" }).optional();
+
+const fields = z.object({
+  do_resize: z.boolean().default(true),
+  size: z.union([side, z.strictObject({ shortest_edge: side }), rectangle]),
+  do_center_crop: z.boolean().default(false),
+  crop_size: z.union([side, rectangle]).optional(),
+  resample: z.number().int(),
+  do_rescale: z.boolean().default(true),
+  rescale_factor: z.number().positive().default(1 / 255),
+  do_normalize: z.boolean().default(true),
+  image_mean: three,
+  image_std: three,
+  do_pad: off,
+  do_flip_channel_order: off,
+  crop_pct: z.undefined({ error: "is not supported" }).optional(),
+});
+
+/** Pillow's numbers. */
+const FILTERS: Readonly<Record<number, Filter>> = { 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box" };
+
+/**
+ * What a preprocessor_config.json says.
+ * @param fallback processor class where the file names none
+ * @param path of the file, for messages
+ * @throws UsageError for classes and settings that are not supported
+ */
+export function preprocessorOf(json: unknown, fallback: string, path: string): Preprocessor {
+  const named = validated(
+    z.looseObject({
+      image_processor_type: z.string().optional(),
+      feature_extractor_type: z.string().optional(),
+    }),
+    json,
+    path,
+  );
+  const written = named.image_processor_type ?? named.feature_extractor_type ?? fallback;
+  const type = written.replace(/(Fast|Pil)$/, "").replace(/FeatureExtractor$/, "ImageProcessor");
+  const processor = CLASSES[type];
+  if (!processor) {
+    throw new UsageError(
+      `Cannot use "${path}": the processor "${written}" is not supported; supported: ${
+        Object.keys(CLASSES).join(", ")
+      }`,
+    );
+  }
+  const given = Object.fromEntries(Object.entries(named).filter(([, value]) => value !== null));
+  const f = validated(fields, { ...processor.fields, ...given }, path);
+  const filter = FILTERS[f.resample];
+  if (!filter) {
+    const supported = Object.entries(FILTERS).map(([n, name]) => `${n} (${name})`).join(", ");
+    throw new UsageError(
+      `Cannot use "${path}": the resample filter ${f.resample} is not supported; supported: ${supported}`,
+    );
+  }
+  const square = (n: number) => ({ height: n, width: n });
+  const size = typeof f.size !== "number"
+    ? "shortest_edge" in f.size ? { shorter: f.size.shortest_edge } : f.size
+    : processor.one === "square"
+    ? square(f.size)
+    : { shorter: f.size };
+  const cropSize = typeof f.crop_size === "number" ? square(f.crop_size) : f.crop_size;
+  if (f.do_center_crop && !cropSize) {
+    throw new UsageError(`Cannot use "${path}": it asks for a crop without "crop_size"; add it`);
+  }
+  // The processors normalise v * factor; mean and std here are those of v / 255.
+  const unit = 255 * (f.do_rescale ? f.rescale_factor : 1);
+  return {
+    ...(f.do_resize ? { resize: size } : {}),
+    ...(f.do_center_crop && cropSize ? { crop: cropSize } : {}),
+    filter,
+    exact: type === "DINOv3ViTImageProcessor",
+    mean: f.do_normalize ? f.image_mean.map((m) => m / unit) : [0, 0, 0],
+    std: f.do_normalize ? f.image_std.map((s) => s / unit) : [1, 1, 1].map((s) => s / unit),
+  };
+}
+
+/** The same for squares of side `n`; or without any change of size. */
+export function resized(p: Preprocessor, n: number | "native"): Preprocessor {
+  const { resize, crop: _, ...rest } = p;
+  if (n === "native") return rest;
+  const square = { height: n, width: n };
+  return resize && "height" in resize
+    ? { ...rest, resize: square }
+    : { ...rest, resize: { shorter: n }, crop: square };
+}
+
+/** Side of the squares that come out, where it is one. */
+export function sideOf({ resize, crop }: Preprocessor): number | undefined {
+  if (crop) return crop.height === crop.width ? crop.height : undefined;
+  if (resize && "height" in resize) return resize.height === resize.width ? resize.height : undefined;
+  return undefined;
+}
+
+/** Normalised pixels, channels last. */
+export interface Pixels {
+  width: number;
+  height: number;
+  /** `[height,width,3]` */
+  data: Float32Array<ArrayBuffer>;
+  /** Size of the image that they were made from, where that is counted. */
+  original?: { width: number; height: number };
+  /** What the user should know about how they were made. */
+  notes?: readonly Note[];
+}
+
+/** What is kept of an image. @throws UsageError when the crop is larger than the resized image */
+export function targetOf(p: Preprocessor, original: Size): Target {
+  const size = !p.resize
+    ? original
+    : "height" in p.resize
+    ? p.resize
+    : sizeOfShorterSide(original, p.resize.shorter);
+  const { width, height } = p.crop ?? size;
+  if (height > size.height || width > size.width) {
+    throw new UsageError(
+      `Cannot crop ${width} x ${height} pixels: the resized image is ${size.width} x ${size.height}; ` +
+        `give another --image-size`,
+    );
+  }
+  return centerOf(size, width, height);
+}
+
+/**
+ * Prepares an image.
+ * @param target of targetOf(); of the size that the image has in its file, where the rows are of reduced size
+ */
+export async function preprocess(
+  rows: Rows,
+  p: Preprocessor,
+  target: Target = targetOf(p, rows),
+): Promise<Pixels> {
+  const { width, height } = target;
+  const data = p.exact
+    ? await resizeRowsFloat(rows, target, p.filter)
+    : (await resizeRows(rows, target, p.filter)).data;
+  const out = new Float32Array(data.length);
+  for (let i = 0; i < out.length; i++) {
+    const c = i % 3;
+    out[i] = ((data[i] as number) / 255 - (p.mean[c] as number)) / (p.std[c] as number);
+  }
+  return { width, height, data: out };
+}

@@ -1,0 +1,232 @@
+// What the names in a torch file stand for here: tensors, their storages and containers. Any other name stands for objects
+// that are known by this name only and are carried along unread. Names that run commands or code, which no weights need,
+// are refused. Every size, stride and offset of a tensor is checked against its storage before anything is read.
+
+import type { UsageError } from "../errors.ts";
+import { type ByteSource, damaged } from "./bytes.ts";
+import { Callable, Dict, Foreign, Instance, type Permissions, Sequence, type Value } from "./pickle.ts";
+import { extentOf, type Layout } from "./strided_read.ts";
+import { DTYPE_BITS, type TensorEntry } from "./tensors.ts";
+
+/** Memory that tensors are views of. */
+export class Storage extends Foreign {
+  /** Where its elements lie; known after the pickle. */
+  bytes: ByteSource | undefined;
+
+  /**
+   * @param dtype as safetensors spells it, or PyTorch's name of the type where safetensors has none
+   * @param width bytes of an element; 0: not known
+   */
+  constructor(readonly key: string, readonly dtype: string, readonly width: number, readonly count: number) {
+    super();
+  }
+
+  /** Whether tensors of it can be read. */
+  get known(): boolean {
+    return this.dtype in DTYPE_BITS;
+  }
+}
+
+/** Bytes as protocols 0 to 2 spell them, of which the number is kept. */
+export class ByteString extends Instance {
+  constructor(length: number) {
+    super(`${length} bytes`);
+  }
+}
+
+/** A tensor. */
+export class View extends Foreign implements TensorEntry, Layout {
+  readonly dtype: string;
+
+  constructor(
+    readonly storage: Storage,
+    readonly offset: number,
+    readonly shape: readonly number[],
+    readonly stride: readonly number[],
+  ) {
+    super();
+    this.dtype = storage.dtype;
+  }
+}
+
+class StorageType extends Foreign {
+  constructor(readonly dtype: string, readonly width: number) {
+    super();
+  }
+}
+
+const STORAGES: ReadonlyMap<string, string> = new Map([
+  ["torch.FloatStorage", "F32"],
+  ["torch.HalfStorage", "F16"],
+  ["torch.BFloat16Storage", "BF16"],
+  ["torch.DoubleStorage", "F64"],
+  ["torch.LongStorage", "I64"],
+  ["torch.IntStorage", "I32"],
+  ["torch.ShortStorage", "I16"],
+  ["torch.CharStorage", "I8"],
+  ["torch.ByteStorage", "U8"],
+  ["torch.BoolStorage", "BOOL"],
+]);
+
+/** Storages whose tensors are carried along unread: the bytes of an element, by which the legacy form goes on. */
+const UNREAD_WIDTHS: Readonly<Record<string, number>> = {
+  ComplexHalf: 4,
+  ComplexFloat: 8,
+  ComplexDouble: 16,
+  QInt8: 1,
+  QUInt8: 1,
+  QInt32: 4,
+  Untyped: 1,
+};
+
+/**
+ * Names that serve to run commands or code. Here nothing would run, but other readers of the file would run it, so it is
+ * not read in silence. No list of this kind is complete, and nothing depends on it.
+ */
+const HOSTILE =
+  /^((os|posix|nt|subprocess|commands|popen2|sys|socket|pty|runpy|shutil|importlib|imp|code|codeop|ctypes|marshal|pip|webbrowser|bdb|pdb|timeit|torch\.hub)\.[\s\S]*|os\s[\s\S]*|builtins\.(eval|exec|compile|open|__import__|execfile|input|breakpoint|globals|vars)|(pickle|_pickle|cPickle|torch)\.(load|loads))$/;
+
+/** A view may repeat elements (stride 0), but 16 bytes of file shall not become gigabytes. */
+const MOST_REPEATED = 1 << 24;
+const MOST_AXES = 64;
+/** Pairs in lists that dicts are made of. */
+const MOST_PAIRS = 1 << 22;
+
+const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
+
+/** What a torch file's pickle may name. Collects the storages that it refers to. */
+export class TorchNames implements Permissions {
+  readonly storages = new Map<string, Storage>();
+  readonly #calls: Map<string, Callable>;
+  #pairs = 0;
+
+  constructor(private readonly path: string) {
+    const list = ([value = null]: readonly Value[]) => this.#list(value);
+    const dict = (args: readonly Value[]) => this.#dict(args);
+    const calls: [string, (args: readonly Value[]) => Value][] = [
+      ["torch._utils._rebuild_tensor", (args) => this.#view(args)],
+      ["torch._utils._rebuild_tensor_v2", (args) => this.#view(args)],
+      ["torch._utils._rebuild_parameter", ([tensor = null]) => this.#tensor(tensor)],
+      ["torch._utils._rebuild_parameter_with_state", ([tensor = null]) => this.#tensor(tensor)],
+      ["torch._tensor._rebuild_from_type_v2", (args) => this.#typed(args)],
+      ["torch.Size", list],
+      ["builtins.list", list],
+      ["builtins.tuple", list],
+      ["builtins.set", list],
+      ["builtins.frozenset", list],
+      ["builtins.dict", dict],
+      ["collections.OrderedDict", dict],
+      ["collections.Counter", dict],
+      ["collections.defaultdict", ([, ...args]) => dict(args)],
+      // Bytes, and objects without arguments as protocols 0 and 1 spell them.
+      ["builtins.bytes", () => new ByteString(0)],
+      ["_codecs.encode", ([text]) => new ByteString(typeof text === "string" ? text.length : 0)],
+      ["copyreg._reconstructor", ([made]) => {
+        if (made instanceof Callable) return made.call([]);
+        throw this.#wrong("makes an object of no class");
+      }],
+    ];
+    this.#calls = new Map(calls.map(([name, call]) => [name, new Callable(name, call)]));
+  }
+
+  resolve(asked: string): Value | undefined {
+    const name = asked.replace(/^__builtin__\./, "builtins.").replace(/^copy_reg\./, "copyreg."); // of Python 2
+    if (HOSTILE.test(name)) return undefined;
+    const type = /^torch\.(?:storage\.)?(\w+)Storage$/.exec(name)?.[1];
+    if (type !== undefined) {
+      const dtype = STORAGES.get(name), width = (DTYPE_BITS[dtype ?? ""] ?? 0) / 8;
+      return dtype === undefined
+        ? new StorageType(name, UNREAD_WIDTHS[type] ?? 0)
+        : new StorageType(dtype, width);
+    }
+    let call = this.#calls.get(name);
+    if (!call) this.#calls.set(name, call = new Callable(name, (args) => new Instance(name, args)));
+    return call;
+  }
+
+  /** ("storage", type, key, device, elements), in the legacy form with a view, which nothing has made for long. */
+  persistent(id: Value): Value {
+    const [kind, type, key, , count, view = null] = id instanceof Sequence ? id.items : [];
+    const name = typeof key === "number" ? String(key) : key;
+    if (kind !== "storage" || !(type instanceof StorageType) || typeof name !== "string" || !isCount(count)) {
+      throw this.#wrong("refers to something that is no storage");
+    }
+    if (view !== null) throw this.#wrong(`makes the storage "${name}" a view of another one`);
+    const storage = this.storages.get(name) ?? new Storage(name, type.dtype, type.width, count);
+    if (storage.dtype !== type.dtype || storage.count !== count) {
+      throw this.#wrong(`has two descriptions of the storage "${name}"`);
+    }
+    this.storages.set(name, storage);
+    return storage;
+  }
+
+  /** A tensor; or, of a storage whose numbers are not read, an object that is carried along. */
+  #view([storage, offset, size, strides, , , flags = null]: readonly Value[]): View | Instance {
+    if (storage instanceof Storage && !storage.known) return new Instance(storage.dtype, [storage]);
+    const shape = size instanceof Sequence ? size.items : [];
+    const stride = strides instanceof Sequence ? strides.items : [];
+    if (
+      !(storage instanceof Storage && size instanceof Sequence && strides instanceof Sequence) ||
+      !isCount(offset) ||
+      shape.length > MOST_AXES || !shape.every(isCount) || stride.length !== shape.length ||
+      !stride.every(isCount)
+    ) throw this.#wrong("has a tensor whose storage, offset, shape or strides are none");
+    // Conjugated or negated in name only: the storage holds other numbers than the tensor.
+    if (flags !== null && !(flags instanceof Dict && !flags.items.length)) {
+      throw this.#wrong("has a tensor with flags, whose numbers are not those of its storage");
+    }
+    const what = `has a tensor of shape [${shape.join(", ")}]`, elements = shape.reduce((n, d) => n * d, 1);
+    if (!Number.isSafeInteger(8 * elements)) {
+      throw this.#wrong(`${what}, which overflows`);
+    }
+    const view = new View(storage, offset, shape, stride), extent = extentOf(view);
+    if (!Number.isSafeInteger(extent) || extent > storage.count) {
+      throw this.#wrong(
+        `${what} and strides [${
+          stride.join(", ")
+        }] from element ${offset} on: the storage "${storage.key}" has ` +
+          `${storage.count} elements`,
+      );
+    }
+    if (elements > Math.max(storage.count, MOST_REPEATED)) {
+      throw this.#wrong(`${what} that repeats the ${storage.count} elements of its storage too often`);
+    }
+    return view;
+  }
+
+  #tensor(value: Value): View | Instance {
+    if (value instanceof View || value instanceof Instance) return value;
+    throw this.#wrong("has a parameter that is no tensor");
+  }
+
+  /** (function, class, arguments, state): a subclass of torch.Tensor, whose numbers are those of the plain tensor. */
+  #typed([rebuild = null, type = null, args = null]: readonly Value[]): Value {
+    const plain = rebuild instanceof Callable && args instanceof Sequence ? rebuild.call(args.items) : null;
+    if (plain instanceof View) return plain;
+    return new Instance(type instanceof Callable ? type.name : "torch.Tensor", [plain, args]);
+  }
+
+  #list(value: Value): Sequence {
+    if (value === null) return new Sequence([], true);
+    if (value instanceof Sequence) return new Sequence(value.items, value.growing);
+    throw this.#wrong("makes a list of what is none");
+  }
+
+  /** No argument, a dict, or a list of pairs. */
+  #dict([value = null]: readonly Value[]): Dict {
+    if (value instanceof Dict) return value;
+    const dict = new Dict(), pairs = value === null ? [] : value instanceof Sequence ? value.items : [null];
+    if ((this.#pairs += pairs.length) > MOST_PAIRS) throw this.#wrong(`has more than ${MOST_PAIRS} pairs`);
+    for (const pair of pairs) {
+      if (!(pair instanceof Sequence) || pair.items.length !== 2) {
+        throw this.#wrong("makes a dict of what is none");
+      }
+      dict.items.push(...pair.items);
+    }
+    return dict;
+  }
+
+  #wrong(reason: string): UsageError {
+    return damaged(this.path, `its pickle ${reason}`);
+  }
+}

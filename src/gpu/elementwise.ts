@@ -1,0 +1,257 @@
+// Elementwise work as a value: what is read and how it is walked through, the formulas, and what is stored. It is
+// launched as a kernel of its own, merged with the work before or behind it, or carried by another kernel where
+// that stores its result or loads an operand (see fusion.ts, which decides, and kernels/pointwise.ts, which prints).
+
+import {
+  type ExpressionSpec,
+  expressionWgsl,
+  helpersWgsl,
+  type PlaceSpec,
+  pointwiseTiling,
+  pointwiseWgsl,
+} from "../../kernels/pointwise.ts";
+import { compose, isConstant, isStraight, straight, type Walk } from "./strides.ts";
+import { device } from "./device.ts";
+import { rewrite } from "./fp16.ts";
+import { fold, kernel, type Launch } from "./kernel.ts";
+import type { Bindable, Storage } from "./storage.ts";
+
+/** A value that is read: elements of a storage, or (undefined) what the kernel that carries the expression stores. */
+export interface Operand {
+  readonly storage: Storage | undefined;
+  readonly walk: Walk;
+}
+
+/** A value of the expression (`x<k>` or `t<k>`) and where it is stored. */
+export interface Output {
+  readonly value: string;
+  readonly storage: Storage;
+  readonly walk: Walk;
+}
+
+export interface Expression {
+  /** Elements of the index space. */
+  readonly count: number;
+  readonly inputs: readonly Operand[];
+  readonly scalars: readonly number[];
+  /** WGSL of t0, t1, ... over x0.., s0.. and earlier t's; `T` is the vector type. */
+  readonly body: readonly string[];
+  readonly outputs: readonly Output[];
+}
+
+/** Records the expression as a launch of its own. */
+export function launchExpression(expression: Expression): void {
+  const { count, body } = expression, { profile, lanes: vector } = device();
+  const width = widthOf(expression), vectors = count / width;
+  const { spec, params, buffers } = print(expression, width, "");
+  const { lanes, steps } = pointwiseTiling(profile, vector, vectors);
+  kernel(pointwiseWgsl(spec, profile, vector), "pointwise").launch(
+    buffers,
+    { count: vectors, steps, ...params },
+    fold(Math.ceil(vectors / (lanes * steps))),
+    { flops: count * body.length, iterations: steps, fusion: { expression } },
+  );
+}
+
+/** Expressions that a kernel carries, by the name of the array that they take the place of. */
+export interface Carried {
+  readonly loads: ReadonlyMap<string, Expression>;
+  readonly stores: ReadonlyMap<string, Expression>;
+}
+
+/** Records `core` with expressions where it loads and stores; undefined where they do not fit its text. */
+export function carry(core: Launch, carried: Carried): (() => void) | undefined {
+  const { plain } = core.kernel;
+  const buffers: Record<string, Bindable> = {};
+  core.kernel.bindings.forEach(({ name }, i) => buffers[name] = { storage: core.storages[i] as Storage });
+  const params = plain.unpack(core.params);
+  const fields: string[] = [], declarations: string[] = [];
+  const bodies = new Map<number, string[]>();
+  const forms = new Map<string, { read?: (i: string) => string; write?: (i: string, v: string) => string }>();
+  let binding = plain.freeBinding;
+  for (const [kind, list] of Object.entries(carried) as [keyof Carried, Carried["loads"]][]) {
+    for (const [name, expression] of list) {
+      const width = plain.bindings.find((b) => b.name === name)?.width ?? 0;
+      if (!width || !fits(expression, width)) return undefined;
+      const prefix = `f${forms.size}_`, fn = `${prefix}value`;
+      const printed = print(expression, width, prefix, kind === "loads");
+      const text = expressionWgsl(printed.spec, fn, prefix, binding, kind === "loads");
+      binding += Object.keys(printed.buffers).length;
+      fields.push(...text.fields);
+      declarations.push(text.declarations);
+      bodies.set(width, [...bodies.get(width) ?? [], ...expression.body]);
+      delete buffers[name];
+      Object.assign(buffers, printed.buffers);
+      Object.assign(params, printed.params);
+      forms.set(
+        name,
+        kind === "loads"
+          ? { read: (i) => `${fn}(u32(${i}))` }
+          : { write: (i, v) => `${fn}(u32(${i}), ${v})` },
+      );
+    }
+  }
+  const helpers = [...bodies].map(([width, list]) => helpersWgsl(list, width));
+  const source = rewrite(plain.text, forms)
+    .replace(
+      /struct\s+Params\s*\{([^}]*?),?\s*\}/,
+      (_, own) => `struct Params {${[own, ...fields].join(",\n  ")}}`,
+    );
+  const fused = kernel([source, ...declarations, ...helpers].join("\n"), plain.entry, { ...plain.constants });
+  const extra = [...carried.loads.values(), ...carried.stores.values()]
+    .reduce((sum, e) => sum + e.count * e.body.length, 0);
+  return () =>
+    fused.launch(buffers, params, core.grid, {
+      flops: core.flops + extra,
+      iterations: core.iterations,
+      fusion: { ...core.fusion, core, carried },
+    });
+}
+
+const MOST_INPUTS = 8;
+const MOST_STEPS = 24;
+
+/**
+ * `consumer` with what `producer` does in place of each read of its results, and with `outputs` of the producer kept;
+ * undefined where an index does not translate, or the whole would be too large.
+ */
+export function merge(
+  producer: Expression,
+  consumer: Expression,
+  outputs: readonly Output[] = [],
+): Expression | undefined {
+  const inputs: Operand[] = [], scalars: number[] = [], body: string[] = [];
+  const once = <X>(list: X[], item: X, key: (x: X) => string) => {
+    const at = list.findIndex((x) => key(x) === key(item));
+    return at >= 0 ? at : list.push(item) - 1;
+  };
+  const inputKey = ({ storage, walk: { axes, offset } }: Operand) =>
+    `${storage?.id} ${axes.join(";")} ${offset}`;
+  /** Puts an expression behind what is there; gives the new names of its values. */
+  const append = (e: Expression, read: (o: Operand) => string | undefined) => {
+    const names = new Map<string, string>();
+    for (const [k, operand] of e.inputs.entries()) {
+      const name = read(operand);
+      if (name === undefined) return undefined;
+      names.set(`x${k}`, name);
+    }
+    e.scalars.forEach((s, k) => names.set(`s${k}`, `s${once(scalars, s, String)}`));
+    e.body.forEach((text, k) => {
+      const renamed = text.replace(/\b[xst]\d+\b/g, (name) => names.get(name) ?? name);
+      names.set(`t${k}`, /^[xst]\d+$/.test(renamed) ? renamed : `t${once(body, renamed, String)}`);
+    });
+    return names;
+  };
+  const place = (operand: Operand) => `x${once(inputs, operand, inputKey)}`;
+  let kept: Map<string, string> | undefined;
+  const through = (walk: Walk) =>
+    append(producer, ({ storage, walk: inner }) => {
+      const whole = storage
+        ? compose(walk, inner, producer.count)
+        : isStraight(walk, producer.count) && inner;
+      return whole ? place({ storage, walk: whole }) : undefined;
+    });
+  if (outputs.length && !(kept = through(straight(producer.count)))) return undefined;
+  const later = append(consumer, (operand) => {
+    const from = operand.storage && producer.outputs.find(({ storage }) => storage === operand.storage);
+    if (!from) return place(operand);
+    return isStraight(from.walk, producer.count) ? through(operand.walk)?.get(from.value) : undefined;
+  });
+  if (!later || inputs.length > MOST_INPUTS || body.length > MOST_STEPS) return undefined;
+  const renamed = (list: readonly Output[], names: Map<string, string>) =>
+    list.map((o) => ({ ...o, value: names.get(o.value) as string }));
+  return {
+    count: consumer.count,
+    inputs,
+    scalars,
+    body,
+    outputs: [...kept ? renamed(outputs, kept) : [], ...renamed(consumer.outputs, later)],
+  };
+}
+
+/** Reads at most one element for each that it makes, and computes next to nothing: as cheap to do again as to read. */
+export function isCheap({ inputs, body }: Expression): boolean {
+  return inputs.filter(({ walk }) => !isConstant(walk)).length <= 1 && body.length <= 2 &&
+    !body.some((text) => /\w\(/.test(text.replace(/\bT\(/g, "")));
+}
+
+/** Storages that it reads. */
+export const reads = ({ inputs }: Expression): Storage[] => inputs.flatMap(({ storage }) => storage ?? []);
+
+/** Whether it can go `width` elements at a time. */
+function fits(e: Expression, width: number): boolean {
+  return e.count % width === 0 &&
+    [...e.inputs, ...e.outputs].every(({ walk }) => accessOf(walk, e.count, width)) &&
+    (width > 1 || e.outputs.every(({ storage }) => !storage.half));
+}
+
+const widthOf = (e: Expression) => fits(e, 4) ? 4 : 1;
+
+/** How a kernel indexes a walk `width` elements at a time, its sizes in vectors, strides and offset. */
+function accessOf(
+  { axes, offset }: Walk,
+  count: number,
+  width: number,
+):
+  | { access: PlaceSpec["access"]; row?: number; sizes?: number[]; strides?: number[]; at?: number }
+  | undefined {
+  if (isConstant({ axes, offset })) return offset ? { access: "at", at: offset } : { access: "scalar" };
+  if (isStraight({ axes, offset }, count)) return { access: "same" };
+  const [last, stride] = axes.at(-1) as [number, number];
+  const two = axes.length === 2 && offset === 0;
+  if (last % width && two && stride === 1 && axes[0]?.[1] === 0) return { access: "cycle", row: last };
+  if (axes.some(([, s]) => s < 0) || last % width) return undefined;
+  const sizes = axes.map(([n], d) => d === axes.length - 1 ? n / width : n);
+  if (stride === 0) {
+    if (two && axes[0]?.[1] === 1) return { access: "column", row: last / width };
+    return { access: "splat", sizes, strides: axes.map(([, s]) => s), at: offset };
+  }
+  if (width > 1 && (stride !== 1 || offset % width || axes.slice(0, -1).some(([, s]) => s % width))) {
+    return undefined;
+  }
+  if (two && stride === 1 && axes[0]?.[1] === 0) return { access: "row", row: last / width };
+  const strides = axes.map(([, s], d) => d === axes.length - 1 ? s : s / width);
+  return { access: "vector", sizes, strides, at: offset / width };
+}
+
+/** The specification of the text, and the values of its parameters and arrays. */
+function print(e: Expression, width: number, prefix: string, loads = false) {
+  const grids: number[][] = [];
+  const params: Record<string, number> = {};
+  const buffers: Record<string, Bindable> = {};
+  const place = ({ storage, walk }: Operand, array: string): PlaceSpec => {
+    if (!storage) return { access: "value", grid: 0 };
+    buffers[prefix + array] = { storage };
+    const { access, row, sizes, strides, at } = accessOf(walk, e.count, width) as NonNullable<
+      ReturnType<typeof accessOf>
+    >;
+    if (row !== undefined) params[`${prefix}r_${array}`] = row;
+    if (at !== undefined) params[`${prefix}o_${array}`] = at;
+    let grid = 0;
+    if (sizes && strides) {
+      grid = grids.findIndex((g) => g.join() === sizes.join());
+      if (grid < 0) grid = grids.push(sizes) - 1;
+      strides.forEach((s, d) => {
+        const implied = d === strides.length - 1 && (access === "splat" || width > 1);
+        if (!implied) params[`${prefix}p${d}_${array}`] = s;
+      });
+    }
+    return { access, grid };
+  };
+  const inputs = e.inputs.map((operand, k) => place(operand, `in${k}`));
+  const outputs = e.outputs.map(({ value, ...to }, k) => ({
+    value,
+    place: loads ? { access: "same" as const, grid: 0 } : place(to, `out${k}`),
+  }));
+  grids.forEach((sizes, g) => sizes.forEach((n, d) => d && (params[`${prefix}g${g}_${d}`] = n)));
+  e.scalars.forEach((s, k) => params[`${prefix}s${k}`] = s);
+  const spec: ExpressionSpec = {
+    inputs,
+    outputs,
+    scalars: e.scalars.length,
+    body: e.body,
+    grids: grids.map((g) => g.length),
+    width,
+  };
+  return { spec, params, buffers };
+}

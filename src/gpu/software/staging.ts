@@ -1,0 +1,140 @@
+// Operands that a kernel reads as textures. Software adapters turn every buffer load inside a loop into a branch for each
+// lane and component, but a load from a storage texture into straight-line code (10 ns for 16 lanes of four numbers where a
+// buffer takes 42; a sampled texture, which is a call, 24), so that matrix products run twice as fast when their operands are
+// copied into textures first. A kernel asks for it by declaring a binding as `texture_storage_2d<rgba32float, read>`; the
+// launch still passes a buffer. Texel t of the buffer (four f32, or four halves in two words) is at (t % TEXELS, t / TEXELS).
+
+import { device, release } from "../device.ts";
+import type { Launch } from "../kernel.ts";
+import type { Place } from "../plan.ts";
+import type { Storage } from "../storage.ts";
+
+/** Texels of a row; kernels know this number. */
+export const TEXELS = 1024;
+
+/** Bytes of a texel and of a row, and the format. */
+function layout(half: boolean) {
+  const texel = half ? 8 : 16;
+  return { texel, row: texel * TEXELS, format: half ? "rg32uint" : "rgba32float" } as const;
+}
+
+/** Storages that share a texture: the same binding and format. */
+const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
+
+/** One copy of a buffer into a texture, prepared before the first run. */
+export type StagedCopy = readonly [GPUTexelCopyBufferInfo, GPUTexelCopyTextureInfo, GPUExtent3D];
+
+/** Whether an operand can be staged on this device. */
+export function stageable({ bytes, half }: Storage): boolean {
+  const { staging, limits } = device();
+  return staging && unevenRows(Math.ceil(bytes / layout(half).row)) <= limits.maxTextureDimension2D;
+}
+
+/** Bytes of each staging texture that the launches need: all launches share one for each binding and format. */
+export function stagingBytes(launches: readonly Launch[]): Map<string, number> {
+  return new Map([...stagingSizes(launches)].map(([key, { half, rows }]) => [key, rows * layout(half).row]));
+}
+
+function stagingSizes(launches: readonly Launch[]): Map<string, { half: boolean; rows: number }> {
+  const sizes = new Map<string, { half: boolean; rows: number }>();
+  for (const { kernel, storages } of launches) {
+    kernel.bindings.forEach(({ texture, index }, i) => {
+      if (!texture) return;
+      const storage = storages[i] as Storage, { half } = storage;
+      const rows = unevenRows(Math.ceil(storage.bytes / layout(half).row)), key = keyOf(index, storage);
+      sizes.set(key, { half, rows: Math.max(sizes.get(key)?.rows ?? 0, rows) });
+    });
+  }
+  return sizes;
+}
+
+/**
+ * At least `rows`, and no power of two: Mesa's llvmpipe compiles a kernel once more for textures whose height is one, which
+ * takes up to seconds, and its disk cache finds only the first of the two again.
+ */
+const unevenRows = (rows: number): number => rows < 3 ? 3 : (rows & (rows - 1)) === 0 ? rows + 1 : rows;
+
+/** The staging textures of one program. */
+export class Staging {
+  readonly #textures = new Map<string, { texture: GPUTexture; view: GPUTextureView }>();
+  /** What each texture holds at this point of the program. */
+  readonly #holds = new Map<string, Storage>();
+
+  constructor(private readonly places: ReadonlyMap<Storage, Place>) {}
+
+  async allocate(launches: readonly Launch[], label: string): Promise<void> {
+    for (const [key, { half, rows }] of stagingSizes(launches)) {
+      const { format, row } = layout(half);
+      const texture = await device().scoped(
+        `allocate ${rows * row} bytes of texture for "${label}"`,
+        () =>
+          device().gpu.createTexture({
+            size: [TEXELS, rows],
+            format,
+            usage: GPUTextureUsage.STORAGE_BINDING | GPUTextureUsage.COPY_DST,
+            label: `${label} operand ${key}`,
+          }),
+      );
+      device().own(texture, rows * row);
+      this.#textures.set(key, { texture, view: texture.createView() });
+    }
+  }
+
+  /** What the texture binding `index` of a launch sees of `storage`. */
+  view(index: number, storage: Storage): GPUTextureView {
+    return this.#texture(keyOf(index, storage)).view;
+  }
+
+  /** The copies that must run before `launch`, asked for in program order; none for what a texture holds already. */
+  copiesBefore(launch: Launch, bufferOf: (place: Place) => GPUBuffer): StagedCopy[] {
+    const copies: StagedCopy[] = [];
+    launch.kernel.bindings.forEach(({ texture, index }, i) => {
+      const storage = launch.storages[i] as Storage, key = keyOf(index, storage);
+      if (!texture || this.#holds.get(key) === storage) return;
+      this.#holds.set(key, storage);
+      const place = this.places.get(storage) as Place;
+      copies.push(...this.#copies(key, storage, bufferOf(place), place.offset));
+    });
+    launch.kernel.bindings.forEach(({ access }, i) => {
+      if (access === "read_write") this.#written(launch.storages[i] as Storage);
+    });
+    return copies;
+  }
+
+  destroy(): void {
+    for (const { texture } of this.#textures.values()) release(texture);
+    this.#textures.clear();
+    this.#holds.clear();
+  }
+
+  /** Whole rows at once, then what is left of the last one. */
+  #copies(key: string, { bytes, half }: Storage, buffer: GPUBuffer, offset: number): StagedCopy[] {
+    const { texture } = this.#texture(key);
+    const { texel, row: bytesPerRow } = layout(half);
+    const rows = Math.floor(bytes / bytesPerRow), rest = Math.ceil((bytes - rows * bytesPerRow) / texel);
+    const copies: StagedCopy[] = [];
+    if (rows) copies.push([{ buffer, offset, bytesPerRow }, { texture }, [TEXELS, rows]]);
+    if (rest) {
+      const from = { buffer, offset: offset + rows * bytesPerRow, bytesPerRow };
+      copies.push([from, { texture, origin: [0, rows] }, [rest, 1]]);
+    }
+    return copies;
+  }
+
+  /** Forgets textures whose source may have changed: the same pool slot, or the same part of a buffer. */
+  #written(storage: Storage): void {
+    const place = this.places.get(storage) as Place;
+    for (const [key, held] of this.#holds) {
+      const other = this.places.get(held) as Place;
+      const shared = place.slot >= 0
+        ? place.slot === other.slot
+        : other.slot < 0 && place.root === other.root && place.offset < other.offset + held.bytes &&
+          other.offset < place.offset + storage.bytes;
+      if (shared) this.#holds.delete(key);
+    }
+  }
+
+  #texture(key: string): { texture: GPUTexture; view: GPUTextureView } {
+    return this.#textures.get(key) as { texture: GPUTexture; view: GPUTextureView };
+  }
+}

@@ -1,0 +1,297 @@
+// Image files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format, not the name.
+// One rule for all formats, Pillow's convert("RGB"): the numbers that are stored. EXIF orientation and colour profiles are
+// ignored, transparency is dropped and the color under it kept, CMYK is converted without a profile. A JPEG is within 3
+// levels of libjpeg's, the others are exact. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
+
+import { encode } from "imagescript/png";
+import { ShapeError, UsageError } from "../errors.ts";
+import { bmpRows } from "./bmp.ts";
+import { explained, formatBytes, MAX_BYTES, openRegular, writeAtomic } from "../formats/files.ts";
+import { foreign } from "../formats/foreign.ts";
+import { gifRows } from "./gif.ts";
+import { FORMATS, type ImageHeader, imageHeader, jpegBytes } from "./header.ts";
+import { defaultImageMemory, ImageMemory } from "./memory.ts";
+import { jpegRows } from "./jpeg.ts";
+import { pngRows } from "./png.ts";
+import type { Image, Size } from "./resize.ts";
+import { type Rows, Unsupported, wholeOf } from "./rows.ts";
+import { tiffRows } from "./tiff.ts";
+import { webpRows } from "./webp.ts";
+
+export type { Image } from "./resize.ts";
+
+/** Pixels of the largest image that is decoded. */
+export const MOST_PIXELS = 100_000_000;
+
+/** The first bytes of a file, in which its header is looked for. */
+const HEAD = 1 << 20;
+
+/** What the user should know about how an image was decoded; once for each kind. */
+export interface Note {
+  kind: "reduced" | "clipped";
+  text: string;
+}
+
+/** An image that is being decoded. */
+export interface Decoded extends Rows {
+  /** Size in the file; the rows have another one where a JPEG is decoded at reduced size. */
+  readonly original: Size;
+  readonly notes: readonly Note[];
+}
+
+export interface DecodeOptions {
+  /** Shared with other threads; by default a quarter of the RAM for this image alone. */
+  memory?: ImageMemory;
+  /**
+   * The least size that is enough: a JPEG that would not fit in the memory is decoded at 1/2, 1/4 or 1/8 above it.
+   * Undefined (the default): the rows will be put together to the whole image.
+   */
+  enough?: (original: Size) => Size | undefined;
+}
+
+/** Decodes a file. @throws UsageError as decodeImage() does, and when it is not a regular file or cannot be read */
+export async function readImage(path: string): Promise<Image> {
+  return await withImage(path, {}, wholeOf);
+}
+
+/**
+ * Decodes an image file.
+ * @param name of the file, for messages
+ * @throws UsageError for another format, a damaged or cut file, and more than 100 megapixels
+ */
+export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string): Promise<Image> {
+  return await decoded(
+    { name, size: bytes.length, read: (length) => bytes.subarray(0, length) },
+    {},
+    wholeOf,
+  );
+}
+
+/**
+ * Hands the rows of an image file to `use`, holding the memory that this takes.
+ * @throws UsageError as readImage(), and where the memory is too small for the image
+ */
+export async function withImage<T>(
+  path: string,
+  options: DecodeOptions,
+  use: (image: Decoded) => Promise<T>,
+): Promise<T> {
+  const { file, size } = openRegular(path, MAX_BYTES.image);
+  try {
+    const bytes = new Uint8Array(size);
+    let at = 0;
+    const read = (length: number) => {
+      try {
+        for (let n: number | null = 1; n && at < length; at += n ?? 0) {
+          n = file.readSync(bytes.subarray(at, length));
+        }
+      } catch (error) {
+        throw explained(error, "read", path);
+      }
+      return bytes.subarray(0, Math.min(at, length));
+    };
+    return await decoded({ name: path, size, read }, options, use);
+  } finally {
+    file.close();
+  }
+}
+
+interface Source {
+  name: string;
+  size: number;
+  /** The first bytes. */
+  read(length: number): Uint8Array<ArrayBuffer>;
+}
+
+async function decoded<T>(
+  { name, size, read }: Source,
+  { memory = new ImageMemory(defaultImageMemory()), enough }: DecodeOptions,
+  use: (image: Decoded) => Promise<T>,
+): Promise<T> {
+  const refuse = (reason: string) => new UsageError(`Cannot decode the image "${name}": ${reason}`);
+  if (size === 0) throw refuse("the file is empty");
+  const head = read(Math.min(size, HEAD));
+  let header = imageHeader(head);
+  if (header && !header.width && size > head.length) header = imageHeader(read(size)); // it may lie far behind
+  if (header === undefined) {
+    const other = foreign(head);
+    throw refuse(
+      other
+        ? `it is ${other.what}; ${other.remedy}`
+        : `it is in none of the formats ${FORMATS}; convert it first`,
+    );
+  }
+  const { format, width, height } = header;
+  const unread = (what: string) => refuse(`${what} is not supported; convert it to PNG first`);
+  if (header.unsupported) throw unread(header.unsupported);
+  if (!width || !height) throw refuse(`the ${format} header is damaged or cut off; replace the file`);
+  if (width * height > MOST_PIXELS) {
+    throw refuse(
+      `${width} x ${height} pixels are more than ${MOST_PIXELS / 1e6} million; scale it down first`,
+    );
+  }
+  const { factor, bytes } = fitting(header, size, enough?.({ width, height }), memory.limit);
+  const needed = `${width} x ${height} pixels of ${format} need ${formatBytes(bytes)}`;
+  if (bytes > memory.limit) {
+    throw refuse(
+      `${needed}, more than the ${
+        formatBytes(memory.limit)
+      } for all images; raise --image-memory, or scale it down`,
+    );
+  }
+  const notes: Note[] = [];
+  if (factor > 1) {
+    notes.push({
+      kind: "reduced",
+      text: `"${name}" (${width} x ${height}) and other JPEGs that do not fit in --image-memory ` +
+        `(${
+          formatBytes(memory.limit)
+        }) are decoded at 1/${factor} of their size or less, which changes the pixels a little`,
+    });
+  }
+  if (header.clipped) {
+    notes.push({
+      kind: "clipped",
+      text:
+        `"${name}" and other gray images of 16 bits are clipped at 255, as Pillow does it, and may be white; ` +
+        `convert them to 8 bits first`,
+    });
+  }
+  return await memory.hold(bytes, async () => {
+    const whole = read(size);
+    const explain = (error: unknown) =>
+      error instanceof Unsupported
+        ? unread(error.message)
+        : refuse(`the ${format} data is damaged or cut off; replace the file`);
+    const reduced = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
+    let rows: Rows;
+    try {
+      rows = await rowsOfFile(format, whole, reduced, factor > 1);
+    } catch (error) {
+      throw explain(error);
+    }
+    if (rows.width !== reduced.width || rows.height !== reduced.height) {
+      throw refuse(`the ${format} header is damaged; replace the file`);
+    }
+    const bands = async function* () {
+      try {
+        yield* rows.bands();
+      } catch (error) {
+        throw explain(error);
+      }
+    };
+    return await use({ ...reduced, original: { width, height }, notes, bands });
+  });
+}
+
+/** @param size of the rows; `reduced`: where a JPEG is to be scaled down to it */
+async function rowsOfFile(
+  format: ImageHeader["format"],
+  bytes: Uint8Array<ArrayBuffer>,
+  { width, height }: Size,
+  reduced: boolean,
+): Promise<Rows> {
+  switch (format) {
+    case "PNG":
+      return pngRows(bytes);
+    case "JPEG":
+      return await (reduced ? jpegRows(bytes, width, height) : jpegRows(bytes));
+    case "WebP":
+      return await webpRows(bytes, width, height);
+    case "GIF":
+      return gifRows(bytes);
+    case "BMP":
+      return bmpRows(bytes);
+    case "TIFF":
+      return tiffRows(bytes);
+  }
+}
+
+/** Bytes for what is as large as the image that comes out, and for a band of rows. */
+const WORKING = 16 << 20;
+
+/** The largest size at which an image fits in the memory, and what it takes; where none does, the full size. */
+function fitting(
+  { format, width, height, bytesPerPixel, frame }: ImageHeader,
+  fileBytes: number,
+  least: Size | undefined,
+  limit: number,
+): { factor: number; bytes: number } {
+  const pixels = width * height;
+  // A decoder in wasm has a copy of the file, and a JPEG is copied once more.
+  const files = fileBytes * (format === "JPEG" || format === "WebP" ? 3 : 1);
+  const working = Math.min(WORKING, 12 * pixels);
+  const full = { factor: 1, bytes: Math.ceil(files + pixels * (bytesPerPixel + (least ? 0 : 3)) + working) };
+  if (full.bytes <= limit || !frame || !least) return full;
+  for (const factor of [2, 4, 8]) {
+    const bytes = Math.ceil(files + pixels * jpegBytes(frame, factor) + working);
+    if (width < factor * least.width || height < factor * least.height) break;
+    if (bytes <= limit) return { factor, bytes };
+  }
+  return full;
+}
+
+/** The bytes of a PNG file. @throws ShapeError when the pixels do not fill the size */
+export async function encodePng({ width, height, data }: Image): Promise<Uint8Array> {
+  if (data.length !== 3 * width * height) {
+    throw new ShapeError(
+      `Cannot encode a PNG of ${width} x ${height} pixels: there are ${data.length} bytes`,
+    );
+  }
+  return encode(data, { width, height, channels: 3, level: 3 });
+}
+
+/** Writes a PNG file atomically. */
+export async function writePng(path: string, image: Image): Promise<void> {
+  writeAtomic(path, await encodePng(image));
+}
+
+/** Bytes to f32 in [-1,1]: b / 127.5 - 1. */
+export function toFloat(bytes: Uint8Array): Float32Array<ArrayBuffer> {
+  return Float32Array.from(bytes, (b) => b / 127.5 - 1);
+}
+
+/** f32 in [-1,1] to bytes, clamped, rounded to the nearest; NaN becomes 0. */
+export function toBytes(pixels: Float32Array): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(pixels.length);
+  for (let i = 0; i < pixels.length; i++) {
+    bytes[i] = Math.max(0, Math.min(255, Math.floor((pixels[i] as number) * 127.5 + 128)));
+  }
+  return bytes;
+}
+
+/**
+ * One picture of many square ones, row by row with white lines between; each pixel becomes `scale` x `scale`.
+ * @param images each `[size,size,3]` bytes
+ * @throws ShapeError when there is no image, or one has another size
+ */
+export function grid(
+  images: readonly Uint8Array[],
+  size: number,
+  columns: number,
+  scale = Math.max(1, Math.ceil(64 / size)),
+  gap = 2,
+): Image {
+  const wrong = images.findIndex((image) => image.length !== 3 * size * size);
+  if (images.length === 0 || wrong >= 0) {
+    throw new ShapeError(
+      images.length === 0
+        ? "Cannot make a grid: there are no images"
+        : `Cannot make a grid: image ${wrong} is not ${size} x ${size}`,
+    );
+  }
+  const across = Math.min(columns, images.length), down = Math.ceil(images.length / across);
+  const side = size * scale, cell = side + gap;
+  const width = across * cell + gap, height = down * cell + gap;
+  const data = new Uint8Array(3 * width * height).fill(255);
+  images.forEach((image, i) => {
+    const left = gap + (i % across) * cell, top = gap + Math.floor(i / across) * cell;
+    for (let y = 0; y < side; y++) {
+      for (let x = 0; x < side; x++) {
+        const from = 3 * (Math.floor(y / scale) * size + Math.floor(x / scale));
+        data.set(image.subarray(from, from + 3), 3 * ((top + y) * width + left + x));
+      }
+    }
+  });
+  return { width, height, data };
+}

@@ -1,0 +1,60 @@
+// LPIPS of reconstructions: the mean over images of the distance from the original.
+
+import { noGrad } from "../tensor/autograd.ts";
+import { UsageError } from "../errors.ts";
+import { device } from "../gpu/device.ts";
+import { capture, type Program } from "../gpu/program.ts";
+import { notFinite } from "../formats/finite.ts";
+import type { Lpips } from "../models/lpips.ts";
+import { input, type Tensor } from "../tensor/tensor.ts";
+import type { PairScore } from "./tokenizer.ts";
+
+export class LpipsScore implements PairScore {
+  #sum = 0;
+  #count = 0;
+
+  private constructor(private readonly program: Program<{ x: Tensor; y: Tensor }, { d: Tensor }>) {}
+
+  /** @param options.batchSize at most; smaller where the device binds less */
+  static async open(lpips: Lpips, options: { size: number; batchSize: number }): Promise<LpipsScore> {
+    const { size: S } = options;
+    const most = Math.floor(device().limits.maxStorageBufferBindingSize / (4 * S * S * 64));
+    const B = Math.max(1, Math.min(options.batchSize, most));
+    const images = () => input([B, S, S, 3], "f32", "images");
+    const program = capture(
+      "lpips",
+      { x: images(), y: images() },
+      ({ x, y }) => noGrad(() => ({ d: lpips.forward(x, y) })),
+      { batchInvariant: true },
+    );
+    return new LpipsScore(await program.prepare());
+  }
+
+  async add(originals: Float32Array, made: Float32Array): Promise<void> {
+    const { size } = this.program.inputs.x, each = size / this.program.inputs.x.dim(0);
+    for (let at = 0; at < originals.length; at += size) {
+      const x = new Float32Array(size), y = new Float32Array(size);
+      x.set(originals.subarray(at, at + size));
+      y.set(made.subarray(at, at + size));
+      this.program.run({ x, y });
+      const distances = await this.program.read(this.program.outputs.d);
+      const count = Math.min(size, originals.length - at) / each;
+      const fault = notFinite(distances.subarray(0, count));
+      if (fault !== undefined) {
+        throw new UsageError(
+          `Cannot take LPIPS: the distances of images from ${this.#count} on hold ${fault}; use other weights of VGG-16`,
+        );
+      }
+      for (const d of distances.subarray(0, count)) this.#sum += d;
+      this.#count += count;
+    }
+  }
+
+  scores(): Promise<Record<string, number>> {
+    return Promise.resolve({ lpips: this.#sum / this.#count });
+  }
+
+  destroy(): void {
+    this.program.destroy();
+  }
+}

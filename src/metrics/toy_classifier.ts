@@ -1,0 +1,41 @@
+// A small convolutional classifier of the generated shapes that shares nothing with the encoder: its opinion of samples
+// is not flattered by blurred pictures that only an encoder recognises. Trained by tasks/dev/pretrain_toy_classifier.ts.
+
+import { fromFileUrl } from "@std/path";
+import { openSafetensors } from "../formats/safetensors.ts";
+import { Conv2d, Linear, loadState } from "../nn/layers.ts";
+import type { Initializer } from "../nn/init.ts";
+import { relu } from "../ops/math.ts";
+import { reshape } from "../ops/layout.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+
+export const JUDGE_FILE = fromFileUrl(new URL("../models/tiny/toy_classifier.safetensors", import.meta.url));
+export const JUDGE_SIZE = 32;
+
+export class Judge {
+  readonly conv1 = new Conv2d(3, 24, 3, { stride: 2, padding: 1 });
+  readonly conv2 = new Conv2d(24, 48, 3, { stride: 2, padding: 1 });
+  readonly conv3 = new Conv2d(48, 64, 3, { stride: 2, padding: 1 });
+  readonly head = new Linear(64 * 16, 10);
+
+  init(init: Initializer): void {
+    for (const layer of [this.conv1, this.conv2, this.conv3, this.head]) init.torchDefault(layer);
+  }
+
+  /** Pixels [B, 32, 32, 3] in -1..1 to logits [B, 10]. */
+  forward(x: Tensor): Tensor {
+    const y = [this.conv1, this.conv2, this.conv3].reduce((h, conv) => relu(conv.forward(h)), x); // [B, 4, 4, 64]
+    return this.head.forward(reshape(y, [x.dim(0), -1]));
+  }
+}
+
+export async function loadJudge(): Promise<Judge> {
+  const judge = new Judge();
+  const file = await openSafetensors(JUDGE_FILE);
+  try {
+    await loadState(judge, file);
+  } finally {
+    file.close();
+  }
+  return judge;
+}

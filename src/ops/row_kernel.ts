@@ -1,0 +1,61 @@
+// What row kernels share: the prelude for their width, and how many lanes and rows a workgroup has in each profile.
+
+import narrow from "../../kernels/prelude_scalar.wgsl" with { type: "text" };
+import rows from "../../kernels/prelude_rows.wgsl" with { type: "text" };
+import wide from "../../kernels/prelude_vec4.wgsl" with { type: "text" };
+import { device } from "../gpu/device.ts";
+import { partsOf } from "../gpu/iterations.ts";
+import { fold, type Kernel, kernel } from "../gpu/kernel.ts";
+
+/** A kernel text behind the prelude for rows of `columns` elements; `width` elements make a vector. */
+export function byWidth(source: string, columns: number): { source: string; width: number } {
+  const width = columns % 4 === 0 ? 4 : 1;
+  return { source: (width === 4 ? wide : narrow) + source, width };
+}
+
+/** A row kernel, how it is launched, and the vectors of a row. */
+export interface RowKernel {
+  kernel: Kernel;
+  grid: [number, number];
+  size: number;
+  iterations: number;
+}
+
+/**
+ * The row kernel `entry` for `count` rows of `columns` elements.
+ * @param loops of a thread over its share of a row
+ */
+export function rowKernel(
+  source: string,
+  entry: string,
+  count: number,
+  columns: number,
+  loops: number,
+  constants: Record<string, number> = {},
+): RowKernel {
+  const text = byWidth(rows + source, columns);
+  const size = columns / text.width, shared = sharing(size, loops);
+  return {
+    kernel: kernel(text.source, entry, { ...constants, ...shared }),
+    grid: fold(Math.ceil(count / shared.ROWS)),
+    size,
+    iterations: loops * Math.ceil(size / shared.LANES),
+  };
+}
+
+/** Threads of a workgroup in which each works for itself. */
+export function groupSize(): number {
+  return device().profile === "cpu" ? 16 : 64;
+}
+
+/** Threads of a workgroup of row kernels, at most: the array of prelude_rows.wgsl. */
+const MAX_LANES = 256;
+
+/** How many threads share a row of `loads`, which each goes through `loops` times, and how many rows make a workgroup. */
+export function sharing(loads: number, loops: number): { LANES: number; ROWS: number } {
+  const { profile, lanes } = device();
+  const least = Math.min(MAX_LANES, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
+  if (profile === "cpu") return { LANES: least, ROWS: Math.max(1, Math.floor(lanes / least)) };
+  const LANES = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);
+  return { LANES, ROWS: Math.max(1, 64 / LANES) };
+}

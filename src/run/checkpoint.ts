@@ -1,0 +1,148 @@
+// A run's folder over time: what it holds, and where to go on after an interruption.
+// checkpoints/step_00000500.safetensors has all the state of a step, and the run's configuration in its metadata.
+
+import { join } from "@std/path";
+import { UsageError } from "../errors.ts";
+import { exists, removeLeftovers } from "../formats/files.ts";
+import { Output } from "./output.ts";
+import {
+  openSafetensors,
+  type SafetensorsFile,
+  type TensorData,
+  writeSafetensors,
+} from "../formats/safetensors.ts";
+
+/** A checkpoint that was found whole. Close its `file` after reading. */
+export interface Checkpoint {
+  path: string;
+  /** Steps that had been done. */
+  step: number;
+  /** The run's configuration, as it was saved. */
+  config: unknown;
+  file: SafetensorsFile;
+}
+
+const NAME = /^step_(\d+)\.safetensors$/;
+
+export function checkpointPath(run: string, step: number): string {
+  return join(run, "checkpoints", `step_${String(step).padStart(8, "0")}.safetensors`);
+}
+
+/**
+ * Saves the state after `step` steps, then removes all but the newest `keep` checkpoints (2: one to fall back to).
+ * @returns the path
+ * @throws UsageError when the file system refuses; older checkpoints are then still there
+ */
+export async function saveCheckpoint(
+  run: string,
+  step: number,
+  tensors: Iterable<TensorData>,
+  config: unknown,
+  { keep = 2 }: { keep?: number } = {},
+): Promise<string> {
+  const path = checkpointPath(run, step);
+  await writeSafetensors(path, tensors, {
+    config: JSON.stringify(config),
+    format: "tok-checkpoint-1",
+    step: String(step),
+  });
+  const others = listCheckpoints(run).filter((n) => n !== step);
+  // Later steps belong to a course that was left when the run was resumed from an earlier step.
+  const kept = others.filter((n) => n < step).slice(0, Math.max(0, keep - 1));
+  for (const n of others) if (!kept.includes(n)) Deno.removeSync(checkpointPath(run, n));
+  return path;
+}
+
+/** Steps of which a run has checkpoints, newest first; they may be damaged. */
+export function listCheckpoints(run: string): number[] {
+  const folder = join(run, "checkpoints");
+  if (!exists(folder)) return [];
+  const steps = [...Deno.readDirSync(folder)].flatMap(({ name }) => {
+    const step = Number(NAME.exec(name)?.[1] ?? NaN);
+    return checkpointPath(run, step) === join(folder, name) ? [step] : [];
+  });
+  return steps.sort((a, b) => b - a);
+}
+
+/** Opens one checkpoint. @throws UsageError when it is damaged or no checkpoint */
+export async function openCheckpoint(path: string): Promise<Checkpoint> {
+  const file = await openSafetensors(path);
+  const step = Number(file.metadata.get("step") ?? NaN), text = file.metadata.get("config");
+  try {
+    if (!Number.isSafeInteger(step) || step < 0 || text === undefined) {
+      throw new Error("no step or configuration");
+    }
+    return { path, step, config: JSON.parse(text), file };
+  } catch (error) {
+    file.close();
+    throw new UsageError(
+      `Cannot resume from "${path}": it is not a checkpoint of a run (${(error as Error).message}); ` +
+        `choose a file in its "checkpoints" folder`,
+    );
+  }
+}
+
+/**
+ * The newest checkpoint that is whole; undefined where there is none. Damaged ones are passed over with a warning, files in
+ * the making are not looked at.
+ */
+export async function newestCheckpoint(
+  run: string,
+  warn: (message: string) => void,
+): Promise<Checkpoint | undefined> {
+  for (const step of listCheckpoints(run)) {
+    try {
+      return await openCheckpoint(checkpointPath(run, step));
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error;
+      warn(`${error.message}; going on with the checkpoint before it`);
+    }
+  }
+  return undefined;
+}
+
+/** The sub-folder with what a run made. */
+export type RunKind = "tokenizer" | "model";
+
+/** The run below `runs` whose tokenizer or model was finished last; undefined where there is none. */
+export function newestRun(runs: string, kind: RunKind): string | undefined {
+  if (!exists(runs)) return undefined;
+  let newest: { run: string; time: number } | undefined;
+  for (const { name } of [...Deno.readDirSync(runs)].sort((a, b) => a.name < b.name ? -1 : 1)) {
+    const run = join(runs, name), weights = join(run, kind, "model.safetensors");
+    if (!exists(weights) || !exists(join(run, kind, "config.json"))) continue;
+    const time = Deno.statSync(weights).mtime?.getTime() ?? 0;
+    if (!newest || time >= newest.time) newest = { run, time };
+  }
+  return newest?.run;
+}
+
+/** Files by which a folder is known to hold a run. */
+const TRACES = ["config.json", "log.jsonl", "checkpoints", "tokenizer", "model"];
+
+/**
+ * Makes a run's folder if need be, locks it, and removes what an interrupted write left.
+ * @param run the folder, or one that is open already
+ * @param resume whether the folder may hold a run already
+ * @throws UsageError when another process writes to it, or it holds a run that is not to be resumed
+ */
+export function openRun(run: string | Output, { resume = false }: { resume?: boolean } = {}): Output {
+  const output = typeof run === "string" ? Output.folder(run) : run, { folder } = output;
+  try {
+    const trace = TRACES.find((name) => exists(join(folder, name)));
+    if (trace !== undefined && !resume) {
+      const [step] = listCheckpoints(folder);
+      throw new UsageError(
+        `Cannot start a run in "${folder}": it holds another run already${
+          step === undefined ? "" : `, at step ${step}`
+        }; ` +
+          `continue that one with --resume or choose another --out`,
+      );
+    }
+    for (const name of ["checkpoints", "images", "tokenizer", "model"]) removeLeftovers(join(folder, name));
+    return output;
+  } catch (error) {
+    output.release();
+    throw error;
+  }
+}

@@ -1,0 +1,82 @@
+// What an output folder holds already. Results of another command, pictures of another run or of somebody else are never
+// overwritten and never mixed with new ones; the same command with the same options goes on where it stopped. What a folder
+// of pictures is of, its config.json says, which is written before the first picture.
+
+import { join } from "@std/path";
+import { UsageError } from "../errors.ts";
+import { kebab } from "../cli/flags.ts";
+import { exists, readJson, writeJson } from "../formats/files.ts";
+import { differences, type Provenance, provenanceSchema } from "../formats/provenance.ts";
+
+type Fields = Readonly<Record<string, unknown>>;
+
+const CONFIG = "config.json";
+const PICTURE = /\.(png|jpe?g|webp|gif|bmp|tiff?)$/i;
+
+/** @throws UsageError when the folder holds what another command made: its files have the same names */
+export function refuseOthers(folder: string, command: string): void {
+  if (!exists(join(folder, CONFIG))) return;
+  const { command: made } = (readJson(join(folder, CONFIG)) ?? {}) as { command?: unknown };
+  if (made === command) return;
+  const what = typeof made === "string" ? `the results of "tok ${made}"` : `a "${CONFIG}" of something else`;
+  throw new UsageError(`Cannot write to "${folder}": it holds ${what}; choose another --out`);
+}
+
+/**
+ * Begins a folder of pictures, or goes on with one.
+ * @param about.options those that decide about the pictures; kept in config.json with `others`, which do not
+ * @param about.folders where pictures will be written, relative to `folder`
+ * @returns whether an earlier run of the same description left pictures
+ * @throws UsageError when there are pictures of anything else
+ */
+export function beginPictures(
+  folder: string,
+  command: string,
+  { options, madeFrom, others = {}, folders = [] }: {
+    options: Fields;
+    madeFrom: Provenance;
+    others?: Fields;
+    folders?: readonly string[];
+  },
+): boolean {
+  refuseOthers(folder, command);
+  const goesOn = exists(join(folder, CONFIG));
+  const places = new Set(["", ...folders.map((sub) => sub === "." ? "" : sub)]);
+  const found = [...places].flatMap((sub) => pictures(folder, sub));
+  if (goesOn && found.length) {
+    const [change] = changes(readJson(join(folder, CONFIG)) as Fields, options, madeFrom);
+    if (change !== undefined) {
+      throw new UsageError(
+        `Cannot go on in "${folder}": it holds ${counted(found)} of an earlier run, and ${change}; ` +
+          `use the same, or another --out`,
+      );
+    }
+  } else if (found.length) {
+    throw new UsageError(
+      `Cannot write to "${folder}": it holds ${counted(found)} already (${
+        found.slice(0, 3).map((name) => `"${name}"`).join(", ")
+      }${found.length > 3 ? ", ..." : ""}), which would be mixed with the new ones; choose another --out`,
+    );
+  }
+  writeJson(join(folder, CONFIG), { command, ...options, ...others, made_from: madeFrom });
+  return goesOn && found.length > 0;
+}
+
+function changes(before: Fields, options: Fields, madeFrom: Provenance): string[] {
+  const recorded = provenanceSchema.safeParse(before.made_from);
+  if (!recorded.success) return ["its config.json does not say what they were made from (tok 0.2.0)"];
+  const differing = Object.entries(options).flatMap(([key, is]) => {
+    const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");
+    return a === b ? [] : [`--${kebab(key)} was ${a} and is ${b}`];
+  });
+  return [...differing, ...differences(recorded.data, madeFrom)];
+}
+
+const counted = (found: readonly unknown[]) =>
+  `${found.length} ${found.length === 1 ? "picture" : "pictures"}`;
+function pictures(folder: string, sub: string): string[] {
+  const at = join(folder, sub);
+  if (!exists(at)) return [];
+  return [...Deno.readDirSync(at)].filter(({ name, isDirectory }) => !isDirectory && PICTURE.test(name))
+    .map(({ name }) => join(sub, name)).sort();
+}

@@ -1,0 +1,248 @@
+// What a command says: plain lines and a progress bar for people, JSON lines for programs, log.jsonl for the report.
+// People's output goes to stderr when stdout is no terminal or carries JSON. Nothing said ever ends a command: neither a
+// full disk nor a reader that went away.
+
+import { join } from "@std/path";
+import { reasonOf } from "../formats/files.ts";
+import { fitted } from "./terminal.ts";
+
+const encoder = new TextEncoder();
+
+export interface LogOptions {
+  json: boolean;
+  /** Whether stdout and stderr are terminals; as found when absent. */
+  terminal?: { stdout: boolean; stderr: boolean };
+  color?: boolean;
+  /** Columns of the terminal, asked for each time; as found when absent. */
+  columns?: () => number;
+  /** Whether another thread draws progress on the same terminal (false). */
+  shared?: boolean;
+  /** Keeps lines until begin(), so that an error of the input can come alone (false). */
+  hold?: boolean;
+}
+
+/** Seconds between progress lines where there is no terminal. */
+const QUIET = 10;
+/** Milliseconds that lines are kept back at most: whoever waits longer wants to know for what. */
+const HOLD = 10_000;
+
+export class Log {
+  readonly json: boolean;
+  /** Whether stdout did not take what was for it, for another reason than a reader that went away. */
+  lost = false;
+  readonly #human: Stream;
+  readonly #bar: boolean;
+  readonly #color: boolean;
+  readonly #columns: () => number;
+  readonly #shared: boolean;
+  #held: string[] | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #rows: RowFile | undefined;
+  #drawn = false;
+  #lastLine = 0;
+
+  constructor({ json, terminal, color, columns, shared = false, hold = false }: LogOptions) {
+    const { stdout, stderr } = terminal ??
+      { stdout: Deno.stdout.isTerminal(), stderr: Deno.stderr.isTerminal() };
+    this.json = json;
+    this.#human = json || !stdout ? Deno.stderr : Deno.stdout;
+    this.#bar = (this.#human === Deno.stderr ? stderr : stdout) && Deno.env.get("TERM") !== "dumb";
+    this.#color = color ?? (this.#bar && !Deno.env.get("NO_COLOR"));
+    this.#columns = columns ?? consoleColumns;
+    this.#shared = shared;
+    if (!hold) return;
+    this.#held = [];
+    this.#timer = setTimeout(() => this.begin(), HOLD);
+  }
+
+  /** Rows of `event()` also go to RUN/log.jsonl from now on. */
+  openFile(run: string): void {
+    this.#rows = new RowFile(join(run, "log.jsonl"), (text) => this.warn(text));
+  }
+
+  close(): void {
+    this.#clear();
+    clearTimeout(this.#timer);
+    this.#rows?.close();
+    this.#rows = undefined;
+  }
+
+  /** Says what was kept back, or forgets it; from now on lines appear at once. */
+  begin({ forget = false }: { forget?: boolean } = {}): void {
+    const held = this.#held ?? [];
+    this.#held = undefined;
+    clearTimeout(this.#timer);
+    if (!forget) { for (const text of held) this.line(text); }
+  }
+
+  /** One line for people. */
+  line(text: string): void {
+    if (this.#held) return void this.#held.push(text);
+    this.#clear();
+    this.#print(`${this.#shared && this.#bar ? ERASE : ""}${text}\n`);
+  }
+
+  warn(text: string): void {
+    this.line(this.#paint("33", `warning: ${text}`));
+  }
+
+  /** What was asked for and is no progress, such as help: always on stdout. */
+  output(text: string): void {
+    this.#write(Deno.stdout, `${text.trimEnd()}\n`);
+  }
+
+  /** One object for programs and for the run's log. */
+  event(event: string, fields: Record<string, unknown> = {}): void {
+    const row = JSON.stringify({ event, ...fields }) + "\n";
+    if (this.json) this.#write(Deno.stdout, row);
+    this.#rows?.add(row);
+  }
+
+  /** A counter with rate and time left: a bar on a terminal, a line every ten seconds elsewhere. */
+  progress(label: string, total: number, unit = "steps", from = 0): Progress {
+    const began = performance.now();
+    return {
+      update: (done, note = "") => {
+        const now = performance.now(), rate = (done - from) / Math.max(1e-3, (now - began) / 1000);
+        const wait = this.#bar ? 0.1 : QUIET;
+        if (done < total && now - Math.max(this.#lastLine, this.#bar ? 0 : began) < wait * 1000) return;
+        this.#lastLine = now;
+        this.begin();
+        const left = `${rate > 0 ? duration((total - done) / rate) : "?"} left`;
+        const counts = `${done}/${total} ${unit}`;
+        const speed = `${rate >= 10 ? rate.toFixed(0) : rate.toFixed(2)}/s`;
+        if (!this.#bar) {
+          return this.#print([label, counts, speed, left, note].filter(Boolean).join("  ") + "\n");
+        }
+        const { text, bar } = fitted({ label, counts, speed, left, note }, this.#columns() - 1);
+        const full = Math.round(bar * Math.min(1, done / total));
+        const drawn = this.#paint("36", "━".repeat(full)) + this.#paint("90", "━".repeat(bar - full));
+        this.#print(`${ERASE}${bar ? `${drawn} ` : ""}${text}`);
+        this.#drawn = true;
+      },
+      end: () => this.#clear(),
+    };
+  }
+
+  bold(text: string): string {
+    return this.#paint("1", text);
+  }
+
+  #clear(): void {
+    if (this.#drawn) this.#print(ERASE);
+    this.#drawn = false;
+  }
+
+  #paint(code: string, text: string): string {
+    return this.#color && text ? `\x1b[${code}m${text}\x1b[0m` : text;
+  }
+
+  #print(text: string): void {
+    this.#write(this.#human, text);
+  }
+
+  /** Writes where somebody reads; says once, on stderr, where stdout cannot be written. */
+  #write(to: Stream, text: string): void {
+    if (to === Deno.stdout && this.lost) return;
+    const error = write(to, encoder.encode(text));
+    if (!error || to !== Deno.stdout || error instanceof Deno.errors.BrokenPipe) return;
+    this.lost = true;
+    write(Deno.stderr, encoder.encode(`tok: Cannot write to standard output: ${reasonOf(error)}\n`));
+  }
+}
+
+export interface Progress {
+  update(done: number, note?: string): void;
+  end(): void;
+}
+
+interface Stream {
+  writeSync(bytes: Uint8Array): number;
+}
+
+const ERASE = "\r\x1b[2K";
+
+function consoleColumns(): number {
+  try {
+    return Deno.consoleSize().columns || 80;
+  } catch {
+    return 80; // neither of the three is a terminal
+  }
+}
+
+/** Writes all of `bytes`. @returns what went wrong, if anything did */
+function write(to: Stream, bytes: Uint8Array): unknown {
+  for (let at = 0; at < bytes.length;) {
+    try {
+      at += to.writeSync(bytes.subarray(at));
+    } catch (error) {
+      if (!(error instanceof Deno.errors.WouldBlock)) return error;
+      Atomics.wait(SLEEP, 0, 0, 5); // a pipe that its reader does not empty
+    }
+  }
+  return undefined;
+}
+
+const SLEEP = new Int32Array(new SharedArrayBuffer(4));
+
+/** A file of rows, one a line. Rows that cannot be written are kept, and tried again with the next one. */
+class RowFile {
+  #file: Deno.FsFile | undefined;
+  #pending: Uint8Array[] = [];
+  #warned = false;
+
+  constructor(private readonly path: string, private readonly warn: (text: string) => void) {
+    this.#flush();
+  }
+
+  add(row: string): void {
+    this.#pending.push(encoder.encode(row));
+    this.#flush();
+  }
+
+  close(): void {
+    this.#flush();
+    const left = this.#pending.length;
+    if (left) this.warn(`${left} rows are missing in "${this.path}"`);
+    this.#file?.close();
+    this.#file = undefined;
+  }
+
+  #flush(): void {
+    try {
+      this.#file ??= this.#open();
+      while (this.#pending[0]) {
+        const [row] = this.#pending;
+        const written = this.#file.writeSync(row);
+        if (written < row.length) this.#pending[0] = row.subarray(written);
+        else this.#pending.shift();
+      }
+    } catch (error) {
+      if (this.#warned) return;
+      this.#warned = true;
+      this.warn(
+        `Cannot write the log "${this.path}": ${reasonOf(error)}; its rows are kept and written later`,
+      );
+    }
+  }
+
+  /** A row that a killed run did not finish gets a line of its own. */
+  #open(): Deno.FsFile {
+    const file = Deno.openSync(this.path, { read: true, append: true, create: true });
+    const { size } = file.statSync(), last = new Uint8Array([10]);
+    if (size > 0) {
+      file.seekSync(-1, Deno.SeekMode.End);
+      file.readSync(last);
+    }
+    if (last[0] !== 10) this.#pending.unshift(encoder.encode("\n"));
+    return file;
+  }
+}
+
+/** 75 -> "1m15s" */
+export function duration(seconds: number): string {
+  const s = Math.round(seconds);
+  if (s < 60) return `${s}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}m${String(s % 60).padStart(2, "0")}s`;
+  return `${Math.floor(s / 3600)}h${String(Math.floor(s % 3600 / 60)).padStart(2, "0")}m`;
+}

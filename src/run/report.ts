@@ -1,0 +1,185 @@
+// report.html of a run: one page that needs nothing else, with curves from log.jsonl, the pictures, the scores of each stage
+// and the configuration. Drawn as SVG by hand; light or dark as the reader's system says.
+
+import { basename, join } from "@std/path";
+import { exists, readJson, writeAtomic } from "../formats/files.ts";
+
+type Row = Record<string, unknown>;
+
+const escape = (text: unknown) =>
+  String(text).replace(
+    /[&<>"]/g,
+    (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string,
+  );
+
+/** Writes RUN/report.html from what the run has left so far. */
+export async function writeReport(
+  run: string,
+  { title, line }: { title: string; line: string },
+): Promise<void> {
+  const rows: Row[] = exists(join(run, "log.jsonl"))
+    ? (await Deno.readTextFile(join(run, "log.jsonl"))).split("\n").flatMap((text) => {
+      try {
+        return text ? [JSON.parse(text) as Row] : [];
+      } catch {
+        return []; // the last line of a run that was killed
+      }
+    })
+    : [];
+  const config = exists(join(run, "config.json")) ? readJson(join(run, "config.json")) as Row : {};
+  const metrics = exists(join(run, "metrics.json")) ? readJson(join(run, "metrics.json")) as Row : {};
+  writeAtomic(join(run, "report.html"), page(title, run, line, rows, config, metrics, pictures(run)));
+}
+
+function pictures(run: string): { name: string; uri: string }[] {
+  const folder = join(run, "images");
+  const files = exists(folder)
+    ? [...Deno.readDirSync(folder)].map(({ name }) => join(folder, name)).sort()
+    : [];
+  for (const name of ["grid.png"]) if (exists(join(run, name))) files.push(join(run, name));
+  return files.filter((f) => f.endsWith(".png")).map((file) => ({
+    name: basename(file, ".png").replace(/^\d+_/, "").replaceAll("_", " "),
+    uri: `data:image/png;base64,${Deno.readFileSync(file).toBase64()}`,
+  }));
+}
+
+function page(
+  title: string,
+  run: string,
+  line: string,
+  rows: Row[],
+  config: Row,
+  metrics: Row,
+  images: { name: string; uri: string }[],
+): string {
+  let steps: Row[] = [];
+  for (const row of rows) {
+    // A run that went on from an earlier step has left what it had logged beyond that.
+    if (row.event === "start") steps = steps.filter((r) => Number(r.step) <= Number(row.step));
+    if (row.event === "step") steps.push(row);
+  }
+  const names = [...new Set(steps.flatMap((r) => Object.keys(r)))].filter((k) =>
+    !["event", "step", "stage"].includes(k)
+  );
+  const stages = [...new Set(steps.map((r) => String(r.stage ?? "")))].filter(Boolean);
+  // A resumed run logs some steps again: the later row counts.
+  const latest = [...new Map(steps.map((r) => [Number(r.step), r])).values()].sort((a, b) =>
+    Number(a.step) - Number(b.step)
+  );
+  const charts = names.map((name) =>
+    chart(name, latest.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")]), stages)
+  )
+    .filter(Boolean);
+  return `<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>${escape(title)} · ${escape(basename(run))}</title>
+<style>
+:root { color-scheme: light dark; --ink: light-dark(#1c2024, #e6e8ea); --soft: light-dark(#60686f, #9aa3ab); --line: light-dark(#dfe3e6, #343a40);
+  --card: light-dark(#fff, #1b1f23); --page: light-dark(#f6f7f8, #121518); --a: light-dark(#0b6bcb, #58a6ff); --b: light-dark(#c2410c, #ff9b5e); --c: light-dark(#15803d, #4ade80); }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto; max-width: 1080px; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .7rem; } p { margin: .3rem 0; color: var(--soft); }
+code { font: 13px ui-monospace, monospace; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .15rem .4rem; color: var(--ink); }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1rem; }
+figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; margin: 0; }
+figure img { width: 100%; image-rendering: pixelated; display: block; border-radius: 4px; } figcaption { color: var(--soft); font-size: 13px; padding-bottom: .4rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; } td:first-child, th:first-child { text-align: left; } details summary { cursor: pointer; color: var(--soft); }
+.big { display: flex; flex-wrap: wrap; gap: 1rem; } .big div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem 1rem; }
+.big b { display: block; font-size: 1.35rem; font-weight: 600; } .big span { color: var(--soft); font-size: 13px; } svg text { fill: var(--soft); font-size: 11px; }
+</style>
+<h1>${escape(title)}</h1><p>${escape(run)}</p><p><code>${escape(line)}</code></p>
+${scoreCards(metrics)}
+${stageTable(metrics)}
+${
+    images.length
+      ? `<h2>Pictures</h2>${
+        images.map(({ name, uri }) =>
+          `<figure><figcaption>${escape(name)}</figcaption><img alt="${
+            escape(name)
+          }" src="${uri}"></figure><br>`
+        ).join("")
+      }`
+      : ""
+  }
+${charts.length ? `<h2>Curves</h2><div class="cards">${charts.join("")}</div>` : ""}
+<h2>Configuration</h2><details class="card"><summary>${Object.keys(config).length} options</summary><table>${
+    Object.entries(config).map(([k, v]) => `<tr><td>${escape(k)}</td><td>${escape(shown(v))}</td></tr>`).join(
+      "",
+    )
+  }</table></details>
+</html>
+`;
+}
+
+function shown(value: unknown): string {
+  if (Array.isArray(value)) return value.join(", ");
+  if (typeof value !== "object" || value === null) return String(value);
+  return Object.entries(value).map(([key, v]) => `${key}: ${v?.name ?? v}`).join(", ");
+}
+
+const number = (v: number) =>
+  v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)
+    ? v.toExponential(2)
+    : String(Number(v.toPrecision(4)));
+
+function scoreCards(metrics: Row): string {
+  const scores = Object.entries(metrics).filter(([, v]) => typeof v === "number") as [string, number][];
+  if (!scores.length) return "";
+  return `<h2>Scores</h2><div class="big">${
+    scores.map(([k, v]) => `<div><b>${number(v)}</b><span>${escape(k.replaceAll("_", " "))}</span></div>`)
+      .join("")
+  }</div>`;
+}
+
+function stageTable(metrics: Row): string {
+  const stages = metrics.stages as Record<string, Record<string, number>> | undefined;
+  if (!stages) return "";
+  const keys = [...new Set(Object.values(stages).flatMap((s) => Object.keys(s)))];
+  const body = Object.entries(stages).map(([name, s]) =>
+    `<tr><td>${escape(name)}</td>${
+      keys.map((k) => `<td>${s[k] === undefined ? "" : number(s[k])}</td>`).join("")
+    }</tr>`
+  );
+  return `<h2>Stages</h2><div class="card"><table><tr><th>stage</th>${
+    keys.map((k) => `<th>${escape(k)}</th>`).join("")
+  }</tr>${body.join("")}</table></div>`;
+}
+
+/** One curve; parts of different stages in different colours. Empty for a meter that was never used. */
+function chart(name: string, points: [number, number, string][], stages: string[]): string {
+  const good = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
+  if (good.length < 2 || good.every(([, y]) => y === 0)) return "";
+  const W = 310, H = 170, left = 46, right = 8, top = 8, bottom = 22;
+  const xs = good.map(([x]) => x), ys = good.map(([, y]) => y);
+  const x0 = Math.min(...xs), x1 = Math.max(...xs);
+  // Positive curves that fall by more than tenfold are read better on a logarithmic scale.
+  const log = Math.min(...ys) > 0 && Math.max(...ys) / Math.min(...ys) > 10;
+  const scale = (y: number) => log ? Math.log10(y) : y;
+  const low = Math.min(...ys.map(scale)), high = Math.max(...ys.map(scale)), span = high - low || 1;
+  const px = (x: number) => left + (W - left - right) * (x - x0) / (x1 - x0 || 1);
+  const py = (y: number) => H - bottom - (H - top - bottom) * (scale(y) - low) / span;
+  const ticks = [0, 1, 2, 3].map((i) => low + span * i / 3);
+  const lines = (stages.length ? stages : [""]).map((stage, i) => {
+    const own = good.filter(([, , s]) => s === stage || stage === "");
+    const path = own.map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("");
+    return `<path d="${path}" fill="none" stroke="var(--${"abc"[i % 3]})" stroke-width="1.7"><title>${
+      escape(stage)
+    }</title></path>`;
+  });
+  return `<figure><figcaption>${escape(name.replaceAll("_", " "))}${
+    log ? " (logarithmic)" : ""
+  }</figcaption><svg viewBox="0 0 ${W} ${H}" width="100%" role="img">
+${
+    ticks.map((t) => {
+      const y = log ? 10 ** t : t;
+      return `<line x1="${left}" x2="${W - right}" y1="${py(y).toFixed(1)}" y2="${
+        py(y).toFixed(1)
+      }" stroke="var(--line)"/><text x="${left - 5}" y="${(py(y) + 4).toFixed(1)}" text-anchor="end">${
+        Number(y.toPrecision(3))
+      }</text>`;
+    }).join("")
+  }
+<text x="${left}" y="${H - 6}">${x0}</text><text x="${W - right}" y="${
+    H - 6
+  }" text-anchor="end">${x1} steps</text>${lines.join("")}</svg></figure>`;
+}

@@ -1,0 +1,173 @@
+// Reverse-mode differentiation. Each op attaches to its outputs a closure that records the launches of its
+// backward pass; `grad` walks those closures in reverse order of creation. Launches for gradients that nobody asked for
+// are recorded and then dropped by the plan, so that ops need not know who needs what.
+
+import { ShapeError } from "../errors.ts";
+import { add, copy, fill } from "../gpu/memory.ts";
+import { empty, inPrecision, type Node, precision, type Tensor, viewAs } from "./tensor.ts";
+
+let nodes = 0;
+let recording = true;
+
+/** Whether gradients can flow through `x`. */
+export function tracked(x: Tensor): boolean {
+  return x.requiresGrad || x.node !== undefined;
+}
+
+/**
+ * Declares how `y` depends on `inputs`.
+ * @param backward gets dLoss/dy, returns dLoss/d(input) for each input (undefined: no gradient)
+ */
+export function differentiable(
+  y: Tensor,
+  inputs: readonly Tensor[],
+  backward: (dy: Tensor) => readonly (Tensor | undefined)[],
+): Tensor {
+  differentiableMany([y], inputs, (dy) => dy ? backward(dy) : inputs.map(() => undefined));
+  return y;
+}
+
+/** The same for an op with several outputs; a gradient that did not arrive is undefined. */
+export function differentiableMany(
+  outputs: readonly Tensor[],
+  inputs: readonly Tensor[],
+  backward: Node["backward"],
+): void {
+  if (!recording || !inputs.some(tracked)) return;
+  const node: Node = { id: nodes++, inputs, outputs, precision: precision(), backward };
+  for (const y of outputs) y.node = node;
+}
+
+/** Runs `fn` without attaching backward closures. */
+export function noGrad<T>(fn: () => T): T {
+  const before = recording;
+  recording = false;
+  try {
+    return fn();
+  } finally {
+    recording = before;
+  }
+}
+
+/** The same values as a leaf without gradients: no copy. */
+export function detach(x: Tensor): Tensor {
+  return viewAs(x, x.shape);
+}
+
+/** A root of a backward pass: a tensor and dLoss/d(tensor). */
+export interface Root {
+  y: Tensor;
+  dy: Tensor;
+}
+
+/**
+ * Gradients of `sum(y * dy)` with respect to each tensor of `wrt` (zeros where y does not depend on it).
+ * @param dy same shape as y; ones when absent
+ */
+export function grad(y: Tensor, wrt: readonly Tensor[], dy?: Tensor): Tensor[] {
+  return gradOf([{ y, dy: dy ?? full(y.shape, 1) }], wrt);
+}
+
+/** Gradients of the sum of several roots: one walk, shared parts once. */
+export function gradOf(roots: readonly Root[], wrt: readonly Tensor[]): Tensor[] {
+  for (const { y, dy } of roots) {
+    if (dy.shape.join() !== y.shape.join()) {
+      throw new ShapeError(`Cannot differentiate: dy is [${dy.shape}], y is [${y.shape}]`);
+    }
+  }
+  const found = gradients(roots, wrt);
+  return wrt.map((x) => found.get(x) ?? full(x.shape, 0));
+}
+
+function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, Tensor> {
+  const path = nodesBetween(roots.map(({ y }) => y), new Set(wrt));
+  const flowing = new Map<Tensor, Tensor>();
+  return noGrad(() => {
+    for (const { y, dy } of roots) flowing.set(y, flowing.has(y) ? plus(flowing.get(y) as Tensor, dy) : dy);
+    for (const node of path) {
+      const dys = node.outputs.map((output) => flowing.get(output));
+      if (dys.every((d) => d === undefined)) continue;
+      const dxs = inPrecision(node.precision, () => node.backward(...dys));
+      node.inputs.forEach((x, i) => {
+        const dx = dxs[i];
+        if (!dx || !tracked(x)) return;
+        if (dx.shape.join() !== x.shape.join()) {
+          throw new ShapeError(
+            `Cannot differentiate: a gradient of [${dx.shape}] came back for [${x.shape}]`,
+          );
+        }
+        const before = flowing.get(x);
+        flowing.set(x, before ? plus(before, dx) : dx);
+      });
+    }
+    return flowing;
+  });
+}
+
+/** The nodes on paths from `ys` back to any of `wrt`, latest first: a valid order since inputs are made before outputs. */
+function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
+  const leads = new Map<Node, boolean>();
+  const stack = [...new Set(ys.flatMap(({ node }) => node ?? []))];
+  const reached = new Set<Node>(stack);
+  for (let node = stack.pop(); node; node = stack.pop()) {
+    for (const { node: next } of node.inputs) {
+      if (next && !reached.has(next)) {
+        reached.add(next);
+        stack.push(next);
+      }
+    }
+  }
+  const ordered = [...reached].sort((a, b) => a.id - b.id);
+  for (const node of ordered) {
+    leads.set(
+      node,
+      node.inputs.some((x) => wrt.has(x) || (x.node !== undefined && leads.get(x.node) === true)),
+    );
+  }
+  return ordered.filter((node) => leads.get(node)).reverse();
+}
+
+/**
+ * Recomputation: runs `fn` without keeping what its backward pass would need, and runs it again when gradients
+ * are asked for. Its memory is then live only around its own backward pass.
+ * @param fn a pure function of `inputs` and of `parameters`
+ */
+export function checkpoint(
+  fn: (...inputs: Tensor[]) => Tensor,
+  inputs: readonly Tensor[],
+  parameters: readonly Tensor[],
+): Tensor {
+  const y = noGrad(() => fn(...inputs));
+  return differentiable(y, [...inputs, ...parameters], (dy) => {
+    const leaves = inputs.map((x) => Object.assign(detach(x), { requiresGrad: tracked(x) }));
+    const before = recording;
+    recording = true;
+    try {
+      return grad(fn(...leaves), [...leaves, ...parameters], dy);
+    } finally {
+      recording = before;
+    }
+  });
+}
+
+/** Records the copy of each gradient into its persistent place; the plan usually elides it. */
+export function store(gradients: readonly Tensor[], places: readonly Tensor[]): void {
+  gradients.forEach((dx, i) => {
+    const place = places[i];
+    if (!place) throw new ShapeError(`Cannot store gradient ${i}: it has no place`);
+    copy(dx, place);
+  });
+}
+
+/** A tensor of one value. */
+export function full(shape: readonly number[], value: number): Tensor {
+  const y = empty(shape, "f32", "gradient");
+  fill(y, value);
+  return y;
+}
+
+function plus(a: Tensor, b: Tensor): Tensor {
+  const y = empty(a.shape, a.dtype === "f16" && b.dtype === "f16" ? "f16" : "f32", "gradient");
+  add(a, b, y);
+  return y;
+}

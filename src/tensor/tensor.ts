@@ -1,0 +1,194 @@
+// A Tensor is a shape, a dtype and a storage. It is immutable to its users: ops make new tensors; only variables
+// (parameters, moments, statistics) are updated in place, by the few ops that say so.
+
+import { ShapeError } from "../errors.ts";
+import {
+  type Bindable,
+  type Category,
+  type HostArray,
+  Storage,
+  type StorageOptions,
+} from "../gpu/storage.ts";
+
+/** Halves (f16) are stored two in a word, and ops make them only where the last axis is a multiple of 4; arithmetic is in f32. */
+export type DType = "f32" | "u32" | "i32" | "f16";
+
+/** How activations are stored. */
+export type Precision = "f32" | "f16";
+
+export type Shape = readonly number[];
+
+/** What made a tensor, for the backward pass; see autograd.ts. */
+export interface Node {
+  readonly id: number;
+  readonly inputs: readonly Tensor[];
+  readonly outputs: readonly Tensor[];
+  /** Of its activations, and so of their gradients. */
+  readonly precision: Precision;
+  readonly backward: (...dys: (Tensor | undefined)[]) => readonly (Tensor | undefined)[];
+}
+
+export class Tensor implements Bindable {
+  /** Set by autograd when this tensor depends on one that requires gradients. */
+  node: Node | undefined;
+
+  constructor(
+    readonly shape: Shape,
+    readonly dtype: DType,
+    readonly storage: Storage,
+    /** A leaf whose gradient may be asked for. */
+    public requiresGrad = false,
+  ) {
+    const size = sizeOf(shape);
+    if (!shape.every((n) => Number.isInteger(n) && n > 0) || !Number.isSafeInteger(size)) {
+      throw new ShapeError(`Cannot make a tensor: [${shape}] is not a shape`);
+    }
+    if (storage.elements !== size || storage.half !== (dtype === "f16")) {
+      throw new ShapeError(
+        `Cannot make a tensor: [${shape}] of ${dtype} does not fit ${storage.bytes} bytes`,
+      );
+    }
+  }
+
+  get size(): number {
+    return sizeOf(this.shape);
+  }
+
+  get rank(): number {
+    return this.shape.length;
+  }
+
+  /** Size of an axis; negative axes count from the end. @throws ShapeError when there is no such axis. */
+  dim(axis: number): number {
+    const n = this.shape.at(axis);
+    if (n === undefined) throw new ShapeError(`Cannot take axis ${axis}: the shape is [${this.shape}]`);
+    return n;
+  }
+
+  toString(): string {
+    return `${this.dtype}[${this.shape}]`;
+  }
+}
+
+/** Number of elements of a shape; 1 for a scalar. */
+export function sizeOf(shape: Shape): number {
+  return shape.reduce((a, b) => a * b, 1);
+}
+
+/** An intermediate whose memory the plan decides. Its elements are undefined until an op writes all of them. */
+export function empty(shape: Shape, dtype: DType = "f32", label = "activations"): Tensor {
+  return new Tensor(shape, dtype, storageOf(shape, dtype, { label }));
+}
+
+let activations: Precision = "f32";
+
+/** Runs `fn` with its activations, and later their gradients, stored in `precision`. */
+export function inPrecision<T>(precision: Precision, fn: () => T): T {
+  const before = activations;
+  activations = precision;
+  try {
+    return fn();
+  } finally {
+    activations = before;
+  }
+}
+
+/** How activations are stored here; see {@link inPrecision}. */
+export function precision(): Precision {
+  return activations;
+}
+
+/** Like {@link empty}, in the precision of activations: halves where that is f16 and rows are multiples of 4. */
+export function activation(shape: Shape, label = "activations"): Tensor {
+  return empty(shape, activations === "f16" && (shape.at(-1) ?? 1) % 4 === 0 ? "f16" : "f32", label);
+}
+
+const workingCopies = new WeakMap<Storage, Storage>();
+
+/** Makes `copy`, of halves, what products read instead of the parameter `weight` while activations are f16. */
+export function setWorkingCopy(weight: Tensor, copy: Storage): void {
+  workingCopies.set(weight.storage, copy);
+}
+
+/** What a product reads for a weight: its working copy where activations are halves and there is one. */
+export function working(weight: Tensor): Tensor {
+  const copy = activations === "f16" ? workingCopies.get(weight.storage) : undefined;
+  return copy ? new Tensor(weight.shape, "f16", copy) : weight;
+}
+
+function storageOf(shape: Shape, dtype: DType, options: StorageOptions): Storage {
+  const half = dtype === "f16";
+  return new Storage((half ? 2 : 4) * sizeOf(shape), { ...options, half });
+}
+
+/** A tensor that the host uploads before each run of a program. */
+export function input(shape: Shape, dtype: DType = "f32", label = "input"): Tensor {
+  return new Tensor(
+    shape,
+    dtype,
+    storageOf(shape, dtype, { category: "inputs", persistent: true, label }),
+  );
+}
+
+export interface VariableOptions {
+  dtype?: DType;
+  label?: string;
+  category?: Category;
+  /** First contents, made when the device memory is; zeros when absent. */
+  init?: () => HostArray;
+  requiresGrad?: boolean;
+}
+
+/** A tensor that lives across programs and steps. */
+export function variable(shape: Shape, options: VariableOptions = {}): Tensor {
+  const { dtype = "f32", label = "variable", category = "state", init, requiresGrad = false } = options;
+  const storage = storageOf(shape, dtype, {
+    category,
+    label,
+    persistent: true,
+    ...(init ? { init } : {}),
+  });
+  return new Tensor(shape, dtype, storage, requiresGrad);
+}
+
+/** A trainable tensor; `init` gives its first contents. */
+export function parameter(shape: Shape, init: () => Float32Array, label = "parameter"): Tensor {
+  return variable(shape, { init, label, category: "parameters", requiresGrad: true });
+}
+
+/** A table that never changes. */
+export function constant(data: HostArray, shape: Shape, label = "constant"): Tensor {
+  const dtype: DType = data instanceof Float32Array ? "f32" : data instanceof Int32Array ? "i32" : "u32";
+  return variable(shape, { dtype, label, init: () => data });
+}
+
+/** The same elements under another shape: no copy. One size may be -1. See ops for the differentiable one. */
+export function viewAs(x: Tensor, shape: Shape): Tensor {
+  return new Tensor(shape, x.dtype, x.storage);
+}
+
+/** Reads a variable back. Waits for the device: never inside a step. */
+export async function readTensor(x: Tensor): Promise<Float32Array> {
+  if (x.dtype === "f16") return Float32Array.from(new Float16Array(await x.storage.read()));
+  if (x.dtype !== "f32") throw new ShapeError(`Cannot read ${x} as f32`);
+  return new Float32Array(await x.storage.read());
+}
+
+/** Throws a ShapeError unless `condition` holds; the message gets the tensors' shapes. */
+export function check(
+  condition: boolean,
+  action: string,
+  reason: string,
+  ...tensors: Tensor[]
+): asserts condition {
+  if (condition) return;
+  const shapes = tensors.map((t) => `[${t.shape.join(", ")}]`).join(" and ");
+  throw new ShapeError(`Cannot ${action}: ${reason}${shapes ? `, got ${shapes}` : ""}`);
+}
+
+/** The axis as a number in 0..rank-1. */
+export function axisOf(x: Tensor, axis: number, action: string): number {
+  const a = axis < 0 ? axis + x.rank : axis;
+  check(Number.isInteger(a) && a >= 0 && a < x.rank, action, `there is no axis ${axis}`, x);
+  return a;
+}

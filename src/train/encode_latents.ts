@@ -1,0 +1,141 @@
+// From images to a folder of latents, and from there to batches for diffusion. Training always reads from the folder, one
+// latent at a time, so that a million of them need no memory.
+
+import { Interrupted } from "../errors.ts";
+import { ahead } from "../data/prefetch.ts";
+import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
+import { batchIndices, type ImageSource } from "../data/image_source.ts";
+import { uniform } from "../philox.ts";
+import { infer } from "../metrics/batched.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { capture } from "../gpu/program.ts";
+import { flip } from "../ops/layout.ts";
+import { input } from "../tensor/tensor.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
+
+/** What `encodeTo` makes of images. */
+export interface EncodeOptions {
+  /** Side of the images, pixels. */
+  size: number;
+  batchSize: number;
+  /** Encode mirrored copies too; else the flipped latents repeat the plain ones. */
+  mirrored: boolean;
+  /** Gets the number of latents that an interrupted run has left. */
+  onStart?: (known: number) => void;
+  onProgress?: (done: number) => void;
+  /** Latents in a file (2048). */
+  perShard?: number;
+}
+
+/** Milliseconds of work that a process that is killed may lose. */
+const SAVE = 60_000;
+
+/** What the latents of `source` say about themselves. */
+export function latentsRecord(
+  tokenizer: ImageTokenizer,
+  source: ImageSource,
+  { size, mirrored }: Pick<EncodeOptions, "size" | "mirrored">,
+): LatentsRecord {
+  const { identity } = tokenizer;
+  return {
+    made_from: {
+      // Another decoder changes nothing in the latents.
+      ...identity ? { tokenizer: { name: identity.name, fingerprint: identity.latents } } : {},
+      ...source.identity ? { data: source.identity() } : {},
+      "image size": size,
+      flip: mirrored,
+    },
+    classes: [...source.classes],
+  };
+}
+
+/**
+ * Encodes a source into `folder`, or the rest of it where an interrupted run has left a part: the files get the same bytes.
+ * @throws Interrupted when the command is to stop; what is done is saved
+ * @throws UsageError when the part was made with another tokenizer, other images or other settings
+ */
+export async function encodeTo(
+  folder: string,
+  tokenizer: ImageTokenizer,
+  source: ImageSource,
+  options: EncodeOptions,
+): Promise<void> {
+  const { size, batchSize } = options, side = tokenizer.side(size), C = tokenizer.channels;
+  const record = latentsRecord(tokenizer, source, options);
+  const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
+  options.onStart?.(writer.length);
+  const x = input([batchSize, size, size, 3], "f32", "images");
+  const program = await capture("encode", { x }, ({ x }) =>
+    noGrad(() => {
+      const z = tokenizer.encode(x);
+      return { z, mirrored: options.mirrored ? tokenizer.encode(flip(x, 2)) : z };
+    }), { runs: Math.ceil(source.length / batchSize), batchInvariant: true }).prepare();
+  // The batches are those of a run that was not interrupted.
+  const from = Math.floor(writer.length / batchSize) * batchSize;
+  let saved = performance.now();
+  try {
+    for await (const { first, count, labels, outputs } of infer(program, source, source.length, from)) {
+      const known = writer.length - first, size = C * side * side;
+      const planes = (z: Float32Array) => toPlanes(z, count, side * side, C).subarray(known * size);
+      await writer.add(planes(outputs.z), planes(outputs.mirrored), labels.subarray(known));
+      options.onProgress?.(writer.length);
+      if (performance.now() - saved < SAVE) continue;
+      await writer.save();
+      saved = performance.now();
+    }
+    await writer.close();
+  } catch (error) {
+    if (error instanceof Interrupted) await writer.save();
+    throw error;
+  } finally {
+    program.destroy();
+  }
+}
+
+/** [N, P, C] -> [N, C, P] */
+function toPlanes(z: Float32Array, N: number, P: number, C: number): Float32Array {
+  const out = new Float32Array(z.length);
+  for (let n = 0; n < N; n++) {
+    for (let p = 0; p < P; p++) {
+      for (let c = 0; c < C; c++) out[(n * C + c) * P + p] = z[(n * P + p) * C + c] as number;
+    }
+  }
+  return out;
+}
+
+const FLIP_STREAM = 0xf11b;
+
+/** Normalised latents [B, side, side, C] and their labels. */
+export interface LatentBatch {
+  x: Float32Array;
+  labels: Uint32Array<ArrayBuffer>;
+}
+
+/** Batches of the steps `step` to `end` - 1, each a function of (seed, step) alone. */
+export function latentBatches(
+  latents: Latents,
+  options: { batchSize: number; seed: number; step: number; end: number; flip: boolean },
+): AsyncGenerator<LatentBatch, void> {
+  const make = (step: number) => latentBatch(latents, { ...options, step });
+  return ahead(make, { from: options.step, to: options.end, depth: 1 });
+}
+
+async function latentBatch(
+  latents: Latents,
+  options: { batchSize: number; seed: number; step: number; flip: boolean },
+): Promise<LatentBatch> {
+  const { batchSize, seed, step } = options;
+  const [C, H, W] = latents.shape, P = H * W;
+  const indices = batchIndices(latents.length, batchSize, seed, step);
+  const coins = options.flip ? uniform(seed, FLIP_STREAM, batchSize, step) : undefined;
+  const x = new Float32Array(batchSize * P * C), labels = new Uint32Array(batchSize);
+  await Promise.all(indices.map(async (i, n) => {
+    const z = await latents.latent(i, coins !== undefined && (coins[n] as number) < 0.5);
+    labels[n] = latents.labels[i] as number;
+    for (let c = 0; c < C; c++) {
+      const mean = latents.mean[c] as number, std = latents.std[c] as number;
+      for (let p = 0; p < P; p++) x[(n * P + p) * C + c] = ((z[c * P + p] as number) - mean) / std;
+    }
+  }));
+  return { x, labels };
+}

@@ -1,0 +1,170 @@
+// Encoders as they are published: a folder in Hugging Face layout, a model's name in the local Hugging Face cache, or the
+// authors' own torch file. Architecture, preprocessing, and weights ready to be read. The embedded encoder goes through
+// the same loader as a published one.
+
+import { fromFileUrl, join } from "@std/path";
+import { UsageError } from "../errors.ts";
+import { exists, isFile, readJson } from "../formats/files.ts";
+import {
+  cachedModel,
+  cacheProblem,
+  downloadModel,
+  hubCache,
+  isModelName,
+  snapshotIn,
+} from "../formats/hub.ts";
+import { type Preprocessor, preprocessorOf } from "../data/preprocess.ts";
+import { fingerprintOf, WeightsFingerprint } from "../formats/provenance.ts";
+import { type Renamed, renamed } from "../formats/mapped_store.ts";
+import { openModel } from "../formats/shards.ts";
+import { type TensorStore, unreadNote } from "../formats/tensors.ts";
+import type { Vit, VitConfig } from "../models/vit.ts";
+import { AUTHORS_ANCHOR, authorsModel } from "../models/vit_authors.ts";
+import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
+import { underNote } from "../models/wrappers.ts";
+import { loadState, type TensorSource } from "../nn/layers.ts";
+
+/** The encoder that comes with tok: trained by tasks/dev/pretrain_encoder.ts on generated images. */
+export const EMBEDDED_ENCODER = fromFileUrl(new URL("../models/tiny", import.meta.url));
+
+/** An encoder before its weights are read. */
+export interface EncoderSource {
+  /** Where it lies: a folder or a file. */
+  path: string;
+  config: VitConfig;
+  preprocessor: Preprocessor;
+  /**
+   * Fills a model that was made from `config`.
+   * @returns the fingerprint of the weights and of what they expect of pixels
+   * @throws UsageError listing every wrong key
+   */
+  load(vit: Vit): Promise<string>;
+}
+
+export interface EncoderOptions {
+  /** Fetch a model that is not in the Hugging Face cache. */
+  download?: boolean;
+  /**
+   * How positions are stretched to another grid than the stored one: by (n + offset) / N. Default: as the files' own
+   * code does it, 0.1 for the DINOv2 authors' files without registers, else 0.
+   */
+  interpolateOffset?: number | undefined;
+  /** Gets a line for each file that is fetched. */
+  say?: (line: string) => void;
+}
+
+/**
+ * Finds an encoder and reads what describes it.
+ * @param spec a folder, a file, or a name such as "facebook/dinov2-large"; default: the embedded encoder
+ * @throws UsageError when it is not found, not whole, or not supported
+ */
+export async function openEncoder(
+  spec: string = EMBEDDED_ENCODER,
+  options: EncoderOptions = {},
+): Promise<EncoderSource> {
+  const path = await locate(spec, options);
+  const encoder = isFile(path) ? await openFile(path) : openFolder(path);
+  const { interpolateOffset: offset } = options;
+  if (offset === undefined) return encoder;
+  if (FAMILIES[encoder.config.model_type].positions === "rotary") {
+    throw new UsageError(
+      `Cannot use "--interpolate-offset" with "${spec}": its positions are rotations, and nothing is interpolated`,
+    );
+  }
+  return { ...encoder, config: { ...encoder.config, interpolate_offset: offset } };
+}
+
+async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
+  // A model's folder in the cache stands for its snapshot.
+  if (exists(spec)) {
+    return isFile(spec) || exists(join(spec, "config.json")) ? spec : snapshotIn(spec)?.path ?? spec;
+  }
+  if (!isModelName(spec)) {
+    throw new UsageError(
+      `Cannot find the encoder "${spec}": there is no such file or folder; check the path, or give a name such as ` +
+        `facebook/dinov2-large`,
+    );
+  }
+  const cached = cachedModel(spec);
+  if (cached !== undefined) return cached;
+  if (download) return await downloadModel(spec, say);
+  const problem = cacheProblem(spec);
+  throw new UsageError(
+    `Cannot find the encoder "${spec}": there is no such path, and ${
+      problem === undefined
+        ? `it is not in the Hugging Face cache "${hubCache()}"`
+        : `the Hugging Face cache has it in part: ${problem}`
+    }; fetch it with --download`,
+  );
+}
+
+function openFolder(path: string): EncoderSource {
+  const file = join(path, "config.json");
+  if (!exists(file)) {
+    throw new UsageError(
+      `Cannot load the encoder "${path}": there is no "config.json" in it; check the path`,
+    );
+  }
+  const config = architectureOf(readJson(file), file);
+  const preprocessor = preprocessorIn(path, config);
+  return {
+    path,
+    config,
+    preprocessor,
+    load: (vit) =>
+      reading(
+        path,
+        vit,
+        preprocessor,
+        (store) => renamed(store, publishedKeys(config.model_type, store.shapes.keys())),
+      ),
+  };
+}
+
+async function openFile(path: string): Promise<EncoderSource> {
+  const store = await openModel(path);
+  store.close();
+  const model = authorsModel(store);
+  if (!model) {
+    throw new UsageError(
+      `Cannot load the encoder "${path}": it has no "${AUTHORS_ANCHOR}"${
+        underNote(store.shapes.keys(), AUTHORS_ANCHOR)
+      }, as the files of DINOv2's, DINOv3's and MAE's authors have; for another layout give the folder with its ` +
+        `config.json${unreadNote(store.unread)}`,
+    );
+  }
+  const { config, entries, shapes } = model, preprocessor = preprocessorIn(undefined, config);
+  return {
+    path,
+    config,
+    preprocessor,
+    load: (vit) => reading(path, vit, preprocessor, (store) => reshaped(renamed(store, entries), shapes)),
+  };
+}
+
+/** The folder's preprocessor_config.json, or what the family publishes where there is none. */
+function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): Preprocessor {
+  const { type, published } = FAMILIES[model_type].processor;
+  const file = join(folder ?? "", "preprocessor_config.json");
+  const found = folder !== undefined && exists(file);
+  return preprocessorOf(found ? readJson(file) : published, type, file);
+}
+
+async function reading(
+  path: string,
+  vit: Vit,
+  { mean, std }: Preprocessor,
+  view: (store: TensorStore) => TensorSource,
+): Promise<string> {
+  const store = await openModel(path), weights = new WeightsFingerprint();
+  try {
+    await loadState(vit, weights.through(view(store)));
+    return fingerprintOf(weights.value(), `${mean}`, `${std}`);
+  } finally {
+    store.close();
+  }
+}
+
+function reshaped(source: Renamed, shapes: ReadonlyMap<string, readonly number[]>): TensorSource {
+  return { ...source, shapes: new Map([...source.shapes, ...shapes]) };
+}

@@ -1,0 +1,181 @@
+// A diffusion model made ready to draw pictures: with the tokenizer of its latents, and what those are normalised with. A
+// model knows its tokenizer by its weights, so that another one in the same place is not taken for it.
+
+import { dirname, isAbsolute, join, relative, resolve } from "@std/path";
+import { UsageError } from "../errors.ts";
+import { exists } from "../formats/files.ts";
+import { checkStatistics } from "../formats/finite.ts";
+import { cachedModel, isModelName } from "../formats/hub.ts";
+import { readStatistics } from "../formats/latents.ts";
+import { differences } from "../formats/provenance.ts";
+import type { LatentStatistics } from "../models/tokenizer.ts";
+import {
+  type DiffusionModel,
+  type KnownTokenizer,
+  type ModelConfig,
+  openDit,
+  openTokenizer,
+  savedFingerprint,
+} from "./runs.ts";
+
+/**
+ * A diffusion model with the tokenizer of its latents, and what those are normalised with.
+ * @param options.tokenizer instead of the one that the model names; it must make the same latents
+ * @param options.latents folder with the statistics of the latents that the model was trained on, instead of the model's or
+ * the tokenizer's
+ * @param options.say gets a line that names the tokenizer
+ * @throws UsageError when the two do not fit, the model's tokenizer is not found, or nothing says the statistics
+ */
+export async function openGenerator(
+  path: string,
+  options: {
+    tokenizer?: string | undefined;
+    latents?: string | undefined;
+    say?: (line: string) => void;
+  } = {},
+): Promise<{ model: DiffusionModel; tokenizer: KnownTokenizer; origin: string }> {
+  const model = await openDit(path);
+  const tokenizer = await tokenizerOf(path, model, options.tokenizer, options.say ?? (() => {}));
+  const C = model.config.dit.in_channels;
+  if (C !== tokenizer.channels) {
+    throw new UsageError(
+      `Cannot sample from "${path}": it makes latents of ${C} channels, those of the tokenizer ` +
+        `"${tokenizer.identity.name}" have ${tokenizer.channels}; name another with --tokenizer`,
+    );
+  }
+  const { mean, std, origin } = await statisticsOf(path, model.config, tokenizer, options.latents);
+  if (mean.length !== C || std.length !== C) {
+    throw new UsageError(
+      `Cannot sample from "${path}": it makes latents of ${C} channels, and the statistics (${origin}) are ` +
+        `${mean.length} means and ${std.length} deviations; name the folder of its latents with --latents`,
+    );
+  }
+  checkStatistics(`"${path}" (${origin})`, mean, std);
+  const config = { ...model.config, latent_mean: [...mean], latent_std: [...std] };
+  return { model: { ...model, config }, tokenizer, origin };
+}
+
+/** Where a model in `folder` may look for the tokenizer `path`: after the model was moved, or both were. */
+export function placesOf(path: string, folder: string): string[] {
+  return exists(path) ? [resolve(path), relative(resolve(folder), resolve(path))] : [path];
+}
+
+async function tokenizerOf(
+  path: string,
+  { config, path: folder }: DiffusionModel,
+  given: string | undefined,
+  say: (line: string) => void,
+): Promise<KnownTokenizer> {
+  const recorded = config.made_from?.tokenizer;
+  if (given === undefined && recorded) return await recordedTokenizer(path, folder, recorded, say);
+  const named = given ?? config.tokenizer;
+  const known = (name: string) => exists(name) || isModelName(name) && cachedModel(name) !== undefined;
+  if (given === undefined && named !== undefined && !known(named)) {
+    throw new UsageError(
+      `Cannot find the tokenizer of "${path}": the model only says "${named}" (tok 0.2.0), and there is nothing of ` +
+        `that name here; name it with --tokenizer`,
+    );
+  }
+  const tokenizer = await openTokenizer(named), { identity } = tokenizer;
+  if (!recorded) {
+    say(
+      `tokenizer: ${identity.name}${
+        given === undefined
+          ? ", as seen from this folder: the model does not say which weights it had (tok 0.2.0)"
+          : ""
+      }`,
+    );
+    return tokenizer;
+  }
+  const [difference] = differences(
+    { tokenizer: { name: recorded.name, fingerprint: recorded.latents } },
+    { tokenizer: { name: identity.name, fingerprint: identity.latents } },
+  );
+  if (difference !== undefined) {
+    throw new UsageError(
+      `Cannot sample from "${path}": ${difference}; leave --tokenizer out, or remove "made_from" from ` +
+        `"${join(folder, "config.json")}" to mix the two on purpose`,
+    );
+  }
+  const other = identity.fingerprint !== recorded.fingerprint;
+  say(`tokenizer: ${identity.name}${other ? `, with another decoder than "${recorded.name}"` : ""}`);
+  return tokenizer;
+}
+
+function listed(folder: string): string[] {
+  try {
+    return [...Deno.readDirSync(folder)].map(({ name }) => join(folder, name)).sort();
+  } catch {
+    return []; // a folder that may be entered but not read
+  }
+}
+
+type Recorded = NonNullable<ModelConfig["made_from"]>["tokenizer"];
+
+/** The tokenizer with the recorded weights: where it was, or under another name beside the model's run. */
+async function recordedTokenizer(
+  path: string,
+  folder: string,
+  recorded: Recorded,
+  say: (line: string) => void,
+): Promise<KnownTokenizer> {
+  // Paths begin with "/" or ".."; the rest are names in a cache.
+  const places = recorded.places
+    .map((place) => place.startsWith(".") ? join(folder, place) : place)
+    .filter((place, i) => place === recorded.places[i] && !isAbsolute(place) || exists(place));
+  const runs = dirname(dirname(resolve(folder)));
+  const beside = listed(runs).filter((run) => savedFingerprint(run) === recorded.fingerprint);
+  const others: string[] = [];
+  for (const place of new Set([...places, ...beside])) {
+    const saved = savedFingerprint(place);
+    if (saved === undefined || saved === recorded.fingerprint) {
+      const tokenizer = await openTokenizer(place);
+      if (tokenizer.identity.fingerprint === recorded.fingerprint) {
+        say(`tokenizer: ${place}`);
+        return tokenizer;
+      }
+      others.push(`"${place}" is another one (${tokenizer.identity.fingerprint})`);
+    } else others.push(`"${place}" is another one (${saved})`);
+  }
+  throw new UsageError(
+    `Cannot find the tokenizer of "${path}": it was "${recorded.name}" (${recorded.fingerprint}), and ` +
+      `${others[0] ?? `there is nothing at "${recorded.places[0]}"`}; name it with --tokenizer`,
+  );
+}
+
+async function statisticsOf(
+  path: string,
+  { latent_mean: mean, latent_std: std, made_from: madeFrom }: ModelConfig,
+  tokenizer: KnownTokenizer,
+  latents: string | undefined,
+): Promise<LatentStatistics> {
+  if (latents !== undefined) {
+    const measured = await readStatistics(latents);
+    if (measured) {
+      const { name, latents: fingerprint } = tokenizer.identity;
+      // Flipped copies are not in the statistics.
+      const { flip: _, ...measuredFrom } = measured.record?.made_from ?? {};
+      const [difference] = differences(
+        madeFrom?.latents ?? { tokenizer: { name, fingerprint } },
+        measuredFrom,
+      );
+      if (difference === undefined) return { ...measured, origin: `"${measured.path}"` };
+      throw new UsageError(
+        `Cannot use the latents "${latents}" with "${path}": ${difference}; name the folder that the model was ` +
+          `trained on, or leave --latents out`,
+      );
+    }
+    throw new UsageError(
+      `Cannot use the latents "${latents}": there is no "latents_stats.safetensors" or ".pt"`,
+    );
+  }
+  if (mean && std) {
+    return { mean: Float32Array.from(mean), std: Float32Array.from(std), origin: "the model's own" };
+  }
+  const own = await tokenizer.statistics();
+  if (own) return own;
+  throw new UsageError(
+    `Cannot sample from "${path}": nothing says how its latents were normalised; put LightningDiT's ` +
+      `"latents_stats.pt" beside the tokenizer, or name its folder with --latents`,
+  );
+}

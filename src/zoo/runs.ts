@@ -1,0 +1,193 @@
+// What runs leave for each other: tokenizers and diffusion models as folders of config.json and model.safetensors. In the
+// same places published checkpoints are taken, so that every command works with either.
+
+import { join } from "@std/path";
+import { z } from "zod";
+import { UsageError } from "../errors.ts";
+import { checkStatistics } from "../formats/finite.ts";
+import { exists, isFile, makeFolder, readJson, validated, writeJson } from "../formats/files.ts";
+import { cachedModel, cacheProblem, isModelName, snapshotIn } from "../formats/hub.ts";
+import {
+  type Identity,
+  identitySchema,
+  provenanceSchema,
+  WeightsFingerprint,
+} from "../formats/provenance.ts";
+import { openModel } from "../formats/shards.ts";
+import { writeSafetensors } from "../formats/safetensors.ts";
+import { Dit, ditConfig } from "../models/dit.ts";
+import {
+  type ImageTokenizer,
+  Tokenizer,
+  type TokenizerConfig,
+  tokenizerConfig,
+  type TokenizerIdentity,
+  tokenizerIdentity,
+} from "../models/tokenizer.ts";
+import { loadState, saveState } from "../nn/layers.ts";
+import { holdsAutoencoder, openAutoencoder, openLightningDit } from "./published.ts";
+
+/** A tokenizer whose weights were read from somewhere. */
+export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };
+
+/**
+ * A tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, its name in the
+ * local Hugging Face cache, or a checkpoint file of LDM, SD-VAE or VA-VAE.
+ * @param path undefined where the caller's model does not say which
+ */
+export async function openTokenizer(path: string | undefined): Promise<KnownTokenizer> {
+  if (path === undefined) {
+    throw new UsageError(
+      "Cannot make images: a published diffusion model does not say which tokenizer its latents are of; " +
+        "name it with --tokenizer",
+    );
+  }
+  const folder = partOf(path, "tokenizer");
+  if (folder === undefined) {
+    const named = !exists(path) && isModelName(path);
+    const cached = named ? cachedModel(path, holdsAutoencoder) : snapshotIn(path)?.path;
+    const autoencoder = await openAutoencoder(cached ?? path);
+    if (autoencoder?.identity) {
+      return Object.assign(autoencoder, { identity: { ...autoencoder.identity, name: path } });
+    }
+    const problem = named && cached === undefined ? cacheProblem(path) : undefined;
+    if (problem !== undefined) {
+      throw new UsageError(
+        `Cannot use "${path}": there is no such path, and the Hugging Face cache has it in part: ${problem}; fetch it ` +
+          `again, or name a diffusers folder`,
+      );
+    }
+    throw new UsageError(
+      `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder, one in ` +
+        `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,
+    );
+  }
+  const config = readConfig(folder, tokenizerConfig, "a tokenizer");
+  const tokenizer = new Tokenizer(config), weights = await loadFrom(tokenizer, folder);
+  const { mean, std } = await tokenizer.statistics();
+  checkStatistics(`"${folder}" (latent_mean, latent_std)`, mean, std);
+  return Object.assign(tokenizer, { identity: tokenizerIdentity(path, weights) });
+}
+
+export async function saveTokenizer(run: string, tokenizer: Tokenizer): Promise<void> {
+  await saveTo(join(run, "tokenizer"), tokenizer, tokenizer.config satisfies TokenizerConfig);
+}
+
+/** A diffusion model's own description: its architecture, and what it was trained on. */
+export const modelConfig = z.object({
+  dit: ditConfig,
+  /** The tokenizer whose latents it makes; published models do not say. */
+  tokenizer: z.string().optional(),
+  classes: z.array(z.string()),
+  /** Per-channel statistics of the latents that it was trained on: it works on (z - mean) / std. Published models lack them. */
+  latent_mean: z.array(z.number()).optional(),
+  latent_std: z.array(z.number()).optional(),
+  /** Absent in models of tok 0.2.0. */
+  made_from: z.object({
+    /** With the places where it may be: paths from the root and from the folder of the model, or a name in a cache. */
+    tokenizer: identitySchema.extend({ latents: z.string(), places: z.array(z.string()) }),
+    /** The latents that it was trained on: the tokenizer's weights that make latents, the images, their size. */
+    latents: provenanceSchema,
+  }).optional(),
+});
+export type ModelConfig = z.infer<typeof modelConfig>;
+
+export interface DiffusionModel {
+  dit: Dit;
+  config: ModelConfig;
+  /** The folder or file that it was read from, and its weights. */
+  path: string;
+  identity: Identity;
+}
+
+/** A diffusion model from RUN/model or that folder itself, or from a checkpoint file of LightningDiT's authors. */
+export async function openDit(path: string): Promise<DiffusionModel> {
+  const folder = partOf(path, "model");
+  if (folder === undefined) {
+    if (!isFile(path)) {
+      throw new UsageError(
+        `Cannot use "${path}": it does not hold a diffusion model; make one with "tok train-dit", or name a checkpoint ` +
+          `of LightningDiT`,
+      );
+    }
+    const { dit, fingerprint } = await openLightningDit(path);
+    const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
+    return { dit, config: { dit: dit.config, classes }, path, identity: { name: path, fingerprint } };
+  }
+  const config = readConfig(folder, modelConfig, "a diffusion model");
+  const dit = new Dit(config.dit);
+  const fingerprint = (await loadFrom(dit, folder)).value();
+  return { dit, config, path: folder, identity: { name: path, fingerprint } };
+}
+
+export async function saveDit(run: string, dit: Dit, config: ModelConfig): Promise<void> {
+  await saveTo(join(run, "model"), dit, config);
+}
+
+/** The fingerprint that a tokenizer of tok was saved with; undefined where there is none. */
+export function savedFingerprint(path: string): unknown {
+  try {
+    const folder = partOf(path, "tokenizer");
+    const config = folder === undefined ? {} : readJson(join(folder, "config.json"));
+    return (config as { fingerprint?: unknown } | null)?.fingerprint;
+  } catch (error) {
+    if (error instanceof UsageError) return undefined; // whoever opens it will say what is wrong
+    throw error;
+  }
+}
+
+/** What a config.json may describe instead, and what to do with it. */
+const KINDS = [
+  { key: "dit", kind: "a diffusion model", remedy: 'name it with --model, as "tok sample" does' },
+  { key: "decoder", kind: "a tokenizer", remedy: "name it with --tokenizer" },
+  {
+    key: "model_type",
+    kind: "an encoder",
+    remedy: 'make a tokenizer of it with "tok align --encoder", and name that',
+  },
+];
+
+/** The config.json of a folder. @throws UsageError that says what it describes instead, or names the first wrong field */
+function readConfig<T>(folder: string, schema: z.ZodType<T>, wanted: string): T {
+  const path = join(folder, "config.json"), value = readJson(path);
+  const fields = typeof value === "object" && value !== null ? value : {};
+  const found = KINDS.find(({ key }) => key in fields);
+  if (found && found.kind !== wanted) {
+    throw new UsageError(`Cannot use "${folder}" as ${wanted}: it holds ${found.kind}; ${found.remedy}`);
+  }
+  return validated(schema, value, path);
+}
+
+/** The folder that `tok` wrote, RUN/part or the one named; undefined where there is none. */
+function partOf(run: string, part: string): string | undefined {
+  return [join(run, part), run].find((folder) =>
+    exists(join(folder, "config.json")) && exists(join(folder, "model.safetensors"))
+  );
+}
+
+/** @throws UsageError when config.json was written with other weights */
+async function loadFrom(module: object, folder: string): Promise<WeightsFingerprint> {
+  const store = await openModel(folder), weights = new WeightsFingerprint();
+  try {
+    await loadState(module, weights.through(store));
+  } finally {
+    store.close();
+  }
+  const file = join(folder, "config.json"), { fingerprint } = readJson(file) as { fingerprint?: unknown };
+  if (fingerprint !== undefined && fingerprint !== weights.value()) {
+    throw new UsageError(
+      `Cannot use "${folder}": its weights (${weights.value()}) are not those that config.json was written with ` +
+        `(${fingerprint}); copy both files again, or remove "fingerprint" from config.json if they were changed on purpose`,
+    );
+  }
+  return weights;
+}
+
+/** Weights first: a folder with a config.json is complete. */
+async function saveTo(folder: string, module: object, config: object): Promise<void> {
+  makeFolder(folder);
+  const tensors = await saveState(module), weights = new WeightsFingerprint();
+  for (const { name, shape, data } of tensors) weights.add(name, shape, data);
+  await writeSafetensors(join(folder, "model.safetensors"), tensors, { format: "pt" });
+  writeJson(join(folder, "config.json"), { ...config, fingerprint: weights.value() });
+}

@@ -1,0 +1,61 @@
+// Trains the independent classifier of generated shapes (src/metrics/toy_classifier.ts) and stores it beside the tiny encoder.
+// Run: deno run -A tasks/dev/pretrain_toy_classifier.ts [steps]
+
+import { noGrad } from "../../src/tensor/autograd.ts";
+import { closeDevice, openDevice } from "../../src/gpu/device.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+import { gather } from "../../src/data/image_source.ts";
+import { collect } from "../../src/metrics/batched.ts";
+import { Judge, JUDGE_FILE } from "../../src/metrics/toy_classifier.ts";
+import { accuracy } from "../../src/metrics/linear_probe.ts";
+import { saveState } from "../../src/nn/layers.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { crossEntropy } from "../../src/ops/softmax.ts";
+import { input } from "../../src/tensor/tensor.ts";
+import { schedule } from "../../src/train/loop.ts";
+import { Optimizer } from "../../src/train/optimizer.ts";
+
+const BATCH = 64, STEPS = Number(Deno.args[0] ?? 1200);
+await openDevice();
+const judge = new Judge();
+judge.init(new Initializer(7));
+const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", judge) }]);
+const inputs = { x: input([BATCH, 32, 32, 3]), labels: input([BATCH], "u32") };
+const train = await capture("judge", inputs, ({ x, labels }) => {
+  const loss = crossEntropy(judge.forward(x), labels);
+  optimizer.minimise(loss);
+  return { loss };
+}).prepare();
+const images = new Shapes(1_000_000, 31);
+for (let step = 0; step < STEPS; step++) {
+  const batch = await gather(images, Array.from({ length: BATCH }, (_, i) => step * BATCH + i), 32);
+  optimizer.set({
+    lr: 2e-3 * schedule(step, STEPS, 50, 0.02),
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weightDecay: 0.01,
+    clip: 1,
+    emaDecay: 0,
+  });
+  train.run({ x: batch.images, labels: batch.labels });
+  if (step % 200 === 199) {
+    console.log(`step ${step + 1}: loss ${(await train.read(train.outputs.loss))[0]?.toFixed(4)}`);
+  }
+}
+const test = await capture(
+  "test",
+  { x: input([BATCH, 32, 32, 3]) },
+  ({ x }) => noGrad(() => ({ y: judge.forward(x) })),
+).prepare();
+const { features, labels } = await collect(test, "y", new Shapes(1000, 999));
+const predicted = Array.from({ length: features.rows }, (_, r) => {
+  const row = features.data.subarray(10 * r, 10 * r + 10);
+  return row.indexOf(Math.max(...row));
+});
+console.log(`held-out accuracy ${(100 * accuracy(predicted, labels)).toFixed(1)} %`);
+await writeSafetensors(JUDGE_FILE, await saveState(judge), { made: "tasks/dev/pretrain_toy_classifier.ts" });
+closeDevice();

@@ -1,0 +1,108 @@
+// The benchmark measures what it says: every case can be planned, has a name of its own and the arithmetic of its sizes, and
+// wrong options are refused. How long anything takes is no matter of tests.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { GpuError } from "../../src/errors.ts";
+import { device } from "../../src/gpu/device.ts";
+import { kernelCases, largeProduct, titleOf } from "../../tasks/dev/bench/cases.ts";
+import { kernelOf } from "../../tasks/dev/bench/kernels.ts";
+import { divide, measure } from "../../tasks/dev/bench/measure.ts";
+import { steps } from "../../tasks/dev/bench/steps.ts";
+import { testDevice } from "../helpers/check.ts";
+
+const CEILING = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
+
+Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in both precisions", async () => {
+  await testDevice();
+  for (const precision of ["f32", "f16"] as const) {
+    const cases = kernelCases(precision, true);
+    assertEquals(new Set(cases.map(titleOf)).size, cases.length);
+    for (const c of cases) {
+      const { program: { plan }, bytes } = kernelOf(c);
+      const size = c.precision === "f16" ? 2 : 4;
+      if (c.op === "gemm") {
+        const products = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
+        assertEquals(products.reduce((n, l) => n + l.flops, 0), 2 * c.M * c.N * c.K, titleOf(c));
+        assertEquals(bytes, size * (c.M * c.K + c.K * c.N + c.M * c.N), titleOf(c));
+      } else if (c.op === "conv") {
+        const products = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
+        assertEquals(
+          products.reduce((n, l) => n + l.flops, 0),
+          2 * 9 * c.B * c.H * c.W * c.C * c.Co,
+          titleOf(c),
+        );
+      } else assert(plan.flops > 0 && (bytes as number) > 0, titleOf(c));
+    }
+  }
+});
+
+Deno.test("every step of a transformer can be planned, in both precisions", async () => {
+  await testDevice();
+  for (const precision of ["f32", "f16"] as const) {
+    const all = await steps(precision, true);
+    assertEquals(new Set(all.map(({ name }) => name)).size, all.length);
+    // Those of halves fill working copies on the device, so that only the small ones are made here; and none of the large.
+    const planned = (await steps(precision, false)).filter(({ op, name }) =>
+      op !== "alignment" && (precision === "f32" || /tiny/.test(name))
+    );
+    for (const step of planned) {
+      const { program, destroy } = await step.make();
+      assert(program.plan.flops > 1e8 && program.plan.launches.length > 20, step.name);
+      destroy();
+    }
+  }
+});
+
+Deno.test("a measured row agrees with its plan, and its time is divided", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
+  const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), CEILING);
+  assertEquals(row.measured, row.planned);
+  assert(row.ms > 0 && row.share > 0 && row.share < 1 && row.launches === made.program.plan.launches.length);
+  const square = kernelOf(largeProduct("f32", true));
+  await square.program.prepare();
+  const division = await divide(made.program, square.program);
+  if (division) {
+    assert(division.products > 0.5 && division.products <= 1);
+    assert(division.ofBest > 0 && division.ofBest < 1, "16x16x16 is no match for a large product");
+  }
+  square.destroy();
+  made.destroy();
+  assertEquals(memory.live, before);
+});
+
+Deno.test("what cannot be prepared is freed again, and its error passed on", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
+  const failing = () => {
+    const made = kernelOf(c);
+    made.program.repeat = () => {
+      throw new GpuError("no more memory");
+    };
+    return made;
+  };
+  await assertRejects(() => measure(c.name, c.precision, failing, CEILING), GpuError, "no more memory");
+  assertEquals(memory.live, before);
+});
+
+Deno.test("the benchmark refuses what is not an option, and explains itself", async () => {
+  const bench = fromFileUrl(new URL("../../tasks/dev/bench.ts", import.meta.url));
+  const config = fromFileUrl(new URL("../../deno.json", import.meta.url));
+  const run = async (...args: string[]) => {
+    const all = ["run", "-A", "--no-check", "--config", config, bench, ...args];
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: all }).output();
+    return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
+  };
+  const wrong = await run("--perrs");
+  assertEquals([wrong.code, wrong.stdout], [2, ""]);
+  assert(wrong.stderr.includes("did you mean --peers?"), wrong.stderr);
+  assertEquals((await run("--precision", "f64")).code, 2);
+  const none = await run("--only", "no such case", "--only", "nor this");
+  assertEquals(none.code, 2);
+  assert(none.stderr.includes(`"no such case" or "nor this"`), none.stderr);
+  const help = await run("--help");
+  assert(help.code === 0 && help.stdout.includes("--torch"));
+});

@@ -1,0 +1,121 @@
+// Measured tiles: where they are remembered, what a damaged file does, and that they reach the products.
+
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { join } from "@std/path";
+import { device } from "../../src/gpu/device.ts";
+import { chooseTile, onlyTile, thisMachine, tileKey, TILES, useTiles } from "../../src/ops/gemm_tiles.ts";
+import {
+  adapterKey,
+  measureTiles,
+  prepareTiles,
+  rememberedTiles,
+  rememberTiles,
+  tilesFile,
+  tuningSizes,
+} from "../../src/bench/gemm_tuning.ts";
+import { testDevice } from "../helpers/check.ts";
+
+const silent = () => {};
+const shape = { kind: "nn", M: 256, N: 384, K: 64, count: 1, vector: true } as const;
+
+async function inFolder(fn: (file: string) => Promise<void> | void): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await fn(join(folder, "cache", "tok", "tiles.json"));
+  } finally {
+    useTiles({});
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+Deno.test("measured tiles are remembered for each adapter, in the folder that the system has for it", async () => {
+  assertEquals(tilesFile({ HOME: "/h" }, "linux"), "/h/.cache/tok/tiles.json");
+  assertEquals(tilesFile({ HOME: "/h", XDG_CACHE_HOME: "/c" }, "linux"), "/c/tok/tiles.json");
+  assertEquals(tilesFile({ HOME: "/h" }, "darwin"), "/h/Library/Caches/tok/tiles.json");
+  assert(tilesFile({ USERPROFILE: "/u", LOCALAPPDATA: "/u/local" }, "windows").startsWith("/u/local"));
+  await inFolder((file) => {
+    const facts = {
+      vendor: "v",
+      architecture: "",
+      description: "d",
+      software: false,
+      lanes: 0,
+      features: [],
+    };
+    const [one, two] = [adapterKey(facts, "cpu"), adapterKey(facts, "gpu")];
+    assertMatch(two, /^v \| d \| gpu \| tok \d+\.\d+\.\d+$/);
+    assertEquals(rememberedTiles(file, one, silent), undefined);
+    const [a, b] = [onlyTile("cpu", [24, 24]), onlyTile("gpu", [128, 64])];
+    rememberTiles(file, one, a);
+    rememberTiles(file, two, b);
+    assertEquals(rememberedTiles(file, one, silent), a);
+    assertEquals(rememberedTiles(file, two, silent), b);
+  });
+});
+
+Deno.test("a damaged file of tiles is reported, counts as none, and is replaced", async () => {
+  await inFolder((file) => {
+    const good = onlyTile("cpu", [24, 24]);
+    rememberTiles(file, "k", good);
+    for (
+      const damage of [
+        "",
+        "{",
+        "[]",
+        `{"adapters":{"k":{"x":{"rate":-1,"slots":1}}}}`,
+        `{"adapters":{"k":{"x":{"rate":1}}}}`,
+      ]
+    ) {
+      Deno.writeTextFileSync(file, damage);
+      const warnings: string[] = [];
+      assertEquals(rememberedTiles(file, "k", (text) => warnings.push(text)), undefined);
+      assertEquals(warnings.length, 1);
+      assertMatch(warnings[0] as string, /tiles\.json.*tok doctor --tune/);
+    }
+    rememberTiles(file, "k", good);
+    assertEquals(rememberedTiles(file, "k", silent), good);
+  });
+});
+
+Deno.test("tuning measures every tile once, remembers, and decides what products use", async () => {
+  await testDevice("cpu");
+  await inFolder(async (file) => {
+    const lines: string[] = [];
+    const say = { line: (text: string) => lines.push(text), warn: (text: string) => lines.push(text) };
+    assertEquals(await prepareTiles("never", say, file), undefined);
+    assertEquals(lines, []);
+    const table = await prepareTiles("once", say, file, () => measureTiles("nn"));
+    assertEquals(lines.length, 1);
+    assertMatch(lines[0] as string, /^tuned matrix products for this adapter in \d+\.\d s/);
+    for (const tile of TILES.cpu) assert((table?.[tileKey("cpu", "nn", tile)]?.rate ?? 0) > 0);
+    assertEquals(await prepareTiles("once", say, file), table);
+    assertEquals(lines.length, 1, "what is remembered is not measured again");
+
+    const key = adapterKey(device().facts, "cpu");
+    for (const tile of TILES.cpu) {
+      rememberTiles(file, key, onlyTile("cpu", tile));
+      await prepareTiles("never", say, file);
+      assertEquals(chooseTile(thisMachine(), shape), tile);
+    }
+  });
+});
+
+Deno.test("what the tiles of software adapters are measured at fills every one of them", async () => {
+  await testDevice("cpu");
+  const { S, map: [, H = 0, W = 0], channels } = tuningSizes();
+  for (const [m, n] of TILES.cpu) {
+    for (const rows of [S, H * W, channels]) assertEquals(rows % m, 0, `${rows} rows in tiles of ${m}`);
+    for (const columns of [S, channels, 9 * channels]) {
+      assertEquals(columns % n, 0, `${columns} in tiles of ${n}`);
+    }
+  }
+});
+
+Deno.test("tuning of the gpu kernels measures those tiles that the adapter has room for", async () => {
+  await testDevice("gpu");
+  const table = await measureTiles("nn");
+  for (const tile of TILES.gpu) {
+    const { rate = 0, slots = 0 } = table[tileKey("gpu", "nn", tile)] ?? {};
+    assert(rate > 0 && slots >= 1);
+  }
+});

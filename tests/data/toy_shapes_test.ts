@@ -1,0 +1,43 @@
+// The generated images: a function of seed and number, and varied as they should be.
+
+import { assert, assertEquals } from "@std/assert";
+import { batchIndices, gather, part } from "../../src/data/image_source.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+
+Deno.test("image i is a function of the seed and i, at any length of the set", () => {
+  assertEquals(new Shapes(10, 3).image(7, 32), new Shapes(10_000, 3).image(7, 32));
+  assert(new Shapes(10, 4).image(7, 32).some((v, k) => v !== new Shapes(10, 3).image(7, 32)[k]));
+});
+
+Deno.test("there are ten balanced classes and pixels stay in -1..1", () => {
+  const shapes = new Shapes(100, 1);
+  assertEquals(shapes.classes.length, 10);
+  assertEquals(new Set(Array.from({ length: 10 }, (_, i) => shapes.label(i))).size, 10);
+  for (let i = 0; i < 30; i++) assert(shapes.image(i, 24).every((v) => v >= -1 && v <= 1));
+});
+
+Deno.test("the same shape varies in colour, place and size from image to image", () => {
+  const shapes = new Shapes(1000, 1), discs = [0, 10, 20, 30].map((i) => shapes.image(i, 32));
+  for (let i = 1; i < discs.length; i++) {
+    const change = (discs[i] as Float32Array).reduce((s, v, k) =>
+      s + Math.abs(v - (discs[0]?.[k] as number)), 0) / 3072;
+    assert(change > 0.1, `images 0 and ${i} differ by ${change}`);
+  }
+});
+
+Deno.test("each epoch of batches has every image once, in another order, and any step can be made alone", () => {
+  const steps = Array.from({ length: 10 }, (_, s) => batchIndices(20, 4, 5, s));
+  const sorted = (list: number[]) => [...list].sort((a, b) => a - b);
+  assertEquals(sorted(steps.slice(0, 5).flat()), Array.from({ length: 20 }, (_, i) => i));
+  assertEquals(sorted(steps.slice(5).flat()), Array.from({ length: 20 }, (_, i) => i));
+  assert(steps.slice(0, 5).flat().join() !== steps.slice(5).flat().join());
+  assertEquals(batchIndices(20, 4, 5, 7), steps[7]);
+});
+
+Deno.test("gather() puts images one after another, part() renumbers them", async () => {
+  const shapes = new Shapes(50, 2), some = part(shapes, 10, 20);
+  assertEquals(some.length, 10);
+  const batch = await gather(some, [0, 3], 16);
+  assertEquals(batch.images.subarray(768), shapes.image(13, 16));
+  assertEquals([...batch.labels], [0, 3]);
+});

@@ -1,0 +1,134 @@
+// .npz files: NumPy's own are read, ours are read by NumPy's rules, damaged ones are refused.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import fc from "fast-check";
+import { ShapeError, UsageError } from "../../src/errors.ts";
+import { encodeNpyHeader, parseNpyHeader } from "../../src/formats/npy.ts";
+import { openNpz, writeNpz } from "../../src/formats/npz.ts";
+
+const fixture = (name: string) => new URL(`../fixtures/${name}`, import.meta.url).pathname;
+
+// fixtures/numpy.npz: numpy 2.4 savez_compressed; fixtures/objects.npz: savez of an object array.
+
+Deno.test("openNpz() reads what NumPy compressed, in any byte order and memory order", async () => {
+  const npz = await openNpz(fixture("numpy.npz"));
+  try {
+    assertEquals([...npz.arrays.keys()], ["arr_0", "mu", "sigma", "big", "half", "labels", "flag"]);
+    assertEquals(npz.arrays.get("arr_0")?.shape, [2, 3, 4, 3]);
+    assertEquals([...await npz.read("mu")], [-1, -0.5, 0, 0.5, 1]);
+    assertEquals([...await npz.read("sigma")], [0, 1, 2, 3, 4, 5]);
+    assertEquals([...await npz.read("big")], [1.5, -2]);
+    assertEquals([...await npz.read("half")], [0.5, 2]);
+    assertEquals([...await npz.read("labels")], [3, -1]);
+    assertEquals([...await npz.read("flag")], [1]);
+    const rows = await Array.fromAsync(npz.rows("arr_0"));
+    assertEquals(rows.map((row) => [row.length, row[0], row[35]]), [[36, 0, 35], [36, 36, 71]]);
+    await assertRejects(() => npz.read("nu"), UsageError, "has no such array");
+    await assertRejects(() => npz.rows("mu").next(), UsageError, "not a uint8 array");
+  } finally {
+    npz.close();
+  }
+});
+
+Deno.test("openNpz() refuses arrays of objects", async () => {
+  await assertRejects(() => openNpz(fixture("objects.npz")), UsageError, "Python objects");
+});
+
+/** What `sample --npz` writes, with images in parts that do not end where images do. */
+async function writeSamples(path: string): Promise<void> {
+  async function* images() {
+    for (let i = 0; i < 5; i++) yield Uint8Array.from({ length: 48 }, (_, k) => 48 * i + k);
+  }
+  await writeNpz(path, [
+    { name: "arr_0", shape: [10, 2, 4, 3], data: images() },
+    { name: "arr_1", shape: [3], data: new BigInt64Array([5n, 0n, -7n]) },
+    { name: "scalar", shape: [], data: new Float64Array([0.25]) },
+  ]);
+}
+
+Deno.test("writeNpz() and openNpz() give back every array", async () => {
+  const path = `${await Deno.makeTempDir()}/samples.npz`;
+  await writeSamples(path);
+  const npz = await openNpz(path);
+  const rows = await Array.fromAsync(npz.rows("arr_0"));
+  assertEquals(rows.map((row) => row[0]), Array.from({ length: 10 }, (_, i) => 24 * i));
+  assertEquals([...await npz.read("arr_1")], [5, 0, -7]);
+  assertEquals([...await npz.read("scalar")], [0.25]);
+  npz.close();
+});
+
+Deno.test("writeNpz() gives equal bytes for equal arrays, ZIP64 throughout", async () => {
+  const folder = await Deno.makeTempDir();
+  await writeSamples(`${folder}/a.npz`);
+  await writeSamples(`${folder}/b.npz`);
+  const bytes = Deno.readFileSync(`${folder}/a.npz`);
+  assertEquals(bytes, Deno.readFileSync(`${folder}/b.npz`));
+  const view = new DataView(bytes.buffer);
+  assertEquals(view.getUint32(18, true), 0xffffffff, "the 32-bit size of the first member");
+  assertEquals(view.getUint32(bytes.length - 22 - 20, true), 0x07064b50, "the ZIP64 locator");
+});
+
+Deno.test("writeNpz() refuses data that does not fill its shape and leaves no file", async () => {
+  const folder = await Deno.makeTempDir();
+  await assertRejects(
+    () => writeNpz(`${folder}/a.npz`, [{ name: "x", shape: [3], data: new Uint8Array(2) }]),
+    ShapeError,
+    '"x" has 2 bytes, its shape (3) needs 3',
+  );
+  assertEquals([...Deno.readDirSync(folder)], []);
+});
+
+Deno.test("encodeNpyHeader() is aligned to 64 bytes and parsed back for every shape", () => {
+  fc.assert(fc.property(fc.array(fc.nat(1e6), { maxLength: 8 }), (shape) => {
+    fc.pre(Number.isSafeInteger(shape.reduce((n, d) => n * d, 1)));
+    const header = encodeNpyHeader(new Float32Array(), shape);
+    assertEquals(header.length % 64, 0);
+    assertEquals(parseNpyHeader(header), {
+      kind: "f4",
+      bigEndian: false,
+      shape,
+      fortran: false,
+      start: header.length,
+    });
+  }));
+});
+
+Deno.test("a damaged .npz ends in a UsageError or in the right numbers, at every byte", async () => {
+  const path = `${await Deno.makeTempDir()}/samples.npz`;
+  await writeSamples(path);
+  const whole = Deno.readFileSync(path);
+  const read = async () => {
+    const npz = await openNpz(path);
+    try {
+      const arrays = new Map<string, string>();
+      for (const name of npz.arrays.keys()) arrays.set(name, (await npz.read(name)).join());
+      return arrays;
+    } finally {
+      npz.close();
+    }
+  };
+  const right = await read();
+  let refused = 0;
+  for (let i = 0; i < whole.length; i++) {
+    const bytes = whole.slice();
+    bytes[i] = (bytes[i] ?? 0) ^ 0x15;
+    Deno.writeFileSync(path, bytes);
+    const result = await read().catch((error) => error);
+    if (result instanceof UsageError) refused++;
+    else {
+      assert(result instanceof Map, `byte ${i}: ${result}`);
+      for (const [name, numbers] of result) {
+        assertEquals(numbers, right.get(name) ?? numbers, `byte ${i}, "${name}"`);
+      }
+    }
+  }
+  assert(refused > whole.length / 2, `${refused} of ${whole.length} refused`);
+  for (let length = 0; length < whole.length; length += 7) {
+    Deno.writeFileSync(path, whole.slice(0, length));
+    await assertRejects(read, UsageError);
+  }
+});
+
+Deno.test("openNpz() says that a file is not there", async () => {
+  await assertRejects(() => openNpz("/nowhere/a.npz"), UsageError, "it does not exist");
+});

@@ -1,0 +1,244 @@
+// The bound on a thread's loop iterations: every kernel with a loop says how many it runs, and counting them on the device
+// shows that it says enough. A kernel that is new, or that nothing here launches, fails the last test.
+
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { grad } from "../../src/tensor/autograd.ts";
+import { GpuError } from "../../src/errors.ts";
+import { hasOpenLoop, iterationsOfSum, MAX_ITERATIONS, partsOf } from "../../src/gpu/iterations.ts";
+import { kernel, type Launch } from "../../src/gpu/kernel.ts";
+import { capture } from "../../src/gpu/program.ts";
+import type { Storage } from "../../src/gpu/storage.ts";
+import { adamw, hyperVariable, progressVariable, record } from "../../src/ops/adamw.ts";
+import { attention } from "../../src/ops/attention.ts";
+import { multiplyAdds } from "../../src/bench/peak_kernel.ts";
+import { conv2d } from "../../src/ops/conv.ts";
+import { embedding } from "../../src/ops/embedding.ts";
+import { scale } from "../../src/ops/math.ts";
+import { linear } from "../../src/ops/matmul.ts";
+import { modulate } from "../../src/ops/modulate.ts";
+import { groupNorm, layerNorm } from "../../src/ops/norm.ts";
+import { averagePool, maxPool } from "../../src/ops/pool.ts";
+import { sum } from "../../src/ops/reduce.ts";
+import { crossEntropy, softmax } from "../../src/ops/softmax.ts";
+import { constant, empty, input, type Tensor, variable } from "../../src/tensor/tensor.ts";
+import { PROFILES, testDevice } from "../helpers/check.ts";
+
+/** Iterations of loops whose length the text fixes, which launches do not count: unrolled vectors, trees of sums. */
+const FIXED = 64;
+
+/** The kernel of a launch, and in addition the most loop iterations of any thread, in `turns_seen[0]`. */
+function counting({ kernel: { text, entry, constants, freeBinding } }: Launch) {
+  let counted = "", at = 0;
+  for (const { 0: word, index } of text.matchAll(/\b(?:for|while|loop)\b\s*/g)) {
+    let brace = index + word.length;
+    for (let depth = 0; depth > 0 || text[brace] !== "{"; brace++) {
+      depth += text[brace] === "(" ? 1 : text[brace] === ")" ? -1 : 0;
+    }
+    counted += `${text.slice(at, brace + 1)} turns_taken += 1u;`;
+    at = brace + 1;
+  }
+  counted += text.slice(at);
+  const [head = "", attributes = "", parameters = ""] =
+    new RegExp(`(@compute\\s*@workgroup_size\\(.*\\))\\s*fn ${entry}\\(([^{]*)\\)\\s*\\{`).exec(counted) ??
+      [];
+  assert(head, `the entry point ${entry} is found`);
+  const names = [...parameters.matchAll(/(\w+)\s*:/g)].map((m) => m[1]);
+  const wrapped = `${attributes} fn ${entry}(${parameters}) {
+    ${entry}_itself(${names.join(", ")});
+    atomicMax(&turns_seen[0], turns_taken);
+  }
+  fn ${entry}_itself(${parameters.replace(/@builtin\(\w+\)\s*/g, "")}) {`;
+  const declared =
+    `@group(0) @binding(${freeBinding}) var<storage, read_write> turns_seen: array<atomic<u32>>;
+    var<private> turns_taken: u32;\n`;
+  return kernel(declared + counted.replace(head, wrapped), entry, { ...constants });
+}
+
+interface Case {
+  inputs: Record<string, readonly number[]>;
+  fn: (inputs: Record<string, Tensor>) => Tensor;
+  /** Its matrix products are counted too: they compile for seconds, and some cases would only repeat others. */
+  gemms?: boolean;
+}
+
+const op = (fn: (...x: Tensor[]) => Tensor, ...shapes: (readonly number[])[]): Case => ({
+  inputs: Object.fromEntries(shapes.map((s, i) => [`x${i}`, s])),
+  fn: (x) => fn(...Object.values(x)),
+});
+
+const gemm = (...of: Parameters<typeof op>): Case => ({ ...op(...of), gemms: true });
+
+const CASES: Readonly<Record<string, Case>> = {
+  "rows": op((x) => sum(x, [1]), [3, 40_000]),
+  "rows of odd length": op((x) => sum(x, [1]), [3, 9_001]),
+  "columns": op((x) => sum(x, [0]), [20_000, 8]),
+  "columns of odd length": op((x) => sum(x, [0]), [9_000, 3]),
+  "modulation": op(modulate, [2, 1500, 8], [2, 1, 16]),
+  "layer norm": op((x, w, b) => layerNorm(x, w, b), [1030, 80], [80], [80]),
+  "layer norm of rows too long for a thread": op((x) => layerNorm(x), [2, 30_001]),
+  "group norm": op((x, w, b) => groupNorm(x, 2, w, b), [2, 6000, 8], [8], [8]),
+  "group norm of channels that are no whole vectors": op(
+    (x, w, b) => groupNorm(x, 3, w, b),
+    [2, 900, 6],
+    [6],
+    [6],
+  ),
+  "group norm of many small groups": op((x, w, b) => groupNorm(x, 2, w, b), [40, 30, 16], [16], [16]),
+  "softmax": op(softmax, [5, 500]),
+  "softmax of rows too long for a thread": op(softmax, [2, 20_001]),
+  "cross entropy": {
+    inputs: { x: [9, 101] },
+    fn: ({ x }) => crossEntropy(x as Tensor, constant(new Uint32Array(9).fill(3), [9])),
+  },
+  "attention": op(attention, [1, 40, 1, 4], [1, 81, 1, 4], [1, 81, 1, 4]),
+  "linear": gemm((x, w, b) => linear(x, w, b), [600, 4], [4, 4], [4]),
+  "linear of odd sizes": gemm((x, w, b) => linear(x, w, b), [301, 3], [3, 3], [3]),
+  "convolution of few channels": gemm((x, w, b) => conv2d(x, w, b, { padding: 1 }), [1, 20, 20, 4], [
+    4,
+    3,
+    3,
+    4,
+  ], [4]),
+  "convolution": gemm((x, w) => conv2d(x, w, undefined, { padding: 1, stride: 2 }), [1, 9, 9, 40], [
+    4,
+    3,
+    3,
+    40,
+  ]),
+  "embedding": {
+    inputs: { table: [5, 3] },
+    fn: ({ table }) => embedding(table as Tensor, constant(new Uint32Array(700).fill(2), [700])),
+  },
+  "average pooling": op((x) => averagePool(x, { kernel: 5, stride: 2, padding: 2 }), [1, 12, 12, 4]),
+  "maximum pooling": op((x) => maxPool(x, { kernel: 5, stride: 2, padding: 2 }), [1, 12, 12, 4]),
+  "elementwise": op((x) => scale(x, 2), [100_000]),
+  "multiply-adds": op((x) => multiplyAdds(x, 2, 77), [256]),
+  "reports of a step": {
+    inputs: { values: [200] },
+    fn: ({ values }) => {
+      const sums = variable([200]);
+      const progress = progressVariable(false), norm2 = constant(new Float32Array(1), []);
+      record(
+        values as Tensor,
+        sums,
+        adamw([], hyperVariable(), norm2, progress, { values: values as Tensor }),
+      );
+      return sums;
+    },
+  },
+};
+
+/** Entry points whose loops were counted, and that a text has. */
+const launched = new Set<string>();
+
+for (const profile of PROFILES) {
+  Deno.test(`no thread runs more loop iterations than its launch says: ${profile} kernels`, async () => {
+    await testDevice(profile);
+    const counted = new Set<string>(), all: Tensor[] = [];
+    for (const [name, { inputs, fn, gemms }] of Object.entries(CASES)) {
+      const tensors = Object.fromEntries(Object.entries(inputs).map(([k, shape]) => [k, input(shape)]));
+      for (const x of Object.values(tensors)) x.requiresGrad = true;
+      const { plan } = capture(name, tensors, (x) => {
+        const y = fn(x);
+        const dys = y.node ? grad(y, Object.values(x)) : [];
+        return { y, ...Object.fromEntries(dys.map((dy, i) => [`d${i}`, dy])) };
+      });
+      const found: { launch: Launch; seen: Tensor }[] = [];
+      const program = capture(name, {}, () => {
+        for (const launch of plan.launches) {
+          const { kernel: { text, entry, bindings, hasOpenLoop }, storages, params, grid, iterations } =
+            launch;
+          if (!hasOpenLoop || (entry === "gemm" && !gemms) || counted.has(text + entry + iterations)) {
+            continue;
+          }
+          counted.add(text + entry + iterations);
+          // What is in the arrays does not matter: they are zeros.
+          const zeros = new Map(storages.map((s) => [s, variable([s.elements])]));
+          const buffers = Object.fromEntries(
+            bindings.map((b, i) => [b.name, zeros.get(storages[i] as Storage) as Tensor]),
+          );
+          const seen = variable([1], { dtype: "u32" });
+          counting(launch).launch({ ...buffers, turns_seen: seen }, launch.kernel.unpack(params), grid, {
+            iterations,
+          });
+          found.push({ launch, seen });
+          all.push(seen, ...zeros.values());
+        }
+        return {};
+      });
+      await program.prepare();
+      program.run();
+      for (const { launch: { kernel: { label, entry }, iterations }, seen } of found) {
+        const [turns = 0] = new Uint32Array(await seen.storage.read());
+        launched.add(entry);
+        if (Deno.env.get("SHOW")) console.log(profile, name, label, iterations, turns);
+        assert(turns > 0, `${name}: ${label} runs its loops`);
+        assert(
+          turns <= iterations + FIXED,
+          `${name}: ${label} runs ${turns} iterations and says ${iterations}`,
+        );
+        assert(
+          iterations <= 2 * turns + FIXED,
+          `${name}: ${label} says ${iterations} iterations and runs ${turns}`,
+        );
+      }
+      program.destroy();
+    }
+    for (const { storage } of all) storage.destroy();
+  });
+}
+
+Deno.test("the loops of every kernel are counted by the tests above", async () => {
+  for await (const { name } of Deno.readDir("kernels")) {
+    if (!name.endsWith(".wgsl")) continue;
+    const text = (await Deno.readTextFile(`kernels/${name}`)).replace(/\/\/[^\n]*/g, "");
+    for (const [, entry = ""] of text.matchAll(/@compute\s*@workgroup_size\([^)]*\)\s*fn\s+(\w+)/g)) {
+      const prelude = await Promise.all(
+        ["prelude_vec4", "prelude_rows"].map((p) => Deno.readTextFile(`kernels/${p}.wgsl`)),
+      );
+      const made = kernel(name === "layout.wgsl" ? `alias E = u32;${text}` : prelude.join("") + text, entry);
+      assert(!made.hasOpenLoop || launched.has(entry), `the loops of ${entry} in ${name} are counted`);
+    }
+  }
+  for (const entry of ["gemm", "pointwise", "ceiling"]) assert(launched.has(entry), entry);
+});
+
+Deno.test("a launch that does not say how long its loops are, or says too much, is refused", () => {
+  const text = `struct Params { n: u32 }
+@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<uniform> params: Params;
+@compute @workgroup_size(1)
+fn spin() { for (var i = 0u; i < params.n; i++) { y[i] = 1.0; } }`;
+  const launch = (options: { iterations?: number }) =>
+    capture("spin", {}, () => {
+      kernel(text, "spin").launch({ y: empty([4]) }, { n: 4 }, [1], options);
+      return {};
+    });
+  assertThrows(() => launch({}), GpuError, "does not say how many iterations");
+  assertThrows(() => launch({ iterations: MAX_ITERATIONS + 1 }), GpuError, "16,385 loop iterations");
+  launch({ iterations: MAX_ITERATIONS });
+});
+
+Deno.test("a loop is open where its header names more than its variable and the text's constants", () => {
+  const constants = new Set(["LANES"]);
+  for (
+    const [text, open] of [
+      ["for (var i = 0u; i < 10u; i++) {}", false],
+      ["for (var half = LANES / 2u; half > 0u; half /= 2u) {}", false],
+      ["for (var i = 0u; i < params.n; i++) {}", true],
+      ["for (var i = begin; i < 10u; i++) {}", true],
+      ["while (x) {}", true],
+      ["loop { break; }", true],
+    ] as const
+  ) assertEquals(hasOpenLoop(text, constants), open, text);
+});
+
+Deno.test("parts are few and keep every thread, with the loops around the long one, within the bound", () => {
+  for (const n of [1, 12_288, 12_289, 65_535, 25e6, 1e9]) {
+    for (const loops of [1, 2, 3]) {
+      const parts = partsOf(n, loops);
+      assert(loops * iterationsOfSum(Math.ceil(n / parts)) <= MAX_ITERATIONS);
+      assert(parts === 1 || loops * n / (parts - 1) > MAX_ITERATIONS / 2);
+    }
+  }
+});

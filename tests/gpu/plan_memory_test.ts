@@ -1,0 +1,107 @@
+// Planned memory is real memory: what a prepared step holds on the device is what its plan said before anything was
+// allocated, and pooling saves what it is there for.
+
+import { assert, assertEquals } from "@std/assert";
+import { alignConfig } from "../../src/cli/config.ts";
+import { device } from "../../src/gpu/device.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { Dit, DIT_SIZES, ditConfig } from "../../src/models/dit.ts";
+import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
+import { matmul } from "../../src/ops/matmul.ts";
+import { input } from "../../src/tensor/tensor.ts";
+import { Alignment, type Stage, StageRun } from "../../src/train/alignment.ts";
+import { Diffusion } from "../../src/train/diffusion.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
+import { stagesOf } from "../../tasks/align.ts";
+import { PROFILES, testDevice } from "../helpers/check.ts";
+
+/** Planned bytes within 5 % of those that appeared on the device. */
+function assertAgree(planned: number, measured: number, what: string): void {
+  const apart = Math.abs(planned - measured) / measured;
+  assert(apart < 0.05, `${what}: planned ${planned} bytes, measured ${measured}`);
+}
+
+const diffusionOf = (config: Record<string, unknown>, batchSize: number) =>
+  new Diffusion(new Dit(ditConfig.parse(config)), {
+    batchSize,
+    labelDropout: 0.1,
+    directionWeight: 1,
+    ema: true,
+    seed: 0,
+  });
+
+Deno.test("a DiT training step takes the memory that its plan says, and gives it back", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const { memory } = device(), before = memory.live;
+    const diffusion = diffusionOf(
+      { input_size: 4, in_channels: 16, hidden_size: 48, depth: 2, num_heads: 2, num_classes: 10 },
+      4,
+    );
+    const program = diffusion.capture();
+    assertEquals(memory.live, before, "planning allocates nothing");
+    await program.prepare();
+    memory.peak = memory.live;
+    program.run({ x: new Float32Array(4 * 256), labels: new Uint32Array(4) });
+    await program.read(program.outputs.loss);
+    const most = memory.peak - before;
+    assertAgree(program.plan.totalBytes, most, `DiT step, ${profile}`);
+    program.destroy();
+    diffusion.destroy();
+    assert(memory.live - before < 0.01 * most, `${memory.live - before} bytes are left`);
+  }
+});
+
+Deno.test("an alignment step takes the memory that its plan says", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  const c = { ...alignConfig.parse({}), stages: [2], batchSize: 2 }, encoder = await openEncoder();
+  const tokenizer = new Tokenizer(tokenizerConfig.parse({
+    image_size: 32,
+    encoder: { ...encoder.config, num_hidden_layers: 2 },
+    image_mean: encoder.preprocessor.mean,
+    image_std: encoder.preprocessor.std,
+    adapter_hidden: 96,
+    decoder: {
+      ch: 16,
+      ch_mult: [1, 1, 2, 4],
+      num_res_blocks: 0,
+      attn_resolutions: [],
+      resolution: 32,
+      z_channels: 16,
+      groups: 4,
+    },
+  }));
+  tokenizer.init(new Initializer(0));
+  const [stage] = stagesOf(c, false);
+  const run = new StageRun(new Alignment(tokenizer, undefined), stage as Stage, c);
+  const program = await run.program(0);
+  program.run({ x: new Float32Array(2 * 32 * 32 * 3) });
+  await device().idle();
+  assertAgree(program.plan.totalBytes, memory.live - before, "alignment step");
+  run.destroy();
+});
+
+Deno.test("memory of another program of the same shapes is counted once it is made, and off once it is destroyed", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  const make = () =>
+    capture("t", { x: input([64, 64]) }, ({ x }) => ({ y: matmul(matmul(x, x), x) })).prepare();
+  const one = await make(), held = memory.live - before;
+  assertEquals(held, one.plan.totalBytes);
+  const two = await make();
+  assertEquals(memory.live - before, 2 * held);
+  one.destroy();
+  two.destroy();
+  one.destroy();
+  assertEquals(memory.live, before);
+});
+
+Deno.test("a training step of DiT-S/1 at a batch of 8 plans at most half of what keeping every intermediate takes", async () => {
+  await testDevice();
+  const { plan } = diffusionOf(DIT_SIZES["S/1"], 8).capture();
+  const { unpooledBytes, bytes } = plan;
+  assert(bytes.activations <= 0.5 * unpooledBytes, `${bytes.activations} of ${unpooledBytes} bytes`);
+  assert(unpooledBytes > 1e9, `${unpooledBytes}`);
+});

@@ -1,0 +1,102 @@
+// Operands staged in textures: the same bits as from buffers, and never a stale copy.
+
+import { assert, assertEquals } from "@std/assert";
+import { grad } from "../../../src/tensor/autograd.ts";
+import { device } from "../../../src/gpu/device.ts";
+import { addInPlace } from "../../../src/gpu/memory.ts";
+import { capture } from "../../../src/gpu/program.ts";
+import { stagingBytes } from "../../../src/gpu/software/staging.ts";
+import { conv2d } from "../../../src/ops/conv.ts";
+import { add } from "../../../src/ops/math.ts";
+import { matmul } from "../../../src/ops/matmul.ts";
+import { input, type Tensor, variable } from "../../../src/tensor/tensor.ts";
+import { evaluate, randomArray, testDevice } from "../../helpers/check.ts";
+
+/** Outputs and gradients of `fn` with operands in textures and in buffers must be equal bit for bit. */
+async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tensor[]) => Tensor) {
+  await testDevice("cpu");
+  const inputs = Object.fromEntries(shapes.map((shape, i) => [
+    `x${i}`,
+    { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
+  ]));
+  const both: Record<string, Float32Array>[] = [];
+  for (const staging of [true, false]) {
+    device().staging = staging;
+    both.push(
+      await evaluate(inputs, (tensors) => {
+        const x = Object.values(tensors);
+        for (const t of x) t.requiresGrad = true;
+        const y = fn(...x);
+        return { y, ...Object.fromEntries(grad(y, x).map((dx, i) => [`dx${i}`, dx])) };
+      }).finally(() => device().staging = true),
+    );
+  }
+  assertEquals(both[0], both[1]);
+}
+
+for (
+  const [M, N, K] of [[16, 16, 8], [40, 36, 12], [130, 70, 1048], [300, 144, 144], [17, 20, 2048]] as const
+) {
+  Deno.test(`products of ${M}x${N}x${K} have the same bits from textures and from buffers`, async () => {
+    await sameBits([[M, K], [K, N]], (a, b) => matmul(a, b));
+    await sameBits([[M, K], [N, K]], (a, b) => matmul(a, b, { transposeB: true }));
+    await sameBits([[3, K, M], [3, K, N]], (a, b) => matmul(a, b, { transposeA: true }));
+  });
+}
+
+for (const [C, stride] of [[8, 1], [12, 2]] as const) {
+  Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers`, async () => {
+    await sameBits(
+      [[2, 13, 11, C], [20, 3, 3, C]],
+      (x, w) => conv2d(x, w, undefined, { padding: 1, stride }),
+    );
+  });
+}
+
+Deno.test("no staging texture has a height for which llvmpipe would compile its kernel once more", async () => {
+  await testDevice("cpu");
+  for (const rows of [1, 2, 3, 4, 8, 11, 16]) {
+    const K = 64, N = 1024 * 4 * rows / K;
+    const { plan } = capture(
+      "t",
+      { a: input([K, K]), b: input([K, N]) },
+      ({ a, b }) => ({ y: matmul(a, b) }),
+    );
+    for (const bytes of stagingBytes(plan.launches).values()) {
+      const height = bytes / 16384;
+      assert((height & (height - 1)) !== 0, `a height of ${height}`);
+    }
+  }
+});
+
+Deno.test("a staged operand is copied again after it was written, and only then", async () => {
+  await testDevice("cpu");
+  const S = 72; // more than one row of a texture, and a part of the next
+  const a = variable([S, S], { init: () => randomArray(S * S, 1) });
+  const program = await capture("t", { b: input([S, S]) }, ({ b }) => {
+    const first = matmul(a, b), again = matmul(a, b, { transposeB: true });
+    addInPlace(b, a);
+    return { first, again, second: matmul(a, b) };
+  }).prepare();
+  const staged = stagingBytes(program.plan.launches);
+  assertEquals(
+    [...staged.values()],
+    [49152, 49152],
+    "two rows, and one so that their number is no power of two",
+  );
+  assert(program.plan.bytes.activations >= 98304);
+  const b = randomArray(S * S, 2);
+  const plain = await evaluate(
+    { a: { shape: [S, S], data: randomArray(S * S, 1) }, b: { shape: [S, S], data: b } },
+    ({ a, b }) => ({
+      first: matmul(a as Tensor, b as Tensor),
+      again: matmul(a as Tensor, b as Tensor, { transposeB: true }),
+      second: matmul(add(a as Tensor, b as Tensor), b as Tensor),
+    }),
+  );
+  program.run({ b });
+  for (const name of ["first", "again", "second"] as const) {
+    assertEquals(await program.read(program.outputs[name]), plain[name]);
+  }
+  program.destroy();
+});

@@ -1,0 +1,93 @@
+// A small alignment for tests: its sizes, its stages, and what an optimizer needs.
+
+import { Initializer } from "../../src/nn/init.ts";
+import { Discriminator } from "../../src/models/discriminator.ts";
+import type { Lpips } from "../../src/models/lpips.ts";
+import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
+import type { Precision } from "../../src/tensor/tensor.ts";
+import { Alignment, type AlignmentOptions, type Stage } from "../../src/train/alignment.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
+import { testDevice } from "./check.ts";
+
+export const OPTIONS: AlignmentOptions = {
+  batchSize: 4,
+  accumulate: 1,
+  imageSize: 32,
+  semanticLoss: "l2",
+  semanticAt: "after",
+};
+const LOSSES = { l1: 1, perceptual: 0.01, gan: 0, semantic: 0 };
+export const STAGES: Record<Stage["name"], Stage> = {
+  latent: {
+    name: "latent",
+    train: ["adapter", "decoder"],
+    losses: LOSSES,
+    steps: 30,
+    lr: 2e-3,
+    encoderLr: 0,
+    ema: 0,
+    ganStart: 0,
+  },
+  perceptual: {
+    name: "perceptual",
+    train: ["encoder", "adapter", "decoder"],
+    losses: { ...LOSSES, semantic: 0.5 },
+    steps: 30,
+    lr: 1e-3,
+    encoderLr: 1,
+    ema: 0.9,
+    ganStart: 0,
+  },
+  refine: {
+    name: "refine",
+    train: ["decoder"],
+    losses: { ...LOSSES, gan: 0.1 },
+    steps: 30,
+    lr: 1e-3,
+    encoderLr: 0,
+    ema: 0,
+    ganStart: 0,
+  },
+};
+export const HYPER = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 };
+
+interface Variant {
+  /** Residual blocks of a decoder's level, less one, and the sides of maps with attention. */
+  blocks?: number;
+  attention?: readonly number[];
+  /** The perceptual loss, with random weights. */
+  lpips?: Lpips | undefined;
+}
+
+/** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
+export async function alignment(precision: Precision = "f32", variant: Variant = {}): Promise<Alignment> {
+  const { blocks = 0, attention = [], lpips } = variant;
+  await testDevice();
+  const encoder = await openEncoder();
+  const tokenizer = new Tokenizer(tokenizerConfig.parse({
+    image_size: 32,
+    encoder: encoder.config,
+    image_mean: encoder.preprocessor.mean,
+    image_std: encoder.preprocessor.std,
+    adapter_hidden: 48,
+    decoder: {
+      ch: 8,
+      ch_mult: [1, 1, 2, 4],
+      num_res_blocks: blocks,
+      attn_resolutions: [...attention],
+      resolution: 32,
+      z_channels: 8,
+      groups: 4,
+    },
+  }));
+  const discriminator = new Discriminator({ ndf: 8, n_layers: 2 });
+  const made = new Alignment(tokenizer, discriminator, lpips, precision);
+  const init = new Initializer(0);
+  tokenizer.init(init);
+  discriminator.init(init);
+  for (const layer of lpips?.features ?? []) if (typeof layer === "object") init.torchDefault(layer);
+  await encoder.load(tokenizer.encoder);
+  await made.setReference();
+  await made.setAnchor();
+  return made;
+}

@@ -1,0 +1,92 @@
+// Commands inside the process of a test: seconds less than starting tok, and an error comes as it was thrown.
+
+import { assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { resolveConfig } from "../../src/cli/flags.ts";
+import { makeFolder } from "../../src/formats/files.ts";
+import { writePng } from "../../src/image/image.ts";
+import { Log } from "../../src/run/log.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
+import { saveState } from "../../src/nn/layers.ts";
+import { openTokenizer } from "../../src/zoo/runs.ts";
+import { align } from "../../tasks/align.ts";
+import type { Command } from "../../tasks/command.ts";
+import { encode } from "../../tasks/encode.ts";
+import { evaluate } from "../../tasks/eval.ts";
+import { features } from "../../tasks/features.ts";
+import { inspect } from "../../tasks/inspect.ts";
+import { reconstruct } from "../../tasks/reconstruct.ts";
+import { sample } from "../../tasks/sample.ts";
+import { trainDit } from "../../tasks/train_dit.ts";
+import { randomArray, testDevice } from "./check.ts";
+import { fixturePath } from "./published.ts";
+
+const COMMANDS: readonly Command[] = [
+  align,
+  encode,
+  evaluate,
+  features,
+  inspect,
+  reconstruct,
+  sample,
+  trainDit,
+];
+
+/** Runs a command on the software adapter, as main.ts does. @returns what it said and what it returned */
+export async function run(
+  name: string,
+  ...args: string[]
+): Promise<{ lines: string[]; result: Record<string, unknown> }> {
+  const command = COMMANDS.find((c) => c.name === name) as Command;
+  const config = resolveConfig(command.schema, [...args, "--cpu"], {
+    command: name,
+    argument: command.argument,
+  });
+  const { log, lines } = quietLog();
+  try {
+    return { lines, result: await command.run(config, { log, line: `tok ${name}`, stopping: () => false }) };
+  } finally {
+    log.close();
+  }
+}
+
+/** A log that keeps its lines to itself. */
+export function quietLog(): { log: Log; lines: string[] } {
+  const lines: string[] = [], log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
+  log.line = (text) => void lines.push(text);
+  log.progress = () => ({ update: () => {}, end: () => {} });
+  return { log, lines };
+}
+
+/** A folder for a test, which is removed after it. */
+export async function inFolder(test: (folder: string) => Promise<void>): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await test(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+/** `n` PNG files of random pixels, 8 x 8. */
+export async function writeImages(folder: string, n: number): Promise<void> {
+  makeFolder(folder);
+  for (let i = 0; i < n; i++) {
+    const data = Uint8Array.from(randomArray(8 * 8 * 3, i + 1), (v) => 128 + 80 * v);
+    await writePng(join(folder, `${i}.png`), { width: 8, height: 8, data });
+  }
+}
+
+/** The small VA-VAE of the fixtures in another file, with one tensor changed. */
+export async function changed(path: string, key?: string): Promise<string> {
+  await testDevice();
+  const tensors = (await saveState(await openTokenizer(fixturePath("vavae_tiny.pt")))).reverse();
+  const tensor = tensors.find(({ name }) => name === key);
+  if (tensor) tensor.data[0] = (tensor.data[0] as number) + 0.5;
+  else assertEquals(key, undefined);
+  await writeSafetensors(path, tensors);
+  return path;
+}
+
+/** Tensors of that VA-VAE: one that makes latents, and one that makes images of them. */
+export const ENCODES = "encoder.conv_in.bias", DECODES = "decoder.conv_in.bias";

@@ -1,0 +1,109 @@
+// compare: one call that proves a model against its official implementation. A fixture holds weights (`weights.*`), inputs,
+// the output and the gradients of a loss, mean(output * loss.weight), for all parameters (`gradients.*`) or 64 samples of
+// a large one (`sampled.*`); how it was made stands in its metadata.
+
+import { assert } from "@std/assert";
+import { fromFileUrl } from "@std/path";
+import { grad } from "../../src/tensor/autograd.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { openSafetensors, type SafetensorsFile } from "../../src/formats/safetensors.ts";
+import { fileShape, loadState, parameters, type TensorSource } from "../../src/nn/layers.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
+import { mul } from "../../src/ops/math.ts";
+import { mean } from "../../src/ops/reduce.ts";
+import { permute } from "../../src/ops/layout.ts";
+import { constant, input, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
+import { relativeError } from "./check.ts";
+
+export const open = (name: string) =>
+  openSafetensors(fromFileUrl(new URL(`../fixtures/${name}.safetensors`, import.meta.url)));
+
+/** The keys below a prefix, as a source for loadState. */
+export function below(file: SafetensorsFile, prefix: string): TensorSource {
+  const shapes = new Map(
+    [...file.shapes].filter(([k]) => k.startsWith(prefix)).map(([k, s]) => [k.slice(prefix.length), s]),
+  );
+  return { name: file.name, shapes, read: (key) => file.read(prefix + key) };
+}
+
+/** [N,C,H,W] of a fixture as a channels-last input. */
+export const nhwc = (x: Tensor) => permute(x, [0, 2, 3, 1]);
+export const nchw = (x: Tensor) => permute(x, [0, 3, 1, 2]);
+
+/**
+ * Loads the fixture's weights, runs `forward` on its inputs and compares output and gradients.
+ * @param keysOf the model's keys to the fixture's, where they differ
+ */
+export async function compare(
+  name: string,
+  output: string,
+  model: object,
+  inputs: readonly string[],
+  forward: (...x: Tensor[]) => Tensor,
+  tolerance = 1e-4,
+  keysOf: (keys: Iterable<string>) => ReadonlyMap<string, string> = (keys) =>
+    new Map([...keys].map((k) => [k, k])),
+): Promise<void> {
+  const file = await open(name);
+  try {
+    new ParameterSet(name, model);
+    const weights = below(file, "weights."), keys = keysOf(weights.shapes.keys());
+    const inFile = (key: string) => keys.get(key) ?? key;
+    const shapes = new Map([...keys].map(([key, k]) => [key, weights.shapes.get(k) as Shape]));
+    await loadState(model, { name, shapes, read: (key) => weights.read(inFile(key)) }, { ignore: /^$/ });
+    const own = parameters(model);
+    const tensors: Record<string, Tensor> = {};
+    const data: Record<string, Float32Array | Uint32Array> = {};
+    for (const key of inputs) {
+      const integers = file.tensors.get(key)?.dtype === "I32";
+      tensors[key] = input(file.shapes.get(key) ?? [], integers ? "u32" : "f32", key);
+      data[key] = integers ? Uint32Array.from(await file.readIntegers(key)) : await file.read(key);
+    }
+    const weight = constant(await file.read("loss.weight"), file.shapes.get("loss.weight") ?? []);
+    const program = await capture(name, tensors, (t) => {
+      const first = t[inputs[0] as string] as Tensor;
+      first.requiresGrad = true;
+      const y = forward(...inputs.map((key) => t[key] as Tensor));
+      const wrt = [first, ...own.values()];
+      const gradients = grad(mean(mul(y, weight)), wrt);
+      return { y, ...Object.fromEntries(gradients.map((g, i) => [`g${i}`, g])) };
+    }).prepare();
+    program.run(data);
+    const outputs = program.outputs as unknown as Record<string, Tensor>;
+    const error = relativeError(await program.read(program.outputs.y), await file.read(output));
+    assert(error < tolerance, `output: ${error}`);
+    let compared = 0;
+    for (const [i, key] of ["input", ...[...own.keys()].map(inFile)].entries()) {
+      const tensor = [...own.values()][i - 1];
+      let got = await program.read(outputs[`g${i}`] as Tensor);
+      if (tensor && fileShape(tensor) !== tensor.shape) got = toFileOrder(got, tensor.shape);
+      if (file.shapes.has(`gradients.${key}`)) {
+        const expected = await file.read(`gradients.${key}`);
+        const worst = relativeError(got, expected, 1e-4);
+        assert(worst < 5 * tolerance, `gradient of ${key}: ${worst}`);
+        compared++;
+      } else if (file.shapes.has(`sampled.${key}`)) {
+        const expected = await file.read(`sampled.${key}`);
+        const sampled = Array.from(expected, (_, k) => got[Math.trunc(k * (got.length - 1) / 63)] as number);
+        assert(relativeError(sampled, expected, 1e-4) < 5 * tolerance, `gradient of ${key}`);
+        compared++;
+      }
+    }
+    assert(compared >= own.size, `${compared} of ${own.size} gradients were compared`);
+    program.destroy();
+  } finally {
+    file.close();
+  }
+}
+
+/** [O,H,W,I] -> [O,I,H,W] */
+function toFileOrder(data: Float32Array, shape: readonly number[]): Float32Array {
+  const [O, H, W, I] = shape as [number, number, number, number], P = H * W;
+  const out = new Float32Array(data.length);
+  for (let o = 0; o < O; o++) {
+    for (let p = 0; p < P; p++) {
+      for (let i = 0; i < I; i++) out[(o * I + i) * P + p] = data[(o * P + p) * I + i] as number;
+    }
+  }
+  return out;
+}

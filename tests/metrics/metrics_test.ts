@@ -1,0 +1,136 @@
+// The scores against independent computations.
+
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { UsageError } from "../../src/errors.ts";
+import { type Features, frechet, gaussian, Moments } from "../../src/metrics/frechet.ts";
+import { accuracy, nearest, predict, trainProbe } from "../../src/metrics/linear_probe.ts";
+import { mse, psnr, ssim } from "../../src/metrics/psnr_ssim.ts";
+import { breather, choleskyFactor, padded, symmetricEigenvalues } from "../../src/metrics/linalg.ts";
+import { normal } from "../../src/philox.ts";
+import fixture from "../fixtures/frechet.json" with { type: "json" };
+
+const features = (data: number[] | Float32Array, rows: number, columns: number): Features => ({
+  data: Float32Array.from(data),
+  rows,
+  columns,
+});
+
+for (const { rows, columns, a, b, distance } of fixture.cases) {
+  Deno.test(`frechet() of ${rows} x ${columns} features equals scipy's, both ways round`, async () => {
+    const [p, q] = [gaussian(features(a, rows, columns)), gaussian(features(b, rows, columns))];
+    const got = [await frechet(p, q), await frechet(q, p)];
+    for (const value of got) assert(Math.abs(value / distance - 1) < 1e-6, `${value} against ${distance}`);
+    assert(await frechet(p, p) < 1e-6 * distance);
+  });
+}
+
+Deno.test("symmetricEigenvalues() finds the values a matrix was made of, and choleskyFactor() its rank", async () => {
+  const n = 13, values = [9, 9, 5, 4, 2.5, 1, 0.3, 0.01, 1e-4, 0, 0, 0, 0], vectors = orthonormal(n);
+  const A = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      A[i * n + j] = values.reduce((s, v, k) => s + v * vectors[k * n + i]! * vectors[k * n + j]!, 0);
+    }
+  }
+  const { rank, order, upper } = await choleskyFactor(A, n, breather());
+  assertEquals(rank, values.filter((v) => v > 0).length);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      let sum = 0;
+      for (let k = 0; k < rank; k++) sum += upper[k * padded(n) + i]! * upper[k * padded(n) + j]!;
+      assert(Math.abs(sum - A[order[i]! * n + order[j]!]!) < 1e-12);
+    }
+  }
+  const found = await symmetricEigenvalues(A, n, n, breather());
+  [...found].sort((a, b) => b - a).forEach((v, k) => assert(Math.abs(v - values[k]!) < 1e-13 * n, `${v}`));
+});
+
+/** n orthonormal rows, by Gram and Schmidt from random ones. */
+function orthonormal(n: number): Float64Array {
+  const rows = Float64Array.from(normal(1, 1, n * n));
+  for (let i = 0; i < n; i++) {
+    const row = rows.subarray(i * n, i * n + n);
+    for (let twice = 0; twice < 2; twice++) {
+      for (let j = 0; j < i; j++) {
+        const other = rows.subarray(j * n, j * n + n);
+        const along = row.reduce((s, v, k) => s + v * other[k]!, 0);
+        row.forEach((v, k) => row[k] = v - along * other[k]!);
+      }
+    }
+    const length = Math.sqrt(row.reduce((s, v) => s + v * v, 0));
+    row.forEach((v, k) => row[k] = v / length);
+  }
+  return rows;
+}
+
+Deno.test("Moments of rows that come in parts are those of two passes, far from zero too", () => {
+  const n = 7, rows = 700, data = normal(2, 1, rows * n).map((v, i) => 1000 * (i % n) + v * (1 + i % n));
+  const moments = new Moments(n);
+  for (const [from, to] of [[0, 1], [1, 300], [300, 301], [301, rows]] as const) {
+    moments.add(data.subarray(from * n, to * n));
+  }
+  const { mean, covariance } = moments.gaussian();
+  for (let i = 0; i < n; i++) {
+    let average = 0;
+    for (let r = 0; r < rows; r++) average += data[r * n + i]! / rows;
+    assert(Math.abs(mean[i]! - average) < 1e-9);
+    for (let j = 0; j < n; j++) {
+      let sum = 0;
+      for (let r = 0; r < rows; r++) sum += (data[r * n + i]! - mean[i]!) * (data[r * n + j]! - mean[j]!);
+      assert(Math.abs(covariance[i * n + j]! - sum / (rows - 1)) < 1e-9);
+    }
+  }
+});
+
+Deno.test("gaussian() refuses too few images and features that are not finite", async () => {
+  assertThrows(() => gaussian(features([1, 2], 1, 2)), UsageError, "too few");
+  assertThrows(() => gaussian(features([1, NaN, 2, 3], 2, 2)), UsageError, "finite");
+  const one = { mean: new Float64Array(2), covariance: Float64Array.of(1, 0, 0, 1) };
+  await assertRejects(
+    () => frechet(one, { ...one, covariance: Float64Array.of(1, NaN, NaN, 1) }),
+    UsageError,
+    "finite",
+  );
+  await assertRejects(
+    () => frechet(one, { mean: new Float64Array(1), covariance: new Float64Array(1) }),
+    UsageError,
+    "2 against 1",
+  );
+});
+
+Deno.test("psnr() and mse() follow their definitions, ssim() is one for equal images and falls with noise", () => {
+  const a = Uint8Array.from({ length: 16 * 16 * 3 }, (_, i) => (i * 37) % 256);
+  const b = a.map((v) => v < 250 ? v + 5 : v - 5);
+  assertEquals(mse(a, b), 25);
+  assert(Math.abs(psnr(a, b) - 10 * Math.log10(255 ** 2 / 25)) < 1e-12);
+  assertEquals(psnr(a, a), Infinity);
+  assert(Math.abs(ssim(a, a, 16, 16) - 1) < 1e-12);
+  const noisy = a.map((v, i) => Math.min(255, Math.max(0, v + (i % 7 - 3) * 20)));
+  assert(ssim(a, b, 16, 16) > ssim(a, noisy, 16, 16) && ssim(a, noisy, 16, 16) < 0.98);
+});
+
+Deno.test("ssim() of two flat images is the luminance term alone", () => {
+  const flat = (v: number) => new Uint8Array(12 * 12 * 3).fill(v), c1 = (0.01 * 255) ** 2;
+  assert(
+    Math.abs(ssim(flat(100), flat(120), 12, 12) - (2 * 100 * 120 + c1) / (100 ** 2 + 120 ** 2 + c1)) < 1e-9,
+  );
+});
+
+Deno.test("a probe separates what a line separates, nearest neighbours follow the angle, both repeatably", () => {
+  const rows = 300, columns = 6, classes = 3, noise = normal(3, 1, rows * columns);
+  const labels = Uint32Array.from({ length: rows }, (_, r) => r % classes);
+  const data = noise.map((v, i) =>
+    v * 0.5 + (i % columns === (labels[Math.floor(i / columns)] as number) ? 3 : 0)
+  );
+  const half = (from: number) =>
+    features(data.subarray(from * columns, (from + 150) * columns), 150, columns);
+  const probe = trainProbe(half(0), labels.subarray(0, 150), classes);
+  assertEquals(accuracy(predict(probe, half(150)), labels.subarray(150)), 1);
+  assertEquals(trainProbe(half(0), labels.subarray(0, 150), classes).weight, probe.weight);
+  assert(accuracy(nearest(half(0), labels.subarray(0, 150), half(150)), labels.subarray(150)) > 0.98);
+  const shuffled = Uint32Array.from({ length: 150 }, (_, i) => (i * 7919 + (i >> 2)) % 3);
+  assert(
+    accuracy(predict(trainProbe(half(0), shuffled, 3), half(150)), labels.subarray(150)) < 0.7,
+    "a probe cannot learn noise",
+  );
+});

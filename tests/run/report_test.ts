@@ -1,0 +1,206 @@
+// The report and the log: one page that needs nothing else, from whatever a run has left.
+
+import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
+import { writeJson } from "../../src/formats/files.ts";
+import { grid, writePng } from "../../src/image/image.ts";
+import { duration, Log } from "../../src/run/log.ts";
+import { columnsOf } from "../../src/run/terminal.ts";
+import { writeReport } from "../../src/run/report.ts";
+
+Deno.test("report.html has curves, pictures, scores and options, and refers to nothing outside", async () => {
+  const run = await Deno.makeTempDir();
+  try {
+    const rows = Array.from(
+      { length: 20 },
+      (_, i) =>
+        JSON.stringify({
+          event: "step",
+          stage: i < 10 ? "latent" : "perceptual",
+          step: 10 * (i + 1),
+          loss: 1 / (i + 1),
+          unused: 0,
+        }),
+    );
+    Deno.writeTextFileSync(join(run, "log.jsonl"), rows.join("\n") + '\n{"event":"st'); // killed while writing
+    writeJson(join(run, "config.json"), { steps: [1, 2], name: "<b>" });
+    writeJson(join(run, "metrics.json"), {
+      psnr: 21.4,
+      stages: { latent: { psnr: 15 }, perceptual: { psnr: 21.4 } },
+    });
+    Deno.mkdirSync(join(run, "images"));
+    await writePng(join(run, "images/1_latent.png"), grid([new Uint8Array(12).fill(9)], 2, 1));
+    await writeReport(run, { title: "Alignment", line: "tok align" });
+    const page = Deno.readTextFileSync(join(run, "report.html"));
+    for (const part of ["<svg", "data:image/png;base64,", "21.4", "perceptual", "tok align", "&lt;b&gt;"]) {
+      assert(page.includes(part), part);
+    }
+    assert(!page.includes(">unused<"), "a meter that was never used is not drawn");
+    assert(!/(?:src|href)="(?!data:)/.test(page));
+  } finally {
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
+Deno.test("the curves of a run that went back to an earlier step are those of its last course, with its sources named", async () => {
+  const run = await Deno.makeTempDir();
+  try {
+    const rows = [
+      { event: "start", step: 0 },
+      ...[10, 20, 30, 40].map((step) => ({ event: "step", step, loss: step === 40 ? 777 : 1 + step })),
+      { event: "start", step: 20 },
+      { event: "step", step: 30, loss: 55 },
+    ];
+    Deno.writeTextFileSync(join(run, "log.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
+    writeJson(join(run, "config.json"), {
+      made_from: { data: { name: "photos", fingerprint: "11" }, flip: true },
+    });
+    await writeReport(run, { title: "Training", line: "tok train-dit" });
+    const page = Deno.readTextFileSync(join(run, "report.html"));
+    assert(page.includes(">30 steps<") && !page.includes(">40 steps<"), "the last step is 30");
+    assert(page.includes(">55<") && !page.includes(">777<"), "the highest loss is 55");
+    assert(page.includes("data: photos, flip: true"));
+  } finally {
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
+Deno.test("events go to the run's log as one JSON object a line", async () => {
+  const run = await Deno.makeTempDir();
+  try {
+    const log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
+    log.openFile(run);
+    log.event("step", { step: 1, loss: 0.5 });
+    log.event("step", { step: 2, loss: NaN });
+    log.close();
+    const rows = Deno.readTextFileSync(join(run, "log.jsonl")).trim().split("\n").map((line) =>
+      JSON.parse(line)
+    );
+    assertEquals(rows, [{ event: "step", step: 1, loss: 0.5 }, { event: "step", step: 2, loss: null }]);
+  } finally {
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
+Deno.test("durations read well at any length", () => {
+  assertEquals([5, 59.6, 75, 3600, 7325].map(duration), ["5s", "1m00s", "1m15s", "1h00m", "2h02m"]);
+});
+
+/** Runs `test` with stdout and stderr replaced. @returns what was written to both */
+function captured(
+  test: () => void,
+  write: (bytes: Uint8Array) => number = (b) => b.length,
+): { out: string; err: string } {
+  const said = { out: "", err: "" }, decoder = new TextDecoder();
+  const originals = [Deno.stdout.writeSync, Deno.stderr.writeSync] as const;
+  Deno.stdout.writeSync = (bytes) => {
+    const n = write(bytes);
+    said.out += decoder.decode(bytes.subarray(0, n));
+    return n;
+  };
+  Deno.stderr.writeSync = (bytes) => (said.err += decoder.decode(bytes), bytes.length);
+  try {
+    test();
+  } finally {
+    [Deno.stdout.writeSync, Deno.stderr.writeSync] = originals;
+  }
+  return said;
+}
+
+Deno.test("the progress line never reaches the last column, from 40 columns on it shows count and time left", () => {
+  const labels = [
+    "encoding",
+    "refine: compiling",
+    "inception (a long name of a folder of samples.npz)",
+    "推論 (写真)",
+  ];
+  for (let columns = 20; columns <= 130; columns++) {
+    for (const label of labels) {
+      const { err } = captured(() => {
+        const terminal = { stdout: false, stderr: true };
+        const log = new Log({ json: false, terminal, color: true, columns: () => columns });
+        log.progress(label, 100_000, "images").update(100_000, "waiting for data 100%");
+      });
+      // deno-lint-ignore no-control-regex
+      const lines = err.split("\r").map((part) => part.replace(/\x1b\[[\d;]*[mK]/g, ""));
+      for (const line of lines) {
+        assert(columnsOf(line) < columns && !line.includes("\n"), `${columns}: "${line}"`);
+      }
+      if (columns >= 40) assert(/100000\/100000 images\s+.*0s left/.test(err), `${columns}: ${err}`);
+    }
+  }
+  assertEquals(columnsOf("a推é…"), 5);
+});
+
+Deno.test("on a full disk rows are kept with one warning, and written in order when there is room", async () => {
+  const run = await Deno.makeTempDir();
+  const original = Deno.FsFile.prototype.writeSync;
+  let room = 0; // bytes
+  Deno.FsFile.prototype.writeSync = function (bytes) {
+    if (room === 0) throw Object.assign(new Error("No space left on device"), { code: "ENOSPC" });
+    const n = Math.min(room, bytes.length);
+    room -= n;
+    return original.call(this, bytes.subarray(0, n));
+  };
+  try {
+    Deno.writeTextFileSync(join(run, "log.jsonl"), '{"step":1}\n{"st'); // killed while writing
+    const { err } = captured(() => {
+      const log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
+      log.openFile(run);
+      log.event("step", { step: 2 });
+      room = 9; // the newline, and a part of a row
+      log.event("step", { step: 3 });
+      room = 1000;
+      log.event("step", { step: 4 });
+      room = 0;
+      log.event("step", { step: 5 });
+      log.close();
+    });
+    const rows = [2, 3, 4].map((step) => `{"event":"step","step":${step}}\n`).join("");
+    assertEquals(Deno.readTextFileSync(join(run, "log.jsonl")), `{"step":1}\n{"st\n${rows}`);
+    assertEquals(err.trim().split("\n").length, 2, err);
+    assert(err.includes("no space is left on the device") && err.includes("1 rows are missing"), err);
+  } finally {
+    Deno.FsFile.prototype.writeSync = original;
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
+Deno.test("stdout that is full gives one line on stderr, one whose reader went away gives none", () => {
+  const outcomes = [[Object.assign(new Error("x"), { code: "ENOSPC" }), true], [
+    new Deno.errors.BrokenPipe("x"),
+    false,
+  ]] as const;
+  for (const [error, told] of outcomes) {
+    let lost = false;
+    const { err } = captured(() => {
+      const log = new Log({ json: true, terminal: { stdout: false, stderr: false } });
+      for (let i = 0; i < 3; i++) log.event("step", { i });
+      log.output("help");
+      lost = log.lost;
+    }, () => {
+      throw error;
+    });
+    const line = "tok: Cannot write to standard output: no space is left on the device; " +
+      "free some space or choose another folder\n";
+    assertEquals([err, lost], [told ? line : "", told]);
+  }
+});
+
+Deno.test("lines that are held appear in order at the first progress, or are forgotten for an error", () => {
+  const options = { json: false, terminal: { stdout: false, stderr: false }, hold: true };
+  const { err } = captured(() => {
+    const log = new Log(options);
+    log.line("a");
+    log.warn("b");
+    log.progress("p", 1).update(1);
+    log.line("c");
+    log.close();
+    const failing = new Log(options);
+    failing.line("adapter");
+    failing.begin({ forget: true });
+    failing.line("error");
+    failing.close();
+  });
+  assertEquals(err.replace(/p .*/, "p"), "a\nwarning: b\np\nc\nerror\n");
+});

@@ -1,0 +1,220 @@
+// The command line: exit codes, suggestions, help, precedence, and one clear line for bad input.
+
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { fromFileUrl, join } from "@std/path";
+import { alignConfig, evalConfig, sampleConfig, trainDitConfig } from "../../src/cli/config.ts";
+import { UsageError } from "../../src/errors.ts";
+import { resolveConfig } from "../../src/cli/flags.ts";
+
+const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
+const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
+
+async function tok(args: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args],
+    stdout: "piped",
+    stderr: "piped",
+    ...options,
+  }).output();
+  const decoder = new TextDecoder();
+  return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+}
+
+const COMMANDS = [
+  "align",
+  "reconstruct",
+  "train-dit",
+  "sample",
+  "eval",
+  "encode",
+  "features",
+  "inspect",
+  "doctor",
+];
+
+Deno.test("help of tok and of every command is there, with defaults and examples", async () => {
+  const top = await tok(["--help"]);
+  assertEquals(top.code, 0);
+  for (const name of COMMANDS) {
+    assert(top.stdout.includes(`  ${name}`), name);
+    const { code, stdout } = await tok([name, "--help"]);
+    assertEquals(code, 0);
+    assert(
+      stdout.includes(`Usage: tok ${name}`) && stdout.includes("Examples:") && stdout.includes("--seed N"),
+      name,
+    );
+  }
+  assertMatch((await tok(["doctor", "--help"])).stdout, /--\[?(no-)?\]?tune/);
+  assert(/^tok \d+\.\d+\.\d+\n$/.test((await tok(["--version"])).stdout));
+});
+
+Deno.test("an unknown command or option ends with 2 and one line that names the nearest", async () => {
+  for (
+    const [args, nearest] of [[["smaple"], "sample"], [["sample", "--cgf", "4"], "--cfg"], [[
+      "align",
+      "--stepps",
+      "1,1,1",
+    ], "--steps"]] as const
+  ) {
+    const { code, stderr, stdout } = await tok([...args]);
+    assertEquals(code, 2);
+    assertEquals(stdout, "");
+    assertEquals(stderr.trim().split("\n").length, 1);
+    assert(stderr.includes(nearest), stderr);
+  }
+});
+
+Deno.test("flags go over the file, the file over the preset, the preset over the defaults", async () => {
+  const file = await Deno.makeTempFile({ suffix: ".json" });
+  await Deno.writeTextFile(file, JSON.stringify({ "batch-size": 5, latentChannels: 7 }));
+  const resolve = (...args: string[]) => resolveConfig(alignConfig, args, { command: "align" });
+  assertEquals(resolve().latentChannels, 16);
+  assertEquals(resolve("--preset", "dinov2-l").latentChannels, 32);
+  assertEquals(resolve("--preset", "dinov2-l", "--config", file).latentChannels, 7);
+  const all = resolve("--preset=dinov2-l", "--config", file, "--latent-channels", "9", "--flip");
+  assertEquals([all.latentChannels, all.batchSize, all.flip, all.decoderChannels], [9, 5, true, 128]);
+  assertEquals(resolve("--preset", "dinov2-l", "--no-flip").flip, false);
+  await Deno.writeTextFile(file, JSON.stringify({ latentChanels: 7 }));
+  assertThrows(() => resolve("--config", file), UsageError, "latentChannels");
+  await Deno.remove(file);
+});
+
+Deno.test("values are checked: type, range, number of parts, choices, repetition", () => {
+  const wrong: [string[], string][] = [
+    [["--batch-size", "0"], "--batch-size 0"],
+    [["--batch-size", "many"], "--batch-size many"],
+    [["--steps", "1,2"], "--steps 1,2"],
+    [["--steps", "1,2,x"], "--steps 1,2,x"],
+    [["--semantic-loss", "l3"], "--semantic-loss l3"],
+    [["--ema", "1"], "--ema 1"],
+    [["--out"], "--out"],
+    [["--seed", "1", "--seed", "2"], "twice"],
+    [["photos"], "photos"],
+  ];
+  for (const [args, part] of wrong) {
+    assertThrows(() => resolveConfig(alignConfig, args, { command: "align" }), UsageError, part);
+  }
+  assertEquals(resolveConfig(sampleConfig, ["--cfg", "-1"], { command: "sample" }).cfg, -1);
+  assertEquals(
+    resolveConfig(sampleConfig, ["--cfg-interval", "0.2,0.8", "--cfg-channels", "3"], { command: "sample" })
+      .cfgChannels,
+    3,
+  );
+  assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
+});
+
+Deno.test("every list option takes spaces at its commas, in one argument or several", async () => {
+  const resolve = (...args: string[]) => resolveConfig(sampleConfig, args, { command: "sample" });
+  for (
+    const args of [["0,1"], ["0, 1"], [" 0 , 1 "], ["0,", "1"], ["0", ",1"], ["0", ",", "1"]]
+  ) {
+    assertEquals(resolve("--classes", ...args).classes, ["0", "1"], args.join("|"));
+    assertEquals(resolve("--cfg-interval", ...args, "--num", "3").cfgInterval, [0, 1], args.join("|"));
+  }
+  assertEquals(resolve("--classes=disc, square", "--num", "3").classes, ["disc", "square"]);
+  assertEquals(resolve().classes, ["all"]);
+  const metrics = ["--metrics", "fid,", "is"];
+  assertEquals(resolveConfig(evalConfig, metrics, { command: "eval" }).metrics, ["fid", "is"]);
+  const steps = resolveConfig(alignConfig, ["--steps", "1,", "2,", "3"], { command: "align" }).steps;
+  assertEquals(steps, [1, 2, 3]);
+  for (const text of ["0,,1", "0,", ",", ",1"]) {
+    assertThrows(() => resolve("--classes", text), UsageError, `--classes ${text}: a value is missing`);
+  }
+  // Only a comma joins: a stray word stays one, and so do words behind options that take no list.
+  assertThrows(() => resolve("--classes", "0", "1"), UsageError, 'Cannot use "1"');
+  assertThrows(() => resolve("--model", "a,", "b"), UsageError, 'Cannot use "b"');
+  const file = await Deno.makeTempFile({ suffix: ".json" });
+  await Deno.writeTextFile(file, JSON.stringify({ classes: "0, 1", "cfg-interval": [0.5, 1] }));
+  assertEquals(resolve("--config", file).classes, ["0", "1"]);
+  assertEquals(resolve("--config", file).cfgInterval, [0.5, 1]);
+  await Deno.remove(file);
+});
+
+Deno.test("bad input ends with 2 and one line that says what, where and why", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.mkdir(join(folder, "empty"));
+    await Deno.writeTextFile(join(folder, "text.png"), "no image");
+    await Deno.mkdir(join(folder, "broken"));
+    await Deno.copyFile(join(folder, "text.png"), join(folder, "broken/1.png"));
+    await Deno.copyFile(join(folder, "text.png"), join(folder, "broken/2.png"));
+    await Deno.mkdir(join(folder, "encoder"));
+    await Deno.writeTextFile(
+      join(folder, "encoder/config.json"),
+      JSON.stringify({ model_type: "dinov2", hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2 }),
+    );
+    const cases: [string[], string][] = [
+      [["reconstruct"], "tok align"],
+      [["sample"], "tok train-dit"],
+      [["align", "--data", "empty"], "empty"],
+      [["align", "--data", "absent"], "absent"],
+      [["align", "--encoder", "empty"], "config.json"],
+      [["align", "--encoder", "encoder"], "model.safetensors"],
+      [["align", "--image-size", "30"], "30"],
+      [["features", "--input", "text.png"], "text.png"],
+      [["inspect", "text.png"], "text.png"],
+      [["reconstruct", "--tokenizer", "empty"], "empty"],
+      [["align", "--data", "broken", "--out", "run"], "broken"],
+      [["features", "--out", "text.png/f.safetensors"], "text.png"],
+    ];
+    for (const [args, part] of cases) {
+      const { code, stderr } = await tok(args, { cwd: folder });
+      assertEquals(code, 2, `${args.join(" ")}: ${stderr}`);
+      const lines = stderr.trim().split("\n"), [last] = lines as [string];
+      assertEquals(lines.length, 1, `errors come alone: ${args.join(" ")}: ${stderr}`);
+      assert(last.startsWith("tok: Cannot") && last.includes(part), `${args.join(" ")}: ${last}`);
+      assert(!/^\s+at /m.test(stderr), "no stack trace");
+    }
+    assertEquals(
+      [...Deno.readDirSync(folder)].map(({ name }) => name).sort(),
+      ["broken", "empty", "encoder", "text.png"],
+      "nothing half-written, no folder of a run, no lock",
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("a machine without an adapter gets one line that says what to install, exit 2 and no folder", async () => {
+  const folder = await Deno.makeTempDir();
+  const env = { VK_DRIVER_FILES: "/nowhere.json", DENO_WEBGPU_BACKEND: "vulkan" };
+  try {
+    for (const command of ["align", "doctor"]) {
+      const { code, stderr } = await tok([command], { cwd: folder, env });
+      assertEquals(code, 2, stderr);
+      assertMatch(stderr.trim().split("\n").at(-1) as string, /^tok: Cannot find any WebGPU adapter: .+; .+/);
+    }
+    assertEquals([...Deno.readDirSync(folder)], []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("--json prints one object a line on stdout, the last one done; people read on stderr", async () => {
+  const { code, stdout, stderr } = await tok(["align", "--dry-run", "--json"], { env: { NO_COLOR: "1" } });
+  assertEquals(code, 0, stderr);
+  const rows = stdout.trim().split("\n").map((line) => JSON.parse(line));
+  assertEquals(rows.at(-1).event, "done");
+  assertEquals(rows.at(-1).plans.length, 3);
+  assert(rows.at(-1).plans[1].totalBytes > 0 && rows.at(-1).plans[1].flops > 1e9);
+  assert(stderr.includes("GFLOP") && !stderr.includes("\x1b["));
+});
+
+Deno.test("a full stdout gives one line on stderr and 1, a closed one gives nothing", async () => {
+  if (Deno.build.os !== "linux") return; // only there is /dev/full
+  const shell = async (line: string) => {
+    const words = [Deno.execPath(), "run", "--no-check", "-A", "--config", CONFIG, MAIN];
+    const command = `"${words.join('" "')}" ${line}`;
+    const { code, stderr } = await new Deno.Command("sh", { args: ["-c", command], stderr: "piped" })
+      .output();
+    return { code, stderr: new TextDecoder().decode(stderr) };
+  };
+  const line = "tok: Cannot write to standard output: no space is left on the device; ";
+  for (const args of ["--help", "sample --help", "inspect --preset all --json"]) {
+    const { code, stderr } = await shell(`${args} > /dev/full`);
+    assertEquals(code, 1);
+    assertEquals(stderr.split("\n").filter((l) => l.startsWith("tok:")).length, 1, stderr);
+    assert(stderr.includes(line) && !/^\s+at /m.test(stderr), stderr);
+  }
+  assertEquals(await shell("--help 2>&1 | true"), { code: 0, stderr: "" });
+});

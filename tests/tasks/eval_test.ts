@@ -1,0 +1,214 @@
+// What tok eval leaves out, refuses and keeps: before anything is computed where it can be known, with what is computed written.
+
+import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
+import { join } from "@std/path";
+import { evalConfig } from "../../src/cli/config.ts";
+import { ShapeError, UsageError } from "../../src/errors.ts";
+import { writePng } from "../../src/image/image.ts";
+import { Log } from "../../src/run/log.ts";
+import { writeNpz } from "../../src/formats/npz.ts";
+import { obstacle, type SetFacts } from "../../src/metrics/set_metrics.ts";
+import { saveTokenizer } from "../../src/zoo/runs.ts";
+import { evaluate } from "../../tasks/eval.ts";
+import { chosenMetrics, Results } from "../../tasks/eval_metrics.ts";
+import { alignment } from "../helpers/alignment.ts";
+import { units } from "../helpers/formula.ts";
+
+/** Runs the command in this process; what it says is kept. */
+async function tokEval(options: Record<string, unknown>) {
+  const lines: string[] = [];
+  const log = new class extends Log {
+    override line(text = "") {
+      lines.push(text);
+    }
+    override warn(text: string) {
+      lines.push(text);
+    }
+  }({ json: false, terminal: { stdout: false, stderr: false } });
+  const config = evalConfig.parse({ cpu: true, workers: 0, ...options });
+  const run = evaluate.run(config as never, { log, line: "", stopping: () => false });
+  return { lines, error: await run.then(() => undefined, (error) => error as Error) };
+}
+
+async function writeImages(folder: string, sizes: readonly (readonly [number, number])[]) {
+  await Deno.mkdir(folder, { recursive: true });
+  for (const [i, [width, height]] of sizes.entries()) {
+    const data = Uint8Array.from(units(`${folder.slice(-1)}.${i}`, 3 * width * height), (u) => 256 * u);
+    await writePng(join(folder, `${i}.png`), { width, height, data });
+  }
+}
+
+const readScores = async (out: string) => JSON.parse(await Deno.readTextFile(join(out, "metrics.json")));
+
+Deno.test("a tokenizer's default scores leave out what the images do not allow; asked for, it is an error before any", async () => {
+  const root = await Deno.makeTempDir(), data = join(root, "data"), tokenizer = join(root, "run");
+  await saveTokenizer(tokenizer, (await alignment()).tokenizer);
+  for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[40, 32]]);
+  const out = join(root, "out");
+  const { lines, error } = await tokEval({ tokenizer, data, out });
+  assertEquals(error, undefined);
+  assertEquals(Object.keys(await readScores(out)), ["psnr", "ssim", "mse", "n"]);
+  const said = (word: string) => lines.filter((line) => line.includes(word));
+  assertEquals(said("probe"), [
+    'left out: probe, knn (classes with fewer than two images, one to learn from and one to test on: "a", "b", "c")',
+  ]);
+  assertEquals(said("--inception").length, 1);
+  assertEquals(said("40 x 32"), [
+    `"${data}": 3 images of 40 x 32; each has its shorter side resized to 32 and the central 32 x 32 kept`,
+  ]);
+  for (const metric of ["probe", "knn"]) {
+    const refused = await tokEval({ tokenizer, data, metrics: ["psnr", metric], out: join(root, metric) });
+    assert(refused.error instanceof UsageError, `${refused.error}`);
+    assertStringIncludes(refused.error.message, `Cannot score "${metric}": classes with fewer than two`);
+    await assertRejects(() => readScores(join(root, metric)), Deno.errors.NotFound);
+  }
+  // With two images a class, nearest neighbours have one to learn from; the probe wants two.
+  for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[32, 32], [32, 32]]);
+  const more = await tokEval({ tokenizer, data, out: join(root, "more") });
+  assertEquals(more.error, undefined);
+  assert((await readScores(join(root, "more"))).knn >= 0);
+  assertEquals(more.lines.filter((line) => line.includes("probe")), [
+    "left out: probe (3 images to learn from are fewer than two for each of 3 classes)",
+  ]);
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("an encoder sees each image by its own preprocessing: the distance of sets is the same both ways round", async () => {
+  const root = await Deno.makeTempDir(), at = (name: string) => join(root, name);
+  await writeImages(at("a"), [[64, 64], [64, 64], [50, 33], [64, 64]]);
+  await writeImages(at("b"), [[32, 32], [32, 32], [32, 32], [32, 32]]);
+  const scored = async (real: string, fake: string, more: Record<string, unknown> = {}) => {
+    const out = at(`${real}${fake}`), metrics = ["fd-encoder"];
+    const { lines, error } = await tokEval({ real: at(real), fake: at(fake), metrics, out, ...more });
+    assertEquals(error, undefined);
+    const { fd_encoder, n } = await readScores(out);
+    assertEquals(n, 4);
+    return { lines, distance: fd_encoder as number };
+  };
+  const one = await scored("a", "b"), other = await scored("b", "a", { batchSize: 3 });
+  assert(one.distance > 0 && Math.abs(one.distance / other.distance - 1) < 1e-5);
+  const kept = "its shorter side resized to 32 and the central 32 x 32 kept";
+  assertEquals(one.lines.filter((line) => line.includes("32 x 32 kept")), [
+    `"${at("a")}": 3 images of 64 x 64, 1 of 50 x 33; for the encoder, each has ${kept}`,
+    `"${at("b")}": 4 images of 32 x 32; for the encoder, each has ${kept}`,
+  ]);
+  assertEquals(one.lines.filter((line) => line.includes("not all of one size")).length, 1);
+  const cropped = await scored("a", "b", { imageSize: 16 });
+  assert(cropped.lines.some((line) => line.includes("the central 16 x 16 kept, then its shorter side")));
+  assertEquals(cropped.lines.filter((line) => line.includes("not all of one size")), []);
+  assert(Math.abs(cropped.distance / one.distance - 1) > 1e-3);
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("a score that fails late does not lose the others, and is still an error", async () => {
+  const results = new Results();
+  await results.take(() => Promise.resolve({ fid: 3 }));
+  await results.take(() => Promise.reject(new UsageError("Cannot take a kernel distance")));
+  await results.take(() => Promise.resolve({ is: 2 }));
+  const pair = results.guarded({
+    add: () => Promise.reject(new ShapeError("later")),
+    scores: () => Promise.resolve({ lpips: 1 }),
+  });
+  await pair.add(new Float32Array(3), new Float32Array(3));
+  assertEquals(await pair.scores(), {});
+  assertEquals(results.scores, { fid: 3, is: 2 });
+  await assertRejects(async () => results.rethrow(), UsageError, "kernel distance");
+  await assertRejects(() => results.take(() => Promise.reject(new Error("device lost"))), Error, "lost");
+});
+
+Deno.test("scores that sets do not allow are known before any is computed", () => {
+  const statistics = (n: number) => ({ mean: new Float64Array(n), covariance: new Float64Array(n * n) });
+  const many: SetFacts = { name: "many", images: { length: 10 } };
+  const few = (length: number): SetFacts => ({ name: "few", images: { length } });
+  assertEquals(obstacle("fid", many, few(1)), '"few" holds 1 image, it takes 2');
+  assertEquals(obstacle("kid", few(1), many), '"few" holds 1 image, it takes 2');
+  assertEquals(obstacle("recall", many, few(3)), '"few" holds 3 images, it takes 4');
+  assertEquals(obstacle("precision", many, few(4)), undefined);
+  assertEquals(obstacle("is", few(1), few(1)), undefined);
+  const other: SetFacts = { name: "other", pooled: statistics(3) };
+  assertEquals(obstacle("fid", other, other), undefined);
+  assertEquals(
+    obstacle("fid", other, many),
+    '"other" has 3 features, "many" 2048: the statistics are of another network',
+  );
+  assertEquals(obstacle("kid", other, many), '"other" holds no images');
+  assertEquals(obstacle("sfid", other, many), '"other" holds neither images nor spatial statistics');
+});
+
+Deno.test("metrics are left out with one note a reason; where none is left, the reasons are the error", () => {
+  const notes: string[] = [], nothing = { metrics: undefined, inception: undefined, lpips: undefined };
+  const chosen = chosenMetrics(nothing, "sets");
+  chosen.settle((line) => notes.push(line));
+  assertEquals(notes.length, 1);
+  assertStringIncludes(
+    notes[0]!,
+    "left out: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
+  );
+  assert(chosen.any("fd-encoder") && !chosen.any("psnr", "fid"));
+  const none = chosenMetrics(nothing, "sets");
+  none.exclude(["fd-encoder"], '"a.npz" holds no images');
+  assertThrows(() => none.settle(() => notes.push("")), UsageError, 'fd-encoder ("a.npz" holds no images)');
+  assertThrows(() => chosenMetrics({ ...nothing, metrics: ["fid"] }, "sets"), UsageError, "--inception FILE");
+  assertEquals(notes.length, 1);
+});
+
+Deno.test("an option that would be ignored and a lone array are refused with what to give instead", async () => {
+  const refused = async (options: Record<string, unknown>, ...words: string[]) => {
+    const { error, lines } = await tokEval(options);
+    assert(error instanceof UsageError, `${error}`);
+    for (const word of words) assertStringIncludes(error.message, word);
+    return lines;
+  };
+  await refused({ tokenizer: "run", real: "photos" }, "Cannot score a tokenizer with --real", "--data");
+  await refused({ fake: "a", data: "photos" }, "Cannot use --data here", "--real");
+  await refused({ model: "run", data: "photos" }, "Cannot use --data here", "--real");
+  await refused({ fake: "images.npy" }, 'Cannot score "images.npy"', "np.savez");
+  await refused({ fake: "nowhere.NPZ" }, 'Cannot read "nowhere.NPZ": it does not exist');
+});
+
+Deno.test("an npz with unusable images, labels or statistics is refused by what is wrong with it", async () => {
+  const root = await Deno.makeTempDir(), path = join(root, "set.npz");
+  const images = { name: "arr_0", shape: [3, 4, 6, 3], data: new Uint8Array(216) };
+  const labels = (data: Float64Array | BigInt64Array, shape = [data.length]) => ({
+    name: "arr_1",
+    shape,
+    data,
+  });
+  const mu = (data: number[]) => ({ name: "mu", shape: [data.length], data: Float64Array.from(data) });
+  const sigma = (data: number[]) => ({ name: "sigma", shape: [2, 2], data: Float64Array.from(data) });
+  const cases: [Parameters<typeof writeNpz>[1], string][] = [
+    [[images, labels(Float64Array.of(0, NaN, 1))], '"arr_1" gives image 1 the label NaN; labels are whole'],
+    [[images, labels(Float64Array.of(0, 1, 0.5))], '"arr_1" gives image 2 the label 0.5'],
+    [[images, labels(BigInt64Array.of(-1n, 0n, 1n))], '"arr_1" gives image 0 the label -1'],
+    [
+      [images, labels(Float64Array.of(0, 1))],
+      '"arr_1" is float64 [2], not one label for each of the 3 images',
+    ],
+    [[images, labels(new Float64Array(6), [3, 2])], '"arr_1" is float64 [3, 2], not one label'],
+    [
+      [{ ...images, data: new Float32Array(216) }],
+      '"arr_0" is float32 [3, 4, 6, 3], not uint8 [N, H, W, 3]; store the pixels as bytes',
+    ],
+    [
+      [{ ...images, shape: [3, 3, 4, 6] }],
+      "[3, 3, 4, 6], not uint8 [N, H, W, 3]; move the channels to the end",
+    ],
+    [[{ ...images, shape: [0, 4, 4, 3], data: new Uint8Array(0) }], "there is no image in it"],
+    [
+      [{ name: "pixels", shape: [72, 3], data: new Uint8Array(216) }],
+      'but "pixels" uint8 [72, 3]; save images as',
+    ],
+    [[mu([0, Infinity]), sigma([1, 0, 0, 1])], '"mu" holds Infinity at [1]; compute the statistics again'],
+    [[mu([0, 1]), sigma([1, 0, NaN, 1])], '"sigma" holds NaN at [1, 0]'],
+    [[mu([0, 1])], 'it has "mu" but not "sigma"'],
+  ];
+  for (const [arrays, message] of cases) {
+    await writeNpz(path, arrays);
+    const { error } = await tokEval({ fake: path, metrics: ["fd-encoder"], out: join(root, "out") });
+    assert(error instanceof UsageError, `${error}`);
+    assertStringIncludes(error.message, `Cannot score "${path}": `);
+    assertStringIncludes(error.message, message);
+  }
+  await assertRejects(() => readScores(join(root, "out")), Deno.errors.NotFound);
+  await Deno.remove(root, { recursive: true });
+});

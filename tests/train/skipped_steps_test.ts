@@ -1,0 +1,229 @@
+// Steps that must not happen: whatever is not finite leaves weights, moments, averages and running statistics as they were to
+// the last bit, is said with its cause, and ends the run where nothing is learned any more.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { GpuError, UsageError } from "../../src/errors.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+import { gather } from "../../src/data/image_source.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { snapshot } from "../../src/nn/layers.ts";
+import {
+  adamw,
+  FAULTS,
+  faultVariable,
+  hyperVariable,
+  packHyper,
+  progressVariable,
+  squaredNorm,
+} from "../../src/ops/adamw.ts";
+import { normal } from "../../src/philox.ts";
+import { input, readTensor, type Tensor, variable } from "../../src/tensor/tensor.ts";
+import { StageRun } from "../../src/train/alignment.ts";
+import { Diffusion, DIFFUSION_METERS } from "../../src/train/diffusion.ts";
+import { trainLoop } from "../../src/train/loop.ts";
+import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
+import { PROFILES, randomArray, testDevice } from "../helpers/check.ts";
+
+const N = 1000;
+
+/** Names of the tensors that differ between two snapshots, but for the optimizers' counts. */
+type Saved = Awaited<ReturnType<typeof snapshot>>;
+function changed(before: Saved, after: Saved): string[] {
+  return after.filter(({ name, data }, i) =>
+    !name.endsWith(".progress") && data.some((v, k) => !Object.is(v, before[i]?.data[k]))
+  ).map(({ name }) => name);
+}
+
+for (const profile of PROFILES) {
+  Deno.test(`an update that overflows anywhere, or a reported value that is not finite, changes nothing, profile ${profile}`, async () => {
+    await testDevice(profile);
+    const flat = (label: string, data: Float32Array) => variable([N], { label, init: () => data });
+    const start = randomArray(N, 1), g = randomArray(N, 2).map((v) => Math.abs(v) + 0.1);
+    start[777] = -9e5;
+    const set = {
+      parameters: flat("p", start),
+      gradients: input([N]),
+      m: flat("m", randomArray(N, 3).map((v) => 0.01 * v)),
+      v: flat("v", randomArray(N, 4).map((v) => 0.01 * v * v)),
+      ema: flat("ema", randomArray(N, 5)),
+      lrFactor: 1,
+    };
+    const hyper = hyperVariable(),
+      progress = progressVariable(false),
+      fault = faultVariable(),
+      values = input([3]);
+    const program = await capture("adamw", { g: set.gradients, values }, ({ values }) => {
+      adamw([set], hyper, squaredNorm([set.gradients]), progress, { values, fault });
+      return { progress };
+    }).prepare();
+    const all = new Map<string, Tensor>(
+      Object.entries({ p: set.parameters, m: set.m, v: set.v, ema: set.ema }),
+    );
+    const before = await snapshot(all), good = { ...HYPER, weightDecay: 0, clip: 0 };
+    const cases: [string, number, number[], number[]][] = [
+      ["a rate of Infinity", 1e39, [1, 2, 3], [FAULTS.update]],
+      ["a rate that fits 32 bits", 1e30, [1, 2, 3], [FAULTS.update]],
+      ["a rate that takes one weight of 1,000 beyond 1e6", 2e5, [1, 2, 3], [FAULTS.update]],
+      ["a value", 1e-3, [1, 2, NaN], [FAULTS.value, 2]],
+      ["another value", 1e-3, [1, Infinity, 3], [FAULTS.value, 1]],
+    ];
+    for (const [n, [name, lr, reported, expected]] of cases.entries()) {
+      hyper.storage.write(packHyper({ ...good, lr }));
+      program.run({ g, values: Float32Array.from(reported) });
+      assertEquals(changed(before, await snapshot(all)), [], name);
+      assertEquals([...await readTensor(progress)], [0, n + 1, 1, -n - 1], name);
+      assertEquals([...await readTensor(fault)].slice(0, expected.length), expected, name);
+    }
+    // The same gradients at a rate that fits, though it is large.
+    hyper.storage.write(packHyper({ ...good, lr: 1e4 }));
+    program.run({ g, values: Float32Array.of(1, 2, 3) });
+    assertEquals(changed(before, await snapshot(all)), ["p", "m", "v", "ema"]);
+    assertEquals([...await readTensor(progress)], [1, 5, 1, 1]);
+    program.destroy();
+  });
+}
+
+Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of the discriminator leaves its running statistics", async () => {
+  const a = await alignment(), run = new StageRun(a, STAGES.refine, OPTIONS);
+  const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
+  const program = await run.program(0);
+  const all = new Map([...a.state(), ...run.state()]);
+  const step = async (x: Float32Array, rates: { generator: number; critic: number }) => {
+    run.optimizer.set({ ...HYPER, lr: rates.generator });
+    run.critic?.set({ ...HYPER, lr: rates.critic });
+    program.run({ x });
+    return await snapshot(all);
+  };
+  const rates = { generator: 1e-3, critic: 1e-3 };
+  const first = await step(images, rates);
+  const poisoned = images.slice();
+  poisoned[777] = NaN;
+  assertEquals(changed(first, await step(poisoned, rates)), []);
+  const sums = await readTensor(run.meter);
+  assert(sums.every(Number.isFinite), "the meters are finite");
+  // Everything is finite here but the discriminator's update.
+  const names = changed(first, await step(images, { ...rates, critic: Infinity }));
+  assert(names.some((name) => name.startsWith("tokenizer.decoder.")), "the generator goes on");
+  assertEquals(names.filter((name) => name.startsWith("discriminator.") || name.startsWith("critic.")), []);
+  const last = changed(first, await step(images, rates));
+  assert(
+    last.some((name) => name.startsWith("discriminator.") && name.endsWith("running_mean")),
+    "and then it counts",
+  );
+  run.destroy();
+});
+
+Deno.test("a run that learns nothing any more says why and ends; its good checkpoints stay", async () => {
+  await testDevice();
+  for (
+    const [name, lr, bad, good, cause, remedy] of [
+      [
+        "data",
+        1e-3,
+        NaN,
+        0,
+        '"loss" is not finite',
+        "no step was applied, so numbers overflow in the networks",
+      ],
+      ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr"],
+      ["divergence", 1e-3, NaN, 3, '"loss" is not finite', "the training has diverged"],
+    ] as const
+  ) {
+    const config = ditConfig.parse({
+      input_size: 2,
+      in_channels: 4,
+      hidden_size: 16,
+      depth: 1,
+      num_heads: 2,
+      num_classes: 2,
+    });
+    const dit = new Dit(config), B = 4;
+    const diffusion = new Diffusion(dit, {
+      batchSize: B,
+      labelDropout: 0.1,
+      directionWeight: 1,
+      ema: true,
+      seed: 0,
+    });
+    dit.init(new Initializer(0));
+    const program = diffusion.capture();
+    await diffusion.set.materialise();
+    await diffusion.optimizer.startEma();
+    await diffusion.prepare(program);
+    const x = normal(0, 9, B * 16), labels = new Uint32Array(B);
+    const said: string[] = [], saved: number[] = [];
+    let before: Saved = [];
+    const error = await assertRejects(
+      () =>
+        trainLoop({
+          from: 0,
+          to: 1000,
+          meter: diffusion.meter,
+          meters: DIFFUSION_METERS,
+          optimizers: [diffusion.optimizer],
+          logEvery: 1,
+          saveEvery: 1,
+          stepBytes: 1,
+          data: async () => x,
+          async step(n, x) {
+            if (n === good) before = await snapshot(diffusion.state());
+            diffusion.optimizer.set({ ...HYPER, lr: n < good ? 1e-3 : lr });
+            diffusion.random.set(n);
+            program.run({ x: n < good ? x : x.map((v) => v * bad), labels });
+          },
+          onLog: () => {},
+          onSkipped: (message) => said.push(message),
+          save: async (n) => void saved.push(n),
+          stopping: () => false,
+        }),
+      GpuError,
+      `nothing is learned any more, the last 50 steps were skipped (optimizer): ${cause}`,
+      name,
+    );
+    assert(error.message.includes(remedy), error.message);
+    assertEquals(error.message.includes("--lr"), name !== "data");
+    assertEquals(saved, [1, 2, 3, 4, 5].slice(0, good + 2), name); // none from the third skipped step on
+    assertEquals(said.length, 50);
+    assert(
+      said[0]?.includes(
+        `1 of the steps ${good + 1} to ${good + 1} were skipped, and changed nothing (optimizer): ${cause}`,
+      ),
+      said[0],
+    );
+    assertEquals(changed(before, await snapshot(diffusion.state())), [], name);
+    program.destroy();
+    diffusion.destroy();
+  }
+});
+
+Deno.test("what was learned before a damaged latent is saved", async () => {
+  await testDevice();
+  let steps = 0;
+  const saved: number[] = [], counts = { applied: 1, skipped: 0, inARow: 0, lossScale: 1 };
+  await assertRejects(
+    () =>
+      trainLoop({
+        from: 2,
+        to: 9,
+        meter: variable([1]),
+        meters: [],
+        optimizers: [{ readProgress: () => Promise.resolve(counts) }] as never,
+        logEvery: 100,
+        saveEvery: 0,
+        stepBytes: 1,
+        data: () =>
+          saved.length === 0 && steps === 3
+            ? Promise.reject(new UsageError("latent 17 holds NaN"))
+            : Promise.resolve(0),
+        step: () => Promise.resolve(void steps++),
+        onLog: () => {},
+        save: (n) => Promise.resolve(void saved.push(n)),
+        stopping: () => false,
+      }),
+    UsageError,
+    "latent 17",
+  );
+  assertEquals(saved, [5]);
+});
