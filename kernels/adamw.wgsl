@@ -62,15 +62,15 @@ fn judge() {
 
 @compute @workgroup_size(64)
 fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-           @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+           @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i < params.size && !finite(norm2[0])) { sums[i] = values[i]; }
 }
 
 @compute @workgroup_size(64)
-fn record(@builtin(local_invocation_index) lane: u32) {
+fn record(@builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2[0])) { return; }
-  for (var i = lane; i < params.size; i += 64u) { sums[i] += values[i]; }
+  for (var i = thread; i < params.size; i += 64u) { sums[i] += values[i]; }
 }
 
 const GROWTH = 500.0;
@@ -120,10 +120,10 @@ const LARGEST_WEIGHT = 1e6; // with weights beyond it, the next step overflows
 // number can overflow, and nothing is read.
 @compute @workgroup_size(64)
 fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                @builtin(local_invocation_index) lane: u32) {
+                @builtin(local_invocation_index) thread: u32) {
   let lr = hyper[0] * params.factor;
   if (lr <= 100.0 && lr * hyper[4] <= 1.0 || !finite(norm2[0])) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
@@ -140,9 +140,9 @@ fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
 
 @compute @workgroup_size(64)
 fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-         @builtin(local_invocation_index) lane: u32) {
+         @builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2[0])) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
@@ -153,9 +153,9 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 
 @compute @workgroup_size(64)
 fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-             @builtin(local_invocation_index) lane: u32) {
+             @builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2[0])) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
@@ -168,9 +168,9 @@ fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
 
 @compute @workgroup_size(64)
 fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-              @builtin(local_invocation_index) lane: u32) {
+              @builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2[0])) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
@@ -183,9 +183,9 @@ fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) 
 
 @compute @workgroup_size(64)
 fn adamw_ema_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) lane: u32) {
+                  @builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2[0])) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + lane;
+  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {

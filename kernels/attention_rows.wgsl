@@ -20,43 +20,43 @@ const LOWEST = -3.4028234e38;
 // Which elements of a row's last vector belong to it.
 fn tail() -> vec4<bool> { return vec4(0u, 1u, 2u, 3u) < vec4((params.size + 3u) % 4u + 1u); }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let thread = index % THREADS;
+  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
   let live = row < params.rows;
   let last = (params.size - 1u) / 4u; // its vector is apart: all others are whole
   let at = row * (last + 1u);
-  let mine = live && lane == last % LANES;
+  let mine = live && thread == last % THREADS;
   let final_x = select(V(LOWEST), x[select(0u, at + last, live)], tail() & vec4(mine));
   var m = final_x;
-  if (live) { for (var k = lane; k < last; k += LANES) { m = max(m, x[at + k]); } }
-  let top = max_lanes(biggest(m), lane, index / LANES);
+  if (live) { for (var k = thread; k < last; k += THREADS) { m = max(m, x[at + k]); } }
+  let top = max_threads(biggest(m), thread, index / THREADS);
   let final_y = select(V(), exp(final_x - top), tail() & vec4(mine));
   var s = V();
-  if (live) { for (var k = lane; k < last; k += LANES) { s += exp(x[at + k] - top); } }
-  let r = 1.0 / sum_lanes(vec2(total(s + final_y), 0.0), lane, index / LANES).x;
+  if (live) { for (var k = thread; k < last; k += THREADS) { s += exp(x[at + k] - top); } }
+  let r = 1.0 / sum_threads(vec2(total(s + final_y), 0.0), thread, index / THREADS).x;
   if (!live) { return; }
-  for (var k = lane; k < last; k += LANES) { y[at + k] = exp(x[at + k] - top) * r; }
+  for (var k = thread; k < last; k += THREADS) { y[at + k] = exp(x[at + k] - top) * r; }
   if (mine) { y[at + last] = final_y * r; }
 }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn attention_rows_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                            @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let thread = index % THREADS;
+  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
   let live = row < params.rows;
   let last = (params.size - 1u) / 4u;
   let at = row * (last + 1u);
-  let mine = live && lane == last % LANES;
+  let mine = live && thread == last % THREADS;
   let final_dy = select(V(), dy[select(0u, at + last, live)], tail() & vec4(mine));
   let final_y = saved[select(0u, at + last, live)];
   var s = final_dy * final_y;
-  if (live) { for (var k = lane; k < last; k += LANES) { s += dy[at + k] * saved[at + k]; } }
-  let dot = sum_lanes(vec2(total(s), 0.0), lane, index / LANES).x;
+  if (live) { for (var k = thread; k < last; k += THREADS) { s += dy[at + k] * saved[at + k]; } }
+  let dot = sum_threads(vec2(total(s), 0.0), thread, index / THREADS).x;
   if (!live) { return; }
-  for (var k = lane; k < last; k += LANES) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
+  for (var k = thread; k < last; k += THREADS) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
   if (mine) { dx[at + last] = final_y * (final_dy - dot); }
 }

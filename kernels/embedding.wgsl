@@ -17,16 +17,16 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-             @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+             @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count * params.size) { return; }
   y[i] = table[min(ids[i / params.size], params.rows - 1u) * params.size + i % params.size];
 }
 
 @compute @workgroup_size(64)
 fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                      @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+                      @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.chunks * params.rows * params.size) { return; }
   let row = i / params.size % params.rows;
   let c = i % params.size;

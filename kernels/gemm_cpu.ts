@@ -77,7 +77,7 @@ function transposeB({ tile: [, TN], step }: GemmSpec): string {
 const OUTSIDE = -0x40000000;
 
 /** Output pixels of a convolution as corners of what they see; and input pixels in the gradient of the input likewise. */
-function walk({ source, segment }: GemmSpec): string {
+function pixelView({ source, segment }: GemmSpec): string {
   const [rows, columns, stride, top, left] = source.kind === "conv_dx"
     ? ["H", "W", "1", "i32(params.KH - 1u - params.top)", "i32(params.KW - 1u - params.left)"]
     : ["Ho", "Wo", "i32(params.stride)", "i32(params.top)", "i32(params.left)"];
@@ -197,7 +197,7 @@ ${
   if (source.kind === "conv_dweight") {
     return `let lda4 = params.lda / 4u; let from_m = (from_a + m0) / 4u;
 let H = i32(params.H); let W = i32(params.W); let C4 = i32(params.C / 4u);
-${walk(spec)}
+${pixelView(spec)}
 ${
       lines(TN4, (j) =>
         `let column${j} = n0 + ${4 * j}u; let tap${j} = column${j} / params.C;` +
@@ -274,7 +274,7 @@ ${
   const overChannels = `for (var c4 = 0u; c4 < C4; c4 += ${fours}u) {`;
   return `let C4 = params.${channels} / 4u;
 ${dx ? "let ldb4 = params.ldb / 4u;" : ""}
-${walk(spec)}
+${pixelView(spec)}
 let p0 = pixel_at(walk, m0, ${dx ? "params.H, params.W" : "params.Ho, params.Wo"});
 ${segments.slice(1).map((g) => `let p${g} = next(walk, p${g - 1});`).join("\n")}
 ${dx ? "" : lines(TN, (j) => `let rb${j} = (n0 + ${j}u) * params.ldb / 4u;`)}

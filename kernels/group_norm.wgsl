@@ -5,13 +5,13 @@
 // and the channels of a group; `apply` is elementwise. Backward mirrors them, with u = dy silu'(z):
 //   dx = r (u w - mean_g(u w) - n mean_g(u w n)),  dw = sum u n,  db = sum u
 // where the last launch also adds up dw and db over the images. Where groups are small and many, and launches dear,
-// `moments` does in one launch what the first two do: a lane takes a whole group. Sums over pixels have the three levels of
+// `moments` does in one launch what the first two do: a thread takes a whole group. Sums over pixels have the three levels of
 // reduce.wgsl.
-// Needs the preludes wide or narrow, and rows: for `statistics` a row is the chunks of a group.
+// Needs the preludes prelude_vec4 or prelude_scalar, and prelude_rows: for `statistics` a row is the chunks of a group.
 
 override SILU: u32 = 0;
-override PIXELS: u32 = 8; // of a lane of the elementwise kernels
-override WG: u32 = 16;    // lanes of a workgroup of `partials`
+override PIXELS: u32 = 8; // of a thread of the elementwise kernels
+override WG: u32 = 16;    // threads of a workgroup of `partials`
 
 const BLOCK = 16u;
 
@@ -137,13 +137,13 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   return BackwardSums(su, sun, sn);
 }
 
-// A lane of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
-// is read once for all of them, and neighbouring lanes still touch neighbouring memory.
+// A thread of the elementwise kernels owns PIXELS pixels of one channel vector, a slab apart: what belongs to the channel
+// is read once for all of them, and neighbouring threads still touch neighbouring memory.
 
 struct Strand {
   k: u32,     // channel vector
   c: u32,     // the same in [B, C]
-  begin: u32, // first vector of the map, then every `step` before `end`; nothing for lanes past the last one
+  begin: u32, // first vector of the map, then every `step` before `end`; nothing for threads past the last one
   step: u32,
   end: u32,
 }
@@ -160,8 +160,8 @@ fn strand(item: u32) -> Strand {
 
 @compute @workgroup_size(WG)
 fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
+                  @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * WG + thread;
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -172,9 +172,9 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   s2[item] = sums.second;
 }
 
-// What a lane of the kernels that join chunks adds up: those of one group, LANES apart.
+// What a thread of the kernels that join chunks adds up: those of one group, THREADS apart.
 struct Share {
-  lane: u32,
+  thread: u32,
   row: u32,
   image: u32,
   first: u32,  // channel of the group
@@ -182,18 +182,18 @@ struct Share {
 }
 
 fn share(workgroup: u32, index: u32) -> Share {
-  let row = index / LANES;
+  let row = index / THREADS;
   let item = workgroup * ROWS + row;
   let chunks = select(0u, params.chunks, item < params.images * params.groups);
   let first = item % params.groups * (params.channels / params.groups);
-  return Share(index % LANES, row, item / params.groups, first, chunks);
+  return Share(index % THREADS, row, item / params.groups, first, chunks);
 }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                     @builtin(local_invocation_index) index: u32) {
   let own = share(group.y * groups.x + group.x, index);
-  let lane = own.lane;
+  let thread = own.thread;
   let image = own.image;
   let width = params.channels / params.groups;
   let first = own.first;
@@ -202,28 +202,28 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   let from_sums = image * params.chunks * params.channels;
   let origin = x1[from_image + first]; // so that a constant group is exactly its mean
   var apart = 0.0; // first values of the channels, above the origin
-  var above = 0.0; // of the lane: what the channels are above their first values
+  var above = 0.0; // of the thread: what the channels are above their first values
   for (var c = first; c < first + width; c++) {
     apart += x1[from_image + c] - origin;
     var channel = 0.0;
-    for (var k = lane; k < own.chunks; k += LANES) { channel += sum1[from_sums + k * params.channels + c]; }
+    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum1[from_sums + k * params.channels + c]; }
     above += channel;
   }
-  let mean_g = origin + (apart + sum_lanes(vec2(above, 0.0), lane, own.row).x / pixels) / f32(width);
-  var squares = 0.0; // of the lane: of what they are above the mean, less the offsets' part
+  let mean_g = origin + (apart + sum_threads(vec2(above, 0.0), thread, own.row).x / pixels) / f32(width);
+  var squares = 0.0; // of the thread: of what they are above the mean, less the offsets' part
   var offsets = 0.0;
   for (var c = first; c < first + width; c++) {
     let offset = x1[from_image + c] - mean_g;
     offsets += offset * offset;
     var channel = 0.0;
-    for (var k = lane; k < own.chunks; k += LANES) {
+    for (var k = thread; k < own.chunks; k += THREADS) {
       let at = from_sums + k * params.channels + c;
       channel += sum2[at] + 2.0 * offset * sum1[at];
     }
     squares += channel;
   }
-  let variance = sum_lanes(vec2(squares, 0.0), lane, own.row).x / pixels + offsets;
-  if (own.chunks == 0u || lane > 0u) { return; }
+  let variance = sum_threads(vec2(squares, 0.0), thread, own.row).x / pixels + offsets;
+  if (own.chunks == 0u || thread > 0u) { return; }
   let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
   for (var c = first; c < first + width; c++) {
     out1[image * params.channels + c] = mean_g;
@@ -234,8 +234,8 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 // Mean and squares about it of the channels of a vector, then of the vectors of the group, one after another.
 @compute @workgroup_size(ROWS)
 fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * ROWS + lane;
+                 @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * ROWS + thread;
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;
@@ -265,8 +265,8 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
 
 @compute @workgroup_size(64)
 fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_index) lane: u32) {
-  let own = strand((group.y * groups.x + group.x) * 64u + lane);
+               @builtin(local_invocation_index) thread: u32) {
+  let own = strand((group.y * groups.x + group.x) * 64u + thread);
   let m = mean[own.c];
   let scale = r[own.c] * w[own.k];
   let bias = b[own.k];
@@ -278,8 +278,8 @@ fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
 
 @compute @workgroup_size(WG)
 fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                           @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
+                           @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * WG + thread;
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -292,11 +292,11 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   s3[item] = sums.n;
 }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                              @builtin(local_invocation_index) index: u32) {
   let own = share(group.y * groups.x + group.x, index);
-  let lane = own.lane;
+  let thread = own.thread;
   let image = own.image;
   let width = params.channels / params.groups;
   let first = own.first;
@@ -307,27 +307,27 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
   var rest = 0.0;
   for (var c = first; c < first + width; c++) {
     var channel = 0.0;
-    for (var k = lane; k < own.chunks; k += LANES) { channel += sum3[(image * params.chunks + k) * params.channels + c]; }
+    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum3[(image * params.chunks + k) * params.channels + c]; }
     rest += channel;
   }
-  let mean_n = sum_lanes(vec2(rest, 0.0), lane, own.row).x / f32(params.pixels * width);
+  let mean_n = sum_threads(vec2(rest, 0.0), thread, own.row).x / f32(params.pixels * width);
   var of_group = vec2<f32>(); // sums of u w and of u w n
-  for (var j = 0u; j < width; j++) { // as often in every lane: they meet in sum_lanes
+  for (var j = 0u; j < width; j++) { // as often in every thread: they meet in sum_threads
     let c = first + j;
     var pair = vec2<f32>();
-    for (var k = lane; k < own.chunks; k += LANES) {
+    for (var k = thread; k < own.chunks; k += THREADS) {
       let at = (image * params.chunks + k) * params.channels + c;
       pair += vec2(sum1[at], sum2[at]);
     }
-    var sums = sum_lanes(pair, lane, own.row);
+    var sums = sum_threads(pair, thread, own.row);
     sums.y -= mean_n * sums.x;
-    if (own.chunks > 0u && lane == 0u) {
+    if (own.chunks > 0u && thread == 0u) {
       all[2u * map + from_map + c] = sums.x;
       all[3u * map + from_map + c] = sums.y;
     }
     of_group += sums * w1[c];
   }
-  if (own.chunks == 0u || lane > 0u) { return; }
+  if (own.chunks == 0u || thread > 0u) { return; }
   let means = of_group / f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
     all[from_map + c] = means.x;
@@ -337,8 +337,8 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
 
 @compute @workgroup_size(ROWS)
 fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                          @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * ROWS + lane;
+                          @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * ROWS + thread;
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;
@@ -363,8 +363,8 @@ fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
 
 @compute @workgroup_size(64)
 fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                    @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * 64u + lane;
+                    @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * 64u + thread;
   let own = strand(item);
   let m = mean[own.c];
   let rstd = r[own.c];

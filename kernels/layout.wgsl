@@ -55,8 +55,8 @@ fn place(index: u32) -> Place {
 
 @compute @workgroup_size(WG)
 fn move4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-         @builtin(local_invocation_index) lane: u32) {
-  let first = (group.y * groups.x + group.x) * WG * UNROLL + lane;
+         @builtin(local_invocation_index) thread: u32) {
+  let first = (group.y * groups.x + group.x) * WG * UNROLL + thread;
   for (var i = 0u; i < UNROLL; i++) {
     let index = first + i * WG;
     if (index < params.count) {
@@ -68,8 +68,8 @@ fn move4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 
 @compute @workgroup_size(WG)
 fn move1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-         @builtin(local_invocation_index) lane: u32) {
-  let first = (group.y * groups.x + group.x) * WG * UNROLL + lane;
+         @builtin(local_invocation_index) thread: u32) {
+  let first = (group.y * groups.x + group.x) * WG * UNROLL + thread;
   for (var i = 0u; i < UNROLL; i++) {
     let index = first + i * WG;
     if (index < params.count) {

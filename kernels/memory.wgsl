@@ -17,13 +17,13 @@ struct Params {
 const WG = 256u;
 const UNROLL = 4u;
 
-fn first(group: vec3<u32>, groups: vec3<u32>, lane: u32) -> u32 {
-  return (group.y * groups.x + group.x) * WG * UNROLL + lane;
+fn first(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 {
+  return (group.y * groups.x + group.x) * WG * UNROLL + thread;
 }
 
 @compute @workgroup_size(WG)
-fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
+fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y[j] = params.bits; }
@@ -31,8 +31,8 @@ fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(WG)
-fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
+fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y[j] = x[j]; }
@@ -40,8 +40,8 @@ fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(WG)
-fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
+fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y[j] = bitcast<u32>(bitcast<f32>(y[j]) + bitcast<f32>(x[j])); }
@@ -49,8 +49,8 @@ fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
 }
 
 @compute @workgroup_size(WG)
-fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
+fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y4[j] = x4[j]; }
@@ -58,8 +58,8 @@ fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 }
 
 @compute @workgroup_size(WG)
-fn add_in_place4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let at = first(group, groups, lane);
+fn add_in_place4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { y4[j] = y4[j] + x4[j]; }

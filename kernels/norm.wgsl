@@ -3,12 +3,12 @@
 // backward, with g = dy w and n = (x - mean) r:  dx = r (g - mean(g) - n mean(g n))   (rms: without mean(g))
 //   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, BLOCK rows at a time so that rounding
 //   errors do not grow with the chunk, added up by a second launch.
-// Needs the preludes wide or narrow, and rows. Each component of each lane keeps a running mean and sum of squares about it
+// Needs the preludes prelude_vec4 or prelude_scalar, and prelude_rows. Each component of each thread keeps a running mean and sum of squares about it
 // (Welford), joined at the end: one pass over the row, and neither a large mean nor an outlier cancels. Values are taken
 // relative to the row's first, so that a constant row has exactly its own mean and no variance.
 
 override RMS: u32 = 0;
-override WG: u32 = 16;     // lanes of a workgroup of norm_backward_weight
+override WG: u32 = 16;     // threads of a workgroup of norm_backward_weight
 override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
 
 const BLOCK = 16u;
@@ -44,7 +44,7 @@ fn bias(k: u32) -> V {
 }
 
 // (mean, r) of the row that begins at vector `at`.
-fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
+fn moments(at: u32, thread: u32, row: u32, live: bool) -> vec2<f32> {
   let n = f32(params.size) * WIDTH;
   var origin = 0.0;
   if (RMS == 0u && live) { origin = head(x[at]); }
@@ -52,7 +52,7 @@ fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
   var m = V();
   var q = V();
   if (live) {
-    for (var k = lane; k < params.size; k += LANES) {
+    for (var k = thread; k < params.size; k += THREADS) {
       let v = x[at + k] - origin;
       let d = v - m;
       count += 1.0;
@@ -62,48 +62,48 @@ fn moments(at: u32, lane: u32, row: u32, live: bool) -> vec2<f32> {
   }
   var mean = 0.0;
   if (RMS == 0u) {
-    mean = sum_lanes(vec2(count * total(m), 0.0), lane, row).x / n;
+    mean = sum_threads(vec2(count * total(m), 0.0), thread, row).x / n;
     let e = m - mean;
     q += count * e * e;
   }
-  let variance = sum_lanes(vec2(total(q), 0.0), lane, row).x / n;
+  let variance = sum_threads(vec2(total(q), 0.0), thread, row).x / n;
   return vec2(origin + mean, inverseSqrt(variance + params.eps));
 }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let thread = index % THREADS;
+  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
   let live = row < params.rows;
   let at = row * params.size;
-  let m = moments(at, lane, index / LANES, live);
+  let m = moments(at, thread, index / THREADS, live);
   if (!live) { return; }
-  if (lane == 0u) { stats[row] = m; }
-  for (var k = lane; k < params.size; k += LANES) { y[at + k] = (x[at + k] - m.x) * m.y * weight(k) + bias(k); }
+  if (thread == 0u) { stats[row] = m; }
+  for (var k = thread; k < params.size; k += THREADS) { y[at + k] = (x[at + k] - m.x) * m.y * weight(k) + bias(k); }
 }
 
-@compute @workgroup_size(LANES * ROWS)
+@compute @workgroup_size(THREADS * ROWS)
 fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                    @builtin(local_invocation_index) index: u32) {
-  let lane = index % LANES;
-  let row = (group.y * groups.x + group.x) * ROWS + index / LANES;
+  let thread = index % THREADS;
+  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
   let live = row < params.rows;
   let at = row * params.size;
   let m = saved[select(0u, row, live)];
   var s = V();
   var q = V();
   if (live) {
-    for (var k = lane; k < params.size; k += LANES) {
+    for (var k = thread; k < params.size; k += THREADS) {
       let g = dy[at + k] * weight(k);
       s += g;
       q += g * (x[at + k] - m.x) * m.y;
     }
   }
-  var mean = sum_lanes(vec2(total(s), total(q)), lane, index / LANES) / (f32(params.size) * WIDTH);
+  var mean = sum_threads(vec2(total(s), total(q)), thread, index / THREADS) / (f32(params.size) * WIDTH);
   if (RMS == 1u) { mean.x = 0.0; }
   if (!live) { return; }
-  for (var k = lane; k < params.size; k += LANES) {
+  for (var k = thread; k < params.size; k += THREADS) {
     dx[at + k] = m.y * (dy[at + k] * weight(k) - mean.x - (x[at + k] - m.x) * m.y * mean.y);
   }
 }
@@ -115,12 +115,12 @@ fn keep(chunk: u32, k: u32, q: V, s: V) {
   }
 }
 
-// A lane owns four columns of a chunk, `stride` apart, so that a row's statistics are read once for them and a pass
+// A thread owns four columns of a chunk, `stride` apart, so that a row's statistics are read once for them and a pass
 // over a row touches most of it. A column past the end reads some other row and is not kept.
 @compute @workgroup_size(WG)
 fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                        @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
+                        @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * WG + thread;
   let stride = (params.size + 3u) / 4u;
   if (item >= params.chunks * stride) { return; }
   let chunk = item / stride;

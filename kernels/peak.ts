@@ -3,11 +3,11 @@
 // and what decides them (x, a, b, rounds) is known only at run time, so that no compiler can take the loop away.
 
 /** Multiply-adds of a chain in one turn of the loop: enough that the loop itself costs nothing. */
-export const CEILING_DEPTH = 16;
-export const CEILING_WG = 64;
+export const PEAK_DEPTH = 16;
+export const PEAK_WORKGROUP = 64;
 
 /** The WGSL text; entry point `ceiling`, buffers x and y of vec4 (one an invocation), parameters rounds, a, b. */
-export function ceilingWgsl(chains: number): string {
+export function peakWgsl(chains: number): string {
   const each = (line: (v: string, i: number) => string, separator = "\n  ") =>
     Array.from({ length: chains }, (_, i) => line(`v${i}`, i)).join(separator);
   const turn = each((v) => `${v} = fma(${v}, a, b);`, " ");
@@ -16,13 +16,13 @@ export function ceilingWgsl(chains: number): string {
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(2) var<uniform> params: Params;
 
-@compute @workgroup_size(${CEILING_WG})
+@compute @workgroup_size(${PEAK_WORKGROUP})
 fn ceiling(@builtin(global_invocation_id) id: vec3<u32>) {
   let a = vec4<f32>(params.a);
   let b = vec4<f32>(params.b);
   ${each((v, i) => `var ${v} = x[id.x] + ${i}.0;`)}
   for (var i = 0u; i < params.rounds; i++) {
-    ${Array(CEILING_DEPTH).fill(turn).join("\n    ")}
+    ${Array(PEAK_DEPTH).fill(turn).join("\n    ")}
   }
   y[id.x] = ${each((v) => v, " + ")};
 }

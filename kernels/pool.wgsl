@@ -25,8 +25,8 @@ override COUNT_PADDING: u32 = 1;
 // One input vector becomes four of the output.
 @compute @workgroup_size(64)
 fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+            @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let row = pixel / params.W;
@@ -41,8 +41,8 @@ fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
 
 @compute @workgroup_size(64)
 fn upsample_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                     @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+                     @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let row = pixel / params.W;
@@ -76,8 +76,8 @@ fn window(image: u32, oy: u32, ox: u32, c: u32) -> V {
 
 @compute @workgroup_size(64)
 fn pool(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+        @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let oy = pixel / params.Wo % params.Ho;
@@ -107,8 +107,8 @@ fn containing(i: u32, windows: u32) -> vec2<u32> {
 
 @compute @workgroup_size(64)
 fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+                 @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let c = i % params.C;

@@ -25,8 +25,8 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-          @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+          @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let at = i / (params.size * params.heads) % params.tokens * params.size + i % params.size;
   let c = cos_table[at];
@@ -41,8 +41,8 @@ fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 
 @compute @workgroup_size(64)
 fn rotary_halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) lane: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + lane;
+                 @builtin(local_invocation_index) thread: u32) {
+  let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let head = i / params.size;
   let low = 2u * head * params.size + i % params.size;

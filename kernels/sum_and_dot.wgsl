@@ -21,8 +21,8 @@ const BLOCK = 16u;
 
 @compute @workgroup_size(WG)
 fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_index) lane: u32) {
-  let item = (group.y * groups.x + group.x) * WG + lane;
+               @builtin(local_invocation_index) thread: u32) {
+  let item = (group.y * groups.x + group.x) * WG + thread;
   if (item >= params.outer * params.chunks * params.inner) { return; }
   let i = item % params.inner;
   let s = (item / params.inner) % params.chunks;

@@ -2,7 +2,7 @@
 // "Cannot <action>: <reason with values>; <remedy>"; tasks/run.ts turns the class into an exit code. A fourth class is no
 // error: the user asked to stop.
 
-const LONGEST = 2000;
+const MAX_VALUE_LENGTH = 2000;
 
 /** Text that files bring along, fit for one line of a terminal: control characters are spelled out. */
 export function printable(text: string): string {
@@ -17,7 +17,10 @@ export class UsageError extends Error {
   override name = "UsageError";
 
   constructor(message: string, options?: ErrorOptions) {
-    super(printable(message.length > LONGEST ? `${message.slice(0, LONGEST)}...` : message), options);
+    super(
+      printable(message.length > MAX_VALUE_LENGTH ? `${message.slice(0, MAX_VALUE_LENGTH)}...` : message),
+      options,
+    );
   }
 }
 

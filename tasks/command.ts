@@ -78,13 +78,13 @@ export async function openAdapter(
 }
 
 /** Most threads that make images unless more are asked for; a software adapter needs the cores itself. */
-const MOST_WORKERS = { gpu: 8, software: 1 };
+const MAX_WORKERS = { gpu: 8, software: 1 };
 
 /** The threads that make images: as many as asked for, else a core each but for one core. Needs an open device. */
 export function openWorkers(
   { workers, imageMemory }: { workers?: number | undefined; imageMemory?: number | undefined },
 ): Workers {
-  const most = device().facts.software ? MOST_WORKERS.software : MOST_WORKERS.gpu;
+  const most = device().facts.software ? MAX_WORKERS.software : MAX_WORKERS.gpu;
   const count = workers ?? Math.max(0, Math.min(most, navigator.hardwareConcurrency - 1));
   return new Workers(count, imageMemory === undefined ? undefined : imageMemory * 1e6);
 }

@@ -4,7 +4,7 @@ import { doctorConfig } from "../src/cli/config.ts";
 import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
-import { measureCeiling } from "../src/bench/peak.ts";
+import { measurePeaks } from "../src/bench/peak.ts";
 import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/bench/gemm_tuning.ts";
 import { command, openAdapter } from "./command.ts";
 
@@ -56,7 +56,7 @@ export const doctor = command({
     );
     const result = { adapter: best.description, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
-    const { fma, copy, gemm } = await measureCeiling();
+    const { fma, copy, gemm } = await measurePeaks();
     log.line(
       `multiply-adds ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, matrix product ${
         gemm.toFixed(1)

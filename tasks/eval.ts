@@ -11,7 +11,7 @@ import { NpzImages, openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { halves, type ImageSource } from "../src/data/image_source.ts";
 import { drawnBy, drawnInputs } from "../src/data/decode_pool.ts";
-import { InceptionEye, ReconstructionFrechet } from "../src/metrics/inception.ts";
+import { InceptionFeatures, ReconstructionFrechet } from "../src/metrics/inception.ts";
 import { LpipsScore } from "../src/metrics/lpips_score.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import type { ImageSet } from "../src/metrics/set_metrics.ts";
@@ -27,7 +27,7 @@ import { openTokenizer } from "../src/zoo/runs.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, imageFolder, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
-import { openJudges, PROBE_IMAGES, scoreSets, warnFew } from "./eval_sets.ts";
+import { openClassifiers, PROBE_IMAGES, scoreSets, warnFew } from "./eval_sets.ts";
 import type { Config, Means } from "./eval_sets.ts";
 import { type Chosen, chosenMetrics, Results } from "./eval_metrics.ts";
 import { samplingOf } from "./sample.ts";
@@ -106,19 +106,19 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, means: Me
   metrics.settle((line) => log.line(line));
   const batchSize = Math.min(c.batchSize, source.length);
   if (metrics.any("psnr", "ssim", "lpips", "rfid")) {
-    const eye = metrics.any("rfid")
-      ? await InceptionEye.open(await openInception(c.inception ?? ""), {
+    const inception = metrics.any("rfid")
+      ? await InceptionFeatures.open(await openInception(c.inception ?? ""), {
         size,
         batchSize,
         input: c.inceptionInput,
-        questions: ["moments"],
+        kinds: ["moments"],
       })
       : undefined;
     const lpips = metrics.any("lpips")
       ? await LpipsScore.open(await openLpips(c.lpips ?? []), { size, batchSize })
       : undefined;
-    if (eye) warnFew(source.length, log);
-    const pairs = [...lpips ? [lpips] : [], ...eye ? [new ReconstructionFrechet(eye)] : []];
+    if (inception) warnFew(source.length, log);
+    const pairs = [...lpips ? [lpips] : [], ...inception ? [new ReconstructionFrechet(inception)] : []];
     await take(async () => {
       const all = await scoreReconstruction(tokenizer, source, {
         size,
@@ -129,7 +129,7 @@ async function scoreTokenizer(c: Config, metrics: Chosen, run: string, means: Me
       const unasked = (["psnr", "ssim"] as const).filter((name) => !metrics.any(name));
       return Object.fromEntries(Object.entries(all).filter(([name]) => !unasked.some((n) => n === name)));
     });
-    eye?.destroy();
+    inception?.destroy();
     lpips?.destroy();
   }
   if (metrics.any("probe", "knn")) {
@@ -172,8 +172,8 @@ async function scoreFiles(c: Config, metrics: Chosen, means: Means): Promise<voi
   const fake = await setOf(c.fake, c, INCEPTION_SIDE, means);
   const side = c.imageSize ?? await sideOf(fake);
   const real = await setOf(c.real, c, side, means);
-  const judges = await openJudges(c, metrics, real, fake, means.log);
-  await scoreSets(c, metrics, real, fake, { ...judges, side }, means);
+  const classifiers = await openClassifiers(c, metrics, real, fake, means.log);
+  await scoreSets(c, metrics, real, fake, { ...classifiers, side }, means);
 }
 
 /** Samples from a model, at the guidance asked for, against held-out images. The samples stay in the run. */
@@ -199,7 +199,7 @@ async function scoreModel(
   const real = await setOf(c.real, c, side, means);
   const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
   // Before the samples, which take long: whatever is wrong with the real images or with the networks.
-  const judges = await openJudges(c, metrics, real, { name: "samples", images: labels }, log);
+  const classifiers = await openClassifiers(c, metrics, real, { name: "samples", images: labels }, log);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
   async function* samples() {
     const options = { ...samplingOf(c), labels, onProgress: (n: number) => progress.update(n) };
@@ -213,7 +213,7 @@ async function scoreModel(
   progress.end();
   log.line(`samples: ${path}`);
   const fake = await setOf(path, c, side, means);
-  await scoreSets(c, metrics, real, fake, { ...judges, side }, means);
+  await scoreSets(c, metrics, real, fake, { ...classifiers, side }, means);
 }
 
 /** @param side of generated shapes, where there is no path */

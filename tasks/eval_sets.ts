@@ -11,7 +11,7 @@ import { Shapes } from "../src/data/toy_shapes.ts";
 import { drawnInputs, type Workers } from "../src/data/decode_pool.ts";
 import { type Features, frechet, gaussian } from "../src/metrics/frechet.ts";
 import { collect, type ImageProgram } from "../src/metrics/batched.ts";
-import { JUDGE_SIZE, loadJudge } from "../src/metrics/toy_classifier.ts";
+import { loadToyClassifier, TOY_CLASSIFIER_SIZE } from "../src/metrics/toy_classifier.ts";
 import { accuracy, predict, trainProbe } from "../src/metrics/linear_probe.ts";
 import {
   compareSets,
@@ -39,19 +39,19 @@ const BY_INCEPTION = ["fid", "sfid", "is", "kid", "precision", "recall"] as cons
 const BY_ENCODER = ["fd-encoder", "classes", "probe", "knn"] as const;
 
 /** The networks that two sets are compared with. */
-export interface Judges {
+export interface Classifiers {
   inception: Inception | undefined;
   encoder: EncoderSource | undefined;
 }
 
 /** Leaves out what these sets do not allow, and opens the networks that the rest needs. */
-export async function openJudges(
+export async function openClassifiers(
   c: Config,
   metrics: Chosen,
   real: SetFacts,
   fake: SetFacts,
   log: Log,
-): Promise<Judges> {
+): Promise<Classifiers> {
   metrics.excludeEach(BY_INCEPTION, (metric) => obstacle(metric, real, fake));
   metrics.exclude(["fd-encoder"], obstacle("kid", real, fake));
   metrics.settle((line) => log.line(line));
@@ -67,7 +67,7 @@ export async function scoreSets(
   metrics: Chosen,
   real: ImageSet,
   fake: ImageSet,
-  { inception, encoder, side }: Judges & { side: number },
+  { inception, encoder, side }: Classifiers & { side: number },
   means: Means,
 ): Promise<void> {
   const { log, results: { take, scores } } = means;
@@ -156,11 +156,16 @@ async function scoreByEncoder(
       });
     }
     if (metrics.any("knn")) await take(async () => ({ knn: neighbourAccuracy({ train, test: a, classes }) }));
-    if (metrics.any("classes") && side === JUDGE_SIZE) {
+    if (metrics.any("classes") && side === TOY_CLASSIFIER_SIZE) {
       await take(async () => {
-        const judge = await loadJudge();
-        const judging = await imageProgram(c, JUDGE_SIZE, fake.images.length, (x) => judge.forward(x));
-        const opinion = await collect(judging, "y", inputs(fake.images, { square: JUDGE_SIZE }));
+        const classifier = await loadToyClassifier();
+        const judging = await imageProgram(
+          c,
+          TOY_CLASSIFIER_SIZE,
+          fake.images.length,
+          (x) => classifier.forward(x),
+        );
+        const opinion = await collect(judging, "y", inputs(fake.images, { square: TOY_CLASSIFIER_SIZE }));
         judging.destroy();
         return { class_agreement_independent: accuracy(largest(opinion.features), b.labels) };
       });

@@ -21,7 +21,7 @@ import {
   openTokenizer,
   saveDit,
 } from "../src/zoo/runs.ts";
-import { Diffusion, DIFFUSION_METERS } from "../src/train/diffusion.ts";
+import { Diffusion, DIFFUSION_METRICS } from "../src/train/diffusion.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { placesOf } from "../src/zoo/generator.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
@@ -170,7 +170,7 @@ export const trainDit = command({
         from,
         to: c.steps,
         meter: diffusion.meter,
-        meters: DIFFUSION_METERS,
+        meters: DIFFUSION_METRICS,
         optimizers: [diffusion.optimizer],
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,

@@ -11,9 +11,9 @@ import { capture } from "../gpu/program.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../formats/files.ts";
 import { conv2d } from "../ops/conv.ts";
 import {
+  type GemmKind,
   type Machine,
   onlyTile,
-  type ProductKind,
   thisMachine,
   type Tile,
   tileKey,
@@ -119,7 +119,7 @@ export function tuningSizes(): { S: number; map: Shape; channels: number } {
 }
 
 /** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
-export async function measureTiles(only?: ProductKind): Promise<TileTable> {
+export async function measureTiles(only?: GemmKind): Promise<TileTable> {
   const machine = thisMachine(), { profile } = machine;
   const { S, map, channels } = tuningSizes();
   const square: Shape = [S, S], x: Shape = [...map, channels], w: Shape = [channels, 3, 3, channels];
@@ -129,7 +129,7 @@ export async function measureTiles(only?: ProductKind): Promise<TileTable> {
     leaf.requiresGrad = true;
     return grad(convolve(a, b), [leaf], dy)[0] as Tensor;
   };
-  const cases: [ProductKind, Shape[], (a: Tensor, b: Tensor, dy: Tensor) => Tensor][] = [
+  const cases: [GemmKind, Shape[], (a: Tensor, b: Tensor, dy: Tensor) => Tensor][] = [
     ["nn", [square, square], (a, b) => matmul(a, b)],
     ["nt", [square, square], (a, b) => matmul(a, b, { transposeB: true })],
     ["tn", [square, square], (a, b) => matmul(a, b, { transposeA: true })],
@@ -141,7 +141,7 @@ export async function measureTiles(only?: ProductKind): Promise<TileTable> {
   try {
     for (const tile of tilesWithin(machine)) {
       useTiles(onlyTile(profile, tile));
-      const rates = new Map<ProductKind, number>();
+      const rates = new Map<GemmKind, number>();
       for (const [kind, shapes, fn] of cases) {
         if (kind === "nn" || kind === (only ?? kind)) rates.set(kind, await rateOf(shapes, fn));
       }

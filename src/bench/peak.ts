@@ -12,8 +12,8 @@ import { input } from "../tensor/tensor.ts";
 
 type Any = Program<Record<string, Bindable>, Record<string, Bindable>>;
 
-/** What {@link measureCeiling} found. */
-export interface Ceiling {
+/** What {@link measurePeaks} found. */
+export interface Peaks {
   /** GFLOP/s of multiply-adds in registers. */
   fma: number;
   /** GB/s of a copy too large for any cache; read and write counted. */
@@ -64,7 +64,7 @@ export const median = (sorted: readonly number[]): number => {
 };
 
 /** Measures the adapter's yardsticks, the best of several runs each. */
-export async function measureCeiling(): Promise<Ceiling> {
+export async function measurePeaks(): Promise<Peaks> {
   // How many chains fill an adapter without running out of its registers differs; more than these never helped.
   let fma = 0;
   const cpu = device().profile === "cpu";
@@ -74,7 +74,7 @@ export async function measureCeiling(): Promise<Ceiling> {
     fma = Math.max(fma, program.plan.flops / await best(program) / 1e6);
     program.destroy();
   }
-  const copies: Ceiling["copies"] = [];
+  const copies: Peaks["copies"] = [];
   const { facts: { software }, limits } = device();
   const sizes = [1 << 20, 1 << 22, 1 << 24, 1 << 26, ...software ? [] : [1 << 28, 1 << 30]]; // caches of GPUs hold 1 << 26
   for (const bytes of sizes.filter((n) => n / 2 <= limits.maxStorageBufferBindingSize)) {

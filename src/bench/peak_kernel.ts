@@ -1,7 +1,7 @@
 // The arithmetic yardstick as an op: multiply-adds in registers, as many at once as an adapter can have under way.
 // No gradients: it is measured, not trained.
 
-import { CEILING_DEPTH, CEILING_WG, ceilingWgsl } from "../../kernels/peak.ts";
+import { PEAK_DEPTH, PEAK_WORKGROUP, peakWgsl } from "../../kernels/peak.ts";
 import { kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor } from "../tensor/tensor.ts";
 
@@ -11,12 +11,12 @@ import { check, empty, type Tensor } from "../tensor/tensor.ts";
  * @returns [n], the sum of the chains
  */
 export function multiplyAdds(x: Tensor, chains: number, rounds: number): Tensor {
-  const perGroup = 4 * CEILING_WG;
+  const perGroup = 4 * PEAK_WORKGROUP;
   check(x.rank === 1 && x.size % perGroup === 0, "measure", `x must be [n], n a multiple of ${perGroup}`, x);
   const y = empty(x.shape);
   const params = { rounds, a: 0.999, b: 0.001 };
-  kernel(ceilingWgsl(chains), "ceiling").launch({ x, y }, params, [x.size / perGroup], {
-    flops: 2 * x.size * chains * CEILING_DEPTH * rounds,
+  kernel(peakWgsl(chains), "ceiling").launch({ x, y }, params, [x.size / perGroup], {
+    flops: 2 * x.size * chains * PEAK_DEPTH * rounds,
     iterations: rounds,
   });
   return y;

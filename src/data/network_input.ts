@@ -5,7 +5,7 @@ import { toFloat } from "../image/image.ts";
 import { interpolate, type Sampling } from "../image/interpolate.ts";
 import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
 import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
-import { type Rows, rowsOf, wholeOf } from "../image/rows.ts";
+import { fullImage, type Rows, rowsOf } from "../image/rows.ts";
 import type { ImageSource } from "./image_source.ts";
 
 /** What becomes of an image; plain data, which goes to worker threads. */
@@ -45,7 +45,7 @@ export async function inputOf(rows: Rows, view: View, original: Size = rows): Pr
   if (network?.kind === "encoder" && square === undefined) {
     return { ...await preprocess(rows, network.preprocessor, target), original: size };
   }
-  const kept = target ? await resizeRows(rows, target) : await wholeOf(rows);
+  const kept = target ? await resizeRows(rows, target) : await fullImage(rows);
   if (network?.kind === "encoder") {
     return { ...await preprocess(rowsOf(kept), network.preprocessor), original: size };
   }

@@ -2,12 +2,12 @@
 
 /** Bytes that may lie ready. */
 const READY_BYTES = 128 * 1024 * 1024;
-const MOST = 16;
+const MAX_AHEAD = 16;
 
 /** How many batches to keep ahead: one where they are made on this thread, more where workers make them. */
 export function depthOf(source: { parallel?: number }, batchBytes: number): number {
   if (!source.parallel) return 1;
-  return Math.max(1, Math.min(MOST, Math.floor(READY_BYTES / batchBytes)));
+  return Math.max(1, Math.min(MAX_AHEAD, Math.floor(READY_BYTES / batchBytes)));
 }
 
 /**

@@ -4,7 +4,7 @@
 import type { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource } from "./bytes.ts";
 
-const MOST_LINE = 1 << 16, WINDOW = 1 << 16;
+const MAX_LINE = 1 << 16, WINDOW = 1 << 16;
 
 export class Cursor {
   readonly #text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -77,12 +77,12 @@ export class Cursor {
   /** Latin-1 up to the end of the line, which is gone beyond. */
   line(): string {
     let line = "";
-    for (let length = 0; length < MOST_LINE; length++) {
+    for (let length = 0; length < MAX_LINE; length++) {
       const byte = this.u8();
       if (byte === 0x0a) return line;
       line += String.fromCharCode(byte);
     }
-    throw this.wrong(`has a line of more than ${MOST_LINE} characters`);
+    throw this.wrong(`has a line of more than ${MAX_LINE} characters`);
   }
 
   /** Makes sure of the next `length` bytes and goes behind them. @returns where they are in the window */

@@ -40,7 +40,7 @@ export function hubCache(env: (name: string) => string | undefined = Deno.env.ge
 }
 
 /** Whether a folder holds all of a model of transformers or diffusers; an index that is damaged holds nothing. */
-function isWhole(folder: string): boolean {
+function isComplete(folder: string): boolean {
   try {
     return exists(join(folder, "config.json")) && holdsModel(folder) && !missingShards(folder).length;
   } catch (error) {
@@ -55,7 +55,7 @@ function isWhole(folder: string): boolean {
  */
 export function cachedModel(
   name: string,
-  holds: (folder: string) => boolean = isWhole,
+  holds: (folder: string) => boolean = isComplete,
 ): string | undefined {
   const found = snapshotIn(modelFolder(name));
   return found?.path !== undefined && holds(found.path) ? found.path : undefined;

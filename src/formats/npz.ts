@@ -31,10 +31,10 @@ export async function writeNpz(path: string, arrays: Iterable<NpzArray>): Promis
   const zip = new ZipWriter(path);
   try {
     for (const { name, shape, data } of arrays) {
-      const isWhole = ArrayBuffer.isView(data);
-      const header = encodeNpyHeader(isWhole ? data : new Uint8Array(), shape);
+      const isArray = ArrayBuffer.isView(data);
+      const header = encodeNpyHeader(isArray ? data : new Uint8Array(), shape);
       const size = await zip.add(`${name}.npy`, parts(header, data)) - header.length;
-      const expected = shape.reduce((n, d) => n * d, isWhole ? data.BYTES_PER_ELEMENT : 1);
+      const expected = shape.reduce((n, d) => n * d, isArray ? data.BYTES_PER_ELEMENT : 1);
       if (size !== expected) {
         throw new ShapeError(
           `Cannot write "${path}": "${name}" has ${size} bytes, its shape (${shape}) needs ${expected}`,

@@ -64,10 +64,10 @@ export interface Permissions {
 }
 
 /** Opcodes in a pickle; a checkpoint takes about 45 for a tensor. Bounds time, stack, memo and all that is made. */
-const MOST_STEPS = 1 << 22;
+const MAX_STEPS = 1 << 22;
 /** Bytes of a pickle: those of 100,000 tensors are 20 MB. */
-const MOST_BYTES = 1 << 26;
-const MOST_DIGITS = 1000, PROTOCOL = 5, STOP = 0x2e;
+const MAX_BYTES = 1 << 26;
+const MAX_DIGITS = 1000, PROTOCOL = 5, STOP = 0x2e;
 
 /**
  * Reads the pickle that begins at byte `at`.
@@ -95,16 +95,16 @@ class Machine {
   readonly #bytes: Cursor;
 
   constructor(private readonly source: ByteSource, at: number, private readonly permissions: Permissions) {
-    this.#bytes = new Cursor(source, at, MOST_BYTES, (reason) => this.#wrong(reason));
+    this.#bytes = new Cursor(source, at, MAX_BYTES, (reason) => this.#wrong(reason));
   }
 
   run(): { value: Value; end: number } {
-    for (let steps = 0; steps < MOST_STEPS; steps++) {
+    for (let steps = 0; steps < MAX_STEPS; steps++) {
       const code = this.#bytes.u8();
       if (code === STOP) return { value: this.#pop(), end: this.#bytes.position };
       this.#step(code);
     }
-    throw this.#wrong(`has more than ${MOST_STEPS} operations`);
+    throw this.#wrong(`has more than ${MAX_STEPS} operations`);
   }
 
   #step(code: number): void {
@@ -339,13 +339,13 @@ class Machine {
   }
 
   #long(length: number): number | bigint {
-    if (length > MOST_DIGITS) throw this.#wrong(`has an integer of ${length} bytes`);
+    if (length > MAX_DIGITS) throw this.#wrong(`has an integer of ${length} bytes`);
     const digits = this.#bytes.take(length).reverse().toHex();
     return integer(BigInt.asIntN(8 * length, BigInt(`0x${digits || "0"}`)));
   }
 
   #decimal(line: string): number | bigint {
-    if (!/^[+-]?\d+$/.test(line) || line.length > MOST_DIGITS) {
+    if (!/^[+-]?\d+$/.test(line) || line.length > MAX_DIGITS) {
       throw this.#wrong("has an integer that is none");
     }
     return integer(BigInt(line.replace("+", "")));

@@ -13,7 +13,7 @@ import { DTYPE_BITS, type TensorEntry, TensorFile } from "./tensors.ts";
 
 export type { TensorEntry, TensorStore } from "./tensors.ts";
 
-const MOST_HEADER = 100_000_000;
+const MAX_HEADER = 100_000_000;
 
 /** Where a tensor lies in a file. */
 export interface SafetensorsEntry extends TensorEntry {
@@ -56,8 +56,8 @@ export function readSafetensors(source: ByteSource): SafetensorsFile {
   try {
     if (size < 8) throw damaged(name, `${size} bytes are no safetensors file`);
     const length = new DataView(bytesAt(source, 0, 8).buffer).getBigUint64(0, true);
-    if (length > MOST_HEADER) {
-      throw damaged(name, `its header claims ${length} bytes, at most ${MOST_HEADER} are allowed`);
+    if (length > MAX_HEADER) {
+      throw damaged(name, `its header claims ${length} bytes, at most ${MAX_HEADER} are allowed`);
     }
     const start = 8 + Number(length);
     if (start > size) throw damaged(name, `its header claims ${length} bytes, the file has ${size}`);

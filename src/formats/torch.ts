@@ -13,14 +13,14 @@ import { DTYPE_BITS, TensorFile, type UnreadObject } from "./tensors.ts";
 import { ByteString, Storage, TorchNames, View } from "./torch_names.ts";
 import { type Member, ZipReader } from "./zip.ts";
 
-const MOST_PICKLE = 1 << 26;
+const MAX_PICKLE = 1 << 26;
 /** What a checkpoint may hold, one for a value and one for a character of its name. */
-const MOST_NAMES = 1 << 25;
-const MOST_DEPTH = 100;
+const MAX_NAMES = 1 << 25;
+const MAX_DEPTH = 100;
 /** Parts of objects that are searched for tensors, of all the objects of a file together. */
 const MAX_SEARCHED = 1 << 20;
 /** Parts of a tuple that is a key. */
-const MOST_PARTS = 8;
+const MAX_PARTS = 8;
 const LEGACY_MAGIC = 0x1950a86a20f9469cfc6cn, LEGACY_PROTOCOL = 1001;
 
 /** An open file. */
@@ -114,7 +114,7 @@ function readZip(source: ByteSource): Value {
   const endian = order && new TextDecoder().decode(whole(order, 64));
   if (endian !== undefined && endian !== "little") throw bigEndian(name, endian);
   const names = new TorchNames(name);
-  const { value } = unpickle(memoryBytes(name, whole(pickle, MOST_PICKLE)), 0, names);
+  const { value } = unpickle(memoryBytes(name, whole(pickle, MAX_PICKLE)), 0, names);
   let left = source.size; // storages that share bytes would be a way to hold more than the file does
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);
@@ -200,7 +200,7 @@ function flatten(
 ): [Map<string, View>, Map<string, string>, Map<string, UnreadObject>] {
   const tensors = new Map<string, View>(), metadata = new Map<string, string>();
   const unread = new Map<string, UnreadObject>();
-  let left = MOST_NAMES;
+  let left = MAX_NAMES;
   const spend = (n: number) => {
     if ((left -= n) < 0) throw damaged(path, "it holds more values than any checkpoint does");
   };
@@ -213,7 +213,7 @@ function flatten(
   const search = { left: MAX_SEARCHED };
   const visit = (value: Value, name: string, depth: number) => {
     spend(1 + name.length);
-    if (depth > MOST_DEPTH) throw damaged(path, `its contents are nested deeper than ${MOST_DEPTH} times`);
+    if (depth > MAX_DEPTH) throw damaged(path, `its contents are nested deeper than ${MAX_DEPTH} times`);
     if (value instanceof Instance && value.name === "argparse.Namespace") value = value.state;
     const below = (key: string) => name ? `${name}.${key}` : key;
     if (value instanceof Dict && value.items.length) {
@@ -275,7 +275,7 @@ function holdsTensors(root: Value, search: { left: number }): boolean {
 function keyText(key: Value): string {
   if (typeof key === "string") return key;
   if (key instanceof Callable) return key.name;
-  return key instanceof Sequence ? key.items.slice(0, MOST_PARTS).map(plainText).join(",") : plainText(key);
+  return key instanceof Sequence ? key.items.slice(0, MAX_PARTS).map(plainText).join(",") : plainText(key);
 }
 
 /** Whether a value has no parts. */

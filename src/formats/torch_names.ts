@@ -87,10 +87,10 @@ const HOSTILE =
   /^((os|posix|nt|subprocess|commands|popen2|sys|socket|pty|runpy|shutil|importlib|imp|code|codeop|ctypes|marshal|pip|webbrowser|bdb|pdb|timeit|torch\.hub)\.[\s\S]*|os\s[\s\S]*|builtins\.(eval|exec|compile|open|__import__|execfile|input|breakpoint|globals|vars)|(pickle|_pickle|cPickle|torch)\.(load|loads))$/;
 
 /** A view may repeat elements (stride 0), but 16 bytes of file shall not become gigabytes. */
-const MOST_REPEATED = 1 << 24;
-const MOST_AXES = 64;
+const MAX_REPEATED = 1 << 24;
+const MAX_AXES = 64;
 /** Pairs in lists that dicts are made of. */
-const MOST_PAIRS = 1 << 22;
+const MAX_PAIRS = 1 << 22;
 
 const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
@@ -168,7 +168,7 @@ export class TorchNames implements Permissions {
     if (
       !(storage instanceof Storage && size instanceof Sequence && strides instanceof Sequence) ||
       !isCount(offset) ||
-      shape.length > MOST_AXES || !shape.every(isCount) || stride.length !== shape.length ||
+      shape.length > MAX_AXES || !shape.every(isCount) || stride.length !== shape.length ||
       !stride.every(isCount)
     ) throw this.#wrong("has a tensor whose storage, offset, shape or strides are none");
     // Conjugated or negated in name only: the storage holds other numbers than the tensor.
@@ -188,7 +188,7 @@ export class TorchNames implements Permissions {
           `${storage.count} elements`,
       );
     }
-    if (elements > Math.max(storage.count, MOST_REPEATED)) {
+    if (elements > Math.max(storage.count, MAX_REPEATED)) {
       throw this.#wrong(`${what} that repeats the ${storage.count} elements of its storage too often`);
     }
     return view;
@@ -216,7 +216,7 @@ export class TorchNames implements Permissions {
   #dict([value = null]: readonly Value[]): Dict {
     if (value instanceof Dict) return value;
     const dict = new Dict(), pairs = value === null ? [] : value instanceof Sequence ? value.items : [null];
-    if ((this.#pairs += pairs.length) > MOST_PAIRS) throw this.#wrong(`has more than ${MOST_PAIRS} pairs`);
+    if ((this.#pairs += pairs.length) > MAX_PAIRS) throw this.#wrong(`has more than ${MAX_PAIRS} pairs`);
     for (const pair of pairs) {
       if (!(pair instanceof Sequence) || pair.items.length !== 2) {
         throw this.#wrong("makes a dict of what is none");

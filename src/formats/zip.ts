@@ -23,7 +23,7 @@ export interface Member {
 const VERSION = 45, JANUARY_1980 = 0x21, STORED = 0, DEFLATED = 8;
 /** A file for each tensor, and a few more. */
 const MAX_MEMBERS = BOUNDS.tensors + 100;
-const MOST_DIRECTORY = 1 << 26; // half a million members
+const MAX_DIRECTORY = 1 << 26; // half a million members
 /** Deflate makes at most 1,032 bytes out of one. */
 const MAX_INFLATION = 1032;
 const FULL = 0xffffffff; // "see the ZIP64 record"
@@ -205,7 +205,7 @@ export class ZipReader {
       if (end.getUint32(0, true) !== END64) throw this.#damaged("its ZIP64 record is missing");
       [count, size, start] = [this.#number(end, 32), this.#number(end, 40), this.#number(end, 48)];
     }
-    if (size > MOST_DIRECTORY) throw this.#damaged(`its directory claims ${size} bytes`);
+    if (size > MAX_DIRECTORY) throw this.#damaged(`its directory claims ${size} bytes`);
     if (count > MAX_MEMBERS) {
       throw this.#damaged(`it has ${count} files, at most ${MAX_MEMBERS} are supported`);
     }

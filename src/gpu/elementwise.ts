@@ -10,7 +10,7 @@ import {
   pointwiseTiling,
   pointwiseWgsl,
 } from "../../kernels/pointwise.ts";
-import { compose, isConstant, isStraight, straight, type Walk } from "./strides.ts";
+import { compose, isConstant, isContiguous, straight, type View } from "./strides.ts";
 import { device } from "./device.ts";
 import { rewrite } from "./fp16.ts";
 import { fold, kernel, type Launch } from "./kernel.ts";
@@ -19,14 +19,14 @@ import type { Bindable, Storage } from "./storage.ts";
 /** A value that is read: elements of a storage, or (undefined) what the kernel that carries the expression stores. */
 export interface Operand {
   readonly storage: Storage | undefined;
-  readonly walk: Walk;
+  readonly view: View;
 }
 
 /** A value of the expression (`x<k>` or `t<k>`) and where it is stored. */
 export interface Output {
   readonly value: string;
   readonly storage: Storage;
-  readonly walk: Walk;
+  readonly view: View;
 }
 
 export interface Expression {
@@ -108,8 +108,8 @@ export function carry(core: Launch, carried: Carried): (() => void) | undefined 
     });
 }
 
-const MOST_INPUTS = 8;
-const MOST_STEPS = 24;
+const MAX_INPUTS = 8;
+const MAX_STEPS = 24;
 
 /**
  * `consumer` with what `producer` does in place of each read of its results, and with `outputs` of the producer kept;
@@ -125,7 +125,7 @@ export function merge(
     const at = list.findIndex((x) => key(x) === key(item));
     return at >= 0 ? at : list.push(item) - 1;
   };
-  const inputKey = ({ storage, walk: { axes, offset } }: Operand) =>
+  const inputKey = ({ storage, view: { axes, offset } }: Operand) =>
     `${storage?.id} ${axes.join(";")} ${offset}`;
   /** Puts an expression behind what is there; gives the new names of its values. */
   const append = (e: Expression, read: (o: Operand) => string | undefined) => {
@@ -144,20 +144,20 @@ export function merge(
   };
   const place = (operand: Operand) => `x${once(inputs, operand, inputKey)}`;
   let kept: Map<string, string> | undefined;
-  const through = (walk: Walk) =>
-    append(producer, ({ storage, walk: inner }) => {
+  const through = (view: View) =>
+    append(producer, ({ storage, view: inner }) => {
       const whole = storage
-        ? compose(walk, inner, producer.count)
-        : isStraight(walk, producer.count) && inner;
-      return whole ? place({ storage, walk: whole }) : undefined;
+        ? compose(view, inner, producer.count)
+        : isContiguous(view, producer.count) && inner;
+      return whole ? place({ storage, view: whole }) : undefined;
     });
   if (outputs.length && !(kept = through(straight(producer.count)))) return undefined;
   const later = append(consumer, (operand) => {
     const from = operand.storage && producer.outputs.find(({ storage }) => storage === operand.storage);
     if (!from) return place(operand);
-    return isStraight(from.walk, producer.count) ? through(operand.walk)?.get(from.value) : undefined;
+    return isContiguous(from.view, producer.count) ? through(operand.view)?.get(from.value) : undefined;
   });
-  if (!later || inputs.length > MOST_INPUTS || body.length > MOST_STEPS) return undefined;
+  if (!later || inputs.length > MAX_INPUTS || body.length > MAX_STEPS) return undefined;
   const renamed = (list: readonly Output[], names: Map<string, string>) =>
     list.map((o) => ({ ...o, value: names.get(o.value) as string }));
   return {
@@ -171,7 +171,7 @@ export function merge(
 
 /** Reads at most one element for each that it makes, and computes next to nothing: as cheap to do again as to read. */
 export function isCheap({ inputs, body }: Expression): boolean {
-  return inputs.filter(({ walk }) => !isConstant(walk)).length <= 1 && body.length <= 2 &&
+  return inputs.filter(({ view }) => !isConstant(view)).length <= 1 && body.length <= 2 &&
     !body.some((text) => /\w\(/.test(text.replace(/\bT\(/g, "")));
 }
 
@@ -181,7 +181,7 @@ export const reads = ({ inputs }: Expression): Storage[] => inputs.flatMap(({ st
 /** Whether it can go `width` elements at a time. */
 function fits(e: Expression, width: number): boolean {
   return e.count % width === 0 &&
-    [...e.inputs, ...e.outputs].every(({ walk }) => accessOf(walk, e.count, width)) &&
+    [...e.inputs, ...e.outputs].every(({ view }) => accessOf(view, e.count, width)) &&
     (width > 1 || e.outputs.every(({ storage }) => !storage.half));
 }
 
@@ -189,14 +189,14 @@ const widthOf = (e: Expression) => fits(e, 4) ? 4 : 1;
 
 /** How a kernel indexes a walk `width` elements at a time, its sizes in vectors, strides and offset. */
 function accessOf(
-  { axes, offset }: Walk,
+  { axes, offset }: View,
   count: number,
   width: number,
 ):
   | { access: PlaceSpec["access"]; row?: number; sizes?: number[]; strides?: number[]; at?: number }
   | undefined {
   if (isConstant({ axes, offset })) return offset ? { access: "at", at: offset } : { access: "scalar" };
-  if (isStraight({ axes, offset }, count)) return { access: "same" };
+  if (isContiguous({ axes, offset }, count)) return { access: "same" };
   const [last, stride] = axes.at(-1) as [number, number];
   const two = axes.length === 2 && offset === 0;
   if (last % width && two && stride === 1 && axes[0]?.[1] === 0) return { access: "cycle", row: last };
@@ -219,10 +219,10 @@ function print(e: Expression, width: number, prefix: string, loads = false) {
   const grids: number[][] = [];
   const params: Record<string, number> = {};
   const buffers: Record<string, Bindable> = {};
-  const place = ({ storage, walk }: Operand, array: string): PlaceSpec => {
+  const place = ({ storage, view }: Operand, array: string): PlaceSpec => {
     if (!storage) return { access: "value", grid: 0 };
     buffers[prefix + array] = { storage };
-    const { access, row, sizes, strides, at } = accessOf(walk, e.count, width) as NonNullable<
+    const { access, row, sizes, strides, at } = accessOf(view, e.count, width) as NonNullable<
       ReturnType<typeof accessOf>
     >;
     if (row !== undefined) params[`${prefix}r_${array}`] = row;

@@ -22,7 +22,7 @@ interface Form {
 
 /** A texture of four numbers a texel holds four halves as two words. */
 const TEXTURE = "texture_storage_2d<rgba32float, read>",
-  HALVES_TEXTURE = "texture_storage_2d<rg32uint, read>";
+  FP16_TEXTURE = "texture_storage_2d<rg32uint, read>";
 
 const FORMS: Readonly<Record<string, Form>> = {
   "vec4<f32>": {
@@ -64,14 +64,14 @@ fn to_halves2(v: vec2<f32>) -> u32 {
  *   a texture's `textureLoad(name, index)`
  * @throws GpuError where an entry point writes single elements: two of them share a word
  */
-export function withHalves(text: string, names: readonly string[]): string {
+export function withFp16(text: string, names: readonly string[]): string {
   const aliases = new Map([...text.matchAll(/\balias\s+(\w+)\s*=\s*([^;]+);/g)].map((m) => [m[1], m[2]]));
   const forms = new Map<string, AccessForm>();
   let result = text;
   for (const name of names) {
     const texture = `var ${name}: ${TEXTURE}`;
     if (text.includes(texture)) {
-      result = textureOfHalves(result.replace(texture, `var ${name}: ${HALVES_TEXTURE}`), name);
+      result = fp16Texture(result.replace(texture, `var ${name}: ${FP16_TEXTURE}`), name);
       continue;
     }
     const declaration = new RegExp(`(var<storage[^>]*>\\s*${name}\\s*:\\s*)array<(\\w+(?:<\\w+>)?)>`);
@@ -96,7 +96,7 @@ export function withHalves(text: string, names: readonly string[]): string {
 }
 
 /** Unpacks every load from the texture `name`. */
-function textureOfHalves(text: string, name: string): string {
+function fp16Texture(text: string, name: string): string {
   const load = `textureLoad(${name}, `, [before, ...loads] = text.split(load) as [string, ...string[]];
   return before + loads.map((rest) => {
     const close = endOf(rest, 0, ")");

@@ -15,7 +15,7 @@ import {
   type Output,
   reads,
 } from "./elementwise.ts";
-import { isStraight, straight } from "./strides.ts";
+import { isContiguous, straight } from "./strides.ts";
 import { type Launch, sink } from "./kernel.ts";
 import type { Storage } from "./storage.ts";
 
@@ -110,7 +110,7 @@ class Merging {
   }
 
   #joined(work: Expression, own: Expression, from: Storage, alone: boolean): Launch | undefined {
-    const again = own.inputs.some(({ storage, walk }) => storage === from && !isStraight(walk, work.count));
+    const again = own.inputs.some(({ storage, view }) => storage === from && !isContiguous(view, work.count));
     if (again && !isCheap(work) || !alone && !isCheap(work)) return undefined;
     const all = merge(work, own);
     return all && this.#fitting(() => launchExpression(all));
@@ -132,7 +132,7 @@ class Merging {
     if (inside.some((e) => reads(e).includes(from)) || names.some((name) => carried.loads.has(name))) {
       return undefined;
     }
-    if (work.count !== from.elements || !isStraight(work.outputs[0]?.walk ?? straight(0), work.count)) {
+    if (work.count !== from.elements || !isContiguous(work.outputs[0]?.view ?? straight(0), work.count)) {
       return undefined;
     }
     const all = new Map([...carried.loads, ...names.map((name) => [name, work] as const)]);
@@ -161,13 +161,13 @@ class Merging {
     const at = core.kernel.bindings.findIndex((b) => b.name === name);
     const storage = core.storages[at];
     if (!storage) return undefined;
-    const walk = straight(storage.elements);
+    const view = straight(storage.elements);
     return {
       count: storage.elements,
-      inputs: [{ storage: undefined, walk }],
+      inputs: [{ storage: undefined, view }],
       scalars: [],
       body: [],
-      outputs: [{ value: "x0", storage, walk }],
+      outputs: [{ value: "x0", storage, view }],
     };
   }
 
@@ -242,7 +242,8 @@ class Merging {
     if (s.persistent) return false;
     const all = expression ? [expression] : [...carried?.stores.values() ?? []];
     const parts =
-      all.flatMap((e) => e.outputs.filter((o) => o.storage === s && !isStraight(o.walk, s.elements))).length;
+      all.flatMap((e) => e.outputs.filter((o) => o.storage === s && !isContiguous(o.view, s.elements)))
+        .length;
     return parts > 0 && this.launches[at]?.storages.filter((t) => overlap(s, t)).length === parts;
   }
 }

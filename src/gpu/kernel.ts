@@ -5,7 +5,7 @@
 import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
 import type { Fusion } from "./fusion.ts";
-import { withHalves } from "./fp16.ts";
+import { withFp16 } from "./fp16.ts";
 import { hasOpenLoop, MAX_ITERATIONS } from "./iterations.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
@@ -191,7 +191,7 @@ export class Kernel {
     const key = names.join();
     let made = this.#forHalves.get(key);
     if (!made) {
-      made = new Kernel(withHalves(this.text, names), this.entry, this.constants, names, this);
+      made = new Kernel(withFp16(this.text, names), this.entry, this.constants, names, this);
       this.#forHalves.set(key, made);
     }
     return made;

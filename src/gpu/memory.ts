@@ -50,13 +50,13 @@ export function add(x: Bindable, z: Bindable, y: Bindable): void {
       throw new GpuError(`Cannot add "${s.label}": ${s.elements} elements against ${count}`);
     }
   }
-  const walk = straight(count);
+  const view = straight(count);
   launchExpression({
     count,
-    inputs: [x, z].map(({ storage }) => ({ storage, walk })),
+    inputs: [x, z].map(({ storage }) => ({ storage, view })),
     scalars: [],
     body: ["x0 + x1"],
-    outputs: [{ value: "t0", storage: y.storage, walk }],
+    outputs: [{ value: "t0", storage: y.storage, view }],
   });
 }
 

@@ -5,13 +5,13 @@
 /** Size and stride, in elements. */
 export type Axis = readonly [n: number, stride: number];
 
-export interface Walk {
+export interface View {
   readonly axes: readonly Axis[];
   readonly offset: number;
 }
 
 /** The walk with axes of one element dropped, and neighbours joined that are one axis. */
-export function walk(axes: readonly Axis[], offset = 0): Walk {
+export function view(axes: readonly Axis[], offset = 0): View {
   const joined: Axis[] = [];
   for (const [n, stride] of axes) {
     if (n === 1) continue;
@@ -23,22 +23,22 @@ export function walk(axes: readonly Axis[], offset = 0): Walk {
 }
 
 /** All `count` elements one after another. */
-export const straight = (count: number): Walk => walk([[count, 1]]);
+export const straight = (count: number): View => view([[count, 1]]);
 
-export function isStraight({ axes, offset }: Walk, count: number): boolean {
+export function isContiguous({ axes, offset }: View, count: number): boolean {
   return offset === 0 &&
     (axes.length === 0 ? count === 1 : axes.length === 1 && axes[0]?.[0] === count && axes[0][1] === 1);
 }
 
 /** One element for the whole index space. */
-export const isConstant = ({ axes }: Walk): boolean => axes.every(([, stride]) => stride === 0);
+export const isConstant = ({ axes }: View): boolean => axes.every(([, stride]) => stride === 0);
 
 /**
  * Where `outer` leads when what it walks through is itself walked by `inner` (over `count` elements): undefined where that is no walk.
  */
-export function compose(outer: Walk, inner: Walk, count: number): Walk | undefined {
-  if (isStraight(inner, count)) return outer;
-  if (isConstant(inner)) return walk(outer.axes.map(([n]) => [n, 0]), inner.offset);
+export function compose(outer: View, inner: View, count: number): View | undefined {
+  if (isContiguous(inner, count)) return outer;
+  if (isConstant(inner)) return view(outer.axes.map(([n]) => [n, 0]), inner.offset);
   // The digits of an element of the middle space: size, weight in its number, stride beyond.
   const digits: { n: number; weight: number; stride: number; most: number }[] = [];
   let weight = 1;
@@ -73,5 +73,5 @@ export function compose(outer: Walk, inner: Walk, count: number): Walk | undefin
     if (!found) return undefined;
     axes.push(...found);
   }
-  return walk(axes, offset);
+  return view(axes, offset);
 }

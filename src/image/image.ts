@@ -14,14 +14,14 @@ import { defaultImageMemory, ImageMemory } from "./memory.ts";
 import { jpegRows } from "./jpeg.ts";
 import { pngRows } from "./png.ts";
 import type { Image, Size } from "./resize.ts";
-import { type Rows, Unsupported, wholeOf } from "./rows.ts";
+import { fullImage, type Rows, Unsupported } from "./rows.ts";
 import { tiffRows } from "./tiff.ts";
 import { webpRows } from "./webp.ts";
 
 export type { Image } from "./resize.ts";
 
 /** Pixels of the largest image that is decoded. */
-export const MOST_PIXELS = 100_000_000;
+export const MAX_PIXELS = 100_000_000;
 
 /** The first bytes of a file, in which its header is looked for. */
 const HEAD = 1 << 20;
@@ -51,7 +51,7 @@ export interface DecodeOptions {
 
 /** Decodes a file. @throws UsageError as decodeImage() does, and when it is not a regular file or cannot be read */
 export async function readImage(path: string): Promise<Image> {
-  return await withImage(path, {}, wholeOf);
+  return await withImage(path, {}, fullImage);
 }
 
 /**
@@ -63,7 +63,7 @@ export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string):
   return await decoded(
     { name, size: bytes.length, read: (length) => bytes.subarray(0, length) },
     {},
-    wholeOf,
+    fullImage,
   );
 }
 
@@ -125,9 +125,9 @@ async function decoded<T>(
   const unread = (what: string) => refuse(`${what} is not supported; convert it to PNG first`);
   if (header.unsupported) throw unread(header.unsupported);
   if (!width || !height) throw refuse(`the ${format} header is damaged or cut off; replace the file`);
-  if (width * height > MOST_PIXELS) {
+  if (width * height > MAX_PIXELS) {
     throw refuse(
-      `${width} x ${height} pixels are more than ${MOST_PIXELS / 1e6} million; scale it down first`,
+      `${width} x ${height} pixels are more than ${MAX_PIXELS / 1e6} million; scale it down first`,
     );
   }
   const { factor, bytes } = fitting(header, size, enough?.({ width, height }), memory.limit);

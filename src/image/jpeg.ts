@@ -4,10 +4,10 @@
 import { decodeJpegFrame } from "./decoders.ts";
 import { jpegFrame, plainJpeg, unsupportedJpeg } from "./jpeg_markers.ts";
 import { pngRows } from "./png.ts";
-import { cmykToRgb, type Rows, rowsOf, Unsupported, wholeOf } from "./rows.ts";
+import { cmykToRgb, fullImage, type Rows, rowsOf, Unsupported } from "./rows.ts";
 
 /** Pixels of the largest image that goes to the runtime's decoder, which takes five times the memory. */
-const MOST_BY_RUNTIME = 16_000_000;
+const MAX_BY_RUNTIME = 16_000_000;
 
 /**
  * @param width with `height`: the least size; the image is scaled down by the cosine transform as far as that allows. 0: full size
@@ -22,7 +22,7 @@ export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height
     frame = await decodeJpegFrame(plain, width, height);
   } catch (error) {
     const size = jpegFrame(plain), pixels = size ? size.width * size.height : Infinity;
-    if (width > 0 || pixels > MOST_BY_RUNTIME) throw error;
+    if (width > 0 || pixels > MAX_BY_RUNTIME) throw error;
     return rowsOf(await decodeByRuntime(plain)); // it forgives damage that libjpeg forgives, too
   }
   const { format, buffer } = frame, size = { width: frame.width, height: frame.height };
@@ -52,5 +52,5 @@ async function decodeByRuntime(bytes: Uint8Array<ArrayBuffer>) {
   const bitmap = await createImageBitmap(new Blob([bytes]));
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
   canvas.getContext("bitmaprenderer")?.transferFromImageBitmap(bitmap);
-  return await wholeOf(pngRows(await (await canvas.convertToBlob({ type: "image/png" })).bytes()));
+  return await fullImage(pngRows(await (await canvas.convertToBlob({ type: "image/png" })).bytes()));
 }

@@ -25,7 +25,7 @@ export function rowsOf({ width, height, data }: Image): Rows {
 }
 
 /** The whole image. @throws Error when the bands do not fill it */
-export async function wholeOf(rows: Rows): Promise<Image> {
+export async function fullImage(rows: Rows): Promise<Image> {
   const { width, height } = rows, length = 3 * width * height;
   let data: Uint8Array<ArrayBuffer> | undefined, at = 0;
   for await (const band of rows.bands()) {

@@ -3,7 +3,7 @@
 // RFC 9649.
 
 import { decodeWebpFrame } from "./decoders.ts";
-import { placed, type Rows, rowsOf, wholeOf } from "./rows.ts";
+import { fullImage, placed, type Rows, rowsOf } from "./rows.ts";
 
 /** Pixels that are converted at a time. */
 const BAND = 1 << 18;
@@ -69,7 +69,7 @@ export async function webpRows(bytes: Uint8Array<ArrayBuffer>, width: number, he
     const left = 2 * u24(chunk.data, 0), top = 2 * u24(chunk.data, 3);
     const frame = await frameOf([...chunks(chunk.data.subarray(16))].find(isCoded));
     if (frame.width === width && frame.height === height) return frame;
-    return rowsOf(placed(await wholeOf(frame), left, top, width, height));
+    return rowsOf(placed(await fullImage(frame), left, top, width, height));
   }
   throw new Error("there is no image data");
 }

@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import { permutation } from "../philox.ts";
 import type { Features } from "./frechet.ts";
-import { RowProducts, rowsOf } from "./gram.ts";
+import { GramBlocks, rowsOf } from "./gram.ts";
 
 /** Images of a split. */
 const SPLIT = 5000;
@@ -70,7 +70,7 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
   const size = Math.min(options.size ?? 1000, a.rows, b.rows);
   if (size < 2) throw new UsageError(`Cannot take a kernel distance: ${size} images are too few`);
   const subsets = size === a.rows && size === b.rows ? 1 : options.subsets ?? 100;
-  const program = await RowProducts.open(size, a.columns), within = size * (size - 1);
+  const program = await GramBlocks.open(size, a.columns), within = size * (size - 1);
   try {
     let sum = 0;
     for (let s = 0; s < subsets; s++) {
@@ -87,7 +87,7 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
 }
 
 /** Sum of the kernel over all pairs of rows, or all pairs of different ones. */
-async function kernels(program: RowProducts, a: Features, b: Features, different: boolean): Promise<number> {
+async function kernels(program: GramBlocks, a: Features, b: Features, different: boolean): Promise<number> {
   let sum = 0;
   for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {
     for (let i = 0; i < rows; i++) {

@@ -19,21 +19,21 @@ export interface Block {
 }
 
 /** The program for blocks of sets with equally many columns. */
-export class RowProducts {
+export class GramBlocks {
   private constructor(
     private readonly program: Program<{ x: Tensor; y: Tensor }, { z: Tensor }>,
     private readonly block: number,
   ) {}
 
   /** @param rows of the larger of the sets */
-  static async open(rows: number, columns: number): Promise<RowProducts> {
+  static async open(rows: number, columns: number): Promise<GramBlocks> {
     const block = Math.min(BLOCK, rows), side = () => input([block, columns], "f32", "rows");
     const program = capture(
       "products of rows",
       { x: side(), y: side() },
       ({ x, y }) => noGrad(() => ({ z: matmul(x, y, { transposeB: true }) })),
     );
-    return new RowProducts(await program.prepare(), block);
+    return new GramBlocks(await program.prepare(), block);
   }
 
   /** All products of rows of `a` and `b` in f32, after `centre` has been taken off. */

@@ -18,7 +18,7 @@ import { type ImageProgram, infer, inferImages, Rows } from "./batched.ts";
 import type { PairScore } from "./tokenizer.ts";
 
 /** What may be asked about a set. */
-export type Question = "moments" | "spatial" | "features" | "score";
+export type FeatureKind = "moments" | "spatial" | "features" | "score";
 
 /** The answers; each is there when it was asked for. */
 export interface InceptionView {
@@ -35,7 +35,7 @@ export interface InceptionView {
 /** Bytes of the largest map that one image needs, [147,147,64]. */
 const LARGEST_MAP = 4 * 147 * 147 * 64;
 
-const OUTPUT: Record<Question, InceptionOutput> = {
+const OUTPUT: Record<FeatureKind, InceptionOutput> = {
   moments: "pooled",
   features: "pooled",
   spatial: "spatial",
@@ -43,36 +43,36 @@ const OUTPUT: Record<Question, InceptionOutput> = {
 };
 
 /** Inception made ready for images of one size and some questions. */
-export class InceptionEye {
+export class InceptionFeatures {
   private constructor(
     private readonly program: ImageProgram<InceptionOutput>,
-    readonly questions: readonly Question[],
+    readonly kinds: readonly FeatureKind[],
   ) {}
 
   /** @param options.batchSize at most; smaller where the device binds less */
   static async open(
     inception: Inception,
-    options: { size: number; batchSize: number; input: InceptionInput; questions: readonly Question[] },
-  ): Promise<InceptionEye> {
+    options: { size: number; batchSize: number; input: InceptionInput; kinds: readonly FeatureKind[] },
+  ): Promise<InceptionFeatures> {
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
     const B = Math.max(1, Math.min(options.batchSize, most));
-    const wanted = [...new Set(options.questions.map((q) => OUTPUT[q]))];
+    const wanted = [...new Set(options.kinds.map((q) => OUTPUT[q]))];
     const x = input([B, options.size, options.size, 3], "f32", "images");
     const program = await capture("inception", { x }, ({ x }) =>
       noGrad(() => {
         const all = inception.forward(x, options.input);
         return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
       }), { batchInvariant: true }).prepare();
-    return new InceptionEye(program, options.questions);
+    return new InceptionFeatures(program, options.kinds);
   }
 
   /** Looks at images 0..n-1 of a source. */
-  async look(
+  async extract(
     source: ImageSource,
     n: number = source.length,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
-    const seen = new Seen(this.questions);
+    const seen = new FeatureStats(this.kinds);
     for await (const { first, count, outputs } of infer(this.program, source, n)) {
       seen.add(outputs);
       onProgress(first + count);
@@ -81,7 +81,7 @@ export class InceptionEye {
   }
 
   /** Adds images at hand, [n,S,S,3] in -1..1, to what has been seen. */
-  async add(images: Float32Array, seen: Seen): Promise<void> {
+  async add(images: Float32Array, seen: FeatureStats): Promise<void> {
     for await (const outputs of inferImages(this.program, images)) seen.add(outputs);
   }
 
@@ -91,18 +91,18 @@ export class InceptionEye {
 }
 
 /** Answers under way. */
-export class Seen {
+export class FeatureStats {
   readonly #moments: Moments | undefined;
   readonly #spatial: Moments | undefined;
   readonly #rows: Rows | undefined;
   readonly #score: InceptionScore | undefined;
   #count = 0;
 
-  constructor(questions: readonly Question[]) {
-    if (questions.includes("moments")) this.#moments = new Moments(INCEPTION_WIDTHS.pooled);
-    if (questions.includes("spatial")) this.#spatial = new Moments(INCEPTION_WIDTHS.spatial);
-    if (questions.includes("features")) this.#rows = new Rows();
-    if (questions.includes("score")) this.#score = new InceptionScore(INCEPTION_WIDTHS.logits);
+  constructor(kinds: readonly FeatureKind[]) {
+    if (kinds.includes("moments")) this.#moments = new Moments(INCEPTION_WIDTHS.pooled);
+    if (kinds.includes("spatial")) this.#spatial = new Moments(INCEPTION_WIDTHS.spatial);
+    if (kinds.includes("features")) this.#rows = new Rows();
+    if (kinds.includes("score")) this.#score = new InceptionScore(INCEPTION_WIDTHS.logits);
   }
 
   add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): void {
@@ -127,15 +127,15 @@ export class Seen {
 
 /** rFID: the Frechet distance of reconstructions from their originals. */
 export class ReconstructionFrechet implements PairScore {
-  readonly #originals = new Seen(["moments"]);
-  readonly #made = new Seen(["moments"]);
+  readonly #originals = new FeatureStats(["moments"]);
+  readonly #made = new FeatureStats(["moments"]);
 
-  /** @param eye that was asked for moments */
-  constructor(readonly eye: InceptionEye) {}
+  /** @param inception that was asked for moments */
+  constructor(readonly inception: InceptionFeatures) {}
 
   async add(originals: Float32Array, made: Float32Array): Promise<void> {
-    await this.eye.add(originals, this.#originals);
-    await this.eye.add(made, this.#made);
+    await this.inception.add(originals, this.#originals);
+    await this.inception.add(made, this.#made);
   }
 
   async scores(): Promise<Record<string, number>> {

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
-import { RowProducts, squaredLengths } from "./gram.ts";
+import { GramBlocks, squaredLengths } from "./gram.ts";
 
 /** Nearest neighbours that a ball reaches to; a set needs one image more. */
 export const NEIGHBOURS = 3;
@@ -33,11 +33,11 @@ export async function precisionRecall(
   }
   const a = { ...real, lengths: squaredLengths(real, centre) };
   const b = { ...fake, lengths: squaredLengths(fake, centre) };
-  const program = await RowProducts.open(Math.max(a.rows, b.rows), a.columns);
+  const program = await GramBlocks.open(Math.max(a.rows, b.rows), a.columns);
   try {
     const total = real.rows ** 2 + fake.rows ** 2 + real.rows * fake.rows;
     let done = 0;
-    const walk = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
+    const view = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
       for await (
         const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(x, y, centre)
       ) {
@@ -53,12 +53,12 @@ export async function precisionRecall(
     };
     const radii = async (x: Measured) => {
       const nearest = new Nearest(x.rows);
-      await walk(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
+      await view(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
       return nearest.furthest();
     };
     const [ofReal, ofFake] = [await radii(a), await radii(b)];
     const inReal = new Uint8Array(fake.rows), inFake = new Uint8Array(real.rows);
-    await walk(a, b, (i, j, d2) => {
+    await view(a, b, (i, j, d2) => {
       if (d2 <= (ofReal[i] as number)) inReal[j] = 1;
       if (d2 <= (ofFake[j] as number)) inFake[i] = 1;
     });

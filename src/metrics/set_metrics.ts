@@ -12,7 +12,7 @@ import {
 } from "../models/inception.ts";
 import { kernelDistance } from "./fidelity.ts";
 import { frechet, type Gaussian } from "./frechet.ts";
-import { InceptionEye, type InceptionView, type Question } from "./inception.ts";
+import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
 
 /** What decides which scores a set allows. */
@@ -84,28 +84,28 @@ export async function compareSets(
     network: { kind: "stretched", side: INCEPTION_SIDE, sampling: SAMPLING[options.input] },
   };
   const look = async (set: ImageSet, generated: boolean): Promise<InceptionView> => {
-    const questions: Question[] = [];
-    if (metrics.has("fid") && !set.pooled) questions.push("moments");
-    if (metrics.has("sfid") && !set.spatial) questions.push("spatial");
-    if (pairs.some((metric) => metrics.has(metric))) questions.push("features");
-    if (metrics.has("is") && generated) questions.push("score");
+    const kinds: FeatureKind[] = [];
+    if (metrics.has("fid") && !set.pooled) kinds.push("moments");
+    if (metrics.has("sfid") && !set.spatial) kinds.push("spatial");
+    if (pairs.some((metric) => metrics.has(metric))) kinds.push("features");
+    if (metrics.has("is") && generated) kinds.push("score");
     const known = {
       ...set.pooled && { moments: set.pooled },
       ...set.spatial && { spatial: set.spatial },
     };
-    if (questions.length === 0 || !set.images) return known;
+    if (kinds.length === 0 || !set.images) return known;
     const batchSize = Math.min(options.batchSize, set.images.length);
-    const eye = await InceptionEye.open(inception, {
+    const extractor = await InceptionFeatures.open(inception, {
       size: INCEPTION_SIDE,
       batchSize,
       input: options.input,
-      questions,
+      kinds,
     });
     const progress = options.progress(`inception (${set.name})`, set.images.length, "images");
     const sizes = new Sizes(), source = inputs(set.images, view, sizes);
-    const seen = await eye.look(source, source.length, (n) => progress.update(n)).finally(() => {
+    const seen = await extractor.extract(source, source.length, (n) => progress.update(n)).finally(() => {
       progress.end();
-      eye.destroy();
+      extractor.destroy();
     });
     options.seen(set, sizes, view);
     return { ...known, ...seen };

@@ -9,10 +9,12 @@ import { relu } from "../ops/math.ts";
 import { reshape } from "../ops/layout.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
-export const JUDGE_FILE = fromFileUrl(new URL("../models/tiny/toy_classifier.safetensors", import.meta.url));
-export const JUDGE_SIZE = 32;
+export const TOY_CLASSIFIER_FILE = fromFileUrl(
+  new URL("../models/tiny/toy_classifier.safetensors", import.meta.url),
+);
+export const TOY_CLASSIFIER_SIZE = 32;
 
-export class Judge {
+export class ToyClassifier {
   readonly conv1 = new Conv2d(3, 24, 3, { stride: 2, padding: 1 });
   readonly conv2 = new Conv2d(24, 48, 3, { stride: 2, padding: 1 });
   readonly conv3 = new Conv2d(48, 64, 3, { stride: 2, padding: 1 });
@@ -29,13 +31,13 @@ export class Judge {
   }
 }
 
-export async function loadJudge(): Promise<Judge> {
-  const judge = new Judge();
-  const file = await openSafetensors(JUDGE_FILE);
+export async function loadToyClassifier(): Promise<ToyClassifier> {
+  const classifier = new ToyClassifier();
+  const file = await openSafetensors(TOY_CLASSIFIER_FILE);
   try {
-    await loadState(judge, file);
+    await loadState(classifier, file);
   } finally {
     file.close();
   }
-  return judge;
+  return classifier;
 }

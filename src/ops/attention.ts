@@ -37,7 +37,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     k,
     v,
   );
-  if (k.dim(1) < MANY_KEYS) return attentionByProducts(q, k, v);
+  if (k.dim(1) < MANY_KEYS) return attentionByGemm(q, k, v);
   const { profile, limits } = device();
   return attentionByBlocks(q, k, v, Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize));
 }
@@ -50,7 +50,7 @@ interface Layout {
 }
 
 /** Batched over images and heads, by products that read and write heads where they lie. */
-function attentionByProducts(q: Tensor, k: Tensor, v: Tensor): Tensor {
+function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.dim(1);
   const scale = HS ** -0.5;
   const padded = paddedKeys(S);
@@ -119,7 +119,7 @@ const paddedKeys = (S: number) => Math.ceil(S / 4) * 4;
 export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
   const [B, T, NH] = q.shape as [number, number, number], ofQuery = 4 * NH * paddedKeys(k.dim(1));
   const images = Math.floor(bytes / (ofQuery * T));
-  const once = (q: Tensor) => checkpoint(attentionByProducts, [q, k, v], []);
+  const once = (q: Tensor) => checkpoint(attentionByGemm, [q, k, v], []);
   if (images >= B) return once(q);
   if (B > 1) {
     const sizes = parts(B, Math.max(1, images));

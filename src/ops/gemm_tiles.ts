@@ -14,11 +14,11 @@ import { sink } from "../gpu/kernel.ts";
 export type Tile = readonly [number, number];
 
 /** A family of products that load in the same way. */
-export type ProductKind = "nn" | "nt" | "tn" | "tt" | "conv" | "conv_dx" | "conv_dweight";
+export type GemmKind = "nn" | "nt" | "tn" | "tt" | "conv" | "conv_dx" | "conv_dweight";
 
 /** What the choice goes by. */
-export interface ProductShape {
-  kind: ProductKind;
+export interface GemmShape {
+  kind: GemmKind;
   M: number;
   N: number;
   /** Depth of one part of K. */
@@ -69,7 +69,7 @@ export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
 // beyond the first cache (48 KiB a core, 640 outputs of 16 lanes are 40) lose what that saves. The machine's speed changed by a
 // third meanwhile: differences below a twentieth say little. gpu: TFLOP/s of an H100 at 4096, and how many workgroups are as
 // fast together as they are alone.
-const CPU_RATES: Readonly<Record<ProductKind, readonly number[]>> = {
+const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
   nn: [66, 72, 70, 78],
   nt: [66, 70, 71, 75],
   tn: [66, 70, 62, 66],
@@ -99,17 +99,17 @@ export function useTiles(measured: TileTable): void {
   table = measured;
 }
 
-export function tileKey(profile: Profile, kind: ProductKind, [m, n]: Tile): string {
+export function tileKey(profile: Profile, kind: GemmKind, [m, n]: Tile): string {
   return `${profile} ${kind} ${m}x${n}`;
 }
 
 /** A table by which every product gets `tile`: to measure it, or to compare it. */
 export function onlyTile(profile: Profile, tile: Tile): TileTable {
-  const kinds = Object.keys(CPU_RATES) as ProductKind[];
+  const kinds = Object.keys(CPU_RATES) as GemmKind[];
   return Object.fromEntries(kinds.map((kind) => [tileKey(profile, kind, tile), { rate: 1e12, slots: 1 }]));
 }
 
-export function kindOf(source: GemmSource): ProductKind {
+export function kindOf(source: GemmSource): GemmKind {
   if (source.kind !== "plain") return source.kind;
   return `${source.transposeA ? "t" : "n"}${source.transposeB ? "t" : "n"}`;
 }
@@ -124,7 +124,7 @@ export function tilesWithin({ profile, storage }: Machine): readonly Tile[] {
   return TILES[profile].filter((tile) => profile === "cpu" || gpuTileBytes(tile) <= storage);
 }
 
-function candidates(machine: Machine, { M, N, vector, tapsInside }: ProductShape): readonly Tile[] {
+function candidates(machine: Machine, { M, N, vector, tapsInside }: GemmShape): readonly Tile[] {
   if (machine.profile === "gpu") return tilesWithin(machine);
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
@@ -134,13 +134,13 @@ function candidates(machine: Machine, { M, N, vector, tapsInside }: ProductShape
 }
 
 /** The tile that takes the least time by the rule. */
-export function chooseTile(machine: Machine, shape: ProductShape): Tile {
+export function chooseTile(machine: Machine, shape: GemmShape): Tile {
   const all = candidates(machine, shape);
   const times = all.map((tile) => time(machine, shape, tile));
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Tile): number {
+function time(machine: Machine, { kind, M, N, K, count }: GemmShape, tile: Tile): number {
   const { profile, runs } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
   const lanes = tilesOfGroup(machine);
@@ -154,7 +154,7 @@ function time(machine: Machine, { kind, M, N, K, count }: ProductShape, tile: Ti
   return rounds * slots * lanes * tile[0] * tile[1] / rate;
 }
 
-function builtIn(profile: Profile, kind: ProductKind, [m, n]: Tile): TileRate {
+function builtIn(profile: Profile, kind: GemmKind, [m, n]: Tile): TileRate {
   const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
   if (profile === "cpu") return { rate: CPU_RATES[kind][at] ?? 1, slots: 2 };
   return { rate: GPU_RATES[at] ?? 1, slots: GPU_SLOTS[at] ?? 1 };

@@ -3,14 +3,14 @@
 
 import source from "../../kernels/layout.wgsl" with { type: "text" };
 import { differentiable, differentiableMany } from "../tensor/autograd.ts";
-import { type Axis as WalkAxis, walk } from "../gpu/strides.ts";
+import { type Axis as WalkAxis, view } from "../gpu/strides.ts";
 import { launchExpression } from "../gpu/elementwise.ts";
 import { fill } from "../gpu/memory.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { sumTo } from "./reduce.ts";
 
-const MOST_AXES = 6;
+const MAX_AXES = 6;
 const PER_GROUP = 256;
 
 /** One axis of a move: size, stride in x and in y (elements), and the part where x has data. */
@@ -35,7 +35,7 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
   const size = sizeOf(shape);
   const all = moves.map((m) => {
     const { x, xFrom = 0, yFrom = 0 } = m, axes = coalesce(m.axes), last = axes.at(-1) as Axis;
-    check(axes.length <= MOST_AXES, "move elements", `more than ${MOST_AXES} axes remain`, x);
+    check(axes.length <= MAX_AXES, "move elements", `more than ${MAX_AXES} axes remain`, x);
     const wide = last.x === 1 && last.y === 1 && xFrom % 4 === 0 && yFrom % 4 === 0 && x.size % 4 === 0 &&
       size % 4 === 0 && [last.n, last.lo, last.hi].every((v) => v % 4 === 0) &&
       axes.slice(0, -1).every((a) => a.x % 4 === 0 && a.y % 4 === 0);
@@ -51,10 +51,10 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
       const along = (key: "x" | "y") => axes.map((a): WalkAxis => [a.n, a[key]]);
       launchExpression({
         count: axes.reduce((n, a) => n * a.n, 1),
-        inputs: [{ storage: x.storage, walk: walk(along("x"), xFrom) }],
+        inputs: [{ storage: x.storage, view: view(along("x"), xFrom) }],
         scalars: [],
         body: [],
-        outputs: [{ value: "x0", storage: y.storage, walk: walk(along("y"), yFrom) }],
+        outputs: [{ value: "x0", storage: y.storage, view: view(along("y"), yFrom) }],
       });
       continue;
     }
@@ -66,8 +66,8 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
     );
     const count = units.reduce((n, a) => n * a.n, 1);
     const params: Record<string, number> = { count, x_from: xFrom / unit, y_from: yFrom / unit };
-    for (let d = 0; d < MOST_AXES; d++) {
-      const a = units[d - MOST_AXES + units.length] ?? { n: 1, x: 0, y: 0, lo: 0, hi: 1 };
+    for (let d = 0; d < MAX_AXES; d++) {
+      const a = units[d - MAX_AXES + units.length] ?? { n: 1, x: 0, y: 0, lo: 0, hi: 1 };
       Object.assign(params, {
         [`n${d}`]: a.n,
         [`x${d}`]: a.x,

@@ -84,7 +84,7 @@ export function linear(
   return activate(y, activation);
 }
 
-interface ProductOptions {
+interface DenseGemm {
   M: number;
   N: number;
   K: number;
@@ -97,12 +97,12 @@ interface ProductOptions {
   images?: GemmOptions["images"] | undefined;
 }
 
-function product(a: Tensor, b: Tensor, shape: readonly number[], o: ProductOptions): Tensor {
+function product(a: Tensor, b: Tensor, shape: readonly number[], o: DenseGemm): Tensor {
   return gemm(a, b, shape, described(o));
 }
 
 /** A product of dense matrices. */
-function described(o: ProductOptions): GemmOptions {
+function described(o: DenseGemm): GemmOptions {
   const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false, images } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
   return {

@@ -202,7 +202,7 @@ function grouped(
   const overWhole = fold(Math.ceil(images * groups / ROWS));
   const channels = C / groups,
     shared = sharing(chunks, 2 * channels),
-    ofLane = Math.ceil(chunks / shared.LANES);
+    ofLane = Math.ceil(chunks / shared.THREADS);
   const overGroups = fold(Math.ceil(images * groups / shared.ROWS));
   const strands = images * Math.ceil(pixels / PIXELS) * size;
 
@@ -241,7 +241,7 @@ function grouped(
       kernel(text, "group_backward_partials", { SILU, WG })
         .launch({ ...known, s1, s2, s3 }, params, overPartials, backward);
       kernel(text, "group_backward_statistics", shared).launch({ w1: w, ...sums, all }, params, overGroups, {
-        iterations: channels * (3 + 2 * ofLane + Math.log2(shared.LANES)),
+        iterations: channels * (3 + 2 * ofLane + Math.log2(shared.THREADS)),
       });
     }
     kernel(text, "group_backward_x", { SILU, PIXELS }).launch(

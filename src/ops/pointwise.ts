@@ -2,7 +2,7 @@
 // it and merges it with its neighbours. No gradients here; see math.ts.
 
 import { ShapeError } from "../errors.ts";
-import { type Axis, straight, walk } from "../gpu/strides.ts";
+import { type Axis, straight, view } from "../gpu/strides.ts";
 import { launchExpression } from "../gpu/elementwise.ts";
 import { activation, type Shape, type Tensor } from "../tensor/tensor.ts";
 
@@ -21,13 +21,13 @@ export function pointwise(
   const y = activation(shape);
   launchExpression({
     count: y.size,
-    inputs: inputs.map((x) => ({ storage: x.storage, walk: broadcast(x.shape, shape) })),
+    inputs: inputs.map((x) => ({ storage: x.storage, view: broadcast(x.shape, shape) })),
     scalars,
     body,
     outputs: [{
       value: `t${body.length - 1}`,
       storage: y.storage,
-      walk: straight(y.size),
+      view: straight(y.size),
     }],
   });
   return y;
@@ -57,5 +57,5 @@ function broadcast(from: Shape, shape: Shape) {
     axes.unshift([shape[a] as number, own === 1 ? 0 : stride]);
     stride *= own;
   }
-  return walk(axes);
+  return view(axes);
 }

@@ -199,7 +199,7 @@ function reduceGroup(
   if (inner === 1) {
     const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
     const rows = cpu ? device().lanes : 64 / lanes;
-    kernel(source, `reduce_rows${suffix}`, { ...constants, LANES: lanes, ROWS: rows }).launch(
+    kernel(source, `reduce_rows${suffix}`, { ...constants, THREADS: lanes, ROWS: rows }).launch(
       { [width === 4 ? "x4" : "x"]: x, y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
@@ -211,7 +211,7 @@ function reduceGroup(
     );
   } else {
     const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
-    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, LANES: lanes }).launch(
+    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, THREADS: lanes }).launch(
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),

@@ -39,7 +39,7 @@ export function rowKernel(
     kernel: kernel(text.source, entry, { ...constants, ...shared }),
     grid: fold(Math.ceil(count / shared.ROWS)),
     size,
-    iterations: loops * Math.ceil(size / shared.LANES),
+    iterations: loops * Math.ceil(size / shared.THREADS),
   };
 }
 
@@ -49,13 +49,13 @@ export function groupSize(): number {
 }
 
 /** Threads of a workgroup of row kernels, at most: the array of prelude_rows.wgsl. */
-const MAX_LANES = 256;
+const MAX_THREADS = 256;
 
 /** How many threads share a row of `loads`, which each goes through `loops` times, and how many rows make a workgroup. */
-export function sharing(loads: number, loops: number): { LANES: number; ROWS: number } {
+export function sharing(loads: number, loops: number): { THREADS: number; ROWS: number } {
   const { profile, lanes } = device();
-  const least = Math.min(MAX_LANES, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
-  if (profile === "cpu") return { LANES: least, ROWS: Math.max(1, Math.floor(lanes / least)) };
-  const LANES = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);
-  return { LANES, ROWS: Math.max(1, 64 / LANES) };
+  const least = Math.min(MAX_THREADS, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
+  if (profile === "cpu") return { THREADS: least, ROWS: Math.max(1, Math.floor(lanes / least)) };
+  const THREADS = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);
+  return { THREADS, ROWS: Math.max(1, 64 / THREADS) };
 }

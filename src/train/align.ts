@@ -5,7 +5,7 @@ import type { Batch, ImageSource } from "../data/image_source.ts";
 import { batches } from "../data/batches.ts";
 import { restore, type SavedTensor, snapshot, type TensorSource } from "../nn/layers.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { type Alignment, type AlignmentOptions, METERS, type Stage, StageRun } from "./alignment.ts";
+import { type Alignment, type AlignmentOptions, RUNNING_METRICS, type Stage, StageRun } from "./alignment.ts";
 import { type LogRow, schedule, trainLoop } from "./loop.ts";
 
 export interface AlignRun {
@@ -80,7 +80,7 @@ export async function runAlignment(
       from,
       to: stage.steps,
       meter: stageRun.meter,
-      meters: METERS,
+      meters: RUNNING_METRICS,
       optimizers: [stageRun.optimizer, ...stageRun.critic ? [stageRun.critic] : []],
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,

@@ -56,7 +56,7 @@ export interface AlignmentOptions {
 }
 
 /** What the meter adds up each step, in this order; the gradients' norm is the last. */
-export const METERS = [
+export const RUNNING_METRICS = [
   "loss",
   "l1",
   "perceptual",
@@ -164,7 +164,7 @@ export class StageRun {
   readonly optimizer: Optimizer;
   readonly critic: Optimizer | undefined;
   /** Sums of METERS since they were last cleared, and how many steps. */
-  readonly meter: Tensor = variable([METERS.length], { label: "meter" });
+  readonly meter: Tensor = variable([RUNNING_METRICS.length], { label: "meter" });
   #program: { adversarial: boolean; program: StageProgram } | undefined;
 
   constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
@@ -210,7 +210,7 @@ export class StageRun {
   /** One update from `accumulate` micro-batches, one after another in the same program. */
   #step(x: Tensor, adversarial: boolean): Record<string, Tensor> {
     const { batchSize: B, accumulate } = this.options;
-    const metered: Record<(typeof METERS)[number], Tensor>[] = [];
+    const metered: Record<(typeof RUNNING_METRICS)[number], Tensor>[] = [];
     const norms: Tensor[] = [];
     const kept = adversarial ? this.#runningStatistics() : [];
     let first: Tensor | undefined;
@@ -226,8 +226,8 @@ export class StageRun {
       if (i === 0) this.critic?.store(critic);
       else this.critic?.add(critic);
     }
-    const average = (name: (typeof METERS)[number]) => mean(metered.map((parts) => parts[name]));
-    const values = METERS.slice(0, -1).map(average);
+    const average = (name: (typeof RUNNING_METRICS)[number]) => mean(metered.map((parts) => parts[name]));
+    const values = RUNNING_METRICS.slice(0, -1).map(average);
     const norm2 = this.optimizer.update([...values, ...norms]);
     if (adversarial) this.critic?.update([average("discriminator")]);
     for (const [running, before] of kept) this.critic?.restoreIfSkipped(running, before);
@@ -257,7 +257,7 @@ export class StageRun {
     const y = tokenizer.decode(z); // [B, S, S, 3]
 
     const zero = scalar(0);
-    const parts: Record<(typeof METERS)[number], Tensor> = {
+    const parts: Record<(typeof RUNNING_METRICS)[number], Tensor> = {
       loss: zero,
       l1: l1(y, x),
       perceptual: losses.perceptual > 0 ? alignment.perceptual(y, x, frozen) : zero,

@@ -30,7 +30,7 @@ export interface DiffusionOptions {
 }
 
 /** What the meter adds up each step, in this order. */
-export const DIFFUSION_METERS = ["loss", "velocity", "direction", "grad_norm2"] as const;
+export const DIFFUSION_METRICS = ["loss", "velocity", "direction", "grad_norm2"] as const;
 
 type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
 
@@ -41,7 +41,7 @@ export class Diffusion {
   readonly set: ParameterSet;
   readonly optimizer: Optimizer;
   readonly random: RandomState;
-  readonly meter: Tensor = variable([DIFFUSION_METERS.length], { label: "meter" });
+  readonly meter: Tensor = variable([DIFFUSION_METRICS.length], { label: "meter" });
 
   constructor(readonly dit: Dit, readonly options: DiffusionOptions) {
     this.set = new ParameterSet("model", dit, options.precision);

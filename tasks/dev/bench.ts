@@ -7,8 +7,8 @@ import { GpuError, UsageError } from "../../src/errors.ts";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
 import { hint } from "../../src/cli/flags.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
-import { measureCeiling } from "../../src/bench/peak.ts";
-import { kernelCases, largeProduct, titleOf } from "./bench/cases.ts";
+import { measurePeaks } from "../../src/bench/peak.ts";
+import { kernelCases, largeGemm, titleOf } from "./bench/cases.ts";
 import { kernelOf } from "./bench/kernels.ts";
 import { divide, measure } from "./bench/measure.ts";
 import { findTorch, type Measured, type PeerCase, PEERS, runPeer, runTorch } from "./bench/peers.ts";
@@ -88,8 +88,8 @@ async function main(o: Options): Promise<void> {
     );
   }
   const report = new Report(o.format), own = new Map<string, number>();
-  const ceiling = await measureCeiling();
-  report.begin(facts.description, profile, ceiling);
+  const peaks = await measurePeaks();
+  report.begin(facts.description, profile, peaks);
 
   // What does not fit an adapter is no reason to lose the rest.
   const unlessTooLarge = async (title: string, fn: () => Promise<void>) => {
@@ -102,17 +102,17 @@ async function main(o: Options): Promise<void> {
   };
   for (const c of kernels) {
     await unlessTooLarge(titleOf(c), async () => {
-      const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), ceiling);
+      const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), peaks);
       made.destroy();
       own.set(titleOf(c), row.ms);
       report.row(row);
     });
   }
-  const square = kernelOf(largeProduct(o.precision, facts.software));
+  const square = kernelOf(largeGemm(o.precision, facts.software));
   if (whole.length) await square.program.prepare();
   for (const step of whole) {
     await unlessTooLarge(titleOf(step), async () => {
-      const { row, made } = await measure(step.name, step.precision, step.make, ceiling);
+      const { row, made } = await measure(step.name, step.precision, step.make, peaks);
       const division = await divide(made.program, square.program).finally(() => made.destroy());
       own.set(titleOf(step), row.ms);
       report.row(division ? { ...row, division } : row);

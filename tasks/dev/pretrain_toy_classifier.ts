@@ -8,7 +8,7 @@ import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { collect } from "../../src/metrics/batched.ts";
-import { Judge, JUDGE_FILE } from "../../src/metrics/toy_classifier.ts";
+import { TOY_CLASSIFIER_FILE, ToyClassifier } from "../../src/metrics/toy_classifier.ts";
 import { accuracy } from "../../src/metrics/linear_probe.ts";
 import { saveState } from "../../src/nn/layers.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
@@ -20,12 +20,12 @@ import { Optimizer } from "../../src/train/optimizer.ts";
 
 const BATCH = 64, STEPS = Number(Deno.args[0] ?? 1200);
 await openDevice();
-const judge = new Judge();
-judge.init(new Initializer(7));
-const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", judge) }]);
+const classifier = new ToyClassifier();
+classifier.init(new Initializer(7));
+const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", classifier) }]);
 const inputs = { x: input([BATCH, 32, 32, 3]), labels: input([BATCH], "u32") };
 const train = await capture("judge", inputs, ({ x, labels }) => {
-  const loss = crossEntropy(judge.forward(x), labels);
+  const loss = crossEntropy(classifier.forward(x), labels);
   optimizer.minimise(loss);
   return { loss };
 }).prepare();
@@ -49,7 +49,7 @@ for (let step = 0; step < STEPS; step++) {
 const test = await capture(
   "test",
   { x: input([BATCH, 32, 32, 3]) },
-  ({ x }) => noGrad(() => ({ y: judge.forward(x) })),
+  ({ x }) => noGrad(() => ({ y: classifier.forward(x) })),
 ).prepare();
 const { features, labels } = await collect(test, "y", new Shapes(1000, 999));
 const predicted = Array.from({ length: features.rows }, (_, r) => {
@@ -57,5 +57,7 @@ const predicted = Array.from({ length: features.rows }, (_, r) => {
   return row.indexOf(Math.max(...row));
 });
 console.log(`held-out accuracy ${(100 * accuracy(predicted, labels)).toFixed(1)} %`);
-await writeSafetensors(JUDGE_FILE, await saveState(judge), { made: "tasks/dev/pretrain_toy_classifier.ts" });
+await writeSafetensors(TOY_CLASSIFIER_FILE, await saveState(classifier), {
+  made: "tasks/dev/pretrain_toy_classifier.ts",
+});
 closeDevice();

@@ -5,13 +5,13 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { GpuError } from "../../src/errors.ts";
 import { device } from "../../src/gpu/device.ts";
-import { kernelCases, largeProduct, titleOf } from "../../tasks/dev/bench/cases.ts";
+import { kernelCases, largeGemm, titleOf } from "../../tasks/dev/bench/cases.ts";
 import { kernelOf } from "../../tasks/dev/bench/kernels.ts";
 import { divide, measure } from "../../tasks/dev/bench/measure.ts";
 import { steps } from "../../tasks/dev/bench/steps.ts";
 import { testDevice } from "../helpers/check.ts";
 
-const CEILING = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
+const PEAKS = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
 
 Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in both precisions", async () => {
   await testDevice();
@@ -58,10 +58,10 @@ Deno.test("a measured row agrees with its plan, and its time is divided", async 
   await testDevice();
   const { memory } = device(), before = memory.live;
   const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
-  const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), CEILING);
+  const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), PEAKS);
   assertEquals(row.measured, row.planned);
   assert(row.ms > 0 && row.share > 0 && row.share < 1 && row.launches === made.program.plan.launches.length);
-  const square = kernelOf(largeProduct("f32", true));
+  const square = kernelOf(largeGemm("f32", true));
   await square.program.prepare();
   const division = await divide(made.program, square.program);
   if (division) {
@@ -84,7 +84,7 @@ Deno.test("what cannot be prepared is freed again, and its error passed on", asy
     };
     return made;
   };
-  await assertRejects(() => measure(c.name, c.precision, failing, CEILING), GpuError, "no more memory");
+  await assertRejects(() => measure(c.name, c.precision, failing, PEAKS), GpuError, "no more memory");
   assertEquals(memory.live, before);
 });
 

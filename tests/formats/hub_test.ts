@@ -267,7 +267,7 @@ Deno.test("what the hub refuses, spoils or has not got ends in one line, and the
           const { message } = await assertRejects(() => openEncoder(NAME, { download: true }), UsageError);
           assert(message.includes(part) && message.startsWith("Cannot") && !message.includes("\n"), message);
           assertEquals(cachedModel(NAME), undefined);
-          const left = [...walk(cache)].filter((path) =>
+          const left = [...view(cache)].filter((path) =>
             path.endsWith(".tmp") || path.endsWith("model.safetensors")
           );
           assertEquals(left, []);
@@ -277,10 +277,10 @@ Deno.test("what the hub refuses, spoils or has not got ends in one line, and the
   });
 });
 
-function* walk(folder: string): Generator<string> {
+function* view(folder: string): Generator<string> {
   for (const { name, isDirectory } of Deno.readDirSync(folder)) {
     const path = join(folder, name);
-    if (isDirectory) yield* walk(path);
+    if (isDirectory) yield* view(path);
     else yield path;
   }
 }

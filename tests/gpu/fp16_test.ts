@@ -7,7 +7,7 @@ import { GpuError } from "../../src/errors.ts";
 import { device } from "../../src/gpu/device.ts";
 import { add as sumInto, copy } from "../../src/gpu/memory.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
-import { withHalves } from "../../src/gpu/fp16.ts";
+import { withFp16 } from "../../src/gpu/fp16.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { attention } from "../../src/ops/attention.ts";
 import { conv2d } from "../../src/ops/conv.ts";
@@ -271,8 +271,8 @@ Deno.test("products of halves have the same bits from textures and from buffers,
 
 Deno.test("a text that writes single elements cannot be bound to halves, and says so", () => {
   const text = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\nfn f() { y[0] = 1.0; }";
-  assertThrows(() => withHalves(text, ["y"]), GpuError, 'single halves to "y"');
-  assertThrows(() => withHalves("var<storage, read> m: array<mat2x2<f32>>;", ["m"]), GpuError, '"m"');
+  assertThrows(() => withFp16(text, ["y"]), GpuError, 'single halves to "y"');
+  assertThrows(() => withFp16("var<storage, read> m: array<mat2x2<f32>>;", ["m"]), GpuError, '"m"');
 });
 
 Deno.test("accesses are rewritten wherever they stand", async () => {

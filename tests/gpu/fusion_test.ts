@@ -5,7 +5,7 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { grad } from "../../src/tensor/autograd.ts";
-import { type Axis, compose, type Walk, walk } from "../../src/gpu/strides.ts";
+import { type Axis, compose, type View, view } from "../../src/gpu/strides.ts";
 import { device } from "../../src/gpu/device.ts";
 import { addInPlace } from "../../src/gpu/memory.ts";
 import { capture, type Program } from "../../src/gpu/program.ts";
@@ -219,7 +219,7 @@ Deno.test("a view of a view leads to the same elements as one after the other", 
     maxLength: 4,
   });
   const walks = fc.tuple(axes, fc.integer({ min: 0, max: 7 }));
-  const list = ({ axes, offset }: Walk, count: number) =>
+  const list = ({ axes, offset }: View, count: number) =>
     Array.from({ length: count }, (_, i) => {
       let at = offset, rest = i;
       for (const [n, stride] of [...axes].reverse()) {
@@ -231,7 +231,7 @@ Deno.test("a view of a view leads to the same elements as one after the other", 
   fc.assert(
     fc.property(walks, walks, ([outer, outerFrom], [inner, innerFrom]) => {
       const sizeOfAxes = (a: Axis[]) => a.reduce((n, [m]) => n * m, 1);
-      const a = walk(outer, outerFrom), b = walk(inner, innerFrom), count = sizeOfAxes(inner);
+      const a = view(outer, outerFrom), b = view(inner, innerFrom), count = sizeOfAxes(inner);
       const through = list(a, sizeOfAxes(outer));
       if (through.some((i) => i >= count)) return;
       const both = compose(a, b, count);

@@ -220,11 +220,11 @@ fn spin() { for (var i = 0u; i < params.n; i++) { y[i] = 1.0; } }`;
 });
 
 Deno.test("a loop is open where its header names more than its variable and the text's constants", () => {
-  const constants = new Set(["LANES"]);
+  const constants = new Set(["THREADS"]);
   for (
     const [text, open] of [
       ["for (var i = 0u; i < 10u; i++) {}", false],
-      ["for (var half = LANES / 2u; half > 0u; half /= 2u) {}", false],
+      ["for (var half = THREADS / 2u; half > 0u; half /= 2u) {}", false],
       ["for (var i = 0u; i < params.n; i++) {}", true],
       ["for (var i = begin; i < 10u; i++) {}", true],
       ["while (x) {}", true],

@@ -7,7 +7,7 @@ import { encodePng, type Note, readImage, toFloat, withImage } from "../../src/i
 import { ImageMemory } from "../../src/image/memory.ts";
 import { preprocess, type Preprocessor } from "../../src/data/preprocess.ts";
 import { resizeAndCrop } from "../../src/image/resize.ts";
-import { rowsOf, wholeOf } from "../../src/image/rows.ts";
+import { fullImage, rowsOf } from "../../src/image/rows.ts";
 import { Workers } from "../../src/data/decode_pool.ts";
 
 const JPEG = new URL("../fixtures/images/baseline.jpg", import.meta.url).pathname;
@@ -80,12 +80,12 @@ Deno.test("a PNG of 36 million pixels is read in less than 80 MB, one of 2 x 1,0
 });
 
 Deno.test("a JPEG that does not fit in the memory is decoded at reduced size, and it is said", async () => {
-  const whole = await withImage(JPEG, {}, wholeOf);
+  const whole = await withImage(JPEG, {}, fullImage);
   const read = (limit: number, least: number) => {
     const options = { memory: new ImageMemory(limit), enough: () => ({ width: least, height: least }) };
     return withImage(JPEG, options, async (image) => {
       const notes: readonly Note[] = image.notes;
-      return { ...await wholeOf(image), original: image.original, notes };
+      return { ...await fullImage(image), original: image.original, notes };
     });
   };
   const enough = await read(20_000, 4);

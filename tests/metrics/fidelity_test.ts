@@ -10,7 +10,7 @@ import { gather } from "../../src/data/image_source.ts";
 import { InceptionScore, kernelDistance } from "../../src/metrics/fidelity.ts";
 import { type Features, gaussian } from "../../src/metrics/frechet.ts";
 import { precisionRecall } from "../../src/metrics/precision_recall.ts";
-import { RowProducts } from "../../src/metrics/gram.ts";
+import { GramBlocks } from "../../src/metrics/gram.ts";
 import { testDevice } from "../helpers/check.ts";
 import fixture from "../fixtures/fidelity.json" with { type: "json" };
 import { inceptionShapes, shapesOf, units, writeFormula } from "../helpers/formula.ts";
@@ -85,7 +85,7 @@ Deno.test("precisionRecall() equals NumPy's, far from the origin too, and needs 
 Deno.test("RowProducts cover sets of more than a block, pair by pair", async () => {
   await testDevice();
   const a = features("a", 2050, 4, 2, -1), b = features("b", 3, 4, 2, -1);
-  const program = await RowProducts.open(2050, 4);
+  const program = await GramBlocks.open(2050, 4);
   let seen = 0;
   for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {
     for (let i = 0; i < rows; i++) {

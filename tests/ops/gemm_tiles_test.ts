@@ -6,8 +6,8 @@ import { capture } from "../../src/gpu/program.ts";
 import { conv2d } from "../../src/ops/conv.ts";
 import {
   chooseTile,
+  type GemmKind,
   onlyTile,
-  type ProductKind,
   splitDepth,
   TILES,
   useTiles,
@@ -81,7 +81,7 @@ for (const profile of PROFILES) {
 }
 
 Deno.test("tiles are chosen by padded work, and narrow products get narrow ones", () => {
-  const at = (M: number, N: number, kind: ProductKind = "nt", count = 1, vector = true, runs = 1000) =>
+  const at = (M: number, N: number, kind: GemmKind = "nt", count = 1, vector = true, runs = 1000) =>
     chooseTile({ profile: "cpu", lanes: 8, storage: 32768, runs }, {
       kind,
       M,

@@ -6,7 +6,7 @@ import { openModel } from "../../src/formats/shards.ts";
 import { PUBLISHED } from "../../src/models/sizes.ts";
 import { dict, int, members, tensor, zip } from "../helpers/pickles.ts";
 
-const at = (path: string) => fromFileUrl(new URL(`../${path}`, import.meta.url));
+const at = (path: string) => fromFileUrl(new URL(`../../${path}`, import.meta.url));
 const fixture = (name: string) => at(`tests/fixtures/${name}`);
 const folder = await Deno.makeTempDir();
 

@@ -29,8 +29,8 @@ import {
   type Tensor,
   variable,
 } from "../../src/tensor/tensor.ts";
-import { METERS, type Stage, StageRun } from "../../src/train/alignment.ts";
-import { Diffusion, DIFFUSION_METERS } from "../../src/train/diffusion.ts";
+import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/alignment.ts";
+import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { adaptiveWeight, lpipsLoss } from "../../src/train/losses.ts";
 import { normal } from "../../src/philox.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
@@ -127,7 +127,7 @@ Deno.test("flow matching in halves follows f32 within 2 %", async () => {
       program.run({ x, labels });
       if (n % 30 === 29) {
         losses.push((await readTensor(diffusion.meter))[0] as number / 30);
-        diffusion.meter.storage.write(new Float32Array(DIFFUSION_METERS.length));
+        diffusion.meter.storage.write(new Float32Array(DIFFUSION_METRICS.length));
       }
     }
     assertEquals(
@@ -296,7 +296,7 @@ Deno.test("a step of each stage in halves follows f32: losses, adversarial weigh
       return sums;
     };
     const single = await meters("f32"), half = await meters("f16");
-    METERS.forEach((name, i) => {
+    RUNNING_METRICS.forEach((name, i) => {
       const [a, b] = [single[i] as number, half[i] as number];
       const most = name === "gan_weight" ? 0.02 : 5e-3;
       const near = Math.abs(a - b) <= most * Math.abs(a) + 2e-3 * (name === "gan" ? 1 : 0);

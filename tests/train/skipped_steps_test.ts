@@ -21,7 +21,7 @@ import {
 import { normal } from "../../src/philox.ts";
 import { input, readTensor, type Tensor, variable } from "../../src/tensor/tensor.ts";
 import { StageRun } from "../../src/train/alignment.ts";
-import { Diffusion, DIFFUSION_METERS } from "../../src/train/diffusion.ts";
+import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { trainLoop } from "../../src/train/loop.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { PROFILES, randomArray, testDevice } from "../helpers/check.ts";
@@ -161,7 +161,7 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
           from: 0,
           to: 1000,
           meter: diffusion.meter,
-          meters: DIFFUSION_METERS,
+          meters: DIFFUSION_METRICS,
           optimizers: [diffusion.optimizer],
           logEvery: 1,
           saveEvery: 1,

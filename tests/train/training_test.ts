@@ -7,8 +7,8 @@ import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { normal } from "../../src/philox.ts";
 import { readTensor } from "../../src/tensor/tensor.ts";
-import { type Alignment, METERS, type Stage, StageRun } from "../../src/train/alignment.ts";
-import { Diffusion, DIFFUSION_METERS } from "../../src/train/diffusion.ts";
+import { type Alignment, RUNNING_METRICS, type Stage, StageRun } from "../../src/train/alignment.ts";
+import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { Sampler, timeGrid } from "../../src/sampling/samplers.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
@@ -25,9 +25,11 @@ async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stag
   const program = await run.program(0);
   const read = async () => {
     const sums = await readTensor(run.meter);
-    run.meter.storage.write(new Float32Array(METERS.length));
-    return Object.fromEntries(METERS.map((name, i) => [name, (sums[i] as number) / (steps / 3)])) as Record<
-      (typeof METERS)[number],
+    run.meter.storage.write(new Float32Array(RUNNING_METRICS.length));
+    return Object.fromEntries(
+      RUNNING_METRICS.map((name, i) => [name, (sums[i] as number) / (steps / 3)]),
+    ) as Record<
+      (typeof RUNNING_METRICS)[number],
       number
     >;
   };
@@ -128,7 +130,7 @@ Deno.test("flow matching learns two classes apart, and samples with guidance lan
     program.run({ x, labels });
     if (n % 100 === 99) {
       losses.push((await readTensor(diffusion.meter))[0] as number / 100);
-      diffusion.meter.storage.write(new Float32Array(DIFFUSION_METERS.length));
+      diffusion.meter.storage.write(new Float32Array(DIFFUSION_METRICS.length));
     }
   }
   assert((losses[2] as number) < 0.75 * (losses[0] as number), `${losses}`);

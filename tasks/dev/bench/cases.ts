@@ -56,7 +56,7 @@ function* gemms(large: boolean): Generator<Sizes & { name: string }> {
 }
 
 /** The yardstick of the products inside a step: a square one, as large as runs at the adapter's best rate. */
-export function largeProduct(precision: Precision, software: boolean): Case {
+export function largeGemm(precision: Precision, software: boolean): Case {
   const S = software ? 1024 : 4096;
   return { name: "large product", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
 }

@@ -5,7 +5,7 @@ import { device } from "../../../src/gpu/device.ts";
 import type { KernelTime, Program } from "../../../src/gpu/program.ts";
 import type { Bindable } from "../../../src/gpu/storage.ts";
 import type { Precision } from "../../../src/tensor/tensor.ts";
-import { type Ceiling, median, timesOf } from "../../../src/bench/peak.ts";
+import { median, type Peaks, timesOf } from "../../../src/bench/peak.ts";
 
 type AnyProgram = Pick<
   Program<Record<string, Bindable>, Record<string, Bindable>>,
@@ -47,7 +47,7 @@ export interface Division {
   /** Of `kernelMs` in products, those of convolutions and of attention included. */
   products: number;
   /** GFLOP/s of the products, and its share of what a large square product reaches beside the step. */
-  productGflops: number;
+  gemmGflops: number;
   ofBest: number;
 }
 
@@ -59,7 +59,7 @@ export async function measure(
   name: string,
   precision: Precision,
   make: () => Measurable | Promise<Measurable>,
-  ceiling: Ceiling,
+  peaks: Peaks,
 ): Promise<{ row: Row; made: Measurable }> {
   const { memory } = device(), before = memory.live;
   memory.peak = before;
@@ -71,7 +71,7 @@ export async function measure(
   const measured = memory.peak - before;
   const ms = median(times);
   const { plan } = program;
-  const least = Math.max(plan.flops / ceiling.fma, (bytes ?? 0) / copyRate(ceiling, bytes ?? 0)) / 1e6;
+  const least = Math.max(plan.flops / peaks.fma, (bytes ?? 0) / copyRate(peaks, bytes ?? 0)) / 1e6;
   const row: Row = {
     case: name,
     precision,
@@ -101,7 +101,7 @@ async function timesOfPrepared({ program, bytes }: Measurable): Promise<number[]
  * GB/s of a copy that moves about `bytes`, the faster one of the next smaller and the next larger: what stays in caches is
  * held against a copy that does, too.
  */
-function copyRate({ copies }: Ceiling, bytes: number): number {
+function copyRate({ copies }: Peaks, bytes: number): number {
   const smaller = copies.findLast((c) => c.bytes <= bytes), larger = copies.find((c) => c.bytes >= bytes);
   return Math.max(smaller?.rate ?? 0, larger?.rate ?? 0);
 }
@@ -121,10 +121,10 @@ export async function divide(program: AnyProgram, square: AnyProgram): Promise<D
     const before = rateOf(await square.profile());
     const kernels = await program.profile();
     const best = (before + rateOf(await square.profile())) / 2;
-    const products = kernels.filter(({ label }) => PRODUCT.test(label)), productGflops = rateOf(products);
+    const products = kernels.filter(({ label }) => PRODUCT.test(label)), gemmGflops = rateOf(products);
     const kernelMs = total(kernels, "milliseconds");
     const share = total(products, "milliseconds") / kernelMs;
-    rounds.push({ kernelMs, products: share, productGflops, ofBest: productGflops / best });
+    rounds.push({ kernelMs, products: share, gemmGflops: gemmGflops, ofBest: gemmGflops / best });
   }
   return rounds.sort((a, b) => a.ofBest - b.ofBest)[ROUNDS >> 1];
 }

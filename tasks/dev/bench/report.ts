@@ -1,6 +1,6 @@
 // What the benchmark prints of its rows: a line for people, an object a line for programs, or a table for the README.
 
-import type { Ceiling } from "../../../src/bench/peak.ts";
+import type { Peaks } from "../../../src/bench/peak.ts";
 import { titleOf } from "./cases.ts";
 import type { Row } from "./measure.ts";
 
@@ -37,14 +37,14 @@ export class Report {
 
   constructor(readonly format: Format) {}
 
-  begin(adapter: string, profile: string, ceiling: Ceiling): void {
-    const { fma, copy, copies } = ceiling;
+  begin(adapter: string, profile: string, peaks: Peaks): void {
+    const { fma, copy, copies } = peaks;
     this.#head = `${adapter} (${profile} kernels); ceiling: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
       copy.toFixed(1)
     } GB/s of copying (${
       copies.map(({ bytes, rate }) => `${bytes / 2 ** 20} MiB ${rate.toFixed(1)}`).join(", ")
     })`;
-    this.#print({ case: "ceiling", adapter, profile, ...ceiling }, `${this.#head}\n`);
+    this.#print({ case: "ceiling", adapter, profile, ...peaks }, `${this.#head}\n`);
   }
 
   row(row: Row): void {
@@ -63,10 +63,10 @@ export class Report {
       );
     }
     if (row.division) {
-      const { kernelMs, products, productGflops, ofBest } = row.division;
+      const { kernelMs, products, gemmGflops: gemmGflops, ofBest } = row.division;
       lines.push(
         `    products take ${percent(products)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
-          productGflops.toFixed(1)
+          gemmGflops.toFixed(1)
         } GFLOP/s, ${percent(ofBest)} of a large product's beside it`,
       );
     }
@@ -115,10 +115,10 @@ export class Report {
     const steps = this.#rows.filter(({ division }) => division);
     if (steps.length) console.log("");
     for (const { case: name, division, pooled, measured, planned } of steps) {
-      const { products, productGflops, ofBest } = division as NonNullable<Row["division"]>;
+      const { products, gemmGflops: gemmGflops, ofBest } = division as NonNullable<Row["division"]>;
       console.log(
         `- ${name}: products take ${percent(products)} of the time in kernels, at ${
-          productGflops.toFixed(1)
+          gemmGflops.toFixed(1)
         } GFLOP/s (${percent(ofBest)} of a large product's beside it); memory ${
           megabytes(measured)
         }, planned ${megabytes(planned)}, activations ${percent(pooled ?? NaN)} of keeping everything`,
