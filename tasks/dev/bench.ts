@@ -1,6 +1,6 @@
-// Measures kernels and whole steps on this adapter, each against the adapter's own ceiling measured in the same run: loops
-// of multiply-adds for arithmetic, copies for bytes. Run: deno task bench [options], see --help. Peers run on the same
-// machine in the same run (see peers/); their packages live in a temporary folder, not in the project.
+// Measures kernels and whole steps as shares of the adapter's peak (multiply-adds, copies), which is measured in the same
+// run. Run: deno task bench [options]; bench/README.md has the results. Peers run in the same run on the same machine (see
+// peers/); their packages are installed in a temporary folder.
 
 import { parseArgs } from "@std/cli/parse-args";
 import { GpuError, UsageError } from "../../src/errors.ts";
@@ -15,14 +15,14 @@ import { findTorch, type Measured, type PeerCase, PEERS, runPeer, runTorch } fro
 import { Report } from "./bench/report.ts";
 import { steps } from "./bench/steps.ts";
 
-const HELP = `Measure kernels and whole steps against this adapter's ceiling
+const HELP = `Measure kernels and whole steps as shares of the adapter's peak
 
 Usage: deno task bench [options]
 
-  --only TEXT          cases whose name contains this; given more than once, any of them
-  --precision f32|f16  how activations are stored [f32, with some cases in f16]
-  --profile cpu|gpu    which kernels run [by the adapter]
-  --all                with cases that fill a GPU and take a CPU seconds and minutes
+  --only TEXT          cases whose name contains TEXT; repeat for more
+  --precision f32|f16  storage of activations [f32, plus some cases in f16]
+  --profile cpu|gpu    kernel backend [chosen by the adapter]
+  --all                include cases that fill a GPU (seconds to minutes on a CPU)
   --peers              TensorFlow.js, jax-js and onnxruntime-web on the same adapter
   --torch              PyTorch on the same machine: python3, or what TORCH_PYTHON names
   --json               one JSON object a line
@@ -43,7 +43,7 @@ interface Options {
   format: "text" | "json" | "markdown";
 }
 
-/** @throws UsageError for what is not an option, or not a value of one */
+/** @throws UsageError for an unknown option or value */
 function optionsOf(args: string[]): Options | undefined {
   const parsed = parseArgs(args, {
     boolean: BOOLEANS,
@@ -91,7 +91,7 @@ async function main(o: Options): Promise<void> {
   const peaks = await measurePeaks();
   report.begin(facts.description, profile, peaks);
 
-  // What does not fit an adapter is no reason to lose the rest.
+  // A case that does not fit the adapter is reported and skipped.
   const unlessTooLarge = async (title: string, fn: () => Promise<void>) => {
     try {
       await fn();
@@ -108,17 +108,17 @@ async function main(o: Options): Promise<void> {
       report.row(row);
     });
   }
-  const square = kernelOf(largeGemm(o.precision, facts.software));
-  if (whole.length) await square.program.prepare();
+  const baseline = kernelOf(largeGemm(o.precision, facts.software));
+  if (whole.length) await baseline.program.prepare();
   for (const step of whole) {
     await unlessTooLarge(titleOf(step), async () => {
       const { row, made } = await measure(step.name, step.precision, step.make, peaks);
-      const division = await divide(made.program, square.program).finally(() => made.destroy());
+      const division = await divide(made.program, baseline.program).finally(() => made.destroy());
       own.set(titleOf(step), row.ms);
       report.row(division ? { ...row, division } : row);
     });
   }
-  square.destroy();
+  baseline.destroy();
 
   const measured = [...kernels, ...whole].filter((c) => own.has(titleOf(c)));
   const cases: PeerCase[] = measured.map((c) => ({ ...c, title: titleOf(c) }));

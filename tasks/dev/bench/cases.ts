@@ -1,9 +1,9 @@
-// The kernel cases of the benchmark as data, so that peers in other processes and other languages run the same ones: an
-// op, its sizes, and a name. kernels.ts makes them ours; peers/ has one reading of this list for each peer.
+// The kernel cases of the benchmark as data (op, sizes, name), so that peers in other processes and languages run the same
+// ones. kernels.ts builds tok's programs from them.
 
 import type { Precision } from "../../../src/tensor/tensor.ts";
 
-/** Forward alone, or with the gradients of all inputs (of one input for a convolution). */
+/** Forward only, or forward and backward for all inputs (one input for a convolution). */
 type Pass = "forward" | "gradients";
 
 export type Sizes =
@@ -13,10 +13,10 @@ export type Sizes =
   | { op: "attention"; pass: Pass; B: number; T: number; NH: number; HS: number }
   | { op: "layer norm" | "rms norm" | "softmax" | "add" | "silu"; pass: Pass; R: number; C: number }
   | { op: "group norm"; B: number; H: number; W: number; C: number; groups: number }
-  /** With clipping and a weight average over n parameters. */
+  /** With gradient clipping and EMA over n parameters. */
   | { op: "adamw"; n: number };
 
-/** What is measured: `name` is unique among the cases of one precision. */
+/** One case; `name` is unique within a precision. */
 export type Case = Sizes & { name: string; precision: Precision };
 
 /** The case's name with its precision. */
@@ -55,10 +55,10 @@ function* gemms(large: boolean): Generator<Sizes & { name: string }> {
   yield layer("tiny encoder", "NT", 136, 384, 96);
 }
 
-/** The yardstick of the products inside a step: a square one, as large as runs at the adapter's best rate. */
+/** The baseline for GEMMs inside a step: square, and large enough to reach the adapter's best rate. */
 export function largeGemm(precision: Precision, software: boolean): Case {
   const S = software ? 1024 : 4096;
-  return { name: "large product", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
+  return { name: "baseline GEMM", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
 }
 
 function* convolutions(large: boolean): Generator<Sizes & { name: string }> {
@@ -92,7 +92,7 @@ function* attentions(large: boolean): Generator<Sizes & { name: string }> {
   }
 }
 
-/** @param large more than caches hold, in tensors that every adapter can bind (128 MiB) */
+/** @param large adds sizes beyond caches, within what every adapter binds (128 MiB) */
 function* memoryBound(large: boolean): Generator<Sizes & { name: string }> {
   const groupNorm = (B: number, S: number, C: number, groups: number) => ({
     name: `group norm + SiLU ${B}x${S}x${S}x${C}`,
@@ -122,18 +122,18 @@ function* memoryBound(large: boolean): Generator<Sizes & { name: string }> {
   if (large) yield { name: "AdamW, clip, EMA 32 M", op: "adamw", n: 32 << 20 };
 }
 
-/** Those whose halves are measured where f32 is asked for, too. */
-const ALSO_HALVES =
+/** Cases that also run in fp16 when fp32 is measured. */
+const ALSO_FP16 =
   /^(GEMM (NN|NT|TN) (512|1024)|layer norm 1024x768|softmax 1024x768|add 1024x768|SiLU 1024x768)$/;
 
 /**
  * The kernel cases, in the order in which they run.
- * @param large with those that fill a GPU and take a CPU seconds
+ * @param large adds cases that fill a GPU (seconds each on a CPU)
  */
 export function kernelCases(precision: Precision, large: boolean): Case[] {
   const all = [...gemms(large), ...convolutions(large), ...attentions(large), ...memoryBound(large)];
   // The optimizer works on f32 whatever the activations are.
   const cases = all.map((c) => ({ ...c, precision: c.op === "adamw" ? "f32" as const : precision }));
-  const halves = precision === "f16" ? [] : all.filter(({ name }) => ALSO_HALVES.test(name));
-  return [...cases, ...halves.map((c) => ({ ...c, precision: "f16" as const }))];
+  const fp16 = precision === "f16" ? [] : all.filter(({ name }) => ALSO_FP16.test(name));
+  return [...cases, ...fp16.map((c) => ({ ...c, precision: "f16" as const }))];
 }

@@ -1,4 +1,4 @@
-// The kernel cases as programs: each op with inputs of the case's sizes, filled with random numbers.
+// Programs of the kernel cases: each op with random inputs of the case's sizes.
 
 import { grad } from "../../../src/tensor/autograd.ts";
 import { capture } from "../../../src/gpu/program.ts";
@@ -20,14 +20,14 @@ import {
 import type { Case, Sizes } from "./cases.ts";
 import type { Measurable } from "./measure.ts";
 
-interface Recipe {
-  /** Shapes of what the op reads. Operands follow the precision; weights of norms stay f32. */
+interface OpCase {
+  /** Shapes of the inputs. Operands are stored in the case's precision, weights of norms in fp32. */
   operands: readonly Shape[];
   weights?: readonly Shape[];
   fn: (...x: Tensor[]) => Tensor | readonly Tensor[];
 }
 
-/** `fn`, and behind it the gradients of its inputs, where the pass asks for them. */
+/** `fn`, followed by the gradients of its inputs if the pass asks for them. */
 function passOf(
   pass: "forward" | "gradients",
   y: Shape,
@@ -43,7 +43,7 @@ function passOf(
   return { operands: [...operands, y], fn: through };
 }
 
-function recipeOf(c: Exclude<Sizes, { op: "adamw" }>): Recipe {
+function opCase(c: Exclude<Sizes, { op: "adamw" }>): OpCase {
   switch (c.op) {
     case "gemm": {
       const { M, N, K, layout } = c, [a, b] = [...layout].map((l) => l === "T");
@@ -97,17 +97,17 @@ function recipeOf(c: Exclude<Sizes, { op: "adamw" }>): Recipe {
   }
 }
 
-/** Numbers drawn for an operand; a larger one has them over and over. */
-const DRAWN = 1 << 18;
+/** Random numbers per operand; larger operands repeat them. */
+const DISTINCT = 1 << 18;
 
 /** Uniform in -0.5..0.5. */
 function draw<A extends Float32Array<ArrayBuffer> | Float16Array<ArrayBuffer>>(values: A): A {
-  for (let i = 0; i < Math.min(values.length, DRAWN); i++) values[i] = Math.random() - 0.5;
-  for (let n = DRAWN; n < values.length; n *= 2) values.copyWithin(n, 0, n);
+  for (let i = 0; i < Math.min(values.length, DISTINCT); i++) values[i] = Math.random() - 0.5;
+  for (let n = DISTINCT; n < values.length; n *= 2) values.copyWithin(n, 0, n);
   return values;
 }
 
-/** Draws what the storage holds when there is memory for it. */
+/** Fills the storage with random numbers once it is allocated. */
 function fill({ storage }: Tensor): void {
   const { elements, half } = storage;
   storage.initialise(() =>
@@ -118,10 +118,10 @@ function fill({ storage }: Tensor): void {
 const stored = (shape: Shape, precision: Precision) =>
   input(shape, precision === "f16" && (shape.at(-1) ?? 1) % 4 === 0 ? "f16" : "f32");
 
-/** A case, captured and not yet prepared. `bytes` are those that it must move at least: what goes in and comes out. */
+/** Captures a case. `bytes` is its minimum traffic: inputs plus outputs. */
 export function kernelOf(c: Case): Measurable {
   if (c.op === "adamw") return updates(c.n);
-  const { operands, weights = [], fn } = recipeOf(c);
+  const { operands, weights = [], fn } = opCase(c);
   const tensors = [...operands.map((s) => stored(s, c.precision)), ...weights.map((s) => stored(s, "f32"))];
   for (const t of tensors) fill(t);
   const inputs = Object.fromEntries(tensors.map((t, i) => [`x${i}`, t]));
@@ -137,7 +137,7 @@ export function kernelOf(c: Case): Measurable {
   };
 }
 
-/** AdamW with clipping and a weight average: six values read and four written for each parameter. */
+/** AdamW with gradient clipping and EMA: six values read and four written per parameter. */
 function updates(n: number): Measurable {
   const make = () => variable([n], { init: () => draw(new Float32Array(n)).map(Math.abs) });
   const [parameters, gradients, m, v, ema] = [make(), make(), make(), make(), make()];

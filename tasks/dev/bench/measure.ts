@@ -1,5 +1,5 @@
-// Measures a program: time, rates, memory planned and found on the device, share of what the adapter can do at most, and
-// for a whole step the division of its time between products and the rest.
+// Measures a program: time, rates, planned and allocated memory, share of the adapter's peak; for a whole step also the
+// share of its time spent in GEMMs.
 
 import { device } from "../../../src/gpu/device.ts";
 import type { KernelTime, Program } from "../../../src/gpu/program.ts";
@@ -12,10 +12,10 @@ type AnyProgram = Pick<
   "plan" | "profile" | "destroy"
 >;
 
-/** Something to measure, captured; preparing it allocates and compiles. */
+/** A captured program to measure; preparing it allocates and compiles. */
 export interface Measurable {
   program: AnyProgram & { prepare(): Promise<unknown>; run(): void; repeat(times: number): void };
-  /** Bytes that must be moved at least; a whole step has no such number. */
+  /** Minimum memory traffic of a kernel in bytes; undefined for a whole step. */
   bytes?: number;
   destroy(): void;
 }
@@ -29,32 +29,32 @@ export interface Row {
   gflops: number;
   gbps?: number;
   launches: number;
-  /** Bytes on the device: as the plan says, and as they were found. */
+  /** Bytes on the device: planned and allocated. */
   planned: number;
   measured: number;
-  /** Activations as planned, and their share of what keeping every intermediate would take. */
+  /** Planned bytes of activations; `pooled` is their share of the bytes without reuse. */
   activations: number;
   pooled?: number;
-  /** The time that the adapter's ceiling allows, over the time taken. */
+  /** Share of peak: the roofline's time over the measured time. */
   share: number;
   division?: Division;
 }
 
-/** Where the time of a step goes, by timestamps around each launch. */
+/** Time in GEMMs of a step, by timestamps of each launch. */
 export interface Division {
   /** Sum over all launches; the rest of the wall time is between launches. */
   kernelMs: number;
-  /** Of `kernelMs` in products, those of convolutions and of attention included. */
-  products: number;
-  /** GFLOP/s of the products, and its share of what a large square product reaches beside the step. */
+  /** Share of `kernelMs` in GEMMs, including those of convolution and attention. */
+  gemmShare: number;
+  /** GFLOP/s of these GEMMs, and its ratio to the baseline GEMM measured in turn with the step. */
   gemmGflops: number;
-  ofBest: number;
+  ofBaseline: number;
 }
 
-/** Kernels that are products at heart: GEMM, also of convolutions and of attention. */
-const PRODUCT = /^gemm/;
+/** Labels of GEMM kernels, including those of convolution and attention. */
+const GEMM = /^gemm/;
 
-/** Measures; frees nothing, unless it fails. */
+/** Prepares and measures; the caller destroys what is returned. */
 export async function measure(
   name: string,
   precision: Precision,
@@ -65,13 +65,13 @@ export async function measure(
   memory.peak = before;
   const made = await make(), { program, bytes } = made;
   const times = await timesOfPrepared(made).catch((error) => {
-    made.destroy(); // what the next case needs
+    made.destroy(); // free memory for the next case
     throw error;
   });
   const measured = memory.peak - before;
   const ms = median(times);
   const { plan } = program;
-  const least = Math.max(plan.flops / peaks.fma, (bytes ?? 0) / copyRate(peaks, bytes ?? 0)) / 1e6;
+  const rooflineMs = Math.max(plan.flops / peaks.fma, (bytes ?? 0) / copyRate(peaks, bytes ?? 0)) / 1e6;
   const row: Row = {
     case: name,
     precision,
@@ -83,12 +83,12 @@ export async function measure(
     measured,
     activations: plan.bytes.activations,
     ...plan.unpooledBytes > 0 ? { pooled: plan.bytes.activations / plan.unpooledBytes } : {},
-    share: least / ms,
+    share: rooflineMs / ms,
   };
   return { row, made };
 }
 
-/** A step is submitted by itself, as in training; of a kernel, the submission is no part. */
+/** A step is submitted once per run, as in training; a kernel many times per submission, to exclude its overhead. */
 async function timesOfPrepared({ program, bytes }: Measurable): Promise<number[]> {
   await program.prepare();
   return await timesOf((runs) => {
@@ -98,40 +98,40 @@ async function timesOfPrepared({ program, bytes }: Measurable): Promise<number[]
 }
 
 /**
- * GB/s of a copy that moves about `bytes`, the faster one of the next smaller and the next larger: what stays in caches is
- * held against a copy that does, too.
+ * GB/s of a copy of about `bytes`: the faster of the next smaller and the next larger copy, so that a case that fits in
+ * caches is compared with a copy that does.
  */
 function copyRate({ copies }: Peaks, bytes: number): number {
   const smaller = copies.findLast((c) => c.bytes <= bytes), larger = copies.find((c) => c.bytes >= bytes);
   return Math.max(smaller?.rate ?? 0, larger?.rate ?? 0);
 }
 
-/** Rounds of a division. */
+/** Rounds of which the median counts. */
 const ROUNDS = 5;
 
 /**
- * Divides the time of a prepared step, in turn with a large product, since a machine's speed changes within minutes: the
- * round with the middle share of the best. Undefined where the adapter has no timestamps.
- * @param square prepared, and large enough for the adapter's best rate; see cases.ts
+ * Measures the share of GEMMs in a prepared step, in turn with the baseline GEMM because the machine's speed drifts.
+ * Undefined if the adapter has no timestamps.
+ * @param baseline prepared and large enough to reach the adapter's best rate; see cases.ts
  */
-export async function divide(program: AnyProgram, square: AnyProgram): Promise<Division | undefined> {
+export async function divide(program: AnyProgram, baseline: AnyProgram): Promise<Division | undefined> {
   if (!device().facts.features.includes("timestamp-query")) return undefined;
   const rounds: Division[] = [];
   for (let round = 0; round < ROUNDS; round++) {
-    const before = rateOf(await square.profile());
+    const before = rateOf(await baseline.profile());
     const kernels = await program.profile();
-    const best = (before + rateOf(await square.profile())) / 2;
-    const products = kernels.filter(({ label }) => PRODUCT.test(label)), gemmGflops = rateOf(products);
+    const best = (before + rateOf(await baseline.profile())) / 2;
+    const gemms = kernels.filter(({ label }) => GEMM.test(label)), gemmGflops = rateOf(gemms);
     const kernelMs = total(kernels, "milliseconds");
-    const share = total(products, "milliseconds") / kernelMs;
-    rounds.push({ kernelMs, products: share, gemmGflops: gemmGflops, ofBest: gemmGflops / best });
+    const gemmShare = total(gemms, "milliseconds") / kernelMs;
+    rounds.push({ kernelMs, gemmShare, gemmGflops, ofBaseline: gemmGflops / best });
   }
-  return rounds.sort((a, b) => a.ofBest - b.ofBest)[ROUNDS >> 1];
+  return rounds.sort((a, b) => a.ofBaseline - b.ofBaseline)[ROUNDS >> 1];
 }
 
 const total = (kernels: readonly KernelTime[], what: "milliseconds" | "flops") =>
   kernels.reduce((n, k) => n + k[what], 0);
 
-/** GFLOP/s of kernels together. */
+/** GFLOP/s over all of `kernels`. */
 const rateOf = (kernels: readonly KernelTime[]) =>
   total(kernels, "flops") / total(kernels, "milliseconds") / 1e6;

@@ -1,17 +1,17 @@
-// The peers, each in a process of its own: JavaScript libraries in a temporary package folder on the same adapter, and
-// PyTorch where a Python has it. Each is given the cases as a file and prints one JSON object for each that it can run.
+// Peers, each in a process of its own: JavaScript libraries in a temporary package folder on the same adapter, and PyTorch
+// from a Python installation. A peer reads the cases from a file and prints one JSON object for each that it can run.
 
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../../src/errors.ts";
 
-/** A case as a peer gets it: its title, and the sizes that cases.ts and steps.ts give it. */
+/** A case as a peer reads it: title and sizes. */
 export type PeerCase = { title: string } & Record<string, unknown>;
 
-/** What a peer measured. */
+/** One measurement of a peer. */
 export interface Measured {
   case: string;
   ms: number;
-  /** Which of a peer's ways it is: a precision, a compiler. */
+  /** Precision or compiler, for peers with several. */
   variant?: string;
 }
 
@@ -30,7 +30,7 @@ const SCRIPTS: Readonly<Record<string, string>> = {
 
 const scriptOf = (name: string) => fromFileUrl(new URL(`../peers/${name}`, import.meta.url));
 
-/** Runs one JavaScript peer; gives its times as they come. */
+/** Runs one JavaScript peer and yields its times. */
 export async function* runPeer(name: string, cases: readonly PeerCase[]): AsyncGenerator<Measured> {
   const folder = await Deno.makeTempDir({ prefix: "tok-peers-" });
   const script = SCRIPTS[name] as string, packages = PEERS[name] ?? [];
@@ -67,7 +67,7 @@ export async function findTorch(): Promise<{ python: string; version: string; de
   return { python, version, device };
 }
 
-/** Runs PyTorch on the cases; gives its times as they come. */
+/** Runs PyTorch on the cases and yields its times. */
 export async function* runTorch(python: string, cases: readonly PeerCase[]): AsyncGenerator<Measured> {
   const file = await Deno.makeTempFile({ prefix: "tok-cases-", suffix: ".json" });
   try {

@@ -1,4 +1,4 @@
-// What the benchmark prints of its rows: a line for people, an object a line for programs, or a table for the README.
+// Output of the benchmark: one line a case, JSON lines, or the Markdown tables of README.md.
 
 import type { Peaks } from "../../../src/bench/peak.ts";
 import { titleOf } from "./cases.ts";
@@ -6,7 +6,7 @@ import type { Row } from "./measure.ts";
 
 export type Format = "text" | "json" | "markdown";
 
-/** How long a peer took for a case, and how many times longer that is than ours. */
+/** A peer's time for a case, and its ratio to tok's. */
 export interface PeerTime {
   case: string;
   peer: string;
@@ -20,16 +20,16 @@ const megabytes = (bytes: number) =>
   bytes < 1e10 ? `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
 const times = (ratio: number) => `${ratio.toFixed(ratio < 9.95 ? 2 : 1)} x`;
 const time = (ms: number) => `${ms.toFixed(3).padStart(10)} ms`;
-/** Below so many operations a byte, the bytes are what a case is about. */
-const FEW_OPERATIONS = 8;
+/** Arithmetic intensity (FLOPs per byte) below which a case is reported in GB/s. */
+const MIN_INTENSITY = 8;
 const rate = ({ gbps, gflops }: Row) =>
-  gbps !== undefined && gflops < FEW_OPERATIONS * gbps
+  gbps !== undefined && gflops < MIN_INTENSITY * gbps
     ? `${gbps.toFixed(gbps < 1000 ? 2 : 0)} GB/s`
     : gflops < 1e4
     ? `${gflops.toFixed(1)} GFLOP/s`
     : `${(gflops / 1000).toFixed(1)} TFLOP/s`;
 
-/** Prints in one format. A table's rows are kept until the end, since the peers add columns. */
+/** Prints in one format. Rows of a table are kept until the end because peers add columns. */
 export class Report {
   #rows: Row[] = [];
   #peers: PeerTime[] = [];
@@ -39,12 +39,12 @@ export class Report {
 
   begin(adapter: string, profile: string, peaks: Peaks): void {
     const { fma, copy, copies } = peaks;
-    this.#head = `${adapter} (${profile} kernels); ceiling: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
+    this.#head = `${adapter} (${profile} kernels); peak: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
       copy.toFixed(1)
     } GB/s of copying (${
       copies.map(({ bytes, rate }) => `${bytes / 2 ** 20} MiB ${rate.toFixed(1)}`).join(", ")
     })`;
-    this.#print({ case: "ceiling", adapter, profile, ...peaks }, `${this.#head}\n`);
+    this.#print({ case: "peak", adapter, profile, ...peaks }, `${this.#head}\n`);
   }
 
   row(row: Row): void {
@@ -52,7 +52,7 @@ export class Report {
     const lines = [
       `${titleOf({ name: row.case, precision: row.precision }).padEnd(WIDTH)} ${time(row.ms)} ${
         rate(row).padStart(14)
-      } ${percent(row.share).padStart(6)} of ceiling, ${row.launches} launches`,
+      } ${percent(row.share).padStart(6)} of peak, ${row.launches} launches`,
     ];
     if (row.division !== undefined || row.gbps === undefined) {
       lines.push(
@@ -63,11 +63,11 @@ export class Report {
       );
     }
     if (row.division) {
-      const { kernelMs, products, gemmGflops: gemmGflops, ofBest } = row.division;
+      const { kernelMs, gemmShare, gemmGflops, ofBaseline } = row.division;
       lines.push(
-        `    products take ${percent(products)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
+        `    GEMMs take ${percent(gemmShare)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
           gemmGflops.toFixed(1)
-        } GFLOP/s, ${percent(ofBest)} of a large product's beside it`,
+        } GFLOP/s, ${percent(ofBaseline)} of the baseline GEMM`,
       );
     }
     this.#print({ ...row }, lines.join("\n"));
@@ -88,7 +88,7 @@ export class Report {
     this.#print({ ...t }, `${t.case.padEnd(WIDTH)} ${time(t.ms)} ${shown.padStart(14)}  ${t.peer}`);
   }
 
-  /** The table, where that is the format. */
+  /** Prints the table if the format is Markdown. */
   end(): void {
     if (this.format !== "markdown") return;
     const names = [...new Set(this.#peers.map(({ peer }) => peer))];
@@ -106,7 +106,7 @@ export class Report {
         }),
       ];
     });
-    const head = ["case", "time", "rate", "share of ceiling", "memory", ...names];
+    const head = ["case", "time", "rate", "share of peak", "memory", ...names];
     const widths = head.map((h, i) => Math.max(h.length, ...cells.map((c) => (c[i] as string).length)));
     const line = (c: readonly string[]) =>
       `| ${c.map((v, i) => v.padEnd(widths[i] as number)).join(" | ")} |`;
@@ -115,13 +115,13 @@ export class Report {
     const steps = this.#rows.filter(({ division }) => division);
     if (steps.length) console.log("");
     for (const { case: name, division, pooled, measured, planned } of steps) {
-      const { products, gemmGflops: gemmGflops, ofBest } = division as NonNullable<Row["division"]>;
+      const { gemmShare, gemmGflops, ofBaseline } = division as NonNullable<Row["division"]>;
       console.log(
-        `- ${name}: products take ${percent(products)} of the time in kernels, at ${
+        `- ${name}: GEMMs take ${percent(gemmShare)} of the time in kernels, at ${
           gemmGflops.toFixed(1)
-        } GFLOP/s (${percent(ofBest)} of a large product's beside it); memory ${
-          megabytes(measured)
-        }, planned ${megabytes(planned)}, activations ${percent(pooled ?? NaN)} of keeping everything`,
+        } GFLOP/s (${percent(ofBaseline)} of the baseline GEMM); memory ${megabytes(measured)}, planned ${
+          megabytes(planned)
+        }, activations ${percent(pooled ?? NaN)} of keeping everything`,
       );
     }
   }

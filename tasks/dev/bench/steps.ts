@@ -1,6 +1,5 @@
-// The whole steps of the benchmark: an encoder's forward and backward, the three alignment stages, DiT training and
-// sampling; at the sizes of the preset "tiny" and of published models. Weights are random, data as well: neither changes
-// how long a step takes.
+// Whole steps: encoder forward and backward, the three alignment stages, DiT training and sampling, at the sizes of the
+// preset "tiny" and of published models. Weights and data are random.
 
 import { grad, noGrad } from "../../../src/tensor/autograd.ts";
 import { alignConfig, trainDitConfig } from "../../../src/cli/config.ts";
@@ -23,7 +22,7 @@ import { stagesOf } from "../../align.ts";
 import { TINY } from "../../train_dit.ts";
 import type { Measurable } from "./measure.ts";
 
-/** Sizes of a step as data, for the peers; what has none here has no peer. */
+/** Sizes of a step, for the peers. */
 export type StepSizes =
   | {
     op: "vit";
@@ -53,7 +52,7 @@ export type Step = StepSizes & {
   make(): Promise<Measurable>;
 };
 
-/** What `tok align` is given: values of options, and the encoder that they are for. */
+/** Options of `tok align` and the encoder they are for. */
 interface Preset {
   values: Record<string, unknown>;
   encoder: VitConfig;
@@ -61,7 +60,7 @@ interface Preset {
 
 /**
  * The steps, in the order in which they run.
- * @param large with batches that take a processor minutes, and fill a GPU
+ * @param large adds batches that fill a GPU (minutes on a CPU)
  */
 export async function steps(precision: Precision, large: boolean): Promise<Step[]> {
   const tiny = (await openEncoder()).config;
@@ -96,7 +95,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     alignment("alignment step, stage 3 with GAN, tiny", 3, precision),
     training("DiT training step, tiny", tinyDit, batchSize, precision),
     training("DiT training step, S/1, batch 4", small, 4, precision),
-    // Drawing is always in f32.
+    // Sampling always runs in fp32.
     sampling("sampling step with guidance, tiny, 24 samples", tinyDit, 24),
     sampling("sampling step with guidance, S/1, 1 sample", small, 1),
     ...filling,
@@ -121,7 +120,7 @@ function vit(
       inPrecision<Record<string, Tensor>>(precision, () => {
         if (pass === "forward") return { y: noGrad(() => model.forward(x).patches) };
         const y = model.forward(x).patches;
-        // The mask token and the CLS token's own way out are not part of this loss.
+        // The mask token is not part of this loss.
         const list = [...set.tensors].filter(([key]) => !key.endsWith("mask_token")).map(([, t]) => t);
         return Object.fromEntries(grad(y, list, y).map((d, i) => [`d${i}`, d]));
       }));
@@ -137,7 +136,7 @@ function vit(
   return { op: "vit", name, precision, pass, B, image, patch, C, depth, NH, make };
 }
 
-/** A stage of `tok align` when all its losses are on. */
+/** A stage of `tok align` with all its losses on. */
 function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset?: Preset): Step {
   const make = async () => {
     const c = alignConfig.parse(preset?.values ?? {});
@@ -165,7 +164,7 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
     tokenizer.init(new Initializer(0));
     discriminator?.init(new Initializer(1));
     const lpips = c.perceptual === "lpips" ? new Lpips() : undefined;
-    const ofLpips = lpips ? [new ParameterSet("lpips", lpips)] : []; // to be freed with the others
+    const lpipsSets = lpips ? [new ParameterSet("lpips", lpips)] : []; // freed with the others
     const models = new Alignment(tokenizer, discriminator, lpips, precision);
     const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
     if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
@@ -175,7 +174,7 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
       program,
       destroy() {
         run.destroy();
-        for (const set of [...Object.values(models.sets), ...ofLpips]) set.destroy();
+        for (const set of [...Object.values(models.sets), ...lpipsSets]) set.destroy();
       },
     };
   };
