@@ -2,6 +2,7 @@
 // No gradients: it is measured, not trained.
 
 import { PEAK_DEPTH, PEAK_WORKGROUP, peakWgsl } from "../../kernels/peak.ts";
+import { launch } from "../gpu/bind.ts";
 import { kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor } from "../tensor/tensor.ts";
 
@@ -15,7 +16,7 @@ export function multiplyAdds(x: Tensor, chains: number, rounds: number): Tensor 
   check(x.rank === 1 && x.size % perGroup === 0, "measure", `x must be [n], n a multiple of ${perGroup}`, x);
   const y = empty(x.shape);
   const params = { rounds, a: 0.999, b: 0.001 };
-  kernel(peakWgsl(chains), "ceiling").launch({ x, y }, params, [x.size / perGroup], {
+  launch(kernel(peakWgsl(chains), "ceiling"), { x, y }, params, [x.size / perGroup], {
     flops: 2 * x.size * chains * PEAK_DEPTH * rounds,
     iterations: rounds,
   });

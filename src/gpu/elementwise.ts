@@ -10,42 +10,27 @@ import {
   pointwiseTiling,
   pointwiseWgsl,
 } from "../../kernels/pointwise.ts";
+import { bind, record } from "./bind.ts";
 import { compose, isConstant, isContiguous, straight, type View } from "./strides.ts";
 import { device } from "./device.ts";
 import { rewrite } from "./fp16.ts";
-import { fold, kernel, type Launch } from "./kernel.ts";
+import { fold, kernel } from "./kernel.ts";
+import type { Expression, FusedWork, Launch, Operand, Output } from "./launch.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
-/** A value that is read: elements of a storage, or (undefined) what the kernel that carries the expression stores. */
-export interface Operand {
-  readonly storage: Storage | undefined;
-  readonly view: View;
-}
-
-/** A value of the expression (`x<k>` or `t<k>`) and where it is stored. */
-export interface Output {
-  readonly value: string;
-  readonly storage: Storage;
-  readonly view: View;
-}
-
-export interface Expression {
-  /** Elements of the index space. */
-  readonly count: number;
-  readonly inputs: readonly Operand[];
-  readonly scalars: readonly number[];
-  /** WGSL of t0, t1, ... over x0.., s0.. and earlier t's; `T` is the vector type. */
-  readonly body: readonly string[];
-  readonly outputs: readonly Output[];
-}
-
-/** Records the expression as a launch of its own. */
+/** Records the launch of an expression. */
 export function launchExpression(expression: Expression): void {
+  record(bindExpression(expression));
+}
+
+/** The launch of an expression as a kernel of its own. */
+export function bindExpression(expression: Expression): Launch {
   const { count, body } = expression, { profile, lanes: vector } = device();
   const width = widthOf(expression), vectors = count / width;
   const { spec, params, buffers } = print(expression, width, "");
   const { lanes, steps } = pointwiseTiling(profile, vector, vectors);
-  kernel(pointwiseWgsl(spec, profile, vector), "pointwise").launch(
+  return bind(
+    kernel(pointwiseWgsl(spec, profile, vector), "pointwise"),
     buffers,
     { count: vectors, steps, ...params },
     fold(Math.ceil(vectors / (lanes * steps))),
@@ -53,25 +38,19 @@ export function launchExpression(expression: Expression): void {
   );
 }
 
-/** Expressions that a kernel carries, by the name of the array that they take the place of. */
-export interface Carried {
-  readonly loads: ReadonlyMap<string, Expression>;
-  readonly stores: ReadonlyMap<string, Expression>;
-}
-
-/** Records `core` with expressions where it loads and stores; undefined where they do not fit its text. */
-export function carry(core: Launch, carried: Carried): (() => void) | undefined {
-  const { plain } = core.kernel;
+/** The launch `core` with prologues and epilogues; undefined where they do not fit its text. */
+export function bindFused(core: Launch, fused: FusedWork): Launch | undefined {
+  const { fp32 } = core.kernel;
   const buffers: Record<string, Bindable> = {};
   core.kernel.bindings.forEach(({ name }, i) => buffers[name] = { storage: core.storages[i] as Storage });
-  const params = plain.unpack(core.params);
+  const params = fp32.unpack(core.params);
   const fields: string[] = [], declarations: string[] = [];
   const bodies = new Map<number, string[]>();
   const forms = new Map<string, { read?: (i: string) => string; write?: (i: string, v: string) => string }>();
-  let binding = plain.freeBinding;
-  for (const [kind, list] of Object.entries(carried) as [keyof Carried, Carried["loads"]][]) {
+  let binding = fp32.freeBinding;
+  for (const [kind, list] of Object.entries(fused) as [keyof FusedWork, FusedWork["loads"]][]) {
     for (const [name, expression] of list) {
-      const width = plain.bindings.find((b) => b.name === name)?.width ?? 0;
+      const width = fp32.bindings.find((b) => b.name === name)?.width ?? 0;
       if (!width || !fits(expression, width)) return undefined;
       const prefix = `f${forms.size}_`, fn = `${prefix}value`;
       const printed = print(expression, width, prefix, kind === "loads");
@@ -92,20 +71,21 @@ export function carry(core: Launch, carried: Carried): (() => void) | undefined 
     }
   }
   const helpers = [...bodies].map(([width, list]) => helpersWgsl(list, width));
-  const source = rewrite(plain.text, forms)
+  const source = rewrite(fp32.text, forms)
     .replace(
       /struct\s+Params\s*\{([^}]*?),?\s*\}/,
       (_, own) => `struct Params {${[own, ...fields].join(",\n  ")}}`,
     );
-  const fused = kernel([source, ...declarations, ...helpers].join("\n"), plain.entry, { ...plain.constants });
-  const extra = [...carried.loads.values(), ...carried.stores.values()]
+  const fusedKernel = kernel([source, ...declarations, ...helpers].join("\n"), fp32.entry, {
+    ...fp32.constants,
+  });
+  const extra = [...fused.loads.values(), ...fused.stores.values()]
     .reduce((sum, e) => sum + e.count * e.body.length, 0);
-  return () =>
-    fused.launch(buffers, params, core.grid, {
-      flops: core.flops + extra,
-      iterations: core.iterations,
-      fusion: { ...core.fusion, core, carried },
-    });
+  return bind(fusedKernel, buffers, params, core.grid, {
+    flops: core.flops + extra,
+    iterations: core.iterations,
+    fusion: { ...core.fusion, core, fused },
+  });
 }
 
 const MAX_INPUTS = 8;

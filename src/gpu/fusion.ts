@@ -5,32 +5,11 @@
 // but for halves: an intermediate that is not stored is not rounded.
 
 import { device } from "./device.ts";
-import {
-  type Carried,
-  carry,
-  type Expression,
-  isCheap,
-  launchExpression,
-  merge,
-  type Output,
-  reads,
-} from "./elementwise.ts";
-import { isContiguous, straight } from "./strides.ts";
-import { type Launch, sink } from "./kernel.ts";
+import { bindExpression, bindFused, isCheap, merge, reads } from "./elementwise.ts";
+import type { Expression, Launch, Output } from "./launch.ts";
+import { scope } from "./scope.ts";
 import type { Storage } from "./storage.ts";
-
-/** What a launch lets be merged with it. */
-export interface Fusion {
-  /** Elementwise work that is all that it does. */
-  readonly expression?: Expression;
-  /** Arrays that it writes, each element once, by statements `name[index] = value;`. */
-  readonly stores?: readonly string[];
-  /** Arrays whose elements it reads about once each. */
-  readonly loads?: readonly string[];
-  /** The launch without what was merged into it, and that. */
-  readonly core?: Launch;
-  readonly carried?: Carried;
-}
+import { isContiguous, straight } from "./strides.ts";
 
 /** How far back elementwise work may move, where its results are of so many bytes or more: they live from there on. */
 const WINDOW = { launches: 128, bytes: 4096 };
@@ -94,7 +73,7 @@ class Merging {
     }
     const maker = this.launches[last];
     if (!from || !maker?.fusion || this.#maker(from, at) !== last) return;
-    const large = sink.batchInvariant || work.outputs.some(({ storage }) => storage.bytes >= WINDOW.bytes);
+    const large = scope().batchInvariant || work.outputs.some(({ storage }) => storage.bytes >= WINDOW.bytes);
     if (large && at - last > WINDOW.launches) return;
     // Nothing between may touch what moves before it; parts of one array that are joined there do not meet.
     const target = (s: Storage) =>
@@ -113,45 +92,45 @@ class Merging {
     const again = own.inputs.some(({ storage, view }) => storage === from && !isContiguous(view, work.count));
     if (again && !isCheap(work) || !alone && !isCheap(work)) return undefined;
     const all = merge(work, own);
-    return all && this.#fitting(() => launchExpression(all));
+    return all && this.#fitting(bindExpression(all));
   }
 
   #extended(own: Expression, work: Expression, stays: (o: Output) => boolean): Launch | undefined {
     if (own.count !== work.count) return undefined;
     const all = merge(own, work, own.outputs.filter(stays));
-    return all && this.#fitting(() => launchExpression(all));
+    return all && this.#fitting(bindExpression(all));
   }
 
   #loaded(work: Expression, reader: Launch, from: Storage): Launch | undefined {
-    const { core = reader, carried = { loads: new Map(), stores: new Map() }, loads = [] } = reader.fusion ??
+    const { core = reader, fused = { loads: new Map(), stores: new Map() }, loads = [] } = reader.fusion ??
       {};
     const names = core.kernel.bindings.filter((_, i) => core.storages[i] === from).map(({ name }) => name);
     if (names.length === 0 || !names.every((name) => loads.includes(name))) return undefined;
     // Elsewhere in the launch it must not be read.
-    const inside = [...carried.loads.values(), ...carried.stores.values()];
-    if (inside.some((e) => reads(e).includes(from)) || names.some((name) => carried.loads.has(name))) {
+    const inside = [...fused.loads.values(), ...fused.stores.values()];
+    if (inside.some((e) => reads(e).includes(from)) || names.some((name) => fused.loads.has(name))) {
       return undefined;
     }
     if (work.count !== from.elements || !isContiguous(work.outputs[0]?.view ?? straight(0), work.count)) {
       return undefined;
     }
-    const all = new Map([...carried.loads, ...names.map((name) => [name, work] as const)]);
-    const record = carry(core, { ...carried, loads: all });
-    return record && this.#fitting(record);
+    const all = new Map([...fused.loads, ...names.map((name) => [name, work] as const)]);
+    const launch = bindFused(core, { ...fused, loads: all });
+    return launch && this.#fitting(launch);
   }
 
   #stored(maker: Launch, work: Expression, from: Storage, stays: (o: Output) => boolean): Launch | undefined {
-    const { core = maker, carried = { loads: new Map(), stores: new Map() }, stores = [] } = maker.fusion ??
+    const { core = maker, fused = { loads: new Map(), stores: new Map() }, stores = [] } = maker.fusion ??
       {};
     const count = from.elements;
     if (work.count !== count) return undefined;
     for (const name of stores) {
-      const before: Expression | undefined = carried.stores.get(name) ??
+      const before: Expression | undefined = fused.stores.get(name) ??
         this.#untouched(core, name);
       if (!before?.outputs.some(({ storage }) => storage === from)) continue;
       const all = merge(before, work, before.outputs.filter(stays));
-      const record = all && carry(core, { ...carried, stores: new Map([...carried.stores, [name, all]]) });
-      return record && this.#fitting(record);
+      const launch = all && bindFused(core, { ...fused, stores: new Map([...fused.stores, [name, all]]) });
+      return launch && this.#fitting(launch);
     }
     return undefined;
   }
@@ -171,25 +150,16 @@ class Merging {
     };
   }
 
-  /** The launch that `record` records, where the device can bind its arrays. */
-  #fitting(record: () => void): Launch | undefined {
-    const before = sink.record;
-    let recorded: Launch | undefined;
-    sink.record = (launch) => recorded = launch;
-    try {
-      record();
-    } finally {
-      sink.record = before;
-    }
-    const { bindings } = (recorded as unknown as Launch).kernel;
-    const { storages } = recorded as unknown as Launch;
+  /** The launch, where the device can bind its arrays. */
+  #fitting(launch: Launch): Launch | undefined {
+    const { kernel: { bindings }, storages } = launch;
     if (bindings.filter((b) => !b.texture).length > device().limits.maxStorageBuffersPerShaderStage) {
       return undefined;
     }
     // One buffer cannot be bound for reading and for writing.
     const written = storages.filter((_, i) => bindings[i]?.access === "read_write");
     const clash = written.some((w) => storages.filter(({ root }) => root === w.root).length > 1);
-    return clash ? undefined : recorded;
+    return clash ? undefined : launch;
   }
 
   #note(launch: Launch, at: number): void {
@@ -238,9 +208,9 @@ class Merging {
 
   /** Whether a launch only fills a part of the intermediate `s`: one of several that are joined there. */
   #fillsPart(at: number, s: Storage): boolean {
-    const { expression, carried } = this.launches[at]?.fusion ?? {};
+    const { expression, fused } = this.launches[at]?.fusion ?? {};
     if (s.persistent) return false;
-    const all = expression ? [expression] : [...carried?.stores.values() ?? []];
+    const all = expression ? [expression] : [...fused?.stores.values() ?? []];
     const parts =
       all.flatMap((e) => e.outputs.filter((o) => o.storage === s && !isContiguous(o.view, s.elements)))
         .length;

@@ -1,13 +1,11 @@
-// From WGSL text to launches. The text is the single source of truth: the loader reads `@binding` names and
-// `struct Params` from it, callers pass buffers and scalars by name, and a wrong name throws at once.
-// Pipelines are built later, when a plan is prepared, so that recording never waits for the driver.
+// A kernel: an entry point of a WGSL text, and its pipeline. The text is the single source of truth: `@binding` names and
+// `struct Params` are read from it, and buffers and scalars are passed by name. Pipelines are built when a program is
+// prepared, so that recording never waits for the driver.
 
 import { GpuError } from "../errors.ts";
 import { device } from "./device.ts";
-import type { Fusion } from "./fusion.ts";
 import { withFp16 } from "./fp16.ts";
-import { hasOpenLoop, MAX_ITERATIONS } from "./iterations.ts";
-import type { Bindable, Storage } from "./storage.ts";
+import { hasOpenLoop } from "./iterations.ts";
 
 export interface Binding {
   name: string;
@@ -21,55 +19,7 @@ export interface Binding {
   width: number;
 }
 
-/** One dispatch: a kernel with its buffers (in binding order), its packed parameters and its grid. */
-export interface Launch {
-  readonly kernel: Kernel;
-  readonly storages: readonly Storage[];
-  readonly params: Uint8Array<ArrayBuffer> | undefined;
-  readonly grid: readonly [number, number, number];
-  readonly flops: number;
-  readonly iterations: number;
-  readonly fusion: Fusion | undefined;
-}
-
-export interface LaunchOptions {
-  /** Floating-point operations of this launch, for plans and benchmarks. */
-  flops?: number;
-  /**
-   * Loop iterations of one thread, at most: those of all its loops together. Kernels need it whose loops have lengths that the
-   * text does not fix. See iterations.ts.
-   */
-  iterations?: number;
-  /** What the launch lets be merged with it (fusion.ts). */
-  fusion?: Fusion | undefined;
-}
-
 type Param = { name: string; type: "u32" | "i32" | "f32" };
-
-/** How often a program runs unless its capture says otherwise: training. */
-export const MANY_RUNS = 1000;
-
-/**
- * Where launches go, how often what is being recorded will run, and whether its results must not depend on the batch size;
- * program.ts sets it while it records.
- */
-export const sink: { record: ((launch: Launch) => void) | undefined; runs: number; batchInvariant: boolean } =
-  {
-    record: undefined,
-    runs: MANY_RUNS,
-    batchInvariant: false,
-  };
-
-/** Images that batch-invariant programs are cut up for: about the default batch of every command. */
-const NOMINAL_IMAGES = 32;
-
-/**
- * The batch size that choices which change bits go by (how K or a sum is split): the real one, or always the same one in
- * batch-invariant programs.
- */
-export function nominalImages(images: number): number {
-  return sink.batchInvariant ? NOMINAL_IMAGES : images;
-}
 
 /** An entry point of a WGSL text with its overrides fixed. Made by {@link kernel}, which caches. */
 export class Kernel {
@@ -79,26 +29,26 @@ export class Kernel {
   readonly #paramsIndex: number;
   /** The WGSL without its comments. */
   readonly text: string;
-  /** The kernel that this one is for storages of halves, or itself. */
-  readonly plain: Kernel;
+  /** The kernel with fp32 storages that this one was made from, or itself. */
+  readonly fp32: Kernel;
   /** The first binding number that the text leaves free. */
   readonly freeBinding: number;
   /** Whether its loops have lengths that the text does not fix. */
   readonly hasOpenLoop: boolean;
-  readonly #forHalves = new Map<string, Kernel>();
+  readonly #fp16Variants = new Map<string, Kernel>();
   #pipeline: { gpu: GPUDevice; pipeline: GPUComputePipeline } | undefined;
 
   constructor(
     readonly source: string,
     readonly entry: string,
     readonly constants: Readonly<Record<string, number>>,
-    /** Storage bindings that hold halves. */
-    readonly halves: readonly string[] = [],
-    plain?: Kernel,
+    /** Bindings of fp16 storages. */
+    readonly fp16: readonly string[] = [],
+    fp32?: Kernel,
   ) {
-    this.plain = plain ?? this;
+    this.fp32 = fp32 ?? this;
     const constantsText = Object.entries(constants).map(([k, v]) => ` ${k}=${v}`).join("");
-    this.label = entry + constantsText + (halves.length ? ` f16(${halves})` : "");
+    this.label = entry + constantsText + (fp16.length ? ` f16(${fp16})` : "");
     const text = this.text = stripComments(source);
     const { used, functions } = reachableFrom(text, entry);
     const fixed = [...text.matchAll(/\b(?:const|override)\s+(\w+)/g)].map((m) => m[1] ?? "");
@@ -131,68 +81,14 @@ export class Kernel {
     return this.#paramsIndex;
   }
 
-  /**
-   * Records one dispatch into the program that is being captured.
-   * @param buffers every storage binding of the entry point, by name
-   * @param params every field of `struct Params`, by name
-   * @param grid workgroups in x, y, z (at most 65,535 each; see {@link fold})
-   */
-  launch(
-    buffers: Readonly<Record<string, Bindable>>,
-    params: Readonly<Record<string, number>>,
-    grid: readonly [number, number?, number?],
-    options: LaunchOptions = {},
-  ): void {
-    if (!sink.record) {
-      throw new GpuError(
-        `Cannot launch "${this.label}": nothing is being captured; wrap the call in capture()`,
-      );
-    }
-    const expected = new Set(this.bindings.map((b) => b.name));
-    const unknown = Object.keys(buffers).filter((name) => !expected.has(name));
-    if (unknown.length) {
-      throw new GpuError(`Cannot launch "${this.label}": unknown buffers ${quoted(unknown)}`);
-    }
-    const storages = this.bindings.map(({ name }) => {
-      const buffer = buffers[name];
-      if (!buffer) throw new GpuError(`Cannot launch "${this.label}": buffer "${name}" is missing`);
-      return buffer.storage;
-    });
-    const [x, y = 1, z = 1] = grid;
-    const limit = device().limits.maxComputeWorkgroupsPerDimension;
-    if (![x, y, z].every((n) => Number.isInteger(n) && n >= 1 && n <= limit)) {
-      throw new GpuError(`Cannot launch "${this.label}": the grid [${x}, ${y}, ${z}] is outside 1..${limit}`);
-    }
-    const { flops = 0, iterations = this.hasOpenLoop ? undefined : 0, fusion } = options;
-    if (iterations === undefined || !(iterations <= MAX_ITERATIONS)) {
-      const found = iterations === undefined
-        ? "it has a loop whose length its text does not fix, and the launch does not say how many iterations a thread runs"
-        : `a thread would run ${iterations.toLocaleString("en")} loop iterations, and ${
-          MAX_ITERATIONS.toLocaleString("en")
-        } are the most; split the work`;
-      throw new GpuError(`Cannot launch "${this.label}": ${found}`);
-    }
-    sink.record({
-      kernel: this.#withHalves(
-        this.bindings.flatMap(({ name, words }, i) => storages[i]?.half && !words ? [name] : []),
-      ),
-      storages,
-      params: this.#pack(params),
-      grid: [x, y, z],
-      flops,
-      iterations,
-      fusion,
-    });
-  }
-
-  /** The same kernel for storages of halves behind the bindings `names`. */
-  #withHalves(names: readonly string[]): Kernel {
+  /** The same kernel with fp16 storages behind the bindings `names`. */
+  forFp16(names: readonly string[]): Kernel {
     if (names.length === 0) return this;
     const key = names.join();
-    let made = this.#forHalves.get(key);
+    let made = this.#fp16Variants.get(key);
     if (!made) {
       made = new Kernel(withFp16(this.text, names), this.entry, this.constants, names, this);
-      this.#forHalves.set(key, made);
+      this.#fp16Variants.set(key, made);
     }
     return made;
   }
@@ -259,10 +155,13 @@ export class Kernel {
     }));
   }
 
-  #pack(values: Readonly<Record<string, number>>): Uint8Array<ArrayBuffer> | undefined {
+  /** Parameters by name as the bytes of `struct Params`. */
+  pack(values: Readonly<Record<string, number>>): Uint8Array<ArrayBuffer> | undefined {
     const unknown = Object.keys(values).filter((name) => !this.#params.some((p) => p.name === name));
     if (unknown.length) {
-      throw new GpuError(`Cannot launch "${this.label}": unknown parameters ${quoted(unknown)}`);
+      throw new GpuError(
+        `Cannot launch "${this.label}": unknown parameters ${unknown.map((name) => `"${name}"`).join(", ")}`,
+      );
     }
     if (!this.hasParams) return undefined;
     const bytes = new DataView(new ArrayBuffer(Math.ceil(this.#params.length / 4) * 16));
@@ -359,8 +258,4 @@ function withLine(message: string, source: string): string {
     `  ${Math.max(1, n - 1) + i} | ${l}`
   );
   return `${message}\n${near.join("\n")}`;
-}
-
-function quoted(names: string[]): string {
-  return names.map((name) => `"${name}"`).join(", ");
 }

@@ -1,6 +1,7 @@
 // Fill, copy and sum of whole storages: what the engine and autograd need before any op exists. Words are moved as they are;
 // where halves take part, vectors of four are converted.
 
+import { launch } from "./bind.ts";
 import source from "../../kernels/memory.wgsl" with { type: "text" };
 import { GpuError } from "../errors.ts";
 import { straight } from "./strides.ts";
@@ -23,7 +24,8 @@ function run(entry: string, buffers: Record<string, Bindable>, y: Bindable, bits
     : storages.some((s) => s.half);
   const count = converted ? elements / 4 : y.storage.bytes / 4;
   const named = Object.entries({ ...buffers, y }).map(([name, b]) => [converted ? `${name}4` : name, b]);
-  kernel(source, converted ? `${entry}4` : entry).launch(
+  launch(
+    kernel(source, converted ? `${entry}4` : entry),
     Object.fromEntries(named),
     { count, bits },
     fold(Math.ceil(count / PER_GROUP)),

@@ -2,7 +2,7 @@
 // device wants of an offset. The plan counts its bytes, the program uploads it.
 
 import { device } from "./device.ts";
-import type { Launch } from "./kernel.ts";
+import type { Launch } from "./launch.ts";
 
 /** The buffer's contents, and where each launch's parameters begin in it (-1 for a launch that has none). */
 export function packParams(

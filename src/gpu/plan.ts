@@ -4,19 +4,12 @@
 
 import { GpuError } from "../errors.ts";
 import { bufferBytes, device } from "./device.ts";
-import type { Launch } from "./kernel.ts";
+import type { Launch } from "./launch.ts";
 import { COPY } from "./memory.ts";
 import { fuse } from "./fusion.ts";
 import { packParams } from "./params.ts";
 import { stagingBytes } from "./software/staging.ts";
-import type { Category, Storage } from "./storage.ts";
-
-/** A part of a physical buffer: of a persistent storage, of an output, or of slot `slot` of the pool. */
-export interface Place {
-  root: Storage;
-  offset: number;
-  slot: number;
-}
+import type { Category, Place, Storage } from "./storage.ts";
 
 export interface Plan {
   readonly launches: readonly Launch[];

@@ -5,12 +5,13 @@
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
 import { preparePipelines } from "./software/precompile.ts";
-import { type Launch, MANY_RUNS, sink } from "./kernel.ts";
-import { makePlan, type Place, type Plan } from "./plan.ts";
+import type { Launch } from "./launch.ts";
+import { makePlan, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./software/staging.ts";
 import { readBuffer } from "./readback.ts";
-import type { Bindable, HostArray, Storage } from "./storage.ts";
+import { MANY_RUNS, scope, within } from "./scope.ts";
+import type { Bindable, HostArray, Place, Storage } from "./storage.ts";
 
 interface Step {
   pipeline: GPUComputePipeline;
@@ -242,19 +243,15 @@ export function capture<I extends Record<string, Bindable>, O extends Record<str
   fn: (inputs: I) => O,
   { runs = MANY_RUNS, batchInvariant = false }: { runs?: number; batchInvariant?: boolean } = {},
 ): Program<I, O> {
-  if (sink.record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
+  if (scope().record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
   const launches: Launch[] = [];
-  sink.record = (launch) => launches.push(launch);
-  sink.runs = runs;
-  sink.batchInvariant = batchInvariant;
-  try {
-    const outputs = fn(inputs);
-    sink.record = undefined;
-    const plan = makePlan(launches, Object.values(outputs).map((o) => o.storage));
-    return new Program(label, inputs, outputs, plan);
-  } finally {
-    sink.record = undefined;
-    sink.runs = MANY_RUNS;
-    sink.batchInvariant = false;
-  }
+  return within({ runs, batchInvariant }, () => {
+    const outputs = within({ record: (launch) => launches.push(launch) }, () => fn(inputs));
+    return new Program(
+      label,
+      inputs,
+      outputs,
+      makePlan(launches, Object.values(outputs).map((o) => o.storage)),
+    );
+  });
 }

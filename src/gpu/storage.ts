@@ -17,6 +17,14 @@ export type Category =
   | "outputs"
   | "activations";
 
+/** Where a program keeps a storage: in the buffer of a persistent storage or of an output, or in slot `slot` of its pool. */
+export interface Place {
+  root: Storage;
+  offset: number;
+  /** -1 outside the pool. */
+  slot: number;
+}
+
 /** Anything that has a storage: what kernels bind. */
 export interface Bindable {
   readonly storage: Storage;

@@ -13,12 +13,12 @@ import { FORMATS, type ImageHeader, imageHeader, jpegBytes } from "./header.ts";
 import { defaultImageMemory, ImageMemory } from "./memory.ts";
 import { jpegRows } from "./jpeg.ts";
 import { pngRows } from "./png.ts";
-import type { Image, Size } from "./resize.ts";
-import { fullImage, type Rows, Unsupported } from "./rows.ts";
+import type { Size } from "./resize.ts";
+import { fullImage, type Image, type Rows, Unsupported } from "./rows.ts";
 import { tiffRows } from "./tiff.ts";
 import { webpRows } from "./webp.ts";
 
-export type { Image } from "./resize.ts";
+export type { Image } from "./rows.ts";
 
 /** Pixels of the largest image that is decoded. */
 export const MAX_PIXELS = 100_000_000;

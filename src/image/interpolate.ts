@@ -3,7 +3,7 @@
 // of a pixel in an image of 1,000, which is visible where neighbouring pixels differ.
 // PyTorch, aten/src/ATen/native/UpSample.h; TensorFlow 1, core/kernels/resize_bilinear_op.cc.
 
-import type { Image } from "./resize.ts";
+import type { Image } from "./rows.ts";
 
 /**
  * Where output position i lies in the input: `pytorch` (F.interpolate, align_corners=False) takes pixels as squares, at

@@ -5,15 +5,7 @@
 // Pillow, src/libImaging/Resample.c; Dhariwal and Nichol (2021), guided-diffusion's center_crop_arr.
 
 import { ShapeError } from "../errors.ts";
-import type { Rows } from "./rows.ts";
-
-/** Pixels as rows of RGB bytes. */
-export interface Image {
-  width: number;
-  height: number;
-  /** `[height,width,3]` */
-  data: Uint8Array<ArrayBuffer>;
-}
+import type { Image, Rows } from "./rows.ts";
 
 export type Filter = "box" | "bilinear" | "bicubic" | "lanczos";
 

@@ -1,7 +1,13 @@
 // What a decoder gives: rows of RGB bytes from the top to the bottom, a band at a time, so that an image that is made
 // smaller never has to be in memory whole.
 
-import type { Image } from "./resize.ts";
+/** Pixels as rows of RGB bytes. */
+export interface Image {
+  width: number;
+  height: number;
+  /** `[height,width,3]` */
+  data: Uint8Array<ArrayBuffer>;
+}
 
 export interface Rows {
   readonly width: number;

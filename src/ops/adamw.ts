@@ -1,6 +1,7 @@
 // The optimizer step on flat sets of parameters: the squared norm of all gradients, then one launch a set.
 
 import source from "../../kernels/adamw.wgsl" with { type: "text" };
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor, variable } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
@@ -67,7 +68,7 @@ export function lossScale(progress: Tensor): Tensor {
  */
 export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
   check(values.size === sums.size, "add up what a step reports", "the sizes differ", values, sums);
-  kernel(source, "record").launch({ values, sums, norm2 }, { size: sums.size, factor: 1 }, [1], {
+  launch(kernel(source, "record"), { values, sums, norm2 }, { size: sums.size, factor: 1 }, [1], {
     iterations: Math.ceil(sums.size / 64),
   });
 }
@@ -76,7 +77,7 @@ export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
 export function restoreIfSkipped(x: Tensor, before: Tensor, norm2: Tensor): void {
   check(x.size === before.size, "restore a tensor", "the sizes differ", x, before);
   const params = { size: x.size, factor: 1 };
-  kernel(source, "restore").launch({ values: before, sums: x, norm2 }, params, fold(Math.ceil(x.size / 64)));
+  launch(kernel(source, "restore"), { values: before, sums: x, norm2 }, params, fold(Math.ceil(x.size / 64)));
 }
 
 /** Why the latest skipped step was skipped, f32 [2]: 0 for none, or one of {@link FAULTS}; the index of the value. */
@@ -111,7 +112,8 @@ export function adamw(
   { values, fault = faultVariable() }: { values?: Tensor | undefined; fault?: Tensor } = {},
 ): Tensor {
   const norm2 = empty([], "f32", "verdict");
-  kernel(source, "judge").launch(
+  launch(
+    kernel(source, "judge"),
     { norm2: ofGradients, values: values ?? ofGradients, verdict: norm2, fault },
     { size: values?.size ?? 0, factor: 1 },
     [1],
@@ -119,13 +121,14 @@ export function adamw(
   );
   for (const { parameters: p, gradients: g, m, v, lrFactor } of sets) {
     const size = p.size / 4;
-    kernel(source, "check_update").launch(
+    launch(
+      kernel(source, "check_update"),
       { p, g, m, v, hyper, norm2: ofGradients, applied: progress, verdict: norm2, fault },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
     );
   }
-  kernel(source, "advance").launch({ norm2, progress }, {}, [1]);
+  launch(kernel(source, "advance"), { norm2, progress }, {}, [1]);
   for (const { parameters: p, gradients: g, m, v, ema, working: work, lrFactor } of sets) {
     check(
       [g, m, v, ema ?? p, work ?? p].every((t) => t.shape.join() === p.shape.join()) && p.size % 4 === 0,
@@ -137,13 +140,14 @@ export function adamw(
       v,
     );
     const size = p.size / 4;
-    kernel(source, `adamw${ema ? "_ema" : ""}${work ? "_work" : ""}`).launch(
+    launch(
+      kernel(source, `adamw${ema ? "_ema" : ""}${work ? "_work" : ""}`),
       { p, g, m, v, hyper, norm2, applied: progress, ...(ema ? { ema } : {}), ...(work ? { work } : {}) },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
       { flops: 14 * p.size },
     );
   }
-  if (sets.some(({ working }) => working)) kernel(source, "rescale").launch({ norm2, progress }, {}, [1]);
+  if (sets.some(({ working }) => working)) launch(kernel(source, "rescale"), { norm2, progress }, {}, [1]);
   return norm2;
 }

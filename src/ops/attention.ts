@@ -7,6 +7,7 @@
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { checkpoint, differentiable } from "../tensor/autograd.ts";
+import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { activation, check, type Tensor } from "../tensor/tensor.ts";
 import { gemm } from "./gemm.ts";
@@ -89,7 +90,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
 
   const scores = product("nt", [T, S, HS], [q, ofQ], [k, ofK], toScores, scale);
   const p = activation(matrix), forward = rows("attention_rows", 3);
-  forward.kernel.launch({ x: scores, y: p }, sizes, forward.grid, {
+  launch(forward.kernel, { x: scores, y: p }, sizes, forward.grid, {
     flops: 5 * B * NH * T * S,
     iterations: forward.iterations,
   });
@@ -97,7 +98,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   return differentiable(y, [q, k, v], (dy) => {
     const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
     const ds = activation(matrix), backward = rows("attention_rows_backward", 2);
-    backward.kernel.launch({ saved: p, dy: dp, dx: ds }, sizes, backward.grid, {
+    launch(backward.kernel, { saved: p, dy: dp, dx: ds }, sizes, backward.grid, {
       flops: 4 * B * NH * T * S,
       iterations: backward.iterations,
     });

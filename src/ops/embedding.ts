@@ -3,6 +3,7 @@
 import source from "../../kernels/embedding.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { partsOf } from "../gpu/iterations.ts";
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, constant, empty, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
@@ -22,10 +23,11 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
   const y = empty([B, C]);
   const chunks = partsOf(B);
   const params = { count: B, rows: V, size: C, chunks, chunk: Math.ceil(B / chunks) };
-  kernel(source, "embedding").launch({ table, ids, y }, params, fold(Math.ceil(B * C / 64)));
+  launch(kernel(source, "embedding"), { table, ids, y }, params, fold(Math.ceil(B * C / 64)));
   return differentiable(y, [table], (dy) => {
     const y = empty([chunks, V * C]);
-    kernel(source, "embedding_backward").launch(
+    launch(
+      kernel(source, "embedding_backward"),
       { ids, dy, y },
       params,
       fold(Math.ceil(chunks * V * C / 64)),

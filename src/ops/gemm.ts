@@ -9,8 +9,10 @@ import {
   GPU_DEPTH,
   SUM_BLOCK,
 } from "../../kernels/gemm.ts";
+import { launch } from "../gpu/bind.ts";
 import type { Profile } from "../gpu/device.ts";
-import { fold, kernel, nominalImages, sink } from "../gpu/kernel.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { nominalImages, scope } from "../gpu/scope.ts";
 import { stageable, TEXELS } from "../gpu/software/staging.ts";
 import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
@@ -84,7 +86,7 @@ export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions)
 function depthOf(profile: Profile, { M, N, K, images }: GemmOptions, count: number): number {
   if (!images) return splitDepth(profile, M, N, K, count);
   // Parts of a single number are added up in another order than those of several.
-  if (N === 1 && sink.batchInvariant) return K;
+  if (N === 1 && scope().batchInvariant) return K;
   const each = (n: number) => n / images.count * nominalImages(images.count);
   return images.axis === "M"
     ? splitDepth(profile, each(M), N, K, count)
@@ -155,7 +157,8 @@ function product(
   const overTaps = cpu && gathersA;
   const turns = Math.ceil((overTaps ? run : depth) / (cpu ? spec.step : GPU_DEPTH));
   const ofRow = tapsInside ? 1 + turns * (1 + conv.KW) : 1 + conv.KW * (1 + turns); // of taps
-  kernel(gemmWgsl(spec), "gemm").launch(
+  launch(
+    kernel(gemmWgsl(spec), "gemm"),
     { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums ? { sums } : {}) },
     {
       M,

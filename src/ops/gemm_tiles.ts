@@ -8,7 +8,7 @@
 
 import { type GemmSource, GPU_DEPTH, gpuTileBytes } from "../../kernels/gemm.ts";
 import { device, type Profile } from "../gpu/device.ts";
-import { sink } from "../gpu/kernel.ts";
+import { scope } from "../gpu/scope.ts";
 
 /** Rows and columns of C that a lane (cpu) or a workgroup (gpu) owns. */
 export type Tile = readonly [number, number];
@@ -45,7 +45,7 @@ export interface Machine {
 /** The open device and the program that is being captured, as the choice sees them. */
 export function thisMachine(): Machine {
   const { profile, lanes, limits } = device();
-  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize, runs: sink.runs };
+  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize, runs: scope().runs };
 }
 
 /** How fast a tile is once the adapter is full, in GFLOP/s or any one unit, and how many workgroups fill the adapter. */

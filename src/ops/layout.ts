@@ -6,6 +6,7 @@ import { differentiable, differentiableMany } from "../tensor/autograd.ts";
 import { type Axis as WalkAxis, view } from "../gpu/strides.ts";
 import { launchExpression } from "../gpu/elementwise.ts";
 import { fill } from "../gpu/memory.ts";
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { sumTo } from "./reduce.ts";
@@ -78,7 +79,8 @@ function moved(shape: Shape, moves: readonly Move[]): Tensor {
     }
     const PAD = units.some((a) => a.lo > 0 || a.hi < a.n) ? 1 : 0;
     const text = `alias E = ${halves ? "f32" : "u32"};\n${source}`;
-    kernel(text, wide ? "move4" : "move1", { RANK: units.length, PAD }).launch(
+    launch(
+      kernel(text, wide ? "move4" : "move1", { RANK: units.length, PAD }),
       wide ? { x_wide: x, y_wide: y } : { x, y },
       params,
       fold(Math.ceil(count / PER_GROUP)),

@@ -3,6 +3,7 @@
 
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, empty, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
@@ -62,14 +63,14 @@ export function swiglu(x: Tensor): Tensor {
   const y = activation([...x.shape.slice(0, -1), H]);
   const params = { count: y.size / width, size: H / width };
   const grid = fold(Math.ceil(params.count / 64));
-  kernel(text, "swiglu").launch({ x, y }, params, grid, {
+  launch(kernel(text, "swiglu"), { x, y }, params, grid, {
     flops: 5 * y.size,
     fusion: { loads: ["x"], stores: ["y"] },
   });
   return differentiable(y, [x], (dy) => {
     // Narrow kernels write single elements, which halves cannot be: H decides, not the 2H of x.
     const dx = width === 4 ? activation(x.shape) : empty(x.shape);
-    kernel(text, "swiglu_backward").launch({ x, dy, y: dx }, params, grid, {
+    launch(kernel(text, "swiglu_backward"), { x, dy, y: dx }, params, grid, {
       flops: 10 * y.size,
       fusion: { loads: ["dy"], stores: ["y"] },
     });

@@ -5,9 +5,11 @@ import source from "../../kernels/norm.wgsl" with { type: "text" };
 import rowsSource from "../../kernels/prelude_rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
+import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
-import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { nominalImages } from "../gpu/scope.ts";
 import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
@@ -57,7 +59,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     Math.ceil(R / CHUNK.maxRows),
   );
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
-  forward.kernel.launch({ x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
+  launch(forward.kernel, { x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
     flops: 8 * x.size,
     iterations: forward.iterations,
     fusion: { stores: ["y"] },
@@ -65,7 +67,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = activation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, 2, constants);
-    backward.kernel.launch({ x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
+    launch(backward.kernel, { x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
       iterations: backward.iterations,
       fusion: { stores: ["dx"] },
@@ -73,7 +75,8 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     if (!w) return [dx];
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
     const WG = groupSize();
-    kernel(backward.kernel.source, "norm_backward_weight", { WG }).launch(
+    launch(
+      kernel(backward.kernel.source, "norm_backward_weight", { WG }),
       { x, dy, saved: stats, dw, db },
       params,
       fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / WG)),
@@ -213,17 +216,17 @@ function grouped(
   const forward = { flops: 4 * x.size, iterations };
   if (whole) {
     const outputs = { mean_out: mean, r_out: r };
-    kernel(text, "group_moments", { ROWS }).launch({ x, ...outputs }, params, overWhole, forward);
+    launch(kernel(text, "group_moments", { ROWS }), { x, ...outputs }, params, overWhole, forward);
   } else {
     const s1 = partials(), s2 = partials(), outputs = { out1: mean, out2: r };
-    kernel(text, "group_partials", { WG }).launch({ x, s1, s2 }, params, overPartials, forward);
+    launch(kernel(text, "group_partials", { WG }), { x, s1, s2 }, params, overPartials, forward);
     const sums = { x1: x, sum1: s1, sum2: s2 };
-    kernel(text, "group_statistics", shared).launch({ ...sums, ...outputs }, params, overGroups, {
+    launch(kernel(text, "group_statistics", shared), { ...sums, ...outputs }, params, overGroups, {
       iterations: channels * (3 + 2 * ofLane),
     });
   }
   const applied = fold(Math.ceil(strands / 64));
-  kernel(text, "group_apply", { SILU, PIXELS }).launch({ x, w, b, mean, r, y }, params, applied, {
+  launch(kernel(text, "group_apply", { SILU, PIXELS }), { x, w, b, mean, r, y }, params, applied, {
     flops: 4 * x.size,
     iterations: PIXELS,
     fusion: { stores: ["y"] },
@@ -235,16 +238,22 @@ function grouped(
     const backward = { flops: 8 * x.size, iterations };
     if (whole) {
       const inOne = kernel(text, "group_backward_moments", { SILU, ROWS });
-      inOne.launch({ ...known, joined: all }, params, overWhole, backward);
+      launch(inOne, { ...known, joined: all }, params, overWhole, backward);
     } else {
       const s1 = partials(), s2 = partials(), s3 = partials(), sums = { sum1: s1, sum2: s2, sum3: s3 };
-      kernel(text, "group_backward_partials", { SILU, WG })
-        .launch({ ...known, s1, s2, s3 }, params, overPartials, backward);
-      kernel(text, "group_backward_statistics", shared).launch({ w1: w, ...sums, all }, params, overGroups, {
+      launch(
+        kernel(text, "group_backward_partials", { SILU, WG }),
+        { ...known, s1, s2, s3 },
+        params,
+        overPartials,
+        backward,
+      );
+      launch(kernel(text, "group_backward_statistics", shared), { w1: w, ...sums, all }, params, overGroups, {
         iterations: channels * (3 + 2 * ofLane + Math.log2(shared.THREADS)),
       });
     }
-    kernel(text, "group_backward_x", { SILU, PIXELS }).launch(
+    launch(
+      kernel(text, "group_backward_x", { SILU, PIXELS }),
       { ...known, of_u: all, y: dx, dw, db },
       params,
       fold(Math.ceil((strands + slices * size) / 64)),

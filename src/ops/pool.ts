@@ -3,6 +3,7 @@
 import source from "../../kernels/pool.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
 import { partsOf } from "../gpu/iterations.ts";
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
@@ -28,10 +29,10 @@ export function upsampleNearest2x(x: Tensor): Tensor {
     padding: 0,
   };
   const y = activation([B, 2 * H, 2 * W, C]);
-  kernel(text, "upsample").launch({ x, y }, params, over(params.count));
+  launch(kernel(text, "upsample"), { x, y }, params, over(params.count));
   return differentiable(y, [x], (dy) => {
     const dx = activation(x.shape);
-    kernel(text, "upsample_backward").launch({ dy, y: dx }, params, over(params.count), {
+    launch(kernel(text, "upsample_backward"), { dy, y: dx }, params, over(params.count), {
       flops: 3 * x.size,
     });
     return [dx];
@@ -83,14 +84,14 @@ function pool(
   const y = activation([B, Ho, Wo, C]);
   const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
   const forward = { ...params, count: y.size / width };
-  kernel(text, "pool", switches).launch({ x, y }, forward, over(forward.count), {
+  launch(kernel(text, "pool", switches), { x, y }, forward, over(forward.count), {
     flops: K * K * y.size,
     iterations: K * K,
   });
   return differentiable(y, [x], (dy) => {
     const dx = activation(x.shape);
     const backward = { ...params, count: x.size / width };
-    kernel(text, "pool_backward", switches).launch({ x, dy, y: dx }, backward, over(backward.count), {
+    launch(kernel(text, "pool_backward", switches), { x, dy, y: dx }, backward, over(backward.count), {
       flops: K * K * y.size,
       iterations: Math.ceil(K / stride) ** 2 * (switches.MAX ? 1 + 2 * K * K : 1),
     });

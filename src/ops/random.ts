@@ -2,6 +2,7 @@
 // any batch. The state is a variable, so the step changes without a new capture.
 
 import source from "../../kernels/random.wgsl" with { type: "text" };
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { keyOf } from "../philox.ts";
 import { check, empty, type Shape, sizeOf, type Tensor, variable } from "../tensor/tensor.ts";
@@ -38,11 +39,14 @@ export function normal(shape: Shape, state: RandomState, stream: number): Tensor
 function draw(shape: Shape, state: RandomState, stream: number, NORMAL: 0 | 1): Tensor {
   const rows = shape[0] ?? 1, size = sizeOf(shape) / rows, quads = Math.ceil(size / 4);
   const y = empty(shape, "f32", "random numbers");
-  kernel(source, "random", { NORMAL }).launch(
-    { state: state.tensor, y },
-    { rows, size, quads, stream, share: 0, no_class: 0 },
-    fold(Math.ceil(rows * quads / 64)),
-  );
+  launch(kernel(source, "random", { NORMAL }), { state: state.tensor, y }, {
+    rows,
+    size,
+    quads,
+    stream,
+    share: 0,
+    no_class: 0,
+  }, fold(Math.ceil(rows * quads / 64)));
   return y;
 }
 
@@ -57,10 +61,13 @@ export function dropLabels(
   check(labels.rank === 1 && labels.dtype === "u32", "drop labels", "they must be u32 [B]", labels);
   const rows = labels.size;
   const kept = empty(labels.shape, "u32", "labels");
-  kernel(source, "drop_labels").launch(
-    { state: state.tensor, labels, kept },
-    { rows, size: 1, quads: 1, stream, share, no_class: noClass },
-    [Math.ceil(rows / 64)],
-  );
+  launch(kernel(source, "drop_labels"), { state: state.tensor, labels, kept }, {
+    rows,
+    size: 1,
+    quads: 1,
+    stream,
+    share,
+    no_class: noClass,
+  }, [Math.ceil(rows / 64)]);
   return kept;
 }

@@ -4,9 +4,11 @@
 import source from "../../kernels/reduce.wgsl" with { type: "text" };
 import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
+import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
-import { fold, kernel, nominalImages } from "../gpu/kernel.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { nominalImages } from "../gpu/scope.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
 import { byWidth, groupSize } from "./row_kernel.ts";
@@ -77,7 +79,8 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const inner = I / width, chunks = chunksOf("pairs", outer * inner, size), chunk = Math.ceil(size / chunks);
   const y = empty([outer, chunks, 2 * I], "f32", "reduction");
   const WG = groupSize();
-  kernel(text, "sum_and_dot", { WG }).launch(
+  launch(
+    kernel(text, "sum_and_dot", { WG }),
     { a, b, y },
     { outer, size, inner, chunks, chunk },
     fold(Math.ceil(outer * inner * chunks / WG)),
@@ -199,7 +202,8 @@ function reduceGroup(
   if (inner === 1) {
     const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
     const rows = cpu ? device().lanes : 64 / lanes;
-    kernel(source, `reduce_rows${suffix}`, { ...constants, THREADS: lanes, ROWS: rows }).launch(
+    launch(
+      kernel(source, `reduce_rows${suffix}`, { ...constants, THREADS: lanes, ROWS: rows }),
       { [width === 4 ? "x4" : "x"]: x, y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
@@ -211,7 +215,8 @@ function reduceGroup(
     );
   } else {
     const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
-    kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, THREADS: lanes }).launch(
+    launch(
+      kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, THREADS: lanes }),
       { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),

@@ -3,6 +3,7 @@
 
 import source from "../../kernels/rotary.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
+import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { activation, check, type Tensor } from "../tensor/tensor.ts";
 
@@ -24,7 +25,8 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
   const count = x.size / 4, halves = pairs === "halves";
   const run = (from: Tensor, BACK: number): Tensor => {
     const y = activation(from.shape);
-    kernel(source, halves ? "rotary_halves" : "rotary", { BACK }).launch(
+    launch(
+      kernel(source, halves ? "rotary_halves" : "rotary", { BACK }),
       halves
         ? { x2: from, cos_table2: cos, sin_table2: sin, y2: y }
         : { x: from, cos_table: cos, sin_table: sin, y },

@@ -4,6 +4,7 @@ import source from "../../kernels/softmax.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
 import { check, empty, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
+import { launch } from "../gpu/bind.ts";
 import { rowKernel } from "./row_kernel.ts";
 
 /** exp(x) / sum(exp(x)) over the last axis. */
@@ -12,7 +13,7 @@ export function softmax(x: Tensor): Tensor {
   const y = empty(x.shape);
   const forward = rowKernel(source, "softmax", R, C, 3);
   const params = { rows: R, size: forward.size, scale: 1 };
-  forward.kernel.launch({ x, y }, params, forward.grid, {
+  launch(forward.kernel, { x, y }, params, forward.grid, {
     flops: 5 * x.size,
     iterations: forward.iterations,
     fusion: { stores: ["y"] },
@@ -20,7 +21,7 @@ export function softmax(x: Tensor): Tensor {
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
     const backward = rowKernel(source, "softmax_backward", R, C, 2);
-    backward.kernel.launch({ saved: y, dy, dx }, params, backward.grid, {
+    launch(backward.kernel, { saved: y, dy, dx }, params, backward.grid, {
       flops: 4 * x.size,
       iterations: backward.iterations,
       fusion: { stores: ["dx"] },
@@ -46,7 +47,7 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   const loss = empty([R]);
   const forward = rowKernel(source, "cross_entropy", R, K, 2);
   const params = { rows: R, size: forward.size, scale: 1 / R };
-  forward.kernel.launch({ x: logits, x1: logits, labels, loss }, params, forward.grid, {
+  launch(forward.kernel, { x: logits, x1: logits, labels, loss }, params, forward.grid, {
     flops: 4 * R * K,
     iterations: forward.iterations,
   });
@@ -54,7 +55,7 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   return differentiable(y, [logits], (dy) => {
     const dx = empty(logits.shape);
     const backward = rowKernel(source, "cross_entropy_backward", R, K, 3);
-    backward.kernel.launch({ x: logits, labels, dloss: dy, dx }, params, backward.grid, {
+    launch(backward.kernel, { x: logits, labels, dloss: dy, dx }, params, backward.grid, {
       flops: 6 * R * K,
       iterations: backward.iterations,
     });

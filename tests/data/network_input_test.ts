@@ -10,7 +10,7 @@ import { interpolate } from "../../src/image/interpolate.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { preprocess, type Preprocessor } from "../../src/data/preprocess.ts";
-import type { Image } from "../../src/image/resize.ts";
+import type { Image } from "../../src/image/rows.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { rowsOf } from "../../src/image/rows.ts";
 import { gather } from "../../src/data/image_source.ts";

@@ -4,6 +4,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
 import { GpuError } from "../../src/errors.ts";
+import { launch } from "../../src/gpu/bind.ts";
 import { device } from "../../src/gpu/device.ts";
 import { add as sumInto, copy } from "../../src/gpu/memory.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
@@ -284,7 +285,7 @@ fn at(i: u32) -> vec4<f32> { return x[i] * x[1u - i].wzyx; }
 @compute @workgroup_size(1) fn nested() { y[0] = at(u32(x[0][0])); y[1] = x[0]; y[1] += x[u32(x[0].x + 1.0) - 1u]; }`;
   const program = await capture("nested", { x: input([8], "f16") }, ({ x }) => {
     const y = empty([8], "f16");
-    kernel(source, "nested").launch({ x, y }, {}, [1]);
+    launch(kernel(source, "nested"), { x, y }, {}, [1]);
     return { y };
   }).prepare();
   program.run({ x: bits(new Float16Array([0, 1, 2, 3, 4, 5, 6, 7])) });

@@ -5,7 +5,9 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
 import { GpuError } from "../../src/errors.ts";
 import { hasOpenLoop, iterationsOfSum, MAX_ITERATIONS, partsOf } from "../../src/gpu/iterations.ts";
-import { kernel, type Launch } from "../../src/gpu/kernel.ts";
+import { launch } from "../../src/gpu/bind.ts";
+import { kernel } from "../../src/gpu/kernel.ts";
+import type { Launch } from "../../src/gpu/launch.ts";
 import { capture } from "../../src/gpu/program.ts";
 import type { Storage } from "../../src/gpu/storage.ts";
 import { adamw, hyperVariable, progressVariable, record } from "../../src/ops/adamw.ts";
@@ -145,9 +147,9 @@ for (const profile of PROFILES) {
       });
       const found: { launch: Launch; seen: Tensor }[] = [];
       const program = capture(name, {}, () => {
-        for (const launch of plan.launches) {
+        for (const planned of plan.launches) {
           const { kernel: { text, entry, bindings, hasOpenLoop }, storages, params, grid, iterations } =
-            launch;
+            planned;
           if (!hasOpenLoop || (entry === "gemm" && !gemms) || counted.has(text + entry + iterations)) {
             continue;
           }
@@ -158,10 +160,10 @@ for (const profile of PROFILES) {
             bindings.map((b, i) => [b.name, zeros.get(storages[i] as Storage) as Tensor]),
           );
           const seen = variable([1], { dtype: "u32" });
-          counting(launch).launch({ ...buffers, turns_seen: seen }, launch.kernel.unpack(params), grid, {
+          launch(counting(planned), { ...buffers, turns_seen: seen }, planned.kernel.unpack(params), grid, {
             iterations,
           });
-          found.push({ launch, seen });
+          found.push({ launch: planned, seen });
           all.push(seen, ...zeros.values());
         }
         return {};
@@ -209,14 +211,14 @@ Deno.test("a launch that does not say how long its loops are, or says too much, 
 @group(0) @binding(1) var<uniform> params: Params;
 @compute @workgroup_size(1)
 fn spin() { for (var i = 0u; i < params.n; i++) { y[i] = 1.0; } }`;
-  const launch = (options: { iterations?: number }) =>
+  const spin = (options: { iterations?: number }) =>
     capture("spin", {}, () => {
-      kernel(text, "spin").launch({ y: empty([4]) }, { n: 4 }, [1], options);
+      launch(kernel(text, "spin"), { y: empty([4]) }, { n: 4 }, [1], options);
       return {};
     });
-  assertThrows(() => launch({}), GpuError, "does not say how many iterations");
-  assertThrows(() => launch({ iterations: MAX_ITERATIONS + 1 }), GpuError, "16,385 loop iterations");
-  launch({ iterations: MAX_ITERATIONS });
+  assertThrows(() => spin({}), GpuError, "does not say how many iterations");
+  assertThrows(() => spin({ iterations: MAX_ITERATIONS + 1 }), GpuError, "16,385 loop iterations");
+  spin({ iterations: MAX_ITERATIONS });
 });
 
 Deno.test("a loop is open where its header names more than its variable and the text's constants", () => {

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { checkpoint, grad, noGrad, store } from "../../src/tensor/autograd.ts";
 import { GpuError } from "../../src/errors.ts";
+import { launch } from "../../src/gpu/bind.ts";
 import { device, openDevice } from "../../src/gpu/device.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
 import { addInPlace, copy } from "../../src/gpu/memory.ts";
@@ -193,7 +194,7 @@ struct Params { n: u32 }
 Deno.test("a kernel is called by names: a missing or unknown one throws", async () => {
   await testDevice();
   const call = (buffers: Record<string, Tensor>, params: Record<string, number>) =>
-    capture("t", {}, () => (kernel(SOURCE, "twice").launch(buffers, params, [1]), {}));
+    capture("t", {}, () => (launch(kernel(SOURCE, "twice"), buffers, params, [1]), {}));
   const x = input([4]), y = empty([4]);
   assertThrows(() => call({ x }, { n: 4 }), GpuError, `"y" is missing`);
   assertThrows(() => call({ x, y, z: x }, { n: 4 }), GpuError, `"z"`);
@@ -208,7 +209,7 @@ Deno.test("a kernel that does not compile is a GpuError with the line of its tex
   const wrong = SOURCE.replace("2.0 * x[id.x]; } }\n@compute", "2.0 * missing[id.x]; } }\n@compute");
   const program = capture("t", { x: input([4]) }, () => {
     const y = empty([4]);
-    kernel(wrong, "twice").launch({ y }, { n: 4 }, [1]); // its text no longer names x
+    launch(kernel(wrong, "twice"), { y }, { n: 4 }, [1]); // its text no longer names x
     return { y };
   });
   const error = await assertRejects(() => program.prepare(), GpuError);

@@ -8,10 +8,10 @@ import {
   centerCropSquare,
   crop,
   type Filter,
-  type Image,
   resizeAndCrop,
   resizeImage,
 } from "../../src/image/resize.ts";
+import type { Image } from "../../src/image/rows.ts";
 import facts from "../fixtures/resize_pillow.json" with { type: "json" };
 
 function noise([width, height]: number[]): Image {

@@ -9,7 +9,7 @@ import { resolveConfig } from "../../src/cli/flags.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { writePng } from "../../src/image/image.ts";
 import { Log } from "../../src/run/log.ts";
-import type { Image } from "../../src/image/resize.ts";
+import type { Image } from "../../src/image/rows.ts";
 import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Vit } from "../../src/models/vit.ts";
 import { input, type Tensor } from "../../src/tensor/tensor.ts";

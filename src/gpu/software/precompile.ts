@@ -6,7 +6,8 @@
 
 import { isHeld, throwIfStopped } from "../../interruption.ts";
 import { anotherGpu, device } from "../device.ts";
-import type { Kernel, Launch } from "../kernel.ts";
+import type { Kernel } from "../kernel.ts";
+import type { Launch } from "../launch.ts";
 import { TEXELS } from "./staging.ts";
 
 /** Characters of a text from which it is worth finding out how long it takes: those of matrix products. */

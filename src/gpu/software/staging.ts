@@ -5,9 +5,8 @@
 // launch still passes a buffer. Texel t of the buffer (four f32, or four halves in two words) is at (t % TEXELS, t / TEXELS).
 
 import { device, release } from "../device.ts";
-import type { Launch } from "../kernel.ts";
-import type { Place } from "../plan.ts";
-import type { Storage } from "../storage.ts";
+import type { Launch } from "../launch.ts";
+import type { Place, Storage } from "../storage.ts";
 
 /** Texels of a row; kernels know this number. */
 export const TEXELS = 1024;

@@ -1,0 +1,90 @@
+// Binding makes a launch of a kernel, its buffers and its scalars, by name; recording adds it to the program that is being
+// captured. Planning binds without recording.
+
+import { GpuError } from "../errors.ts";
+import { device } from "./device.ts";
+import { MAX_ITERATIONS } from "./iterations.ts";
+import type { Kernel } from "./kernel.ts";
+import type { Fusion, Launch } from "./launch.ts";
+import { scope } from "./scope.ts";
+import type { Bindable } from "./storage.ts";
+
+export interface LaunchOptions {
+  /** Floating-point operations of this launch, for plans and benchmarks. */
+  flops?: number;
+  /**
+   * Upper bound of the loop iterations of one thread, over all its loops. Required where the text does not fix the length of a
+   * loop; see iterations.ts.
+   */
+  iterations?: number;
+  /** How the launch can be fused with others. */
+  fusion?: Fusion | undefined;
+}
+
+/**
+ * The launch of a kernel. Pure: records nothing.
+ * @param buffers every storage binding of the entry point, by name
+ * @param params every field of `struct Params`, by name
+ * @param grid workgroups in x, y, z (at most 65,535 each; see {@link fold})
+ * @throws GpuError where a name is unknown or missing, or the grid or the iterations are out of bounds
+ */
+export function bind(
+  kernel: Kernel,
+  buffers: Readonly<Record<string, Bindable>>,
+  params: Readonly<Record<string, number>>,
+  [x, y = 1, z = 1]: readonly [number, number?, number?],
+  { flops = 0, iterations = kernel.hasOpenLoop ? undefined : 0, fusion }: LaunchOptions = {},
+): Launch {
+  const action = `Cannot launch "${kernel.label}"`;
+  const expected = new Set(kernel.bindings.map((b) => b.name));
+  const unknown = Object.keys(buffers).filter((name) => !expected.has(name));
+  if (unknown.length) {
+    throw new GpuError(`${action}: unknown buffers ${unknown.map((name) => `"${name}"`).join(", ")}`);
+  }
+  const storages = kernel.bindings.map(({ name }) => {
+    const buffer = buffers[name];
+    if (!buffer) throw new GpuError(`${action}: buffer "${name}" is missing`);
+    return buffer.storage;
+  });
+  const limit = device().limits.maxComputeWorkgroupsPerDimension;
+  if (![x, y, z].every((n) => Number.isInteger(n) && n >= 1 && n <= limit)) {
+    throw new GpuError(`${action}: the grid [${x}, ${y}, ${z}] is outside 1..${limit}`);
+  }
+  if (iterations === undefined) {
+    throw new GpuError(
+      `${action}: it has a loop whose length its text does not fix, and the launch does not say how many iterations a thread runs`,
+    );
+  }
+  if (!(iterations <= MAX_ITERATIONS)) {
+    const [found, max] = [iterations, MAX_ITERATIONS].map((n) => n.toLocaleString("en"));
+    throw new GpuError(
+      `${action}: a thread would run ${found} loop iterations, and ${max} are the most; split the work`,
+    );
+  }
+  const fp16 = kernel.bindings.flatMap(({ name, words }, i) => storages[i]?.half && !words ? [name] : []);
+  return {
+    kernel: kernel.forFp16(fp16),
+    storages,
+    params: kernel.pack(params),
+    grid: [x, y, z],
+    flops,
+    iterations,
+    fusion,
+  };
+}
+
+/** Adds a launch to the program that is being captured. @throws GpuError outside capture() */
+export function record(launch: Launch): void {
+  const { record } = scope();
+  if (!record) {
+    throw new GpuError(
+      `Cannot launch "${launch.kernel.label}": nothing is being captured; wrap the call in capture()`,
+    );
+  }
+  record(launch);
+}
+
+/** Records the launch of a kernel; see {@link bind} for the arguments. */
+export function launch(...launch: Parameters<typeof bind>): void {
+  record(bind(...launch));
+}
