@@ -1,6 +1,5 @@
-// The largest sizes that are accepted, by kind, wherever they come from: an option, a config.json, or the names of tensors.
-// All are beyond every published model. They are checked before anything is built, so that a damaged or hostile file ends
-// in a line and not in hours or gigabytes.
+// Upper bounds for sizes from options, config.json files and tensor names. All are above every published model. They are
+// checked before anything is built, so that a damaged or hostile file ends with one line instead of hours or gigabytes.
 
 import { z } from "zod";
 
@@ -12,26 +11,26 @@ export const BOUNDS = {
   tokens: 4096,
   classes: 1_000_000,
   pixels: 16_384,
-  /** Cells along a side of a grid of latents or patches. */
+  /** Side of a grid of latents or patches. */
   cells: 4096,
   batch: 65_536,
   images: 100_000_000,
-  /** Bytes of a batch of images in f32. */
+  /** Bytes of a batch of images in fp32. */
   batchBytes: 2 ** 33,
-  /** Numbers of a table of positions. */
+  /** Elements of a position table. */
   positions: 2 ** 24,
-  /** Tensors of a file. */
+  /** Tensors in a file. */
   tensors: 100_000,
-  /** Arrays of an .npz file, whose headers are all read. */
+  /** Arrays in an .npz file, whose headers are all read. */
   arrays: 1000,
-  /** Objects and lists of JSON inside each other. */
+  /** Nesting depth of JSON. */
   nesting: 100,
-  /** Values of a JSON text: numbers, texts, lists and objects. */
+  /** Values in a JSON text: numbers, strings, arrays and objects. */
   values: 2_000_000,
 } as const;
 
-/** What is counted, in messages. */
-const WORDS = {
+/** Units in messages. */
+const UNITS = {
   layers: "layers",
   levels: "levels",
   channels: "channels",
@@ -43,29 +42,29 @@ const WORDS = {
   batch: "at a time",
   images: "images",
 } as const;
-export type Countable = keyof typeof WORDS;
+export type Countable = keyof typeof UNITS;
 
 const limit = (what: Countable) => ({
-  error: `at most ${BOUNDS[what].toLocaleString("en-US")} ${WORDS[what]} are supported`,
+  error: `at most ${BOUNDS[what].toLocaleString("en-US")} ${UNITS[what]} are supported`,
 });
 
-/** A whole number from 1 to the bound of its kind; of no kind, to 2^53. */
+/** Integer from 1 to the bound of `what`, or to 2^53 without one. */
 export function count(what?: Countable): z.ZodNumber {
   const positive = z.number().int().positive();
   return what ? positive.max(BOUNDS[what], limit(what)) : positive;
 }
 
-/** The same from 0 on. */
+/** Integer from 0 to the bound of `what`. */
 export function countOrNone(what: Countable): z.ZodNumber {
   return z.number().int().nonnegative().max(BOUNDS[what], limit(what));
 }
 
-/** Whether a table of positions has a size that is supported. */
+/** Whether a position table of this size is supported. */
 export const fitsPositions = (side: number, channels: number): boolean =>
   side * side * channels <= BOUNDS.positions;
 
 export const POSITIONS_ERROR = {
-  error: `a table of more than ${
+  error: `position tables of more than ${
     BOUNDS.positions.toLocaleString("en-US")
-  } numbers for its positions is not supported`,
+  } elements are not supported`,
 };

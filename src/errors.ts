@@ -1,10 +1,9 @@
-// The three error classes of tok. A boundary throws one of them with a message of the form
-// "Cannot <action>: <reason with values>; <remedy>"; tasks/run.ts turns the class into an exit code. A fourth class is no
-// error: the user asked to stop.
+// Error classes. Messages have the form "Cannot <action>: <reason with values>; <remedy>"; tasks/run.ts maps the class to
+// an exit code. Interrupted is not an error: the user asked to stop.
 
 const MAX_VALUE_LENGTH = 2000;
 
-/** Text that files bring along, fit for one line of a terminal: control characters are spelled out. */
+/** Escapes control characters, so that text from a file fits on one line of a terminal. */
 export function printable(text: string): string {
   return text.replace(
     /[\p{Cc}\p{Zl}\p{Zp}]/gu,
@@ -12,7 +11,7 @@ export function printable(text: string): string {
   );
 }
 
-/** The caller's mistake or bad input. Ends the program with exit code 2 and its message alone, which is one line. */
+/** Wrong usage or bad input. Ends the program with exit code 2 and this one-line message. */
 export class UsageError extends Error {
   override name = "UsageError";
 
@@ -24,7 +23,7 @@ export class UsageError extends Error {
   }
 }
 
-/** An operation was given tensors whose shapes do not fit together. Names the operation and the shapes. */
+/** Tensor shapes that an op does not accept. The message names the op and the shapes. */
 export class ShapeError extends Error {
   override name = "ShapeError";
 }
@@ -34,7 +33,7 @@ export class GpuError extends Error {
   override name = "GpuError";
 }
 
-/** Ctrl-C or SIGTERM came, and the command stops where it is: what was written is complete, the rest is not there. */
+/** The command stops after Ctrl-C or SIGTERM. Files are complete or absent. */
 export class Interrupted extends Error {
   override name = "Interrupted";
 

@@ -1,4 +1,4 @@
-// The thread on which a command runs: gets the command line and the state of interruption, gives the exit code.
+// The thread that a command runs on: receives the command line and the shared interruption state, posts the exit code.
 
 import { connect } from "../src/interruption.ts";
 import { run } from "./run.ts";

@@ -1,5 +1,5 @@
-// One training step of VA-VAE's decoder (random weights, a mean squared error) against PyTorch in f64, in both kernel profiles:
-// the loss, the gradient of every parameter and the squared gradient norm. Takes minutes on a CPU, so it is no test.
+// Compares one training step of VA-VAE's decoder (random weights, mean squared error) with PyTorch in fp64, in both kernel
+// profiles: loss, gradient of every parameter, squared gradient norm. Takes minutes on a CPU: not a test.
 // Run: deno run -A tasks/dev/golden_step.ts [--size 256] [--batch 1] [--profile cpu|gpu]; needs python3 (TORCH_PYTHON) with PyTorch.
 
 import { parseArgs } from "@std/cli/parse-args";
@@ -18,7 +18,7 @@ import { input, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { findTorch } from "./bench/peers.ts";
 
-/** Largest relative difference that is allowed. */
+/** Maximum relative difference allowed. */
 const TOLERANCE = 1e-5;
 
 const args = parseArgs(Deno.args, { string: ["size", "batch", "profile"] });
@@ -33,13 +33,13 @@ const images: NpzArray[] = [
   { name: "x", shape: [batch, size, size, 3], data: x },
 ];
 
-/** The step in one profile. @returns what it was made from, and what it gave */
+/** Runs the step in one profile and returns its inputs and results. */
 async function step(profile: Profile): Promise<{ from: NpzArray[]; gave: NpzArray[] }> {
   device().profile = profile;
   const decoder = new Decoder(decoderConfig.parse({}));
   const init = new Initializer(3), set = new ParameterSet("decoder", decoder);
   decoder.init(init);
-  // Norms that do something, and branches as large as those of a trained decoder.
+  // Norm weights that are not 1, and residual branches as large as those of a trained decoder.
   for (const [name, t] of set.tensors) if (/norm/.test(name)) init.uniform(t, 1);
   const optimizer = new Optimizer("golden", [{ set }]);
   const [latents, target] = images.map(({ shape }) => input(shape)) as [Tensor, Tensor];

@@ -1,5 +1,4 @@
-// Time and peak memory of making a 256 x 256 input of one image file, for large images (tests/fixtures/make_large.py makes
-// some). Run: deno run -A tasks/dev/image_memory.ts FILE [MEGABYTES]
+// Measures time and peak memory of decoding one image file to 256 x 256 (tests/fixtures/make_large.py writes large ones). Run: deno run -A tasks/dev/image_memory.ts FILE [MEGABYTES]
 
 import process from "node:process";
 import { Workers } from "../../src/data/decode_pool.ts";

@@ -1,6 +1,6 @@
-// Makes dist/tok: one file that holds Deno, the program, its packages and the embedded models, and runs where none of
-// them is installed and nothing can be fetched. A shell header (package/header.sh) unpacks the archive behind it once, into
-// the user's cache, under the archive's own hash. For Linux and macOS, of the kind that packs it. Run: deno task package [FILE]
+// Writes dist/tok: one self-extracting file with Deno, the program, its packages and the embedded models; it needs neither an
+// installation nor a network. A shell header (package/header.sh) unpacks the archive once into the user's cache, under the
+// archive's hash. For Linux and macOS, for the platform that packs it. Run: deno task package [FILE]
 
 import { fromFileUrl, join, resolve } from "@std/path";
 import { pack } from "./package/pack.ts";
@@ -42,13 +42,13 @@ try {
     await Deno.copyFile(join(TOP, file), join(app, file));
   }
   await Deno.remove(join(app, "tasks/dev"), { recursive: true });
-  // The packages, in a cache that holds nothing else.
+  // A package cache with nothing else in it.
   await run(Deno.execPath(), ["cache", "--no-check", "main.ts", "tasks/thread.ts"], {
     DENO_DIR: join(app, "cache"),
   }, app);
   await Deno.copyFile(Deno.execPath(), join(app, "deno"));
   await Deno.chmod(join(app, "deno"), 0o755);
-  // What Deno remembers of this machine's paths is of no use elsewhere, and changes while it runs.
+  // Deno's caches of this machine's paths are useless elsewhere and change while it runs.
   for (const { name } of [...Deno.readDirSync(join(app, "cache"))]) {
     if (name !== "npm") await Deno.remove(join(app, "cache", name), { recursive: true });
   }

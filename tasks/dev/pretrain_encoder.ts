@@ -1,6 +1,6 @@
 // Trains the embedded tiny encoder on generated images and stores it in Hugging Face layout under src/models/tiny.
-// It learns the class, and the pixels of every patch while a quarter of them is masked: features trained on the class
-// alone would drop the colours that a tokenizer needs. Run: deno run -A tasks/dev/pretrain_encoder.ts [steps]
+// Losses: the class, and the pixels of every patch with a quarter of the patches masked; features trained on the class alone
+// would lose the colors that a tokenizer needs. Run: deno run -A tasks/dev/pretrain_encoder.ts [steps]
 
 import { closeDevice, openDevice } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
@@ -46,7 +46,7 @@ const optimizer = new Optimizer("encoder", [{ set: sets.vit }, { set: sets.heads
 const state = new RandomState(1);
 const G = SIZE / P, T = G * G;
 
-/** [B, H, W, 3] as patches [B, T, P * P * 3]. */
+/** Splits [B, H, W, 3] into patches [B, T, P * P * 3]. */
 const patches = (x: Tensor) =>
   reshape(permute(reshape(x, [-1, G, P, G, P, 3]), [0, 1, 3, 2, 4, 5]), [x.dim(0), T, P * P * 3]);
 

@@ -1,5 +1,5 @@
-// Kills, signals and full disks at random moments of every command, then the same command again: its results must be those of
-// a run that nobody disturbed, to the bit, and nothing else in the folder may have changed. Takes long, so it is no test.
+// Kills, signals and full disks at random moments of every command; then the same command runs again. Its results must equal
+// those of an undisturbed run bit for bit, and other files in the folder must be unchanged. Takes about an hour: not a test.
 // Run: deno run -A tasks/dev/torture.ts [--kills 200] [--signals 40] [--disks 20] [--seed 0] [--only encode,sample]
 
 import { parseArgs } from "@std/cli/parse-args";
@@ -13,19 +13,19 @@ const options: Record<string, unknown> = parseArgs(Deno.args, {
   string: ["only", "kills", "signals", "disks", "seed"],
   default: { kills: "200", signals: "40", disks: "20", seed: "0" },
 });
-/** Seconds within which a signal must be obeyed. */
-const OBEYED = 5;
+/** Seconds within which a signal must end the command. */
+const MAX_SECONDS = 5;
 
 interface Subject {
   name: string;
-  /** The command line but for --out. */
+  /** The command line without --out. */
   args: string[];
-  /** Its output is a file and not a folder. */
+  /** The output is a file, not a folder. */
   file?: boolean;
-  /** Option for the output (--out), and one that is added when it goes on. */
+  /** Option for the output [--out], and an option to add when continuing. */
   out?: string;
   again?: string;
-  /** Which files are results, by their paths in the folder. */
+  /** Paths of result files in the folder. */
   results: RegExp;
 }
 
@@ -89,7 +89,7 @@ const SUBJECTS: Subject[] = [
   },
 ];
 
-/** Numbers in 0..1 that depend on the seed alone (mulberry32). */
+/** Random numbers in 0..1 from the seed (mulberry32). */
 let state = Number(options.seed) >>> 0;
 function random(): number {
   state = (state + 0x6d2b79f5) >>> 0;
@@ -100,7 +100,7 @@ function random(): number {
 
 const work = await Deno.makeTempDir({ prefix: "tok-torture-" });
 
-/** Where a subject writes in the folder `run`. */
+/** Output path of a subject in the folder `run`. */
 const outOf = ({ name, file }: Subject, run: string) => {
   const path = join(run, name.replaceAll(/\W+/g, "-"));
   return file ? `${path}.safetensors` : path;
@@ -137,7 +137,7 @@ function start(subject: Subject, run: string, { again = false, env = {}, full = 
   return { child, ended };
 }
 
-/** Hashes of the files below a folder whose path there is `which`, or fits it. */
+/** Hashes of the files below a folder whose relative path equals or matches `which`. */
 async function hashes(folder: string, which: RegExp | string, prefix = ""): Promise<Map<string, string>> {
   const all = new Map<string, string>();
   for (const { name, isDirectory } of Deno.readDirSync(folder)) {
@@ -151,7 +151,7 @@ async function hashes(folder: string, which: RegExp | string, prefix = ""): Prom
   return all;
 }
 
-/** Files of a user that look like tok's own, in every folder that a command writes to. */
+/** User files that look like tok's own, in every folder that a command writes to. */
 const MINE = ["notes.tmp", "table.2026-11.tmp", "x.safetensors.123-0.tmp", ".tok-notes", "mine.txt"];
 
 function plant(subject: Subject, run: string): string[] {
@@ -168,7 +168,7 @@ function plant(subject: Subject, run: string): string[] {
   });
 }
 
-/** What is wrong with what a subject has left in `run`. */
+/** Lists what is wrong in the output of a subject in `run`. */
 async function faults(subject: Subject, run: string, mine: readonly string[]): Promise<string[]> {
   const wrong: string[] = [];
   for (const path of mine) {
@@ -180,7 +180,7 @@ async function faults(subject: Subject, run: string, mine: readonly string[]): P
       wrong.push(`${path} is gone`);
     }
   }
-  // Of a command that writes one file, the folder holds those of others too.
+  // The folder of a command that writes one file also holds the files of others.
   const at = (folder: string) => join(work, subject.file ? folder : outOf(subject, folder));
   const result = subject.file ? basename(outOf(subject, run)) : subject.results;
   const expected = await hashes(at("base"), result), found = await hashes(at(run), result);
@@ -197,7 +197,7 @@ async function faults(subject: Subject, run: string, mine: readonly string[]): P
 
 interface Row {
   events: number;
-  /** The command had ended before. */
+  /** Events after the command had ended. */
   early: number;
   slowest: number;
   failures: string[];
@@ -246,10 +246,10 @@ const momentOf = (subject: Subject, slower = 1) =>
   1000 * slower * (durations.get(subject) as number) * (0.1 + 0.9 * random());
 const wait = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** kill -9, sometimes the second attempt too, then to the end. */
+/** Kills with SIGKILL, sometimes repeatedly, then runs to the end. */
 async function kill(subject: Subject): Promise<void> {
   const run = await fresh("run"), mine = plant(subject, run);
-  let early = true; // the user's files in it make the place a run, so it is gone on with from the start
+  let early = true; // the folder is not empty, so --resume is passed from the start
   for (let attempt = 0; attempt === 0 || random() < 0.3; attempt++) {
     const { child, ended } = start(subject, run, { again: true });
     const done = await Promise.race([ended, wait(momentOf(subject)).then(() => undefined)]);
@@ -264,7 +264,7 @@ async function kill(subject: Subject): Promise<void> {
 async function signal(subject: Subject, cold: boolean): Promise<void> {
   const run = await fresh("run"), mine = plant(subject, run);
   const [name, code] = random() < 0.5 ? ["SIGINT", 130] as const : ["SIGTERM", 143] as const;
-  // Without the driver's cache kernels are compiled, which takes several times as long as the rest.
+  // Without the driver's cache kernels are compiled, which takes several times as long.
   const env = cold ? { MESA_SHADER_CACHE_DISABLE: "true" } : {};
   const { child, ended } = start(subject, run, { env, again: true });
   const early = await Promise.race([ended, wait(momentOf(subject, cold ? 4 : 1)).then(() => undefined)]);
@@ -273,20 +273,20 @@ async function signal(subject: Subject, cold: boolean): Promise<void> {
     try {
       child.kill(name);
     } catch {
-      // It has ended in this very moment.
+      // The process has just ended.
     }
   }
   const result = await ended, seconds = early ? 0 : (performance.now() - began) / 1000;
   if (result.code !== code && result.code !== 0) {
     wrong.push(`${name} gave ${result.code}: ${result.stderr.trim()}`);
   }
-  if (seconds > OBEYED) wrong.push(`${name} was obeyed after ${seconds.toFixed(1)} s`);
+  if (seconds > MAX_SECONDS) wrong.push(`${name} took effect after ${seconds.toFixed(1)} s`);
   if (/^\s+at /m.test(result.stderr)) wrong.push("a stack trace");
   wrong.push(...await finish(subject, run, mine));
   record(cold ? "cold" : "signal", subject, { early: result.code === 0, seconds, wrong });
 }
 
-/** A file system that gets full, as root; else a stdout that is. */
+/** Fills the file system (as root), or gives the command a full stdout. */
 async function disk(subject: Subject): Promise<void> {
   const run = await fresh("run"), folder = join(work, run);
   const mount = async (...args: string[]) =>
@@ -325,7 +325,7 @@ try {
   await writeSafetensors(join(work, "base/large.safetensors"), tensors);
   const only = typeof options.only === "string" ? options.only.split(",") : undefined;
   const subjects = SUBJECTS.filter(({ name }) => !only || only.includes(name));
-  // All of them: the later ones need what the earlier ones make. The second run is as fast as those that follow.
+  // All subjects, since later ones use the outputs of earlier ones. The second run has warm caches.
   for (const subject of SUBJECTS) {
     for (const run of [await fresh("timed"), "base"]) {
       const { code, stderr, seconds } = await start(subject, run).ended;

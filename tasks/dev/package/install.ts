@@ -1,6 +1,6 @@
-// Gives an unpacked tok its place, run by the packed file's header: PART FOLDER DIGEST. Everything is on the disk before the
-// stamp is written, and the stamp before the folder gets its name, so a crash leaves a complete folder or none. Of several
-// starts at the same time the first one installs, the others find that it is done.
+// Moves an unpacked tok into place; run by the packed file's header: PART FOLDER DIGEST. Files are synced before the stamp is
+// written, and the stamp before the folder is renamed, so a crash leaves a complete folder or none. With several concurrent
+// starts the first one installs.
 
 const [part = "", home = "", digest = ""] = Deno.args;
 const tree = `${part}/tok`, stamp = ".complete";
@@ -18,7 +18,7 @@ function syncTree(folder: string): void {
   sync(folder);
 }
 
-/** When a folder was installed, as milliseconds; 0 where it was not. */
+/** Time of installation in milliseconds; 0 if not installed. */
 function installed(folder: string): number {
   try {
     return Deno.statSync(`${folder}/${stamp}`).mtime?.getTime() ?? 0;

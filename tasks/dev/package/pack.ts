@@ -4,7 +4,7 @@ import { dirname, fromFileUrl, join } from "@std/path";
 
 const HERE = fromFileUrl(new URL(".", import.meta.url));
 
-/** Packs `STAGE/tok` as `target`. Adds to the folder what the header needs. @throws Error when a name would split in a shell */
+/** Packs `STAGE/tok` as `target`, with the files that the header needs. @throws Error for names with shell separators */
 export async function pack(stage: string, target: string): Promise<void> {
   const app = join(stage, "tok");
   await Deno.copyFile(join(HERE, "install.ts"), join(app, "install.ts"));
@@ -26,7 +26,7 @@ export async function pack(stage: string, target: string): Promise<void> {
     new TextEncoder().encode(
       Object.entries({
         DIGEST: digest,
-        START: `${start}`.padEnd(8), // the same length whatever the number
+        START: `${start}`.padEnd(8), // fixed width
         TOTAL: `${start - 1 + payload.length}`.padEnd(12),
         FILES: `${files.length}`,
         BYTES: `${bytes}`,
