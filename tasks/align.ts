@@ -93,7 +93,7 @@ export const align = command({
       imageSize: c.imageSize,
       semanticLoss: c.semanticLoss,
       semanticAt: c.semanticAt,
-      checkpoint: c.checkpoint,
+      recompute: c.recompute,
     };
     const parameters = {
       encoder: countParameters(tokenizer.encoder),
@@ -112,7 +112,7 @@ export const align = command({
         };
       });
       return planTable(parameters, plans, log, {
-        checkpoint: c.checkpoint,
+        recompute: c.recompute,
         remedies: ["a smaller --batch-size with --accumulate"],
       });
     }

@@ -53,7 +53,7 @@ export function planTable(
   parameters: Record<string, number>,
   plans: readonly { name: string; steps: number; plan: Plan }[],
   log: Log,
-  { checkpoint, remedies }: { checkpoint: boolean; remedies: readonly string[] },
+  { recompute, remedies }: { recompute: boolean; remedies: readonly string[] },
 ): Record<string, unknown> {
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
@@ -81,17 +81,17 @@ export function planTable(
       if (bytes > 0) log.line(`  ${category.padEnd(14)} ${formatBytes(bytes)}${share}`);
     }
   }
-  if (checkpoint) log.line("blocks are recomputed in the backward pass; their FLOP are counted");
+  if (recompute) log.line("blocks are recomputed in the backward pass; their FLOP are counted");
   const most = Math.max(...rows.map((r) => r.totalBytes));
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
       `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
-        [...checkpoint ? [] : ["--checkpoint"], ...remedies].join(", or ")
+        [...recompute ? [] : ["--recompute"], ...remedies].join(", or ")
       }`,
     );
   }
-  return { parameters, checkpoint, plans: rows };
+  return { parameters, recompute, plans: rows };
 }
 
 /** 0.125 -> "13%" */

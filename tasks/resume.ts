@@ -72,7 +72,7 @@ const FREE = new Set([
   "badImage",
   "workers",
   "imageMemory",
-  "checkpoint",
+  "recompute",
 ]);
 
 /** Options that are compared by what lies there, where the checkpoint says what that was. */

@@ -118,14 +118,14 @@ export const trainDit = command({
         ema: c.ema > 0,
         seed: c.seed,
         precision: c.precision,
-        checkpoint: c.checkpoint,
+        recompute: c.recompute,
       });
       const program = diffusion.capture();
       const parameters = { dit: countParameters(dit) };
       if (c.dryRun || !latents) {
         const plans = [{ name: "diffusion", steps: c.steps, plan: program.plan }];
         return planTable(parameters, plans, log, {
-          checkpoint: c.checkpoint,
+          recompute: c.recompute,
           remedies: ["a smaller --batch-size"],
         });
       }
@@ -169,8 +169,8 @@ export const trainDit = command({
       const { done, dataWait } = await trainLoop({
         from,
         to: c.steps,
-        meter: diffusion.meter,
-        meters: DIFFUSION_METRICS,
+        runningMetrics: diffusion.runningMetrics,
+        metrics: DIFFUSION_METRICS,
         optimizers: [diffusion.optimizer],
         logEvery: c.logEvery,
         saveEvery: c.saveEvery,

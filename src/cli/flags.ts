@@ -175,8 +175,13 @@ function readConfig(path: string, names: readonly string[]): Record<string, unkn
   );
 }
 
-/** `; did you mean ...?` for the nearest of `known`, if one is near. */
+/** Options of earlier versions, and what they are called now. */
+const RENAMED: Readonly<Record<string, string>> = { checkpoint: "recompute" };
+
+/** `; did you mean ...?` for the nearest of `known`, if one is near; the new name of a renamed option. */
 export function hint(word: string, known: readonly string[], prefix: string): string {
+  const renamed = RENAMED[word];
+  if (renamed !== undefined && known.includes(renamed)) return `; it is called ${prefix}${renamed} now`;
   const [best] = known.map((k) => [distance(word, k), k] as const).sort((a, b) => a[0] - b[0]);
   return best && best[0] <= Math.max(2, word.length / 3) ? `; did you mean ${prefix}${best[1]}?` : "";
 }

@@ -122,7 +122,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
     "Optimizer",
     "How activations, and the weights that products read, are stored while training; f16 halves the memory of activations",
   ),
-  checkpoint: option(
+  recompute: option(
     z.boolean().default(false),
     "Optimizer",
     "Recompute blocks in the backward pass instead of keeping their activations: less memory, more time, the same results; in f16 but for rounding",

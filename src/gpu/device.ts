@@ -147,7 +147,7 @@ export class Device {
     const memory = await this.gpu.popErrorScope();
     if (memory) {
       throw new GpuError(
-        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --checkpoint where training`,
+        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --recompute where training`,
       );
     }
     if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);

@@ -145,7 +145,7 @@ function stageTable(metrics: Row): string {
   }</tr>${body.join("")}</table></div>`;
 }
 
-/** One curve; parts of different stages in different colours. Empty for a meter that was never used. */
+/** One curve; parts of different stages in different colours. Empty for a metric that was never used. */
 function chart(name: string, points: [number, number, string][], stages: string[]): string {
   const good = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
   if (good.length < 2 || good.every(([, y]) => y === 0)) return "";

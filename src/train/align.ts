@@ -79,9 +79,12 @@ export async function runAlignment(
     const { done, dataWait } = await trainLoop({
       from,
       to: stage.steps,
-      meter: stageRun.meter,
-      meters: RUNNING_METRICS,
-      optimizers: [stageRun.optimizer, ...stageRun.critic ? [stageRun.critic] : []],
+      runningMetrics: stageRun.runningMetrics,
+      metrics: RUNNING_METRICS,
+      optimizers: [
+        stageRun.optimizer,
+        ...stageRun.discriminatorOptimizer ? [stageRun.discriminatorOptimizer] : [],
+      ],
       logEvery: run.logEvery,
       saveEvery: run.saveEvery,
       stepBytes: options.batchSize * options.accumulate * options.imageSize ** 2 * 12,
@@ -99,7 +102,7 @@ export async function runAlignment(
           emaDecay: Math.min(stage.ema, (1 + n) / (10 + n)),
         };
         stageRun.optimizer.set(hyper);
-        stageRun.critic?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
+        stageRun.discriminatorOptimizer?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
         (await stageRun.program(n)).run({ x: images });
       },
       onStep: (n) => hooks.onStep(stage, n),

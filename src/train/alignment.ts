@@ -52,10 +52,10 @@ export interface AlignmentOptions {
   semanticLoss: "l2" | "cosine";
   semanticAt: "after" | "before";
   /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
-  checkpoint?: boolean;
+  recompute?: boolean;
 }
 
-/** What the meter adds up each step, in this order; the gradients' norm is the last. */
+/** The running metrics of a step, in this order; the squared norm of the gradients is the last. */
 export const RUNNING_METRICS = [
   "loss",
   "l1",
@@ -162,9 +162,9 @@ type StageProgram = Program<{ x: Tensor }, Record<string, Tensor>>;
 /** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
 export class StageRun {
   readonly optimizer: Optimizer;
-  readonly critic: Optimizer | undefined;
-  /** Sums of METERS since they were last cleared, and how many steps. */
-  readonly meter: Tensor = variable([RUNNING_METRICS.length], { label: "meter" });
+  readonly discriminatorOptimizer: Optimizer | undefined;
+  /** Sums of RUNNING_METRICS since they were last cleared, and how many steps. */
+  readonly runningMetrics: Tensor = variable([RUNNING_METRICS.length], { label: "running metrics" });
   #program: { adversarial: boolean; program: StageProgram } | undefined;
 
   constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
@@ -178,12 +178,14 @@ export class StageRun {
       })),
     );
     const set = sets.discriminator;
-    this.critic = stage.losses.gan > 0 && set ? new Optimizer("critic", [{ set }]) : undefined;
+    this.discriminatorOptimizer = stage.losses.gan > 0 && set
+      ? new Optimizer("discriminator optimizer", [{ set }], "critic")
+      : undefined;
   }
 
   /** The program of step `n` of the stage; captured and prepared when it changes. */
   async program(n: number, progress?: (done: number, total: number) => void): Promise<StageProgram> {
-    const adversarial = this.critic !== undefined && n >= this.stage.ganStart;
+    const adversarial = this.discriminatorOptimizer !== undefined && n >= this.stage.ganStart;
     if (this.#program?.adversarial !== adversarial) {
       this.#program?.program.destroy();
       this.#program = { adversarial, program: await this.capture(adversarial).prepare(progress) };
@@ -201,7 +203,7 @@ export class StageRun {
       { x },
       ({ x }) =>
         withRecomputation(
-          this.options.checkpoint ?? false,
+          this.options.recompute ?? false,
           () => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
         ),
     );
@@ -210,28 +212,28 @@ export class StageRun {
   /** One update from `accumulate` micro-batches, one after another in the same program. */
   #step(x: Tensor, adversarial: boolean): Record<string, Tensor> {
     const { batchSize: B, accumulate } = this.options;
-    const metered: Record<(typeof RUNNING_METRICS)[number], Tensor>[] = [];
+    const perBatch: Record<(typeof RUNNING_METRICS)[number], Tensor>[] = [];
     const norms: Tensor[] = [];
     const kept = adversarial ? this.#runningStatistics() : [];
     let first: Tensor | undefined;
     for (let i = 0; i < accumulate; i++) {
       const made = this.#gradients(slice(x, 0, i * B, (i + 1) * B), adversarial);
-      const { y, parts, generator, critic } = made;
-      metered.push(parts);
+      const { y, parts, generator, discriminatorGradients } = made;
+      perBatch.push(parts);
       norms.push(...made.norms);
       first ??= y;
       if (i === 0) this.optimizer.store(generator);
       else this.optimizer.add(generator);
       if (!adversarial) continue;
-      if (i === 0) this.critic?.store(critic);
-      else this.critic?.add(critic);
+      if (i === 0) this.discriminatorOptimizer?.store(discriminatorGradients);
+      else this.discriminatorOptimizer?.add(discriminatorGradients);
     }
-    const average = (name: (typeof RUNNING_METRICS)[number]) => mean(metered.map((parts) => parts[name]));
+    const average = (name: (typeof RUNNING_METRICS)[number]) => mean(perBatch.map((parts) => parts[name]));
     const values = RUNNING_METRICS.slice(0, -1).map(average);
     const norm2 = this.optimizer.update([...values, ...norms]);
-    if (adversarial) this.critic?.update([average("discriminator")]);
-    for (const [running, before] of kept) this.critic?.restoreIfSkipped(running, before);
-    this.optimizer.report([...values, norm2], this.meter);
+    if (adversarial) this.discriminatorOptimizer?.update([average("discriminator")]);
+    for (const [running, before] of kept) this.discriminatorOptimizer?.restoreIfSkipped(running, before);
+    this.optimizer.report([...values, norm2], this.runningMetrics);
     return { y: first as Tensor };
   }
 
@@ -244,7 +246,7 @@ export class StageRun {
 
   /** Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator. */
   #gradients(x: Tensor, adversarial: boolean) {
-    const { alignment, stage, options, optimizer, critic } = this;
+    const { alignment, stage, options, optimizer, discriminatorOptimizer } = this;
     const { tokenizer, discriminator } = alignment;
     const { losses } = stage;
     const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
@@ -280,9 +282,9 @@ export class StageRun {
     const shared = (dy: Tensor) => share === 1 ? dy : scale(dy, share);
     const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
     const roots = [{ y, dy: shared(dRec) }];
-    let ofCritic: Tensor[] = [];
+    let discriminatorGradients: Tensor[] = [];
     const norms: Tensor[] = [];
-    if (adversarial && discriminator && critic) {
+    if (adversarial && discriminator && discriminatorOptimizer) {
       parts.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(parts.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
       const { lastLayer } = tokenizer.decoder;
@@ -291,17 +293,21 @@ export class StageRun {
       norms.push(...adaptive.norms);
       roots.push({ y, dy: shared(mul(dGan, parts.gan_weight)) });
       parts.discriminator = discriminatorLoss(discriminator, x, detach(y));
-      ofCritic = grad(parts.discriminator, critic.parameters, critic.scaled(scalar(share)));
+      discriminatorGradients = grad(
+        parts.discriminator,
+        discriminatorOptimizer.parameters,
+        discriminatorOptimizer.scaled(scalar(share)),
+      );
     }
     if (losses.semantic > 0) {
       roots.push({ y: parts.semantic, dy: optimizer.scaled(scalar(losses.semantic * share)) });
     }
-    return { y, parts, norms, generator: gradOf(roots, optimizer.parameters), critic: ofCritic };
+    return { y, parts, norms, generator: gradOf(roots, optimizer.parameters), discriminatorGradients };
   }
 
   /** Names and tensors that a checkpoint of this stage holds besides the models. */
   state(): Map<string, Tensor> {
-    return new Map([...this.optimizer.state(), ...this.critic?.state() ?? []]);
+    return new Map([...this.optimizer.state(), ...this.discriminatorOptimizer?.state() ?? []]);
   }
 
   /** The averages become the weights: the end of a stage with averaging. */
@@ -316,8 +322,8 @@ export class StageRun {
   destroy(): void {
     this.#program?.program.destroy();
     this.optimizer.destroy();
-    this.critic?.destroy();
-    this.meter.storage.destroy();
+    this.discriminatorOptimizer?.destroy();
+    this.runningMetrics.storage.destroy();
   }
 }
 

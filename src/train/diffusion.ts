@@ -26,10 +26,10 @@ export interface DiffusionOptions {
   /** Of the DiT's activations (f32). */
   precision?: Precision;
   /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
-  checkpoint?: boolean;
+  recompute?: boolean;
 }
 
-/** What the meter adds up each step, in this order. */
+/** The running metrics of a step, in this order. */
 export const DIFFUSION_METRICS = ["loss", "velocity", "direction", "grad_norm2"] as const;
 
 type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
@@ -41,7 +41,7 @@ export class Diffusion {
   readonly set: ParameterSet;
   readonly optimizer: Optimizer;
   readonly random: RandomState;
-  readonly meter: Tensor = variable([DIFFUSION_METRICS.length], { label: "meter" });
+  readonly runningMetrics: Tensor = variable([DIFFUSION_METRICS.length], { label: "running metrics" });
 
   constructor(readonly dit: Dit, readonly options: DiffusionOptions) {
     this.set = new ParameterSet("model", dit, options.precision);
@@ -61,13 +61,13 @@ export class Diffusion {
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
-      const { precision = "f32", checkpoint = false } = this.options;
+      const { precision = "f32", recompute = false } = this.options;
       const forward = () => this.dit.forward(xt, t, y);
-      const predicted = withRecomputation(checkpoint, () => inPrecision(precision, forward));
+      const predicted = withRecomputation(recompute, () => inPrecision(precision, forward));
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss, [loss, velocity, direction]);
-      this.optimizer.report([loss, velocity, direction, norm2], this.meter);
+      this.optimizer.report([loss, velocity, direction, norm2], this.runningMetrics);
       return { loss };
     });
   }
@@ -88,6 +88,6 @@ export class Diffusion {
     this.set.destroy();
     this.optimizer.destroy();
     this.random.tensor.storage.destroy();
-    this.meter.storage.destroy();
+    this.runningMetrics.storage.destroy();
   }
 }

@@ -1,4 +1,4 @@
-// The training loop of every recipe: run a step, now and then read the meters, save, and stop when asked. It never waits for
+// The training loop of every recipe: run a step, now and then read the running metrics, save, and stop when asked. It never waits for
 // the device in a step, except to keep the host from running far ahead of it.
 
 import { GpuError, Interrupted, UsageError } from "../errors.ts";
@@ -12,7 +12,7 @@ import type { Optimizer } from "./optimizer.ts";
  */
 export interface LogRow {
   step: number;
-  [meter: string]: number;
+  [metric: string]: number;
 }
 
 export interface LoopOptions<D> {
@@ -23,10 +23,10 @@ export interface LoopOptions<D> {
   data(): Promise<D>;
   /** Uploads and submits one step; does not wait. */
   step(n: number, data: D): Promise<void>;
-  /** Sums of `meters` over steps that were applied, on the device; cleared at each reading. */
-  meter: Tensor;
-  meters: readonly string[];
-  /** The first one's steps are those of the meters; the others may begin later. */
+  /** Sums of `metrics` over the applied steps, on the device; cleared at each reading. */
+  runningMetrics: Tensor;
+  metrics: readonly string[];
+  /** The metrics count the first one's steps; the others may begin later. */
   optimizers: readonly Optimizer[];
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
@@ -71,8 +71,8 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
   const stalling = async () => (await progress()).some(({ inARow }) => inARow >= 3);
   const log = async (n: number) => {
     if (n === logged) return;
-    const sums = await readTensor(o.meter);
-    o.meter.storage.write(new Float32Array(o.meters.length));
+    const sums = await readTensor(o.runningMetrics);
+    o.runningMetrics.storage.write(new Float32Array(o.metrics.length));
     const row: LogRow = { step: n };
     const now = await progress();
     const since = now.map((p, i) => ({
@@ -81,7 +81,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     }));
     before = now;
     const [{ applied }] = since as [typeof since[number]];
-    if (applied > 0) o.meters.forEach((name, i) => row[name] = (sums[i] as number) / applied);
+    if (applied > 0) o.metrics.forEach((name, i) => row[name] = (sums[i] as number) / applied);
     row.skipped = since.reduce((sum, { skipped }) => sum + skipped, 0);
     const scale = Math.min(...now.map((p) => p.lossScale));
     if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;
@@ -90,7 +90,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     for (const [i, { skipped }] of since.entries()) {
       if (skipped === 0) continue;
       const optimizer = o.optimizers[i] as Optimizer, { inARow, lossScale } = now[i] as typeof now[number];
-      const cause = await causeOf(optimizer, i === 0 ? o.meters : []);
+      const cause = await causeOf(optimizer, i === 0 ? o.metrics : []);
       o.onSkipped?.(
         `${skipped} of the steps ${
           logged + 1
@@ -134,7 +134,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     checkConditions();
     const done = n + 1, stop = o.stopping();
     if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
-    else if (done % ahead === 0) await readTensor(o.meter); // waits for the device
+    else if (done % ahead === 0) await readTensor(o.runningMetrics); // waits for the device
     const due = o.saveEvery > 0 && done % o.saveEvery === 0;
     if (stop || done === o.to || (due && !await stalling())) await o.save(saved = done);
     if (stop && done < o.to) return { done, dataWait: share(all) };
@@ -143,15 +143,15 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
 }
 
 /** What was not finite, in words. */
-async function causeOf(optimizer: Optimizer, meters: readonly string[]): Promise<string> {
+async function causeOf(optimizer: Optimizer, metrics: readonly string[]): Promise<string> {
   const { kind, value } = await optimizer.readFault();
   if (kind === "update") {
     return "the update overflows or takes weights beyond 1e6, the learning rate is too large";
   }
   if (kind === "gradient") return "a gradient is not finite";
-  // The last meter is the norm of the gradients; behind the others come the norms that weigh the adversarial loss.
-  return meters.length
-    ? `"${meters.slice(0, -1)[value] ?? "gan_weight"}" is not finite`
+  // The last metric is the norm of the gradients; the norms that weigh the adversarial loss follow the others.
+  return metrics.length
+    ? `"${metrics.slice(0, -1)[value] ?? "gan_weight"}" is not finite`
     : "its loss is not finite";
 }
 

@@ -49,7 +49,8 @@ export class Optimizer {
   #verdict: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
 
-  constructor(readonly label: string, groups: readonly Group[]) {
+  /** @param key prefix of the tensors in `state()` */
+  constructor(readonly label: string, groups: readonly Group[], private readonly key = label) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
       set,
       lrFactor,
@@ -184,10 +185,10 @@ export class Optimizer {
 
   /** Names and tensors of everything that must be saved besides the parameters. */
   state(): Map<string, Tensor> {
-    const found = new Map<string, Tensor>([[`${this.label}.progress`, this.progress]]);
+    const found = new Map<string, Tensor>([[`${this.key}.progress`, this.progress]]);
     for (const { set, m, v, ema } of this.#slots) {
       for (const [kind, flats] of Object.entries({ m, v, ema })) {
-        flats?.forEach((flat, i) => found.set(`${this.label}.${set.name}.${kind}.${i}`, flat));
+        flats?.forEach((flat, i) => found.set(`${this.key}.${set.name}.${kind}.${i}`, flat));
       }
     }
     return found;

@@ -1,4 +1,4 @@
-// Training with recomputed blocks (--checkpoint): the same bits as without, in less memory. In halves a few roundings differ: a
+// Training with recomputed blocks (--recompute): the same bits as without, in less memory. In halves a few roundings differ: a
 // merged launch does not round what it never stores, and which launches are merged depends on what is kept.
 
 import { assert, assertEquals } from "@std/assert";
@@ -47,7 +47,7 @@ function assertSame(a: Saved, b: Saved, precision: Precision): void {
       const mine = bits(one), theirs = bits(other);
       return mine.some((word, k) => word !== theirs[k]);
     }
-    if (one.name !== "meter" && !/\.m\.\d+$/.test(one.name)) return false;
+    if (one.name !== "running metrics" && !/\.m\.\d+$/.test(one.name)) return false;
     const norm = (x: Float32Array) => Math.hypot(...x.slice(0, 100_000));
     return !(norm(one.data.map((v, k) => v - (other.data[k] as number))) <= TOLERANCE * norm(other.data));
   });
@@ -55,7 +55,7 @@ function assertSame(a: Saved, b: Saved, precision: Precision): void {
 }
 
 /** Everything that a run leaves after a few steps: weights, averages, moments, and the sums of its losses. */
-async function trainDit(precision: Precision, checkpoint: boolean) {
+async function trainDit(precision: Precision, recompute: boolean) {
   const [S, C, B] = [4, 4, 3];
   const dit = new Dit(
     ditConfig.parse({
@@ -75,7 +75,7 @@ async function trainDit(precision: Precision, checkpoint: boolean) {
     ema: true,
     seed: 1,
     precision,
-    checkpoint,
+    recompute,
   });
   const init = new Initializer(0);
   dit.init(init);
@@ -89,7 +89,7 @@ async function trainDit(precision: Precision, checkpoint: boolean) {
     diffusion.random.set(n);
     program.run({ x: normal(5, 1, B * S * S * C, n), labels: Uint32Array.from([0, 1, 2]) });
   }
-  const left = await snapshot(new Map([...diffusion.state(), ["meter", diffusion.meter]]));
+  const left = await snapshot(new Map([...diffusion.state(), ["running metrics", diffusion.runningMetrics]]));
   program.destroy();
   diffusion.destroy();
   return { left: left.map(({ name, data }) => ({ name, data: data.slice() })), plan: program.plan };
@@ -126,17 +126,19 @@ Deno.test("each stage of an alignment with recomputed blocks gets the same losse
     await testDevice();
     for (const stage of STAGES) {
       const results = [];
-      for (const checkpoint of [false, true]) {
+      for (const recompute of [false, true]) {
         const a = await everyBlock(precision, stage.name === "refine");
-        const options = { batchSize: 2, accumulate: 2, imageSize: 32, checkpoint } as const;
+        const options = { batchSize: 2, accumulate: 2, imageSize: 32, recompute } as const;
         const run = new StageRun(a, stage, { ...options, semanticLoss: "l2", semanticAt: "after" });
         const program = await run.program(0);
         for (let n = 0; n < STEPS[precision]; n++) {
           run.optimizer.set(HYPER);
-          run.critic?.set(HYPER);
+          run.discriminatorOptimizer?.set(HYPER);
           program.run({ x: images });
         }
-        const left = await snapshot(new Map([...a.state(), ...run.state(), ["meter", run.meter]]));
+        const left = await snapshot(
+          new Map([...a.state(), ...run.state(), ["running metrics", run.runningMetrics]]),
+        );
         results.push({
           left: left.map(({ name, data }) => ({ name, data: data.slice() })),
           activations: program.plan.bytes.activations,
@@ -152,15 +154,15 @@ Deno.test("each stage of an alignment with recomputed blocks gets the same losse
 });
 
 /** Planned bytes of activations, without and with recomputation. */
-const compare = (plan: (checkpoint: boolean) => number) => [plan(false), plan(true)] as [number, number];
+const compare = (plan: (recompute: boolean) => number) => [plan(false), plan(true)] as [number, number];
 
 Deno.test("recomputation takes a DiT-S/1's activations to less than a quarter", async () => {
   await testDevice("gpu"); // without the textures of software adapters
   for (const precision of PRECISIONS) {
-    const [plain, again] = compare((checkpoint) => {
+    const [plain, again] = compare((recompute) => {
       const dit = new Dit(ditConfig.parse({ ...DIT_SIZES["S/1"], input_size: 16, in_channels: 32 }));
       const options = { batchSize: 8, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0 };
-      return new Diffusion(dit, { ...options, precision, checkpoint }).capture().plan.bytes.activations;
+      return new Diffusion(dit, { ...options, precision, recompute }).capture().plan.bytes.activations;
     });
     assert(again < 0.25 * plain, `${precision}: ${again} of ${plain} bytes`);
   }
@@ -170,7 +172,7 @@ Deno.test("recomputation takes the activations of an alignment of DINOv2-B to le
   await testDevice("gpu");
   for (const precision of PRECISIONS) {
     for (const stage of STAGES) {
-      const [plain, again] = compare((checkpoint) => {
+      const [plain, again] = compare((recompute) => {
         const tokenizer = new Tokenizer(tokenizerConfig.parse({
           image_size: 256,
           encoder: vitConfig.parse({
@@ -192,7 +194,7 @@ Deno.test("recomputation takes the activations of an alignment of DINOv2-B to le
           new Lpips(),
           precision,
         );
-        const options = { batchSize: 4, accumulate: 1, imageSize: 256, checkpoint } as const;
+        const options = { batchSize: 4, accumulate: 1, imageSize: 256, recompute } as const;
         const run = new StageRun(a, stage, { ...options, semanticLoss: "l2", semanticAt: "after" });
         return run.capture(true).plan.bytes.activations;
       });

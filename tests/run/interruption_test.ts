@@ -63,8 +63,8 @@ Deno.test("a program stops before a kernel is compiled, and inference between tw
 
 Deno.test("a training loop that is stopped while kernels of a later step compile saves the steps before", async () => {
   await testDevice("cpu");
-  const meter = variable([1]);
-  await meter.storage.materialise();
+  const runningMetrics = variable([1]);
+  await runningMetrics.storage.materialise();
   const readProgress = () => Promise.resolve({ applied: 0, skipped: 0, lossScale: 1 });
   const optimizer = { label: "none", readProgress } as unknown as Optimizer;
   for (const [at, saved, held] of [[3, [3], true], [0, [], false]] as const) {
@@ -79,8 +79,8 @@ Deno.test("a training loop that is stopped while kernels of a later step compile
           assertEquals(isHeld(), held);
           throw new Interrupted();
         },
-        meter,
-        meters: ["loss"],
+        runningMetrics,
+        metrics: ["loss"],
         optimizers: [optimizer],
         logEvery: 100,
         saveEvery: 0,

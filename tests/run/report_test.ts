@@ -35,7 +35,7 @@ Deno.test("report.html has curves, pictures, scores and options, and refers to n
     for (const part of ["<svg", "data:image/png;base64,", "21.4", "perceptual", "tok align", "&lt;b&gt;"]) {
       assert(page.includes(part), part);
     }
-    assert(!page.includes(">unused<"), "a meter that was never used is not drawn");
+    assert(!page.includes(">unused<"), "a metric that was never used is not drawn");
     assert(!/(?:src|href)="(?!data:)/.test(page));
   } finally {
     await Deno.remove(run, { recursive: true });

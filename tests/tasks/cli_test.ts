@@ -103,6 +103,11 @@ Deno.test("values are checked: type, range, number of parts, choices, repetition
   assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
 });
 
+Deno.test("--checkpoint of earlier versions gets an error that names --recompute", () => {
+  const resolve = () => resolveConfig(alignConfig, ["--checkpoint"], { command: "align" });
+  assertThrows(resolve, UsageError, '"tok align" has no such option; it is called --recompute now');
+});
+
 Deno.test("every list option takes spaces at its commas, in one argument or several", async () => {
   const resolve = (...args: string[]) => resolveConfig(sampleConfig, args, { command: "sample" });
   for (

@@ -51,6 +51,8 @@ Deno.test("in its folder a run goes on only as it was; from another one, differe
     'Cannot resume from "a/checkpoints/step_7": --lr was 1 and is 2; use the same, or go on in a new run with ' +
       "--resume a/checkpoints/step_7 and another --out",
   );
+  // Checkpoints of tok 0.2.0 call recomputation "checkpoint".
+  assertEquals(check(resumed(false, { ...saved, checkpoint: true }), { recompute: false }), []);
   assertMatch(refused({ later: "y" }), /--later was "x" and is "y"/);
   assertMatch(refused({}, ["e", "22"]), /the data was "d" \(11\) and is "e" \(22\)/);
   assertEquals(check(resumed(true), { lr: 2 }, ["e", "22"]), [

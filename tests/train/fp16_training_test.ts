@@ -126,8 +126,8 @@ Deno.test("flow matching in halves follows f32 within 2 %", async () => {
       diffusion.random.set(n);
       program.run({ x, labels });
       if (n % 30 === 29) {
-        losses.push((await readTensor(diffusion.meter))[0] as number / 30);
-        diffusion.meter.storage.write(new Float32Array(DIFFUSION_METRICS.length));
+        losses.push((await readTensor(diffusion.runningMetrics))[0] as number / 30);
+        diffusion.runningMetrics.storage.write(new Float32Array(DIFFUSION_METRICS.length));
       }
     }
     assertEquals(
@@ -279,23 +279,23 @@ Deno.test("a step of each stage in halves follows f32: losses, adversarial weigh
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   for (const stage of Object.values(STAGES)) {
     const losses = { ...stage.losses, gan: 0.1 };
-    const meters = async (precision: Precision) => {
+    const metrics = async (precision: Precision) => {
       const a = await alignment(precision);
       const run = new StageRun(a, { ...stage, losses } as Stage, options);
       const program = await run.program(0);
       // The second step sees what the first one did to the working copies.
       for (let n = 0; n < 2; n++) {
         run.optimizer.set({ ...HYPER, lr: 1e-3 });
-        run.critic?.set({ ...HYPER, lr: 5e-4 });
+        run.discriminatorOptimizer?.set({ ...HYPER, lr: 5e-4 });
         program.run({ x: images });
       }
-      const sums = [...await readTensor(run.meter)];
+      const sums = [...await readTensor(run.runningMetrics)];
       assertEquals((await run.optimizer.readProgress()).applied, 2);
-      assertEquals((await run.critic?.readProgress())?.applied, 2);
+      assertEquals((await run.discriminatorOptimizer?.readProgress())?.applied, 2);
       run.destroy();
       return sums;
     };
-    const single = await meters("f32"), half = await meters("f16");
+    const single = await metrics("f32"), half = await metrics("f16");
     RUNNING_METRICS.forEach((name, i) => {
       const [a, b] = [single[i] as number, half[i] as number];
       const most = name === "gan_weight" ? 0.02 : 5e-3;

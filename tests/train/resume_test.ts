@@ -72,7 +72,7 @@ Deno.test("an alignment killed in any stage resumes to the bits of the run that 
         "killed",
         ...SMALL,
         // Where images are made, and what is recomputed, changes nothing.
-        ...(step > 3 ? ["--resume", "--workers", "0", "--checkpoint"] : []),
+        ...(step > 3 ? ["--resume", "--workers", "0", "--recompute"] : []),
       );
     }
     await finish(folder, "align", "--out", "killed", ...SMALL, "--resume");

@@ -90,21 +90,21 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of th
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   const program = await run.program(0);
   const all = new Map([...a.state(), ...run.state()]);
-  const step = async (x: Float32Array, rates: { generator: number; critic: number }) => {
+  const step = async (x: Float32Array, rates: { generator: number; discriminator: number }) => {
     run.optimizer.set({ ...HYPER, lr: rates.generator });
-    run.critic?.set({ ...HYPER, lr: rates.critic });
+    run.discriminatorOptimizer?.set({ ...HYPER, lr: rates.discriminator });
     program.run({ x });
     return await snapshot(all);
   };
-  const rates = { generator: 1e-3, critic: 1e-3 };
+  const rates = { generator: 1e-3, discriminator: 1e-3 };
   const first = await step(images, rates);
   const poisoned = images.slice();
   poisoned[777] = NaN;
   assertEquals(changed(first, await step(poisoned, rates)), []);
-  const sums = await readTensor(run.meter);
-  assert(sums.every(Number.isFinite), "the meters are finite");
+  const sums = await readTensor(run.runningMetrics);
+  assert(sums.every(Number.isFinite), "the running metrics are finite");
   // Everything is finite here but the discriminator's update.
-  const names = changed(first, await step(images, { ...rates, critic: Infinity }));
+  const names = changed(first, await step(images, { ...rates, discriminator: Infinity }));
   assert(names.some((name) => name.startsWith("tokenizer.decoder.")), "the generator goes on");
   assertEquals(names.filter((name) => name.startsWith("discriminator.") || name.startsWith("critic.")), []);
   const last = changed(first, await step(images, rates));
@@ -160,8 +160,8 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
         trainLoop({
           from: 0,
           to: 1000,
-          meter: diffusion.meter,
-          meters: DIFFUSION_METRICS,
+          runningMetrics: diffusion.runningMetrics,
+          metrics: DIFFUSION_METRICS,
           optimizers: [diffusion.optimizer],
           logEvery: 1,
           saveEvery: 1,
@@ -207,8 +207,8 @@ Deno.test("what was learned before a damaged latent is saved", async () => {
       trainLoop({
         from: 2,
         to: 9,
-        meter: variable([1]),
-        meters: [],
+        runningMetrics: variable([1]),
+        metrics: [],
         optimizers: [{ readProgress: () => Promise.resolve(counts) }] as never,
         logEvery: 100,
         saveEvery: 0,

@@ -13,7 +13,7 @@ import { Sampler, timeGrid } from "../../src/sampling/samplers.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 
-/** Means of the meters over the first and the last third of `steps` on one batch. */
+/** Means of the running metrics over the first and the last third of `steps` on one batch. */
 async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stage.steps) {
   const { images } = await gather(
     new Shapes(8, 1),
@@ -24,8 +24,8 @@ async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stag
   if (stage.ema > 0) await run.optimizer.startEma();
   const program = await run.program(0);
   const read = async () => {
-    const sums = await readTensor(run.meter);
-    run.meter.storage.write(new Float32Array(RUNNING_METRICS.length));
+    const sums = await readTensor(run.runningMetrics);
+    run.runningMetrics.storage.write(new Float32Array(RUNNING_METRICS.length));
     return Object.fromEntries(
       RUNNING_METRICS.map((name, i) => [name, (sums[i] as number) / (steps / 3)]),
     ) as Record<
@@ -36,7 +36,7 @@ async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stag
   const thirds = [];
   for (let n = 0; n < steps; n++) {
     run.optimizer.set({ ...HYPER, lr: stage.lr });
-    run.critic?.set({ ...HYPER, lr: 5e-4 });
+    run.discriminatorOptimizer?.set({ ...HYPER, lr: 5e-4 });
     program.run({ x: images });
     if ((n + 1) % (steps / 3) === 0) thirds.push(await read());
   }
@@ -129,8 +129,8 @@ Deno.test("flow matching learns two classes apart, and samples with guidance lan
     diffusion.random.set(n);
     program.run({ x, labels });
     if (n % 100 === 99) {
-      losses.push((await readTensor(diffusion.meter))[0] as number / 100);
-      diffusion.meter.storage.write(new Float32Array(DIFFUSION_METRICS.length));
+      losses.push((await readTensor(diffusion.runningMetrics))[0] as number / 100);
+      diffusion.runningMetrics.storage.write(new Float32Array(DIFFUSION_METRICS.length));
     }
   }
   assert((losses[2] as number) < 0.75 * (losses[0] as number), `${losses}`);
