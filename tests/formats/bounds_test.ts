@@ -47,7 +47,7 @@ Deno.test("a config.json with ten million layers is refused by the name of the f
       ],
       [
         { model_type: "vit_mae", ...sizes, num_hidden_layers: 1, image_size: 16_384, patch_size: 1 },
-        "image_size: a table of more than 16,777,216 numbers",
+        "image_size: position tables of more than 16,777,216 elements",
       ],
       [
         { model_type: "dinov2", ...sizes, num_hidden_layers: 1, num_register_tokens: 1e9 },
