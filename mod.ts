@@ -8,10 +8,11 @@
  * ```
  * @module
  */
-export { checkpoint, detach, grad, gradOf, noGrad } from "./src/tensor/autograd.ts";
+export { detach, grad, gradOf, noGrad, recompute } from "./src/tensor/autograd.ts";
 export { GpuError, ShapeError, UsageError } from "./src/errors.ts";
 export { closeDevice, device, openDevice } from "./src/gpu/device.ts";
 export { capture, Program } from "./src/gpu/program.ts";
+export { within } from "./src/gpu/scope.ts";
 export { Autoencoder } from "./src/models/autoencoder.ts";
 export { Decoder } from "./src/models/decoder.ts";
 export { Discriminator } from "./src/models/discriminator.ts";
@@ -21,7 +22,6 @@ export { Vit } from "./src/models/vit.ts";
 export { Initializer } from "./src/nn/init.ts";
 export { loadState, saveState } from "./src/nn/layers.ts";
 export { ParameterSet } from "./src/nn/parameter_set.ts";
-export { withRecomputation } from "./src/nn/recompute.ts";
 export { attention } from "./src/ops/attention.ts";
 export { conv2d } from "./src/ops/conv.ts";
 export { linear, matmul } from "./src/ops/matmul.ts";

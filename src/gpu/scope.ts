@@ -1,5 +1,5 @@
-// The settings that hold while a function runs, such as where launches are recorded. `within` changes some of them for one
-// call; nothing else does.
+// The settings that hold while a function runs: where launches are recorded, whether gradients are, in which precision
+// activations are stored. `within` changes some of them for one call; nothing else does.
 
 import type { Launch } from "./launch.ts";
 
@@ -10,19 +10,35 @@ export interface Scope {
   readonly runs: number;
   /** Whether results must have the same bits in a batch of any size. */
   readonly batchInvariant: boolean;
+  /** Whether ops attach backward closures to their outputs; see noGrad(). */
+  readonly tape: boolean;
+  /** How activations, and later their gradients, are stored. Arithmetic is always in fp32. */
+  readonly precision: "f32" | "f16";
+  /** Whether models recompute the activations of their blocks in the backward pass; see nn/recompute.ts. */
+  readonly recompute: boolean;
 }
 
 /** The runs of a training program, and of any program whose capture does not say otherwise. */
 export const MANY_RUNS = 1000;
 
-let current: Scope = { record: undefined, runs: MANY_RUNS, batchInvariant: false };
+let current: Scope = {
+  record: undefined,
+  runs: MANY_RUNS,
+  batchInvariant: false,
+  tape: true,
+  precision: "f32",
+  recompute: false,
+};
 
 /** The settings that hold here. */
 export function scope(): Scope {
   return current;
 }
 
-/** Runs `fn` with some settings changed. `fn` must be synchronous: the settings are restored when it returns. */
+/**
+ * Runs `fn` with some settings changed, for example `within({ precision: "f16" }, () => model.forward(x))`.
+ * @param fn must be synchronous: the settings are restored when it returns
+ */
 export function within<T>(changes: Partial<Scope>, fn: () => T): T {
   const before = current;
   current = { ...before, ...changes };

@@ -9,7 +9,7 @@ import { add } from "../ops/math.ts";
 import { upsampleNearest2x } from "../ops/pool.ts";
 import { reshape } from "../ops/layout.ts";
 import { Conv2d, GroupNorm } from "../nn/layers.ts";
-import { through } from "../nn/recompute.ts";
+import { recomputable } from "../nn/recompute.ts";
 import type { Initializer } from "../nn/init.ts";
 import { check, type Tensor } from "../tensor/tensor.ts";
 
@@ -118,7 +118,7 @@ export function throughLevel({ block, attn }: Level, x: Tensor): Tensor {
 }
 
 /** Through a block that may be recomputed in the backward pass. */
-const pass = (block: ResBlock | AttnBlock, x: Tensor) => through(block, (x) => block.forward(x), x);
+const pass = (block: ResBlock | AttnBlock, x: Tensor) => recomputable(block, (x) => block.forward(x), x);
 
 /** Channels of each level, highest resolution first. @throws ShapeError when group norm cannot divide them */
 export function widthsOf(
@@ -185,11 +185,11 @@ export class Decoder {
     for (const level of this.up.toReversed()) {
       y = throughLevel(level, y);
       const { upsample } = level;
-      if (upsample) y = through(upsample, (y) => upsample.conv.forward(upsampleNearest2x(y)), y);
+      if (upsample) y = recomputable(upsample, (y) => upsample.conv.forward(upsampleNearest2x(y)), y);
     }
     const { norm_out, conv_out } = this;
     const last = (y: Tensor) => conv_out.forward(norm_out.forward(y, { silu: true }));
-    return through({ norm_out, conv_out }, (y) => last(y), y); // [B, H, W, 3]
+    return recomputable({ norm_out, conv_out }, (y) => last(y), y); // [B, H, W, 3]
   }
 
   /** The weight whose gradients balance the adversarial loss. */

@@ -13,7 +13,7 @@ import { gatedAdd, modulate, splitModulation, swiglu } from "../ops/modulate.ts"
 import { rotary, rotaryTables2d } from "../ops/rotary.ts";
 import { reshape, split } from "../ops/layout.ts";
 import { Conv2d, Linear, RmsNorm } from "../nn/layers.ts";
-import { through } from "../nn/recompute.ts";
+import { recomputable } from "../nn/recompute.ts";
 import type { Initializer } from "../nn/init.ts";
 import { check, constant, parameter, type Tensor, variable } from "../tensor/tensor.ts";
 
@@ -241,7 +241,7 @@ export class Dit {
     const c = silu(add(time, embedding(this.y_embedder.embedding_table.weight, y))); // [B, C]
     let h = add(reshape(this.x_embedder.proj.forward(x), [B, S * S, C]), this.pos_embed); // [B, T, C]
     for (const block of this.blocks) {
-      h = through(block, (h, c) => block.forward(h, c, freqs_cos, freqs_sin), h, c);
+      h = recomputable(block, (h, c) => block.forward(h, c, freqs_cos, freqs_sin), h, c);
     }
     const { norm_final, linear, adaLN_modulation } = this.final_layer;
     const [shiftAndScale] = splitModulation(adaLN_modulation[1].forward(c), [2]) as [Tensor];

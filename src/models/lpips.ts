@@ -8,12 +8,13 @@ import { openModel } from "../formats/shards.ts";
 import type { Renamed } from "../formats/mapped_store.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 import { Conv2d, loadState, type TensorSource } from "../nn/layers.ts";
-import { through } from "../nn/recompute.ts";
+import { recomputable } from "../nn/recompute.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { reshape } from "../ops/layout.ts";
-import { constant, inPrecision, type Tensor } from "../tensor/tensor.ts";
+import { constant, type Tensor } from "../tensor/tensor.ts";
+import { within } from "../gpu/scope.ts";
 import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */
@@ -95,7 +96,7 @@ export class Lpips {
             layer === "pool" ? maxPool(x, { kernel: 2 }) : layer === "relu" ? relu(x) : layer.forward(x),
           x,
         );
-      maps.push(y = through(layers, part, y));
+      maps.push(y = recomputable(layers, part, y));
       from = to;
     }
     return maps.map(unit);
@@ -120,7 +121,10 @@ export class Lpips {
  * feature of 256 is no half.
  */
 function unit(x: Tensor): Tensor {
-  const length = inPrecision("f32", () => sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS)));
+  const length = within(
+    { precision: "f32" },
+    () => sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS)),
+  );
   return div(x, shift(length, EPS));
 }
 

@@ -10,7 +10,7 @@ import { rotary, rotaryTablesCentred } from "../ops/rotary.ts";
 import { broadcastTo, concat, reshape, slice } from "../ops/layout.ts";
 import { swiglu } from "../ops/modulate.ts";
 import { Conv2d, LayerNorm, Linear, type Published } from "../nn/layers.ts";
-import { through } from "../nn/recompute.ts";
+import { recomputable } from "../nn/recompute.ts";
 import type { Initializer } from "../nn/init.ts";
 import { check, constant, parameter, type Tensor, variable } from "../tensor/tensor.ts";
 import type { VitConfig } from "./vit_config.ts";
@@ -260,7 +260,7 @@ export class Vit implements Published {
     const patchesOf = (z: Tensor) => slice(z, 1, K + R, K + R + T);
     const layers: Tensor[] = [];
     for (const block of this.encoder.layer) {
-      y = through(block, (y) => block.forward(y, angles), y);
+      y = recomputable(block, (y) => block.forward(y, angles), y);
       layers.push(patchesOf(y));
     }
     if (normed === "cls") {

@@ -4,7 +4,7 @@
 import { device } from "../gpu/device.ts";
 import { Storage } from "../gpu/storage.ts";
 import { parameters } from "./layers.ts";
-import { type Precision, setWorkingCopy, Tensor, variable } from "../tensor/tensor.ts";
+import { type Precision, setFp16Copy, Tensor, variable } from "../tensor/tensor.ts";
 
 /** Bytes between the parts of a flat buffer; no adapter asks for more. */
 const ALIGN = 256;
@@ -55,7 +55,7 @@ export class ParameterSet {
           half: true,
         });
         part.place(copy.storage, offset / 2);
-        setWorkingCopy(tensor, part);
+        setFp16Copy(tensor, part);
       }
       return copy;
     });

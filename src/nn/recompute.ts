@@ -1,31 +1,21 @@
-// Recomputation of parts of models. A model says where its parts are (`through`), a recipe whether they are recomputed
-// (`withRecomputation`): their activations then live only around their own backward pass. What is kept is each part's inputs.
+// Activation recomputation. A model runs its blocks by `recomputable`; within({ recompute: true }) their activations are
+// not kept but computed again in the backward pass, from the block's inputs.
 
-import { checkpoint } from "../tensor/autograd.ts";
-import { parameters } from "./layers.ts";
+import { scope } from "../gpu/scope.ts";
+import { recompute } from "../tensor/autograd.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-
-let recomputing = false;
-
-/** Runs `fn`; where `on`, every part of a model in it is run again when its gradients are computed. */
-export function withRecomputation<T>(on: boolean, fn: () => T): T {
-  const before = recomputing;
-  recomputing = on;
-  try {
-    return fn();
-  } finally {
-    recomputing = before;
-  }
-}
+import { parameters } from "./layers.ts";
 
 /**
- * `forward(...inputs)` of a part of a model; see {@link withRecomputation}.
- * @param module the part; `forward` reads no other parameters
+ * `forward(...inputs)` of a block of a model, whose activations are recomputed where scope().recompute says so.
+ * @param module the block; `forward` reads no parameters but its own
  */
-export function through(
+export function recomputable(
   module: object,
   forward: (...inputs: Tensor[]) => Tensor,
   ...inputs: Tensor[]
 ): Tensor {
-  return recomputing ? checkpoint(forward, inputs, [...parameters(module).values()]) : forward(...inputs);
+  return scope().recompute
+    ? recompute(forward, inputs, [...parameters(module).values()])
+    : forward(...inputs);
 }

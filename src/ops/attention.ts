@@ -6,10 +6,10 @@
 // 11 times as long there, and 60 times with gradients.)
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
-import { checkpoint, differentiable } from "../tensor/autograd.ts";
+import { differentiable, recompute } from "../tensor/autograd.ts";
 import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
-import { activation, check, type Tensor } from "../tensor/tensor.ts";
+import { check, emptyActivation, type Tensor } from "../tensor/tensor.ts";
 import { gemm } from "./gemm.ts";
 import { rowKernel } from "./row_kernel.ts";
 import { concat, split } from "./layout.ts";
@@ -89,7 +89,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const sizes = { rows: B * NH * T, size: S };
 
   const scores = product("nt", [T, S, HS], [q, ofQ], [k, ofK], toScores, scale);
-  const p = activation(matrix), forward = rows("attention_rows", 3);
+  const p = emptyActivation(matrix), forward = rows("attention_rows", 3);
   launch(forward.kernel, { x: scores, y: p }, sizes, forward.grid, {
     flops: 5 * B * NH * T * S,
     iterations: forward.iterations,
@@ -97,7 +97,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const y = product("nn", [T, HS, S], [p, weights], [v, ofK], [[B, T, NH * HS], ofQ]);
   return differentiable(y, [q, k, v], (dy) => {
     const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
-    const ds = activation(matrix), backward = rows("attention_rows_backward", 2);
+    const ds = emptyActivation(matrix), backward = rows("attention_rows_backward", 2);
     launch(backward.kernel, { saved: p, dy: dp, dx: ds }, sizes, backward.grid, {
       flops: 4 * B * NH * T * S,
       iterations: backward.iterations,
@@ -120,7 +120,7 @@ const paddedKeys = (S: number) => Math.ceil(S / 4) * 4;
 export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
   const [B, T, NH] = q.shape as [number, number, number], ofQuery = 4 * NH * paddedKeys(k.dim(1));
   const images = Math.floor(bytes / (ofQuery * T));
-  const once = (q: Tensor) => checkpoint(attentionByGemm, [q, k, v], []);
+  const once = (q: Tensor) => recompute(attentionByGemm, [q, k, v], []);
   if (images >= B) return once(q);
   if (B > 1) {
     const sizes = parts(B, Math.max(1, images));

@@ -2,7 +2,7 @@
 // to multiples of four, so that every load is a vector; a kernel that tiles the image (patch embedding) is a linear layer.
 
 import { differentiable } from "../tensor/autograd.ts";
-import { check, type Tensor, working } from "../tensor/tensor.ts";
+import { castWeight, check, type Tensor } from "../tensor/tensor.ts";
 import type { ConvSizes } from "../../kernels/gemm.ts";
 import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { linear } from "./matmul.ts";
@@ -62,7 +62,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
   }
   const sizes: ConvSizes = { H, W, C, Ho, Wo, Co, KH, KW, stride, top, left };
   const taps = KH * KW;
-  const w = working(weight);
+  const w = castWeight(weight);
   const y = gemm(x, w, [B, Ho, Wo, Co], {
     source: { kind: "conv" },
     M: B * Ho * Wo,

@@ -14,7 +14,7 @@ import type { Profile } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages, scope } from "../gpu/scope.ts";
 import { stageable, TEXELS } from "../gpu/software/staging.ts";
-import { activation, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
+import { empty, emptyActivation, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";
@@ -152,7 +152,7 @@ function product(
     ? empty([splits, size], "f32", "product")
     : o.whole
     ? empty(shape, "f32", "product")
-    : activation(shape, "product");
+    : emptyActivation(shape, "product");
   const tiles = tilesM * tilesN * count * splits;
   const overTaps = cpu && gathersA;
   const turns = Math.ceil((overTaps ? run : depth) / (cpu ? spec.step : GPU_DEPTH));

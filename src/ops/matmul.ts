@@ -1,7 +1,7 @@
 // Matrix products and linear layers with their gradients, each of which is again a matrix product.
 
 import { differentiable } from "../tensor/autograd.ts";
-import { check, type Tensor, working } from "../tensor/tensor.ts";
+import { castWeight, check, type Tensor } from "../tensor/tensor.ts";
 import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { activate, type Activation } from "./math.ts";
 
@@ -70,7 +70,7 @@ export function linear(
     ...bias ? [bias] : [],
   );
   const shape = [...x.shape.slice(0, -1), N];
-  const w = working(weight);
+  const w = castWeight(weight);
   const images = x.rank > 1 ? { axis: "M", count: x.dim(0) } as const : undefined;
   const y = product(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias, images });
   const inputs = bias ? [x, weight, bias] : [x, weight];

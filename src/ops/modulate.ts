@@ -5,7 +5,7 @@ import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, empty, type Tensor, viewAs } from "../tensor/tensor.ts";
+import { check, empty, emptyActivation, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, mul, shift as plus } from "./math.ts";
 import { sumAndDot } from "./reduce.ts";
 import { byWidth } from "./row_kernel.ts";
@@ -60,7 +60,7 @@ export function swiglu(x: Tensor): Tensor {
   check(x.dim(-1) % 2 === 0, "apply SwiGLU", "the last axis must be even", x);
   const H = x.dim(-1) / 2;
   const { source: text, width } = byWidth(source, H);
-  const y = activation([...x.shape.slice(0, -1), H]);
+  const y = emptyActivation([...x.shape.slice(0, -1), H]);
   const params = { count: y.size / width, size: H / width };
   const grid = fold(Math.ceil(params.count / 64));
   launch(kernel(text, "swiglu"), { x, y }, params, grid, {
@@ -69,7 +69,7 @@ export function swiglu(x: Tensor): Tensor {
   });
   return differentiable(y, [x], (dy) => {
     // Narrow kernels write single elements, which halves cannot be: H decides, not the 2H of x.
-    const dx = width === 4 ? activation(x.shape) : empty(x.shape);
+    const dx = width === 4 ? emptyActivation(x.shape) : empty(x.shape);
     launch(kernel(text, "swiglu_backward"), { x, dy, y: dx }, params, grid, {
       flops: 10 * y.size,
       fusion: { loads: ["dy"], stores: ["y"] },

@@ -9,8 +9,8 @@ import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { iterationsOfSum, partsOf } from "../gpu/iterations.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { nominalImages } from "../gpu/scope.ts";
-import { activation, check, empty, inPrecision, type Tensor, viewAs } from "../tensor/tensor.ts";
+import { nominalImages, within } from "../gpu/scope.ts";
+import { check, empty, emptyActivation, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
@@ -51,7 +51,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     x,
     ...affine,
   );
-  const y = activation(x.shape), stats = empty([R, 2], "f32", "statistics");
+  const y = emptyActivation(x.shape), stats = empty([R, 2], "f32", "statistics");
   const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
   const forward = rowKernel(source, "norm", R, C, 2, constants);
   const chunks = Math.max(
@@ -65,7 +65,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     fusion: { stores: ["y"] },
   });
   return differentiable(y, [x, ...affine], (dy) => {
-    const dx = activation(x.shape);
+    const dx = emptyActivation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, 2, constants);
     launch(backward.kernel, { x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
@@ -128,14 +128,14 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
   );
   if (training !== true) {
     const { mean, variance } = training;
-    const deviation = inPrecision("f32", () => sqrt(shift(variance, eps)));
+    const deviation = within({ precision: "f32" }, () => sqrt(shift(variance, eps)));
     return add(mul(div(sub(x, mean), deviation), weight), bias);
   }
   const { y, mean, r } = grouped(x, 1, C, weight, bias, eps, false);
   if (running) {
     const m = running.momentum;
     noGrad(() =>
-      inPrecision("f32", () => {
+      within({ precision: "f32" }, () => {
         copy(pointwise(["x0 * s0 + x1 * s1"], [running.mean, viewAs(mean, [C])], [1 - m, m]), running.mean);
         const unbiased = m * n / Math.max(1, n - 1);
         const update = ["x0 * s0 + max(1.0 / (x1 * x1) - s2, T(0.0)) * s1"];
@@ -209,7 +209,7 @@ function grouped(
   const overGroups = fold(Math.ceil(images * groups / shared.ROWS));
   const strands = images * Math.ceil(pixels / PIXELS) * size;
 
-  const y = activation(x.shape);
+  const y = emptyActivation(x.shape);
   const [mean, r] = [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
   const vectors = C / groups / width; // of a group, where it is whole
   const iterations = whole ? vectors * (2 + iterationsOfSum(pixels)) : iterationsOfSum(params.chunk);
@@ -232,7 +232,7 @@ function grouped(
     fusion: { stores: ["y"] },
   });
   differentiable(y, [x, w, b], (dy) => {
-    const dx = activation(x.shape),
+    const dx = emptyActivation(x.shape),
       [dw, db] = [0, 1].map(() => empty([slices, C], "f32", "gradient")) as [Tensor, Tensor];
     const known = { x, w, b, mean, r, dy }, all = empty([4, images, C], "f32", "reduction");
     const backward = { flops: 8 * x.size, iterations };

@@ -4,7 +4,7 @@
 import { ShapeError } from "../errors.ts";
 import { type Axis, straight, view } from "../gpu/strides.ts";
 import { launchExpression } from "../gpu/elementwise.ts";
-import { activation, type Shape, type Tensor } from "../tensor/tensor.ts";
+import { emptyActivation, type Shape, type Tensor } from "../tensor/tensor.ts";
 
 /**
  * y = body(x0, x1, ...; s0, s1, ...) elementwise over the broadcast shape of the inputs.
@@ -18,7 +18,7 @@ export function pointwise(
   scalars: readonly number[] = [],
   shape: Shape = broadcastShape(inputs.map((x) => x.shape)),
 ): Tensor {
-  const y = activation(shape);
+  const y = emptyActivation(shape);
   launchExpression({
     count: y.size,
     inputs: inputs.map((x) => ({ storage: x.storage, view: broadcast(x.shape, shape) })),

@@ -5,7 +5,7 @@ import { differentiable } from "../tensor/autograd.ts";
 import { partsOf } from "../gpu/iterations.ts";
 import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor/tensor.ts";
+import { check, emptyActivation, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
 import { byWidth } from "./row_kernel.ts";
 import { reshape } from "./layout.ts";
@@ -28,10 +28,10 @@ export function upsampleNearest2x(x: Tensor): Tensor {
     stride: 2,
     padding: 0,
   };
-  const y = activation([B, 2 * H, 2 * W, C]);
+  const y = emptyActivation([B, 2 * H, 2 * W, C]);
   launch(kernel(text, "upsample"), { x, y }, params, over(params.count));
   return differentiable(y, [x], (dy) => {
-    const dx = activation(x.shape);
+    const dx = emptyActivation(x.shape);
     launch(kernel(text, "upsample_backward"), { dy, y: dx }, params, over(params.count), {
       flops: 3 * x.size,
     });
@@ -81,7 +81,7 @@ function pool(
     return mean(reshape(x, [B, Ho, K, Wo, K, C]), [2, 4]);
   }
   const { source: text, width } = byWidth(source, C);
-  const y = activation([B, Ho, Wo, C]);
+  const y = emptyActivation([B, Ho, Wo, C]);
   const params = { H, W, C: C / width, Ho, Wo, K, stride, padding };
   const forward = { ...params, count: y.size / width };
   launch(kernel(text, "pool", switches), { x, y }, forward, over(forward.count), {
@@ -89,7 +89,7 @@ function pool(
     iterations: K * K,
   });
   return differentiable(y, [x], (dy) => {
-    const dx = activation(x.shape);
+    const dx = emptyActivation(x.shape);
     const backward = { ...params, count: x.size / width };
     launch(kernel(text, "pool_backward", switches), { x, dy, y: dx }, backward, over(backward.count), {
       flops: K * K * y.size,

@@ -5,7 +5,7 @@ import source from "../../kernels/rotary.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
 import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
-import { activation, check, type Tensor } from "../tensor/tensor.ts";
+import { check, emptyActivation, type Tensor } from "../tensor/tensor.ts";
 
 /** Which two channels of a head turn together: 2i and 2i + 1, or i and i + HS / 2. */
 export type Pairs = "neighbours" | "halves";
@@ -24,7 +24,7 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
   );
   const count = x.size / 4, halves = pairs === "halves";
   const run = (from: Tensor, BACK: number): Tensor => {
-    const y = activation(from.shape);
+    const y = emptyActivation(from.shape);
     launch(
       kernel(source, halves ? "rotary_halves" : "rotary", { BACK }),
       halves

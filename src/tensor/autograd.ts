@@ -1,13 +1,13 @@
 // Reverse-mode differentiation. Each op attaches to its outputs a closure that records the launches of its
-// backward pass; `grad` walks those closures in reverse order of creation. Launches for gradients that nobody asked for
-// are recorded and then dropped by the plan, so that ops need not know who needs what.
+// backward pass; `grad` calls those closures in reverse order of creation. Launches for gradients that nobody asked for
+// are recorded, and the plan removes them, so that ops need not know who needs what.
 
 import { ShapeError } from "../errors.ts";
 import { add, copy, fill } from "../gpu/memory.ts";
-import { empty, inPrecision, type Node, precision, type Tensor, viewAs } from "./tensor.ts";
+import { scope, within } from "../gpu/scope.ts";
+import { empty, type Node, type Tensor, viewAs } from "./tensor.ts";
 
 let nodes = 0;
-let recording = true;
 
 /** Whether gradients can flow through `x`. */
 export function tracked(x: Tensor): boolean {
@@ -33,20 +33,14 @@ export function differentiableMany(
   inputs: readonly Tensor[],
   backward: Node["backward"],
 ): void {
-  if (!recording || !inputs.some(tracked)) return;
-  const node: Node = { id: nodes++, inputs, outputs, precision: precision(), backward };
+  if (!scope().tape || !inputs.some(tracked)) return;
+  const node: Node = { id: nodes++, inputs, outputs, precision: scope().precision, backward };
   for (const y of outputs) y.node = node;
 }
 
 /** Runs `fn` without attaching backward closures. */
 export function noGrad<T>(fn: () => T): T {
-  const before = recording;
-  recording = false;
-  try {
-    return fn();
-  } finally {
-    recording = before;
-  }
+  return within({ tape: false }, fn);
 }
 
 /** The same values as a leaf without gradients: no copy. */
@@ -68,7 +62,7 @@ export function grad(y: Tensor, wrt: readonly Tensor[], dy?: Tensor): Tensor[] {
   return gradOf([{ y, dy: dy ?? full(y.shape, 1) }], wrt);
 }
 
-/** Gradients of the sum of several roots: one walk, shared parts once. */
+/** Gradients of the sum of several roots, in one backward pass. */
 export function gradOf(roots: readonly Root[], wrt: readonly Tensor[]): Tensor[] {
   for (const { y, dy } of roots) {
     if (dy.shape.join() !== y.shape.join()) {
@@ -87,7 +81,7 @@ function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, 
     for (const node of path) {
       const dys = node.outputs.map((output) => flowing.get(output));
       if (dys.every((d) => d === undefined)) continue;
-      const dxs = inPrecision(node.precision, () => node.backward(...dys));
+      const dxs = within({ precision: node.precision }, () => node.backward(...dys));
       node.inputs.forEach((x, i) => {
         const dx = dxs[i];
         if (!dx || !tracked(x)) return;
@@ -128,11 +122,11 @@ function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
 }
 
 /**
- * Recomputation: runs `fn` without keeping what its backward pass would need, and runs it again when gradients
- * are asked for. Its memory is then live only around its own backward pass.
+ * Activation recomputation (torch.utils.checkpoint): runs `fn` without keeping its activations, and runs it again in the
+ * backward pass. They are then live only around that.
  * @param fn a pure function of `inputs` and of `parameters`
  */
-export function checkpoint(
+export function recompute(
   fn: (...inputs: Tensor[]) => Tensor,
   inputs: readonly Tensor[],
   parameters: readonly Tensor[],
@@ -140,13 +134,7 @@ export function checkpoint(
   const y = noGrad(() => fn(...inputs));
   return differentiable(y, [...inputs, ...parameters], (dy) => {
     const leaves = inputs.map((x) => Object.assign(detach(x), { requiresGrad: tracked(x) }));
-    const before = recording;
-    recording = true;
-    try {
-      return grad(fn(...leaves), [...leaves, ...parameters], dy);
-    } finally {
-      recording = before;
-    }
+    return within({ tape: true }, () => grad(fn(...leaves), [...leaves, ...parameters], dy));
   });
 }
 

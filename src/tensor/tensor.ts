@@ -2,6 +2,7 @@
 // (parameters, moments, statistics) are updated in place, by the few ops that say so.
 
 import { ShapeError } from "../errors.ts";
+import { type Scope, scope } from "../gpu/scope.ts";
 import {
   type Bindable,
   type Category,
@@ -10,11 +11,11 @@ import {
   type StorageOptions,
 } from "../gpu/storage.ts";
 
-/** Halves (f16) are stored two in a word, and ops make them only where the last axis is a multiple of 4; arithmetic is in f32. */
+/** f16 is a storage format, two elements to a u32: arithmetic is in f32. Ops make f16 only where the last axis is a multiple of 4. */
 export type DType = "f32" | "u32" | "i32" | "f16";
 
-/** How activations are stored. */
-export type Precision = "f32" | "f16";
+/** How activations are stored; see scope.ts. */
+export type Precision = Scope["precision"];
 
 export type Shape = readonly number[];
 
@@ -23,7 +24,7 @@ export interface Node {
   readonly id: number;
   readonly inputs: readonly Tensor[];
   readonly outputs: readonly Tensor[];
-  /** Of its activations, and so of their gradients. */
+  /** The working precision of the forward pass, and so of the backward pass. */
   readonly precision: Precision;
   readonly backward: (...dys: (Tensor | undefined)[]) => readonly (Tensor | undefined)[];
 }
@@ -80,39 +81,22 @@ export function empty(shape: Shape, dtype: DType = "f32", label = "activations")
   return new Tensor(shape, dtype, storageOf(shape, dtype, { label }));
 }
 
-let activations: Precision = "f32";
-
-/** Runs `fn` with its activations, and later their gradients, stored in `precision`. */
-export function inPrecision<T>(precision: Precision, fn: () => T): T {
-  const before = activations;
-  activations = precision;
-  try {
-    return fn();
-  } finally {
-    activations = before;
-  }
+/** Like {@link empty}, in the working precision: fp16 where scope().precision says so and the last axis is a multiple of 4. */
+export function emptyActivation(shape: Shape, label = "activations"): Tensor {
+  return empty(shape, scope().precision === "f16" && (shape.at(-1) ?? 1) % 4 === 0 ? "f16" : "f32", label);
 }
 
-/** How activations are stored here; see {@link inPrecision}. */
-export function precision(): Precision {
-  return activations;
+/** fp16 copies of fp32 parameters. */
+const fp16Copies = new WeakMap<Storage, Storage>();
+
+/** Makes `copy` the fp16 copy of the parameter `weight`, which matmuls read where activations are fp16. */
+export function setFp16Copy(weight: Tensor, copy: Storage): void {
+  fp16Copies.set(weight.storage, copy);
 }
 
-/** Like {@link empty}, in the precision of activations: halves where that is f16 and rows are multiples of 4. */
-export function activation(shape: Shape, label = "activations"): Tensor {
-  return empty(shape, activations === "f16" && (shape.at(-1) ?? 1) % 4 === 0 ? "f16" : "f32", label);
-}
-
-const workingCopies = new WeakMap<Storage, Storage>();
-
-/** Makes `copy`, of halves, what products read instead of the parameter `weight` while activations are f16. */
-export function setWorkingCopy(weight: Tensor, copy: Storage): void {
-  workingCopies.set(weight.storage, copy);
-}
-
-/** What a product reads for a weight: its working copy where activations are halves and there is one. */
-export function working(weight: Tensor): Tensor {
-  const copy = activations === "f16" ? workingCopies.get(weight.storage) : undefined;
+/** The weight in the working precision: its fp16 copy where activations are fp16 and it has one. */
+export function castWeight(weight: Tensor): Tensor {
+  const copy = scope().precision === "f16" ? fp16Copies.get(weight.storage) : undefined;
   return copy ? new Tensor(weight.shape, "f16", copy) : weight;
 }
 

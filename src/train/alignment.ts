@@ -3,6 +3,7 @@
 // decoder. Source: arXiv 2509.25162 for the stages; losses and weights by the grades of the recipe.
 
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
+import { within } from "../gpu/scope.ts";
 import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
@@ -15,8 +16,7 @@ import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { reshape, slice } from "../ops/layout.ts";
-import { withRecomputation } from "../nn/recompute.ts";
-import { inPrecision, input, type Precision, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
+import { input, type Precision, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import {
   adaptiveWeight,
   cosineDistance,
@@ -202,9 +202,9 @@ export class StageRun {
       `stage ${this.stage.name}`,
       { x },
       ({ x }) =>
-        withRecomputation(
-          this.options.recompute ?? false,
-          () => inPrecision(this.alignment.precision, () => this.#step(x, adversarial)),
+        within(
+          { recompute: this.options.recompute ?? false, precision: this.alignment.precision },
+          () => this.#step(x, adversarial),
         ),
     );
   }
@@ -241,7 +241,7 @@ export class StageRun {
   #runningStatistics(): (readonly [Tensor, Tensor])[] {
     const all = this.alignment.discriminator ? [...state(this.alignment.discriminator).values()] : [];
     return all.filter(({ storage }) => storage.category !== "parameters")
-      .map((t) => [t, noGrad(() => inPrecision("f32", () => pointwise(["x0"], [t])))]);
+      .map((t) => [t, noGrad(() => within({ precision: "f32" }, () => pointwise(["x0"], [t])))]);
   }
 
   /** Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator. */

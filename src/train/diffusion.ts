@@ -3,6 +3,7 @@
 // the direction term and the time distribution are LightningDiT's.
 
 import { noGrad } from "../tensor/autograd.ts";
+import { within } from "../gpu/scope.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Dit } from "../models/dit.ts";
 import { state } from "../nn/layers.ts";
@@ -10,8 +11,7 @@ import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { reshape } from "../ops/layout.ts";
-import { withRecomputation } from "../nn/recompute.ts";
-import { inPrecision, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
+import { input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import { cosineDistance, l2 } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 
@@ -63,7 +63,7 @@ export class Diffusion {
       });
       const { precision = "f32", recompute = false } = this.options;
       const forward = () => this.dit.forward(xt, t, y);
-      const predicted = withRecomputation(recompute, () => inPrecision(precision, forward));
+      const predicted = within({ recompute, precision }, forward);
       const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
       const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
       const norm2 = this.optimizer.minimise(loss, [loss, velocity, direction]);

@@ -2,25 +2,27 @@
 // compared may be halves; the comparison is in f32.
 
 import { gradOf, noGrad } from "../tensor/autograd.ts";
+import { within } from "../gpu/scope.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, total } from "../ops/reduce.ts";
-import { inPrecision, type Tensor } from "../tensor/tensor.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 
 /** mean |a - b| */
-export const l1 = (a: Tensor, b: Tensor): Tensor => inPrecision("f32", () => mean(abs(sub(a, b))));
+export const l1 = (a: Tensor, b: Tensor): Tensor => within({ precision: "f32" }, () => mean(abs(sub(a, b))));
 
 /** mean (a - b)^2 */
-export const l2 = (a: Tensor, b: Tensor): Tensor => inPrecision("f32", () => mean(square(sub(a, b))));
+export const l2 = (a: Tensor, b: Tensor): Tensor =>
+  within({ precision: "f32" }, () => mean(square(sub(a, b))));
 
 /** Added under the root of |a|^2 |b|^2, so that a vector of zeros has a finite gradient. */
 const COSINE_EPS = 1e-8;
 
 /** mean of 1 - cos(a, b) over the last axis */
 export function cosineDistance(a: Tensor, b: Tensor): Tensor {
-  return inPrecision("f32", () => {
+  return within({ precision: "f32" }, () => {
     const dot = sum(mul(a, b), [-1]);
     const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
     return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
@@ -30,16 +32,16 @@ export function cosineDistance(a: Tensor, b: Tensor): Tensor {
 /** mean LPIPS of images from their originals, which get no gradient */
 export function lpipsLoss(lpips: Lpips, y: Tensor, original: Tensor): Tensor {
   const expected = noGrad(() => lpips.describe(original)), got = lpips.describe(y);
-  return inPrecision("f32", () => mean(lpips.compare(expected, got)));
+  return within({ precision: "f32" }, () => mean(lpips.compare(expected, got)));
 }
 
 /** Hinge loss of the generator: -mean D(fake). */
-export const generatorLoss = (fake: Tensor): Tensor => inPrecision("f32", () => neg(mean(fake)));
+export const generatorLoss = (fake: Tensor): Tensor => within({ precision: "f32" }, () => neg(mean(fake)));
 
 /** Hinge loss of the discriminator. */
 export function discriminatorLoss(discriminator: Discriminator, real: Tensor, fake: Tensor): Tensor {
   const logits = [real, fake].map((x) => discriminator.forward(x, "train")) as [Tensor, Tensor];
-  return inPrecision("f32", () => {
+  return within({ precision: "f32" }, () => {
     const [onReal, onFake] = [neg(logits[0]), logits[1]].map((x) => mean(relu(shift(x, 1)))) as [
       Tensor,
       Tensor,

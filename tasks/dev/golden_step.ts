@@ -5,6 +5,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { fromFileUrl, join } from "@std/path";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
+import { within } from "../../src/gpu/scope.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { type NpzArray, writeNpz } from "../../src/formats/npz.ts";
@@ -13,7 +14,6 @@ import { mean } from "../../src/ops/reduce.ts";
 import { square, sub } from "../../src/ops/math.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { normal, uniform } from "../../src/philox.ts";
-import { withRecomputation } from "../../src/nn/recompute.ts";
 import { input, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { findTorch } from "./bench/peers.ts";
@@ -47,7 +47,7 @@ async function step(profile: Profile): Promise<{ from: NpzArray[]; gave: NpzArra
     "golden step",
     { latents, target },
     ({ latents, target }) =>
-      withRecomputation(true, () => {
+      within({ recompute: true }, () => {
         const loss = mean(square(sub(decoder.forward(latents), target)));
         return { loss, norm2: optimizer.minimise(loss) };
       }),

@@ -3,6 +3,7 @@
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
+import { within } from "../../src/gpu/scope.ts";
 import { GpuError } from "../../src/errors.ts";
 import { launch } from "../../src/gpu/bind.ts";
 import { device } from "../../src/gpu/device.ts";
@@ -21,15 +22,7 @@ import { mean } from "../../src/ops/reduce.ts";
 import { rotary, rotaryTables2d } from "../../src/ops/rotary.ts";
 import { concat, flip, pad, permute, slice, split } from "../../src/ops/layout.ts";
 import { softmax } from "../../src/ops/softmax.ts";
-import {
-  constant,
-  empty,
-  inPrecision,
-  input,
-  type Precision,
-  type Shape,
-  type Tensor,
-} from "../../src/tensor/tensor.ts";
+import { constant, empty, input, type Precision, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { PROFILES, randomArray, relativeError, testDevice } from "../helpers/check.ts";
 
 const bits = (values: Float16Array) => new Uint16Array(values.buffer);
@@ -192,7 +185,7 @@ Deno.test("every op on halves gives what it gives in f32, rounded; and so do its
         const stored = (i: number) => precision === "f16" && !weights.includes(i);
         const x = Object.fromEntries(shapes.map((s, i) => [`x${i}`, input(s, stored(i) ? "f16" : "f32")]));
         let dtype = "";
-        const program = await inPrecision(precision, () =>
+        const program = await within({ precision }, () =>
           capture(name, x, (x) => {
             const xs = shapes.map((_, i) => Object.assign(x[`x${i}`] as Tensor, { requiresGrad: true }));
             const y = op(...xs);

@@ -5,6 +5,7 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import { grad } from "../../src/tensor/autograd.ts";
+import { within } from "../../src/gpu/scope.ts";
 import { type Axis, compose, type View, view } from "../../src/gpu/strides.ts";
 import { device } from "../../src/gpu/device.ts";
 import { addInPlace } from "../../src/gpu/memory.ts";
@@ -23,7 +24,6 @@ import { rotary } from "../../src/ops/rotary.ts";
 import { concat, permute, reshape, slice, split } from "../../src/ops/layout.ts";
 import { softmax } from "../../src/ops/softmax.ts";
 import {
-  inPrecision,
   input,
   type Precision,
   readTensor,
@@ -47,7 +47,7 @@ async function bothWays(shapes: readonly Shape[], fn: Fn, precision: Precision =
     try {
       const inputs = Object.fromEntries(shapes.map((s, i) => [`x${i}`, input(s)]));
       const program = await capture("both ways", inputs, (t) =>
-        inPrecision(precision, () => {
+        within({ precision }, () => {
           const x = shapes.map((_, i) => Object.assign(t[`x${i}`] as Tensor, { requiresGrad: true }));
           const y = [fn(...x)].flat();
           const loss = y.map((v) => sum(square(v))).reduce(add);

@@ -1,7 +1,7 @@
 // The engine: what is planned, what is dropped, what is reused, and that a step creates nothing.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { checkpoint, grad, noGrad, store } from "../../src/tensor/autograd.ts";
+import { grad, noGrad, recompute, store } from "../../src/tensor/autograd.ts";
 import { GpuError } from "../../src/errors.ts";
 import { launch } from "../../src/gpu/bind.ts";
 import { device, openDevice } from "../../src/gpu/device.ts";
@@ -131,19 +131,19 @@ Deno.test("a training step creates no buffer, bind group or pipeline after it is
   program.destroy();
 });
 
-Deno.test("checkpoint() gives the gradients of the plain pass with less memory", async () => {
+Deno.test("recompute() gives the gradients of the plain pass with less memory", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const shape = [64, 64],
       w = { shape, data: randomArray(64 * 64, 1).map((v) => v / 8) },
       x = { shape, data: randomArray(64 * 64, 2) };
     const block = (h: Tensor, weight: Tensor) => silu(matmul(silu(matmul(h, weight)), weight));
-    const deep = (recompute: boolean) => (t: Record<string, Tensor>) => {
+    const deep = (again: boolean) => (t: Record<string, Tensor>) => {
       const weight = t.w as Tensor;
       weight.requiresGrad = true;
       let h = t.x as Tensor;
       for (let i = 0; i < 6; i++) {
-        h = recompute ? checkpoint((y) => block(y, weight), [h], [weight]) : block(h, weight);
+        h = again ? recompute((y) => block(y, weight), [h], [weight]) : block(h, weight);
       }
       return { d: grad(mean(square(h)), [weight])[0] as Tensor };
     };

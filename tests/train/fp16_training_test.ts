@@ -2,6 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
+import { within } from "../../src/gpu/scope.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
@@ -22,7 +23,6 @@ import { batchNorm } from "../../src/ops/norm.ts";
 import { linear } from "../../src/ops/matmul.ts";
 import {
   constant,
-  inPrecision,
   input,
   type Precision,
   readTensor,
@@ -215,7 +215,7 @@ Deno.test("running statistics of large activations stay finite in halves", async
   await testDevice();
   const C = 8, wide = randomArray(16 * C, 1).map((v) => 400 * v);
   const running = { mean: variable([C]), variance: variable([C]), momentum: 0.5 };
-  const program = await inPrecision("f16", () =>
+  const program = await within({ precision: "f16" }, () =>
     capture("norm", { x: input([16, C]) }, ({ x }) => {
       const [w, b] = [1, 0].map((v) => constant(new Float32Array(C).fill(v), [C])) as [Tensor, Tensor];
       return { y: batchNorm(x, w, b, { training: true, running }) };
@@ -242,8 +242,8 @@ Deno.test("LPIPS and its gradient in halves follow f32 where features are in the
   const image = (name: string) => Float32Array.from(units(name, 32 * 32 * 3), (u) => 2 * u - 1);
   const results: { loss: number; dy: Float32Array }[] = [];
   for (const precision of ["f32", "f16"] as const) {
-    const program = await inPrecision(
-      precision,
+    const program = await within(
+      { precision },
       () =>
         capture("lpips", { x: input([1, 32, 32, 3]), y: input([1, 32, 32, 3]) }, ({ x, y }) => {
           y.requiresGrad = true;

@@ -1,6 +1,7 @@
 // Programs of the kernel cases: each op with random inputs of the case's sizes.
 
 import { grad } from "../../../src/tensor/autograd.ts";
+import { within } from "../../../src/gpu/scope.ts";
 import { capture } from "../../../src/gpu/program.ts";
 import { adamw, hyperVariable, packHyper, progressVariable, squaredNorm } from "../../../src/ops/adamw.ts";
 import { attention } from "../../../src/ops/attention.ts";
@@ -9,14 +10,7 @@ import { add, silu } from "../../../src/ops/math.ts";
 import { matmul } from "../../../src/ops/matmul.ts";
 import { groupNorm, layerNorm, rmsNorm } from "../../../src/ops/norm.ts";
 import { softmax } from "../../../src/ops/softmax.ts";
-import {
-  inPrecision,
-  input,
-  type Precision,
-  type Shape,
-  type Tensor,
-  variable,
-} from "../../../src/tensor/tensor.ts";
+import { input, type Precision, type Shape, type Tensor, variable } from "../../../src/tensor/tensor.ts";
 import type { Case, Sizes } from "./cases.ts";
 import type { Measurable } from "./measure.ts";
 
@@ -126,7 +120,7 @@ export function kernelOf(c: Case): Measurable {
   for (const t of tensors) fill(t);
   const inputs = Object.fromEntries(tensors.map((t, i) => [`x${i}`, t]));
   const program = capture(c.name, inputs, () => {
-    const y = inPrecision(c.precision, () => fn(...tensors));
+    const y = within({ precision: c.precision }, () => fn(...tensors));
     return Object.fromEntries([y].flat().map((v, i) => [`y${i}`, v as Tensor]));
   });
   const outputs = Object.values(program.outputs);

@@ -3,6 +3,7 @@
 
 import { grad, noGrad } from "../../../src/tensor/autograd.ts";
 import { alignConfig, trainDitConfig } from "../../../src/cli/config.ts";
+import { within } from "../../../src/gpu/scope.ts";
 import { capture } from "../../../src/gpu/program.ts";
 import { Initializer } from "../../../src/nn/init.ts";
 import { Discriminator } from "../../../src/models/discriminator.ts";
@@ -12,7 +13,7 @@ import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/nn/parameter_set.ts";
 import { PRESETS } from "../../../src/cli/presets.ts";
-import { inPrecision, input, type Precision, type Tensor } from "../../../src/tensor/tensor.ts";
+import { input, type Precision, type Tensor } from "../../../src/tensor/tensor.ts";
 import { Alignment, StageRun } from "../../../src/train/alignment.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
@@ -117,7 +118,7 @@ function vit(
     model.init(new Initializer(0));
     const x = input([B, image, image, 3], "f32", "images");
     const program = capture(name, { x }, ({ x }) =>
-      inPrecision<Record<string, Tensor>>(precision, () => {
+      within<Record<string, Tensor>>({ precision }, () => {
         if (pass === "forward") return { y: noGrad(() => model.forward(x).patches) };
         const y = model.forward(x).patches;
         // The mask token is not part of this loss.
