@@ -104,7 +104,7 @@ for (const profile of PROFILES) {
       const labels = Uint32Array.from({ length: B }, (_, row) => (n + row) % num_classes);
       program.run({ x: batch(`latents.${n}`, B * S * S * C, 2), labels });
       const expected = metrics.subarray(n * columns, (n + 1) * columns);
-      await compareMetrics(`step ${n}`, DIFFUSION_METRICS, diffusion.meter, expected);
+      await compareMetrics(`step ${n}`, DIFFUSION_METRICS, diffusion.runningMetrics, expected);
     }
     await compareChange("the model's", dit, await file.read("diffusion.parameters"));
     await diffusion.optimizer.readEmaInto(0, diffusion.set);
@@ -146,10 +146,10 @@ Deno.test("ten steps of each alignment stage equal PyTorch's, one stage after an
     for (let n = 0; n < STEPS; n++) {
       const hyper = { ...optimizer, emaDecay: Math.min(stage.ema, (1 + n) / (10 + n)) };
       run.optimizer.set({ ...hyper, lr: stage.lr * schedule(n, STEPS, optimizer.warmup, optimizer.last) });
-      run.critic?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
+      run.discriminatorOptimizer?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
       (await run.program(n)).run({ x: batch(`images.${stage.name}.${n}`, B * image_size ** 2 * 3, 1) });
       const expected = metrics.subarray(n * columns, (n + 1) * columns);
-      await compareMetrics(`step ${n}, stage "${stage.name}"`, RUNNING_METRICS, run.meter, expected);
+      await compareMetrics(`step ${n}, stage "${stage.name}"`, RUNNING_METRICS, run.runningMetrics, expected);
     }
     const compareParts = async (kind = "") => {
       for (const part of stage.train) {
