@@ -1,34 +1,33 @@
-// Prints the WGSL of matrix products: C[M,N] = alpha * A[M,K] B[K,N] + bias[N], plain, transposed, batched, or with one
-// operand gathered from a feature map (convolution as implicit GEMM). A generator because register tiles must be
-// written out: loop and index checks cannot be switched off, so only straight-line code runs at speed.
-//
-// cpu profile: a lane owns TMxTN outputs and walks K in steps of four or eight with vec4 loads, from textures where they
-// fit (see gpu/staging.ts), and no workgroup memory; the lanes of a workgroup (one SIMD vector) take consecutive
-// tiles, whatever matrix of the batch those belong to.
-// gpu profile: a workgroup of 16x16 threads owns 64x64 to 128x128 outputs and stages 16-deep slabs in workgroup memory.
+// Prints the WGSL of GEMM: C[M,N] = alpha * A[M,K] B[K,N] + bias[N], plain, transposed, batched, or with one operand gathered
+// from a feature map (convolution as implicit GEMM). A generator because register tiles must be unrolled: loop and bounds
+// checks cannot be switched off, so only straight-line code runs at full speed. Two backends:
+//   gemm_cpu.ts: a thread owns a TMxTN tile and loops over K in steps of 4 or 8 with vec4 loads, from textures where they fit
+//     (gpu/software/staging.ts), without workgroup memory; a workgroup is one SIMD vector of consecutive tiles of the batch.
+//   gemm_gpu.ts: a workgroup of 16x16 threads owns a tile of 64x64 to 128x128, with K-tiles of 16 in workgroup memory.
 
-import { cpuKernel } from "./gemm_cpu.ts";
-import { gpuKernel } from "./gemm_gpu.ts";
-import type { GemmSpec } from "./gemm_parts.ts";
+import { cpuKernel, type CpuSpec } from "./gemm_cpu.ts";
+import { gpuKernel, type GpuSpec } from "./gemm_gpu.ts";
 
-export { SUM_BLOCK } from "./gemm_cpu.ts";
-export { gpuTileBytes } from "./gemm_gpu.ts";
-export { type ConvSizes, type GemmSource, type GemmSpec, GPU_DEPTH } from "./gemm_parts.ts";
+export { canSplitK, cpuIterations, cpuSpec, usesKxInner } from "./gemm_cpu.ts";
+export { gpuIterations, gpuSpec, gpuTileBytes } from "./gemm_gpu.ts";
+export { type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";
 
-/** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and sums. */
+export type GemmSpec = CpuSpec | GpuSpec;
+
+/** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and row_sums. */
 export function gemmWgsl(spec: GemmSpec): string {
   const wide = spec.vector ? "vec4<f32>" : "f32";
   const operand = (name: string) =>
-    spec.texels
+    spec.backend === "cpu" && spec.textureWidth
       ? `var ${name}: texture_storage_2d<rgba32float, read>`
       : `var<storage, read> ${name}: array<${wide}>`;
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, ldc: u32, // elements between rows
-  heads: u32, head_a: u32, head_b: u32, head_c: u32, // a batch is of heads matrices, and elements between those
-  batch_a: u32, batch_b: u32, batch_c: u32, // elements between batches
+  heads: u32, head_a: u32, head_b: u32, head_c: u32, // matrices of a batch element, and elements between them
+  batch_a: u32, batch_b: u32, batch_c: u32, // elements between batch elements
   tiles_m: u32, tiles_n: u32, tiles: u32,
-  splits: u32, depth: u32, c_split: u32, // K is cut into splits of depth; each writes its own C
+  splits: u32, split_k: u32, c_split: u32, // split-K: splits of split_k, each with a C of its own, c_split elements apart
   alpha: f32,
   H: u32, W: u32, C: u32, Ho: u32, Wo: u32, Co: u32, KH: u32, KW: u32, stride: u32, top: u32, left: u32,
 }
@@ -37,7 +36,7 @@ export function gemmWgsl(spec: GemmSpec): string {
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 @group(0) @binding(4) var<uniform> params: Params;
-@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>; // [M] of each split of each matrix
+@group(0) @binding(5) var<storage, read_write> row_sums: array<vec4<f32>>; // of op(A) over K: [batch, splits, M]
 
-${spec.profile === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
+${spec.backend === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
 }

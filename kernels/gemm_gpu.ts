@@ -1,70 +1,88 @@
-// Matrix products for GPUs: tiles in workgroup memory. See gemm.ts.
+// GEMM for GPUs: K-tiles in workgroup memory. See gemm.ts.
 
 import {
+  type CommonSpec,
+  type ConvSizes,
   elementFunctions,
-  type GemmSpec,
-  GPU_DEPTH,
+  epilogue,
+  type GemmProblem,
+  GPU_TILE_K,
   lines,
   offsets,
   range,
-  store,
   XYZW,
 } from "./gemm_parts.ts";
 
-/** A side of the square of threads that makes a workgroup. */
+export interface GpuSpec extends CommonSpec {
+  readonly backend: "gpu";
+  /**
+   * Sizes of a convolution as literals, since every load divides by them. A GPU driver compiles a text in a tenth of a second,
+   * so each convolution may have its own.
+   */
+  readonly sizes: ConvSizes | undefined;
+}
+
+export function gpuSpec({ source, tile, vector, vectorStore, bias, conv }: GemmProblem): GpuSpec {
+  return { backend: "gpu", source, tile, vector, vectorStore, bias, sizes: conv };
+}
+
+/** Loop iterations of a thread. */
+export const gpuIterations = ({ splitK }: GemmProblem): number => Math.ceil(splitK / GPU_TILE_K);
+
+/** Side of a workgroup's square of threads. */
 const SIDE = 16;
 const THREADS = SIDE * SIDE;
 
-/** Bytes of workgroup memory: [k][m] and [k][n], each row a vector longer against bank conflicts. */
+/** Bytes of workgroup memory: [k][m] and [k][n], rows padded by one vec4 against bank conflicts. */
 export function gpuTileBytes([BM, BN]: readonly [number, number]): number {
-  return 16 * GPU_DEPTH * (rowOf(BM) + rowOf(BN));
+  return 16 * GPU_TILE_K * (paddedRow(BM) + paddedRow(BN));
 }
 
-const rowOf = (side: number) => side / 4 + 1;
+const paddedRow = (side: number) => side / 4 + 1;
 
 /**
- * 256 threads, a sixteenth of the tile's rows and columns each (4x4 to 8x8 outputs). Slabs of 16 K's go through workgroup
- * memory, and the next one is loaded into registers meanwhile. A thread's rows are neighbours; its columns come in vectors,
- * 64 apart, so that the threads of a row read neighbouring vectors.
+ * 256 threads, each with a sixteenth of the tile's rows and columns (4x4 to 8x8 outputs). K-tiles of 16 go through workgroup
+ * memory; the next one is prefetched into registers meanwhile. A thread's rows are adjacent; its columns are vec4s 64 apart,
+ * so that adjacent threads read adjacent vec4s.
  *
- * All 16 K's are written out and index an array of arrays, so that a thread checks its two places in a row once a slab and
- * not at every access: 43 to 46 TFLOP/s on an H100 at 4096, where loops of four K's over flat arrays reach 33. Double buffers, K's
- * without bounds, pointers that step and threads arranged by warps gained nothing more.
+ * The loop over a K-tile is unrolled and indexes an array of arrays, so that bounds are checked twice per K-tile and not at
+ * every access: 43 to 46 TFLOP/s on an H100 at 4096, against 33 for loops of four k over flat arrays. Double buffering,
+ * unchecked k, incremented pointers and warp tiling gained nothing more.
  */
-export function gpuKernel(spec: GemmSpec): string {
+export function gpuKernel(spec: GpuSpec): string {
   const [BM, BN] = spec.tile, TM = BM / SIDE, TN4 = BN / SIDE / 4, TM4 = TM / 4;
-  // Neighbouring threads load neighbouring addresses along the operand's contiguous axis.
-  const { source } = spec;
+  // Adjacent threads load adjacent addresses along the operand's contiguous axis.
+  const { source, vector, sizes } = spec;
   const aAlongM = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
   const bAlongN = !(source.kind === "conv" || (source.kind === "plain" && source.transposeB));
   const a = operand(spec, "a", BM, aAlongM), b = operand(spec, "b", BN, bAlongN);
   const multiplyAdd = (u: number) =>
     [
-      ...range(TM4).map((i) => `let a${u}_${i} = slab_a[${u}][ty * ${TM4}u + ${i}u];`),
-      ...range(TN4).map((j) => `let b${u}_${j} = slab_b[${u}][tx + ${SIDE * j}u];`),
+      ...range(TM4).map((i) => `let a${u}_${i} = tile_a[${u}][ty * ${TM4}u + ${i}u];`),
+      ...range(TN4).map((j) => `let b${u}_${j} = tile_b[${u}][tx + ${SIDE * j}u];`),
       ...range(TM).flatMap((i) =>
         range(TN4).map((j) =>
           `s${i}_${j} = fma(vec4<f32>(a${u}_${i >> 2}.${XYZW[i & 3]}), b${u}_${j}, s${i}_${j});`
         )
       ),
     ].map((line) => `    ${line}`).join("\n");
-  return `${elementFunctions(spec)}
-var<workgroup> slab_a: array<array<vec4<f32>, ${rowOf(BM)}>, ${GPU_DEPTH}>; // [k][m]
-var<workgroup> slab_b: array<array<vec4<f32>, ${rowOf(BN)}>, ${GPU_DEPTH}>; // [k][n]
+  return `${elementFunctions(source, vector, sizes)}
+var<workgroup> tile_a: array<array<vec4<f32>, ${paddedRow(BM)}>, ${GPU_TILE_K}>; // [k][m]
+var<workgroup> tile_b: array<array<vec4<f32>, ${paddedRow(BN)}>, ${GPU_TILE_K}>; // [k][n]
 
 @compute @workgroup_size(${THREADS})
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) t: u32) {
   let tile = group.y * groups.x + group.x;
-  if (tile >= params.tiles) { return; } // uniform: the whole workgroup leaves
+  if (tile >= params.tiles) { return; } // uniform over the workgroup
   let first_n = tile % params.tiles_n * ${BN}u;
   let first_m = (tile / params.tiles_n) % params.tiles_m * ${BM}u;
   let zs = tile / (params.tiles_n * params.tiles_m);
   let z = zs / params.splits;
   let split = zs % params.splits;
 ${offsets()}
-  let begin = split * params.depth;
-  let end = min(begin + params.depth, params.K);
+  let begin = split * params.split_k;
+  let end = min(begin + params.split_k, params.K);
   let ty = t / ${SIDE}u;
   let tx = t % ${SIDE}u;
 ${lines(TM, (i) => "  " + range(TN4).map((j) => `var s${i}_${j} = vec4<f32>();`).join(" "))}
@@ -72,39 +90,39 @@ ${a.declare}
 ${b.declare}
 ${a.load("begin")}
 ${b.load("begin")}
-  for (var k = begin; k < end; k += ${GPU_DEPTH}u) {
-${a.keep}
-${b.keep}
+  for (var k = begin; k < end; k += ${GPU_TILE_K}u) {
+${a.store}
+${b.store}
     workgroupBarrier();
-${a.load(`k + ${GPU_DEPTH}u`)}
-${b.load(`k + ${GPU_DEPTH}u`)}
-${range(GPU_DEPTH).map(multiplyAdd).join("\n")}
+${a.load(`k + ${GPU_TILE_K}u`)}
+${b.load(`k + ${GPU_TILE_K}u`)}
+${range(GPU_TILE_K).map(multiplyAdd).join("\n")}
     workgroupBarrier();
   }
 ${
     lines(TN4, (j) => {
       const names = lines(TM, (i) => `  let c${i}_0 = s${i}_${j};`);
       const corner = `let m0 = first_m + ty * ${TM}u; let n0 = first_n + tx * 4u + ${4 * SIDE * j}u;`;
-      return `  {\n  ${corner}\n${names}\n${store({ ...spec, tile: [TM, 4] })}\n  }`;
+      return `  {\n  ${corner}\n${names}\n${epilogue({ ...spec, tile: [TM, 4] })}\n  }`;
     })
   }
 }
 `;
 }
 
-/** How the threads bring one operand's slab in: `along` its tile's side four at a time, or along K. */
-function operand(spec: GemmSpec, name: "a" | "b", side: number, along: boolean) {
-  const perThread = side * GPU_DEPTH / 4 / THREADS;
-  const across = (along ? side : GPU_DEPTH) / 4;
+/** How the threads load one operand's K-tile: as vec4s `along` the tile's side, or along K. */
+function operand(spec: GpuSpec, name: "a" | "b", side: number, along: boolean) {
+  const perThread = side * GPU_TILE_K / 4 / THREADS;
+  const across = (along ? side : GPU_TILE_K) / 4;
   const place = (i: number) => {
     const e = `(t + ${i * THREADS}u)`, four = `${e} % ${across}u * 4u`, one = `${e} / ${across}u`;
     return along ? { at: four, k: one } : { at: one, k: four };
   };
   const first = name === "a" ? "first_m" : "first_n";
-  const element = (slab: string, k: string, at: string) =>
+  const element = (kTile: string, k: string, at: string) =>
     name === "a"
-      ? `a_at(from_a, ${at}, ${slab}, ${slab} + ${k}, end)`
-      : `b_at(from_b, ${at}, ${slab}, ${slab} + ${k}, end)`;
+      ? `a_at(offset_a, ${at}, ${kTile}, ${kTile} + ${k}, end)`
+      : `b_at(offset_b, ${at}, ${kTile}, ${kTile} + ${k}, end)`;
   const next = (i: number) => `next_${name}${i}`;
   return {
     declare: lines(perThread, (i) => `  var ${next(i)} = vec4<f32>();`),
@@ -117,11 +135,11 @@ function operand(spec: GemmSpec, name: "a" | "b", side: number, along: boolean) 
             : element(from, `${k} + ${e}u`, `${first} + ${at}`);
         return `    ${next(i)} = ${spec.vector ? four(0) : `vec4<f32>(${range(4).map(four).join(", ")})`};`;
       }),
-    keep: lines(perThread, (i) => {
-      const { at, k } = place(i), slab = `slab_${name}`;
-      if (along) return `    ${slab}[${k}][(${at}) / 4u] = ${next(i)};`;
+    store: lines(perThread, (i) => {
+      const { at, k } = place(i), tile = `tile_${name}`;
+      if (along) return `    ${tile}[${k}][(${at}) / 4u] = ${next(i)};`;
       return range(4).map((e) =>
-        `    ${slab}[${k} + ${e}u][(${at}) / 4u][(${at}) % 4u] = ${next(i)}.${XYZW[e]};`
+        `    ${tile}[${k} + ${e}u][(${at}) / 4u][(${at}) % 4u] = ${next(i)}.${XYZW[e]};`
       ).join("\n");
     }),
   };

@@ -17,7 +17,7 @@ import {
   thisMachine,
   type Tile,
   tileKey,
-  tilesOfGroup,
+  tilesPerGroup,
   tilesWithin,
   type TileTable,
   useTiles,
@@ -157,7 +157,7 @@ export async function measureTiles(only?: GemmKind): Promise<TileTable> {
 
 /** GFLOP/s of one workgroup alone. What a run costs beside its arithmetic is taken off. */
 async function rateOfOne(machine: Machine, [M, N]: Tile): Promise<number> {
-  const count = tilesOfGroup(machine);
+  const count = tilesPerGroup(machine);
   const time = (K: number) => timeOfCase([[count, M, K], [count, K, N]], (a, b) => matmul(a, b));
   const few = await time(16), many = await time(240);
   return 2 * M * N * (240 - 16) * count / Math.max(1e-6, many.ms - few.ms) / 1e6;

@@ -81,7 +81,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
       images: { axis: "batch", count: B },
       alpha,
       paddedRows: inC === weights,
-      whole: inC === weights,
+      f32Output: inC === weights,
       vector: HS % 4 === 0,
     });
   const toScores = [matrix, weights] as const;

@@ -1,5 +1,5 @@
-// Convolution over channels-last maps as implicit GEMM, with gradients for input, weight and bias. Channels are padded
-// to multiples of four, so that every load is a vector; a kernel that tiles the image (patch embedding) is a linear layer.
+// Convolution over channels-last maps as implicit GEMM, with gradients for input, weight and bias. Channels are padded to
+// multiples of 4, so that every load is a vec4; a kernel that tiles the image (patch embedding) is a linear layer.
 
 import { differentiable } from "../tensor/autograd.ts";
 import { castWeight, check, type Tensor } from "../tensor/tensor.ts";
@@ -86,9 +86,9 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
       conv: sizes,
       vector: true,
     });
-    const sizesOfWeight: GemmOptions = {
+    const weightGemm: GemmOptions = {
       source: { kind: "conv_dweight" },
-      whole: true,
+      f32Output: true,
       M: Co,
       N: taps * C,
       K: B * Ho * Wo,
@@ -97,9 +97,9 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
       conv: sizes,
       vector: true,
     };
-    const ofWeight = bias
-      ? gemmAndSums(dy, x, weight.shape, sizesOfWeight)
-      : [gemm(dy, x, weight.shape, sizesOfWeight)];
-    return [dx, ...ofWeight];
+    const gradients = bias
+      ? gemmAndSums(dy, x, weight.shape, weightGemm)
+      : [gemm(dy, x, weight.shape, weightGemm)];
+    return [dx, ...gradients];
   });
 }

@@ -1,21 +1,24 @@
-// Launching matrix products: picks the text, the tile and how K is split, and adds the splits up in a fixed order.
-// No gradients here; matmul.ts and conv.ts have them.
+// Launches GEMMs: picks split-K and the tile, and sums the splits in a fixed order. What the text needs beyond that each
+// backend decides in its generator (kernels/gemm_cpu.ts, gemm_gpu.ts). No gradients here; matmul.ts and conv.ts have them.
 
 import {
+  canSplitK,
   type ConvSizes,
+  cpuIterations,
+  cpuSpec,
+  type GemmProblem,
   type GemmSource,
-  type GemmSpec,
   gemmWgsl,
-  GPU_DEPTH,
-  SUM_BLOCK,
+  gpuIterations,
+  gpuSpec,
+  usesKxInner,
 } from "../../kernels/gemm.ts";
 import { launch } from "../gpu/bind.ts";
-import type { Profile } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages, scope } from "../gpu/scope.ts";
 import { stageable, TEXELS } from "../gpu/software/staging.ts";
 import { empty, emptyActivation, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
-import { chooseTile, kindOf, sharesTaps, splitDepth, thisMachine, tilesOfGroup } from "./gemm_tiles.ts";
+import { chooseTile, kindOf, type Machine, splitLength, thisMachine, tilesPerGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";
 
@@ -24,26 +27,26 @@ export interface GemmOptions {
   M: number;
   N: number;
   K: number;
-  /** Elements between rows (between columns where transposed); for conv sources of dy and of the weight's rows. */
+  /** Elements between rows (between columns where transposed); of conv sources, between rows of dy and of the weight. */
   lda: number;
   ldb: number;
   /** Elements between rows of C: N where absent. */
   ldc?: number;
-  /** Rows of C end in padding up to a multiple of 4, which may be overwritten with anything. */
+  /** Rows of C are padded to a multiple of 4; the padding may be overwritten. */
   paddedRows?: boolean;
   bias?: Tensor | undefined;
-  /** Stays f32 where activations are halves: the gradient of a weight, scores. */
-  whole?: boolean;
+  /** C is f32 even where activations are fp16: the gradient of a weight, attention scores. */
+  f32Output?: boolean;
   alpha?: number;
-  /** Number of matrices, and elements from one to the next; C's follow each other where that is absent. */
+  /** Number of matrices, and elements from one to the next; contiguous C where that is absent. */
   batch?: Strides;
-  /** Matrices inside each of the batch. */
+  /** Matrices of each batch element. */
   heads?: Strides;
-  /** Images, and what counts them: M or the matrices of the batch. Absent where the product mixes images. */
+  /** Number of images, and the axis that holds them: M or the batch. Absent where the sum over K mixes images. */
   images?: { axis: "M" | "batch"; count: number };
   /** Sizes of a convolution. */
   conv?: ConvSizes;
-  /** Every gathered axis is a multiple of 4 channels. */
+  /** Loads may be vec4s; see GemmProblem. */
   vector: boolean;
 }
 
@@ -70,96 +73,85 @@ const NO_CONV: ConvSizes = {
 
 /** C = alpha A B + bias, as a tensor of `shape` ([batch, M, N] in memory). */
 export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor {
-  return product(a, b, shape, o).y;
+  return launchGemm(a, b, shape, o, false).y;
 }
 
 /**
- * The gradients of a weight and of its bias: C = A B with A = dy transposed, and dy's sum over its rows, f32 [M]. On a
- * software adapter the product adds up what it loads anyway; on a GPU that would cost more.
+ * The gradients of a weight and of its bias: C = A B with A = dy transposed, and dy's sum over its rows, f32 [M]. A software
+ * adapter accumulates both in one launch; on a GPU that would cost more than a reduction.
  */
 export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions): [Tensor, Tensor] {
-  const { y, sums } = product(dy, x, shape, o, true);
-  return [y, sums ? sumChunks(sums, 1) : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
+  const { y, rowSums } = launchGemm(dy, x, shape, o, true);
+  return [y, rowSums ? sumChunks(rowSums, 1) : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
 }
 
-/** Depth of the parts that K is cut into. */
-function depthOf(profile: Profile, { M, N, K, images }: GemmOptions, count: number): number {
-  if (!images) return splitDepth(profile, M, N, K, count);
-  // Parts of a single number are added up in another order than those of several.
+/** Length of the splits that K is cut into. */
+function lengthOfSplits(
+  { profile }: Machine,
+  { source, M, N, K, images }: GemmOptions,
+  count: number,
+): number {
+  if (profile === "cpu" && !canSplitK(source)) return K;
+  if (!images) return splitLength(profile, M, N, K, count);
+  // Splits of a single output are summed in another order than those of several.
   if (N === 1 && scope().batchInvariant) return K;
-  const each = (n: number) => n / images.count * nominalImages(images.count);
+  const nominal = (n: number) => n / images.count * nominalImages(images.count);
   return images.axis === "M"
-    ? splitDepth(profile, each(M), N, K, count)
-    : splitDepth(profile, M, N, K, each(count));
+    ? splitLength(profile, nominal(M), N, K, count)
+    : splitLength(profile, M, N, K, nominal(count));
 }
 
-/** @param summing asks for A's sums over K too: [splits, M], where the kernel can */
-function product(
+/** @param wantsRowSums asks for the sums of A over K too: [splits, M], where the kernel can */
+function launchGemm(
   a: Tensor,
   b: Tensor,
   shape: Shape,
   o: GemmOptions,
-  summing = false,
-): { y: Tensor; sums: Tensor | undefined } {
-  const { source, M, N, K, bias, alpha = 1, conv = NO_CONV, ldc = N, vector } = o;
+  wantsRowSums: boolean,
+): { y: Tensor; rowSums: Tensor | undefined } {
+  const { source, M, N, K, bias, alpha = 1, conv, ldc = N, vector } = o;
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
-  const machine = thisMachine(), { profile, lanes } = machine, cpu = profile === "cpu";
-  const gathersA = source.kind === "conv" || source.kind === "conv_dx";
-  // A software adapter walks over a map from its first tap to its last.
-  const depth = cpu && gathersA ? K : depthOf(profile, o, count);
-  const splits = Math.ceil(K / depth);
-  // The innermost run of K that a lane walks without a break: a split's depth is a multiple of 16.
-  const run = source.kind === "conv" ? conv.C : source.kind === "conv_dx" ? conv.Co : K;
-  const tapsInside = cpu && gathersA && sharesTaps(run);
+  const machine = thisMachine(), cpu = machine.profile === "cpu";
+  const splitK = lengthOfSplits(machine, o, count);
+  const splits = Math.ceil(K / splitK);
+  const kxInner = cpu && usesKxInner({ source, conv, K });
   const tile = chooseTile(machine, {
     kind: kindOf(source),
     M,
     N,
-    K: depth,
+    K: splitK,
     count: count * splits,
     vector,
-    tapsInside,
+    kxInner,
   });
-  const sums = summing && cpu && vector ? empty([splits, M], "f32", "sums") : undefined;
-  const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
-  const vectorStore = [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0);
-  const staged = cpu && vector && stageable(a.storage) && stageable(b.storage);
-  // Rows of A transposed are loaded K by K, so that a longer turn of the loop would save no loads.
-  const byRows = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
-  const passes = tapsInside && conv.stride === 1 &&
-    (source.kind === "conv" ? conv.Wo : conv.W) % 4 === 0;
-  const spec: GemmSpec = {
+  const problem: GemmProblem = {
     source,
-    profile,
-    lanes,
+    K,
+    splitK,
+    conv,
     tile,
     vector,
-    texels: staged ? TEXELS : 0,
-    sizes: cpu ? undefined : o.conv,
-    step: staged && !tapsInside && !byRows && run % 8 === 0 ? 8 : 4,
-    stride: cpu && source.kind === "conv_dx" ? conv.stride : 1,
-    tapsInside,
-    segment: passes ? 4 : 1,
-    ragged: vector && K % 4 !== 0,
-    vectorStore,
+    vectorStore: [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0),
     bias: bias !== undefined && splits === 1,
-    sums: sums !== undefined,
   };
+  const textures = vector && stageable(a.storage) && stageable(b.storage);
+  const spec = cpu
+    ? cpuSpec(problem, { lanes: machine.lanes, textureWidth: textures ? TEXELS : 0 }, wantsRowSums)
+    : gpuSpec(problem);
+  const rowSums = spec.backend === "cpu" && spec.rowSums ? empty([splits, M], "f32", "row sums") : undefined;
   const size = sizeOf(shape);
   const y = splits > 1
-    ? empty([splits, size], "f32", "product")
-    : o.whole
-    ? empty(shape, "f32", "product")
-    : emptyActivation(shape, "product");
+    ? empty([splits, size], "f32", "split-K")
+    : o.f32Output
+    ? empty(shape, "f32", "matmul")
+    : emptyActivation(shape, "matmul");
+  const tilesM = Math.ceil(M / tile[0]), tilesN = Math.ceil(N / tile[1]);
   const tiles = tilesM * tilesN * count * splits;
-  const overTaps = cpu && gathersA;
-  const turns = Math.ceil((overTaps ? run : depth) / (cpu ? spec.step : GPU_DEPTH));
-  const ofRow = tapsInside ? 1 + turns * (1 + conv.KW) : 1 + conv.KW * (1 + turns); // of taps
   launch(
     kernel(gemmWgsl(spec), "gemm"),
-    { a, b, c: y, ...(bias && splits === 1 ? { bias } : {}), ...(sums ? { sums } : {}) },
+    { a, b, c: y, ...(spec.bias && bias ? { bias } : {}), ...(rowSums ? { row_sums: rowSums } : {}) },
     {
       M,
       N,
@@ -178,21 +170,21 @@ function product(
       tiles_n: tilesN,
       tiles,
       splits,
-      depth,
+      split_k: splitK,
       c_split: size,
       alpha: splits === 1 ? alpha : 1,
-      ...conv,
+      ...(conv ?? NO_CONV),
     },
-    fold(Math.ceil(tiles / tilesOfGroup(machine))),
-    // A software adapter compiles a product for seconds; carrying elementwise work, which is written out for each of a lane's
-    // outputs, doubles that and saves a twentieth of the time of a step.
+    fold(Math.ceil(tiles / tilesPerGroup(machine))),
+    // A software adapter compiles a GEMM for seconds. An epilogue is unrolled for each of a thread's outputs, which doubles that
+    // and saves a twentieth of a step's time.
     {
       flops: 2 * M * N * K * count,
-      iterations: overTaps ? conv.KH * ofRow : turns + (sums ? Math.ceil(depth / SUM_BLOCK) : 0),
+      iterations: spec.backend === "cpu" ? cpuIterations(spec, problem) : gpuIterations(problem),
       fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined,
     },
   );
-  if (splits === 1) return { y, sums };
-  const whole = viewAs(sumChunks(y, alpha), shape);
-  return { y: bias ? pointwise(["x0 + x1"], [whole, bias]) : whole, sums };
+  if (splits === 1) return { y, rowSums };
+  const sum = viewAs(sumChunks(y, alpha), shape);
+  return { y: bias ? pointwise(["x0 + x1"], [sum, bias]) : sum, rowSums };
 }

@@ -1,4 +1,4 @@
-// Matrix products and linear layers with their gradients, each of which is again a matrix product.
+// Matrix multiplication and linear layers with their gradients, which are GEMMs again.
 
 import { differentiable } from "../tensor/autograd.ts";
 import { castWeight, check, type Tensor } from "../tensor/tensor.ts";
@@ -6,10 +6,10 @@ import { gemm, gemmAndSums, type GemmOptions } from "./gemm.ts";
 import { activate, type Activation } from "./math.ts";
 
 export interface MatmulOptions {
-  /** The last two axes of a (of b) are swapped before the product. */
+  /** Swaps the last two axes of a (of b) first. */
   transposeA?: boolean;
   transposeB?: boolean;
-  /** The product is multiplied by this. */
+  /** Factor of the result. */
   alpha?: number;
 }
 
@@ -32,7 +32,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   );
   const count = lead.reduce((x, y) => x * y, 1);
   const images = lead.length ? { axis: "batch", count: a.dim(0) } as const : undefined;
-  const y = product(a, b, [...lead, M, N], { M, N, K, transposeA, transposeB, alpha, count, images });
+  const y = gemmOf(a, b, [...lead, M, N], { M, N, K, transposeA, transposeB, alpha, count, images });
   return differentiable(y, [a, b], (dy) => {
     const t = (x: boolean) => ({ transposeA: x });
     const da = transposeA
@@ -72,14 +72,14 @@ export function linear(
   const shape = [...x.shape.slice(0, -1), N];
   const w = castWeight(weight);
   const images = x.rank > 1 ? { axis: "M", count: x.dim(0) } as const : undefined;
-  const y = product(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias, images });
+  const y = gemmOf(x, w, shape, { M: R, N, K, transposeA: false, transposeB: true, bias, images });
   const inputs = bias ? [x, weight, bias] : [x, weight];
   differentiable(y, inputs, (dy) => {
-    const dx = product(dy, w, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
-    const ofWeight = described({ M: N, N: K, K: R, transposeA: true, transposeB: false, whole: true });
+    const dx = gemmOf(dy, w, x.shape, { M: R, N: K, K: N, transposeA: false, transposeB: false });
+    const weightGemm = dense({ M: N, N: K, K: R, transposeA: true, transposeB: false, f32Output: true });
     return bias
-      ? [dx, ...gemmAndSums(dy, x, weight.shape, ofWeight)]
-      : [dx, gemm(dy, x, weight.shape, ofWeight)];
+      ? [dx, ...gemmAndSums(dy, x, weight.shape, weightGemm)]
+      : [dx, gemm(dy, x, weight.shape, weightGemm)];
   });
   return activate(y, activation);
 }
@@ -93,17 +93,17 @@ interface DenseGemm {
   bias?: Tensor | undefined;
   alpha?: number;
   count?: number;
-  whole?: boolean;
+  f32Output?: boolean;
   images?: GemmOptions["images"] | undefined;
 }
 
-function product(a: Tensor, b: Tensor, shape: readonly number[], o: DenseGemm): Tensor {
-  return gemm(a, b, shape, described(o));
+function gemmOf(a: Tensor, b: Tensor, shape: readonly number[], o: DenseGemm): Tensor {
+  return gemm(a, b, shape, dense(o));
 }
 
-/** A product of dense matrices. */
-function described(o: DenseGemm): GemmOptions {
-  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, whole = false, images } = o;
+/** Options of a GEMM of contiguous matrices. */
+function dense(o: DenseGemm): GemmOptions {
+  const { M, N, K, transposeA, transposeB, bias, alpha = 1, count = 1, f32Output = false, images } = o;
   const lda = transposeA ? M : K, ldb = transposeB ? K : N;
   return {
     source: { kind: "plain", transposeA, transposeB },
@@ -113,11 +113,11 @@ function described(o: DenseGemm): GemmOptions {
     lda,
     ldb,
     bias,
-    whole,
+    f32Output,
     alpha,
     batch: { count, a: M * K, b: K * N },
     ...(images ? { images } : {}),
-    // Where neither operand is contiguous along K, as in weights' gradients, any number of rows will do.
+    // Where neither operand is contiguous along K, as in weight gradients, K need not be a multiple of 4.
     vector: (K % 4 === 0 || (transposeA && !transposeB)) && lda % 4 === 0 && ldb % 4 === 0,
   };
 }

@@ -3,7 +3,7 @@
 import { conv2d, type ConvOptions } from "../../src/ops/conv.ts";
 import { assert } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
-import { sharesTaps } from "../../src/ops/gemm_tiles.ts";
+import { usesKxInner } from "../../kernels/gemm.ts";
 import { checkOp, evaluate, randomArray, testDevice } from "../helpers/check.ts";
 import type { Tensor } from "../../src/tensor/tensor.ts";
 import { at, build, type Nd } from "../helpers/reference.ts";
@@ -81,9 +81,11 @@ for (const [name, options, shapes] of CASES) {
   });
 }
 
-Deno.test("a convolution too large for loops, which takes the taps outside, agrees between the profiles", async () => {
+Deno.test("a convolution of many channels, whose taps are the outer loops, agrees between the profiles", async () => {
   const shapes = { x: [1, 32, 32, 80], w: [64, 3, 3, 80] };
-  assert(!sharesTaps(80) && !sharesTaps(64));
+  const conv = { H: 32, W: 32, C: 80, Ho: 32, Wo: 32, Co: 64, KH: 3, KW: 3, stride: 1, top: 1, left: 1 };
+  assert(!usesKxInner({ source: { kind: "conv" }, conv, K: 9 * 80 }));
+  assert(!usesKxInner({ source: { kind: "conv_dx" }, conv, K: 9 * 64 }));
   const run = async (profile: "cpu" | "gpu") => {
     await testDevice(profile);
     return await evaluate(

@@ -8,7 +8,7 @@ import {
   chooseTile,
   type GemmKind,
   onlyTile,
-  splitDepth,
+  splitLength,
   TILES,
   useTiles,
 } from "../../src/ops/gemm_tiles.ts";
@@ -111,16 +111,16 @@ Deno.test("tiles are chosen by padded work, and narrow products get narrow ones"
 });
 
 Deno.test("K is cut by the shape alone, into parts that fill the machine", () => {
-  assertEquals(splitDepth("cpu", 512, 512, 512, 1), 512);
-  assertEquals(splitDepth("cpu", 16, 16, 4096, 1), 128);
-  assertEquals(splitDepth("gpu", 384, 384, 65536, 1) % 16, 0);
-  assertEquals(Math.ceil(65536 / splitDepth("gpu", 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
-  assertEquals(splitDepth("gpu", 256, 768, 768, 1), 128); // 12 tiles, whose K of 6 times 128 is cut as fine as it may be
-  assertEquals(splitDepth("gpu", 8192, 768, 768, 1), 768); // of 384 tiles
+  assertEquals(splitLength("cpu", 512, 512, 512, 1), 512);
+  assertEquals(splitLength("cpu", 16, 16, 4096, 1), 128);
+  assertEquals(splitLength("gpu", 384, 384, 65536, 1) % 16, 0);
+  assertEquals(Math.ceil(65536 / splitLength("gpu", 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
+  assertEquals(splitLength("gpu", 256, 768, 768, 1), 128); // 12 tiles, whose K of 6 times 128 is cut as fine as it may be
+  assertEquals(splitLength("gpu", 8192, 768, 768, 1), 768); // of 384 tiles
   for (const [M, K] of [[64, 5000], [300, 1040]] as const) {
-    const depth = splitDepth("cpu", M, 48, K, 1);
+    const depth = splitLength("cpu", M, 48, K, 1);
     useTiles(onlyTile("cpu", [32, 16]));
-    assertEquals(splitDepth("cpu", M, 48, K, 1), depth);
+    assertEquals(splitLength("cpu", M, 48, K, 1), depth);
     useTiles({});
   }
 });
