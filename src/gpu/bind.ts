@@ -75,13 +75,13 @@ export function bind(
 
 /** Adds a launch to the program that is being captured. @throws GpuError outside capture() */
 export function record(launch: Launch): void {
-  const { record } = scope();
-  if (!record) {
+  const { recording } = scope();
+  if (!recording) {
     throw new GpuError(
       `Cannot launch "${launch.kernel.label}": nothing is being captured; wrap the call in capture()`,
     );
   }
-  record(launch);
+  recording.launches.push(launch);
 }
 
 /** Records the launch of a kernel; see {@link bind} for the arguments. */

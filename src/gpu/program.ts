@@ -10,7 +10,7 @@ import { makePlan, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { type StagedCopy, Staging } from "./software/staging.ts";
 import { readBuffer } from "./readback.ts";
-import { MANY_RUNS, scope, within } from "./scope.ts";
+import { MANY_RUNS, type Recording, scope, within } from "./scope.ts";
 import type { Bindable, HostArray, Place, Storage } from "./storage.ts";
 
 interface Step {
@@ -38,7 +38,15 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   #staging: Staging;
   #placeOf: ReadonlyMap<Storage, Place>;
 
-  constructor(readonly label: string, readonly inputs: I, readonly outputs: O, readonly plan: Plan) {
+  #destroyed = false;
+
+  constructor(
+    readonly label: string,
+    readonly inputs: I,
+    readonly outputs: O,
+    readonly plan: Plan,
+    private readonly constants: readonly Storage[] = [],
+  ) {
     this.#placeOf = plan.places;
     this.#staging = new Staging(plan.places);
   }
@@ -49,6 +57,9 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
    */
   async prepare(progress?: (done: number, total: number) => void): Promise<this> {
     if (this.#steps) return this;
+    if (this.#destroyed) {
+      throw new GpuError(`Cannot prepare "${this.label}": it was destroyed; capture it again`);
+    }
     const { plan } = this;
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
     const pipelines = await preparePipelines(plan.launches, progress);
@@ -152,14 +163,16 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return [...times.values()].sort((a, b) => b.milliseconds - a.milliseconds);
   }
 
-  /** Frees everything that the program owns; persistent storages stay. */
+  /** Frees everything that the program owns; persistent storages stay, but for its inputs and constants. */
   destroy(): void {
+    this.#destroyed = true;
     for (const buffer of [...this.#pool, ...this.#owned, ...this.#outputs.values()]) release(buffer);
     this.#pool = [];
     this.#owned = [];
     this.#outputs.clear();
     this.#staging.destroy();
     this.#steps = undefined;
+    for (const constant of this.constants) constant.destroy();
     for (const input of Object.values(this.inputs)) {
       if (input.storage.category === "inputs") input.storage.destroy();
     }
@@ -243,15 +256,11 @@ export function capture<I extends Record<string, Bindable>, O extends Record<str
   fn: (inputs: I) => O,
   { runs = MANY_RUNS, batchInvariant = false }: { runs?: number; batchInvariant?: boolean } = {},
 ): Program<I, O> {
-  if (scope().record) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
-  const launches: Launch[] = [];
+  if (scope().recording) throw new GpuError(`Cannot capture "${label}": another capture is under way`);
+  const recording: Recording = { launches: [], constants: [] };
   return within({ runs, batchInvariant }, () => {
-    const outputs = within({ record: (launch) => launches.push(launch) }, () => fn(inputs));
-    return new Program(
-      label,
-      inputs,
-      outputs,
-      makePlan(launches, Object.values(outputs).map((o) => o.storage)),
-    );
+    const outputs = within({ recording }, () => fn(inputs));
+    const plan = makePlan(recording.launches, Object.values(outputs).map((o) => o.storage));
+    return new Program(label, inputs, outputs, plan, recording.constants);
   });
 }

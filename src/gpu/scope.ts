@@ -2,10 +2,18 @@
 // activations are stored. `within` changes some of them for one call; nothing else does.
 
 import type { Launch } from "./launch.ts";
+import type { Storage } from "./storage.ts";
+
+/** What capture() collects while it runs its function. */
+export interface Recording {
+  readonly launches: Launch[];
+  /** Constants that the function made: they belong to the program. */
+  readonly constants: Storage[];
+}
 
 export interface Scope {
-  /** Takes each launch of the program that is being captured; undefined outside capture(). */
-  readonly record: ((launch: Launch) => void) | undefined;
+  /** The program that is being captured; undefined outside capture(). */
+  readonly recording: Recording | undefined;
   /** How often the program will run, about. */
   readonly runs: number;
   /** Whether results must have the same bits in a batch of any size. */
@@ -22,7 +30,7 @@ export interface Scope {
 export const MANY_RUNS = 1000;
 
 let current: Scope = {
-  record: undefined,
+  recording: undefined,
   runs: MANY_RUNS,
   batchInvariant: false,
   tape: true,

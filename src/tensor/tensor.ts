@@ -140,10 +140,12 @@ export function parameter(shape: Shape, init: () => Float32Array, label = "param
   return variable(shape, { init, label, category: "parameters", requiresGrad: true });
 }
 
-/** A table that never changes. */
+/** A table that never changes. Made inside capture(), it belongs to the program and is destroyed with it. */
 export function constant(data: HostArray, shape: Shape, label = "constant"): Tensor {
   const dtype: DType = data instanceof Float32Array ? "f32" : data instanceof Int32Array ? "i32" : "u32";
-  return variable(shape, { dtype, label, init: () => data });
+  const table = variable(shape, { dtype, label, init: () => data });
+  scope().recording?.constants.push(table.storage);
+  return table;
 }
 
 /** The same elements under another shape: no copy. One size may be -1. See ops for the differentiable one. */

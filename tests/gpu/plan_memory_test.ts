@@ -8,8 +8,12 @@ import { capture } from "../../src/gpu/program.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
+import { state } from "../../src/nn/layers.ts";
+import { timestepEmbedding } from "../../src/ops/embedding.ts";
+import { mul } from "../../src/ops/math.ts";
+import { resize } from "../../src/ops/resize.ts";
 import { matmul } from "../../src/ops/matmul.ts";
-import { input } from "../../src/tensor/tensor.ts";
+import { constant, input } from "../../src/tensor/tensor.ts";
 import { Alignment, type Stage, StageRun } from "../../src/train/alignment.ts";
 import { Diffusion } from "../../src/train/diffusion.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
@@ -49,7 +53,25 @@ Deno.test("a DiT training step takes the memory that its plan says, and gives it
     assertAgree(program.plan.totalBytes, most, `DiT step, ${profile}`);
     program.destroy();
     diffusion.destroy();
-    assert(memory.live - before < 0.01 * most, `${memory.live - before} bytes are left`);
+    for (const { storage } of state(diffusion.dit).values()) storage.destroy();
+    assertEquals(memory.live, before, "bytes that are left");
+  }
+});
+
+Deno.test("constants that a captured function makes are destroyed with the program", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live;
+  for (let i = 0; i < 50; i++) {
+    const program = await capture("constants", { t: input([3]), x: input([1, 8, 8, 4]) }, ({ t, x }) => ({
+      features: timestepEmbedding(t, 16), // a table of frequencies
+      resized: resize(x, 5, 5, { filter: "bicubic", antialias: true }), // tables of weights
+      y: mul(x, constant(Float32Array.of(1, 2, 3, 4), [4])),
+    })).prepare();
+    program.run({ t: Float32Array.of(1, 2, 3) });
+    await device().idle();
+    if (i === 0) assert(memory.live > before);
+    program.destroy();
+    assertEquals(memory.live, before, `bytes that are left after ${i + 1} programs`);
   }
 });
 
