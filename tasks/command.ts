@@ -110,20 +110,6 @@ export function openOutput(out: string | undefined, name: string): Output {
   return out === undefined ? Output.numbered(RUNS, name) : Output.folder(out);
 }
 
-/**
- * The command line that goes on with what this one leaves.
- * @param out the folder, where the line does not name it
- * @param resume from the newest checkpoint there, even where this line began with a FILE of another run
- */
-export function lineAgain({ line }: Pick<Context, "line">, out: string | undefined, resume = false): string {
-  const file = / (?:--resume(?:[= ](?:'[^']*'|[^\s'-]\S*))?|'--resume=[^']*')(?= |$)/;
-  const again = resume ? line.replace(file, "") : line;
-  return `${again}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
-}
-
-/** An argument as a shell takes it. */
-export const quoted = (text: string): string => /^[\w./:=,+-]+$/.test(text) ? text : `'${text}'`;
-
 /** The run asked for, or the newest that has what is needed. @throws UsageError where there is none */
 export function inputRun(given: string | undefined, kind: RunKind, log: Log): string {
   if (given !== undefined) return given;

@@ -3,18 +3,10 @@
 import { encodeConfig } from "../src/cli/config.ts";
 import { readStatistics } from "../src/formats/latents.ts";
 import { differences } from "../src/formats/provenance.ts";
+import { lineAgain } from "../src/run/resume.ts";
 import { openTokenizer } from "../src/zoo/runs.ts";
 import { latentsRecord } from "../src/train/encode_latents.ts";
-import {
-  command,
-  imageSource,
-  inputRun,
-  lineAgain,
-  openAdapter,
-  openOutput,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, imageSource, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
 import { encodeShown } from "./output.ts";
 
 export const encode = command({

@@ -9,17 +9,9 @@ import { fingerprintOf } from "../src/formats/provenance.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
+import { lineAgain } from "../src/run/resume.ts";
 import { openTokenizer } from "../src/zoo/runs.ts";
-import {
-  command,
-  imageSource,
-  inputRun,
-  lineAgain,
-  openAdapter,
-  openOutput,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, imageSource, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
 
 export const reconstruct = command({
   name: "reconstruct",

@@ -8,9 +8,10 @@ import { exists } from "../src/formats/files.ts";
 import { grid, readImage, writePng } from "../src/image/image.ts";
 import { writeNpz } from "../src/formats/npz.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
+import { lineAgain } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
-import { command, inputRun, lineAgain, openAdapter, openOutput } from "./command.ts";
+import { command, inputRun, openAdapter, openOutput } from "./command.ts";
 
 export const sample = command({
   name: "sample",

@@ -2,6 +2,9 @@
 // target v = x1 - x0, t logit-normal; loss mean (v - v')^2 + mean (1 - cos(v, v')) over channels. Lipman et al. (2023);
 // the direction term and the time distribution are LightningDiT's.
 
+import { UsageError } from "../errors.ts";
+import type { Log } from "../run/log.ts";
+import type { Resumed } from "../run/resume.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { capture, type Program } from "../gpu/program.ts";
@@ -12,8 +15,12 @@ import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { reshape } from "../ops/layout.ts";
 import { input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
+import type { Plan } from "../gpu/plan.ts";
+import type { Latents } from "../formats/latents.ts";
+import { type LatentBatch, latentBatches } from "./encode_latents.ts";
 import { cosineDistance, l2 } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
+import { hyperAt, type OptimizerOptions, type Recipe, schedule } from "./recipe.ts";
 
 export interface DiffusionOptions {
   batchSize: number;
@@ -90,4 +97,98 @@ export class Diffusion {
     this.random.tensor.storage.destroy();
     this.runningMetrics.storage.destroy();
   }
+}
+
+export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptions {
+  steps: number;
+  lr: number;
+  /** Decay of the weight average; 0 for none. */
+  emaDecay: number;
+  /** Uses the flipped latents for half of a batch. */
+  flip: boolean;
+}
+
+/** Flow matching as a recipe. */
+export class DiffusionRecipe implements Recipe<LatentBatch> {
+  readonly name = "diffusion";
+  readonly metrics = DIFFUSION_METRICS;
+  readonly steps: number;
+  readonly stepBytes: number;
+  readonly optimizers: readonly Optimizer[];
+  readonly runningMetrics: Tensor;
+  readonly diffusion: Diffusion;
+  readonly #program: DiffusionProgram;
+
+  /** @param latents undefined for a dry run */
+  constructor(
+    readonly dit: Dit,
+    private readonly options: DiffusionRecipeOptions,
+    private readonly latents: Latents | undefined,
+  ) {
+    const { input_size: S, in_channels: C } = dit.config;
+    this.steps = options.steps;
+    this.stepBytes = options.batchSize * C * S * S * 4;
+    this.diffusion = new Diffusion(dit, options);
+    this.optimizers = [this.diffusion.optimizer];
+    this.runningMetrics = this.diffusion.runningMetrics;
+    this.#program = this.diffusion.capture();
+  }
+
+  plan(): Plan {
+    return this.#program.plan;
+  }
+
+  data(from: number, to: number): AsyncGenerator<LatentBatch, void> {
+    const { batchSize, seed, flip } = this.options;
+    return latentBatches(this.latents as Latents, { batchSize, seed, step: from, end: to, flip });
+  }
+
+  async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
+    if (from === 0) {
+      await this.diffusion.set.materialise();
+      await this.diffusion.optimizer.startEma();
+    }
+    await this.diffusion.prepare(this.#program, progress);
+  }
+
+  // deno-lint-ignore require-await
+  async step(n: number, { x, labels }: LatentBatch): Promise<void> {
+    const { steps, lr, emaDecay: ema } = this.options;
+    this.diffusion.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
+    this.diffusion.random.set(n);
+    this.#program.run({ x, labels });
+  }
+
+  state(): Map<string, Tensor> {
+    return this.diffusion.state();
+  }
+
+  /** The weight average becomes the weights. */
+  async finish(): Promise<void> {
+    await this.diffusion.optimizer.readEmaInto(0, this.diffusion.set);
+  }
+
+  destroy(): void {
+    this.#program.destroy();
+  }
+}
+
+/** Reports how another number of steps changes the learning rate. @throws UsageError when they are done already */
+export function checkSteps(
+  { path, step, config }: Resumed,
+  c: Pick<DiffusionRecipeOptions, "steps" | "lr" | "warmup" | "lrEnd">,
+  log: Log,
+): void {
+  const before = (config as { steps?: number }).steps;
+  if (before === undefined || before === c.steps) return;
+  if (c.steps < step) {
+    throw new UsageError(
+      `Cannot resume from "${path}": it has done ${step} steps, and --steps is ${c.steps}; ask for more`,
+    );
+  }
+  const rate = (steps: number) => (c.lr * schedule(step, steps, c.warmup, c.lrEnd)).toPrecision(3);
+  log.line(
+    `--steps was ${before} and is ${c.steps}: the learning rate now falls until step ${c.steps}, and goes from ` +
+      `${rate(before)} to ${rate(c.steps)} at step ${step}`,
+  );
 }

@@ -1,7 +1,9 @@
 // From images to a folder of latents, and from there to batches for diffusion. Training always reads from the folder, one
 // latent at a time, so that a million of them need no memory.
 
-import { Interrupted } from "../errors.ts";
+import { Interrupted, UsageError } from "../errors.ts";
+import { differences, fingerprintOf, type Provenance } from "../formats/provenance.ts";
+import type { Log } from "../run/log.ts";
 import { ahead } from "../data/prefetch.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
 import { batchIndices, type ImageSource } from "../data/image_source.ts";
@@ -11,7 +13,7 @@ import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
 import { flip } from "../ops/layout.ts";
 import { input } from "../tensor/tensor.ts";
-import type { ImageTokenizer } from "../models/tokenizer.ts";
+import type { ImageTokenizer, TokenizerIdentity } from "../models/tokenizer.ts";
 
 /** What `encodeTo` makes of images. */
 export interface EncodeOptions {
@@ -101,6 +103,43 @@ function toPlanes(z: Float32Array, N: number, P: number, C: number): Float32Arra
     }
   }
   return out;
+}
+
+/**
+ * What latents were made from.
+ * @param source the images, where this run encodes them
+ * @throws UsageError when the latents are not of this tokenizer, these images or these settings
+ */
+export function checkLatents(
+  latents: Latents,
+  tokenizer: ImageTokenizer & { identity: TokenizerIdentity },
+  { size, imageSize, flip, source, log }: {
+    size: number;
+    /** The side that was asked for. */
+    imageSize?: number | undefined;
+    flip: boolean;
+    source: ImageSource | undefined;
+    log: Log;
+  },
+): Provenance {
+  const { folder, record } = latents, { name, latents: fingerprint } = tokenizer.identity;
+  if (!record) {
+    log.line(`"${folder}" does not say what its latents are of: they are taken to be of "${name}"`);
+    const numbers = fingerprintOf(`${latents.mean}`, `${latents.std}`, `${latents.labels}`);
+    return { tokenizer: { name, fingerprint }, data: { name: folder, fingerprint: numbers } };
+  }
+  const asked: Provenance = source ? latentsRecord(tokenizer, source, { size, mirrored: flip }).made_from : {
+    tokenizer: { name, fingerprint },
+    ...imageSize === undefined ? {} : { "image size": imageSize },
+    ...flip ? { flip } : {},
+  };
+  const [difference] = differences(record.made_from, asked);
+  if (difference === undefined) return record.made_from;
+  throw new UsageError(
+    `Cannot train on the latents "${folder}": ${difference}; ${
+      source ? "use the same, or choose another --out" : "name the ones of this run, or encode again"
+    }`,
+  );
 }
 
 const FLIP_STREAM = 0xf11b;

@@ -3,8 +3,9 @@
 
 import { GpuError, Interrupted, UsageError } from "../errors.ts";
 import { checkConditions, holdOff } from "../interruption.ts";
-import { readTensor, type Tensor } from "../tensor/tensor.ts";
+import { readTensor } from "../tensor/tensor.ts";
 import type { Optimizer } from "./optimizer.ts";
+import type { Recipe } from "./recipe.ts";
 
 /**
  * What a run reports every `logEvery` steps: means over those that were applied, how many were skipped, the loss scale
@@ -15,24 +16,12 @@ export interface LogRow {
   [metric: string]: number;
 }
 
-export interface LoopOptions<D> {
-  /** Steps already done, and the step to stop after. */
+export interface LoopOptions {
+  /** Steps already done. */
   from: number;
-  to: number;
-  /** The data of the next step. The time that the loop waits for them is reported. */
-  data(): Promise<D>;
-  /** Uploads and submits one step; does not wait. */
-  step(n: number, data: D): Promise<void>;
-  /** Sums of `metrics` over the applied steps, on the device; cleared at each reading. */
-  runningMetrics: Tensor;
-  metrics: readonly string[];
-  /** The metrics count the first one's steps; the others may begin later. */
-  optimizers: readonly Optimizer[];
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
-  /** Bytes uploaded by a step: bounds how far the host runs ahead. */
-  stepBytes: number;
   onLog(row: LogRow): void;
   /** Steps were skipped: how many, and why. */
   onSkipped?(message: string): void;
@@ -43,36 +32,43 @@ export interface LoopOptions<D> {
   stopping(): boolean;
 }
 
-/** From so many skipped steps in a row on, nothing is learned any more: a loss scale of 2^24 has come down to 1 in 24. */
+/** Skipped steps in a row that end a run: a loss scale of 2^24 falls to 1 in 24. */
 const STALLED = 50;
 
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
 /** What a loop did. */
 export interface LoopResult {
-  /** Steps done in all; fewer than `to` when it was stopped. */
+  /** Steps done in all; fewer than the recipe has when it was stopped. */
   done: number;
   /** Share of the time, 0..1, that was spent waiting for data: what more workers could win at most. */
   dataWait: number;
 }
 
-/** Runs steps from..to-1. From the first step until it returns, the end of the process is held off. */
-export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
+/** What the loop needs of a recipe. */
+export type Steps<D> = Pick<
+  Recipe<D>,
+  "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "data" | "step"
+>;
+
+/** Runs the steps `from` to `recipe.steps` - 1. From the first step until it returns, the end of the process is held off. */
+export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<LoopResult> {
+  const { steps, optimizers, metrics, runningMetrics } = recipe;
   using holds = new DisposableStack();
-  const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, o.stepBytes))));
+  const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, recipe.stepBytes))));
   let logged = o.from, saved = o.from;
   const begin = () => ({ began: performance.now(), waited: 0 }); // milliseconds
   const all = begin();
   let recent = begin();
   const share = ({ began, waited }: typeof all) => waited / Math.max(1e-3, performance.now() - began);
-  const progress = () => Promise.all(o.optimizers.map(async (optimizer) => await optimizer.readProgress()));
+  const progress = () => Promise.all(optimizers.map(async (optimizer) => await optimizer.readProgress()));
   let before = await progress();
   /** Checkpoints of a run that may have gone wrong would push out the good ones. */
   const stalling = async () => (await progress()).some(({ inARow }) => inARow >= 3);
   const log = async (n: number) => {
     if (n === logged) return;
-    const sums = await readTensor(o.runningMetrics);
-    o.runningMetrics.storage.write(new Float32Array(o.metrics.length));
+    const sums = await readTensor(runningMetrics);
+    runningMetrics.storage.write(new Float32Array(metrics.length));
     const row: LogRow = { step: n };
     const now = await progress();
     const since = now.map((p, i) => ({
@@ -81,7 +77,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     }));
     before = now;
     const [{ applied }] = since as [typeof since[number]];
-    if (applied > 0) o.metrics.forEach((name, i) => row[name] = (sums[i] as number) / applied);
+    if (applied > 0) metrics.forEach((name, i) => row[name] = (sums[i] as number) / applied);
     row.skipped = since.reduce((sum, { skipped }) => sum + skipped, 0);
     const scale = Math.min(...now.map((p) => p.lossScale));
     if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;
@@ -89,8 +85,8 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     recent = begin();
     for (const [i, { skipped }] of since.entries()) {
       if (skipped === 0) continue;
-      const optimizer = o.optimizers[i] as Optimizer, { inARow, lossScale } = now[i] as typeof now[number];
-      const cause = await causeOf(optimizer, i === 0 ? o.metrics : []);
+      const optimizer = optimizers[i] as Optimizer, { inARow, lossScale } = now[i] as typeof now[number];
+      const cause = await causeOf(optimizer, i === 0 ? metrics : []);
       o.onSkipped?.(
         `${skipped} of the steps ${
           logged + 1
@@ -98,7 +94,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
           (row.loss_scale === undefined ? "" : `; the loss scale is ${lossScale}`),
       );
       // A loss scale that can still fall will do so, and let the next steps pass.
-      const most = n === o.to && 2 * inARow > n - o.from && lossScale <= 1;
+      const most = n === steps && 2 * inARow > n - o.from && lossScale <= 1;
       if (inARow >= STALLED || most) {
         throw new GpuError(
           `Cannot go on: nothing is learned any more, the last ${inARow} steps were skipped (${optimizer.label}): ` +
@@ -109,11 +105,12 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     logged = n;
     o.onLog(row);
   };
-  for (let n = o.from; n < o.to; n++) {
+  const stream = recipe.data(o.from, steps);
+  for (let n = o.from; n < steps; n++) {
     const asked = performance.now();
     let data: D;
     try {
-      data = await o.data();
+      data = (await stream.next()).value as D;
     } catch (error) {
       // Such as a damaged image or latent: what was learned before it stays.
       if (error instanceof UsageError && n > o.from && n !== saved) await o.save(n);
@@ -121,7 +118,7 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     }
     for (const time of [all, recent]) time.waited += performance.now() - asked;
     try {
-      await o.step(n, data);
+      await recipe.step(n, data);
     } catch (error) {
       // Kernels that are needed from this step on were being compiled: the state is that after n steps.
       if (!(error instanceof Interrupted) || n === o.from) throw error;
@@ -133,13 +130,13 @@ export async function trainLoop<D>(o: LoopOptions<D>): Promise<LoopResult> {
     o.onStep?.(n + 1);
     checkConditions();
     const done = n + 1, stop = o.stopping();
-    if (done % o.logEvery === 0 || done === o.to || stop) await log(done);
-    else if (done % ahead === 0) await readTensor(o.runningMetrics); // waits for the device
+    if (done % o.logEvery === 0 || done === steps || stop) await log(done);
+    else if (done % ahead === 0) await readTensor(runningMetrics); // waits for the device
     const due = o.saveEvery > 0 && done % o.saveEvery === 0;
-    if (stop || done === o.to || (due && !await stalling())) await o.save(saved = done);
-    if (stop && done < o.to) return { done, dataWait: share(all) };
+    if (stop || done === steps || (due && !await stalling())) await o.save(saved = done);
+    if (stop && done < steps) return { done, dataWait: share(all) };
   }
-  return { done: o.to, dataWait: share(all) };
+  return { done: steps, dataWait: share(all) };
 }
 
 /** What was not finite, in words. */
@@ -165,9 +162,4 @@ async function remedyOf(optimizer: Optimizer, learned: boolean, scaled: boolean)
   }
   return `${weights}, and no step was applied, so numbers overflow in the networks: ` +
     (scaled ? "use --precision f32" : "use other weights, or leave a loss out");
-}
-
-/** Rate of a step: linear warm-up, then a straight line from 1 down to `last` at the end. */
-export function schedule(n: number, steps: number, warmup: number, last: number): number {
-  return Math.min(1, (n + 1) / Math.max(1, warmup)) * (last + (1 - last) * (1 - n / steps));
 }

@@ -15,7 +15,7 @@ import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { crossEntropy } from "../../src/ops/softmax.ts";
 import { input } from "../../src/tensor/tensor.ts";
-import { schedule } from "../../src/train/loop.ts";
+import { schedule } from "../../src/train/recipe.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 
 const BATCH = 64, STEPS = Number(Deno.args[0] ?? 1200);

@@ -17,7 +17,7 @@ import { constant, input } from "../../src/tensor/tensor.ts";
 import { Alignment, type Stage, StageRun } from "../../src/train/alignment.ts";
 import { Diffusion } from "../../src/train/diffusion.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
-import { stagesOf } from "../../tasks/align.ts";
+import { stagesOf } from "../../src/train/align_config.ts";
 import { PROFILES, testDevice } from "../helpers/check.ts";
 
 /** Planned bytes within 5 % of those that appeared on the device. */

@@ -71,9 +71,10 @@ Deno.test("a training loop that is stopped while kernels of a later step compile
     const saves: number[] = [];
     const run = () =>
       trainLoop({
-        from: 0,
-        to: 9,
-        data: () => Promise.resolve(0),
+        steps: 9,
+        async *data() {
+          for (;;) yield 0;
+        },
         async step(n) {
           if (n < at) return;
           assertEquals(isHeld(), held);
@@ -82,9 +83,11 @@ Deno.test("a training loop that is stopped while kernels of a later step compile
         runningMetrics,
         metrics: ["loss"],
         optimizers: [optimizer],
+        stepBytes: 4,
+      }, {
+        from: 0,
         logEvery: 100,
         saveEvery: 0,
-        stepBytes: 4,
         onLog: () => {},
         save: (n) => Promise.resolve(void saves.push(n)),
         stopping: () => false,

@@ -7,8 +7,7 @@ import { saveCheckpoint } from "../../src/run/checkpoint.ts";
 import { openSafetensors, type SafetensorsFile } from "../../src/formats/safetensors.ts";
 import { openModel } from "../../src/formats/shards.ts";
 import { EMBEDDED_ENCODER } from "../../src/zoo/encoders.ts";
-import { lineAgain } from "../../tasks/command.ts";
-import { checkResumed, openResumed } from "../../tasks/resume.ts";
+import { checkResumed, lineAgain, openResumed } from "../../src/run/resume.ts";
 import { inFolder, quietLog, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
 

@@ -10,7 +10,7 @@ import { loadState, saveState } from "../../src/nn/layers.ts";
 import { readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Alignment, RUNNING_METRICS, type Stage, StageRun } from "../../src/train/alignment.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
-import { schedule } from "../../src/train/loop.ts";
+import { schedule } from "../../src/train/recipe.ts";
 import { PROFILES, testDevice } from "../helpers/check.ts";
 import { open } from "../helpers/compare.ts";
 import { formulaSource, formulaWeights, shapesOf, units } from "../helpers/formula.ts";

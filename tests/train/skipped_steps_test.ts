@@ -158,21 +158,24 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
     const error = await assertRejects(
       () =>
         trainLoop({
-          from: 0,
-          to: 1000,
+          steps: 1000,
           runningMetrics: diffusion.runningMetrics,
           metrics: DIFFUSION_METRICS,
           optimizers: [diffusion.optimizer],
-          logEvery: 1,
-          saveEvery: 1,
           stepBytes: 1,
-          data: async () => x,
+          async *data() {
+            for (;;) yield x;
+          },
           async step(n, x) {
             if (n === good) before = await snapshot(diffusion.state());
             diffusion.optimizer.set({ ...HYPER, lr: n < good ? 1e-3 : lr });
             diffusion.random.set(n);
             program.run({ x: n < good ? x : x.map((v) => v * bad), labels });
           },
+        }, {
+          from: 0,
+          logEvery: 1,
+          saveEvery: 1,
           onLog: () => {},
           onSkipped: (message) => said.push(message),
           save: async (n) => void saved.push(n),
@@ -205,19 +208,20 @@ Deno.test("what was learned before a damaged latent is saved", async () => {
   await assertRejects(
     () =>
       trainLoop({
-        from: 2,
-        to: 9,
+        steps: 9,
         runningMetrics: variable([1]),
         metrics: [],
         optimizers: [{ readProgress: () => Promise.resolve(counts) }] as never,
+        stepBytes: 1,
+        async *data() {
+          while (steps < 3) yield 0;
+          throw new UsageError("latent 17 holds NaN");
+        },
+        step: () => Promise.resolve(void steps++),
+      }, {
+        from: 2,
         logEvery: 100,
         saveEvery: 0,
-        stepBytes: 1,
-        data: () =>
-          saved.length === 0 && steps === 3
-            ? Promise.reject(new UsageError("latent 17 holds NaN"))
-            : Promise.resolve(0),
-        step: () => Promise.resolve(void steps++),
         onLog: () => {},
         save: (n) => Promise.resolve(void saved.push(n)),
         stopping: () => false,

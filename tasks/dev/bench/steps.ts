@@ -19,7 +19,7 @@ import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { Sampler } from "../../../src/sampling/samplers.ts";
-import { stagesOf } from "../../align.ts";
+import { stagesOf } from "../../../src/train/align_config.ts";
 import { TINY } from "../../train_dit.ts";
 import type { Measurable } from "./measure.ts";
 

@@ -3,12 +3,12 @@
 // which anything may differ that fits the weights. Whatever differs is said.
 
 import { dirname, resolve } from "@std/path";
-import { UsageError } from "../src/errors.ts";
-import { kebab } from "../src/cli/flags.ts";
-import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "../src/run/checkpoint.ts";
-import { exists } from "../src/formats/files.ts";
-import type { Log } from "../src/run/log.ts";
-import { differences, type Provenance, provenanceSchema } from "../src/formats/provenance.ts";
+import { UsageError } from "../errors.ts";
+import { kebab } from "../cli/flags.ts";
+import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "./checkpoint.ts";
+import { exists } from "../formats/files.ts";
+import type { Log } from "./log.ts";
+import { differences, type Provenance, provenanceSchema } from "../formats/provenance.ts";
 
 /** A checkpoint that a run goes on from. */
 export interface Resumed extends Checkpoint {
@@ -107,3 +107,17 @@ export function checkResumed(
   }
   for (const change of changes) log.line(`from step ${step} on: ${change}`);
 }
+
+/**
+ * The command line that goes on with what this one leaves.
+ * @param out the folder, where the line does not name it
+ * @param resume from the newest checkpoint there, even where this line began with a FILE of another run
+ */
+export function lineAgain({ line }: { line: string }, out: string | undefined, resume = false): string {
+  const file = / (?:--resume(?:[= ](?:'[^']*'|[^\s'-]\S*))?|'--resume=[^']*')(?= |$)/;
+  const again = resume ? line.replace(file, "") : line;
+  return `${again}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
+}
+
+/** An argument as a shell takes it. */
+export const quoted = (text: string): string => /^[\w./:=,+-]+$/.test(text) ? text : `'${text}'`;

@@ -1,0 +1,41 @@
+// Progress of a training run on the terminal: compilation of kernels, then steps, recipe after recipe.
+
+import type { Log, Progress } from "./log.ts";
+
+/** Progress over named parts of known length. */
+export function progressOf(log: Log, parts: readonly (readonly [string, number])[]) {
+  let current: Progress | undefined, note = "";
+  let part = parts[0];
+  return {
+    begin(name: string): void {
+      part = parts.find(([n]) => n === name);
+      current = undefined;
+      note = "";
+    },
+    /** While kernels are compiled: the first time takes a while on a software adapter. */
+    compile(done: number, total: number): void {
+      current ??= log.progress(`${part?.[0]}: compiling`, total, "kernels");
+      // The last line of a count is always shown, and this one says nothing.
+      if (done < total) current.update(done);
+      else {
+        current.end();
+        current = undefined;
+      }
+    },
+    step(n: number): void {
+      current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
+      current.update(n, note);
+    },
+    /** Shows from now on which share of the time steps have waited for data. */
+    row(row: Record<string, number>): void {
+      note = `waiting for data ${percent(row.data_wait ?? 0)}`;
+    },
+    end(): void {
+      current?.end();
+      current = undefined;
+    },
+  };
+}
+
+/** 0.125 -> "13%" */
+export const percent = (share: number): string => `${Math.round(100 * share)}%`;

@@ -1,0 +1,119 @@
+// What the options of `tok align` describe: the tokenizer, the discriminator and the stages.
+
+import type { AlignConfig } from "../cli/config.ts";
+import { UsageError } from "../errors.ts";
+import { validated } from "../formats/files.ts";
+import { Discriminator } from "../models/discriminator.ts";
+import { Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
+import type { VitConfig } from "../models/vit_config.ts";
+import type { Log } from "../run/log.ts";
+import type { Resumed } from "../run/resume.ts";
+import type { Stage } from "./alignment.ts";
+import { schedule } from "./recipe.ts";
+
+/** The tokenizer around an encoder that sees pixels of 0..1 as (x - mean) / std. @throws UsageError */
+export function tokenizerOf(
+  c: AlignConfig,
+  encoder: VitConfig,
+  { mean, std }: { mean: readonly number[]; std: readonly number[] },
+): Tokenizer {
+  return new Tokenizer(validated(tokenizerConfig, {
+    image_size: c.imageSize,
+    encoder,
+    image_mean: mean,
+    image_std: std,
+    adapter_hidden: c.adapterHidden ?? encoder.hidden_size,
+    decoder: {
+      ch: c.decoderChannels,
+      ch_mult: c.decoderMultiples,
+      num_res_blocks: c.decoderBlocks,
+      attn_resolutions: c.decoderAttention.filter((side) => side > 0),
+      resolution: c.imageSize,
+      z_channels: c.latentChannels,
+      groups: c.decoderGroups,
+    },
+  }, "the options"));
+}
+
+/** The discriminator; undefined where the adversarial loss is off. */
+export function discriminatorOf(c: AlignConfig): Discriminator | undefined {
+  if (c.gan === "none" || c.wGan === 0) return undefined;
+  return new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
+}
+
+/** The stages that the options describe. */
+export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
+  const losses = {
+    l1: c.wL1,
+    perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,
+    gan: adversarial ? c.wGan : 0,
+    semantic: 0,
+  };
+  const table: Omit<Stage, "steps" | "lr" | "ganStart">[] = [
+    { name: "latent", train: ["adapter", "decoder"], losses, encoderLr: 0, ema: 0 },
+    {
+      name: "perceptual",
+      train: ["encoder", "adapter", "decoder"],
+      losses: { ...losses, semantic: c.wSemantic },
+      encoderLr: c.encoderLr,
+      ema: c.ema,
+    },
+    { name: "refine", train: ["decoder"], losses, encoderLr: 0, ema: 0 },
+  ];
+  return [...new Set(c.stages)].sort().map((n) => ({
+    ...(table[n - 1] as (typeof table)[number]),
+    steps: c.steps[n - 1] as number,
+    lr: c.lr[n - 1] as number,
+    ganStart: c.ganStart[n - 1] as number,
+  }));
+}
+
+/** The stage to which `step` steps belong (the end of a stage belongs to that stage), and the number of steps before it. */
+export function stageAt(
+  stages: readonly { steps: number }[],
+  step: number,
+): { index: number; begin: number } {
+  let index = 0, begin = 0;
+  for (; index < stages.length - 1 && step > begin + (stages[index]?.steps ?? 0); index++) {
+    begin += stages[index]?.steps ?? 0;
+  }
+  return { index, begin };
+}
+
+/**
+ * The stage of a checkpoint and those after it may get other numbers of steps, and there may be more of them: reports what
+ * that does to the schedule. @throws UsageError for stages that are over
+ */
+export function checkStages(
+  { path, step, config }: Resumed,
+  c: AlignConfig,
+  now: readonly Stage[],
+  log: Log,
+): void {
+  const options = { ...c, ...config as object } as AlignConfig;
+  const before = stagesOf(options, now.some(({ losses }) => losses.gan > 0));
+  const { index, begin } = stageAt(before, step), at = before[index] as Stage, n = step - begin;
+  const fixed = before.slice(0, index).find((stage, i) =>
+    stage.name !== now[i]?.name || stage.steps !== now[i]?.steps
+  );
+  if (fixed || now[index]?.name !== at.name || (now[index]?.steps ?? 0) < n) {
+    throw new UsageError(
+      `Cannot resume from "${path}": it has done ${n} steps of the stage "${at.name}", and --stages ${c.stages} ` +
+        `--steps ${c.steps} does not lead there (it was --stages ${options.stages} --steps ${options.steps}); ` +
+        `change only what comes after, or begin without --resume in another --out`,
+    );
+  }
+  for (const stage of now.slice(index)) {
+    const was = before.find(({ name }) => name === stage.name);
+    if (was?.steps === stage.steps) continue;
+    const done = stage.name === at.name ? n : 0;
+    const rate = (steps: number) => (stage.lr * schedule(done, steps, c.warmup, c.lrEnd)).toPrecision(3);
+    log.line(
+      `stage "${stage.name}": ${was?.steps ?? 0} steps before, ${stage.steps} now` +
+        (was && done ? `; its learning rate goes from ${rate(was.steps)} to ${rate(stage.steps)}` : "") +
+        (stage.losses.gan > 0 && stage.ganStart >= (was?.steps ?? 0) && stage.ganStart < stage.steps
+          ? `; the adversarial loss counts from its step ${stage.ganStart}`
+          : ""),
+    );
+  }
+}

@@ -1,0 +1,102 @@
+// AlignTok's stages as recipes. What an alignment leaves is a function of the config, the encoder and the images alone.
+
+import type { Plan } from "../gpu/plan.ts";
+import { batches } from "../data/batches.ts";
+import type { Batch, ImageSource } from "../data/image_source.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { type Alignment, type AlignmentOptions, RUNNING_METRICS, type Stage, StageRun } from "./alignment.ts";
+import type { Optimizer } from "./optimizer.ts";
+import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
+
+export interface AlignRecipeOptions extends AlignmentOptions, OptimizerOptions {
+  /** Learning rate of the discriminator. */
+  ganLr: number;
+  seed: number;
+  /** Flips half of the images. */
+  flip: boolean;
+}
+
+/** A recipe for each stage. @param source training images; undefined for a dry run */
+export function alignRecipes(
+  alignment: Alignment,
+  stages: readonly Stage[],
+  options: AlignRecipeOptions,
+  source: ImageSource | undefined,
+): Recipe<Batch>[] {
+  let before = 0;
+  return stages.map((stage) => {
+    const first = before;
+    before += stage.steps;
+    return new StageRecipe(alignment, stage, options, source, first);
+  });
+}
+
+class StageRecipe implements Recipe<Batch> {
+  readonly name: string;
+  readonly steps: number;
+  readonly metrics = RUNNING_METRICS;
+  readonly stepBytes: number;
+  readonly optimizers: readonly Optimizer[];
+  readonly runningMetrics: Tensor;
+  readonly #run: StageRun;
+
+  /** @param first steps of the stages before, by which images are chosen */
+  constructor(
+    private readonly alignment: Alignment,
+    private readonly stage: Stage,
+    private readonly options: AlignRecipeOptions,
+    private readonly source: ImageSource | undefined,
+    private readonly first: number,
+  ) {
+    const { batchSize, accumulate, imageSize } = options;
+    this.name = stage.name;
+    this.steps = stage.steps;
+    this.stepBytes = batchSize * accumulate * imageSize ** 2 * 12;
+    this.#run = new StageRun(alignment, stage, options);
+    const { optimizer, discriminatorOptimizer, runningMetrics } = this.#run;
+    this.optimizers = discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer];
+    this.runningMetrics = runningMetrics;
+  }
+
+  plan(): Plan {
+    return this.#run.capture(this.optimizers.length > 1 && this.stage.ganStart < this.steps).plan;
+  }
+
+  data(from: number, to: number): AsyncGenerator<Batch, void> {
+    const { batchSize, accumulate, imageSize, seed, flip } = this.options;
+    return batches(this.source as ImageSource, {
+      batchSize: batchSize * accumulate,
+      imageSize,
+      seed,
+      step: this.first + from,
+      end: this.first + to,
+      flip,
+    });
+  }
+
+  async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
+    if (from === 0 && this.stage.ema > 0) await this.#run.optimizer.startEma();
+    if (from < this.steps) await this.#run.program(from, progress);
+  }
+
+  async step(n: number, { images }: Batch): Promise<void> {
+    const { optimizer, discriminatorOptimizer } = this.#run;
+    const hyper = hyperAt(n, this.stage, this.options);
+    optimizer.set(hyper);
+    discriminatorOptimizer?.set({ ...hyper, lr: this.options.ganLr, weightDecay: 0 });
+    (await this.#run.program(n)).run({ x: images });
+  }
+
+  state(): Map<string, Tensor> {
+    return new Map([...this.alignment.state(), ...this.#run.state()]);
+  }
+
+  async finish(): Promise<void> {
+    await this.#run.finish();
+    if (this.stage.name === "latent") await this.alignment.setAnchor();
+  }
+
+  destroy(): void {
+    this.#run.destroy();
+  }
+}

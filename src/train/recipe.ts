@@ -1,0 +1,72 @@
+// What a training run is made of: recipes, one after another. A recipe says what a step is, where its data come from and
+// which tensors a checkpoint holds; run.ts does everything else.
+
+import type { Hyper } from "../ops/adamw.ts";
+import type { Plan } from "../gpu/plan.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { Optimizer } from "./optimizer.ts";
+
+export interface Recipe<D = unknown> {
+  /** In progress, log and messages; the stage, where a run has several recipes. */
+  readonly name: string;
+  readonly steps: number;
+  /** The running metrics count the steps of the first one; the others may begin later. */
+  readonly optimizers: readonly Optimizer[];
+  /** Names of the running metrics; the squared norm of the gradients is the last. */
+  readonly metrics: readonly string[];
+  /** Sums of the metrics over the applied steps, on the device; cleared at each reading. */
+  readonly runningMetrics: Tensor;
+  /** Bytes uploaded by a step: bounds how far the host runs ahead. */
+  readonly stepBytes: number;
+  /** Plan of the largest step; nothing is allocated. */
+  plan(): Plan;
+  /** Data of the steps `from` to `to` - 1, in order. */
+  data(from: number, to: number): AsyncGenerator<D, void>;
+  /** Prepares step `from`. The state is restored from a checkpoint if `from` > 0, else new. */
+  prepare(from: number, progress?: (done: number, total: number) => void): Promise<void>;
+  /** Uploads the data and submits step `n`; does not wait for the device. */
+  step(n: number, data: D): Promise<void>;
+  /** Tensors of a checkpoint, by name. */
+  state(): Map<string, Tensor>;
+  /** Called after the last step. */
+  finish(): Promise<void>;
+  destroy(): void;
+}
+
+/** AdamW's options. */
+export interface OptimizerOptions {
+  beta1: number;
+  beta2: number;
+  weightDecay: number;
+  clip: number;
+  /** Steps of linear warm-up. */
+  warmup: number;
+  /** Share of the learning rate that is left at the end. */
+  lrEnd: number;
+}
+
+/**
+ * Hyper-parameters of step `n` of `steps`.
+ * @param ema decay of the weight average, once the average is older than 10 steps or so: a young one forgets faster, so
+ * that the first weights do not stay in it
+ */
+export function hyperAt(
+  n: number,
+  { steps, lr, ema }: { steps: number; lr: number; ema: number },
+  { beta1, beta2, weightDecay, clip, warmup, lrEnd }: OptimizerOptions,
+): Hyper {
+  return {
+    lr: lr * schedule(n, steps, warmup, lrEnd),
+    beta1,
+    beta2,
+    eps: 1e-8,
+    weightDecay,
+    clip,
+    emaDecay: Math.min(ema, (1 + n) / (10 + n)),
+  };
+}
+
+/** Factor of the learning rate: linear warm-up, then a linear decay from 1 to `last`. */
+export function schedule(n: number, steps: number, warmup: number, last: number): number {
+  return Math.min(1, (n + 1) / Math.max(1, warmup)) * (last + (1 - last) * (1 - n / steps));
+}
