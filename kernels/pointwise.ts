@@ -16,6 +16,8 @@ export interface PlaceSpec {
   readonly access: Access;
   /** vector and splat: which of the grids. */
   readonly grid: number;
+  /** vector: axes of the grid that are padded. */
+  readonly bounded: readonly number[];
 }
 
 export interface ExpressionSpec {
@@ -28,6 +30,7 @@ export interface ExpressionSpec {
   /** Number of axes of each grid. */
   readonly grids: readonly number[];
   readonly width: number;
+  readonly element: "f32" | "u32";
 }
 
 /** Vectors that an invocation of the gpu profile computes. */
@@ -51,7 +54,7 @@ export function pointwiseTiling(
 
 /** The pieces of a text; all names begin with `prefix`, so that none is an array of the kernel that carries it. Arrays are <prefix>in<k> and <prefix>out<k>. */
 export interface ExpressionText {
-  /** Of `struct Params`: s<k> scalars, r<k> rows and columns, p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes. */
+  /** Of `struct Params`: s<k> scalars, r<k> rows and columns, p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes, l<k>_<axis> and h<k>_<axis> bounds. */
   readonly fields: readonly string[];
   readonly declarations: string;
 }
@@ -62,13 +65,13 @@ export interface ExpressionText {
  * @param binding number of the first array
  */
 export function expressionWgsl(
-  { inputs, scalars, body, outputs, grids, width }: ExpressionSpec,
+  { inputs, scalars, body, outputs, grids, width, element }: ExpressionSpec,
   name: string,
   prefix: string,
   binding: number,
   returns = false,
 ): ExpressionText {
-  const T = width === 1 ? "f32" : `vec${width}<f32>`;
+  const T = width === 1 ? element : `vec${width}<${element}>`;
   const fields: string[] = [];
   for (let k = 0; k < scalars; k++) fields.push(`${prefix}s${k}: f32`);
   grids.forEach((rank, g) => {
@@ -81,14 +84,16 @@ export function expressionWgsl(
   ];
   const arrays: string[] = [];
   const at = new Map<string, string>();
+  /** Whether the element of a padded array has data. */
+  const inside = new Map<string, string>();
   const cycles: string[] = [];
-  for (const { place: { access, grid }, array, write } of places) {
+  for (const { place: { access, grid, bounded }, array, write } of places) {
     if (access === "value") continue;
     const field = (f: string) => {
       fields.push(`${prefix}${f}_${array}: u32`);
       return `params.${prefix}${f}_${array}`;
     };
-    const type = access === "same" || access === "row" || access === "vector" ? T : "f32";
+    const type = access === "same" || access === "row" || access === "vector" ? T : element;
     arrays.push(
       `@group(0) @binding(${binding + arrays.length}) var<storage, ${
         write ? "read_write" : "read"
@@ -124,8 +129,14 @@ export function expressionWgsl(
         ? `i / ${field("r")}`
         : general(),
     );
+    if (bounded.length) {
+      const within = bounded.map((d) =>
+        `g${grid}_${d} >= ${field(`l${d}`)} && g${grid}_${d} < ${field(`h${d}`)}`
+      );
+      inside.set(array, within.join(" && "));
+    }
   }
-  const digits = grids.map((rank, g) => {
+  const multiIndex = grids.map((rank, g) => {
     const lines: string[] = [];
     let rest = "i";
     for (let d = rank - 1; d > 0; d--) {
@@ -142,7 +153,9 @@ export function expressionWgsl(
     );
   const read = (access: Access, k: number) => {
     if (access === "value") return `${prefix}v`;
-    if (access !== "cycle") return `${T}(${prefix}in${k}[${at.get(`in${k}`)}])`;
+    const data = inside.get(`in${k}`), index = at.get(`in${k}`);
+    if (data) return `select(${T}(), ${prefix}in${k}[select(0u, ${index}, ${data})], ${data})`;
+    if (access !== "cycle") return `${T}(${prefix}in${k}[${index}])`;
     return `${T}(${Array.from({ length: width }, (_, e) => `${prefix}in${k}[in${k}_${e}]`).join(", ")})`;
   };
   const value = inputs.some(({ access }) => access === "value");
@@ -152,7 +165,7 @@ export function expressionWgsl(
 fn ${name}(i: u32${value ? `, ${prefix}v: ${T}` : ""})${returns ? ` -> ${T}` : ""} {
 ${
       [
-        ...digits,
+        ...multiIndex,
         ...cycles,
         ...inputs.map(({ access }, k) => `  let ${prefix}x${k} = ${read(access, k)};`),
         ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),

@@ -1,6 +1,5 @@
-// Elementwise work as a value: what is read and how it is walked through, the formulas, and what is stored. It is
-// launched as a kernel of its own, merged with the work before or behind it, or carried by another kernel where
-// that stores its result or loads an operand (see fusion.ts, which decides, and kernels/pointwise.ts, which prints).
+// Elementwise expressions: bound as a kernel of their own, fused with each other, or fused into another kernel as the prologue
+// of a load or the epilogue of a store. fusion.ts decides which; kernels/pointwise.ts prints the WGSL.
 
 import {
   type ExpressionSpec,
@@ -11,7 +10,7 @@ import {
   pointwiseWgsl,
 } from "../../kernels/pointwise.ts";
 import { bind, record } from "./bind.ts";
-import { compose, isConstant, isContiguous, straight, type View } from "./strides.ts";
+import { type Axis, compose, contiguous, isConstant, isContiguous, isPlain, type View } from "./strides.ts";
 import { device } from "./device.ts";
 import { rewrite } from "./fp16.ts";
 import { fold, kernel } from "./kernel.ts";
@@ -20,21 +19,28 @@ import type { Bindable, Storage } from "./storage.ts";
 
 /** Records the launch of an expression. */
 export function launchExpression(expression: Expression): void {
-  record(bindExpression(expression));
+  record(bindExpression(expression) as Launch);
 }
 
-/** The launch of an expression as a kernel of its own. */
-export function bindExpression(expression: Expression): Launch {
-  const { count, body } = expression, { profile, lanes: vector } = device();
-  const width = widthOf(expression), vectors = count / width;
+/**
+ * The launch of an expression as a kernel of its own; undefined where no kernel can store its fp16 outputs. Copies of u32 and
+ * padded or reversed views are not fused.
+ */
+export function bindExpression(expression: Expression): Launch | undefined {
+  const { count, body, element } = expression, { profile, lanes: vector } = device();
+  const width = [4, 1].find((width) => fits(expression, width));
+  if (!width) return undefined;
+  const vectors = count / width;
   const { spec, params, buffers } = print(expression, width, "");
   const { lanes, steps } = pointwiseTiling(profile, vector, vectors);
+  const plain = element !== "u32" &&
+    [...expression.inputs, ...expression.outputs].every((o) => isPlain(o.view));
   return bind(
     kernel(pointwiseWgsl(spec, profile, vector), "pointwise"),
     buffers,
     { count: vectors, steps, ...params },
     fold(Math.ceil(vectors / (lanes * steps))),
-    { flops: count * body.length, iterations: steps, fusion: { expression } },
+    { flops: count * body.length, iterations: steps, ...plain ? { fusion: { expression } } : {} },
   );
 }
 
@@ -92,10 +98,10 @@ const MAX_INPUTS = 8;
 const MAX_STEPS = 24;
 
 /**
- * `consumer` with what `producer` does in place of each read of its results, and with `outputs` of the producer kept;
- * undefined where an index does not translate, or the whole would be too large.
+ * `consumer` with the work of `producer` in place of each read of its results; `outputs` of the producer are still stored.
+ * Undefined if an index cannot be composed or the result would be too large.
  */
-export function merge(
+export function fuseExpressions(
   producer: Expression,
   consumer: Expression,
   outputs: readonly Output[] = [],
@@ -107,7 +113,7 @@ export function merge(
   };
   const inputKey = ({ storage, view: { axes, offset } }: Operand) =>
     `${storage?.id} ${axes.join(";")} ${offset}`;
-  /** Puts an expression behind what is there; gives the new names of its values. */
+  /** Appends an expression; returns the new names of its values. */
   const append = (e: Expression, read: (o: Operand) => string | undefined) => {
     const names = new Map<string, string>();
     for (const [k, operand] of e.inputs.entries()) {
@@ -131,7 +137,7 @@ export function merge(
         : isContiguous(view, producer.count) && inner;
       return whole ? place({ storage, view: whole }) : undefined;
     });
-  if (outputs.length && !(kept = through(straight(producer.count)))) return undefined;
+  if (outputs.length && !(kept = through(contiguous(producer.count)))) return undefined;
   const later = append(consumer, (operand) => {
     const from = operand.storage && producer.outputs.find(({ storage }) => storage === operand.storage);
     if (!from) return place(operand);
@@ -149,38 +155,45 @@ export function merge(
   };
 }
 
-/** Reads at most one element for each that it makes, and computes next to nothing: as cheap to do again as to read. */
+/** Whether recomputing it costs no more than reading its result: one load per element, and hardly any arithmetic. */
 export function isCheap({ inputs, body }: Expression): boolean {
   return inputs.filter(({ view }) => !isConstant(view)).length <= 1 && body.length <= 2 &&
     !body.some((text) => /\w\(/.test(text.replace(/\bT\(/g, "")));
 }
 
-/** Storages that it reads. */
+/** The storages that an expression reads. */
 export const reads = ({ inputs }: Expression): Storage[] => inputs.flatMap(({ storage }) => storage ?? []);
 
-/** Whether it can go `width` elements at a time. */
+/** Whether a kernel can compute `width` elements at a time. */
 function fits(e: Expression, width: number): boolean {
-  return e.count % width === 0 &&
-    [...e.inputs, ...e.outputs].every(({ view }) => accessOf(view, e.count, width)) &&
+  return vectorizable([...e.inputs, ...e.outputs].map(({ view }) => view), e.count, width) &&
     (width > 1 || e.outputs.every(({ storage }) => !storage.half));
 }
 
-const widthOf = (e: Expression) => fits(e, 4) ? 4 : 1;
+/** Whether views of one index space can be accessed in aligned vectors. */
+export function vectorizable(views: readonly View[], count: number, width = 4): boolean {
+  return count % width === 0 && views.every((view) => accessOf(view, count, width));
+}
 
-/** How a kernel indexes a walk `width` elements at a time, its sizes in vectors, strides and offset. */
-function accessOf(
-  { axes, offset }: View,
-  count: number,
-  width: number,
-):
-  | { access: PlaceSpec["access"]; row?: number; sizes?: number[]; strides?: number[]; at?: number }
-  | undefined {
-  if (isConstant({ axes, offset })) return offset ? { access: "at", at: offset } : { access: "scalar" };
-  if (isContiguous({ axes, offset }, count)) return { access: "same" };
+/** How a kernel indexes a view `width` elements at a time: sizes and bounds in vectors, strides and offset. */
+interface ViewAccess {
+  access: PlaceSpec["access"];
+  row?: number;
+  sizes?: number[];
+  strides?: number[];
+  /** Bounds of the padded axes, by their number. */
+  bounds?: Map<number, [lo: number, hi: number]>;
+  at?: number;
+}
+
+function accessOf(whole: View, count: number, width: number): ViewAccess | undefined {
+  const { axes, offset } = whole;
+  if (isConstant(whole)) return offset ? { access: "at", at: offset } : { access: "scalar" };
+  if (isContiguous(whole, count)) return { access: "same" };
   const [last, stride] = axes.at(-1) as [number, number];
   const two = axes.length === 2 && offset === 0;
   if (last % width && two && stride === 1 && axes[0]?.[1] === 0) return { access: "cycle", row: last };
-  if (axes.some(([, s]) => s < 0) || last % width) return undefined;
+  if (last % width) return undefined;
   const sizes = axes.map(([n], d) => d === axes.length - 1 ? n / width : n);
   if (stride === 0) {
     if (two && axes[0]?.[1] === 1) return { access: "column", row: last / width };
@@ -190,38 +203,47 @@ function accessOf(
     return undefined;
   }
   if (two && stride === 1 && axes[0]?.[1] === 0) return { access: "row", row: last / width };
+  const [, , lo = 0, hi = 0] = axes.at(-1) as Axis;
+  if (lo % width || hi % width) return undefined;
+  const unit = (d: number) => d === axes.length - 1 ? width : 1;
+  const bounds = new Map<number, [number, number]>();
+  axes.forEach(([, , lo, hi], d) => {
+    if (lo !== undefined && hi !== undefined) bounds.set(d, [lo / unit(d), hi / unit(d)]);
+  });
   const strides = axes.map(([, s], d) => d === axes.length - 1 ? s : s / width);
-  return { access: "vector", sizes, strides, at: offset / width };
+  return { access: "vector", sizes, strides, bounds, at: offset / width };
 }
 
-/** The specification of the text, and the values of its parameters and arrays. */
+/** What the generator of the text needs, and the values of its parameters and arrays. */
 function print(e: Expression, width: number, prefix: string, loads = false) {
   const grids: number[][] = [];
   const params: Record<string, number> = {};
   const buffers: Record<string, Bindable> = {};
   const place = ({ storage, view }: Operand, array: string): PlaceSpec => {
-    if (!storage) return { access: "value", grid: 0 };
+    if (!storage) return { access: "value", grid: 0, bounded: [] };
     buffers[prefix + array] = { storage };
-    const { access, row, sizes, strides, at } = accessOf(view, e.count, width) as NonNullable<
-      ReturnType<typeof accessOf>
-    >;
+    const { access, row, sizes, strides, bounds, at } = accessOf(view, e.count, width) as ViewAccess;
     if (row !== undefined) params[`${prefix}r_${array}`] = row;
-    if (at !== undefined) params[`${prefix}o_${array}`] = at;
+    if (at !== undefined) params[`${prefix}o_${array}`] = at >>> 0; // modulo 2^32, as u32 arithmetic is
     let grid = 0;
     if (sizes && strides) {
       grid = grids.findIndex((g) => g.join() === sizes.join());
       if (grid < 0) grid = grids.push(sizes) - 1;
       strides.forEach((s, d) => {
         const implied = d === strides.length - 1 && (access === "splat" || width > 1);
-        if (!implied) params[`${prefix}p${d}_${array}`] = s;
+        if (!implied) params[`${prefix}p${d}_${array}`] = s >>> 0;
       });
+      for (const [d, [lo, hi]] of bounds ?? []) {
+        params[`${prefix}l${d}_${array}`] = lo;
+        params[`${prefix}h${d}_${array}`] = hi;
+      }
     }
-    return { access, grid };
+    return { access, grid, bounded: [...bounds?.keys() ?? []] };
   };
   const inputs = e.inputs.map((operand, k) => place(operand, `in${k}`));
   const outputs = e.outputs.map(({ value, ...to }, k) => ({
     value,
-    place: loads ? { access: "same" as const, grid: 0 } : place(to, `out${k}`),
+    place: loads ? { access: "same" as const, grid: 0, bounded: [] } : place(to, `out${k}`),
   }));
   grids.forEach((sizes, g) => sizes.forEach((n, d) => d && (params[`${prefix}g${g}_${d}`] = n)));
   e.scalars.forEach((s, k) => params[`${prefix}s${k}`] = s);
@@ -232,6 +254,7 @@ function print(e: Expression, width: number, prefix: string, loads = false) {
     body: e.body,
     grids: grids.map((g) => g.length),
     width,
+    element: e.element ?? "f32",
   };
   return { spec, params, buffers };
 }

@@ -5,11 +5,11 @@
 // but for halves: an intermediate that is not stored is not rounded.
 
 import { device } from "./device.ts";
-import { bindExpression, bindFused, isCheap, merge, reads } from "./elementwise.ts";
+import { bindExpression, bindFused, fuseExpressions, isCheap, reads } from "./elementwise.ts";
 import type { Expression, Launch, Output } from "./launch.ts";
 import { scope } from "./scope.ts";
 import type { Storage } from "./storage.ts";
-import { isContiguous, straight } from "./strides.ts";
+import { contiguous, isContiguous } from "./strides.ts";
 
 /** How far back elementwise work may move, where its results are of so many bytes or more: they live from there on. */
 const WINDOW = { launches: 128, bytes: 4096 };
@@ -91,13 +91,13 @@ class Merging {
   #joined(work: Expression, own: Expression, from: Storage, alone: boolean): Launch | undefined {
     const again = own.inputs.some(({ storage, view }) => storage === from && !isContiguous(view, work.count));
     if (again && !isCheap(work) || !alone && !isCheap(work)) return undefined;
-    const all = merge(work, own);
+    const all = fuseExpressions(work, own);
     return all && this.#fitting(bindExpression(all));
   }
 
   #extended(own: Expression, work: Expression, stays: (o: Output) => boolean): Launch | undefined {
     if (own.count !== work.count) return undefined;
-    const all = merge(own, work, own.outputs.filter(stays));
+    const all = fuseExpressions(own, work, own.outputs.filter(stays));
     return all && this.#fitting(bindExpression(all));
   }
 
@@ -111,12 +111,12 @@ class Merging {
     if (inside.some((e) => reads(e).includes(from)) || names.some((name) => fused.loads.has(name))) {
       return undefined;
     }
-    if (work.count !== from.elements || !isContiguous(work.outputs[0]?.view ?? straight(0), work.count)) {
+    if (work.count !== from.elements || !isContiguous(work.outputs[0]?.view ?? contiguous(0), work.count)) {
       return undefined;
     }
     const all = new Map([...fused.loads, ...names.map((name) => [name, work] as const)]);
     const launch = bindFused(core, { ...fused, loads: all });
-    return launch && this.#fitting(launch);
+    return this.#fitting(launch);
   }
 
   #stored(maker: Launch, work: Expression, from: Storage, stays: (o: Output) => boolean): Launch | undefined {
@@ -128,9 +128,9 @@ class Merging {
       const before: Expression | undefined = fused.stores.get(name) ??
         this.#untouched(core, name);
       if (!before?.outputs.some(({ storage }) => storage === from)) continue;
-      const all = merge(before, work, before.outputs.filter(stays));
+      const all = fuseExpressions(before, work, before.outputs.filter(stays));
       const launch = all && bindFused(core, { ...fused, stores: new Map([...fused.stores, [name, all]]) });
-      return launch && this.#fitting(launch);
+      return this.#fitting(launch);
     }
     return undefined;
   }
@@ -140,7 +140,7 @@ class Merging {
     const at = core.kernel.bindings.findIndex((b) => b.name === name);
     const storage = core.storages[at];
     if (!storage) return undefined;
-    const view = straight(storage.elements);
+    const view = contiguous(storage.elements);
     return {
       count: storage.elements,
       inputs: [{ storage: undefined, view }],
@@ -151,7 +151,8 @@ class Merging {
   }
 
   /** The launch, where the device can bind its arrays. */
-  #fitting(launch: Launch): Launch | undefined {
+  #fitting(launch: Launch | undefined): Launch | undefined {
+    if (!launch) return undefined;
     const { kernel: { bindings }, storages } = launch;
     if (bindings.filter((b) => !b.texture).length > device().limits.maxStorageBuffersPerShaderStage) {
       return undefined;

@@ -44,6 +44,8 @@ export interface Expression {
   /** WGSL of t0, t1, ... over x0.., s0.. and earlier t's; `T` is the vector type. */
   readonly body: readonly string[];
   readonly outputs: readonly Output[];
+  /** Type of the elements: f32 (also where storages are fp16), or u32 for a copy of any 4 bytes. */
+  readonly element?: "f32" | "u32";
 }
 
 /** An input: elements of a storage, or (undefined) the value that the kernel with this epilogue computed. */

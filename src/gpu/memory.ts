@@ -4,7 +4,7 @@
 import { launch } from "./bind.ts";
 import source from "../../kernels/memory.wgsl" with { type: "text" };
 import { GpuError } from "../errors.ts";
-import { straight } from "./strides.ts";
+import { contiguous } from "./strides.ts";
 import { launchExpression } from "./elementwise.ts";
 import { fold, kernel } from "./kernel.ts";
 import type { Bindable, Storage } from "./storage.ts";
@@ -52,7 +52,7 @@ export function add(x: Bindable, z: Bindable, y: Bindable): void {
       throw new GpuError(`Cannot add "${s.label}": ${s.elements} elements against ${count}`);
     }
   }
-  const view = straight(count);
+  const view = contiguous(count);
   launchExpression({
     count,
     inputs: [x, z].map(({ storage }) => ({ storage, view })),

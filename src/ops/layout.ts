@@ -1,119 +1,44 @@
 // Changing shapes and moving elements: reshape, permute, slice, split, concat, pad, flip, broadcastTo, with gradients.
-// All but reshape are strided moves through one kernel; every gradient is another one.
+// All but reshape copy between strided views, and so do their gradients.
 
-import source from "../../kernels/layout.wgsl" with { type: "text" };
-import { differentiable, differentiableMany } from "../tensor/autograd.ts";
-import { type Axis as WalkAxis, view } from "../gpu/strides.ts";
-import { launchExpression } from "../gpu/elementwise.ts";
+import { launchExpression, vectorizable } from "../gpu/elementwise.ts";
 import { fill } from "../gpu/memory.ts";
-import { launch } from "../gpu/bind.ts";
-import { fold, kernel } from "../gpu/kernel.ts";
+import { broadcast, contiguous, countOf, stridesOf, type View, view } from "../gpu/strides.ts";
+import { differentiable, differentiableMany } from "../tensor/autograd.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { sumTo } from "./reduce.ts";
 
-const MAX_AXES = 6;
-const PER_GROUP = 256;
-
-/** One axis of a move: size, stride in x and in y (elements), and the part where x has data. */
-interface Axis {
-  n: number;
-  x: number;
-  y: number;
-  lo: number;
-  hi: number;
-}
-
-/** y[yFrom + sum i ys] = x[xFrom + sum i xs], zero outside lo..hi of an axis. */
+/** A copy of elements of x into elements of the result, over one index space. */
 interface Move {
   x: Tensor;
-  axes: readonly Axis[];
-  xFrom?: number;
-  yFrom?: number;
+  from: View;
+  to: View;
 }
 
-/** A new tensor of `shape` that the moves fill between them. Halves stay halves where all vectors of four stay whole. */
+/** A new tensor of `shape` that the moves fill between them; fp16 where all of them are and move aligned vectors of 4. */
 function moved(shape: Shape, moves: readonly Move[]): Tensor {
-  const size = sizeOf(shape);
-  const all = moves.map((m) => {
-    const { x, xFrom = 0, yFrom = 0 } = m, axes = coalesce(m.axes), last = axes.at(-1) as Axis;
-    check(axes.length <= MAX_AXES, "move elements", `more than ${MAX_AXES} axes remain`, x);
-    const wide = last.x === 1 && last.y === 1 && xFrom % 4 === 0 && yFrom % 4 === 0 && x.size % 4 === 0 &&
-      size % 4 === 0 && [last.n, last.lo, last.hi].every((v) => v % 4 === 0) &&
-      axes.slice(0, -1).every((a) => a.x % 4 === 0 && a.y % 4 === 0);
-    return { x, xFrom, yFrom, axes, wide };
-  });
-  const dtypes = new Set(moves.map(({ x }) => x.dtype));
-  const halves = dtypes.has("f16");
-  const whole = (shape.at(-1) ?? 1) % 4 === 0 && all.every(({ wide }) => wide);
-  const y = empty(shape, halves ? dtypes.size === 1 && whole ? "f16" : "f32" : [...dtypes][0]);
-  for (const { x, xFrom, yFrom, axes, wide } of all) {
-    // Numbers that only change their places are elementwise work, which may be merged with its neighbours.
-    if (y.dtype !== "u32" && y.dtype !== "i32" && axes.every((a) => a.x >= 0 && a.lo === 0 && a.hi === a.n)) {
-      const along = (key: "x" | "y") => axes.map((a): WalkAxis => [a.n, a[key]]);
-      launchExpression({
-        count: axes.reduce((n, a) => n * a.n, 1),
-        inputs: [{ storage: x.storage, view: view(along("x"), xFrom) }],
-        scalars: [],
-        body: [],
-        outputs: [{ value: "x0", storage: y.storage, view: view(along("y"), yFrom) }],
-      });
-      continue;
-    }
-    const unit = wide ? 4 : 1;
-    const units = axes.map((a, i) =>
-      i === axes.length - 1
-        ? { n: a.n / unit, x: a.x, y: a.y, lo: a.lo / unit, hi: a.hi / unit }
-        : { ...a, x: a.x / unit, y: a.y / unit }
-    );
-    const count = units.reduce((n, a) => n * a.n, 1);
-    const params: Record<string, number> = { count, x_from: xFrom / unit, y_from: yFrom / unit };
-    for (let d = 0; d < MAX_AXES; d++) {
-      const a = units[d - MAX_AXES + units.length] ?? { n: 1, x: 0, y: 0, lo: 0, hi: 1 };
-      Object.assign(params, {
-        [`n${d}`]: a.n,
-        [`x${d}`]: a.x,
-        [`y${d}`]: a.y,
-        [`lo${d}`]: a.lo,
-        [`hi${d}`]: a.hi,
-      });
-    }
-    const PAD = units.some((a) => a.lo > 0 || a.hi < a.n) ? 1 : 0;
-    const text = `alias E = ${halves ? "f32" : "u32"};\n${source}`;
-    launch(
-      kernel(text, wide ? "move4" : "move1", { RANK: units.length, PAD }),
-      wide ? { x_wide: x, y_wide: y } : { x, y },
-      params,
-      fold(Math.ceil(count / PER_GROUP)),
-    );
+  const dtypes = new Set(moves.map(({ x }) => x.dtype)), [first = "f32"] = dtypes;
+  const aligned = (shape.at(-1) ?? 1) % 4 === 0 &&
+    moves.every(({ from, to }) => vectorizable([from, to], countOf(to)));
+  const y = empty(shape, dtypes.has("f16") && !(dtypes.size === 1 && aligned) ? "f32" : first);
+  for (const { x, from, to } of moves) {
+    launchExpression({
+      count: countOf(to),
+      inputs: [{ storage: x.storage, view: from }],
+      scalars: [],
+      body: [],
+      outputs: [{ value: "x0", storage: y.storage, view: to }],
+      element: y.dtype === "u32" || y.dtype === "i32" ? "u32" : "f32",
+    });
   }
   return y;
 }
 
-/** Merges neighbouring axes that are one axis in both memories; drops axes of size one. */
-function coalesce(axes: readonly Axis[]): Axis[] {
-  const merged: Axis[] = [];
-  for (const a of axes) {
-    if (a.n === 1 && a.lo === 0 && a.hi === 1) continue;
-    const before = merged.at(-1);
-    const whole = (b: Axis) => b.lo === 0 && b.hi === b.n;
-    if (before && whole(before) && whole(a) && before.x === a.n * a.x && before.y === a.n * a.y) {
-      merged[merged.length - 1] = { n: before.n * a.n, x: a.x, y: a.y, lo: 0, hi: before.n * a.n };
-    } else merged.push({ ...a });
-  }
-  return merged.length ? merged : [{ n: 1, x: 1, y: 1, lo: 0, hi: 1 }];
+/** The part of shape `part` that begins at index `from` of an axis, in a contiguous array of `shape`. */
+function partOf(shape: Shape, part: Shape, axis: number, from: number): View {
+  const strides = stridesOf(shape);
+  return view(part.map((n, a) => [n, strides[a] as number]), from * (strides[axis] as number));
 }
-
-function strides(shape: Shape): number[] {
-  const s: number[] = [];
-  let step = 1;
-  for (let a = shape.length - 1; a >= 0; a--) {
-    s[a] = step;
-    step *= shape[a] as number;
-  }
-  return s;
-}
-
-const plain = (n: number, x: number, y: number): Axis => ({ n, x, y, lo: 0, hi: n });
 
 /** The same elements under another shape; one size may be -1. No copy. */
 export function reshape(x: Tensor, shape: Shape): Tensor {
@@ -128,7 +53,7 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
   return differentiable(viewAs(x, full), [x], (dy) => [viewAs(dy, x.shape)]);
 }
 
-/** Axis a of the result is axis axes[a] of x. Nothing is moved where only axes of one element change their places. */
+/** Axis a of the result is axis axes[a] of x. No copy where only axes of size one change places. */
 export function permute(x: Tensor, axes: readonly number[]): Tensor {
   check(
     [...axes].sort((a, b) => a - b).every((a, i) => a === i) && axes.length === x.rank,
@@ -136,13 +61,11 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
     `[${axes}] is no order of its axes`,
     x,
   );
-  const shape = axes.map((a) => x.dim(a)), xs = strides(x.shape), ys = strides(shape);
+  const shape = axes.map((a) => x.dim(a)), strides = stridesOf(x.shape);
   const long = axes.filter((a) => x.dim(a) > 1);
   if (long.every((a, i) => i === 0 || (long[i - 1] as number) < a)) return reshape(x, shape);
-  const y = moved(shape, [{
-    x,
-    axes: axes.map((a, i) => plain(x.dim(a), xs[a] as number, ys[i] as number)),
-  }]);
+  const from = view(axes.map((a) => [x.dim(a), strides[a] as number]));
+  const y = moved(shape, [{ x, from, to: contiguous(x.size) }]);
   return differentiable(y, [x], (dy) => [permute(dy, axes.map((_, a) => axes.indexOf(a)))]);
 }
 
@@ -152,9 +75,7 @@ export function slice(x: Tensor, axis: number, from: number, to: number): Tensor
   check(0 <= from && from < to && to <= x.dim(a), "slice", `${from}..${to} is outside axis ${axis}`, x);
   if (from === 0 && to === x.dim(a)) return x;
   const shape = x.shape.map((n, i) => i === a ? to - from : n);
-  const xs = strides(x.shape), ys = strides(shape);
-  const axes = shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number));
-  const y = moved(shape, [{ x, axes, xFrom: from * (xs[a] as number) }]);
+  const y = moved(shape, [{ x, from: partOf(x.shape, shape, a, from), to: contiguous(sizeOf(shape)) }]);
   const around = x.shape.map((n, i): [number, number] => i === a ? [from, n - to] : [0, 0]);
   return differentiable(y, [x], (dy) => [pad(dy, around)]);
 }
@@ -168,15 +89,11 @@ export function split(x: Tensor, sizes: readonly number[], axis: number): Tensor
     `the parts ${sizes} do not add up to axis ${axis}`,
     x,
   );
-  const xs = strides(x.shape);
-  let from = 0;
+  let at = 0;
   const parts = sizes.map((size) => {
-    const shape = x.shape.map((n, i) => i === a ? size : n);
-    const ys = strides(shape);
-    const axes = shape.map((n, i) => plain(n, xs[i] as number, ys[i] as number));
-    const y = moved(shape, [{ x, axes, xFrom: from * (xs[a] as number) }]);
-    from += size;
-    return y;
+    const shape = x.shape.map((n, i) => i === a ? size : n), from = partOf(x.shape, shape, a, at);
+    at += size;
+    return moved(shape, [{ x, from, to: contiguous(sizeOf(shape)) }]);
   });
   differentiableMany(parts, [x], (...dys) => [
     concat(dys.map((dy, i) => dy ?? zeros((parts[i] as Tensor).shape)), a),
@@ -196,16 +113,15 @@ export function concat(xs: readonly Tensor[], axis: number): Tensor {
     ...xs,
   );
   const shape = first.shape.map((n, i) => i === a ? xs.reduce((sum, x) => sum + x.dim(a), 0) : n);
-  const ys = strides(shape);
-  let from = 0;
-  const moves = xs.map((x): Move => {
-    const own = strides(x.shape);
-    const axes = x.shape.map((n, i) => plain(n, own[i] as number, ys[i] as number));
-    const yFrom = from * (ys[a] as number);
-    from += x.dim(a);
-    return { x, axes, yFrom };
-  });
-  const y = moved(shape, moves);
+  let at = 0;
+  const y = moved(
+    shape,
+    xs.map((x) => {
+      const to = partOf(shape, x.shape, a, at);
+      at += x.dim(a);
+      return { x, from: contiguous(x.size), to };
+    }),
+  );
   return differentiable(y, xs, (dy) => {
     let at = 0;
     return xs.map((x) => slice(dy, a, at, at += x.dim(a)));
@@ -222,13 +138,12 @@ export function pad(x: Tensor, around: readonly (readonly [number, number])[]): 
   );
   if (around.flat().every((n) => n === 0)) return x;
   const shape = x.shape.map((n, i) => n + (around[i]?.[0] ?? 0) + (around[i]?.[1] ?? 0));
-  const xs = strides(x.shape), ys = strides(shape);
-  const xFrom = -around.reduce((sum, [before], i) => sum + before * (xs[i] as number), 0);
-  const axes = shape.map((n, i) => {
-    const lo = around[i]?.[0] ?? 0;
-    return { n, x: xs[i] as number, y: ys[i] as number, lo, hi: lo + x.dim(i) };
-  });
-  const y = moved(shape, [{ x, axes, xFrom }]);
+  const strides = stridesOf(x.shape);
+  const from = view(
+    around.map(([before], i) => [shape[i] as number, strides[i] as number, before, before + x.dim(i)]),
+    -around.reduce((sum, [before], i) => sum + before * (strides[i] as number), 0),
+  );
+  const y = moved(shape, [{ x, from, to: contiguous(sizeOf(shape)) }]);
   return differentiable(y, [x], (dy) => [
     x.shape.reduce((part, n, i) => slice(part, i, around[i]?.[0] ?? 0, (around[i]?.[0] ?? 0) + n), dy),
   ]);
@@ -237,9 +152,12 @@ export function pad(x: Tensor, around: readonly (readonly [number, number])[]): 
 /** Reverses an axis. */
 export function flip(x: Tensor, axis: number): Tensor {
   const a = axisOf(x, axis, "flip");
-  const s = strides(x.shape);
-  const axes = x.shape.map((n, i) => plain(n, i === a ? -(s[i] as number) : s[i] as number, s[i] as number));
-  const y = moved(x.shape, [{ x, axes, xFrom: (x.dim(a) - 1) * (s[a] as number) }]);
+  const strides = stridesOf(x.shape), stride = strides[a] as number;
+  const from = view(
+    x.shape.map((n, i) => [n, i === a ? -stride : strides[i] as number]),
+    (x.dim(a) - 1) * stride,
+  );
+  const y = moved(x.shape, [{ x, from, to: contiguous(x.size) }]);
   return differentiable(y, [x], (dy) => [flip(dy, a)]);
 }
 
@@ -253,12 +171,7 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
     `it cannot become [${shape}]`,
     x,
   );
-  const xs = strides(x.shape), ys = strides(shape);
-  const axes = shape.map((n, i) => {
-    const own = x.shape[i - extra] ?? 1;
-    return plain(n, own === 1 ? 0 : xs[i - extra] as number, ys[i] as number);
-  });
-  const y = moved(shape, [{ x, axes }]);
+  const y = moved(shape, [{ x, from: broadcast(x.shape, shape), to: contiguous(sizeOf(shape)) }]);
   return differentiable(y, [x], (dy) => [sumTo(dy, x.shape)]);
 }
 

@@ -1,8 +1,8 @@
-// Elementwise work on tensors: shapes are broadcast, and the walk through each input is found; gpu/elementwise.ts launches
-// it and merges it with its neighbours. No gradients here; see math.ts.
+// Elementwise work on tensors: broadcasts shapes and records an expression (gpu/elementwise.ts), which the plan may fuse with
+// other launches. No gradients here; see math.ts.
 
 import { ShapeError } from "../errors.ts";
-import { type Axis, straight, view } from "../gpu/strides.ts";
+import { broadcast, contiguous } from "../gpu/strides.ts";
 import { launchExpression } from "../gpu/elementwise.ts";
 import { emptyActivation, type Shape, type Tensor } from "../tensor/tensor.ts";
 
@@ -27,7 +27,7 @@ export function pointwise(
     outputs: [{
       value: `t${body.length - 1}`,
       storage: y.storage,
-      view: straight(y.size),
+      view: contiguous(y.size),
     }],
   });
   return y;
@@ -46,16 +46,4 @@ export function broadcastShape(shapes: readonly Shape[]): Shape {
     }
     return [...sizes][0] ?? 1;
   });
-}
-
-/** How an array of shape `from` is walked through for every element of `shape`. */
-function broadcast(from: Shape, shape: Shape) {
-  const axes: Axis[] = [];
-  let stride = 1;
-  for (let a = shape.length - 1; a >= 0; a--) {
-    const own = from[a - shape.length + from.length] ?? 1;
-    axes.unshift([shape[a] as number, own === 1 ? 0 : stride]);
-    stride *= own;
-  }
-  return view(axes);
 }
