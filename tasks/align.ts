@@ -5,7 +5,7 @@ import { drawnBy, type Workers } from "../src/data/decode_pool.ts";
 import { type ImageSource, part } from "../src/data/image_source.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { UsageError } from "../src/errors.ts";
-import { Lpips, LPIPS_FILES, openLpips } from "../src/models/lpips.ts";
+import { Lpips, LPIPS_FILES } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
@@ -17,6 +17,7 @@ import { run, type Training } from "../src/train/run.ts";
 import { StageScores } from "../src/train/stage_scores.ts";
 import { updateStatistics } from "../src/train/statistics.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
+import { openLpips } from "../src/zoo/networks.ts";
 import { saveTokenizer } from "../src/zoo/runs.ts";
 import {
   chosenEncoder,

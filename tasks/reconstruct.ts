@@ -54,11 +54,10 @@ export const reconstruct = command({
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
     const progress = log.progress("reconstructing", source.length, "images");
     const shown: Uint8Array[][] = [];
-    const similar = size >= SSIM_SIDE;
-    const all = await scoreReconstruction(
+    const scores = await scoreReconstruction(
       tokenizer,
       source,
-      { size, batchSize: Math.min(c.batchSize, source.length), ssim: similar },
+      { size, batchSize: Math.min(c.batchSize, source.length) },
       async (i, original, made) => {
         const name = names[i] as string, path = join(output.sub(dirname(name)), basename(name));
         await writePng(path, { width: size, height: size, data: made });
@@ -79,17 +78,17 @@ export const reconstruct = command({
       }
       await writePng(join(out, "grid.png"), grid(rows, size, columns));
     }
-    const { ssim, ...scores } = all, kept = similar ? all : scores;
-    writeJson(join(out, "metrics.json"), kept);
-    const similarity = similar
-      ? `SSIM ${ssim.toFixed(3)}`
-      : `no SSIM below ${SSIM_SIDE} x ${SSIM_SIDE} pixels`;
+    writeJson(join(out, "metrics.json"), scores);
+    const { psnr = 0, ssim } = scores;
+    const similarity = ssim === undefined
+      ? `no SSIM below ${SSIM_SIDE} x ${SSIM_SIDE} pixels`
+      : `SSIM ${ssim.toFixed(3)}`;
     log.line(
-      `PSNR ${scores.psnr.toFixed(2)} dB, ${similarity} over ${scores.n} images; ${
+      `PSNR ${psnr.toFixed(2)} dB, ${similarity} over ${scores.n} images; ${
         join(out, c.grid ? "grid.png" : "")
       }`,
     );
-    return { out, ...kept };
+    return { out, ...scores };
   },
 });
 

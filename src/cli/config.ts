@@ -4,6 +4,7 @@
 
 import { z } from "zod";
 import { BOUNDS, countOrNone } from "../bounds.ts";
+import { METRIC_NAMES } from "../metrics/table.ts";
 import {
   amount,
   badImage,
@@ -254,24 +255,6 @@ export const featuresConfig = z.strictObject({
 });
 export type FeaturesConfig = z.infer<typeof featuresConfig>;
 
-export const METRICS = [
-  "psnr",
-  "ssim",
-  "lpips",
-  "rfid",
-  "probe",
-  "knn",
-  "classes",
-  "fd-encoder",
-  "fid",
-  "sfid",
-  "is",
-  "kid",
-  "precision",
-  "recall",
-] as const;
-export type Metric = (typeof METRICS)[number];
-
 export const evalConfig = z.strictObject({
   real: option(
     z.string().optional(),
@@ -298,9 +281,9 @@ export const evalConfig = z.strictObject({
     "pixels",
   ),
   metrics: option(
-    z.array(z.enum(METRICS)).min(1).optional(),
+    z.array(z.enum(METRIC_NAMES)).min(1).optional(),
     "Metrics",
-    `Which of ${METRICS.join(", ")}; default: all that apply`,
+    `Which of ${METRIC_NAMES.join(", ")}; default: all that apply`,
   ),
   inception: option(
     z.string().optional(),

@@ -90,6 +90,11 @@ export interface NpzSet {
  * @throws UsageError when it has neither images nor statistics, or they have another form
  */
 export async function openNpzSet(path: string, workers = new Workers(0)): Promise<NpzSet> {
+  if (/\.npy$/i.test(path)) {
+    throw new UsageError(
+      `Cannot score "${path}": it is a single NumPy array; store it as .npz: np.savez("set.npz", np.load(path))`,
+    );
+  }
   const npz = await openNpz(path);
   const set: NpzSet = {};
   try {

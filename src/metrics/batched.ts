@@ -1,19 +1,35 @@
-// Running a captured program over any number of images: fixed batches, the last one padded, results cut to what is real.
-// The next batch runs, and more are made, while the caller looks at the latest one. Between batches a command can be stopped.
+// Batched inference: runs a captured program over any number of images in batches of fixed size; the last batch is padded and
+// its outputs are cut. The next batch runs while the caller uses the outputs of the last one. Ctrl-C is checked between batches.
 
 import { UsageError } from "../errors.ts";
-import type { Program } from "../gpu/program.ts";
+import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
 import { notFinite } from "../formats/finite.ts";
-import { type Batch, gather, type ImageSource } from "../data/image_source.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { gather, type ImageSource } from "../data/image_source.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { input, type Tensor } from "../tensor/tensor.ts";
 import type { Features } from "./frechet.ts";
 
-/** A program over images `x` [B,S,S,3] in -1..1. */
+/** A program over images `x` [B,H,W,3]. */
 export type ImageProgram<K extends string> = Program<{ x: Tensor }, Record<K, Tensor>>;
 
-/** What one batch gave: `count` real images, their indices, pixels and labels, and the outputs asked for. */
+/**
+ * A prepared program x [B,S,S,3] -> y for `n` images; an image's output does not depend on its batch.
+ * @param options.n number of images it will run on
+ */
+export function imageProgram(
+  fn: (x: Tensor) => Tensor,
+  options: { label?: string; batchSize: number; size: number; n: number },
+): Promise<ImageProgram<"y">> {
+  const { label = "features", batchSize, size, n } = options;
+  const x = input([batchSize, size, size, 3], "f32", "images");
+  const runs = Math.ceil(n / batchSize);
+  return capture(label, { x }, ({ x }) => noGrad(() => ({ y: fn(x) })), { runs, batchInvariant: true })
+    .prepare();
+}
+
+/** One batch: `count` images from index `first` on, their pixels and labels, and the program's outputs. */
 export interface Inferred<K extends string> {
   first: number;
   count: number;
@@ -23,25 +39,37 @@ export interface Inferred<K extends string> {
 }
 
 /**
- * Feeds images of a source to a program; yields batch by batch.
- * @param n those before it
- * @param from the first one, a multiple of the batch size
+ * Runs a program on images `from` to `n - 1` of a source.
+ * @param from a multiple of the batch size
  */
-export async function* infer<K extends string>(
+export function infer<K extends string>(
   program: ImageProgram<K>,
   source: ImageSource,
   n: number = source.length,
   from = 0,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
-  const make = (k: number) =>
-    gather(source, Array.from({ length: B }, (_, i) => Math.min(k * B + i, n - 1)), S);
-  const batches = ahead(make, {
-    from: from / B,
-    to: Math.ceil(n / B),
-    depth: depthOf(source, 12 * B * S * S),
-  });
-  const start = async (): Promise<Batch | undefined> => {
+  return inferBatches(
+    program,
+    (first) => gather(source, Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1)), S),
+    { n, from, parallel: source.parallel ?? 0, nameOf: (i) => source.name(i) },
+  );
+}
+
+/**
+ * Runs a program on batches that `make` loads, each from its first image on.
+ * @param options.parallel how many images are loaded at the same time, off this thread
+ */
+export async function* inferBatches<K extends string>(
+  program: ImageProgram<K>,
+  make: (first: number) => Promise<{ images: Float32Array<ArrayBuffer>; labels: Uint32Array }>,
+  options: { n: number; from?: number; parallel: number; nameOf: (i: number) => string },
+): AsyncGenerator<Inferred<K>> {
+  const { n, from = 0, parallel, nameOf } = options;
+  const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
+  const depth = depthOf({ parallel }, 4 * size);
+  const batches = ahead((k) => make(k * B), { from: from / B, to: Math.ceil(n / B), depth });
+  const start = async () => {
     const { value } = await batches.next();
     if (value) program.run({ x: value.images });
     return value ?? undefined;
@@ -53,14 +81,14 @@ export async function* infer<K extends string>(
     const outputs = await readOutputs(
       program,
       count,
-      (i) => `image ${first + i} ("${source.name(first + i)}")`,
+      (i) => `image ${first + i} ("${nameOf(first + i)}")`,
     );
     const next = start();
-    next.catch(() => {}); // reported when its turn comes, if it does
+    next.catch(() => {}); // thrown by the await below
     yield {
       first,
       count,
-      images: images.subarray(0, count * S * S * 3),
+      images: images.subarray(0, count * each),
       labels: labels.subarray(0, count),
       outputs,
     };
@@ -68,7 +96,7 @@ export async function* infer<K extends string>(
   }
 }
 
-/** Feeds images that are at hand, [n,S,S,3]; yields the outputs of batch after batch. */
+/** Runs a program on images in memory, [n,S,S,3]; yields the outputs of each batch. */
 export async function* inferImages<K extends string>(
   program: ImageProgram<K>,
   images: Float32Array,
@@ -83,7 +111,7 @@ export async function* inferImages<K extends string>(
   }
 }
 
-/** @throws UsageError when what it makes of an image is not finite: no picture, feature or score is made of that */
+/** @throws UsageError for outputs that are not finite */
 async function readOutputs<K extends string>(
   program: ImageProgram<K>,
   count: number,
@@ -92,7 +120,7 @@ async function readOutputs<K extends string>(
   const B = program.inputs.x.dim(0);
   const outputs = {} as Record<K, Float32Array>, read = new Map<Tensor, Float32Array>();
   for (const [name, tensor] of Object.entries(program.outputs) as [K, Tensor][]) {
-    const all = read.get(tensor) ?? await program.read(tensor); // two names may stand for one tensor
+    const all = read.get(tensor) ?? await program.read(tensor); // two names may be one tensor
     read.set(tensor, all);
     const each = all.length / B;
     outputs[name] = all.subarray(0, each * count);
@@ -101,23 +129,29 @@ async function readOutputs<K extends string>(
       const fault = notFinite(all.subarray(i * each, (i + 1) * each));
       if (fault === undefined) continue;
       throw new UsageError(
-        `Cannot use what "${program.label}" makes of ${
+        `Cannot use the output "${name}" of "${program.label}" for ${
           nameOf(i)
-        }: ${name} holds ${fault}, numbers overflow in the ` +
-          `network; use other weights, or leave the image out`,
+        }: it holds ${fault}, numbers overflow in ` +
+          `the network; use other weights, or remove the image`,
       );
     }
   }
   return outputs;
 }
 
-/** One output over all images as rows of features, and the labels. */
+/** Features of images with the labels of those. */
+export interface LabelledFeatures {
+  features: Features;
+  labels: Uint32Array;
+}
+
+/** One output for all images of a source as rows of features, and the labels. */
 export async function collect<K extends string>(
   program: ImageProgram<K>,
   output: K,
   source: ImageSource,
   n: number = source.length,
-): Promise<{ features: Features; labels: Uint32Array }> {
+): Promise<LabelledFeatures> {
   const rows = new Rows();
   const labels = new Uint32Array(n);
   for await (const batch of infer(program, source, n)) {
@@ -127,7 +161,7 @@ export async function collect<K extends string>(
   return { features: rows.features(n), labels };
 }
 
-/** Rows that come bit by bit, as one array. */
+/** Collects rows batch by batch. */
 export class Rows {
   readonly #parts: Float32Array[] = [];
 
@@ -135,6 +169,7 @@ export class Rows {
     this.#parts.push(part);
   }
 
+  /** All rows as one array; may be called once. */
   features(rows: number): Features {
     const data = new Float32Array(this.#parts.reduce((sum, p) => sum + p.length, 0));
     let at = 0;

@@ -1,5 +1,5 @@
-// A set of images as Inception sees it: the moments of its features, the features themselves, the Inception score; only
-// what is asked for is computed and kept, so that a Frechet distance of 50,000 images needs no more memory than one of 50.
+// Inception features of a set of images: their moments, the features themselves, the Inception score. Only the requested
+// kinds are computed and kept: a Frechet distance of 50,000 images takes no more memory than one of 50.
 
 import { noGrad } from "../tensor/autograd.ts";
 import { device } from "../gpu/device.ts";
@@ -15,24 +15,24 @@ import { input } from "../tensor/tensor.ts";
 import { InceptionScore } from "./fidelity.ts";
 import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
 import { type ImageProgram, infer, inferImages, Rows } from "./batched.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { Images, PairScore } from "./tokenizer.ts";
 
-/** What may be asked about a set. */
+/** What can be computed of a set. */
 export type FeatureKind = "moments" | "spatial" | "features" | "score";
 
-/** The answers; each is there when it was asked for. */
+/** The requested kinds, computed. */
 export interface InceptionView {
-  /** Of pooled features. */
+  /** Of pooled features [n, 2048]. */
   moments?: Gaussian;
-  /** Of spatial features. */
+  /** Of spatial features [n, 2023]. */
   spatial?: Gaussian;
-  /** Pooled ones [n, 2048]. */
+  /** Pooled features [n, 2048]. */
   features?: Features;
   /** The Inception score. */
   score?: number;
 }
 
-/** Bytes of the largest map that one image needs, [147,147,64]. */
+/** Bytes of the largest feature map of one image, [147,147,64]. */
 const LARGEST_MAP = 4 * 147 * 147 * 64;
 
 const OUTPUT: Record<FeatureKind, InceptionOutput> = {
@@ -42,14 +42,14 @@ const OUTPUT: Record<FeatureKind, InceptionOutput> = {
   score: "logits",
 };
 
-/** Inception made ready for images of one size and some questions. */
+/** Inception prepared for images of one size and the requested kinds of features. */
 export class InceptionFeatures {
   private constructor(
     private readonly program: ImageProgram<InceptionOutput>,
     readonly kinds: readonly FeatureKind[],
   ) {}
 
-  /** @param options.batchSize at most; smaller where the device binds less */
+  /** @param options.batchSize upper limit; smaller if the device cannot bind that much */
   static async open(
     inception: Inception,
     options: { size: number; batchSize: number; input: InceptionInput; kinds: readonly FeatureKind[] },
@@ -66,23 +66,23 @@ export class InceptionFeatures {
     return new InceptionFeatures(program, options.kinds);
   }
 
-  /** Looks at images 0..n-1 of a source. */
+  /** Features of images 0 to n - 1 of a source. */
   async extract(
     source: ImageSource,
     n: number = source.length,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
-    const seen = new FeatureStats(this.kinds);
+    const stats = new FeatureStats(this.kinds);
     for await (const { first, count, outputs } of infer(this.program, source, n)) {
-      seen.add(outputs);
+      stats.add(outputs);
       onProgress(first + count);
     }
-    return seen.view();
+    return stats.view();
   }
 
-  /** Adds images at hand, [n,S,S,3] in -1..1, to what has been seen. */
-  async add(images: Float32Array, seen: FeatureStats): Promise<void> {
-    for await (const outputs of inferImages(this.program, images)) seen.add(outputs);
+  /** Adds images in memory, [n,S,S,3] in -1..1, to `stats`. */
+  async add(images: Float32Array, stats: FeatureStats): Promise<void> {
+    for await (const outputs of inferImages(this.program, images)) stats.add(outputs);
   }
 
   destroy(): void {
@@ -90,7 +90,7 @@ export class InceptionFeatures {
   }
 }
 
-/** Answers under way. */
+/** Accumulates the requested kinds over batches. */
 export class FeatureStats {
   readonly #moments: Moments | undefined;
   readonly #spatial: Moments | undefined;
@@ -125,21 +125,25 @@ export class FeatureStats {
   }
 }
 
-/** rFID: the Frechet distance of reconstructions from their originals. */
+/** rFID: the Frechet distance between images and their reconstructions. */
 export class ReconstructionFrechet implements PairScore {
   readonly #originals = new FeatureStats(["moments"]);
-  readonly #made = new FeatureStats(["moments"]);
+  readonly #reconstructions = new FeatureStats(["moments"]);
 
-  /** @param inception that was asked for moments */
+  /** @param inception opened for moments; destroy() destroys it */
   constructor(readonly inception: InceptionFeatures) {}
 
-  async add(originals: Float32Array, made: Float32Array): Promise<void> {
-    await this.inception.add(originals, this.#originals);
-    await this.inception.add(made, this.#made);
+  async add(originals: Images, reconstructions: Images): Promise<void> {
+    await this.inception.add(originals.floats, this.#originals);
+    await this.inception.add(reconstructions.floats, this.#reconstructions);
   }
 
   async scores(): Promise<Record<string, number>> {
-    const [a, b] = [this.#originals.view().moments, this.#made.view().moments];
+    const [a, b] = [this.#originals.view().moments, this.#reconstructions.view().moments];
     return a && b ? { rfid: await frechet(a, b) } : {};
+  }
+
+  destroy(): void {
+    this.inception.destroy();
   }
 }

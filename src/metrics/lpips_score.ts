@@ -1,4 +1,4 @@
-// LPIPS of reconstructions: the mean over images of the distance from the original.
+// LPIPS of reconstructions: the mean distance between an image and its reconstruction.
 
 import { noGrad } from "../tensor/autograd.ts";
 import { UsageError } from "../errors.ts";
@@ -7,7 +7,7 @@ import { capture, type Program } from "../gpu/program.ts";
 import { notFinite } from "../formats/finite.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { Images, PairScore } from "./tokenizer.ts";
 
 export class LpipsScore implements PairScore {
   #sum = 0;
@@ -15,7 +15,7 @@ export class LpipsScore implements PairScore {
 
   private constructor(private readonly program: Program<{ x: Tensor; y: Tensor }, { d: Tensor }>) {}
 
-  /** @param options.batchSize at most; smaller where the device binds less */
+  /** @param options.batchSize upper limit; smaller if the device cannot bind that much */
   static async open(lpips: Lpips, options: { size: number; batchSize: number }): Promise<LpipsScore> {
     const { size: S } = options;
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / (4 * S * S * 64));
@@ -30,19 +30,19 @@ export class LpipsScore implements PairScore {
     return new LpipsScore(await program.prepare());
   }
 
-  async add(originals: Float32Array, made: Float32Array): Promise<void> {
+  async add({ floats: originals }: Images, { floats: reconstructions }: Images): Promise<void> {
     const { size } = this.program.inputs.x, each = size / this.program.inputs.x.dim(0);
     for (let at = 0; at < originals.length; at += size) {
       const x = new Float32Array(size), y = new Float32Array(size);
       x.set(originals.subarray(at, at + size));
-      y.set(made.subarray(at, at + size));
+      y.set(reconstructions.subarray(at, at + size));
       this.program.run({ x, y });
       const distances = await this.program.read(this.program.outputs.d);
       const count = Math.min(size, originals.length - at) / each;
       const fault = notFinite(distances.subarray(0, count));
       if (fault !== undefined) {
         throw new UsageError(
-          `Cannot take LPIPS: the distances of images from ${this.#count} on hold ${fault}; use other weights of VGG-16`,
+          `Cannot compute LPIPS: the distances from image ${this.#count} on hold ${fault}; use other weights of VGG-16`,
         );
       }
       for (const d of distances.subarray(0, count)) this.#sum += d;
@@ -50,8 +50,8 @@ export class LpipsScore implements PairScore {
     }
   }
 
-  scores(): Promise<Record<string, number>> {
-    return Promise.resolve({ lpips: this.#sum / this.#count });
+  scores(): Record<string, number> {
+    return { lpips: this.#sum / this.#count };
   }
 
   destroy(): void {

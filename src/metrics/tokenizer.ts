@@ -1,5 +1,5 @@
-// Scores of a tokenizer: reconstruction on held-out images (PSNR, SSIM, MSE on bytes, means over images), and what its latents
-// still know about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
+// Scores of a tokenizer: reconstruction of held-out images (PSNR, SSIM, MSE on bytes, means over images), and how much its
+// latents tell about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
 
 import { capture } from "../gpu/program.ts";
 import { toBytes, toFloat } from "../image/image.ts";
@@ -7,23 +7,51 @@ import type { ImageSource } from "../data/image_source.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input } from "../tensor/tensor.ts";
-import type { Features } from "./frechet.ts";
-import { collect, infer } from "./batched.ts";
+import { collect, imageProgram, infer, type LabelledFeatures } from "./batched.ts";
 import { accuracy, nearest, predict, trainProbe } from "./linear_probe.ts";
-import { mse, psnr, ssim } from "./psnr_ssim.ts";
+import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
 
-export interface ReconstructionScores {
-  psnr: number;
-  ssim: number;
-  mse: number;
-  n: number;
+/** Images [n,S,S,3] of a batch, as bytes and as floats in -1..1. */
+export interface Images {
+  bytes: Uint8Array<ArrayBuffer>;
+  floats: Float32Array;
 }
 
-/** A score of reconstructions that takes more than bytes: both images in -1..1, as files would hold them. */
+/** A score of images against their reconstructions, accumulated over batches. */
 export interface PairScore {
-  /** Adds originals and their reconstructions, [n,S,S,3] each. */
-  add(originals: Float32Array, made: Float32Array): Promise<void>;
-  scores(): Promise<Record<string, number>>;
+  add(originals: Images, reconstructions: Images): Promise<void> | void;
+  scores(): Promise<Record<string, number>> | Record<string, number>;
+  destroy?(): void;
+}
+
+/** The mean over `n` images of a number computed from the bytes of both, [side,side,3]. */
+export class ImageMean implements PairScore {
+  #sum = 0;
+
+  constructor(
+    readonly name: string,
+    readonly n: number,
+    readonly side: number,
+    readonly compare: (a: Uint8Array, b: Uint8Array, side: number) => number,
+  ) {}
+
+  add({ bytes: a }: Images, { bytes: b }: Images): void {
+    const each = this.side ** 2 * 3;
+    for (let at = 0; at < a.length; at += each) {
+      this.#sum += this.compare(a.subarray(at, at + each), b.subarray(at, at + each), this.side) / this.n;
+    }
+  }
+
+  scores(): Record<string, number> {
+    return { [this.name]: this.#sum };
+  }
+}
+
+/** PSNR, SSIM (if the images are large enough) and MSE. */
+export function imageMeans(n: number, side: number): PairScore[] {
+  const means = [new ImageMean("psnr", n, side, psnr)];
+  if (side >= SSIM_SIDE) means.push(new ImageMean("ssim", n, side, (a, b) => ssim(a, b, side, side)));
+  return [...means, new ImageMean("mse", n, side, mse)];
 }
 
 /** A prepared program x -> latent z for `n` images. */
@@ -38,54 +66,46 @@ export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, siz
 
 /** A prepared program x -> reconstruction y for `n` images. */
 export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number, n: number) {
-  return capture(
-    "tokenize",
-    { x: input([batchSize, size, size, 3], "f32", "images") },
-    ({ x }) => noGrad(() => ({ y: tokenizer.decode(tokenizer.encode(x)) })),
-    { runs: Math.ceil(n / batchSize), batchInvariant: true },
-  ).prepare();
+  const options = { label: "tokenize", batchSize, size, n };
+  return imageProgram((x) => tokenizer.decode(tokenizer.encode(x)), options);
 }
 
 /**
- * Reconstructs `n` images.
- * @param options.ssim false leaves it 0, for images that are too small for it
- * @param options.pairs more scores of them; theirs are added to the result
- * @param visit gets each image and its reconstruction as bytes
+ * Reconstructs all images of a source and scores them.
+ * @param options.scores instead of imageMeans()
+ * @param options.also more scores
+ * @param visit called with each image and its reconstruction as bytes [size,size,3]
+ * @returns the scores and the number of images `n`
  */
 export async function scoreReconstruction(
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { size: number; batchSize: number; n?: number; ssim?: boolean; pairs?: readonly PairScore[] },
+  options: { size: number; batchSize: number; scores?: readonly PairScore[]; also?: readonly PairScore[] },
   visit?: (
     index: number,
     original: Uint8Array<ArrayBuffer>,
     reconstruction: Uint8Array<ArrayBuffer>,
   ) => void | Promise<void>,
-): Promise<ReconstructionScores & Record<string, number>> {
-  const { size, batchSize, n = source.length, ssim: similarity = true, pairs = [] } = options;
+): Promise<{ n: number } & Record<string, number>> {
+  const { size, batchSize } = options, n = source.length, each = size * size * 3;
+  const scores = [...options.scores ?? imageMeans(n, size), ...options.also ?? []];
   const program = await tokenizerProgram(tokenizer, batchSize, size, n);
-  const sums = { psnr: 0, ssim: 0, mse: 0 };
   try {
-    const length = size * size * 3;
     for await (const { first, count, images, outputs } of infer(program, source, n)) {
-      const original = toBytes(images), made = toBytes(outputs.y);
-      for (let i = 0; i < count; i++) {
-        const a = original.subarray(i * length, (i + 1) * length),
-          b = made.subarray(i * length, (i + 1) * length);
-        sums.psnr += psnr(a, b) / n;
-        if (similarity) sums.ssim += ssim(a, b, size, size) / n;
-        sums.mse += mse(a, b) / n;
-        await visit?.(first + i, a, b);
+      const originals = { bytes: toBytes(images), floats: images }, bytes = toBytes(outputs.y);
+      const reconstructions = { bytes, floats: toFloat(bytes) };
+      for (const score of scores) await score.add(originals, reconstructions);
+      for (let i = 0; visit && i < count; i++) {
+        const [a, b] = [originals.bytes, bytes].map((all) => all.subarray(i * each, (i + 1) * each));
+        await visit(first + i, a as typeof bytes, b as typeof bytes);
       }
-      const reconstruction = pairs.length ? toFloat(made) : undefined;
-      for (const pair of pairs) if (reconstruction) await pair.add(images, reconstruction);
     }
   } finally {
     program.destroy();
   }
-  const more: Record<string, number> = {};
-  for (const pair of pairs) Object.assign(more, await pair.scores());
-  return { ...sums, ...more, n };
+  const all: Record<string, number> = {};
+  for (const score of scores) Object.assign(all, await score.scores());
+  return { ...all, n };
 }
 
 /** Accuracy of a linear probe and of nearest neighbours on latents. */
@@ -96,42 +116,30 @@ export async function scoreLatents(
   options: { size: number; batchSize: number },
 ): Promise<{ probe: number; knn: number }> {
   const latents = await latentFeatures(tokenizer, train, test, options);
-  return { probe: probeAccuracy(latents), knn: neighbourAccuracy(latents) };
+  const probe = trainProbe(latents.train.features, latents.train.labels, train.classes.length);
+  return {
+    probe: accuracy(predict(probe, latents.test.features), latents.test.labels),
+    knn: neighbourAccuracy(latents.train, latents.test),
+  };
 }
 
-/** Latents of images to learn from and of images to test on. */
+/** Latents of training and of test images. */
 export async function latentFeatures(
   tokenizer: ImageTokenizer,
   train: ImageSource,
   test: ImageSource,
   options: { size: number; batchSize: number },
-): Promise<LabelledFeatures> {
+): Promise<{ train: LabelledFeatures; test: LabelledFeatures }> {
   const n = train.length + test.length;
   const program = await encoderProgram(tokenizer, options.batchSize, options.size, n);
   try {
-    const classes = train.classes.length;
-    return {
-      train: await collect(program, "z", train),
-      test: await collect(program, "z", test),
-      classes,
-    };
+    return { train: await collect(program, "z", train), test: await collect(program, "z", test) };
   } finally {
     program.destroy();
   }
 }
 
-/** Features with the labels of their images, of two sets that share their classes. */
-export interface LabelledFeatures {
-  train: { features: Features; labels: Uint32Array };
-  test: { features: Features; labels: Uint32Array };
-  classes: number;
-}
-
-export function probeAccuracy({ train, test, classes }: LabelledFeatures): number {
-  const probe = trainProbe(train.features, train.labels, classes);
-  return accuracy(predict(probe, test.features), test.labels);
-}
-
-export function neighbourAccuracy({ train, test }: LabelledFeatures): number {
+/** Accuracy of the 5 nearest neighbours. */
+export function neighbourAccuracy(train: LabelledFeatures, test: LabelledFeatures): number {
   return accuracy(nearest(train.features, train.labels, test.features), test.labels);
 }

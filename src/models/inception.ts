@@ -3,8 +3,7 @@
 // takes the maximum. Tensor names are pytorch-fid's; each batch norm is folded into its convolution when it is loaded.
 
 import { UsageError } from "../errors.ts";
-import { openModel } from "../formats/shards.ts";
-import { Conv2d, countParameters, Linear, loadState, state, type TensorSource } from "../nn/layers.ts";
+import { Conv2d, countParameters, Linear, state, type TensorSource } from "../nn/layers.ts";
 import { relu, scale, shift } from "../ops/math.ts";
 import { linear } from "../ops/matmul.ts";
 import { averagePool, maxPool } from "../ops/pool.ts";
@@ -12,7 +11,6 @@ import { mean } from "../ops/reduce.ts";
 import { resize } from "../ops/resize.ts";
 import { concat, reshape, slice } from "../ops/layout.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */
 export const INCEPTION_FILE =
@@ -246,20 +244,6 @@ function asInput(x: Tensor, input: InceptionInput): Tensor {
 export function inceptionParameters(inception = new Inception()): number {
   const folded = [...state(inception)].filter(([key]) => key.endsWith(".bias") && key !== "fc.bias");
   return countParameters(inception) + folded.reduce((n, [, bias]) => n + bias.size, 0);
-}
-
-/** Loads pytorch-fid's file. @throws UsageError when it is another network's */
-export async function openInception(path: string): Promise<Inception> {
-  const store = await openModel(path);
-  try {
-    const inception = new Inception();
-    await loadState(inception, folded(unwrapped(store, "Conv2d_1a_3x3.conv.weight")), {
-      ignore: /\.num_batches_tracked$/,
-    });
-    return inception;
-  } finally {
-    store.close();
-  }
 }
 
 /**

@@ -3,11 +3,7 @@
 // channel, averaged over pixels and added up. Tensor names are those of torchvision's vgg16 and of the published layers.
 
 import { UsageError } from "../errors.ts";
-import { WeightsFingerprint } from "../formats/provenance.ts";
-import { openModel } from "../formats/shards.ts";
-import type { Renamed } from "../formats/mapped_store.ts";
-import type { TensorStore } from "../formats/tensors.ts";
-import { Conv2d, loadState, type TensorSource } from "../nn/layers.ts";
+import { Conv2d } from "../nn/layers.ts";
 import { recomputable } from "../nn/recompute.ts";
 import { add, div, mul, relu, shift, sqrt, square, sub } from "../ops/math.ts";
 import { maxPool } from "../ops/pool.ts";
@@ -15,7 +11,6 @@ import { mean, sum } from "../ops/reduce.ts";
 import { reshape } from "../ops/layout.ts";
 import { constant, type Tensor } from "../tensor/tensor.ts";
 import { within } from "../gpu/scope.ts";
-import { unwrapped } from "./wrappers.ts";
 
 /** Where the weights are published, for messages. */
 export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org/models and " +
@@ -47,7 +42,7 @@ class Weighting {
 export const LPIPS_SIDE = 16;
 
 export class Lpips {
-  /** Of the weights that openLpips() read. */
+  /** Fingerprint of the weights; openLpips() sets it. */
   fingerprint?: string;
   /** Indices as in torchvision; what has no tensors takes a place. */
   readonly features: readonly (Conv2d | "relu" | "pool")[];
@@ -126,63 +121,4 @@ function unit(x: Tensor): Tensor {
     () => sqrt(shift(sum(square(x), [-1], { keepDims: true }), EPS * EPS)),
   );
   return div(x, shift(length, EPS));
-}
-
-/** The first tensors of VGG-16, in both spellings, and of the linear layers. */
-const ANCHORS = new Set(["features.0.weight", "net.slice1.0.weight", "lin0.model.1.weight"]);
-
-/**
- * Loads LPIPS from one file or several: torchvision's vgg16 and the linear layers, or the package's own state with both.
- * @throws UsageError when a tensor is missing, in two files, or of another network
- */
-export async function openLpips(paths: readonly string[]): Promise<Lpips> {
-  const stores: TensorStore[] = [];
-  try {
-    for (const path of paths) stores.push(await openModel(path));
-    const lpips = new Lpips();
-    const source = together(stores.map((store) => unwrapped(store, (name) => ANCHORS.has(name))));
-    const has = (pattern: RegExp) => [...source.shapes.keys()].some((key) => pattern.test(key));
-    for (
-      const [pattern, what] of [[/^features\./, "no VGG-16"], [/^lin\d\./, "no linear layers"]] as const
-    ) {
-      if (!has(pattern)) {
-        throw new UsageError(
-          `Cannot load LPIPS: "${source.name}" has ${what}; give ${LPIPS_FILES}`,
-        );
-      }
-    }
-    // The classifier of vgg16; the package's second list of the same layers, and its constants.
-    const weights = new WeightsFingerprint();
-    await loadState(lpips, weights.through(source), { ignore: /^(classifier|lins\.\d|scaling_layer)\./ });
-    lpips.fingerprint = weights.value();
-    return lpips;
-  } finally {
-    stores.forEach((store) => store.close());
-  }
-}
-
-/** Several files as one, with the package's names of VGG's layers (`net.slice1.0`) as torchvision's (`features.0`). */
-function together(stores: readonly Renamed[]): TensorSource {
-  const origins = new Map<string, { store: Renamed; key: string }>();
-  for (const store of stores) {
-    for (const key of store.shapes.keys()) {
-      const name = key.replace(/^net\.slice\d\./, "features.");
-      const other = origins.get(name);
-      if (other) {
-        throw new UsageError(
-          `Cannot load LPIPS: "${key}" is in both "${other.store.name}" and "${store.name}"; give one of them`,
-        );
-      }
-      origins.set(name, { store, key });
-    }
-  }
-  return {
-    name: stores.map(({ name }) => name).join(","),
-    shapes: new Map([...origins].map(([name, { store, key }]) => [name, store.shapes.get(key) ?? []])),
-    read(name) {
-      const origin = origins.get(name);
-      if (!origin) throw new UsageError(`Cannot read "${name}": no file of LPIPS has that tensor`);
-      return origin.store.read(origin.key);
-    },
-  };
 }

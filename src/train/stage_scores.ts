@@ -57,7 +57,7 @@ export class StageScores {
     const scores: Scores = await scoreReconstruction(
       this.tokenizer,
       heldOut,
-      { ...batch, pairs: pair ? [pair] : [] },
+      { ...batch, also: pair ? [pair] : [] },
       (i, a, b) => void (i < SHOWN && shown.push([a.slice(), b.slice()])),
     );
     pair?.destroy();

@@ -1,4 +1,4 @@
-// Trains the independent classifier of generated shapes (src/metrics/toy_classifier.ts) and stores it beside the tiny encoder.
+// Trains the independent classifier of generated shapes (src/models/toy_classifier.ts) and stores it beside the tiny encoder.
 // Run: deno run -A tasks/dev/pretrain_toy_classifier.ts [steps]
 
 import { noGrad } from "../../src/tensor/autograd.ts";
@@ -8,7 +8,8 @@ import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { collect } from "../../src/metrics/batched.ts";
-import { TOY_CLASSIFIER_FILE, ToyClassifier } from "../../src/metrics/toy_classifier.ts";
+import { ToyClassifier } from "../../src/models/toy_classifier.ts";
+import { TOY_CLASSIFIER_FILE } from "../../src/zoo/networks.ts";
 import { accuracy } from "../../src/metrics/linear_probe.ts";
 import { saveState } from "../../src/nn/layers.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";

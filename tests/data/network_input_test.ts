@@ -15,10 +15,12 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { rowsOf } from "../../src/image/rows.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { drawnInputs, Workers } from "../../src/data/decode_pool.ts";
-import { compareSets, type ImageSet } from "../../src/metrics/set_metrics.ts";
+import { type ImageSet, SetEvaluation } from "../../src/metrics/evaluate.ts";
+import { Results, Selection } from "../../src/metrics/selection.ts";
 import { folded, Inception } from "../../src/models/inception.ts";
 import { loadState, state } from "../../src/nn/layers.ts";
 import { testDevice } from "../helpers/check.ts";
+import { quietLog } from "../helpers/commands.ts";
 import fixture from "../fixtures/fid_sizes.json" with { type: "json" };
 import { formulaSource, inceptionShapes, units } from "../helpers/formula.ts";
 
@@ -115,22 +117,26 @@ Deno.test("the Frechet distance of sets with images of several sizes is pytorch-
   }));
   const [real, fake] = sets as [ImageSet, ImageSet], said: string[] = [];
   const distance = async (a: ImageSet, b: ImageSet, batchSize: number) => {
-    const scores: Record<string, number> = {};
-    await compareSets(inception, a, b, new Set(["fid"]), {
-      batchSize,
-      input: "pytorch-fid",
-      seed: 0,
-      progress: () => ({ update: () => {}, end: () => {} }),
-      seen: ({ name }, sizes) => said.push(`${name}: ${sizes}`),
-    }, async (score) => void Object.assign(scores, await score()));
-    return scores.fid as number;
+    const { log, lines } = quietLog(), results = new Results();
+    const options = {
+      ...{ batchSize, seed: 0, inceptionInput: "pytorch-fid" as const },
+      inception: () => Promise.resolve(inception),
+      lpips: () => Promise.reject(),
+      encoder: () => Promise.reject(),
+    };
+    const selection = new Selection("sets", { metrics: ["fid"], inception: "formula" });
+    const evaluation = await SetEvaluation.open(selection, options, a, b, log);
+    await evaluation.score(a, b, { images: a.images!, side: 32 }, results);
+    results.rethrow();
+    said.push(...lines.filter((line) => line.includes("for Inception")).map((line) => line.split(";")[0]!));
+    return results.scores.fid as number;
   };
   const ways = [await distance(real, fake, 2), await distance(fake, real, 1)];
   for (const way of ways) assert(Math.abs(way / fixture.sets.fid - 1) < 1e-4, `${ways}`);
   assert(Math.abs(ways[0]! / ways[1]! - 1) < 1e-5, `${ways}`);
   assertEquals(said.slice(0, 2), [
-    "real: 1 image of 40 x 56, 1 of 64 x 64",
-    "fake: 1 image of 32 x 32, 1 of 75 x 18",
+    '"real": 1 image of 40 x 56, 1 of 64 x 64',
+    '"fake": 1 image of 32 x 32, 1 of 75 x 18',
   ]);
   for (const tensor of state(inception).values()) tensor.storage.destroy();
   await Deno.remove(folder, { recursive: true });

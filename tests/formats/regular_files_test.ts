@@ -9,8 +9,7 @@ import { openBytes } from "../../src/formats/bytes.ts";
 import { openRegular, readJson, readRegular, readText } from "../../src/formats/files.ts";
 import { openNpz } from "../../src/formats/npz.ts";
 import { openModel } from "../../src/formats/shards.ts";
-import { openInception } from "../../src/models/inception.ts";
-import { openLpips } from "../../src/models/lpips.ts";
+import { openInception, openLpips } from "../../src/zoo/networks.ts";
 import { openDit, openTokenizer } from "../../src/zoo/runs.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 

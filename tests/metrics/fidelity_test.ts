@@ -182,7 +182,7 @@ Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the offici
   assertEquals(nothing.code, 2, nothing.stderr);
   assert(
     nothing.stderr.includes(
-      "no score applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
+      "no metric applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
     ),
     nothing.stderr,
   );

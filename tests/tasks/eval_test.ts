@@ -7,10 +7,11 @@ import { ShapeError, UsageError } from "../../src/errors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { Log } from "../../src/run/log.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
-import { obstacle, type SetFacts } from "../../src/metrics/set_metrics.ts";
+import { obstacle as obstacleOf, type SetFacts } from "../../src/metrics/evaluate.ts";
+import { Results, Selection } from "../../src/metrics/selection.ts";
+import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
 import { evaluate } from "../../tasks/eval.ts";
-import { chosenMetrics, Results } from "../../tasks/eval_metrics.ts";
 import { alignment } from "../helpers/alignment.ts";
 import { units } from "../helpers/formula.ts";
 
@@ -102,21 +103,24 @@ Deno.test("an encoder sees each image by its own preprocessing: the distance of 
 
 Deno.test("a score that fails late does not lose the others, and is still an error", async () => {
   const results = new Results();
-  await results.take(() => Promise.resolve({ fid: 3 }));
-  await results.take(() => Promise.reject(new UsageError("Cannot take a kernel distance")));
-  await results.take(() => Promise.resolve({ is: 2 }));
+  await results.add(() => Promise.resolve({ fid: 3 }));
+  await results.add(() => Promise.reject(new UsageError("Cannot take a kernel distance")));
+  await results.add(() => Promise.resolve({ is: 2 }));
   const pair = results.guarded({
     add: () => Promise.reject(new ShapeError("later")),
     scores: () => Promise.resolve({ lpips: 1 }),
   });
-  await pair.add(new Float32Array(3), new Float32Array(3));
+  const images = { bytes: new Uint8Array(3), floats: new Float32Array(3) };
+  await pair.add(images, images);
   assertEquals(await pair.scores(), {});
   assertEquals(results.scores, { fid: 3, is: 2 });
   await assertRejects(async () => results.rethrow(), UsageError, "kernel distance");
-  await assertRejects(() => results.take(() => Promise.reject(new Error("device lost"))), Error, "lost");
+  await assertRejects(() => results.add(() => Promise.reject(new Error("device lost"))), Error, "lost");
 });
 
 Deno.test("scores that sets do not allow are known before any is computed", () => {
+  const obstacle = (name: string, real: SetFacts, fake: SetFacts) =>
+    obstacleOf(METRICS.find((metric) => metric.name === name)!, real, fake);
   const statistics = (n: number) => ({ mean: new Float64Array(n), covariance: new Float64Array(n * n) });
   const many: SetFacts = { name: "many", images: { length: 10 } };
   const few = (length: number): SetFacts => ({ name: "few", images: { length } });
@@ -137,18 +141,18 @@ Deno.test("scores that sets do not allow are known before any is computed", () =
 
 Deno.test("metrics are left out with one note a reason; where none is left, the reasons are the error", () => {
   const notes: string[] = [], nothing = { metrics: undefined, inception: undefined, lpips: undefined };
-  const chosen = chosenMetrics(nothing, "sets");
-  chosen.settle((line) => notes.push(line));
+  const selection = new Selection("sets", nothing);
+  selection.settle((line) => notes.push(line));
   assertEquals(notes.length, 1);
   assertStringIncludes(
     notes[0]!,
     "left out: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
   );
-  assert(chosen.any("fd-encoder") && !chosen.any("psnr", "fid"));
-  const none = chosenMetrics(nothing, "sets");
-  none.exclude(["fd-encoder"], '"a.npz" holds no images');
+  assertEquals([selection.from("encoder").length, selection.from("inception", "reconstructions")], [1, []]);
+  const none = new Selection("sets", nothing);
+  none.exclude(({ name }) => name === "fd-encoder" && '"a.npz" holds no images');
   assertThrows(() => none.settle(() => notes.push("")), UsageError, 'fd-encoder ("a.npz" holds no images)');
-  assertThrows(() => chosenMetrics({ ...nothing, metrics: ["fid"] }, "sets"), UsageError, "--inception FILE");
+  assertThrows(() => new Selection("sets", { ...nothing, metrics: ["fid"] }), UsageError, "--inception FILE");
   assertEquals(notes.length, 1);
 });
 

@@ -1,17 +1,13 @@
-// A small convolutional classifier of the generated shapes that shares nothing with the encoder: its opinion of samples
-// is not flattered by blurred pictures that only an encoder recognises. Trained by tasks/dev/pretrain_toy_classifier.ts.
+// A small convolutional classifier of the generated shapes, independent of the encoder: it does not accept blurred images
+// that only the encoder recognises. Trained by tasks/dev/pretrain_toy_classifier.ts.
 
-import { fromFileUrl } from "@std/path";
-import { openSafetensors } from "../formats/safetensors.ts";
-import { Conv2d, Linear, loadState } from "../nn/layers.ts";
+import { Conv2d, Linear } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import { relu } from "../ops/math.ts";
 import { reshape } from "../ops/layout.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
-export const TOY_CLASSIFIER_FILE = fromFileUrl(
-  new URL("../models/tiny/toy_classifier.safetensors", import.meta.url),
-);
+/** Side of its images, pixels. */
 export const TOY_CLASSIFIER_SIZE = 32;
 
 export class ToyClassifier {
@@ -29,15 +25,4 @@ export class ToyClassifier {
     const y = [this.conv1, this.conv2, this.conv3].reduce((h, conv) => relu(conv.forward(h)), x); // [B, 4, 4, 64]
     return this.head.forward(reshape(y, [x.dim(0), -1]));
   }
-}
-
-export async function loadToyClassifier(): Promise<ToyClassifier> {
-  const classifier = new ToyClassifier();
-  const file = await openSafetensors(TOY_CLASSIFIER_FILE);
-  try {
-    await loadState(classifier, file);
-  } finally {
-    file.close();
-  }
-  return classifier;
 }

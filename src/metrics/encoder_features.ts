@@ -1,0 +1,128 @@
+// An encoder's features of images of any size, each image resized and cropped as the encoder's preprocessor_config.json says:
+// mean patch tokens for metrics, and all tokens as a file.
+
+import { UsageError } from "../errors.ts";
+import { capture } from "../gpu/program.ts";
+import { inputs, type InputSource, type Sizes, type View } from "../data/network_input.ts";
+import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
+import { RowsWriter } from "../formats/safetensors.ts";
+import { fits, Vit, type VitConfig } from "../models/vit.ts";
+import { mean } from "../ops/reduce.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { input, type Tensor } from "../tensor/tensor.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
+import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
+
+/** The mean of an encoder's patch tokens, one row of features an image. */
+export class EncoderFeatures {
+  private constructor(private readonly program: ImageProgram<"y">, readonly view: View) {}
+
+  /**
+   * @param options.n number of images it will run on
+   * @param options.square side to which images are resized and cropped before the encoder's preprocessing
+   */
+  static async open(
+    encoder: EncoderSource,
+    options: { batchSize: number; n: number; square?: number | undefined },
+  ): Promise<EncoderFeatures> {
+    const { batchSize, n, square } = options, vit = new Vit(encoder.config);
+    await encoder.load(vit);
+    const preprocessor = squares(encoder.preprocessor, encoder.config), size = sideOf(preprocessor) as number;
+    const program = await imageProgram((x) => mean(vit.forward(x).patches, [1]), { batchSize, size, n });
+    return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } });
+  }
+
+  /** @param sizes counts the sizes of the images */
+  extract(images: InputSource, sizes?: Sizes): Promise<LabelledFeatures> {
+    return collect(this.program, "y", inputs(images, this.view, sizes));
+  }
+
+  destroy(): void {
+    this.program.destroy();
+  }
+}
+
+/** The encoder's preprocessing if it makes squares of whole patches; else squares of the nearest such side. */
+function squares(preprocessor: Preprocessor, config: VitConfig): Preprocessor {
+  const side = sideOf(preprocessor);
+  if (side !== undefined && fits(side, config)) return preprocessor;
+  const P = config.patch_size;
+  return resized(preprocessor, P * Math.max(1, Math.round((side ?? config.image_size) / P)));
+}
+
+/**
+ * Writes the encoder's tokens of all images: `patch_tokens` [N,T,C] and, if it has a CLS token, `cls_token` [N,C]. They go to
+ * the file batch by batch; a failure leaves no file.
+ * @param options.preprocessor instead of the encoder's
+ * @throws UsageError for images of different sizes, sizes that are no multiple of the patch, and tokens that are not finite
+ */
+export async function writeTokens(
+  path: string,
+  encoder: EncoderSource,
+  images: InputSource,
+  options: { preprocessor: Preprocessor; batchSize: number; onProgress(done: number): void },
+): Promise<{ N: number; T: number; C: number; cls: boolean }> {
+  const view: View = { network: { kind: "encoder", preprocessor: options.preprocessor } };
+  const { width, height } = await images.input(0, view);
+  const { patch_size: P, hidden_size: C } = encoder.config, N = images.length;
+  if (![width, height].every((side) => fits(side, encoder.config))) {
+    throw new UsageError(
+      `Cannot encode ${width} x ${height} images: the sides must be multiples of the patch size ${P}; ` +
+        `give another --image-size`,
+    );
+  }
+  const vit = new Vit(encoder.config);
+  await encoder.load(vit);
+  const T = Math.floor(width / P) * Math.floor(height / P), B = Math.min(options.batchSize, N);
+  const x = input([B, height, width, 3], "f32", "images");
+  const program = await capture(
+    "features",
+    { x },
+    ({ x }) =>
+      noGrad((): { patches: Tensor; cls?: Tensor } => {
+        const { patches, cls } = vit.forward(x);
+        return cls ? { patches, cls } : { patches };
+      }),
+    { batchInvariant: true },
+  ).prepare();
+  const { cls } = program.outputs;
+  const load = async (first: number) => {
+    const loading = Array.from({ length: Math.min(B, N - first) }, (_, i) => images.input(first + i, view));
+    loading.forEach((image) => image.catch(() => {})); // the first failure in order is the one that is thrown
+    const pixels = new Float32Array(x.size);
+    for (const [i, pending] of loading.entries()) {
+      const image = await pending;
+      if (image.width !== width || image.height !== height) {
+        throw new UsageError(
+          `Cannot stack features: image ${first + i} is ${image.width} x ${image.height}, the first one ` +
+            `${width} x ${height}; give --image-size`,
+        );
+      }
+      pixels.set(image.data, i * image.data.length);
+    }
+    return { images: pixels, labels: new Uint32Array(B) };
+  };
+  const file = new RowsWriter(path, [
+    { name: "patch_tokens", shape: [N, T, C] },
+    ...(cls ? [{ name: "cls_token", shape: [N, C] }] : []),
+  ], { encoder: encoder.path });
+  const batches = inferBatches(program as ImageProgram<"patches" | "cls">, load, {
+    n: N,
+    parallel: images.parallel ?? 0,
+    nameOf: (i) => images.name(i),
+  });
+  try {
+    for await (const { first, count, outputs } of batches) {
+      file.add("patch_tokens", outputs.patches);
+      if (cls) file.add("cls_token", outputs.cls);
+      options.onProgress(first + count);
+    }
+    file.commit();
+  } catch (error) {
+    file.abort();
+    throw error;
+  } finally {
+    program.destroy();
+  }
+  return { N, T, C, cls: cls !== undefined };
+}

@@ -1,0 +1,332 @@
+// Evaluation of a tokenizer, and of two sets of images (samples of a model, or files): leaves out the metrics that the images
+// do not allow, opens the networks, extracts features once each, and computes the selected metrics of table.ts from them.
+// Each image enters a network as the network's own protocol says, whatever the sizes of the others.
+
+import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
+import type { ImageSource } from "../data/image_source.ts";
+import { NpzImages } from "../data/npz_images.ts";
+import type { Log } from "../run/log.ts";
+import {
+  type Inception,
+  INCEPTION_SIDE,
+  INCEPTION_WIDTHS,
+  type InceptionInput,
+  SAMPLING,
+} from "../models/inception.ts";
+import type { Lpips } from "../models/lpips.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
+import type { LabelledFeatures } from "./batched.ts";
+import { EncoderFeatures } from "./encoder_features.ts";
+import type { Gaussian } from "./frechet.ts";
+import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
+import { trainProbe } from "./linear_probe.ts";
+import type { Results, Selection } from "./selection.ts";
+import type { EncoderMetric, InceptionMetric, LabelContext, Metric } from "./table.ts";
+import { latentFeatures, scoreReconstruction } from "./tokenizer.ts";
+
+export interface EvaluationOptions {
+  batchSize: number;
+  seed: number;
+  inceptionInput: InceptionInput;
+  /** Open the networks; called for those that the selected metrics need. */
+  inception(): Promise<Inception>;
+  lpips(): Promise<Lpips>;
+  encoder(): Promise<EncoderSource>;
+}
+
+/**
+ * Scores reconstructions and latents.
+ * @param images.train images that probes on latents learn from; `test` are also reconstructed
+ * @param images.folder where they come from, for messages; undefined for generated images
+ */
+export async function evaluateTokenizer(
+  tokenizer: ImageTokenizer,
+  images: { train: ImageSource; test: ImageSource; all: ImageSource; folder: string | undefined },
+  size: number,
+  selection: Selection,
+  options: EvaluationOptions,
+  results: Results,
+  log: Log,
+): Promise<void> {
+  const { all, train, test, folder } = images, n = all.length, batchSize = Math.min(options.batchSize, n);
+  selection.exclude((m) =>
+    m.from === "labels" && folder !== undefined && noClasses(m.minPerClass, all, train, folder)
+  );
+  selection.exclude((m) =>
+    m.from === "reconstructions" && m.minSide !== undefined && size < m.minSide &&
+    `images of ${size} x ${size} are too small, it takes ${m.minSide} x ${m.minSide}`
+  );
+  selection.exclude(({ minImages = 1 }) => n < minImages && `it takes ${minImages} images or more`);
+  selection.settle((line) => log.line(line));
+  const reconstructions = selection.from("reconstructions"), labels = selection.from("labels");
+  if (reconstructions.length > 0) {
+    if (reconstructions.some(({ weights }) => weights === "inception")) warnFew(n, log);
+    const context = { ...options, n, size, batchSize }, scores = [];
+    for (const metric of reconstructions) scores.push(await metric.open(context));
+    const guarded = scores.map((score) => results.guarded(score));
+    await results.add(() => scoreReconstruction(tokenizer, all, { size, batchSize, scores: guarded }));
+    for (const score of scores) score.destroy?.();
+  }
+  if (labels.length > 0) {
+    await results.add(async () => {
+      const latents = await latentFeatures(tokenizer, train, test, { size, batchSize });
+      const context = labelContext(latents, train.classes.length, batchSize);
+      for (const { compute } of labels) await results.add(() => compute(context));
+      return {};
+    });
+  }
+}
+
+function labelContext(
+  features: { train: LabelledFeatures; test: LabelledFeatures },
+  classes: number,
+  batchSize: number,
+): LabelContext {
+  let probe: ReturnType<typeof trainProbe> | undefined;
+  const { train } = features;
+  return {
+    ...features,
+    ...{ classes, batchSize },
+    probe: () => probe ??= trainProbe(train.features, train.labels, classes),
+  };
+}
+
+/** Why these images give no labels to learn; undefined if they do. @param minPerClass training images of a class */
+function noClasses(
+  minPerClass: number | undefined,
+  all: ImageSource,
+  train: ImageSource,
+  folder: string,
+): string | undefined {
+  const { classes } = all;
+  if (classes.length < 2) return `the images in "${folder}" have no classes`;
+  const counts = new Uint32Array(classes.length);
+  for (let i = 0; i < all.length; i++) counts[all.label(i)]!++;
+  const few = classes.filter((_, k) => (counts[k] as number) < 2);
+  if (few.length > 0) {
+    return `classes with fewer than two images, one to learn from and one to test on: ${
+      few.slice(0, 3).map((name) => `"${name}"`).join(", ")
+    }${few.length > 3 ? ` and ${few.length - 3} more` : ""}`;
+  }
+  if (minPerClass === 2 && train.length < 2 * classes.length) {
+    return `${train.length} images to learn from are fewer than two for each of ${classes.length} classes`;
+  }
+  return undefined;
+}
+
+/** What decides which metrics a set allows. */
+export interface SetFacts {
+  name: string;
+  images?: { length: number };
+  pooled?: Gaussian;
+  spatial?: Gaussian;
+}
+
+/** A set of images, or statistics of one: the moments of its pooled and of its spatial Inception features. */
+export interface ImageSet extends SetFacts {
+  images?: InputSource;
+}
+
+/** Shorter side of the first image of a set; Inception's side if it has no images. */
+export async function shorterSide({ images }: ImageSet): Promise<number> {
+  if (images instanceof NpzImages) return Math.min(images.width, images.height);
+  if (!images) return INCEPTION_SIDE;
+  const { width, height } = await images.input(0, {});
+  return Math.min(width, height);
+}
+
+/** Why a metric cannot be computed of these sets; undefined if it can. */
+export function obstacle(
+  metric: Pick<Metric, "minImages"> & Partial<Pick<InceptionMetric, "only" | "statistics">>,
+  real: SetFacts,
+  fake: SetFacts,
+): string | undefined {
+  const { statistics, only, minImages: least = 1 } = metric;
+  for (const set of only === "fake" ? [fake] : [real, fake]) {
+    const { name, images } = set;
+    if (statistics && set[statistics]) continue;
+    if (!images) {
+      return `"${name}" holds ${
+        statistics
+          ? `neither images nor ${statistics === "spatial" ? "spatial " : ""}statistics`
+          : "no images"
+      }`;
+    }
+    if (images.length < least) {
+      return `"${name}" holds ${images.length} image${images.length === 1 ? "" : "s"}, it takes ${least}`;
+    }
+  }
+  if (!statistics) return undefined;
+  const [a, b] = [real, fake].map((set) => set[statistics]?.mean.length ?? INCEPTION_WIDTHS[statistics]);
+  if (a === b) return undefined;
+  return `"${real.name}" has ${a} features, "${fake.name}" ${b}: the statistics are of another network`;
+}
+
+export interface SetOptions extends EvaluationOptions {
+  /** Side of the squares to which all images are resized and cropped first. */
+  imageSize?: number | undefined;
+}
+
+/** Two sets of images with the networks to compare them, opened before the images of a model are sampled. */
+export class SetEvaluation {
+  private constructor(
+    private readonly selection: Selection,
+    private readonly options: SetOptions,
+    private readonly inception: Inception | undefined,
+    private readonly encoder: EncoderSource | undefined,
+    private readonly log: Log,
+  ) {}
+
+  /** Leaves out what the sets do not allow. @throws UsageError if no metric is left, or a network cannot be opened */
+  static async open(
+    selection: Selection,
+    options: SetOptions,
+    real: SetFacts,
+    fake: SetFacts,
+    log: Log,
+  ): Promise<SetEvaluation> {
+    selection.exclude((metric) => metric.from !== "labels" && obstacle(metric, real, fake));
+    selection.settle((line) => log.line(line));
+    const inception = selection.from("inception").length ? await options.inception() : undefined;
+    const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
+    return new SetEvaluation(selection, options, inception, encoder, log);
+  }
+
+  /**
+   * Computes the selected metrics.
+   * @param train generated images that probes learn from, and their side
+   */
+  async score(
+    real: ImageSet,
+    fake: ImageSet,
+    train: { images: InputSource; side: number },
+    results: Results,
+  ): Promise<void> {
+    const { encoder, inception, selection } = this;
+    if (encoder && real.images && fake.images) {
+      const sets = { real: { ...real, images: real.images }, fake: { ...fake, images: fake.images } };
+      await results.add(async () => {
+        await this.#byEncoder(encoder, sets, train, results);
+        return {};
+      });
+    }
+    if (inception) {
+      const metrics = selection.from("inception");
+      if (metrics.some(({ statistics }) => statistics === "pooled")) {
+        for (const { images, pooled } of [real, fake]) {
+          if (images && !pooled) warnFew(images.length, this.log);
+        }
+      }
+      if (real.spatial && this.options.inceptionInput !== "adm") {
+        this.log.warn(
+          `the statistics in "${real.name}" are ADM's: --inception-input adm scores as its evaluator does`,
+        );
+      }
+      await results.add(async () => {
+        await this.#byInception(inception, metrics, real, fake, results);
+        return {};
+      });
+    }
+    const { scores } = results;
+    if (fake.images && Object.keys(scores).length > 0) scores.n = fake.images.length;
+  }
+
+  async #byEncoder(
+    encoder: EncoderSource,
+    { real, fake }: Record<"real" | "fake", { name: string; images: InputSource }>,
+    train: { images: InputSource; side: number },
+    results: Results,
+  ): Promise<void> {
+    const { batchSize, imageSize: square } = this.options, report = this.#reporter("the encoder");
+    const n = real.images.length + fake.images.length + train.images.length;
+    const features = await EncoderFeatures.open(encoder, { batchSize, n, square });
+    const extract = async (set: { name: string; images: InputSource }) => {
+      const sizes = new Sizes(), extracted = await features.extract(set.images, sizes);
+      report(set, sizes, features.view);
+      return extracted;
+    };
+    try {
+      const a = await extract(real), b = await extract(fake);
+      const encoderMetrics: EncoderMetric[] = this.selection.from("encoder");
+      for (const { compute } of encoderMetrics) await results.add(() => compute(a.features, b.features));
+      const labels = this.selection.from("labels");
+      if (labels.length === 0) return;
+      const learnt = await features.extract(train.images);
+      const context = {
+        ...labelContext({ train: learnt, test: a }, train.images.classes.length, batchSize),
+        fake: { ...b, images: fake.images, side: train.side },
+      };
+      for (const { compute } of labels) await results.add(() => compute(context));
+    } finally {
+      features.destroy();
+    }
+  }
+
+  async #byInception(
+    inception: Inception,
+    metrics: readonly InceptionMetric[],
+    real: ImageSet,
+    fake: ImageSet,
+    results: Results,
+  ): Promise<void> {
+    const { inceptionInput: input, imageSize: square, seed } = this.options, { log } = this;
+    const report = this.#reporter(`Inception as ${input} does`);
+    const view: View = {
+      square,
+      network: { kind: "stretched", side: INCEPTION_SIDE, sampling: SAMPLING[input] },
+    };
+    const extract = async (set: ImageSet): Promise<InceptionView> => {
+      const needed = metrics.filter(({ only, statistics }) =>
+        (only !== "fake" || set === fake) && !(statistics && set[statistics])
+      );
+      const kinds: FeatureKind[] = [...new Set(needed.map(({ kind }) => kind))];
+      const known = {
+        ...set.pooled && { moments: set.pooled },
+        ...set.spatial && { spatial: set.spatial },
+      };
+      if (kinds.length === 0 || !set.images) return known;
+      const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
+      const extractor = await InceptionFeatures.open(inception, {
+        size: INCEPTION_SIDE,
+        batchSize,
+        input,
+        kinds,
+      });
+      const progress = log.progress(`inception (${set.name})`, n, "images");
+      const sizes = new Sizes(), source = inputs(set.images, view, sizes);
+      const extracted = await extractor.extract(source, n, progress.update).finally(() => {
+        progress.end();
+        extractor.destroy();
+      });
+      report(set, sizes, view);
+      return { ...known, ...extracted };
+    };
+    const a = await extract(real), b = await extract(fake), progress = log.progress.bind(log);
+    for (const compute of new Set(metrics.map(({ compute }) => compute))) {
+      await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress })));
+    }
+  }
+
+  /** Reports what happens to the images of each set, and notes that their sizes differ. */
+  #reporter(network: string): (set: { name: string }, sizes: Sizes, view: View) => void {
+    let first: Sizes | undefined;
+    return ({ name }, sizes, view) => {
+      this.log.line(`"${name}": ${sizes}; for ${network}, each has ${described(view)}`);
+      if (first && view.square === undefined && !first.equals(sizes)) {
+        this.log.line(
+          "note: the images are not all of one size; --image-size N resizes and crops them to squares first",
+        );
+      }
+      first ??= sizes;
+    };
+  }
+}
+
+function warnFew(images: number, log: Log): void {
+  if (images <= 2048) {
+    log.warn(
+      `${images} images are few for 2048 features: such Frechet distances compare only at equal numbers`,
+    );
+  }
+}
