@@ -3,7 +3,7 @@
 // Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
 
 import { GpuError, UsageError } from "../errors.ts";
-import { spread, threads } from "./software/affinity.ts";
+import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
 
 /** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
 export type Profile = "cpu" | "gpu";
@@ -15,7 +15,7 @@ export interface DeviceOptions {
   profile?: Profile;
 }
 
-/** What was created on the device since it was opened; a test holds these still across steps. */
+/** Numbers of objects created since the device was opened; tests check that steps create none. */
 export interface Counters {
   buffers: number;
   bindGroups: number;
@@ -23,7 +23,7 @@ export interface Counters {
   submits: number;
 }
 
-/** Bytes of the buffers and textures that exist on the device, and the most that existed at once since it was set. */
+/** Bytes of the buffers and textures on the device: now, and at most since `peak` was last set. */
 export interface DeviceMemory {
   live: number;
   peak: number;
@@ -34,12 +34,10 @@ export interface AdapterFacts {
   architecture: string;
   description: string;
   software: boolean;
-  /** Lanes of a subgroup at least; on a software adapter, of the processor's vectors. 0 where it is not known. */
+  /** Smallest subgroup size; on a software adapter, SIMD lanes of the processor. 0 if unknown. */
   lanes: number;
   features: string[];
 }
-
-const SOFTWARE = /llvmpipe|lavapipe|swiftshader|softpipe|basic render/i;
 
 const LIMITS = [
   "maxBufferSize",
@@ -55,15 +53,15 @@ const LIMITS = [
   "minUniformBufferOffsetAlignment",
 ] as const;
 
-/** Which device's memory a resource counts in; what is not here was released already. */
+/** The device memory that counts a resource; a resource that is not here was released. */
 const owners = new WeakMap<GPUBuffer | GPUTexture, { memory: DeviceMemory; bytes: number }>();
 
-/** Bytes of the buffer that holds `bytes`: kernels see vectors of four words. */
+/** Bytes of the buffer that holds `bytes`: kernels may read it as vec4. */
 export function bufferBytes(bytes: number): number {
   return Math.max(16, Math.ceil(bytes / 16) * 16);
 }
 
-/** Destroys a buffer or texture, and takes it off its device's memory. */
+/** Destroys a buffer or texture and subtracts it from its device's memory. */
 export function release(resource: GPUBuffer | GPUTexture): void {
   const owner = owners.get(resource);
   if (owner) owner.memory.live -= owner.bytes;
@@ -77,9 +75,9 @@ export class Device {
   readonly memory: DeviceMemory = { live: 0, peak: 0 };
   /** Why the device was lost, once it is. */
   lost: string | undefined;
-  /** Whether products may read operands as textures (gpu/staging.ts); a test compares both ways. */
+  /** Whether GEMMs may read operands as textures (software/staging.ts); tests compare both ways. */
   staging = true;
-  /** Whether launches are merged (gpu/fusion.ts); a test compares both ways. */
+  /** Whether launches are fused (fusion.ts); tests compare both ways. */
   fusing = true;
   #uncaptured: string[] = [];
   /** What {@link idle} maps. */
@@ -95,7 +93,7 @@ export class Device {
     gpu.lost?.then((info) => this.lost = `${info.reason}: ${info.message}`);
   }
 
-  /** Lanes of a workgroup that is one vector of the processor: what a software adapter runs at a time. */
+  /** Invocations of a workgroup that fills one SIMD vector of the processor, for kernels of the cpu profile. */
   get lanes(): number {
     return this.facts.software && this.facts.lanes || 8;
   }
@@ -120,7 +118,7 @@ export class Device {
     return this.own(buffer, size);
   }
 
-  /** Counts a resource of `bytes` that was just made; {@link release} takes it off again. */
+  /** Counts a new resource of `bytes`; {@link release} subtracts it. */
   own<T extends GPUBuffer | GPUTexture>(resource: T, bytes: number): T {
     owners.set(resource, { memory: this.memory, bytes });
     this.memory.live += bytes;
@@ -203,20 +201,15 @@ let current: Device | undefined;
  * @throws UsageError when no adapter answers.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
-  const adapter = await requestAdapter(options.cpu ?? false);
-  const facts = adapterFacts(adapter), before = new Set(facts.software ? threads() : []);
-  const gpu = await gpuOf(adapter);
-  if (facts.software) spread(threads().filter((thread) => !before.has(thread)));
+  const adapter = await requestAdapter(options.cpu ?? false), facts = adapterFacts(adapter);
+  const request = () => requestDevice(adapter);
+  const gpu = await (facts.software ? pinned(request) : request());
   current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
   return current;
 }
 
-/** One more device of the software adapter, with a queue of its own. The caller destroys it. */
-export async function anotherGpu(): Promise<GPUDevice> {
-  return await gpuOf(await requestAdapter(true));
-}
-
-async function gpuOf(adapter: GPUAdapter): Promise<GPUDevice> {
+/** A device with every limit of the adapter. The caller destroys it. */
+export async function requestDevice(adapter: GPUAdapter): Promise<GPUDevice> {
   const requiredLimits: Record<string, number> = {};
   for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query"];
@@ -243,31 +236,17 @@ export function adapterFacts(adapter: GPUAdapter): AdapterFacts {
     vendor,
     architecture,
     description: description || id,
-    software: SOFTWARE.test(`${description} ${id} ${vendor}`),
+    software: isSoftware(`${description} ${id} ${vendor}`),
     lanes: subgroupMinSize ?? 0,
     features: [...adapter.features],
   };
 }
 
-/** Sets what Vulkan drivers read from the environment when they are first asked; what is set already stays. */
-export function prepareDrivers(): void {
-  if (Deno.build.os !== "linux") return;
-  const unlessSet = (name: string, value: string) => Deno.env.get(name) || Deno.env.set(name, value);
-  // The Vulkan loader complains on stderr about a missing runtime folder on every headless machine.
-  unlessSet("XDG_RUNTIME_DIR", Deno.env.get("TMPDIR") ?? "/tmp");
-  // Mesa's llvmpipe takes 256 bits at a time for the most that serves graphics; products run up to a third faster with 512.
-  if (hasAvx512()) unlessSet("LP_NATIVE_VECTOR_WIDTH", "512");
-}
-
-function hasAvx512(): boolean {
-  try {
-    return /^flags\s*:.*\bavx512f\b/m.test(Deno.readTextFileSync("/proc/cpuinfo"));
-  } catch {
-    return false; // Not every sandbox shows it; the driver's own choice is always right, if slower.
-  }
-}
-
-async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
+/**
+ * The adapter with the most performance, or the software one.
+ * @throws UsageError when none answers
+ */
+export async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
   prepareDrivers();
   const adapter = await navigator.gpu.requestAdapter(
     cpu ? { forceFallbackAdapter: true } : { powerPreference: "high-performance" },

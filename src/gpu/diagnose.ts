@@ -3,7 +3,8 @@
 // no permission on the device files.
 
 import { UsageError } from "../errors.ts";
-import { type AdapterFacts, adapterFacts, prepareDrivers } from "./device.ts";
+import { type AdapterFacts, adapterFacts } from "./device.ts";
+import { prepareDrivers } from "./software/prepare.ts";
 
 export interface Finding {
   problem: string;

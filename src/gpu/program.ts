@@ -3,8 +3,10 @@
 // command buffer and one submit. What is not captured cannot run: there is no eager mode to drift away from.
 
 import { GpuError } from "../errors.ts";
+import { throwIfStopped } from "../interruption.ts";
 import { device, release } from "./device.ts";
-import { preparePipelines } from "./software/precompile.ts";
+import { precompile } from "./software/precompile.ts";
+import type { Kernel } from "./kernel.ts";
 import type { Launch } from "./launch.ts";
 import { makePlan, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
@@ -17,7 +19,7 @@ interface Step {
   pipeline: GPUComputePipeline;
   group: GPUBindGroup;
   grid: readonly [number, number, number];
-  /** What is copied into textures before the dispatch. */
+  /** Copies before the dispatch: operands that software adapters read as textures. */
   copies: readonly StagedCopy[];
 }
 
@@ -62,7 +64,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     }
     const { plan } = this;
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
-    const pipelines = await preparePipelines(plan.launches, progress);
+    const pipelines = await makePipelines(plan.launches, progress);
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     for (const [i, bytes] of plan.slots.entries()) {
       this.#pool.push(await device().createBuffer(bytes, usage, `${this.label} pool ${i}`));
@@ -217,10 +219,10 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
 
   #step(launch: Launch, pipeline: GPUComputePipeline, params: GPUBuffer | undefined, offset: number): Step {
     const { kernel, storages, grid } = launch;
-    const copies = this.#staging.copiesBefore(launch, (place) => this.#bufferOf(place));
-    const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index, texture }, i) => {
-      const storage = storages[i] as Storage;
-      if (texture) return { binding: index, resource: this.#staging.view(index, storage) };
+    const { copies, views } = this.#staging.stage(launch, (place) => this.#bufferOf(place));
+    const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index }, i) => {
+      const storage = storages[i] as Storage, view = views.get(index);
+      if (view) return { binding: index, resource: view };
       const place = this.#placeOf.get(storage) as Place;
       const buffer = this.#bufferOf(place);
       // Rounded up because a kernel may see the bytes as vec4; every physical buffer is a multiple of 16.
@@ -239,6 +241,29 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   #bufferOf({ slot, root }: Place): GPUBuffer {
     return slot >= 0 ? this.#pool[slot] as GPUBuffer : this.#outputs.get(root) ?? root.buffer;
   }
+}
+
+/**
+ * The pipelines of all kernels of `launches`.
+ * @param progress called with the number of pipelines made and their total
+ * @throws Interrupted when the command is to stop
+ */
+export async function makePipelines(
+  launches: readonly Launch[],
+  progress?: (done: number, total: number) => void,
+): Promise<Map<Kernel, GPUComputePipeline>> {
+  const kernels = new Set(launches.map(({ kernel }) => kernel));
+  const pipelines = new Map<Kernel, GPUComputePipeline>();
+  const make = async (kernel: Kernel) => {
+    throwIfStopped();
+    const pipeline = await kernel.pipeline();
+    pipelines.set(kernel, pipeline);
+    progress?.(pipelines.size, kernels.size);
+    return pipeline;
+  };
+  if (device().facts.software) await precompile(launches, make);
+  for (const kernel of kernels) if (!pipelines.has(kernel)) await make(kernel);
+  return pipelines;
 }
 
 /**

@@ -1,60 +1,44 @@
-// Pipelines of a program, compiled before its first run. A software adapter compiles a kernel when it is first dispatched,
-// on its queue's thread, up to seconds each, while the other cores stand still. So what is left to compile is shared with a
-// second device: dispatches of no workgroups compile and do nothing, each queue has a thread of its own, and the driver's
-// disk cache brings to the first device what the second one compiled. Nothing is shared until a kernel proves to be slow:
-// what the cache holds from an earlier run takes no time.
+// Compiles a program's kernels before its first run. A software adapter compiles a kernel at its first dispatch, on its queue's
+// thread, for up to seconds each, while the other cores are idle. So half of the kernels go to a second device: dispatches of
+// zero workgroups compile and do nothing, each queue has its own thread, and the driver's disk cache passes the results to the
+// first device. This starts only when a kernel is slow to compile, which it is not when the cache has it from an earlier run.
 
 import { isHeld, throwIfStopped } from "../../interruption.ts";
-import { anotherGpu, device } from "../device.ts";
+import { device, requestAdapter, requestDevice } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Launch } from "../launch.ts";
 import { TEXELS } from "./staging.ts";
 
-/** Characters of a text from which it is worth finding out how long it takes: those of matrix products. */
+/** Characters from which a text is timed: that of GEMMs. */
 const LONG = 8000;
-/** Milliseconds of a kernel that was not in the driver's cache; what is there takes a tenth. */
+/** Milliseconds to compile a kernel that is not in the driver's cache; one that is takes a tenth. */
 const SLOW = 120;
 /**
- * Milliseconds of kernels that are compiled in one submission, about, where state waits to be saved: so long it cannot be.
- * Elsewhere the process can be ended at any time, and all of them go together, which takes a quarter less.
+ * Milliseconds of compilation per submission, about, while a command has state to save: a signal waits that long. Otherwise all
+ * kernels are one submission, which takes a quarter less.
  */
 const PIECE = 1500;
-/** Characters that count for each kernel beside those of its text. */
+/** Cost of a kernel in addition to its text, in characters. */
 const BASE = 1500;
 
 /**
- * The pipelines of all kernels of `launches`.
- * @param progress called with the number of pipelines made and their total
+ * Compiles the kernels of `launches` that are not in the driver's cache; what it leaves out takes no time.
+ * @param make makes and keeps the pipeline of a kernel
  * @throws Interrupted when the command is to stop: what was compiled stays in the driver's cache
  */
-export async function preparePipelines(
-  launches: readonly Launch[],
-  progress?: (done: number, total: number) => void,
-): Promise<Map<Kernel, GPUComputePipeline>> {
+export async function precompile(launches: readonly Launch[], make: Make): Promise<void> {
   const uses = new Map<Kernel, Use>();
   for (const launch of launches) {
     const { kernel, params } = launch;
+    if (kernel.compiled) continue;
     const use = uses.get(kernel) ?? { kernel, launches: new Map() };
     uses.set(kernel, use);
     use.launches.set(`${params}`, launch);
   }
-  const pipelines = new Map<Kernel, GPUComputePipeline>();
-  const make = async ({ kernel }: Use) => {
-    throwIfStopped();
-    const pipeline = await kernel.pipeline();
-    pipelines.set(kernel, pipeline);
-    progress?.(pipelines.size, uses.size);
-    return pipeline;
-  };
-  if (device().facts.software) {
-    const fresh = [...uses.values()].filter(({ kernel }) => !kernel.compiled);
-    await compile(fresh.sort((a, b) => length(b) - length(a)), make);
-  }
-  for (const use of uses.values()) if (!pipelines.has(use.kernel)) await make(use);
-  return pipelines;
+  await compile([...uses.values()].sort((a, b) => length(b) - length(a)), make);
 }
 
-/** A kernel, and its launches with different parameters: Mesa may put the values of parameters into what it compiles. */
+/** A kernel and its launches with different parameters: Mesa may specialize the code for their values. */
 interface Use {
   kernel: Kernel;
   launches: Map<string, Launch>;
@@ -62,16 +46,16 @@ interface Use {
 
 const length = ({ kernel }: Use) => kernel.text.length;
 
-type Make = (use: Use) => Promise<GPUComputePipeline>;
+type Make = (kernel: Kernel) => Promise<GPUComputePipeline>;
 
-/** Compiles kernels, the longest first, until one is slow; the rest is shared. */
+/** Compiles kernels, the longest first, until one is slow; the rest is shared with a second device. */
 async function compile(uses: readonly Use[], make: Make): Promise<void> {
   const own = new Compiler(device().gpu);
   try {
     for (let at = 0; at + 1 < uses.length; at++) {
       const use = uses[at] as Use;
       if (length(use) < LONG) return;
-      own.add(use, await make(use));
+      own.add(use, await make(use.kernel));
       const began = performance.now();
       own.submit();
       const time = await device().idle() - began;
@@ -82,7 +66,7 @@ async function compile(uses: readonly Use[], make: Make): Promise<void> {
   }
 }
 
-/** @param cost milliseconds for a character, about */
+/** @param cost milliseconds per character, about */
 async function share(uses: readonly Use[], own: Compiler, make: Make, cost: number): Promise<void> {
   const mine: Use[] = [], others: Use[] = [];
   let balance = 0;
@@ -90,26 +74,26 @@ async function share(uses: readonly Use[], own: Compiler, make: Make, cost: numb
     (balance <= 0 ? mine : others).push(use);
     balance += (balance <= 0 ? 1 : -1) * (BASE + length(use));
   }
-  const gpu = await anotherGpu().catch(() => undefined);
+  const gpu = await requestAdapter(true).then(requestDevice).catch(() => undefined);
   if (!gpu) return; // The first device compiles all of it, as it would have on its first run.
   // What fails there is met again on the first device, which says so.
   gpu.addEventListener("uncapturederror", (event) => event.preventDefault());
   const other = new Compiler(gpu);
   try {
     // A queue takes a second submission only when the first is done, so each gets one beforehand and one for the rest.
-    for (const use of mine.splice(0, 2)) own.add(use, await make(use));
+    for (const use of mine.splice(0, 2)) own.add(use, await make(use.kernel));
     own.submit();
-    const most = isHeld() ? PIECE / cost : Infinity;
-    const queues = [pieces(others, most), pieces(mine, most)] as const;
+    const max = isHeld() ? PIECE / cost : Infinity;
+    const queues = [pieces(others, max), pieces(mine, max)] as const;
     while (queues.some((queue) => queue.length > 0)) {
       const [theirs = [], ours = []] = queues.map((queue) => queue.shift());
       for (const use of theirs) other.add(use, use.kernel.build(gpu));
       other.submit();
-      for (const use of ours) own.add(use, await make(use));
+      for (const use of ours) own.add(use, await make(use.kernel));
       own.submit();
       throwIfStopped();
     }
-    for (const use of others) await make(use);
+    for (const use of others) await make(use.kernel);
     await gpu.queue.onSubmittedWorkDone();
     await device().idle();
   } finally {
@@ -118,14 +102,14 @@ async function share(uses: readonly Use[], own: Compiler, make: Make, cost: numb
   }
 }
 
-/** Kernels in groups of about so many characters. */
-function pieces(uses: readonly Use[], most: number): Use[][] {
+/** Kernels in groups of about `max` characters. */
+function pieces(uses: readonly Use[], max: number): Use[][] {
   const groups: Use[][] = [];
   let room = 0;
   for (const use of uses) {
     if (room <= 0) {
       groups.push([]);
-      room = most;
+      room = max;
     }
     groups.at(-1)?.push(use);
     room -= BASE + length(use);
@@ -137,7 +121,7 @@ function pieces(uses: readonly Use[], most: number): Use[][] {
 class Compiler {
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
-  /** What the storage bindings see, by their place. */
+  /** Buffers of the storage bindings, by position. */
   readonly #buffers = new Map<number, GPUBuffer>();
   readonly #params: GPUBuffer[] = [];
   readonly #textures = new Map<GPUTextureFormat, GPUTexture>();
@@ -162,7 +146,7 @@ class Compiler {
     }
   }
 
-  /** Starts on what was added. */
+  /** Starts to compile what was added. */
   submit(): void {
     this.#pass?.end();
     if (this.#encoder) this.gpu.queue.submit([this.#encoder.finish()]);
@@ -192,7 +176,7 @@ class Compiler {
     return buffer;
   }
 
-  /** Of a height that is no power of two, as all staging textures are: the driver would compile once more for them. */
+  /** A texture whose height is not a power of two, as in staging.ts: the driver compiles a second variant for powers of two. */
   #view(format: GPUTextureFormat): GPUTextureView {
     let texture = this.#textures.get(format);
     if (!texture) {

@@ -1,8 +1,8 @@
-// Operands that a kernel reads as textures. Software adapters turn every buffer load inside a loop into a branch for each
-// lane and component, but a load from a storage texture into straight-line code (10 ns for 16 lanes of four numbers where a
-// buffer takes 42; a sampled texture, which is a call, 24), so that matrix products run twice as fast when their operands are
-// copied into textures first. A kernel asks for it by declaring a binding as `texture_storage_2d<rgba32float, read>`; the
-// launch still passes a buffer. Texel t of the buffer (four f32, or four halves in two words) is at (t % TEXELS, t / TEXELS).
+// GEMM operands as textures. Software adapters compile a buffer load in a loop to a branch for each lane and component, but a
+// load from a storage texture to straight-line code (10 ns for 16 lanes of vec4; 42 from a buffer, 24 from a sampled texture,
+// which is a call), so GEMMs run twice as fast when their operands are first copied to textures. A kernel declares such a binding as
+// `texture_storage_2d<rgba32float, read>`; the launch still passes a buffer. Texel t of the buffer (4 f32, or 4 f16 in two u32) is
+// at (t % TEXELS, t / TEXELS).
 
 import { device, release } from "../device.ts";
 import type { Launch } from "../launch.ts";
@@ -17,11 +17,17 @@ function layout(half: boolean) {
   return { texel, row: texel * TEXELS, format: half ? "rg32uint" : "rgba32float" } as const;
 }
 
-/** Storages that share a texture: the same binding and format. */
+/** Key of the texture that operands share: binding number and format. */
 const keyOf = (index: number, { half }: Storage) => `${index} ${layout(half).format}`;
 
-/** One copy of a buffer into a texture, prepared before the first run. */
+/** A copy of a buffer into a texture, prepared before the first run. */
 export type StagedCopy = readonly [GPUTexelCopyBufferInfo, GPUTexelCopyTextureInfo, GPUExtent3D];
+
+/** What a launch reads as textures: the copies to run before it, and the texture views by binding number. */
+export interface Staged {
+  copies: readonly StagedCopy[];
+  views: ReadonlyMap<number, GPUTextureView>;
+}
 
 /** Whether an operand can be staged on this device. */
 export function stageable({ bytes, half }: Storage): boolean {
@@ -29,7 +35,7 @@ export function stageable({ bytes, half }: Storage): boolean {
   return staging && unevenRows(Math.ceil(bytes / layout(half).row)) <= limits.maxTextureDimension2D;
 }
 
-/** Bytes of each staging texture that the launches need: all launches share one for each binding and format. */
+/** Bytes of the textures of a program: one for each binding number and format, shared by its launches. */
 export function stagingBytes(launches: readonly Launch[]): Map<string, number> {
   return new Map([...stagingSizes(launches)].map(([key, { half, rows }]) => [key, rows * layout(half).row]));
 }
@@ -48,15 +54,15 @@ function stagingSizes(launches: readonly Launch[]): Map<string, { half: boolean;
 }
 
 /**
- * At least `rows`, and no power of two: Mesa's llvmpipe compiles a kernel once more for textures whose height is one, which
- * takes up to seconds, and its disk cache finds only the first of the two again.
+ * At least `rows`, and not a power of two: llvmpipe compiles a second variant of a kernel for textures whose height is one, which
+ * takes up to seconds, and its disk cache keeps only one of the two.
  */
 const unevenRows = (rows: number): number => rows < 3 ? 3 : (rows & (rows - 1)) === 0 ? rows + 1 : rows;
 
 /** The staging textures of one program. */
 export class Staging {
   readonly #textures = new Map<string, { texture: GPUTexture; view: GPUTextureView }>();
-  /** What each texture holds at this point of the program. */
+  /** The storage in each texture at this point of the program. */
   readonly #holds = new Map<string, Storage>();
 
   constructor(private readonly places: ReadonlyMap<Storage, Place>) {}
@@ -79,16 +85,12 @@ export class Staging {
     }
   }
 
-  /** What the texture binding `index` of a launch sees of `storage`. */
-  view(index: number, storage: Storage): GPUTextureView {
-    return this.#texture(keyOf(index, storage)).view;
-  }
-
-  /** The copies that must run before `launch`, asked for in program order; none for what a texture holds already. */
-  copiesBefore(launch: Launch, bufferOf: (place: Place) => GPUBuffer): StagedCopy[] {
-    const copies: StagedCopy[] = [];
+  /** Textures of the next launch in program order; what a texture already holds is not copied again. */
+  stage(launch: Launch, bufferOf: (place: Place) => GPUBuffer): Staged {
+    const copies: StagedCopy[] = [], views = new Map<number, GPUTextureView>();
     launch.kernel.bindings.forEach(({ texture, index }, i) => {
       const storage = launch.storages[i] as Storage, key = keyOf(index, storage);
+      if (texture) views.set(index, this.#texture(key).view);
       if (!texture || this.#holds.get(key) === storage) return;
       this.#holds.set(key, storage);
       const place = this.places.get(storage) as Place;
@@ -97,7 +99,7 @@ export class Staging {
     launch.kernel.bindings.forEach(({ access }, i) => {
       if (access === "read_write") this.#written(launch.storages[i] as Storage);
     });
-    return copies;
+    return { copies, views };
   }
 
   destroy(): void {
@@ -106,7 +108,7 @@ export class Staging {
     this.#holds.clear();
   }
 
-  /** Whole rows at once, then what is left of the last one. */
+  /** One copy for the complete rows, one for the rest. */
   #copies(key: string, { bytes, half }: Storage, buffer: GPUBuffer, offset: number): StagedCopy[] {
     const { texture } = this.#texture(key);
     const { texel, row: bytesPerRow } = layout(half);
@@ -120,7 +122,7 @@ export class Staging {
     return copies;
   }
 
-  /** Forgets textures whose source may have changed: the same pool slot, or the same part of a buffer. */
+  /** Invalidates textures whose source may be overwritten: the same pool slot, or an overlapping part of a buffer. */
   #written(storage: Storage): void {
     const place = this.places.get(storage) as Place;
     for (const [key, held] of this.#holds) {

@@ -1,9 +1,8 @@
-// What a second device compiles of a program: nothing that it computes depends on it.
+// Pipelines of a program's kernels, some of which a second device compiles first.
 
 import { assert, assertEquals } from "@std/assert";
-import { preparePipelines } from "../../../src/gpu/software/precompile.ts";
 import { device } from "../../../src/gpu/device.ts";
-import { capture } from "../../../src/gpu/program.ts";
+import { capture, makePipelines } from "../../../src/gpu/program.ts";
 import { matmul } from "../../../src/ops/matmul.ts";
 import { softmax } from "../../../src/ops/softmax.ts";
 import { input } from "../../../src/tensor/tensor.ts";
@@ -19,7 +18,7 @@ Deno.test("every kernel gets its pipeline once, and all are counted", async () =
   const { counters, memory } = device(), live = memory.live;
   const before = counters.pipelines, fresh = [...kernels].filter(({ compiled }) => !compiled).length;
   const seen: number[] = [];
-  const pipelines = await preparePipelines(plan.launches, (done, total) => {
+  const pipelines = await makePipelines(plan.launches, (done, total) => {
     assertEquals(total, kernels.size);
     seen.push(done);
   });
@@ -28,6 +27,6 @@ Deno.test("every kernel gets its pipeline once, and all are counted", async () =
   assertEquals(counters.pipelines - before, fresh);
   assert([...kernels].every(({ compiled }) => compiled));
   assertEquals(memory.live, live, "nothing of a program's memory");
-  await preparePipelines(plan.launches);
+  await makePipelines(plan.launches);
   assertEquals(counters.pipelines - before, fresh);
 });

@@ -1,7 +1,7 @@
 // The software adapter's threads: each pool's are held to different processors.
 
 import { assert, assertEquals } from "@std/assert";
-import { spread, threads } from "../../../src/gpu/software/affinity.ts";
+import { spread, threads } from "../../../src/gpu/software/prepare.ts";
 
 /** The processors that a thread may run on, as Linux lists them. */
 const allowed = (thread: number): string =>

@@ -1,0 +1,79 @@
+// How a software adapter is opened: what its driver reads from the environment, and where its threads run. Mesa's llvmpipe
+// splits each launch among a pool of one thread per processor and waits for all of them, hundreds of times a step; when the
+// scheduler puts two of them on one processor, the launch takes twice as long. So each thread is pinned. No result depends on it.
+
+const SOFTWARE = /llvmpipe|lavapipe|swiftshader|softpipe|basic render/i;
+
+/** Whether an adapter of this name computes on the CPU. */
+export function isSoftware(name: string): boolean {
+  return SOFTWARE.test(name);
+}
+
+/** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */
+export function prepareDrivers(): void {
+  if (Deno.build.os !== "linux") return;
+  const unlessSet = (name: string, value: string) => Deno.env.get(name) || Deno.env.set(name, value);
+  // The Vulkan loader complains on stderr about a missing runtime folder on every headless machine.
+  unlessSet("XDG_RUNTIME_DIR", Deno.env.get("TMPDIR") ?? "/tmp");
+  // llvmpipe uses vectors of 256 bits unless told otherwise, which is best for graphics; GEMMs are up to a third faster with 512.
+  if (hasAvx512()) unlessSet("LP_NATIVE_VECTOR_WIDTH", "512");
+}
+
+function hasAvx512(): boolean {
+  try {
+    return /^flags\s*:.*\bavx512f\b/m.test(Deno.readTextFileSync("/proc/cpuinfo"));
+  } catch {
+    return false; // not every sandbox shows it; the driver's own choice is always right, if slower
+  }
+}
+
+/** Pins the threads that `make` starts to processors. */
+export async function pinned<T>(make: () => Promise<T>): Promise<T> {
+  const before = new Set(threads()), made = await make();
+  spread(threads().filter((thread) => !before.has(thread)));
+  return made;
+}
+
+/** Bytes of a CPU set as the system call takes it: 1,024 processors. */
+const SET = 128;
+
+/** Thread ids of this process in order of creation; none where the system does not list them. */
+export function threads(): number[] {
+  if (Deno.build.os !== "linux") return [];
+  try {
+    return [...Deno.readDirSync("/proc/self/task")].map(({ name }) => Number(name)).sort((a, b) => a - b);
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * Pins each thread to one of the processors of this process, round-robin: threads of one pool are created one after another, so
+ * no two of them share. Does nothing for fewer threads than two pools (llvmpipe has one for graphics and one for compute).
+ * @param made threads in order of creation
+ */
+export function spread(made: readonly number[]): void {
+  if (Deno.build.os !== "linux") return;
+  let libc;
+  try {
+    libc = Deno.dlopen("libc.so.6", {
+      sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+      sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+    });
+  } catch {
+    return; // No such library, or no permission: the scheduler's choice is right, if slower.
+  }
+  const { sched_getaffinity, sched_setaffinity } = libc.symbols;
+  const allowed = new Uint8Array(SET);
+  const failed = sched_getaffinity(0, BigInt(SET), allowed) < 0;
+  const processors = Array.from({ length: 8 * SET }, (_, i) => i)
+    .filter((i) => (allowed[i >> 3] as number) >> (i & 7) & 1);
+  if (!failed && made.length >= 2 * processors.length) {
+    made.forEach((thread, i) => {
+      const processor = processors[i % processors.length] as number, one = new Uint8Array(SET);
+      one[processor >> 3] = 1 << (processor & 7);
+      sched_setaffinity(thread, BigInt(SET), one);
+    });
+  }
+  libc.close();
+}
