@@ -1,6 +1,6 @@
-// Merging of launches: the same numbers with and without it, in fewer launches, and never across a change of what is read.
-// What is added up, and in which order, does not change; the driver may contract a product and a sum that meet in
-// one kernel, which moves the last bit: hence 1e-6 and not equality.
+// Fusion: the same numbers with and without it, in fewer launches, and never across a write to what is read. Sums are computed in
+// the same order; the driver may contract a multiplication and an addition that meet in one kernel, which changes the last bit:
+// hence 1e-6 and not equality.
 
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
@@ -39,7 +39,7 @@ import { PROFILES, randomArray, relativeError, testDevice } from "../helpers/che
 
 type Fn = (...x: Tensor[]) => Tensor | Tensor[];
 
-/** Results, and gradients of the sum of their squares, with merging and without; and the launches of both. */
+/** Results, and gradients of the sum of their squares, with fusion and without; and the launches of both. */
 async function bothWays(shapes: readonly Shape[], fn: Fn, precision: Precision = "f32") {
   const results: Record<string, Float32Array>[] = [], launches: number[] = [];
   for (const fusing of [true, false]) {
@@ -64,22 +64,20 @@ async function bothWays(shapes: readonly Shape[], fn: Fn, precision: Precision =
       device().fusing = true;
     }
   }
-  const [merged, plain] = results as [Record<string, Float32Array>, Record<string, Float32Array>];
+  const [fused, plain] = results as [Record<string, Float32Array>, Record<string, Float32Array>];
   const worst = Math.max(
-    ...Object.keys(plain).map((k) =>
-      relativeError(merged[k] as Float32Array, plain[k] as Float32Array, 1e-6)
-    ),
+    ...Object.keys(plain).map((k) => relativeError(fused[k] as Float32Array, plain[k] as Float32Array, 1e-6)),
   );
-  return { worst, merged: launches[0] as number, plain: launches[1] as number };
+  return { worst, fused: launches[0] as number, plain: launches[1] as number };
 }
 
 const heads = (x: Tensor, NH: number) => reshape(x, [x.dim(0), x.dim(1), NH, x.dim(2) / NH]);
 
 /**
- * Each kind of merging: what is computed, on which shapes, and how many launches it saves at least; of those, `carried` by
- * products, which on a software adapter carry nothing.
+ * What is computed, on which shapes, and the least number of launches that fusion saves; `epilogues` of them by GEMMs, which have
+ * none on a software adapter.
  */
-const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; carried?: number }> = {
+const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; epilogues?: number }> = {
   "a chain of elementwise ops, with broadcasts": {
     shapes: [[3, 5, 8], [8], [3, 1, 8], [3, 5, 1]],
     fn: (x, a, b, c) => silu(add(mul(sub(x as Tensor, a as Tensor), b as Tensor), c as Tensor)),
@@ -98,23 +96,23 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     ],
     saves: 2,
   },
-  "activation, scale and residual behind a product": {
+  "activation, scale and residual after a GEMM": {
     shapes: [[20, 16], [24, 16], [24], [24], [20, 24]],
     fn: (x, w, b, s, r) =>
       add(r as Tensor, mul(linear(x as Tensor, w as Tensor, b, { activation: "gelu" }), s as Tensor)),
     saves: 4,
   },
-  "an activation behind a product of odd sizes": {
+  "an activation after a GEMM of odd sizes": {
     shapes: [[5, 6], [7, 6], [7]],
     fn: (x, w, b) => silu(linear(x as Tensor, w as Tensor, b)),
     saves: 2,
   },
-  "bias and activation behind the sum of a split product": {
+  "bias and activation after the sum of a split GEMM": {
     shapes: [[8, 1024], [8, 1024], [8]],
     fn: (x, w, b) => silu(linear(x as Tensor, w as Tensor, b)),
     saves: 2,
   },
-  "products of a batch": {
+  "batched GEMMs": {
     shapes: [[3, 8, 12], [3, 12, 16]],
     fn: (a, b) => shift(scale(matmul(a as Tensor, b as Tensor), 0.5), 1),
     saves: 1,
@@ -123,20 +121,20 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     shapes: [[2, 6, 5, 8], [8, 3, 3, 8], [8]],
     fn: (x, w, b) => add(x as Tensor, conv2d(x as Tensor, w as Tensor, b, { padding: 1 })),
     saves: 2,
-    carried: 1,
+    epilogues: 1,
   },
-  "sums of gradients behind norms": {
+  "sums of gradients after norms": {
     shapes: [[6, 16], [16], [16], [16]],
     fn: (x, w, b, r) => add(layerNorm(rmsNorm(x as Tensor, r as Tensor), w as Tensor, b), x as Tensor),
     saves: 2,
   },
-  "a sum behind a group norm with SiLU": {
+  "a sum after a group norm with SiLU": {
     shapes: [[2, 5, 3, 8], [8], [8]],
     fn: (x, w, b) =>
       add(groupNorm(x as Tensor, 2, w as Tensor, b as Tensor, 1e-6, { silu: true }), x as Tensor),
     saves: 2,
   },
-  "products inside sums, and what is made of the sums": {
+  "products inside reductions, and what is computed from them": {
     shapes: [[6, 9, 8], [6, 9, 8]],
     fn: (a, b) => [
       shift(scale(sum(mul(a as Tensor, b as Tensor), [1]), 0.5), 1),
@@ -144,7 +142,7 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     ],
     saves: 4,
   },
-  "a modulation that is read where it was made": {
+  "a modulation that is read where it was computed": {
     shapes: [[3, 5, 16], [3, 48]],
     fn: (x, m) => {
       const [both, gate] = splitModulation(m as Tensor, [2, 1]) as [Tensor, Tensor];
@@ -152,7 +150,7 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     },
     saves: 6,
   },
-  "parts of a joint projection that turn and attend": {
+  "parts of a joint projection, rotated, in attention": {
     shapes: [[2, 6, 48], [6, 8], [6, 8]],
     fn: (x, cos, sin) => {
       const [q, k, v] = split(x as Tensor, [16, 16, 16], 2).map((p) => heads(p, 2)) as [
@@ -164,7 +162,7 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
     },
     saves: 4,
   },
-  "parts that are joined where they are made": {
+  "parts concatenated where they are computed": {
     shapes: [[4, 8], [4, 16], [4, 8]],
     fn: (a, b, c) => concat([silu(a as Tensor), swiglu(b as Tensor), softmax(c as Tensor)], 1),
     saves: 4,
@@ -180,15 +178,15 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; c
   },
 };
 
-for (const [name, { shapes, fn, saves, carried = 0 }] of Object.entries(CASES)) {
-  Deno.test(`merged, ${name} give the same numbers in fewer launches`, async () => {
+for (const [name, { shapes, fn, saves, epilogues = 0 }] of Object.entries(CASES)) {
+  Deno.test(`fused, ${name} give the same numbers in fewer launches`, async () => {
     for (const profile of PROFILES) {
       await testDevice(profile);
-      const { worst, merged, plain } = await bothWays(shapes, fn);
+      const { worst, fused, plain } = await bothWays(shapes, fn);
       assert(worst < 1e-6, `${profile}: ${worst}`);
-      const least = profile === "cpu" ? saves - carried : saves;
-      assert(plain - merged >= least, `${profile}: ${plain} launches became ${merged}`);
-      // A merged intermediate is not rounded to a half.
+      const least = profile === "cpu" ? saves - epilogues : saves;
+      assert(plain - fused >= least, `${profile}: ${plain} launches became ${fused}`);
+      // A fused intermediate is not rounded to fp16.
       const halves = await bothWays(shapes, fn, "f16");
       assert(halves.worst < 4e-3, `${profile}, halves: ${halves.worst}`);
     }
@@ -213,12 +211,12 @@ Deno.test("work is not moved across a change of what it reads", async () => {
   }
 });
 
-Deno.test("a view of a view leads to the same elements as one after the other", () => {
+Deno.test("composed views select the same elements as one view after the other", () => {
   const axes = fc.array(fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 0, max: 9 })), {
     minLength: 1,
     maxLength: 4,
   });
-  const walks = fc.tuple(axes, fc.integer({ min: 0, max: 7 }));
+  const views = fc.tuple(axes, fc.integer({ min: 0, max: 7 }));
   const list = ({ axes, offset }: View, count: number) =>
     Array.from({ length: count }, (_, i) => {
       let at = offset, rest = i;
@@ -229,7 +227,7 @@ Deno.test("a view of a view leads to the same elements as one after the other", 
     });
   let composed = 0;
   fc.assert(
-    fc.property(walks, walks, ([outer, outerFrom], [inner, innerFrom]) => {
+    fc.property(views, views, ([outer, outerFrom], [inner, innerFrom]) => {
       const sizeOfAxes = (a: Axis[]) => a.reduce((n, [m]) => n * m, 1);
       const a = view(outer, outerFrom), b = view(inner, innerFrom), count = sizeOfAxes(inner);
       const through = list(a, sizeOfAxes(outer));
@@ -245,15 +243,59 @@ Deno.test("a view of a view leads to the same elements as one after the other", 
   assert(composed > 300, `${composed} of the views were composed`);
 });
 
-/** Of a step that leaves the weights as they are. */
+Deno.test("coalescing the axes of a view keeps its elements, padding and direction", () => {
+  const axis = fc.record({
+    n: fc.integer({ min: 1, max: 4 }),
+    stride: fc.integer({ min: -9, max: 9 }),
+    lo: fc.integer({ min: 0, max: 1 }),
+    padding: fc.integer({ min: 0, max: 1 }),
+  });
+  const contiguousOr = fc.tuple(fc.array(axis, { minLength: 1, maxLength: 4 }), fc.boolean());
+  const list = (axes: readonly Axis[], offset: number) =>
+    Array.from({ length: axes.reduce((count, [n]) => count * n, 1) }, (_, i) => {
+      let at: number | undefined = offset, rest = i;
+      for (const [n, stride, lo = 0, hi = n] of [...axes].reverse()) {
+        const index = rest % n;
+        at = at === undefined || index < lo || index >= hi ? undefined : at + index * stride;
+        rest = Math.floor(rest / n);
+      }
+      return at;
+    });
+  let coalesced = 0;
+  fc.assert(
+    fc.property(contiguousOr, ([drawn, contiguous]) => {
+      let step = 1;
+      const axes = drawn.reverse().map(({ n, stride, lo, padding }): Axis => {
+        const from = n > 1 ? lo : 0, own = contiguous ? step : stride;
+        step *= n;
+        return [n, own, from, Math.max(from + 1, n - (n > 1 ? padding : 0))];
+      }).reverse();
+      const simple = view(axes, 3);
+      coalesced += Number(simple.axes.length < axes.length);
+      assertEquals(list(simple.axes, simple.offset), list(axes, 3));
+    }),
+    { numRuns: 2000, seed: 1 },
+  );
+  assert(coalesced > 300, `${coalesced} of the views had fewer axes`);
+});
+
+Deno.test("fp16 elements that would be stored one by one are not fused into a permutation", async () => {
+  for (const profile of PROFILES) {
+    await testDevice(profile);
+    const { worst } = await bothWays([[3, 4, 5, 8]], (x) => permute(x as Tensor, [2, 0, 3, 1]), "f16");
+    assert(worst < 2 ** -10, `${profile}: ${worst}`);
+  }
+});
+
+/** Hyper-parameters of a step that changes no weight. */
 const STILL = { lr: 0, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, clip: 0, emaDecay: 0.9 };
 
-/** Gradients of a whole step from the same state, with merging and without. */
+/** Gradients of a whole step from the same state, with fusion and without. */
 async function wholeStep(
   set: readonly ParameterSet[],
   make: () => Program<Record<string, Tensor>, Record<string, Tensor>>,
   data: Record<string, Float32Array | Uint32Array>,
-): Promise<{ worst: number; merged: number; plain: number }> {
+): Promise<{ worst: number; fused: number; plain: number }> {
   const found: Float32Array[][] = [], launches: number[] = [];
   for (const fusing of [true, false]) {
     device().fusing = fusing;
@@ -264,16 +306,16 @@ async function wholeStep(
     found.push(await Promise.all(flats.map(readTensor)));
     program.destroy();
   }
-  const [merged, plain] = found as [Float32Array[], Float32Array[]];
+  const [fused, plain] = found as [Float32Array[], Float32Array[]];
   for (const g of plain) assert(g.some((v) => v !== 0), "there are gradients");
   return {
-    worst: Math.max(...plain.map((g, i) => relativeError(merged[i] as Float32Array, g, 1e-9))),
-    merged: launches[0] as number,
+    worst: Math.max(...plain.map((g, i) => relativeError(fused[i] as Float32Array, g, 1e-9))),
+    fused: launches[0] as number,
     plain: launches[1] as number,
   };
 }
 
-Deno.test("a DiT's training step has the same gradients when merged, in two thirds of the launches", async () => {
+Deno.test("a DiT's training step has the same gradients when fused, in two thirds of the launches", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const dit = new Dit(ditConfig.parse({
@@ -290,18 +332,18 @@ Deno.test("a DiT's training step has the same gradients when merged, in two thir
     diffusion.optimizer.set(STILL);
     const init = new Initializer(0);
     for (const p of diffusion.set.list) init.normal(p, 0.1); // no gradient is zero
-    const { worst, merged, plain } = await wholeStep(
+    const { worst, fused, plain } = await wholeStep(
       [diffusion.set],
       () => diffusion.capture() as never,
       { x: randomArray(3 * 16 * 8, 1), labels: Uint32Array.of(0, 1, 2) },
     );
     assert(worst < 1e-5, `${profile}: ${worst}`);
-    assert(merged < 0.667 * plain, `${profile}: ${plain} launches became ${merged}`);
+    assert(fused < 0.667 * plain, `${profile}: ${plain} launches became ${fused}`);
     diffusion.destroy();
   }
 });
 
-Deno.test("a step of the second stage has the same gradients when merged, in 85 % of the launches", async () => {
+Deno.test("a step of the second stage has the same gradients when fused, in 85 % of the launches", async () => {
   const models = await alignment();
   const stage = new StageRun(models, {
     name: "perceptual",
@@ -315,12 +357,12 @@ Deno.test("a step of the second stage has the same gradients when merged, in 85 
   }, { batchSize: 2, accumulate: 1, imageSize: 32, semanticLoss: "l2", semanticAt: "after" });
   stage.optimizer.set(STILL);
   const { encoder: e, adapter, decoder } = models.sets;
-  const { worst, merged, plain } = await wholeStep(
+  const { worst, fused, plain } = await wholeStep(
     [e, adapter, decoder],
     () => stage.capture(false) as never,
     { x: randomArray(2 * 32 * 32 * 3, 1).map((v) => v / 1.5) },
   );
   assert(worst < 1e-5, `${worst}`);
-  assert(merged < 0.85 * plain, `${plain} launches became ${merged}`);
+  assert(fused < 0.85 * plain, `${plain} launches became ${fused}`);
   stage.destroy();
 });
