@@ -1,6 +1,6 @@
 // Folders of latents: encoding that goes on where it stopped, to the same bytes, and sets that are not whole or not one.
 
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { Interrupted, UsageError } from "../../src/errors.ts";
 import { LatentsWriter, openLatents } from "../../src/formats/latents.ts";
@@ -58,6 +58,37 @@ Deno.test("an encoding that is stopped or killed anywhere goes on to the bytes o
     Deno.removeSync(join(whole, "latents_stats.safetensors"));
     await encodeTo(whole, tokenizer, source, options);
     assertEquals(files(whole), files(join(folder, "stopped1")));
+  });
+});
+
+Deno.test("the mirrored latents of an encoding are the latents of the mirrored images", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const tokenizer = await openTokenizer(fixturePath("vavae_tiny.pt")), shapes = new Shapes(6, 7), size = 16;
+    const mirrored: ImageSource = {
+      length: shapes.length,
+      classes: shapes.classes,
+      label: (i) => shapes.label(i),
+      name: (i) => shapes.name(i),
+      image: async (i, size) => {
+        const image = await shapes.image(i, size), row = 3 * size;
+        return image.map((_, k) => image[k - k % row + row - 3 - (k % row - k % 3) + k % 3] as number);
+      },
+    };
+    const options = { size, batchSize: 4, mirrored: true };
+    const latentsOf = async (name: string, source: ImageSource) => {
+      await encodeTo(join(folder, name), tokenizer, source, options);
+      const latents = await openLatents(join(folder, name));
+      const read = (flip: boolean) =>
+        Promise.all(Array.from({ length: shapes.length }, (_, i) => latents.latent(i, flip)));
+      const [plain, flipped] = [await read(false), await read(true)];
+      latents.close();
+      return { plain, flipped };
+    };
+    const [a, b] = [await latentsOf("a", shapes), await latentsOf("b", mirrored)];
+    assertEquals(a.flipped, b.plain);
+    assertEquals(a.plain, b.flipped);
+    assertNotEquals(a.plain, a.flipped);
   });
 });
 

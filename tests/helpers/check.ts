@@ -1,5 +1,6 @@
-// checkOp: one call that proves an op. Forward against f64 loops, gradients against central differences of those
-// loops, the same bits twice, wrong shapes refused; all of it in both kernel profiles.
+// checkOp: one call that proves an op. Every element of the forward pass against f64 loops; gradients against central
+// differences of those loops, at single elements and along a direction in which every element moves; the same bits twice;
+// wrong shapes refused. All of it in both kernel profiles.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -76,15 +77,19 @@ export interface OpCheck {
   prepare?: (inputs: Float32Array[]) => void;
   /** Which inputs have gradients (all). */
   differentiable?: readonly boolean[];
-  /** Allowed relative error of the forward pass and of the gradients. */
+  /** Allowed errors of elements of the forward pass (2e-6) and of the gradients (1e-5); see {@link assertClose}. */
   tolerance?: number;
   gradientTolerance?: number;
+  /** Whether an element is a sum of many terms, so that a small one carries the rounding of large terms. */
+  accumulates?: boolean;
   profiles?: readonly Profile[];
 }
 
-/** Proves an op; see the header. Gradients of at most 24 elements of each input are compared, spread over it. */
+/** Proves an op; see the header. */
 export async function checkOp(c: OpCheck): Promise<void> {
-  const { tolerance = 2e-6, gradientTolerance = 2e-5 } = c;
+  const { tolerance = 2e-6, gradientTolerance = 1e-5, accumulates = false } = c;
+  const bounds = { tolerance, accumulates, floor: 1e-3 };
+  const gradientBounds = { tolerance: gradientTolerance, accumulates, floor: 1e-2 };
   for (const shapes of c.shapes) {
     const arrays = shapes.map((shape, i) => randomArray(size(shape), i + 1));
     c.prepare?.(arrays);
@@ -96,38 +101,48 @@ export async function checkOp(c: OpCheck): Promise<void> {
     for (const profile of c.profiles ?? PROFILES) {
       await testDevice(profile);
       const where = `${JSON.stringify(shapes)} in profile ${profile}`;
-      const inputs = Object.fromEntries(
-        shapes.map((shape, i) => [`x${i}`, { shape, data: arrays[i] as Float32Array }]),
-      );
-      const run = () =>
-        evaluate({ ...inputs, dy: { shape: expected.shape, data: dy } }, (tensors) => {
-          const xs = shapes.map((_, i) => tensors[`x${i}`] as Tensor);
-          xs.forEach((x, i) => x.requiresGrad = c.differentiable?.[i] ?? true);
-          const y = c.op(...xs);
-          assertEquals([...y.shape], expected.shape, `shape of the result for ${where}`);
-          const wanted = xs.filter((x) => x.requiresGrad);
-          const dxs = wanted.length ? grad(y, wanted, tensors.dy) : [];
-          return {
-            y,
-            ...Object.fromEntries(dxs.map((dx, i) => [`d${xs.indexOf(wanted[i] as Tensor)}`, dx])),
-          };
-        });
-      const first = await run() as Record<string, Float32Array>;
-      const second = await run() as Record<string, Float32Array>;
+      const tensors = Object.fromEntries(shapes.map((shape, i) => [`x${i}`, input(shape)]));
+      const program = await capture("test", { ...tensors, dy: input(expected.shape) }, (inputs) => {
+        const xs = shapes.map((_, i) => inputs[`x${i}` as "dy"]);
+        xs.forEach((x, i) => x.requiresGrad = c.differentiable?.[i] ?? true);
+        const y = c.op(...xs);
+        assertEquals([...y.shape], expected.shape, `shape of the result for ${where}`);
+        const wanted = xs.filter((x) => x.requiresGrad);
+        const dxs = wanted.length ? grad(y, wanted, inputs.dy) : [];
+        return { y, ...Object.fromEntries(dxs.map((dx, i) => [`d${xs.indexOf(wanted[i] as Tensor)}`, dx])) };
+      }).prepare();
+      const data = { ...Object.fromEntries(arrays.map((array, i) => [`x${i}`, array])), dy };
+      const run = async () => {
+        program.run(data);
+        const values: Record<string, Float32Array> = {};
+        for (const [name, output] of Object.entries(program.outputs)) {
+          values[name] = await program.read(output);
+        }
+        return values;
+      };
+      const first = await run(), second = await run();
+      program.destroy();
       for (const [name, values] of Object.entries(first)) {
         const again = new Uint32Array((second[name] as Float32Array).buffer);
         assertEquals(new Uint32Array(values.buffer), again, `"${name}" differs between two runs of ${where}`);
       }
-      const error = relativeError(first.y as Float32Array, expected.data);
-      assert(error <= tolerance, `forward of ${where}: relative error ${error} > ${tolerance}`);
+      assertClose(first.y as Float32Array, expected.data, bounds, `forward of ${where}`);
       differences.forEach((difference, i) => {
         if (!difference) return;
-        const dx = first[`d${i}`] as Float32Array;
-        const got = difference.indices.map((k) => dx[k] as number);
-        const worst = relativeError(got, difference.values, 1e-2);
+        const dx = first[`d${i}`] as Float32Array, { indices, values, direction, slope } = difference;
+        const what = `gradient ${i} of ${where}`;
+        assertClose(indices.map((k) => dx[k] as number), values, gradientBounds, what, indices);
+        let along = 0, spread = 0, length = 0;
+        dx.forEach((d, k) => {
+          const product = d * (direction[k] as number);
+          along += product;
+          spread += product * product;
+          length += (direction[k] as number) ** 2;
+        });
+        const allowed = gradientTolerance * Math.sqrt(Math.max(spread, 1e-4 * length));
         assert(
-          worst <= gradientTolerance,
-          `gradient ${i} of ${where}: relative error ${worst} > ${gradientTolerance}`,
+          Math.abs(along - slope) <= allowed,
+          `${what}: its product with a direction is ${along} instead of ${slope}, more than ${allowed} away`,
         );
       });
     }
@@ -141,22 +156,71 @@ export async function checkOp(c: OpCheck): Promise<void> {
   }
 }
 
+/** How exact an element must be; see {@link assertClose}. */
+interface Bounds {
+  tolerance: number;
+  accumulates?: boolean;
+  floor?: number;
+}
+
+/**
+ * Asserts |got - expected| <= tolerance (|expected| + scale) for every element. `scale` is the root mean square of `expected`,
+ * at least `floor` (1e-3) and, unless it `accumulates`, at most 1.
+ * @param indices what to call the elements
+ */
+export function assertClose(
+  got: ArrayLike<number>,
+  expected: ArrayLike<number>,
+  { tolerance, accumulates = false, floor = 1e-3 }: Bounds,
+  what: string,
+  indices?: readonly number[],
+): void {
+  assertEquals(got.length, expected.length, `number of elements, ${what}`);
+  let squares = 0;
+  for (let i = 0; i < expected.length; i++) squares += (expected[i] as number) ** 2;
+  const rms = Math.max(floor, Math.sqrt(squares / expected.length));
+  const scale = accumulates ? rms : Math.min(1, rms);
+  let worst = 0, at = -1;
+  for (let i = 0; i < expected.length; i++) {
+    const e = expected[i] as number, error = Math.abs((got[i] as number) - e) / (Math.abs(e) + scale);
+    if (!(error <= worst)) [worst, at] = [error, i]; // NaN counts as the worst
+    if (Number.isNaN(error)) break;
+  }
+  assert(
+    worst <= tolerance,
+    `${what}: element ${indices?.[at] ?? at} is ${got[at]} instead of ${
+      expected[at]
+    }, error ${worst} > ${tolerance}`,
+  );
+}
+
+/** Elements of each input's gradient, the first and the last included, that are compared one by one. */
+const SAMPLES = 8;
+
+/** Central differences of <y, dy>: along single elements, and along a direction in which every element moves. */
 function centralDifferences(c: OpCheck, inputs: Nd[], dy: Float32Array) {
   const loss = () => c.reference(...inputs).data.reduce((sum, y, i) => sum + y * (dy[i] as number), 0);
   return inputs.map((x, i) => {
     if (c.differentiable?.[i] === false) return undefined;
-    const count = Math.min(24, x.data.length);
-    const indices = Array.from({ length: count }, (_, k) => Math.floor((k + 0.5) * x.data.length / count));
-    const values = indices.map((k) => {
-      const before = x.data[k] as number;
-      const h = 1e-5;
-      x.data[k] = before + h;
+    const before = x.data.slice(), n = before.length;
+    const difference = (h: number, move: (distance: number) => void) => {
+      move(h);
       const up = loss();
-      x.data[k] = before - h;
+      move(-h);
       const down = loss();
-      x.data[k] = before;
+      x.data.set(before);
       return (up - down) / (2 * h);
-    });
-    return { indices, values };
+    };
+    const count = Math.min(SAMPLES, n);
+    const indices = Array.from({ length: count }, (_, k) => Math.round(k * (n - 1) / Math.max(1, count - 1)));
+    const values = indices.map((k) =>
+      difference(1e-5, (distance) => x.data[k] = (before[k] as number) + distance)
+    );
+    const direction = randomArray(n, 70 + i).map((v) => v + Math.sign(v) / 2);
+    const slope = difference(
+      1e-6,
+      (distance) => before.forEach((v, k) => x.data[k] = v + distance * (direction[k] as number)),
+    );
+    return { indices, values, direction, slope };
   });
 }

@@ -41,7 +41,6 @@ for (const profile of PROFILES) {
       decoder,
       ["input.z"],
       (z) => nchw(decoder.forward(nhwc(z))),
-      2e-4,
     );
   });
 
@@ -67,7 +66,6 @@ for (const profile of PROFILES) {
       model,
       ["input.x"],
       (x) => nchw(discriminator.forward(nhwc(x), "train")),
-      2e-4,
     );
     for (const [key, expected] of statistics) {
       const [, layer, field] = /^main\.(\d+)\.(running_\w+)$/.exec(key) as unknown as [

@@ -41,7 +41,6 @@ for (const name of CASES) {
         vit,
         ["input.pixel_values"],
         tokens,
-        1e-4,
         (keys) => publishedKeys(config.model_type, keys),
       );
     });

@@ -97,8 +97,7 @@ Deno.test("attention() and its gradients match the reference", async () => {
       8,
     ], [2, 9, 1, 8]]],
     wrong: [[[1, 2, 1, 4], [1, 2, 1, 8], [1, 2, 1, 8]], [[1, 2, 4], [1, 2, 4], [1, 2, 4]]],
-    tolerance: 5e-6,
-    gradientTolerance: 5e-5,
+    accumulates: true,
   });
 });
 
@@ -109,8 +108,7 @@ Deno.test("attention() to many keys, whose weights are not kept, matches the ref
     shapes: [[3, 2, 8], [70, 1, 4], [5, 1, 6]].map(([T, NH, HS]) =>
       [T, 520, 520].map((n) => [1, n, NH, HS]) as number[][]
     ),
-    tolerance: 5e-6,
-    gradientTolerance: 5e-5,
+    accumulates: true,
   });
 });
 
@@ -121,8 +119,7 @@ Deno.test("attentionByBlocks() of parts of images, of one and of several at a ti
       op: (q, k, v) => attentionByBlocks(q as Tensor, k as Tensor, v as Tensor, bytes),
       reference: attentionReference,
       shapes: [[[3, 50, 2, 4], [3, 50, 2, 4], [3, 50, 2, 4]], [[2, 1, 1, 8], [2, 21, 1, 8], [2, 21, 1, 8]]],
-      tolerance: 5e-6,
-      gradientTolerance: 5e-5,
+      accumulates: true,
     });
   }
 });
@@ -173,8 +170,7 @@ Deno.test("attention() of wide heads matches the reference too", async () => {
       2,
       160,
     ]]],
-    tolerance: 5e-6,
-    gradientTolerance: 5e-5,
+    accumulates: true,
   });
 });
 

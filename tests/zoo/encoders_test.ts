@@ -16,6 +16,7 @@ import { input, type Tensor } from "../../src/tensor/tensor.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { features } from "../../tasks/features.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
+import { assertClaim } from "../helpers/claims.ts";
 import { nhwc, open } from "../helpers/compare.ts";
 import { encoderFolder, inFolder, weightsOf, writeJson } from "../helpers/encoder_files.ts";
 
@@ -129,6 +130,7 @@ Deno.test("the authors' files give what the authors' code gives, their interpola
       const vit = new Vit(encoder.config);
       await encoder.load(vit);
       const file = await open(name);
+      let output = 0;
       for (const key of [...file.shapes.keys()].filter((k) => k.startsWith("input."))) {
         const x = input(file.shapes.get(key) as number[], "f32", key);
         const program = await capture(name, { x }, ({ x }) => {
@@ -139,11 +141,12 @@ Deno.test("the authors' files give what the authors' code gives, their interpola
         for (const part of ["patches", "cls"] as const) {
           const reference = await file.read(key.replace("input", part));
           const error = relativeError(await program.read(program.outputs[part]), reference);
-          assert(error < 1e-4, `${name}, ${part}: ${error}`);
+          output = Math.max(output, error);
         }
         program.destroy();
       }
       file.close();
+      assertClaim(name, { output });
     }
   });
 });
