@@ -2,6 +2,7 @@
 
 import { Interrupted, UsageError } from "../src/errors.ts";
 import { helpOf, hint, resolveConfig } from "../src/cli/flags.ts";
+import { printKernelTimes } from "../src/gpu/debug.ts";
 import { closeDevice } from "../src/gpu/device.ts";
 import { stopRequested } from "../src/interruption.ts";
 import { Log } from "../src/run/log.ts";
@@ -49,6 +50,7 @@ export async function run(args: readonly string[]): Promise<number> {
     const code = await runCommand(args, log);
     return log.lost && code === 0 ? 1 : code;
   } finally {
+    await printKernelTimes();
     log.close();
     closeDevice();
   }

@@ -4,32 +4,18 @@
 
 import { GpuError } from "../errors.ts";
 import { throwIfStopped } from "../interruption.ts";
+import { addRun, debugLevel, printPlan, printWgsl } from "./debug.ts";
 import { device, release } from "./device.ts";
 import { precompile } from "./software/precompile.ts";
 import type { Kernel } from "./kernel.ts";
 import type { Launch } from "./launch.ts";
 import { makePlan, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
-import { type StagedCopy, Staging } from "./software/staging.ts";
+import { hasTimestamps, type KernelTime, type Step, timesByKernel, timeSteps } from "./profile.ts";
+import { Staging } from "./software/staging.ts";
 import { readBuffer } from "./readback.ts";
 import { MANY_RUNS, type Recording, scope, within } from "./scope.ts";
 import type { Bindable, HostArray, Place, Storage } from "./storage.ts";
-
-interface Step {
-  pipeline: GPUComputePipeline;
-  group: GPUBindGroup;
-  grid: readonly [number, number, number];
-  /** Copies before the dispatch: operands that software adapters read as textures. */
-  copies: readonly StagedCopy[];
-}
-
-/** Time of one kernel over a run, from {@link Program.profile}. */
-export interface KernelTime {
-  label: string;
-  launches: number;
-  milliseconds: number;
-  flops: number;
-}
 
 /** A captured function, planned and ready to be prepared and run. */
 export class Program<I extends Record<string, Bindable>, O extends Record<string, Bindable>> {
@@ -76,6 +62,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     }
     await this.#staging.allocate(plan.launches, this.label);
     const params = await this.#writeParams();
+    if (debugLevel() >= 2) await device().idle(); // so that runs can be timed
     this.#steps = await device().scoped(
       `bind the buffers of "${this.label}"`,
       () =>
@@ -94,7 +81,8 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
       if (!input) throw new GpuError(`Cannot run "${this.label}": it has no input "${name}"`);
       input.storage.write(array as HostArray);
     }
-    device().submit(this.#encode());
+    if (debugLevel() >= 2) addRun(this.label, this.plan.launches, timeSteps(this.#ready()));
+    else device().submit(this.#encode());
   }
 
   /** Replays the program `times` in one submission, so that what a submission costs counts once: to time kernels. */
@@ -115,54 +103,14 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return await storage.read();
   }
 
-  /** Device time of each kernel over one run, longest first. Needs timestamp queries. */
-  async profile(): Promise<KernelTime[]> {
-    const { gpu } = device();
-    if (!gpu.features.has("timestamp-query")) {
-      throw new GpuError(`Cannot profile "${this.label}": the adapter has no timestamp queries`);
-    }
+  /**
+   * Runs the program and times each kernel, longest first.
+   * @param timestamps false: by waiting for each launch, as adapters without timestamps are timed
+   */
+  async profile(timestamps = hasTimestamps()): Promise<KernelTime[]> {
     const steps = this.#ready();
-    const times = new Map<string, KernelTime>();
-    const most = 2000;
-    const query = gpu.createQuerySet({ type: "timestamp", count: 2 * most });
-    const resolved = await device().createBuffer(
-      16 * most,
-      GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
-      "timestamps",
-    );
-    for (let from = 0; from < steps.length; from += most) {
-      const part = steps.slice(from, from + most);
-      const encoder = gpu.createCommandEncoder();
-      part.forEach(({ pipeline, group, grid, copies }, i) => {
-        for (const copy of copies) encoder.copyBufferToTexture(...copy);
-        const pass = encoder.beginComputePass({
-          timestampWrites: {
-            querySet: query,
-            beginningOfPassWriteIndex: 2 * i,
-            endOfPassWriteIndex: 2 * i + 1,
-          },
-        });
-        pass.setPipeline(pipeline);
-        pass.setBindGroup(0, group);
-        pass.dispatchWorkgroups(...grid);
-        pass.end();
-      });
-      encoder.resolveQuerySet(query, 0, 2 * part.length, resolved, 0);
-      device().submit(encoder.finish());
-      const stamps = new BigUint64Array(await readBuffer(resolved, 0, 16 * part.length));
-      part.forEach((_, i) => {
-        const launch = this.plan.launches[from + i] as Launch;
-        const entry = times.get(launch.kernel.label) ??
-          { label: launch.kernel.label, launches: 0, milliseconds: 0, flops: 0 };
-        entry.launches++;
-        entry.milliseconds += Number((stamps[2 * i + 1] ?? 0n) - (stamps[2 * i] ?? 0n)) / 1e6;
-        entry.flops += launch.flops;
-        times.set(launch.kernel.label, entry);
-      });
-    }
-    query.destroy();
-    release(resolved);
-    return [...times.values()].sort((a, b) => b.milliseconds - a.milliseconds);
+    await device().idle();
+    return timesByKernel(this.plan.launches, await timeSteps(steps, timestamps));
   }
 
   /** Frees everything that the program owns; persistent storages stay, but for its inputs and constants. */
@@ -286,6 +234,8 @@ export function capture<I extends Record<string, Bindable>, O extends Record<str
   return within({ runs, batchInvariant }, () => {
     const outputs = within({ recording }, () => fn(inputs));
     const plan = makePlan(recording.launches, Object.values(outputs).map((o) => o.storage));
+    if (debugLevel() >= 1) printPlan(label, plan);
+    if (debugLevel() >= 3) printWgsl(plan.launches);
     return new Program(label, inputs, outputs, plan, recording.constants);
   });
 }

@@ -2,7 +2,8 @@
 // share of its time spent in GEMMs.
 
 import { device } from "../../../src/gpu/device.ts";
-import type { KernelTime, Program } from "../../../src/gpu/program.ts";
+import type { KernelTime } from "../../../src/gpu/profile.ts";
+import type { Program } from "../../../src/gpu/program.ts";
 import type { Bindable } from "../../../src/gpu/storage.ts";
 import type { Precision } from "../../../src/tensor/tensor.ts";
 import { median, type Peaks, timesOf } from "../../../src/bench/peak.ts";
