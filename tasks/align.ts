@@ -1,6 +1,7 @@
 // tok align: turns an encoder into a tokenizer in three stages.
 
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
+import { ALIGN_PRESETS } from "../src/cli/presets.ts";
 import { drawnBy, type Workers } from "../src/data/decode_pool.ts";
 import { type ImageSource, part } from "../src/data/image_source.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
@@ -33,9 +34,10 @@ export const align = command({
   name: "align",
   purpose: "Turn an encoder into an image tokenizer (three stages)",
   schema: alignConfig,
+  presets: ALIGN_PRESETS,
   examples: [
     "tok align",
-    "tok align --encoder dinov2-large --preset dinov2-l --data photos --out runs/photos",
+    "tok align --preset dinov2-l --data photos --lpips vgg16.pth,vgg.pth --out runs/photos",
   ],
   async run(c, context) {
     const { log } = context;
@@ -55,7 +57,7 @@ export const align = command({
       title: "Alignment",
       result: "tokenizer",
       config: c,
-      defaults: alignConfig.parse({}),
+      schema: alignConfig,
       schedule: ["steps", "stages"],
       remedies: ["a smaller --batch-size with --accumulate"],
       context,

@@ -33,8 +33,11 @@ export interface Command<S extends Schema = Schema> {
   name: string;
   purpose: string;
   schema: S;
+  /** Options by the name of --preset. */
+  presets?: Readonly<Record<string, object>>;
+  /** Command lines for help; a test parses them. */
   examples: readonly string[];
-  /** Field that the word behind the command fills. */
+  /** Field that the positional argument fills. */
   argument?: string;
   /** @returns results for the last JSON line */
   run(config: z.infer<S>, context: Context): Promise<Record<string, unknown>>;
@@ -91,15 +94,20 @@ export function openWorkers(
 
 /** The encoder that the options ask for. @throws UsageError as openEncoder() does */
 export async function chosenEncoder(
-  c: { encoder?: string | undefined; download: boolean; interpolateOffset?: number | undefined },
+  c: {
+    encoder?: string | undefined;
+    download: boolean;
+    interpolateOffset?: number | undefined;
+    dryRun?: boolean;
+  },
   log: Log,
 ): Promise<EncoderSource> {
-  const { download, interpolateOffset } = c;
+  const { download, interpolateOffset, dryRun = false } = c;
   const say = (line: string) => {
     log.begin(); // a download takes a while
     log.line(line);
   };
-  return await openEncoder(c.encoder, { download, interpolateOffset, say });
+  return await openEncoder(c.encoder, { download, interpolateOffset, planOnly: dryRun, say });
 }
 
 /**

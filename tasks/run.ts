@@ -1,7 +1,8 @@
 // Picks the command, reads its flags, runs it, and turns what went wrong into an exit code.
 
 import { Interrupted, UsageError } from "../src/errors.ts";
-import { helpOf, hint, resolveConfig } from "../src/cli/flags.ts";
+import { hint, resolveConfig } from "../src/cli/flags.ts";
+import { helpOf } from "../src/cli/help.ts";
 import { printKernelTimes } from "../src/gpu/debug.ts";
 import { closeDevice } from "../src/gpu/device.ts";
 import { stopRequested } from "../src/interruption.ts";
@@ -19,7 +20,7 @@ import { sample } from "./sample.ts";
 import { trainDit } from "./train_dit.ts";
 import metadata from "../deno.json" with { type: "json" };
 
-const COMMANDS: readonly Command[] = [
+export const COMMANDS: readonly Command[] = [
   align,
   reconstruct,
   trainDit,
@@ -40,7 +41,8 @@ ${COMMANDS.map(({ name, purpose }) => `  ${name.padEnd(12)} ${purpose}`).join("\
 Bare, these five run the whole pipeline on generated images:
   tok align && tok reconstruct && tok train-dit && tok sample --cfg 4 && tok eval
 
-"tok <command> --help" lists a command's options. "tok --version" prints the version.
+"tok <command> --help" lists the options of a command, "--help all" also the advanced ones. "tok --version" prints the
+version.
 `;
 
 /** Runs a command line. @returns the exit code; 1 also where stdout took not all that was for it */
@@ -74,10 +76,10 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
   try {
     const command = commandOf(name);
     if (rest.includes("--help") || rest.includes("-h")) {
-      log.output(helpOf(command.name, command.purpose, command.schema, command.examples, command.argument));
+      log.output(helpOf(command, { all: rest.includes("all"), columns: log.columns }));
       return 0;
     }
-    const config = resolveConfig(command.schema, rest, { command: name, argument: command.argument });
+    const { config } = parseCommandLine(args);
     const results = await command.run(config, context);
     log.begin();
     log.event("done", { command: name, interrupted: stopRequested() !== 0, ...results });
@@ -91,6 +93,15 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
     }
     return report(error, log, rest.includes("--debug"));
   }
+}
+
+/**
+ * The command of a command line (without "tok") and its config; runs nothing and opens no file but --config.
+ * @throws UsageError as the program reports it
+ */
+export function parseCommandLine(args: readonly string[]): { command: Command; config: never } {
+  const [name = "", ...rest] = args, command = commandOf(name);
+  return { command, config: resolveConfig(command.schema, rest, { ...command, command: name }) as never };
 }
 
 function commandOf(name: string): Command {

@@ -15,7 +15,7 @@ import { command, inputRun, openAdapter, openOutput } from "./command.ts";
 
 export const sample = command({
   name: "sample",
-  purpose: "Draw images from a diffusion model, with guidance",
+  purpose: "Sample images from a diffusion model, with guidance",
   schema: sampleConfig,
   examples: [
     "tok sample --cfg 4",

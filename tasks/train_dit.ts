@@ -2,6 +2,7 @@
 
 import { dirname, join } from "@std/path";
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
+import { TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
 import { exists, makeFolder, readJson, validated } from "../src/formats/files.ts";
@@ -29,6 +30,7 @@ export const trainDit = command({
   name: "train-dit",
   purpose: "Train a LightningDiT on a tokenizer's latents",
   schema: trainDitConfig,
+  presets: TRAIN_DIT_PRESETS,
   examples: [
     "tok train-dit",
     "tok train-dit --tokenizer runs/photos --latents latents --model B/1 --steps 80000",
@@ -48,7 +50,7 @@ export const trainDit = command({
       title: "Diffusion training",
       result: "model",
       config: c,
-      defaults: trainDitConfig.parse({}),
+      schema: trainDitConfig,
       schedule: ["steps"],
       remedies: ["a smaller --batch-size"],
       context,

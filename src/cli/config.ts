@@ -1,127 +1,129 @@
-// Every command's options as one schema each: field name = flag (in kebab-case) = key of a --config file, with default, range,
-// unit and help beside each other. Defaults are the preset "tiny"; recipe numbers carry their grade: [S] stated by the
-// authors of AlignTok, [N] from notes that agree, [C] one note, [I] our inference.
+// The options of every command, one schema a command: a field is a flag (in kebab-case) and a key of a --config file, with its
+// default, range and help in one place. The defaults are the preset "tiny".
 
 import { z } from "zod";
 import { BOUNDS, countOrNone } from "../bounds.ts";
 import { METRIC_NAMES } from "../metrics/table.ts";
 import {
   amount,
-  badImage,
   count,
   encoder,
   general,
-  imageMemory,
   imageSize,
   lpips,
   optimizing,
   option,
+  reading,
   running,
   sampling,
   three,
   tokenizer,
-  workers,
 } from "./options.ts";
+
+const DATA = { value: "DIR", otherwise: "generated shapes" };
+const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
+const advanced = true;
 
 export const alignConfig = z.strictObject({
   preset: option(
     z.enum(["tiny", "dinov2-b", "dinov2-l"]).default("tiny"),
-    "Model",
-    "Named set of values for all options",
+    "Input",
+    "Named set of options, encoder included; other options override it",
   ),
   ...encoder,
-  latentChannels: option(count("channels").default(16), "Model", "Channels of the latent; the paper: 32 [N]"),
-  adapterHidden: option(
-    count("channels").optional(),
-    "Model",
-    "Hidden width of the adapter; default: the encoder's [I]",
-  ),
-  decoderChannels: option(
-    count("channels").default(16),
-    "Model",
-    "Decoder channels at full resolution; VA-VAE: 128",
-  ),
-  decoderMultiples: option(
-    z.array(count("channels")).min(1).max(BOUNDS.levels).default([1, 1, 2, 4]),
-    "Model",
-    "Multiples for each level, full resolution first; each level halves the side",
-  ),
-  decoderBlocks: option(
-    countOrNone("layers").default(0),
-    "Model",
-    "Residual blocks a level, less one; VA-VAE: 2",
-  ),
-  decoderGroups: option(count("channels").default(4), "Model", "Groups of group norm; VA-VAE: 32"),
-  decoderAttention: option(
-    z.array(z.number().int().nonnegative()).default([0]),
-    "Model",
-    "Sides of maps with attention; 0: none",
-  ),
-  data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
-  imageSize: option(count("pixels").default(32), "Data", "Side of the images", "pixels"),
+  data: option(z.string().optional(), "Input", "Folder of images", { ...DATA, free: true }),
+  lpips,
+  ...running,
+  imageSize: option(count("pixels").default(32), "Data", "Side of the images", { unit: "pixels" }),
   batchSize: option(count("batch").default(16), "Data", "Images of a micro-batch"),
-  accumulate: option(count().default(1), "Data", "Micro-batches of a step"),
-  heldOut: option(count("images").default(256), "Data", "Images kept apart for the metrics of each stage"),
-  flip: option(z.boolean().default(false), "Data", "Flip half of the images"),
-  badImage,
-  workers,
-  imageMemory,
+  accumulate: option(count().default(1), "Data", "Micro-batches per step"),
+  heldOut: option(count("images").default(256), "Data", "Held-out images for the metrics of each stage"),
+  flip: option(z.boolean().default(false), "Data", "Mirror half of the images; --no-flip: none of them"),
+  ...reading,
   stages: option(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
-    "Stages",
-    "Stages to run [S]: 1 latent, 2 perceptual, 3 refine",
+    "Training",
+    "Stages to run: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([120, 500, 110]), "Stages", "Steps of the three stages"),
-  lr: option(three(2e-3, 3e-3, 1.5e-3), "Stages", "Learning rates of the three stages; at scale 1e-4 [I]"),
-  encoderLr: option(
-    amount().default(1),
-    "Stages",
-    "Factor of the rate for the encoder in stage 2; at scale 0.1 [I]",
-  ),
-  ema: option(
-    z.number().min(0).lt(1).default(0.98),
-    "Stages",
-    "Decay of the weight average of stage 2 [N]; 0: none",
-  ),
-  wL1: option(amount().default(1), "Losses", "Weight of the L1 loss"),
+  steps: option(z.array(count()).length(3).default([120, 500, 110]), "Training", "Steps of the three stages"),
+  lr: option(three(2e-3, 3e-3, 1.5e-3), "Training", "Learning rates of the three stages"),
+  encoderLr: option(amount().default(1), "Training", "Factor of the encoder's learning rate in stage 2", {
+    advanced,
+  }),
+  ema: option(z.number().min(0).lt(1).default(0.98), "Training", "Decay of the EMA in stage 2; 0: no EMA", {
+    advanced,
+  }),
+  ...optimizing(0.9, 0.95),
+  wL1: option(amount().default(1), "Losses", "Weight of the L1 loss", { advanced }),
   perceptual: option(
     z.enum(["lpips", "encoder", "none"]).default("encoder"),
     "Losses",
-    "Perceptual loss: LPIPS-VGG [N], the distance of the frozen encoder's features, or none",
+    "Perceptual loss: LPIPS-VGG, or distance of the frozen encoder's features",
   ),
-  lpips,
   wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
-  wSemantic: option(
-    amount().default(0.2),
-    "Losses",
-    "Weight of semantic preservation in stage 2; the paper: 1 [N]",
-  ),
-  semanticLoss: option(z.enum(["l2", "cosine"]).default("l2"), "Losses", "Its distance [S/N: l2]"),
+  wSemantic: option(amount().default(0.2), "Losses", "Weight of the semantic loss in stage 2"),
+  semanticLoss: option(z.enum(["l2", "cosine"]).default("l2"), "Losses", "Distance of the semantic loss", {
+    advanced,
+  }),
   semanticAt: option(
     z.enum(["after", "before"]).default("after"),
     "Losses",
-    "Measured after [S/N] or before the adapter",
+    "Compare latents after the adapter, or features before it",
+    { advanced },
   ),
-  gan: option(z.enum(["patch", "none"]).default("patch"), "Losses", "Discriminator: PatchGAN [I], or none"),
-  wGan: option(
-    amount().default(0.05),
-    "Losses",
-    "Factor of the adaptive adversarial weight; at scale 0.5 [I]",
-  ),
+  gan: option(z.enum(["patch", "none"]).default("patch"), "Losses", "Discriminator: PatchGAN or none"),
+  wGan: option(amount().default(0.05), "Losses", "Factor of the adaptive adversarial weight"),
   ganStart: option(
-    z.array(z.number().int().nonnegative()).length(3).default([120, 500, 85]),
+    z.array(z.union([z.literal("off"), z.number().int().nonnegative()])).min(1).max(3)
+      .refine((starts) => starts.length !== 2, "give one value, or one for each of the three stages")
+      .default(["off", "off", 85]),
     "Losses",
-    "Step of each stage from which the adversarial loss counts",
+    "First step of each stage with the adversarial loss; off: never",
+    { value: "off|N,..." },
   ),
   discriminatorChannels: option(
     count("channels").default(16),
     "Losses",
-    "First width of the discriminator; LDM: 64",
+    "Base channels of the discriminator; LDM: 64",
+    { advanced },
   ),
-  discriminatorLayers: option(count("levels").default(2), "Losses", "Its layers; LDM: 3"),
-  ganLr: option(amount().default(2e-4), "Losses", "Learning rate of the discriminator"),
-  ...optimizing(0.9, 0.95),
-  ...running,
+  discriminatorLayers: option(count("levels").default(2), "Losses", "Layers of the discriminator; LDM: 3", {
+    advanced,
+  }),
+  ganLr: option(amount().default(2e-4), "Losses", "Learning rate of the discriminator", { advanced }),
+  latentChannels: option(count("channels").default(16), "Model", "Channels of the latent"),
+  adapterHidden: option(count("channels").optional(), "Model", "Hidden width of the adapter", {
+    otherwise: "the encoder's width",
+    advanced,
+  }),
+  decoderChannels: option(
+    count("channels").default(16),
+    "Model",
+    "Channels of the decoder at full resolution; VA-VAE: 128",
+  ),
+  decoderMultiples: option(
+    z.array(count("channels")).min(1).max(BOUNDS.levels).default([1, 1, 2, 4]),
+    "Model",
+    "Channel multiples of the decoder's levels, full resolution first; each level halves the side",
+    { advanced },
+  ),
+  decoderBlocks: option(
+    countOrNone("layers").default(0),
+    "Model",
+    "Residual blocks per level, minus 1; VA-VAE: 2",
+    {
+      advanced,
+    },
+  ),
+  decoderGroups: option(count("channels").default(4), "Model", "Groups of the group norms; VA-VAE: 32", {
+    advanced,
+  }),
+  decoderAttention: option(
+    z.array(z.number().int().nonnegative()).default([0]),
+    "Model",
+    "Sides of feature maps with attention; 0: none",
+    { advanced },
+  ),
   ...general,
 });
 export type AlignConfig = z.infer<typeof alignConfig>;
@@ -131,199 +133,199 @@ export const ditSizes = z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]);
 export const trainDitConfig = z.strictObject({
   preset: option(
     z.enum(["tiny", "imagenet"]).default("tiny"),
-    "Model",
-    "Named set of values for all options",
+    "Input",
+    "Named set of options; other options override it",
   ),
+  tokenizer,
+  data: option(z.string().optional(), "Input", "Folder of images", { ...DATA, free: true }),
+  latents: option(z.string().optional(), "Input", "Folder of latents from `tok encode`, instead of --data", {
+    value: "DIR",
+  }),
+  ...running,
   model: option(ditSizes.default("tiny"), "Model", "Size of the LightningDiT"),
   qkNorm: option(
     z.boolean().default(false),
     "Model",
-    "RMS-normalise queries and keys; needed beyond ~180K steps [S]",
-  ),
-  tokenizer,
-  data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
-  latents: option(
-    z.string().optional(),
-    "Data",
-    "Folder of latents that `tok encode` wrote, instead of --data",
+    "RMS-normalise queries and keys; needed beyond about 180,000 steps",
   ),
   imageSize,
-  images: option(count("images").default(4000), "Data", "How many generated images where no data is given"),
-  flip: option(z.boolean().default(false), "Data", "Use flipped copies too"),
-  badImage,
-  workers,
-  imageMemory,
+  images: option(count("images").default(4000), "Data", "Number of generated images, without --data"),
+  flip: option(z.boolean().default(false), "Data", "Also use mirrored images; --no-flip: only the originals"),
+  ...reading,
   steps: option(count().default(900), "Training", "Training steps"),
-  batchSize: option(count("batch").default(24), "Training", "Latents of a step"),
+  batchSize: option(count("batch").default(24), "Training", "Latents per step"),
   lr: option(amount().default(7e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
-  labelDropout: option(
-    z.number().min(0).max(1).default(0.1),
-    "Training",
-    "Share of labels dropped, for guidance",
-  ),
-  wDirection: option(amount().default(1), "Training", "Weight of the direction loss"),
-  ema: option(
-    z.number().min(0).lt(1).default(0.99),
-    "Training",
-    "Decay of the weight average; LightningDiT: 0.9999",
-  ),
+  labelDropout: option(z.number().min(0).max(1).default(0.1), "Training", "Label dropout, for guidance", {
+    advanced,
+  }),
+  wDirection: option(amount().default(1), "Training", "Weight of the direction loss", { advanced }),
+  ema: option(z.number().min(0).lt(1).default(0.99), "Training", "Decay of the EMA; LightningDiT: 0.9999"),
   ...optimizing(0.9, 0.95),
-  ...running,
   ...general,
 });
 export type TrainDitConfig = z.infer<typeof trainDitConfig>;
 
 export const sampleConfig = z.strictObject({
-  model: option(
-    z.string().optional(),
-    "Model",
-    "Run or folder of a diffusion model, or checkpoint of LightningDiT; default: the newest run that has one",
-  ),
-  tokenizer: option(
-    z.string().optional(),
-    "Model",
-    "Tokenizer, as in reconstruct; default: the one that the model was trained on",
-  ),
-  latents: option(
-    z.string().optional(),
-    "Model",
-    "Folder with the statistics of the latents that the model was trained on; default: the model's, else the tokenizer's",
-  ),
-  num: option(count("images").default(100), "Output", "How many images"),
-  classes: option(
-    z.array(z.string()).min(1).default(["all"]),
-    "Output",
-    "Class numbers or names, comma-separated, or all",
-  ),
-  out: option(z.string().optional(), "Output", "Folder for the images; default: a new one under ./runs"),
-  folders: option(z.boolean().default(false), "Output", "One folder for each class"),
+  model: option(z.string().optional(), "Input", "Diffusion model: run, or checkpoint of LightningDiT", {
+    value: "RUN",
+    otherwise: "the newest run with one",
+  }),
+  tokenizer: option(z.string().optional(), "Input", "Tokenizer, as in reconstruct", {
+    value: "RUN",
+    otherwise: "the one that the model was trained on",
+  }),
+  latents: option(z.string().optional(), "Input", "Folder with the statistics of the training latents", {
+    value: "DIR",
+    otherwise: "the model's, else the tokenizer's",
+    advanced,
+  }),
+  num: option(count("images").default(100), "Output", "Number of images"),
+  classes: option(z.array(z.string()).min(1).default(["all"]), "Output", "Class numbers or names, or all", {
+    value: "CLASS,...",
+  }),
+  out: option(z.string().optional(), "Output", "Folder for the images", NEW),
+  folders: option(z.boolean().default(false), "Output", "Write one folder per class"),
   npz: option(z.boolean().default(false), "Output", "Also write samples.npz (arr_0 images, arr_1 labels)"),
-  batchSize: option(count("batch").default(50), "Sampling", "Images at a time; changes nothing in them"),
   ...sampling,
+  batchSize: option(count("batch").default(50), "Sampling", "Images at a time; does not change them"),
   ...general,
 });
 export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
   tokenizer,
-  input: option(z.string().optional(), "Data", "Folder of images or one image; default: generated shapes"),
+  input: option(z.string().optional(), "Input", "Folder of images, or one image", DATA),
+  out: option(z.string().optional(), "Output", "Folder for the images", NEW),
+  grid: option(
+    z.boolean().default(true),
+    "Output",
+    "Do not write grid.png (originals above reconstructions)",
+  ),
   imageSize,
-  num: option(count("images").default(64), "Data", "How many generated images where no input is given"),
-  out: option(z.string().optional(), "Output", "Folder for the images; default: a new one under ./runs"),
-  grid: option(z.boolean().default(true), "Output", "Write grid.png, originals over reconstructions"),
+  num: option(count("images").default(64), "Data", "Number of generated images, without --input"),
   batchSize: option(count("batch").default(32), "Data", "Images at a time"),
-  badImage,
-  workers,
-  imageMemory,
+  ...reading,
   ...general,
 });
 export type ReconstructConfig = z.infer<typeof reconstructConfig>;
 
 export const encodeConfig = z.strictObject({
   tokenizer,
-  data: option(z.string().optional(), "Data", "Folder of images; default: generated shapes"),
+  data: option(z.string().optional(), "Input", "Folder of images", DATA),
+  out: option(z.string().optional(), "Output", "Folder for the latents", NEW),
   imageSize,
-  images: option(count("images").default(6000), "Data", "How many generated images where no data is given"),
-  flip: option(z.boolean().default(true), "Data", "Also encode a flipped copy of each image"),
-  out: option(z.string().optional(), "Output", "Folder for the latents; default: a new one under ./runs"),
+  images: option(count("images").default(6000), "Data", "Number of generated images, without --data"),
+  flip: option(z.boolean().default(true), "Data", "Do not encode mirrored images (latents_flip)"),
   batchSize: option(count("batch").default(32), "Data", "Images at a time"),
-  badImage,
-  workers,
-  imageMemory,
+  ...reading,
   ...general,
 });
 export type EncodeConfig = z.infer<typeof encodeConfig>;
 
 export const featuresConfig = z.strictObject({
   ...encoder,
-  input: option(z.string().optional(), "Data", "Folder of images or one image; default: 16 generated shapes"),
-  imageSize: option(
-    z.union([z.literal("native"), count("pixels")]).optional(),
-    "Data",
-    "Side, or native for no resizing; default: as the encoder's preprocessor_config.json says",
-  ),
+  input: option(z.string().optional(), "Input", "Folder of images, or one image", {
+    value: "DIR",
+    otherwise: "16 generated shapes",
+  }),
   out: option(
     z.string().default("features.safetensors"),
     "Output",
     "File for patch_tokens [N,T,C] and cls_token [N,C]",
+    { value: "FILE" },
+  ),
+  imageSize: option(
+    z.union([z.literal("native"), count("pixels")]).optional(),
+    "Data",
+    "Side of the images; native: do not resize",
+    { unit: "pixels", otherwise: "as preprocessor_config.json says" },
   ),
   batchSize: option(count("batch").default(16), "Data", "Images at a time"),
-  badImage,
-  workers,
-  imageMemory,
+  ...reading,
   ...general,
 });
 export type FeaturesConfig = z.infer<typeof featuresConfig>;
 
 export const evalConfig = z.strictObject({
-  real: option(
-    z.string().optional(),
-    "Data",
-    "Folder or NPZ of real images, or NPZ of their statistics; default: generated shapes",
-  ),
-  fake: option(z.string().optional(), "Data", "Folder or NPZ of images to score against them"),
+  model: option(z.string().optional(), "Input", "Score a diffusion model: sample from it, then compare", {
+    value: "RUN",
+    otherwise: "the newest run with one",
+  }),
   tokenizer: option(
     z.string().optional(),
-    "Data",
-    "Score a tokenizer: reconstruction and probes; beside --model: what turns its latents into images",
+    "Input",
+    "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
+    { value: "RUN" },
   ),
-  model: option(
+  data: option(z.string().optional(), "Input", "Images for a tokenizer", DATA),
+  real: option(
     z.string().optional(),
-    "Data",
-    "Score a diffusion model: sample, then score; default: the newest run that has one",
+    "Input",
+    "Folder or NPZ of real images, or NPZ of their statistics",
+    DATA,
   ),
-  data: option(z.string().optional(), "Data", "Images for a tokenizer; default: generated shapes"),
-  num: option(count("images").default(200), "Data", "Images that are sampled or generated"),
-  imageSize: option(
-    count("pixels").optional(),
-    "Data",
-    "Resize and crop all images to squares of this side first [a tokenizer's training size; sets: no]",
-    "pixels",
-  ),
+  fake: option(z.string().optional(), "Input", "Folder or NPZ of images to compare with --real", {
+    value: "DIR",
+  }),
+  out: option(z.string().optional(), "Output", "Folder for metrics.json", NEW),
   metrics: option(
     z.array(z.enum(METRIC_NAMES)).min(1).optional(),
     "Metrics",
-    `Which of ${METRIC_NAMES.join(", ")}; default: all that apply`,
+    `Any of ${METRIC_NAMES.join(", ")}`,
+    {
+      otherwise: "all that apply",
+    },
   ),
   inception: option(
     z.string().optional(),
     "Metrics",
-    "Inception-v3's weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+    "Inception-v3 weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+    { value: "FILE" },
   ),
   inceptionInput: option(
     z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
     "Metrics",
-    "Resizing and scaling before Inception: pytorch-fid's, or TensorFlow 1's as in ADM's evaluator",
+    "Resizing and scaling before Inception: pytorch-fid's, or that of ADM's evaluator (TensorFlow 1)",
+    { advanced },
   ),
   lpips,
   ...encoder,
-  out: option(z.string().optional(), "Output", "Folder for metrics.json; default: a new one under ./runs"),
-  batchSize: option(count("batch").default(50), "Metrics", "Images at a time"),
-  badImage,
-  workers,
-  imageMemory,
+  num: option(count("images").default(200), "Data", "Number of images to sample or generate"),
+  imageSize: option(count("pixels").optional(), "Data", "Resize and crop all images to squares first", {
+    unit: "pixels",
+    otherwise: "a tokenizer's training size; sets: no",
+  }),
+  batchSize: option(count("batch").default(50), "Data", "Images at a time"),
+  ...reading,
   ...sampling,
   ...general,
 });
 export type EvalConfig = z.infer<typeof evalConfig>;
 
 export const inspectConfig = z.strictObject({
-  path: option(z.string().optional(), "Data", "File, run or folder; also as the argument behind the command"),
-  convert: option(z.string().optional(), "Output", "Write the tensors to this .safetensors file as well"),
+  path: option(z.string().optional(), "Input", "File, run or folder; also as the argument", {
+    value: "PATH",
+  }),
+  convert: option(z.string().optional(), "Output", "Also write the tensors to this .safetensors file", {
+    value: "FILE",
+  }),
   preset: option(
     z.string().optional(),
-    "Model",
-    "Print the number of parameters of a published size instead; all: of every one",
+    "Input",
+    "Print the parameter count of a published model, or of all",
+    {
+      value: "NAME|all",
+    },
   ),
   ...general,
 });
 
 export const doctorConfig = z.strictObject({
-  bench: option(z.boolean().default(false), "General", "Measure GFLOP/s and GB/s"),
+  bench: option(z.boolean().default(false), "Output", "Measure GFLOP/s and GB/s"),
   tune: option(
     z.boolean().default(false),
-    "General",
-    "Measure which tiles of matrix products are fast here, and remember it",
+    "Output",
+    "Measure GEMM tiles on this adapter and remember the fastest",
   ),
   ...general,
 });

@@ -7,7 +7,7 @@ import { Decoder, decoderConfig } from "./decoder.ts";
 import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";
 import { inceptionParameters } from "./inception.ts";
 import { Lpips } from "./lpips.ts";
-import { Vit } from "./vit.ts";
+import { Vit, type VitConfig } from "./vit.ts";
 import { architectureOf } from "./vit_families.ts";
 
 /** A published size. */
@@ -68,6 +68,20 @@ const ENCODERS: Readonly<Record<string, [about: string, config: Record<string, u
   "vit-b16": ["ViT-B/16 without its pooler", { model_type: "vit" }],
   "mae-b16": ["MAE ViT-B/16, without its fixed positions", { model_type: "vit_mae" }],
 };
+
+/** Names on the Hugging Face hub of encoders whose sizes are known. */
+const HUB_NAMES: Readonly<Record<string, string>> = {
+  "facebook/dinov2-small": "dinov2-s",
+  "facebook/dinov2-base": "dinov2-b",
+  "facebook/dinov2-large": "dinov2-l",
+  "facebook/dinov2-giant": "dinov2-g",
+};
+
+/** The architecture of a published encoder by its name on the Hugging Face hub; undefined if it is not known. */
+export function publishedEncoder(name: string): VitConfig | undefined {
+  const [, config] = ENCODERS[HUB_NAMES[name] ?? ""] ?? [];
+  return config && architectureOf(config, name);
+}
 
 function* encoders(): Generator<[string, PublishedSize]> {
   for (const [name, [about, config]] of Object.entries(ENCODERS)) {

@@ -124,6 +124,11 @@ export class Log {
     };
   }
 
+  /** Width of the terminal; 80 if there is none. */
+  get columns(): number {
+    return this.#columns();
+  }
+
   bold(text: string): string {
     return this.#paint("1", text);
   }

@@ -4,7 +4,8 @@
 
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { kebab } from "../cli/flags.ts";
+import { kebab, type Schema } from "../cli/flags.ts";
+import { freeOptions } from "../cli/options.ts";
 import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "./checkpoint.ts";
 import { exists } from "../formats/files.ts";
 import type { Log } from "./log.ts";
@@ -52,48 +53,26 @@ function commandOf(config: unknown): unknown {
 
 const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) : resolve(folder);
 
-/** Options that say where things are, how results are shown, or how the same numbers are computed. */
-const FREE = new Set([
-  "out",
-  "resume",
-  "logEvery",
-  "saveEvery",
-  "keep",
-  "dryRun",
-  "json",
-  "debug",
-  "config",
-  "cpu",
-  "kernels",
-  "data",
-  "encoder",
-  "download",
-  "lpips",
-  "badImage",
-  "workers",
-  "imageMemory",
-  "recompute",
-]);
-
 /** Options that are compared by what lies there, where the checkpoint says what that was. */
 const BY_FINGERPRINT = new Set(["tokenizer", "latents"]);
 
 /**
  * Compares a run with the checkpoint that it goes on from.
- * @param now options and sources; `defaults` for options that the checkpoint does not know yet
+ * @param now options and sources; `schema` has the defaults of options that the checkpoint lacks, and which ones are free
  * @param except options that the caller compares
  * @throws UsageError when something differs that must not
  */
 export function checkResumed(
   { path, step, config, elsewhere }: Resumed,
-  now: { config: Record<string, unknown>; defaults: Record<string, unknown>; madeFrom: Provenance },
+  now: { config: Record<string, unknown>; schema: Schema; madeFrom: Provenance },
   except: readonly string[],
   log: Log,
 ): void {
-  const before: Record<string, unknown> = { ...now.defaults, ...config as object };
+  const before: Record<string, unknown> = { ...now.schema.parse({}), ...config as object };
+  const free = freeOptions(now.schema);
   const recorded = provenanceSchema.safeParse(before.made_from);
   const changes = Object.entries(now.config).flatMap(([key, is]) => {
-    if (FREE.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key)) return [];
+    if (free.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key)) return [];
     const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");
     return a === b ? [] : [`--${kebab(key)} was ${a} and is ${b}`];
   });

@@ -41,6 +41,12 @@ export function discriminatorOf(c: AlignConfig): Discriminator | undefined {
   return new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
 }
 
+/** First step of stage `n` (from 1) with the adversarial loss; Infinity: never. */
+export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
+  const start = ganStart[n - 1] ?? ganStart[0] ?? "off";
+  return start === "off" ? Infinity : start;
+}
+
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
   const losses = {
@@ -64,7 +70,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
     ...(table[n - 1] as (typeof table)[number]),
     steps: c.steps[n - 1] as number,
     lr: c.lr[n - 1] as number,
-    ganStart: c.ganStart[n - 1] as number,
+    ganStart: ganStartOf(c, n),
   }));
 }
 

@@ -13,6 +13,7 @@ import { writeReport } from "../run/report.ts";
 import { checkResumed, lineAgain, openResumed, type Resumed } from "../run/resume.ts";
 import { planTable } from "./dry_run.ts";
 import { type LogRow, trainLoop } from "./loop.ts";
+import type { Schema } from "../cli/flags.ts";
 import type { Recipe } from "./recipe.ts";
 
 /** The options that every training command has. */
@@ -33,8 +34,7 @@ export interface RunOptions {
   /** The sub-folder with the result. */
   result: RunKind;
   config: RunConfig & Record<string, unknown>;
-  /** Values of options that an older checkpoint does not have. */
-  defaults: Record<string, unknown>;
+  schema: Schema;
   /** Options that may change when a run is resumed, see {@link Training.checkSchedule}. */
   schedule: readonly string[];
   /** What makes a step smaller, for the message of a dry run. */
@@ -96,7 +96,7 @@ export async function run(
     const resumed = await openResumed(config.resume, { out, command, log });
     if (resumed) {
       const { madeFrom } = training;
-      checkResumed(resumed, { config, defaults: options.defaults, madeFrom }, options.schedule, log);
+      checkResumed(resumed, { config, schema: options.schema, madeFrom }, options.schedule, log);
       training.checkSchedule(resumed);
     }
     const step = resumed?.step ?? 0;

@@ -18,6 +18,7 @@ import { fingerprintOf, WeightsFingerprint } from "../formats/provenance.ts";
 import { type Renamed, renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import { type TensorStore, unreadNote } from "../formats/tensors.ts";
+import { publishedEncoder } from "../models/sizes.ts";
 import type { Vit, VitConfig } from "../models/vit.ts";
 import { AUTHORS_ANCHOR, authorsModel } from "../models/vit_authors.ts";
 import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
@@ -49,7 +50,9 @@ export interface EncoderOptions {
    * code does it, 0.1 for the DINOv2 authors' files without registers, else 0.
    */
   interpolateOffset?: number | undefined;
-  /** Gets a line for each file that is fetched. */
+  /** The weights are not needed: a published encoder that is not in the cache is described by its known sizes. */
+  planOnly?: boolean;
+  /** Called with a line for each file that is downloaded. */
   say?: (line: string) => void;
 }
 
@@ -62,6 +65,8 @@ export async function openEncoder(
   spec: string = EMBEDDED_ENCODER,
   options: EncoderOptions = {},
 ): Promise<EncoderSource> {
+  const published = options.planOnly && !exists(spec) ? publishedEncoder(spec) : undefined;
+  if (published && cachedModel(spec) === undefined) return planned(spec, published);
   const path = await locate(spec, options);
   const encoder = isFile(path) ? await openFile(path) : openFolder(path);
   const { interpolateOffset: offset } = options;
@@ -72,6 +77,13 @@ export async function openEncoder(
     );
   }
   return { ...encoder, config: { ...encoder.config, interpolate_offset: offset } };
+}
+
+/** A published encoder without its weights. */
+function planned(path: string, config: VitConfig): EncoderSource {
+  const load = () =>
+    Promise.reject(new UsageError(`Cannot load the encoder "${path}": it was opened for a dry run`));
+  return { path, config, preprocessor: preprocessorIn(undefined, config), load };
 }
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {

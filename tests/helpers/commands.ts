@@ -2,46 +2,22 @@
 
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
-import { resolveConfig } from "../../src/cli/flags.ts";
 import { makeFolder } from "../../src/formats/files.ts";
 import { writePng } from "../../src/image/image.ts";
 import { Log } from "../../src/run/log.ts";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { saveState } from "../../src/nn/layers.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
-import { align } from "../../tasks/align.ts";
-import type { Command } from "../../tasks/command.ts";
-import { encode } from "../../tasks/encode.ts";
-import { evaluate } from "../../tasks/eval.ts";
-import { features } from "../../tasks/features.ts";
-import { inspect } from "../../tasks/inspect.ts";
-import { reconstruct } from "../../tasks/reconstruct.ts";
-import { sample } from "../../tasks/sample.ts";
-import { trainDit } from "../../tasks/train_dit.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { fixturePath } from "./published.ts";
-
-const COMMANDS: readonly Command[] = [
-  align,
-  encode,
-  evaluate,
-  features,
-  inspect,
-  reconstruct,
-  sample,
-  trainDit,
-];
 
 /** Runs a command on the software adapter, as main.ts does. @returns what it said and what it returned */
 export async function run(
   name: string,
   ...args: string[]
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
-  const command = COMMANDS.find((c) => c.name === name) as Command;
-  const config = resolveConfig(command.schema, [...args, "--cpu"], {
-    command: name,
-    argument: command.argument,
-  });
+  const { command, config } = parseCommandLine([name, ...args, "--cpu"]);
   const { log, lines } = quietLog();
   try {
     return { lines, result: await command.run(config, { log, line: `tok ${name}`, stopping: () => false }) };

@@ -2,9 +2,18 @@
 
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
-import { alignConfig, evalConfig, sampleConfig, trainDitConfig } from "../../src/cli/config.ts";
+import {
+  type AlignConfig,
+  alignConfig,
+  evalConfig,
+  sampleConfig,
+  trainDitConfig,
+} from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { resolveConfig } from "../../src/cli/flags.ts";
+import { helpOf } from "../../src/cli/help.ts";
+import { ganStartOf } from "../../src/train/align_config.ts";
+import { COMMANDS, parseCommandLine } from "../../tasks/run.ts";
 
 const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
 const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
@@ -20,54 +29,87 @@ async function tok(args: string[], options: { cwd?: string; env?: Record<string,
   return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
 
-const COMMANDS = [
-  "align",
-  "reconstruct",
-  "train-dit",
-  "sample",
-  "eval",
-  "encode",
-  "features",
-  "inspect",
-  "doctor",
-];
-
-Deno.test("help of tok and of every command is there, with defaults and examples", async () => {
-  const top = await tok(["--help"]);
-  assertEquals(top.code, 0);
-  for (const name of COMMANDS) {
-    assert(top.stdout.includes(`  ${name}`), name);
-    const { code, stdout } = await tok([name, "--help"]);
-    assertEquals(code, 0);
-    assert(
-      stdout.includes(`Usage: tok ${name}`) && stdout.includes("Examples:") && stdout.includes("--seed N"),
-      name,
-    );
-  }
-  assertMatch((await tok(["doctor", "--help"])).stdout, /--\[?(no-)?\]?tune/);
+Deno.test("tok --help and tok <command> --help print help on stdout, tok --version the version", async () => {
+  const top = await tok(["--help"]), align = await tok(["align", "--help"]);
+  assertEquals([top.code, align.code], [0, 0]);
+  for (const { name } of COMMANDS) assert(top.stdout.includes(`  ${name}`), name);
+  assert(align.stdout.includes("Usage: tok align [options]"), align.stdout);
   assert(/^tok \d+\.\d+\.\d+\n$/.test((await tok(["--version"])).stdout));
 });
 
+Deno.test("help fits the terminal, shows defaults, and leaves advanced options to --help all", () => {
+  for (const command of COMMANDS) {
+    const [short, all] = [false, true].map((all) => helpOf(command, { all, columns: 80 })) as [
+      string,
+      string,
+    ];
+    for (
+      const [width, help] of [[80, short], [80, all], [
+        70,
+        helpOf(command, { all: true, columns: 70 }),
+      ]] as const
+    ) {
+      assertEquals(help.split("\n").filter((line) => line.length > width), [], command.name);
+    }
+    assert(short.includes(`Usage: tok ${command.name}`) && short.includes("Examples:"), command.name);
+    assert(short.includes("--seed N") && short.includes("[0]"), command.name);
+    assert(
+      !short.includes("--debug") && short.includes("--help all") && all.includes("--debug"),
+      command.name,
+    );
+    const flags = Object.keys(command.schema.shape).map((name) =>
+      name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)
+    );
+    for (const flag of flags) assertMatch(all, new RegExp(`^  --(no-)?${flag}( |$)`, "m"), command.name);
+    assert(!/\[[SNCI]\/?[SNCI]?[\]:]/.test(all), `${command.name}: no grades of evidence`);
+  }
+  const reconstruct = helpOf(parseCommandLine(["reconstruct"]).command, { all: false, columns: 200 });
+  assertMatch(reconstruct, /--no-grid +Do not write grid\.png/);
+  assertMatch(reconstruct, /--image-size N +Side of the images, pixels \[the tokenizer's\]/);
+});
+
+Deno.test("every example of every command's help parses", () => {
+  for (const { name, examples } of COMMANDS) {
+    assert(examples.length > 0, name);
+    for (const line of examples) {
+      const [program, ...args] = line.split(" ");
+      assertEquals([program, parseCommandLine(args).command.name], ["tok", name]);
+    }
+  }
+});
+
 Deno.test("an unknown command or option ends with 2 and one line that names the nearest", async () => {
+  const { code, stderr, stdout } = await tok(["smaple"]);
+  assertEquals([code, stdout, stderr.trim().split("\n").length], [2, "", 1]);
+  assert(stderr.includes("did you mean sample?"), stderr);
   for (
-    const [args, nearest] of [[["smaple"], "sample"], [["sample", "--cgf", "4"], "--cfg"], [[
-      "align",
-      "--stepps",
-      "1,1,1",
-    ], "--steps"]] as const
-  ) {
-    const { code, stderr, stdout } = await tok([...args]);
-    assertEquals(code, 2);
-    assertEquals(stdout, "");
-    assertEquals(stderr.trim().split("\n").length, 1);
-    assert(stderr.includes(nearest), stderr);
+    const [line, nearest] of [
+      ["sample --cgf 4", "did you mean --cfg?"],
+      ["align --stepps 1,1,1", "did you mean --steps?"],
+      ["align --checkpoint", "Cannot use --checkpoint: it is called --recompute now"],
+      ["sample --checkpoint", '"tok sample" has no such option'],
+    ] as const
+  ) assertThrows(() => parseCommandLine(line.split(" ")), UsageError, nearest);
+});
+
+Deno.test("a preset brings its encoder, and --gan-start off is the same however many steps there are", () => {
+  const align = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
+  assertEquals(align("--preset", "dinov2-l").encoder, "facebook/dinov2-large");
+  assertEquals(align("--preset", "dinov2-b").encoder, "facebook/dinov2-base");
+  assertEquals(align("--preset", "dinov2-b", "--encoder", "mine").encoder, "mine");
+  const starts = (...args: string[]) => [1, 2, 3].map((stage) => ganStartOf(align(...args), stage));
+  assertEquals(starts("--steps", "300,900,110"), [Infinity, Infinity, 85]);
+  assertEquals(starts("--gan-start", "off"), [Infinity, Infinity, Infinity]);
+  assertEquals(starts("--gan-start", "3,off,0"), [3, Infinity, 0]);
+  for (const wrong of ["never", "1,2", "off,off,off,off", "-1"]) {
+    assertThrows(() => align("--gan-start", wrong), UsageError, "Cannot use --gan-start");
   }
 });
 
 Deno.test("flags go over the file, the file over the preset, the preset over the defaults", async () => {
   const file = await Deno.makeTempFile({ suffix: ".json" });
   await Deno.writeTextFile(file, JSON.stringify({ "batch-size": 5, latentChannels: 7 }));
-  const resolve = (...args: string[]) => resolveConfig(alignConfig, args, { command: "align" });
+  const resolve = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
   assertEquals(resolve().latentChannels, 16);
   assertEquals(resolve("--preset", "dinov2-l").latentChannels, 32);
   assertEquals(resolve("--preset", "dinov2-l", "--config", file).latentChannels, 7);
@@ -101,11 +143,6 @@ Deno.test("values are checked: type, range, number of parts, choices, repetition
     3,
   );
   assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
-});
-
-Deno.test("--checkpoint of earlier versions gets an error that names --recompute", () => {
-  const resolve = () => resolveConfig(alignConfig, ["--checkpoint"], { command: "align" });
-  assertThrows(resolve, UsageError, '"tok align" has no such option; it is called --recompute now');
 });
 
 Deno.test("every list option takes spaces at its commas, in one argument or several", async () => {

@@ -7,6 +7,8 @@ import { saveCheckpoint } from "../../src/run/checkpoint.ts";
 import { openSafetensors, type SafetensorsFile } from "../../src/formats/safetensors.ts";
 import { openModel } from "../../src/formats/shards.ts";
 import { EMBEDDED_ENCODER } from "../../src/zoo/encoders.ts";
+import { z } from "zod";
+import { optimizing, running } from "../../src/cli/options.ts";
 import { checkResumed, lineAgain, openResumed } from "../../src/run/resume.ts";
 import { inFolder, quietLog, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
@@ -18,6 +20,7 @@ const metadata = async (path: string) => {
 };
 
 Deno.test("in its folder a run goes on only as it was; from another one, differences are said", () => {
+  const { recompute } = optimizing(0.9, 0.95);
   const options = { lr: 1, seed: 3, out: "a", tokenizer: "t" };
   const saved = { ...options, made_from: { data: { name: "d", fingerprint: "11" } } };
   const resumed = (elsewhere: boolean, config: object = saved) => ({
@@ -33,7 +36,7 @@ Deno.test("in its folder a run goes on only as it was; from another one, differe
       from,
       {
         config: { ...options, later: "x", ...change },
-        defaults: { later: "x" },
+        schema: z.object({ later: z.string().default("x"), out: running.out, recompute }),
         madeFrom: { data: { name: data[0], fingerprint: data[1] } },
       },
       ["steps"],

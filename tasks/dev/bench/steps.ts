@@ -12,14 +12,14 @@ import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/nn/parameter_set.ts";
-import { PRESETS } from "../../../src/cli/presets.ts";
+import { ALIGN_PRESETS } from "../../../src/cli/presets.ts";
 import { input, type Precision, type Tensor } from "../../../src/tensor/tensor.ts";
 import { Alignment, StageRun } from "../../../src/train/alignment.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { Sampler } from "../../../src/sampling/samplers.ts";
-import { stagesOf } from "../../../src/train/align_config.ts";
+import { ganStartOf, stagesOf } from "../../../src/train/align_config.ts";
 import { TINY } from "../../train_dit.ts";
 import type { Measurable } from "./measure.ts";
 
@@ -71,9 +71,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     num_attention_heads: 12,
     image_size: 518,
   });
-  const values = PRESETS["dinov2-b"];
-  if (!values) throw new Error("Cannot measure the preset dinov2-b: there is none");
-  const dinov2 = { values: { ...values, accumulate: 1 }, encoder: base };
+  const dinov2 = { values: { ...ALIGN_PRESETS["dinov2-b"], accumulate: 1 }, encoder: base };
   const { batchSize } = trainDitConfig.parse({});
   const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
   const small = DIT_SIZES["S/1"];
@@ -158,7 +156,7 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
         groups: c.decoderGroups,
       },
     }));
-    const adversarial = (c.ganStart[number - 1] as number) < (c.steps[number - 1] as number);
+    const adversarial = ganStartOf(c, number) < (c.steps[number - 1] as number);
     const discriminator = adversarial
       ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
       : undefined;
