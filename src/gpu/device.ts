@@ -1,11 +1,10 @@
-// The one open WebGPU device: adapter choice, limits, profile, error scopes and device loss.
-// Every other layer reaches the device through `device()`, so that ops and models carry no handle around.
-// Limits are asked for as the adapter has them: the WebGPU defaults (128 MiB bindings) are far too small here.
+// The one open WebGPU device: choice of adapter, limits, kernel profile, error scopes, device loss. Other layers reach it through
+// `device()`. Every limit of the adapter is requested: the WebGPU defaults (128 MiB bindings) are far too small here.
 
 import { GpuError, UsageError } from "../errors.ts";
 import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
 
-/** Which variant of each kernel runs: `cpu` for software adapters, `gpu` for everything else. */
+/** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
 export type Profile = "cpu" | "gpu";
 
 export interface DeviceOptions {
@@ -80,7 +79,7 @@ export class Device {
   /** Whether launches are fused (fusion.ts); tests compare both ways. */
   fusing = true;
   #uncaptured: string[] = [];
-  /** What {@link idle} maps. */
+  /** The buffer that {@link idle} maps. */
   #probe: GPUBuffer | undefined;
 
   /** @param profile may be switched between captures: tests run every op in both */
@@ -127,8 +126,8 @@ export class Device {
   }
 
   /**
-   * Runs `make` inside validation and out-of-memory scopes and turns what they caught into a GpuError.
-   * @param make must do its work before it returns: the scopes are closed then
+   * Runs `make` inside validation and out-of-memory error scopes; throws what they caught as a GpuError.
+   * @param make must be synchronous: the scopes end when it returns
    */
   async scoped<T>(action: string, make: () => T): Promise<T> {
     this.check();
@@ -154,8 +153,8 @@ export class Device {
   }
 
   /**
-   * Waits until all that was submitted is done.
-   * @returns when it was, by performance.now(): the first wait takes 10 ms more, and what is timed must not count them
+   * Waits until all submitted work is done.
+   * @returns the time by performance.now() when it was: the first wait takes 10 ms more, which timings must not include
    */
   async idle(): Promise<number> {
     this.check();

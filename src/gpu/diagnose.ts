@@ -1,6 +1,6 @@
-// Why a machine has no adapter, or only a software one, and the command that mends it. The usual reasons on headless boxes:
-// no Vulkan loader, no driver manifest or one whose library cannot be loaded, a container without the graphics capability,
-// no permission on the device files.
+// Why a machine has no adapter or only a software one, and the command that fixes it. The usual reasons on headless machines: no
+// Vulkan loader, no driver manifest or one whose library cannot be loaded, a container without the graphics capability, no
+// permission on the device files.
 
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts } from "./device.ts";
@@ -11,7 +11,7 @@ export interface Finding {
   remedy: string;
 }
 
-/** What can be asked for: the best adapter and the software one, where they answer. */
+/** The high-performance adapter and the software one, if they answer. */
 export async function adapters(): Promise<
   { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
 > {
@@ -36,7 +36,7 @@ export async function adapters(): Promise<
   };
 }
 
-/** The error for a machine without an adapter: the first thing that is missing, and the command that mends it. */
+/** The error for a machine without an adapter: the first thing that is missing, and the command that fixes it. */
 export function noAdapter(): UsageError {
   const [first] = diagnose(undefined);
   const { problem, remedy } = first ?? { problem: "no driver answers", remedy: "install a Vulkan driver" };
@@ -51,7 +51,7 @@ const MANIFESTS = [
   "/usr/local/etc/vulkan/icd.d",
 ];
 
-/** Whether the dynamic linker loads a library; true where that cannot be tried. */
+/** Whether the dynamic linker loads a library; true if that cannot be tried. */
 function loads(library: string): boolean {
   try {
     Deno.dlopen(library, {}).close();
@@ -61,7 +61,7 @@ function loads(library: string): boolean {
   }
 }
 
-/** The library that a driver's manifest names: as the loader takes it, relative to the manifest where it is a path. */
+/** The library that a driver's manifest names; a path is relative to the manifest. */
 function libraryOf(manifest: string, root: string): string | undefined {
   try {
     const path: unknown = JSON.parse(Deno.readTextFileSync(root + manifest))?.ICD?.library_path;
@@ -74,7 +74,7 @@ function libraryOf(manifest: string, root: string): string | undefined {
 }
 
 /**
- * Looks at the machine, most basic things first.
+ * Examines the machine, most basic things first.
  * @param root another root folder, for tests
  * @param canLoad whether the dynamic linker loads a library
  */
@@ -125,14 +125,14 @@ export function diagnose(
       remedy: "apt-get install -y libvulkan1 mesa-vulkan-drivers",
     });
   }
-  // What is meant to serve: the drivers that the variable names, else those of a GPU that does not answer.
+  // The drivers to check: those that the variable names, else those of a GPU that does not answer.
   const unanswered = !adapter || adapter.software;
-  const meant = named.length
+  const expected = named.length
     ? named.filter((path) => !absent.includes(path))
     : manifests.filter((path) =>
       unanswered && (!adapter || (path.includes("nvidia") ? nvidia : render.length))
     );
-  const broken = meant.flatMap((path) => {
+  const broken = expected.flatMap((path) => {
     const library = libraryOf(path, root);
     return library !== undefined && !canLoad(library) ? [{ path, library }] : [];
   });

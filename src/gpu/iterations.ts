@@ -1,29 +1,29 @@
-// How many loop iterations one thread may run. Mesa's llvmpipe ends all loops of a thread after 65,535 iterations of them
-// together, without an error; drivers of GPUs stop a launch that takes seconds. Ops cut their work by `partsOf`, and
-// Kernel.launch refuses a launch whose threads would run more than MAX_ITERATIONS, or that does not say how many they run.
+// The number of loop iterations that one thread may run. Mesa's llvmpipe ends the loops of a thread after 65,535 iterations in
+// total, without an error; GPU drivers stop a launch that takes seconds. Ops split their work by `partsOf`, and bind() refuses a
+// launch whose threads run more than MAX_ITERATIONS, or that does not say how many they run.
 
-/** Loop iterations of one thread, over all its loops. */
+/** Maximum number of loop iterations of one thread, over all its loops. */
 export const MAX_ITERATIONS = 16_384;
 
-/** What `partsOf` leaves for the loops around and behind the main ones: blocks, taps of a kernel, sums over threads. */
+/** Iterations that `partsOf` reserves for the loops around and after the main ones: blocks, taps of a kernel, sums over threads. */
 const RESERVE = MAX_ITERATIONS / 4;
 
-/** The number of parts that `iterations` of each of `loops` loops are cut into, so that a thread of one part stays within bounds. */
+/** Number of parts to split `iterations` of each of `loops` loops into, so that a thread of one part stays within the maximum. */
 export function partsOf(iterations: number, loops = 1): number {
   return Math.max(1, Math.ceil(iterations * loops / (MAX_ITERATIONS - RESERVE)));
 }
 
-/** Additions of one level of a sum that kernels take in three levels, so that rounding errors do not grow with its length. */
+/** Additions per level of a three-level sum, whose rounding errors do not grow with its length. */
 const BLOCK = 16;
 
-/** Loop iterations of a thread for a sum of `loads` in three levels. */
+/** Loop iterations of a thread for a three-level sum of `loads` elements. */
 export function iterationsOfSum(loads: number): number {
   return loads + Math.ceil(loads / BLOCK) + Math.ceil(loads / BLOCK ** 2);
 }
 
 /**
- * Whether a piece of WGSL (without comments) has a loop whose length it does not fix itself, by literals, `const`s and
- * `override`s: how long that runs depends on the launch.
+ * Whether WGSL (without comments) has a loop whose length literals, `const`s and `override`s do not fix, so that it depends on
+ * the launch.
  * @param constants names of the text's `const`s and `override`s
  */
 export function hasOpenLoop(text: string, constants: ReadonlySet<string>): boolean {

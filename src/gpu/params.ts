@@ -1,10 +1,10 @@
-// The parameters of a program's launches in one uniform buffer: equal ones are stored once, each at the alignment that the
-// device wants of an offset. The plan counts its bytes, the program uploads it.
+// The parameters of a program's launches in one uniform buffer: equal ones are stored once, aligned as the device requires of
+// offsets. The plan counts its bytes, the program uploads it.
 
 import { device } from "./device.ts";
 import type { Launch } from "./launch.ts";
 
-/** The buffer's contents, and where each launch's parameters begin in it (-1 for a launch that has none). */
+/** The buffer's contents, and the offset of each launch's parameters in it (-1 for a launch without). */
 export function packParams(
   launches: readonly Launch[],
 ): { bytes: Uint8Array<ArrayBuffer>; offsets: readonly number[] } {

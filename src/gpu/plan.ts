@@ -1,6 +1,6 @@
-// From a recorded list of launches to a plan: launches that nobody reads are dropped, copies of intermediates into
-// persistent storages are elided, and every intermediate gets a slot of a pool by the time it is live, so that
-// memory is the peak of what lives at once and not the sum. Nothing is allocated here.
+// From a recorded list of launches to a plan: dead launches are removed, elementwise work is fused (fusion.ts), copies of
+// intermediates into persistent storages are elided, and intermediates share the buffers of a pool by liveness, so that memory
+// is the peak of what is live at once and not the sum. Nothing is allocated here.
 
 import { GpuError } from "../errors.ts";
 import { bufferBytes, device } from "./device.ts";
@@ -14,25 +14,25 @@ import type { Category, Place, Storage } from "./storage.ts";
 export interface Plan {
   readonly launches: readonly Launch[];
   readonly places: ReadonlyMap<Storage, Place>;
-  /** Bytes of each physical buffer of the pool. */
+  /** Bytes of each buffer of the pool. */
   readonly slots: readonly number[];
   /**
-   * Bytes on the device by category; `activations` is the pool and the textures that operands are staged in, `workspace`
-   * the parameters of the launches. What is prepared takes these bytes and no more.
+   * Bytes on the device by category: `activations` is the pool and the textures of staged operands, `workspace` the parameters of
+   * the launches. The prepared program takes exactly these.
    */
   readonly bytes: Readonly<Record<Category | "workspace", number>>;
   readonly totalBytes: number;
-  /** Bytes that the activations would take if each kept memory of its own: what the pool is measured against. */
+  /** Bytes of the activations without memory reuse. */
   readonly unpooledBytes: number;
   /** Floating-point operations of one run, as the ops declare them. */
   readonly flops: number;
-  /** Launches recorded before anything was dropped or merged. */
+  /** Number of launches recorded, before any was removed or fused. */
   readonly recorded: number;
 }
 
-/** Plans `recorded` launches of which `outputs` are read afterwards. Pure: no device memory is touched. */
+/** Plans `recorded` launches; `outputs` are read after the program. Pure: no device memory is touched. */
 export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[]): Plan {
-  const live = dropDead(recorded, outputs);
+  const live = removeDead(recorded, outputs);
   checkWrittenFirst(live);
   const fused = fuse(live, new Set(outputs));
   const { launches, alias } = elideCopies(fused, new Set(outputs));
@@ -73,7 +73,7 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
   };
 }
 
-/** An intermediate that is read before anything wrote it comes from another program or from a faulty op. */
+/** Throws where an intermediate is read before it is written: it belongs to another program, or an op is faulty. */
 function checkWrittenFirst(launches: readonly Launch[]): void {
   const written = new Set<Storage>();
   for (const { kernel, storages } of launches) {
@@ -88,8 +88,8 @@ function checkWrittenFirst(launches: readonly Launch[]): void {
   }
 }
 
-/** Keeps the launches that write something persistent, an output, or what a kept launch reads. */
-function dropDead(recorded: readonly Launch[], outputs: readonly Storage[]): Launch[] {
+/** Keeps the launches that write a persistent storage, an output, or an input of a kept launch. */
+function removeDead(recorded: readonly Launch[], outputs: readonly Storage[]): Launch[] {
   const wanted = new Set<Storage>(outputs);
   const kept: Launch[] = [];
   for (let i = recorded.length - 1; i >= 0; i--) {
@@ -105,8 +105,8 @@ function dropDead(recorded: readonly Launch[], outputs: readonly Storage[]): Lau
 }
 
 /**
- * Lets an intermediate live where it would be copied to. `grad` copies each parameter's gradient into the flat
- * gradient buffer; with this the kernel that computes it writes there directly.
+ * Aliases an intermediate to the storage that it is copied to, and removes the copy. `grad` copies each parameter's gradient into
+ * the flat gradient buffer; with this its kernel writes there directly.
  */
 function elideCopies(
   launches: readonly Launch[],
@@ -124,17 +124,17 @@ function elideCopies(
   for (const [s, list] of uses) rootUses.set(s.root, (rootUses.get(s.root) ?? []).concat(list));
 
   const alias = new Map<Storage, Storage>();
-  const dropped = new Set<number>();
+  const removed = new Set<number>();
   const copyKernel = COPY();
   launches.forEach((launch, at) => {
     if (launch.kernel !== copyKernel) return;
     const [from, to] = launch.storages as [Storage, Storage];
-    const span = uses.get(from) ?? [];
-    if (from.persistent || outputs.has(from) || alias.has(from) || span[0] === at) return;
-    const first = span[0] ?? 0, last = span.at(-1) ?? at;
-    const lives = (s: Storage) => alias.get(s) ?? s;
+    const lifetime = uses.get(from) ?? [];
+    if (from.persistent || outputs.has(from) || alias.has(from) || lifetime[0] === at) return;
+    const first = lifetime[0] ?? 0, last = lifetime.at(-1) ?? at;
+    const target = (s: Storage) => alias.get(s) ?? s;
     const overlaps = (s: Storage) => {
-      const { root, offset, bytes } = lives(s);
+      const { root, offset, bytes } = target(s);
       return root === to.root && offset < to.offset + to.bytes && to.offset < offset + bytes;
     };
     for (const i of rootUses.get(to.root) ?? []) {
@@ -144,19 +144,19 @@ function elideCopies(
       // WebGPU refuses one buffer bound both for reading and for writing in one dispatch.
       if (other.storages.includes(from)) {
         const access = other.storages.map((s, j) =>
-          s === from || lives(s).root === to.root ? other.kernel.bindings[j]?.access : undefined
+          s === from || target(s).root === to.root ? other.kernel.bindings[j]?.access : undefined
         );
         if (new Set(access.filter(Boolean)).size > 1) return;
       }
     }
     alias.set(from, to);
-    dropped.add(at);
-    for (const i of span) rootUses.get(to.root)?.push(i);
+    removed.add(at);
+    for (const i of lifetime) rootUses.get(to.root)?.push(i);
   });
-  return { launches: launches.filter((_, i) => !dropped.has(i)), alias };
+  return { launches: launches.filter((_, i) => !removed.has(i)), alias };
 }
 
-/** Greedy by size: the largest intermediates choose first, each takes the first slot that is free while it lives. */
+/** Greedy by size: from the largest intermediate on, each takes the first slot that is free while it is live. */
 function assignSlots(
   launches: readonly Launch[],
   outputs: readonly Storage[],
@@ -164,7 +164,7 @@ function assignSlots(
   places: Map<Storage, Place>,
 ): number[] {
   const keep = new Set(outputs);
-  const spans = new Map<Storage, [number, number]>();
+  const lifetimes = new Map<Storage, [number, number]>();
   launches.forEach(({ storages }, i) => {
     for (const storage of storages) {
       const owner = alias.get(storage) ?? storage;
@@ -172,19 +172,21 @@ function assignSlots(
         places.set(storage, { root: owner.root, offset: owner.offset, slot: -1 });
         continue;
       }
-      const span = spans.get(storage);
-      if (span) span[1] = i;
-      else spans.set(storage, [i, i]);
+      const lifetime = lifetimes.get(storage);
+      if (lifetime) lifetime[1] = i;
+      else lifetimes.set(storage, [i, i]);
     }
   });
   for (const output of outputs) places.set(output, { root: output.root, offset: output.offset, slot: -1 });
 
-  const order = [...spans].sort(([a, [i]], [b, [j]]) => b.bytes - a.bytes || i - j);
-  const slots: { bytes: number; spans: [number, number][] }[] = [];
-  for (const [storage, span] of order) {
-    let slot = slots.findIndex((s) => s.spans.every(([from, to]) => to < span[0] || span[1] < from));
-    if (slot < 0) slot = slots.push({ bytes: bufferBytes(storage.bytes), spans: [] }) - 1;
-    slots[slot]?.spans.push(span);
+  const order = [...lifetimes].sort(([a, [i]], [b, [j]]) => b.bytes - a.bytes || i - j);
+  const slots: { bytes: number; lifetimes: [number, number][] }[] = [];
+  for (const [storage, lifetime] of order) {
+    let slot = slots.findIndex((s) =>
+      s.lifetimes.every(([from, to]) => to < lifetime[0] || lifetime[1] < from)
+    );
+    if (slot < 0) slot = slots.push({ bytes: bufferBytes(storage.bytes), lifetimes: [] }) - 1;
+    slots[slot]?.lifetimes.push(lifetime);
     places.set(storage, { root: storage, offset: 0, slot });
   }
   return slots.map((s) => s.bytes);

@@ -1,6 +1,6 @@
-// capture -> plan -> replay. A program is a function of fixed shapes, recorded once as a list of launches and
-// replayed thousands of times: pipelines, bind groups and memory are prepared before the first run, a run is one
-// command buffer and one submit. What is not captured cannot run: there is no eager mode to drift away from.
+// capture -> plan -> replay. A program is a function of fixed shapes, recorded once as a list of launches and replayed thousands
+// of times: pipelines, bind groups and memory are prepared before the first run, and a run is one command buffer and one
+// submit. There is no eager mode.
 
 import { GpuError } from "../errors.ts";
 import { throwIfStopped } from "../interruption.ts";
@@ -74,7 +74,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return this;
   }
 
-  /** Uploads what is given of the inputs and replays the program. Does not wait for the device. */
+  /** Uploads the given inputs and replays the program. Does not wait for the device. */
   run(data: { [K in keyof I]?: HostArray } = {}): void {
     for (const [name, array] of Object.entries(data)) {
       const input = this.inputs[name];
@@ -85,7 +85,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     else device().submit(this.#encode());
   }
 
-  /** Replays the program `times` in one submission, so that what a submission costs counts once: to time kernels. */
+  /** Replays the program `times` in one submission, to time kernels without the cost of submissions. */
   repeat(times: number): void {
     device().submit(this.#encode(times));
   }
@@ -113,7 +113,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     return timesByKernel(this.plan.launches, await timeSteps(steps, timestamps));
   }
 
-  /** Frees everything that the program owns; persistent storages stay, but for its inputs and constants. */
+  /** Frees what the program owns, with its inputs and constants; other persistent storages stay. */
   destroy(): void {
     this.#destroyed = true;
     for (const buffer of [...this.#pool, ...this.#owned, ...this.#outputs.values()]) release(buffer);
@@ -140,7 +140,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     const steps = this.#ready();
     for (let i = 0; i < times * steps.length; i++) {
       const step = steps[i % steps.length] as Step;
-      if (step.copies.length) { // copies stand between passes
+      if (step.copies.length) { // copies run between passes
         pass?.end();
         pass = pipeline = undefined;
         for (const copy of step.copies) encoder.copyBufferToTexture(...copy);
@@ -218,10 +218,10 @@ export async function makePipelines(
  * Runs `fn` once, recording the launches of every op that it calls, and plans them.
  * @param inputs tensors that `fn` reads and `run` uploads
  * @param fn records the program and returns what may be read afterwards
- * @param options.runs how often it will run, about (1,000): what runs seldom gets kernels that compile sooner. No result
- * depends on it
- * @param options.batchInvariant what an image gives has the same bits in a batch of any size (false); needs the batch to be
- * the first axis of every tensor
+ * @param options.runs number of runs to expect (1,000): a program of few runs gets kernels that compile faster. Results do not
+ * depend on it
+ * @param options.batchInvariant the results of an image have the same bits in a batch of any size (false); the batch must be the
+ * first axis of every tensor
  */
 export function capture<I extends Record<string, Bindable>, O extends Record<string, Bindable>>(
   label: string,

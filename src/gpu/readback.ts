@@ -1,30 +1,30 @@
-// Bytes from the device to the host. In Deno 2.9 the promise of mapAsync() settles no sooner than 10 ms after the device is
-// done, but the bytes are there as soon as mapAsync() has returned. So small reads keep their buffers and take the bytes at
-// once, which is worth seconds where a program runs for a few milliseconds and is read every time. A buffer of which no
-// mapping was ever awaited must not be asked for its bytes (it ends the process), so the first read of each size waits.
+// Copies bytes from the device to the host. In Deno 2.9 the promise of mapAsync() settles 10 ms or more after the device is done,
+// but the bytes are there when mapAsync() returns. So small reads keep their buffers and take the bytes at once, which saves
+// seconds where a program of a few milliseconds is read after each run. getMappedRange() of a buffer that was never awaited ends
+// the process, so the first read of each size waits.
 
 import { setImmediate } from "node:timers";
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
 
-/** Sizes of the buffers that are kept: powers of two. */
-const LEAST = 4096, MOST = 4 * 1024 * 1024;
+/** Smallest and largest size of a buffer that is kept; sizes are powers of two. */
+const MIN_BYTES = 4096, MAX_BYTES = 4 * 1024 * 1024;
 
-/** Whether bytes can be taken before the promise settles: an accident of the implementation, and so bound to it. */
+/** Whether bytes can be taken before the promise settles: a detail of this implementation. */
 const EAGER = Deno.version.deno.startsWith("2.9.");
 
-/** Buffers of which a mapping was awaited before, by their size. They are the device's own: no program's memory. */
+/** Buffers whose mapping was awaited before, by size. They belong to the device and count for no program. */
 const kept = new WeakMap<GPUDevice, Map<number, GPUBuffer>>();
 
-/** Copies `bytes` of a device buffer to the host, once all work that was submitted is done. */
+/** Copies `bytes` of a device buffer to the host, after all submitted work. */
 export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
   const { gpu } = device();
   const size = Math.ceil(bytes / 4) * 4;
-  const room = Math.max(LEAST, 2 ** Math.ceil(Math.log2(size)));
-  if (!EAGER || room > MOST) return await readOnce(buffer, offset, size, bytes);
+  const capacity = Math.max(MIN_BYTES, 2 ** Math.ceil(Math.log2(size)));
+  if (!EAGER || capacity > MAX_BYTES) return await readOnce(buffer, offset, size, bytes);
   let ready = kept.get(gpu);
   if (!ready) kept.set(gpu, ready = new Map());
-  const known = ready.get(room), staging = known ?? newStaging(room);
+  const known = ready.get(capacity), staging = known ?? newStaging(capacity);
   let mapped: Promise<void> | undefined;
   try {
     mapped = map(buffer, offset, staging, size);
@@ -35,20 +35,20 @@ export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: numbe
       read = take(staging, size, bytes);
     }
     staging.unmap();
-    // Others get their turn as they would have while waiting: signals, messages of workers.
+    // Lets signals and messages of workers be handled, as awaiting the mapping would.
     if (known) await new Promise<void>((resolve) => void setImmediate(() => resolve()));
-    else if (ready.has(room)) staging.destroy();
-    else ready.set(room, staging);
+    else if (ready.has(capacity)) staging.destroy();
+    else ready.set(capacity, staging);
     device().check();
     return read;
   } catch (error) {
-    ready.delete(room);
+    ready.delete(capacity);
     staging.destroy();
-    throw await explained(mapped, bytes, error);
+    throw await readError(mapped, bytes, error);
   }
 }
 
-/** The same with a buffer for this read alone. */
+/** The same with a buffer that is destroyed afterwards. */
 async function readOnce(
   buffer: GPUBuffer,
   offset: number,
@@ -62,18 +62,18 @@ async function readOnce(
     device().check();
     return take(staging, size, bytes);
   } catch (error) {
-    throw await explained(mapped, bytes, error);
+    throw await readError(mapped, bytes, error);
   } finally {
     release(staging);
   }
 }
 
-/** What a mapped buffer holds. */
+/** The contents of a mapped buffer. */
 function take(staging: GPUBuffer, size: number, bytes: number): ArrayBuffer {
   return staging.getMappedRange(0, size).slice(0, bytes);
 }
 
-/** The same, or undefined where the mapping is not there yet. */
+/** The same, or undefined if the buffer is not mapped yet. */
 function takeNow(staging: GPUBuffer, size: number, bytes: number): ArrayBuffer | undefined {
   try {
     return take(staging, size, bytes);
@@ -94,8 +94,8 @@ function map(buffer: GPUBuffer, offset: number, staging: GPUBuffer, size: number
   return staging.mapAsync(GPUMapMode.READ, 0, size);
 }
 
-/** What to throw for a read that failed. */
-async function explained(mapped: Promise<void> | undefined, bytes: number, error: unknown): Promise<Error> {
+/** The error to throw for a read that failed. */
+async function readError(mapped: Promise<void> | undefined, bytes: number, error: unknown): Promise<Error> {
   const failed = await mapped?.then(() => undefined, (reason: Error) => reason);
   device().check(); // a lost device, or what it reported, says more
   if (error instanceof GpuError) return error;

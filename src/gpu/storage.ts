@@ -1,13 +1,12 @@
-// Where the bytes of tensors live. A Storage is virtual until a plan gives it (a part of) a physical buffer, or
-// persistent: it keeps its own buffer across programs (parameters, moments, inputs, results).
-// A persistent storage may be placed inside a larger one, so that all parameters of a set are one flat buffer
-// and the optimizer is one launch.
+// The memory of tensors. A Storage is an intermediate, whose place in a pool a plan decides, or persistent: it keeps its own
+// buffer across programs (parameters, moments, inputs, results). A persistent storage may be placed inside a larger one, so that
+// all parameters of a set are one flat buffer and the optimizer is one launch.
 
 import { GpuError } from "../errors.ts";
 import { device, release } from "./device.ts";
 import { readBuffer } from "./readback.ts";
 
-/** What a storage is for; `program.plan` reports bytes by these. */
+/** The purpose of a storage; `program.plan` reports bytes by category. */
 export type Category =
   | "parameters"
   | "gradients"
@@ -25,7 +24,7 @@ export interface Place {
   slot: number;
 }
 
-/** Anything that has a storage: what kernels bind. */
+/** Anything with a storage, which kernels can bind. */
 export interface Bindable {
   readonly storage: Storage;
 }
@@ -64,12 +63,12 @@ export class Storage {
     this.#init = options.init;
   }
 
-  /** Number of elements of 4 bytes, or of 2 where they are halves. */
+  /** Number of elements, of 4 bytes or, in fp16, of 2. */
   get elements(): number {
     return this.bytes / (this.half ? 2 : 4);
   }
 
-  /** The storage that owns the buffer, and where this one begins in it. */
+  /** The storage that owns the buffer; this one begins at `offset` in it. */
   get root(): Storage {
     return this.#parent ?? this;
   }
@@ -89,7 +88,7 @@ export class Storage {
     return this.root.#buffer !== undefined;
   }
 
-  /** Makes this storage a part of `parent`, which must not have a buffer yet. */
+  /** Makes this storage a part of `parent`, which has no buffer yet. */
   place(parent: Storage, offset: number): void {
     if (this.#buffer || this.#parent || parent.#parent || parent.#buffer) {
       throw new GpuError(`Cannot place "${this.label}" in "${parent.label}": one of them is already in use`);
@@ -99,7 +98,7 @@ export class Storage {
     parent.#children.push(this);
   }
 
-  /** Gives a persistent storage its buffer and first contents. Does nothing when it has them. */
+  /** Allocates the buffer of a persistent storage and writes its first contents, unless it has them. */
   async materialise(): Promise<void> {
     const root = this.root;
     if (root.#buffer) return;
@@ -111,13 +110,13 @@ export class Storage {
     }
   }
 
-  /** Sets how the first contents are made; nothing is kept on the host until they are needed. */
+  /** Sets the function that makes the first contents when the buffer is allocated. */
   initialise(init: () => HostArray): void {
     if (this.materialised) write(this, init());
     else this.#init = init;
   }
 
-  /** For a storage that will be written as soon as it has a buffer: its first contents need not be made. */
+  /** Drops the first contents, for a storage that is written as soon as it has a buffer. */
   forgetInit(): void {
     this.#init = undefined;
   }
@@ -146,9 +145,9 @@ export class Storage {
   }
 }
 
-/** Bytes of one upload: the driver keeps a copy of what is being written until it is handed to the device. */
+/** Bytes of one upload: the driver keeps a copy of written data until it is submitted. */
 const PART = 4 * 1024 * 1024;
-/** Bytes written since they were last handed over. */
+/** Bytes written since the last submission. */
 let staged = 0;
 
 function write(storage: Storage, data: HostArray): void {

@@ -58,7 +58,7 @@ export function permute(x: Tensor, axes: readonly number[]): Tensor {
   check(
     [...axes].sort((a, b) => a - b).every((a, i) => a === i) && axes.length === x.rank,
     "permute",
-    `[${axes}] is no order of its axes`,
+    `[${axes}] is not a permutation of its axes`,
     x,
   );
   const shape = axes.map((a) => x.dim(a)), strides = stridesOf(x.shape);
@@ -104,7 +104,7 @@ export function split(x: Tensor, sizes: readonly number[], axis: number): Tensor
 /** Tensors one after another along an axis; the other axes must be equal. */
 export function concat(xs: readonly Tensor[], axis: number): Tensor {
   const [first] = xs;
-  check(first !== undefined, "concatenate", "there is nothing to join");
+  check(first !== undefined, "concatenate", "the list is empty");
   const a = axisOf(first, axis, "concatenate");
   check(
     xs.every((x) => x.rank === first.rank && x.shape.every((n, i) => i === a || n === first.dim(i))),

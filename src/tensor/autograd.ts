@@ -48,7 +48,7 @@ export function detach(x: Tensor): Tensor {
   return viewAs(x, x.shape);
 }
 
-/** A root of a backward pass: a tensor and dLoss/d(tensor). */
+/** Where a backward pass starts: a tensor and dLoss/d(tensor). */
 export interface Root {
   y: Tensor;
   dy: Tensor;
@@ -69,17 +69,19 @@ export function gradOf(roots: readonly Root[], wrt: readonly Tensor[]): Tensor[]
       throw new ShapeError(`Cannot differentiate: dy is [${dy.shape}], y is [${y.shape}]`);
     }
   }
-  const found = gradients(roots, wrt);
+  const found = backward(roots, wrt);
   return wrt.map((x) => found.get(x) ?? full(x.shape, 0));
 }
 
-function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, Tensor> {
-  const path = nodesBetween(roots.map(({ y }) => y), new Set(wrt));
-  const flowing = new Map<Tensor, Tensor>();
+function backward(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, Tensor> {
+  const nodes = nodesBetween(roots.map(({ y }) => y), new Set(wrt));
+  const gradients = new Map<Tensor, Tensor>();
   return noGrad(() => {
-    for (const { y, dy } of roots) flowing.set(y, flowing.has(y) ? plus(flowing.get(y) as Tensor, dy) : dy);
-    for (const node of path) {
-      const dys = node.outputs.map((output) => flowing.get(output));
+    for (const { y, dy } of roots) {
+      gradients.set(y, gradients.has(y) ? plus(gradients.get(y) as Tensor, dy) : dy);
+    }
+    for (const node of nodes) {
+      const dys = node.outputs.map((output) => gradients.get(output));
       if (dys.every((d) => d === undefined)) continue;
       const dxs = within({ precision: node.precision }, () => node.backward(...dys));
       node.inputs.forEach((x, i) => {
@@ -90,17 +92,17 @@ function gradients(roots: readonly Root[], wrt: readonly Tensor[]): Map<Tensor, 
             `Cannot differentiate: a gradient of [${dx.shape}] came back for [${x.shape}]`,
           );
         }
-        const before = flowing.get(x);
-        flowing.set(x, before ? plus(before, dx) : dx);
+        const before = gradients.get(x);
+        gradients.set(x, before ? plus(before, dx) : dx);
       });
     }
-    return flowing;
+    return gradients;
   });
 }
 
-/** The nodes on paths from `ys` back to any of `wrt`, latest first: a valid order since inputs are made before outputs. */
+/** The nodes on paths from `ys` to any of `wrt`, latest first, which is a topological order. */
 function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
-  const leads = new Map<Node, boolean>();
+  const onPath = new Map<Node, boolean>();
   const stack = [...new Set(ys.flatMap(({ node }) => node ?? []))];
   const reached = new Set<Node>(stack);
   for (let node = stack.pop(); node; node = stack.pop()) {
@@ -113,12 +115,12 @@ function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
   }
   const ordered = [...reached].sort((a, b) => a.id - b.id);
   for (const node of ordered) {
-    leads.set(
+    onPath.set(
       node,
-      node.inputs.some((x) => wrt.has(x) || (x.node !== undefined && leads.get(x.node) === true)),
+      node.inputs.some((x) => wrt.has(x) || (x.node !== undefined && onPath.get(x.node) === true)),
     );
   }
-  return ordered.filter((node) => leads.get(node)).reverse();
+  return ordered.filter((node) => onPath.get(node)).reverse();
 }
 
 /**
@@ -138,16 +140,16 @@ export function recompute(
   });
 }
 
-/** Records the copy of each gradient into its persistent place; the plan usually elides it. */
-export function store(gradients: readonly Tensor[], places: readonly Tensor[]): void {
+/** Records the copy of each gradient into its persistent tensor; the plan usually elides it. */
+export function store(gradients: readonly Tensor[], targets: readonly Tensor[]): void {
   gradients.forEach((dx, i) => {
-    const place = places[i];
-    if (!place) throw new ShapeError(`Cannot store gradient ${i}: it has no place`);
-    copy(dx, place);
+    const target = targets[i];
+    if (!target) throw new ShapeError(`Cannot store gradient ${i}: it has no target`);
+    copy(dx, target);
   });
 }
 
-/** A tensor of one value. */
+/** A tensor filled with one value. */
 export function full(shape: readonly number[], value: number): Tensor {
   const y = empty(shape, "f32", "gradient");
   fill(y, value);

@@ -37,7 +37,7 @@ async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tenso
 for (
   const [M, N, K] of [[16, 16, 8], [40, 36, 12], [130, 70, 1048], [300, 144, 144], [17, 20, 2048]] as const
 ) {
-  Deno.test(`products of ${M}x${N}x${K} have the same bits from textures and from buffers`, async () => {
+  Deno.test(`GEMMs of ${M}x${N}x${K} have the same bits from textures and from buffers`, async () => {
     await sameBits([[M, K], [K, N]], (a, b) => matmul(a, b));
     await sameBits([[M, K], [N, K]], (a, b) => matmul(a, b, { transposeB: true }));
     await sameBits([[3, K, M], [3, K, N]], (a, b) => matmul(a, b, { transposeA: true }));
