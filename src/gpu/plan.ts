@@ -3,7 +3,7 @@
 // is the peak of what is live at once and not the sum. Nothing is allocated here.
 
 import { GpuError } from "../errors.ts";
-import { bufferBytes, device } from "./device.ts";
+import { bufferBytes } from "./device.ts";
 import type { Launch } from "./launch.ts";
 import { COPY } from "./memory.ts";
 import { fuse } from "./fusion.ts";
@@ -52,15 +52,6 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
   for (const root of new Set([...places.values()].filter((p) => p.slot < 0).map((p) => p.root))) {
     bytes[root.persistent ? root.category : "outputs"] += bufferBytes(root.bytes);
   }
-  const limit = device().limits.maxStorageBufferBindingSize;
-  for (const storage of places.keys()) {
-    if (storage.bytes > limit) {
-      throw new GpuError(
-        `Cannot plan "${storage.label}": it needs ${storage.bytes} bytes, the adapter binds at most ${limit}; ` +
-          `use a smaller batch or image size`,
-      );
-    }
-  }
   return {
     launches,
     places,
@@ -71,6 +62,11 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
     flops: launches.reduce((sum, l) => sum + l.flops, 0),
     recorded: recorded.length,
   };
+}
+
+/** The storage that is bound with the most bytes. */
+export function largestBinding({ places }: Plan): Storage | undefined {
+  return [...places.keys()].reduce<Storage | undefined>((a, b) => a && a.bytes >= b.bytes ? a : b, undefined);
 }
 
 /** Throws where an intermediate is read before it is written: it belongs to another program, or an op is faulty. */

@@ -9,7 +9,7 @@ import { device, release } from "./device.ts";
 import { precompile } from "./software/precompile.ts";
 import type { Kernel } from "./kernel.ts";
 import type { Launch } from "./launch.ts";
-import { makePlan, type Plan } from "./plan.ts";
+import { largestBinding, makePlan, type Plan } from "./plan.ts";
 import { packParams } from "./params.ts";
 import { hasTimestamps, type KernelTime, type Step, timesByKernel, timeSteps } from "./profile.ts";
 import { Staging } from "./software/staging.ts";
@@ -49,6 +49,13 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
       throw new GpuError(`Cannot prepare "${this.label}": it was destroyed; capture it again`);
     }
     const { plan } = this;
+    const largest = largestBinding(plan), limit = device().limits.maxStorageBufferBindingSize;
+    if (largest && largest.bytes > limit) {
+      throw new GpuError(
+        `Cannot prepare "${this.label}": "${largest.label}" needs ${largest.bytes} bytes, the adapter binds at most ` +
+          `${limit}; use a smaller batch or image size`,
+      );
+    }
     for (const input of Object.values(this.inputs)) await input.storage.materialise();
     const pipelines = await makePipelines(plan.launches, progress);
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;

@@ -8,7 +8,8 @@ import { Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
-import type { Stage } from "./alignment.ts";
+import type { Stage } from "./stage_run.ts";
+import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
 
 /** The tokenizer around an encoder that sees pixels of 0..1 as (x - mean) / std. @throws UsageError */
@@ -49,29 +50,21 @@ export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
 
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
-  const losses = {
-    l1: c.wL1,
-    perceptual: c.perceptual === "none" ? 0 : c.wPerceptual,
-    gan: adversarial ? c.wGan : 0,
-    semantic: 0,
-  };
-  const table: Omit<Stage, "steps" | "lr" | "ganStart">[] = [
-    { name: "latent", train: ["adapter", "decoder"], losses, encoderLr: 0, ema: 0 },
-    {
-      name: "perceptual",
-      train: ["encoder", "adapter", "decoder"],
-      losses: { ...losses, semantic: c.wSemantic },
-      encoderLr: c.encoderLr,
-      ema: c.ema,
-    },
-    { name: "refine", train: ["decoder"], losses, encoderLr: 0, ema: 0 },
+  const table: Pick<Stage, "name" | "train" | "encoderLr" | "ema">[] = [
+    { name: "latent", train: ["adapter", "decoder"], encoderLr: 0, ema: 0 },
+    { name: "perceptual", train: ["encoder", "adapter", "decoder"], encoderLr: c.encoderLr, ema: c.ema },
+    { name: "refine", train: ["decoder"], encoderLr: 0, ema: 0 },
   ];
-  return [...new Set(c.stages)].sort().map((n) => ({
-    ...(table[n - 1] as (typeof table)[number]),
-    steps: c.steps[n - 1] as number,
-    lr: c.lr[n - 1] as number,
-    ganStart: ganStartOf(c, n),
-  }));
+  return [...new Set(c.stages)].sort().map((n) => {
+    const stage = table[n - 1] as typeof table[number];
+    return {
+      ...stage,
+      losses: { ...weightsOf(c, stage.name), gan: adversarial ? c.wGan : 0 },
+      steps: c.steps[n - 1] as number,
+      lr: c.lr[n - 1] as number,
+      ganStart: ganStartOf(c, n),
+    };
+  });
 }
 
 /** The stage to which `step` steps belong (the end of a stage belongs to that stage), and the number of steps before it. */

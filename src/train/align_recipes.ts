@@ -4,7 +4,8 @@ import type { Plan } from "../gpu/plan.ts";
 import { batches } from "../data/batches.ts";
 import type { Batch, ImageSource } from "../data/image_source.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import { type Alignment, type AlignmentOptions, RUNNING_METRICS, type Stage, StageRun } from "./alignment.ts";
+import type { Alignment, AlignmentOptions } from "./alignment.ts";
+import { RUNNING_METRICS, type Stage, StageRun } from "./stage_run.ts";
 import type { Optimizer } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 

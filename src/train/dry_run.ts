@@ -2,6 +2,8 @@
 
 import { UsageError } from "../errors.ts";
 import { formatBytes } from "../formats/files.ts";
+import { device } from "../gpu/device.ts";
+import { largestBinding } from "../gpu/plan.ts";
 import type { Log } from "../run/log.ts";
 import type { Recipe } from "./recipe.ts";
 
@@ -16,6 +18,7 @@ export function planTable(
   log: Log,
   { recompute, remedies }: { recompute: boolean; remedies: readonly string[] },
 ): Record<string, unknown> {
+  log.begin();
   for (const [name, n] of Object.entries(parameters)) {
     log.line(`${name.padEnd(16)} ${(n / 1e6).toFixed(2)} M parameters`);
   }
@@ -44,13 +47,23 @@ export function planTable(
     }
   }
   if (recompute) log.line("blocks are recomputed in the backward pass; their FLOP are counted");
+  const advice = [...recompute ? [] : ["--recompute"], ...remedies].join(", or ");
+  const limit = device().limits.maxStorageBufferBindingSize;
+  for (const { name, plan } of plans) {
+    const largest = largestBinding(plan);
+    if (!largest || largest.bytes <= limit) continue;
+    log.warn(
+      `"${name}" cannot run on this adapter: it binds at most ${
+        formatBytes(limit)
+      } at once, and "${largest.label}" needs ` +
+        `${formatBytes(largest.bytes)}; use ${remedies.join(", or ")}`,
+    );
+  }
   const most = Math.max(...rows.map((r) => r.totalBytes));
   const { available } = Deno.systemMemoryInfo();
   if (most > available) {
     throw new UsageError(
-      `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${
-        [...recompute ? [] : ["--recompute"], ...remedies].join(", or ")
-      }`,
+      `Cannot fit the run: it needs ${formatBytes(most)}, ${formatBytes(available)} are free; use ${advice}`,
     );
   }
   return { parameters, recompute, plans: rows };

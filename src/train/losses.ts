@@ -69,3 +69,11 @@ export function adaptiveWeight(
   const norms: [Tensor, Tensor] = [norm2(dRec), norm2(dGan)];
   return { weight: pointwise([ratio], [...norms, ...scaled], [factor]), norms };
 }
+
+/** A scalar and its weight. */
+export type Weighted = readonly [loss: Tensor, weight: number];
+
+/** The sum of at least one loss, each times its weight. */
+export function weightedSum(losses: readonly Weighted[]): Tensor {
+  return losses.map(([loss, weight]) => weight === 1 ? loss : scale(loss, weight)).reduce(add);
+}

@@ -2,7 +2,7 @@
 // Everything that a run must save lives in the tensors of `state()`.
 
 import { detach, full, grad, store } from "../tensor/autograd.ts";
-import { addInPlace, copy } from "../gpu/memory.ts";
+import { addInPlace, copy, fill } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
 import type { ParameterSet } from "../nn/parameter_set.ts";
 import {
@@ -121,17 +121,22 @@ export class Optimizer {
     return this.#scaled ? lossScale(this.progress) : undefined;
   }
 
-  /** Records the gradients of a step's first micro-batch, in the order of `parameters`. */
+  /** Records the gradients of a step with a single micro-batch, in the order of `parameters`. */
   store(gradients: readonly Tensor[]): void {
     this.#store(gradients, 0);
   }
 
-  /** Records the gradients of one more micro-batch: they are added to those before, one launch a flat buffer. */
-  add(gradients: readonly Tensor[]): void {
+  /** Records that `gradients` are added to the sums since {@link clear}, one launch a flat buffer. */
+  accumulate(gradients: readonly Tensor[]): void {
     this.#store(gradients, 1);
     for (const { set } of this.#slots) {
       set.gradients(1).flats.forEach((more, i) => addInPlace(more, set.gradients().flats[i] as Tensor));
     }
+  }
+
+  /** Records that the sums of {@link accumulate} become 0. */
+  clear(): void {
+    for (const { set } of this.#slots) for (const flat of set.gradients().flats) fill(flat, 0);
   }
 
   /**
@@ -213,7 +218,7 @@ export class Optimizer {
 }
 
 /** Scalars as one tensor [n], f32. */
-const joined = (values: readonly Tensor[]) => concat(values.map((v) => reshape(detach(v), [1])), 0);
+export const joined = (values: readonly Tensor[]) => concat(values.map((v) => reshape(detach(v), [1])), 0);
 
 /** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
 export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {

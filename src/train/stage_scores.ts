@@ -11,7 +11,7 @@ import type { Lpips } from "../models/lpips.ts";
 import type { Tokenizer } from "../models/tokenizer.ts";
 import type { Resumed } from "../run/resume.ts";
 import { stageAt } from "./align_config.ts";
-import type { Stage } from "./alignment.ts";
+import type { Stage } from "./stage_run.ts";
 
 /** Held-out images in the picture of a stage, and in a row of it. */
 const SHOWN = 20, COLUMNS = 10;

@@ -2,7 +2,6 @@
 // allocated, and pooling saves what it is there for.
 
 import { assert, assertEquals } from "@std/assert";
-import { alignConfig } from "../../src/cli/config.ts";
 import { device } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { Initializer } from "../../src/nn/init.ts";
@@ -14,7 +13,9 @@ import { mul } from "../../src/ops/math.ts";
 import { resize } from "../../src/ops/resize.ts";
 import { matmul } from "../../src/ops/matmul.ts";
 import { constant, input } from "../../src/tensor/tensor.ts";
-import { Alignment, type Stage, StageRun } from "../../src/train/alignment.ts";
+import { Alignment } from "../../src/train/alignment.ts";
+import { type Stage, StageRun } from "../../src/train/stage_run.ts";
+import { alignConfig } from "../../src/cli/config.ts";
 import { Diffusion } from "../../src/train/diffusion.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { stagesOf } from "../../src/train/align_config.ts";

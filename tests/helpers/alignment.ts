@@ -5,7 +5,8 @@ import { Discriminator } from "../../src/models/discriminator.ts";
 import type { Lpips } from "../../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
-import { Alignment, type AlignmentOptions, type Stage } from "../../src/train/alignment.ts";
+import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
+import type { Stage } from "../../src/train/stage_run.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { testDevice } from "./check.ts";
 

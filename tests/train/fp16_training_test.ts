@@ -29,7 +29,7 @@ import {
   type Tensor,
   variable,
 } from "../../src/tensor/tensor.ts";
-import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/alignment.ts";
+import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { adaptiveWeight, lpipsLoss } from "../../src/train/losses.ts";
 import { normal } from "../../src/philox.ts";

@@ -20,7 +20,7 @@ import {
 } from "../../src/ops/adamw.ts";
 import { normal } from "../../src/philox.ts";
 import { input, readTensor, type Tensor, variable } from "../../src/tensor/tensor.ts";
-import { StageRun } from "../../src/train/alignment.ts";
+import { StageRun } from "../../src/train/stage_run.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { trainLoop } from "../../src/train/loop.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";

@@ -14,13 +14,14 @@ import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/nn/parameter_set.ts";
 import { ALIGN_PRESETS } from "../../../src/cli/presets.ts";
 import { input, type Precision, type Tensor } from "../../../src/tensor/tensor.ts";
-import { Alignment, StageRun } from "../../../src/train/alignment.ts";
+import { Alignment } from "../../../src/train/alignment.ts";
+import { StageRun } from "../../../src/train/stage_run.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
+import { TINY } from "../../train_dit.ts";
 import { Sampler } from "../../../src/sampling/samplers.ts";
 import { ganStartOf, stagesOf } from "../../../src/train/align_config.ts";
-import { TINY } from "../../train_dit.ts";
 import type { Measurable } from "./measure.ts";
 
 /** Sizes of a step, for the peers. */
@@ -168,9 +169,10 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
     const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
     if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
     const run = new StageRun(models, stage, { ...c, semanticLoss: c.semanticLoss });
-    const program = await run.program(adversarial ? stage.ganStart : 0);
+    const [step] = (await run.program(adversarial ? stage.ganStart : 0)).parts;
+    if (!step) throw new Error(`Cannot measure stage ${number}: it has no program`);
     return {
-      program,
+      program: step.program,
       destroy() {
         run.destroy();
         for (const set of [...Object.values(models.sets), ...lpipsSets]) set.destroy();

@@ -1,0 +1,186 @@
+// AlignTok's stages as data, and one training step that serves them all. Stage 1 trains adapter and decoder on a
+// frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
+// decoder. Source: arXiv 2509.25162 for the stages.
+
+import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
+import { within } from "../gpu/scope.ts";
+import { state } from "../nn/layers.ts";
+import { mul, scale } from "../ops/math.ts";
+import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
+import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
+import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
+import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
+import { StepProgram } from "./step_program.ts";
+
+import type { Alignment, AlignmentOptions, Part, StageName } from "./alignment.ts";
+
+export interface Stage {
+  name: StageName;
+  train: readonly Part[];
+  /** Weights of the losses; `gan` is the factor of the adaptive weight. A loss of weight 0 is not computed. */
+  losses: Readonly<Partial<Record<LossName, number>> & { gan: number }>;
+  steps: number;
+  lr: number;
+  /** Factor of the rate for the encoder. */
+  encoderLr: number;
+  /** Decay of the moving average of the weights that become the result of the stage; 0 for none. */
+  ema: number;
+  /** Step of the stage from which the adversarial loss counts. */
+  ganStart: number;
+}
+
+/** The running metrics of a step, in this order. */
+export const RUNNING_METRICS = [
+  "loss",
+  ...LOSS_TABLE.map(([name]) => name),
+  "gan",
+  "gan_weight",
+  "discriminator",
+  "grad_norm2",
+] as const;
+type Metric = (typeof RUNNING_METRICS)[number];
+
+/** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
+export class StageRun {
+  readonly optimizer: Optimizer;
+  readonly discriminatorOptimizer: Optimizer | undefined;
+  /** Sums of RUNNING_METRICS over the applied steps since they were last cleared. */
+  readonly runningMetrics: Tensor = variable([RUNNING_METRICS.length], { label: "running metrics" });
+  #program: { adversarial: boolean; program: StepProgram<{ x: Tensor }> } | undefined;
+
+  constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
+    const { sets } = alignment;
+    this.optimizer = new Optimizer(
+      "optimizer",
+      stage.train.map((part) => ({
+        set: sets[part],
+        lrFactor: part === "encoder" ? stage.encoderLr : 1,
+        ema: stage.ema > 0,
+      })),
+    );
+    const set = sets.discriminator;
+    this.discriminatorOptimizer = stage.losses.gan > 0 && set
+      ? new Optimizer("discriminator optimizer", [{ set }], "critic")
+      : undefined;
+  }
+
+  /** The program of step `n` of the stage; captured and prepared when it changes. */
+  async program(
+    n: number,
+    progress?: (done: number, total: number) => void,
+  ): Promise<StepProgram<{ x: Tensor }>> {
+    const adversarial = this.discriminatorOptimizer !== undefined && n >= this.stage.ganStart;
+    if (this.#program?.adversarial !== adversarial) {
+      this.#program?.program.destroy();
+      this.#program = { adversarial, program: await this.capture(adversarial).prepare(progress) };
+      await refreshWorkingCopies(Object.values(this.alignment.sets));
+    }
+    return this.#program.program;
+  }
+
+  /** Records one step of `accumulate` micro-batches; nothing is allocated yet. */
+  capture(adversarial: boolean): StepProgram<{ x: Tensor }> {
+    const { batchSize: B, imageSize: S, accumulate, recompute = false } = this.options;
+    const { alignment: { precision }, optimizer } = this;
+    const discriminatorOptimizer = adversarial ? this.discriminatorOptimizer : undefined;
+    const inputs = { x: input([B, S, S, 3], "f32", "images") };
+    const count = RUNNING_METRICS.length - 1, discriminator = RUNNING_METRICS.indexOf("discriminator");
+    const saved = adversarial ? this.#runningStatistics() : [];
+    return within(
+      { recompute, precision },
+      () =>
+        StepProgram.capture(`stage ${this.stage.name}`, inputs, accumulate, {
+          optimizers: discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer],
+          saved,
+          gradients: ({ x }) => this.#gradients(x, discriminatorOptimizer),
+          update: (means, before) => {
+            const norm2 = optimizer.update(means);
+            discriminatorOptimizer?.update([means[discriminator] as Tensor]);
+            saved.forEach((x, i) => discriminatorOptimizer?.restoreIfSkipped(x, before[i] as Tensor));
+            optimizer.report([...means.slice(0, count), norm2], this.runningMetrics);
+          },
+        }),
+    );
+  }
+
+  /** The discriminator's running statistics, which a skipped step must not change. */
+  #runningStatistics(): Tensor[] {
+    const all = this.alignment.discriminator ? [...state(this.alignment.discriminator).values()] : [];
+    return all.filter(({ storage }) => storage.category !== "parameters");
+  }
+
+  /**
+   * Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator.
+   * @returns as `values` the metrics but the last, then the norms behind the adaptive weight
+   */
+  #gradients(x: Tensor, discriminatorOptimizer: Optimizer | undefined) {
+    const { alignment, stage: { name: stage, train, losses }, options, optimizer } = this;
+    const { tokenizer, discriminator } = alignment;
+    const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
+    const frozen = noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
+    // In stage 1 the encoder still is the reference.
+    const features = stage === "latent"
+      ? frozen
+      : unless(train.includes("encoder"), () => tokenizer.features(x));
+    const z = unless(train.includes("adapter"), () => tokenizer.adapt(features)); // [B, side, side, C]
+    const y = tokenizer.decode(z); // [B, S, S, 3]
+
+    const zero = scalar(0);
+    const metrics = Object.fromEntries(RUNNING_METRICS.map((name) => [name, zero])) as Record<Metric, Tensor>;
+    const ofReconstruction: Weighted[] = [], others: Weighted[] = [];
+    for (const [name, loss] of LOSS_TABLE) {
+      const weight = losses[name] ?? 0;
+      if (weight === 0 && !loss.always) continue;
+      metrics[name] = loss.value({ alignment, options, x, y, z, features, frozen });
+      if (weight > 0) (loss.ofReconstruction ? ofReconstruction : others).push([metrics[name], weight]);
+    }
+    const reconstruction = weightedSum(ofReconstruction);
+    metrics.loss = weightedSum([[reconstruction, 1], ...others]);
+
+    const share = 1 / options.accumulate;
+    const shared = (dy: Tensor) => share === 1 ? dy : scale(dy, share);
+    const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
+    const roots = [{ y, dy: shared(dRec) }];
+    const gradients: Tensor[][] = [], norms: Tensor[] = [];
+    if (discriminator && discriminatorOptimizer) {
+      metrics.gan = generatorLoss(discriminator.forward(y, "frozen"));
+      const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
+      const { lastLayer } = tokenizer.decoder;
+      const adaptive = adaptiveWeight(y, lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      metrics.gan_weight = adaptive.weight;
+      norms.push(...adaptive.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
+      roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
+      metrics.discriminator = discriminatorLoss(discriminator, x, detach(y));
+      const { parameters } = discriminatorOptimizer;
+      gradients.push(grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(share))));
+    }
+    for (const [loss, weight] of others) {
+      roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });
+    }
+    gradients.unshift(gradOf(roots, optimizer.parameters));
+    return { values: [...RUNNING_METRICS.slice(0, -1).map((name) => metrics[name]), ...norms], gradients };
+  }
+
+  /** Names and tensors that a checkpoint of this stage holds besides the models. */
+  state(): Map<string, Tensor> {
+    return new Map([...this.optimizer.state(), ...this.discriminatorOptimizer?.state() ?? []]);
+  }
+
+  /** The averages become the weights: the end of a stage with averaging. */
+  async finish(): Promise<void> {
+    if (this.stage.ema > 0) {
+      for (const [i, part] of this.stage.train.entries()) {
+        await this.optimizer.readEmaInto(i, this.alignment.sets[part]);
+      }
+    }
+  }
+
+  destroy(): void {
+    this.#program?.program.destroy();
+    this.optimizer.destroy();
+    this.discriminatorOptimizer?.destroy();
+    this.runningMetrics.storage.destroy();
+  }
+}
+
+const scalar = (value: number) => constant(Float32Array.of(value), [], "scalar");
