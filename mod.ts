@@ -34,4 +34,4 @@ export { Diffusion } from "./src/train/diffusion.ts";
 export { generate } from "./src/sampling/generate.ts";
 export { openGenerator } from "./src/zoo/generator.ts";
 export { Optimizer } from "./src/train/optimizer.ts";
-export { Sampler } from "./src/sampling/samplers.ts";
+export { Sampler } from "./src/sampling/sampler.ts";

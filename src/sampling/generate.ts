@@ -1,4 +1,5 @@
-// From a diffusion model and a tokenizer to pictures. Picture i depends on (seed, i) and its class, not on the batch.
+// From a diffusion model and a tokenizer to images. Image i depends on (seed, i) and its class, not on the batch. Latents stay
+// on the device between sampler and decoder.
 
 import { noGrad } from "../tensor/autograd.ts";
 import { UsageError } from "../errors.ts";
@@ -6,43 +7,42 @@ import { capture } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { notFinite } from "../formats/finite.ts";
 import { toBytes } from "../image/image.ts";
+import type { Denoiser } from "../models/denoiser.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { add, mul } from "../ops/math.ts";
-import { constant, input } from "../tensor/tensor.ts";
-import type { DiffusionModel } from "../zoo/runs.ts";
-import { Sampler, type SamplingOptions } from "./samplers.ts";
+import { constant, readTensor, type Tensor } from "../tensor/tensor.ts";
+import type { ModelConfig } from "../zoo/runs.ts";
+import { Sampler, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateOptions extends SamplingOptions {
-  /** Class of each picture. */
+  /** Class of each image. */
   labels: readonly number[];
   onProgress?: (done: number) => void;
-  /** Whether a picture is needed (all are). A batch of which none is needed is not made, others are made in full. */
+  /** Whether an image is needed (all are). A batch of which none is needed is not made, others are made in full. */
   needed?: (index: number) => boolean;
 }
 
 /**
- * Draws one picture for each label, as bytes [size, size, 3].
- * @throws UsageError when the model does not know the statistics of its latents
+ * Generates one image for each label, as bytes [size, size, 3].
+ * @throws UsageError when the model does not know the statistics of its latents, or an image is not finite
  */
 export async function* generate(
-  { dit, config }: Pick<DiffusionModel, "dit" | "config">,
+  { dit, config }: { dit: Denoiser; config: Pick<ModelConfig, "latent_mean" | "latent_std"> },
   tokenizer: ImageTokenizer,
   options: GenerateOptions,
 ): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {
   const { labels, batchSize: B } = options;
-  const { input_size: S, in_channels: C } = config.dit;
-  if (!config.latent_mean || !config.latent_std) {
+  const { latent_mean: mean, latent_std: std } = config;
+  if (!mean || !std) {
     throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
   }
   const batches = Math.ceil(labels.length / B);
   const sampler = await new Sampler(dit, { ...options, batches }).prepare();
-  const latents = input([B, S, S, C], "f32", "latents");
-  const mean = constant(Float32Array.from(config.latent_mean), [C]),
-    std = constant(Float32Array.from(config.latent_std), [C]);
+  const channels = (values: readonly number[]) => constant(Float32Array.from(values), [values.length]);
   const decode = await capture(
     "decode",
-    { z: latents },
-    ({ z }) => noGrad(() => ({ y: tokenizer.decode(add(mul(z, std), mean)) })),
+    {},
+    () => noGrad(() => ({ y: tokenizer.decode(add(mul(sampler.latents, channels(std)), channels(mean))) })),
     { runs: batches, batchInvariant: true },
   ).prepare();
   try {
@@ -55,22 +55,13 @@ export async function* generate(
         { length: B },
         (_, i) => labels[first + Math.min(i, count - 1)] as number,
       );
-      const z = new Float32Array(await sampler.run(classes, first).storage.read());
-      const size = z.length / B;
-      for (let i = 0; i < count; i++) {
-        refuse(
-          first + i,
-          "the latent",
-          z.subarray(i * size, (i + 1) * size),
-          "a smaller --cfg or another model",
-        );
-      }
-      decode.run({ z });
-      const y = await decode.read(decode.outputs.y);
-      const length = y.length / B;
+      sampler.run(classes, first);
+      decode.run();
+      const y = await decode.read(decode.outputs.y), length = y.length / B;
       for (let i = 0; i < count; i++) {
         const pixels = y.slice(i * length, (i + 1) * length);
-        refuse(first + i, "the picture that the tokenizer decodes", pixels, "another tokenizer");
+        const fault = notFinite(pixels);
+        if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
         yield { index: first + i, image: toBytes(pixels), pixels };
       }
       options.onProgress?.(first + count);
@@ -81,9 +72,17 @@ export async function* generate(
   }
 }
 
-/** @throws UsageError when what was made for image `index` is not finite: it becomes no picture */
-function refuse(index: number, what: string, data: Float32Array, remedy: string): void {
-  const fault = notFinite(data);
-  if (fault === undefined) return;
-  throw new UsageError(`Cannot draw image ${index}: ${what} holds ${fault}; use ${remedy}`);
+/** The error for image `index`, whose pixels hold `fault`: it says whether its latent, number `i` of `latents`, does too. */
+async function refusal(
+  index: number,
+  i: number,
+  latents: Tensor,
+  fault: string,
+): Promise<UsageError> {
+  const z = await readTensor(latents), size = z.length / latents.dim(0);
+  const inLatent = notFinite(z.subarray(i * size, (i + 1) * size));
+  const [what, found, remedy] = inLatent === undefined
+    ? ["the picture that the tokenizer decodes", fault, "another tokenizer"]
+    : ["the latent", inLatent, "a smaller --cfg or another model"];
+  return new UsageError(`Cannot draw image ${index}: ${what} holds ${found}; use ${remedy}`);
 }

@@ -4,7 +4,7 @@ import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { grid, type Image } from "../image/image.ts";
 import type { DiffusionModel } from "../zoo/runs.ts";
 import { generate } from "./generate.ts";
-import type { SamplingOptions } from "./samplers.ts";
+import type { SamplingOptions } from "./sampler.ts";
 
 /** Classes in the picture, at most, and pixels along a side of a decoded batch: a decoder's maps are large. */
 const COLUMNS = 10, BATCH_SIDE = 512;

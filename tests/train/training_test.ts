@@ -10,7 +10,8 @@ import { readTensor } from "../../src/tensor/tensor.ts";
 import type { Alignment } from "../../src/train/alignment.ts";
 import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
-import { Sampler, timeGrid } from "../../src/sampling/samplers.ts";
+import { Sampler } from "../../src/sampling/sampler.ts";
+import { timeGrid } from "../../src/sampling/samplers.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 

@@ -20,7 +20,7 @@ import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { TINY } from "../../train_dit.ts";
-import { Sampler } from "../../../src/sampling/samplers.ts";
+import { Sampler } from "../../../src/sampling/sampler.ts";
 import { ganStartOf, stagesOf } from "../../../src/train/align_config.ts";
 import type { Measurable } from "./measure.ts";
 

@@ -1,0 +1,125 @@
+// Sampling latents from a diffusion model, with classifier-free guidance (Ho and Salimans, 2022) inside an interval of times
+// (Kynkaanniemi et al., 2024): v = v_u + w (v_c - v_u). A step of the grid is one program, replayed with other times.
+
+import { noGrad } from "../tensor/autograd.ts";
+import { copy } from "../gpu/memory.ts";
+import { capture, type Program } from "../gpu/program.ts";
+import type { Denoiser } from "../models/denoiser.ts";
+import { add, mul, sub } from "../ops/math.ts";
+import { pointwise } from "../ops/pointwise.ts";
+import { normal, RandomState } from "../ops/random.ts";
+import { concat, slice } from "../ops/layout.ts";
+import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
+import { type SamplerName, SAMPLERS, timeGrid } from "./samplers.ts";
+
+export interface SamplingOptions {
+  batchSize: number;
+  /** Steps of the grid. */
+  steps: number;
+  sampler: SamplerName;
+  /** s of the time shift; 1 for none, below 1 spends more steps near the noise's end. */
+  shift: number;
+  /** w; 1 for no guidance. */
+  cfg: number;
+  /** Guidance acts for times in [from, to]. */
+  cfgInterval: readonly [number, number];
+  /** Channels that are guided; undefined for all. */
+  cfgChannels?: number | undefined;
+  seed: number;
+  /** About how many batches will be sampled (many). */
+  batches?: number;
+}
+
+type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
+
+/** Samples latents, a batch at a time. Sample i depends on (seed, i) and its class alone. */
+export class Sampler {
+  /** The latents [B,S,S,C], normalised: after {@link run} those of its batch. */
+  readonly latents: Tensor;
+  readonly #labels: Tensor;
+  /** t, next t. */
+  readonly #times: Tensor;
+  readonly #random: RandomState;
+  #start: StepProgram | undefined;
+  #plain: StepProgram | undefined;
+  #guided: StepProgram | undefined;
+
+  constructor(readonly model: Denoiser, readonly options: SamplingOptions) {
+    const { input_size: S, in_channels: C } = model.config;
+    const B = options.batchSize;
+    this.latents = variable([B, S, S, C], { label: "samples" });
+    this.#labels = input([B], "u32", "labels");
+    this.#times = variable([2], { label: "times" });
+    this.#random = new RandomState(options.seed);
+  }
+
+  async prepare(progress?: (done: number, total: number) => void): Promise<this> {
+    const { steps, shift } = this.options;
+    const times = timeGrid(steps, shift).slice(0, -1);
+    this.#start = await capture("noise", {}, () => {
+      copy(normal(this.latents.shape, this.#random, 0), this.latents);
+      return {};
+    }).prepare();
+    if (times.some((t) => !this.#isGuided(t))) this.#plain = await this.capture(false).prepare(progress);
+    if (times.some((t) => this.#isGuided(t))) this.#guided = await this.capture(true).prepare(progress);
+    return this;
+  }
+
+  /**
+   * Latents [B,S,S,C] (normalised, on the device) for classes of samples first, first + 1, ...
+   * @param labels one class number for each sample of the batch
+   */
+  run(labels: Uint32Array, first: number, onStep?: () => void): Tensor {
+    const { steps, shift } = this.options;
+    this.#labels.storage.write(labels);
+    this.#random.set(0, first);
+    this.#start?.run();
+    const times = timeGrid(steps, shift);
+    for (let i = 0; i < steps; i++) {
+      const t = times[i] as number;
+      this.#times.storage.write(new Float32Array([t, times[i + 1] as number]));
+      (this.#isGuided(t) ? this.#guided : this.#plain)?.run();
+      onStep?.();
+    }
+    return this.latents;
+  }
+
+  destroy(): void {
+    for (const program of [this.#start, this.#plain, this.#guided]) program?.destroy();
+    for (const { storage } of [this.latents, this.#labels, this.#times, this.#random.tensor]) {
+      storage.destroy();
+    }
+  }
+
+  /** Records one step of the grid; the caller prepares it. */
+  capture(guided: boolean): StepProgram {
+    const { batchSize: B, sampler, steps, batches } = this.options;
+    const record = () =>
+      noGrad(() => {
+        const t = slice(this.#times, 0, 0, 1), next = slice(this.#times, 0, 1, 2);
+        const velocity = (x: Tensor, t: Tensor) => this.#velocity(x, pointwise(["x0"], [t], [], [B]), guided);
+        copy(SAMPLERS[sampler](velocity, this.latents, t, next), this.latents);
+        return {};
+      });
+    const runs = batches === undefined ? {} : { runs: batches * steps };
+    const options = { ...runs, batchInvariant: true };
+    return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, options);
+  }
+
+  #isGuided(t: number): boolean {
+    const { cfg, cfgInterval: [from, to] } = this.options;
+    return cfg !== 1 && t >= from && t <= to;
+  }
+
+  #velocity(x: Tensor, t: Tensor, guided: boolean): Tensor {
+    const { model, options: { batchSize: B, cfg, cfgChannels } } = this;
+    if (!guided) return model.forward(x, t, this.#labels);
+    const { in_channels: C, num_classes } = model.config;
+    const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
+    const both = model.forward(concat([x, x], 0), concat([t, t], 0), concat([this.#labels, none], 0));
+    const conditional = slice(both, 0, 0, B), unconditional = slice(both, 0, B, 2 * B);
+    // Unguided channels keep the conditional velocity.
+    const weights = Float32Array.from({ length: C }, (_, c) => c < (cfgChannels ?? C) ? cfg : 1);
+    return add(unconditional, mul(sub(conditional, unconditional), constant(weights, [C], "guidance")));
+  }
+}
