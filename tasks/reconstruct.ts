@@ -4,7 +4,7 @@ import { basename, dirname, extname, join } from "@std/path";
 import { reconstructConfig } from "../src/cli/config.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { writeJson } from "../src/formats/files.ts";
-import { grid, writePng } from "../src/image/image.ts";
+import { pairGrid, writePng } from "../src/image/image.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
@@ -53,7 +53,7 @@ export const reconstruct = command({
     });
     context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
     const progress = log.progress("reconstructing", source.length, "images");
-    const shown: Uint8Array[][] = [];
+    const shown: [Uint8Array, Uint8Array][] = [];
     const scores = await scoreReconstruction(
       tokenizer,
       source,
@@ -67,16 +67,7 @@ export const reconstruct = command({
     );
     progress.end();
     if (c.grid) {
-      const columns = Math.min(12, shown.length), rows: Uint8Array[] = [];
-      for (let at = 0; at < shown.length; at += columns) {
-        const pairs = shown.slice(at, at + columns);
-        // A short last row is filled up, so that reconstructions stay below their originals.
-        while (pairs.length < columns) {
-          pairs.push([new Uint8Array(size * size * 3).fill(255), new Uint8Array(size * size * 3).fill(255)]);
-        }
-        rows.push(...pairs.map(([a]) => a as Uint8Array), ...pairs.map(([, b]) => b as Uint8Array));
-      }
-      await writePng(join(out, "grid.png"), grid(rows, size, columns));
+      await writePng(join(out, "grid.png"), pairGrid(shown, size, 12));
     }
     writeJson(join(out, "metrics.json"), scores);
     const { psnr = 0, ssim } = scores;

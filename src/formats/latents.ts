@@ -7,6 +7,7 @@
 import { basename, join } from "@std/path";
 import { z } from "zod";
 import { ShapeError, UsageError } from "../errors.ts";
+import { ChannelStatistics } from "./channel_statistics.ts";
 import { exists, makeFolder, removeLeftovers } from "./files.ts";
 import { checkStatistics, notFinite } from "./finite.ts";
 import { differences, provenanceSchema } from "./provenance.ts";
@@ -45,9 +46,7 @@ export class LatentsWriter {
   #flipped: Float32Array[] = [];
   #labels: number[] = [];
   #shards = 0;
-  readonly #count: Float64Array;
-  readonly #mean: Float64Array;
-  readonly #squares: Float64Array;
+  readonly #statistics: ChannelStatistics;
 
   /**
    * Begins a folder anew; open() goes on with an unfinished one.
@@ -71,11 +70,7 @@ export class LatentsWriter {
     }
     removeLeftovers(folder);
     if (!keep) this.#removeShards(0); // of an interrupted run
-    [this.#count, this.#mean, this.#squares] = [0, 0, 0].map(() => new Float64Array(shape[0])) as [
-      Float64Array,
-      Float64Array,
-      Float64Array,
-    ];
+    this.#statistics = new ChannelStatistics(shape[0]);
   }
 
   /**
@@ -96,7 +91,7 @@ export class LatentsWriter {
 
   /** Latents so far, those of an interrupted run included. */
   get length(): number {
-    return (this.#count[0] as number) / (this.shape[1] * this.shape[2]);
+    return (this.#statistics.count[0] as number) / (this.shape[1] * this.shape[2]);
   }
 
   async #resume(record: LatentsRecord): Promise<void> {
@@ -121,12 +116,8 @@ export class LatentsWriter {
         }
         const [N = 0, ...rest] = file.shapes.get("latents") ?? [];
         if (rest.join() !== this.shape.join() || N > this.perShard) break;
-        const [count, mean, squares] = JSON.parse(sums) as string[][];
-        for (
-          const [to, from] of [[this.#count, count], [this.#mean, mean], [this.#squares, squares]] as const
-        ) {
-          to.set(from?.map(Number) ?? []);
-        }
+        const read = JSON.parse(sums) as string[][];
+        this.#sums().forEach((sum, k) => sum.set(read[k]?.map(Number) ?? []));
         if (N === this.perShard) {
           this.#shards = n + 1;
           continue;
@@ -166,7 +157,7 @@ export class LatentsWriter {
     }
     for (let i = 0; i < labels.length; i++) {
       const latent = latents.slice(i * size, (i + 1) * size);
-      this.#measure(latent, H * W);
+      this.#statistics.add(latent, H * W);
       this.#latents.push(latent);
       this.#flipped.push(flipped.slice(i * size, (i + 1) * size));
       this.#labels.push(labels[i] as number);
@@ -184,9 +175,9 @@ export class LatentsWriter {
     if (this.#labels.length) await this.#flush();
     if (this.#shards === 0) throw new UsageError(`Cannot write latents to "${this.folder}": there are none`);
     const C = this.shape[0];
-    const std = this.#squares.map((sum, c) => Math.sqrt(sum / Math.max(1, (this.#count[c] as number) - 1)));
+    const { mean } = this.#statistics, std = this.#statistics.std();
     await writeSafetensors(join(this.folder, STATS), [
-      { name: "mean", shape: [1, C, 1, 1], data: Float32Array.from(this.#mean) },
+      { name: "mean", shape: [1, C, 1, 1], data: Float32Array.from(mean) },
       { name: "std", shape: [1, C, 1, 1], data: Float32Array.from(std) },
     ], { ...this.#metadata(), ...this.record ? { [COUNT]: String(this.length) } : {} });
   }
@@ -197,15 +188,10 @@ export class LatentsWriter {
       : {};
   }
 
-  /** Welford (1962), a channel at a time, in f64. */
-  #measure(latent: Float32Array, pixels: number): void {
-    latent.forEach((value, i) => {
-      const c = Math.floor(i / pixels);
-      const n = this.#count[c] = (this.#count[c] as number) + 1;
-      const before = value - (this.#mean[c] as number);
-      const mean = this.#mean[c] = (this.#mean[c] as number) + before / n;
-      this.#squares[c] = (this.#squares[c] as number) + before * (value - mean);
-    });
+  /** The running sums, in the order of their metadata. */
+  #sums(): Float64Array[] {
+    const { count, mean, squares } = this.#statistics;
+    return [count, mean, squares];
   }
 
   async #flush(): Promise<void> {
@@ -231,7 +217,7 @@ export class LatentsWriter {
       // As texts, which JSON keeps to the last bit.
       ...this.record
         ? {
-          [SUMS]: JSON.stringify([this.#count, this.#mean, this.#squares].map((sum) => [...sum].map(String))),
+          [SUMS]: JSON.stringify(this.#sums().map((sum) => [...sum].map(String))),
         }
         : {},
     });

@@ -295,3 +295,19 @@ export function grid(
   });
   return { width, height, data };
 }
+
+/** A picture of pairs of square images, rows of first ones above rows of second ones; white where the last row is short. */
+export function pairGrid(
+  pairs: readonly (readonly [Uint8Array, Uint8Array])[],
+  size: number,
+  columns: number,
+): Image {
+  const across = Math.min(columns, pairs.length), rows: Uint8Array[] = [];
+  const white = new Uint8Array(3 * size * size).fill(255);
+  for (let at = 0; at < pairs.length; at += across) {
+    for (const k of [0, 1] as const) {
+      for (let i = at; i < at + across; i++) rows.push(pairs[i]?.[k] ?? white);
+    }
+  }
+  return grid(rows, size, across);
+}

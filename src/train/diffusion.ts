@@ -8,17 +8,17 @@ import type { Resumed } from "../run/resume.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { capture, type Program } from "../gpu/program.ts";
-import type { Dit } from "../models/dit.ts";
+import type { Denoiser } from "../models/denoiser.ts";
 import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
-import { add, mul, scale, sigmoid, sub } from "../ops/math.ts";
+import { add, mul, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
-import { reshape } from "../ops/layout.ts";
+import { permute, reshape } from "../ops/layout.ts";
 import { input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import type { Plan } from "../gpu/plan.ts";
 import type { Latents } from "../formats/latents.ts";
 import { type LatentBatch, latentBatches } from "./encode_latents.ts";
-import { cosineDistance, l2 } from "./losses.ts";
+import { cosineDistance, l2, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe, schedule } from "./recipe.ts";
 
@@ -32,12 +32,20 @@ export interface DiffusionOptions {
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
+  /** Latents come as files hold them, [B,C,S,S] instead of [B,S,S,C] (false). */
+  channelsFirst?: boolean;
   /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
   recompute?: boolean;
 }
 
+/** The losses between the predicted velocity and v: one more is an entry, and a field of the options for its weight. */
+const LOSSES: Readonly<Record<string, { weight(o: DiffusionOptions): number; value: typeof l2 }>> = {
+  velocity: { weight: () => 1, value: l2 },
+  direction: { weight: (o) => o.directionWeight, value: cosineDistance },
+};
+
 /** The running metrics of a step, in this order. */
-export const DIFFUSION_METRICS = ["loss", "velocity", "direction", "grad_norm2"] as const;
+export const DIFFUSION_METRICS: readonly string[] = ["loss", ...Object.keys(LOSSES), "grad_norm2"];
 
 type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
 
@@ -50,31 +58,35 @@ export class Diffusion {
   readonly random: RandomState;
   readonly runningMetrics: Tensor = variable([DIFFUSION_METRICS.length], { label: "running metrics" });
 
-  constructor(readonly dit: Dit, readonly options: DiffusionOptions) {
+  constructor(readonly dit: Denoiser, readonly options: DiffusionOptions) {
     this.set = new ParameterSet("model", dit, options.precision);
     this.optimizer = new Optimizer("optimizer", [{ set: this.set, ema: options.ema }]);
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step, to be made ready by {@link prepare}: inputs are normalised latents [B,S,S,C] and class numbers [B]. */
+  /** Records one step, to be made ready by {@link prepare}: inputs are normalised latents and class numbers [B]. */
   capture(): DiffusionProgram {
-    const { batchSize: B, labelDropout, directionWeight } = this.options;
+    const { batchSize: B, labelDropout, channelsFirst = false, precision = "f32", recompute = false } =
+      this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
-    const inputs = { x: input([B, S, S, C], "f32", "latents"), labels: input([B], "u32", "labels") };
-    return capture("diffusion", inputs, ({ x, labels }) => {
+    const latents = input(channelsFirst ? [B, C, S, S] : [B, S, S, C], "f32", "latents");
+    const inputs = { x: latents, labels: input([B], "u32", "labels") };
+    return capture("diffusion", inputs, ({ x: stored, labels }) => {
       const { xt, v, t, y } = noGrad(() => {
+        const x = channelsFirst ? permute(stored, [0, 2, 3, 1]) : stored;
         const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
         const t = sigmoid(normal([B, 1, 1, 1], this.random, STREAMS.time));
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
-      const { precision = "f32", recompute = false } = this.options;
-      const forward = () => this.dit.forward(xt, t, y);
-      const predicted = within({ recompute, precision }, forward);
-      const velocity = l2(predicted, v), direction = cosineDistance(predicted, v);
-      const loss = directionWeight > 0 ? add(velocity, scale(direction, directionWeight)) : velocity;
-      const norm2 = this.optimizer.minimise(loss, [loss, velocity, direction]);
-      this.optimizer.report([loss, velocity, direction, norm2], this.runningMetrics);
+      const predicted = within({ recompute, precision }, () => this.dit.forward(xt, t, y));
+      const losses = Object.values(LOSSES).map(({ weight, value }): Weighted => [
+        value(predicted, v),
+        weight(this.options),
+      ]);
+      const loss = weightedSum(losses.filter(([, weight]) => weight > 0));
+      const values = [loss, ...losses.map(([value]) => value)];
+      this.optimizer.report([...values, this.optimizer.minimise(loss, values)], this.runningMetrics);
       return { loss };
     });
   }
@@ -121,14 +133,14 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
 
   /** @param latents undefined for a dry run */
   constructor(
-    readonly dit: Dit,
+    readonly dit: Denoiser,
     private readonly options: DiffusionRecipeOptions,
     private readonly latents: Latents | undefined,
   ) {
     const { input_size: S, in_channels: C } = dit.config;
     this.steps = options.steps;
     this.stepBytes = options.batchSize * C * S * S * 4;
-    this.diffusion = new Diffusion(dit, options);
+    this.diffusion = new Diffusion(dit, { ...options, channelsFirst: true });
     this.optimizers = [this.diffusion.optimizer];
     this.runningMetrics = this.diffusion.runningMetrics;
     this.#program = this.diffusion.capture();

@@ -11,8 +11,8 @@ import { uniform } from "../philox.ts";
 import { infer } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
-import { flip } from "../ops/layout.ts";
-import { input } from "../tensor/tensor.ts";
+import { flip, permute } from "../ops/layout.ts";
+import { input, type Tensor } from "../tensor/tensor.ts";
 import type { ImageTokenizer, TokenizerIdentity } from "../models/tokenizer.ts";
 
 /** What `encodeTo` makes of images. */
@@ -69,17 +69,21 @@ export async function encodeTo(
   const x = input([batchSize, size, size, 3], "f32", "images");
   const program = await capture("encode", { x }, ({ x }) =>
     noGrad(() => {
-      const z = tokenizer.encode(x);
-      return { z, mirrored: options.mirrored ? tokenizer.encode(flip(x, 2)) : z };
+      const encode = (x: Tensor) => permute(tokenizer.encode(x), [0, 3, 1, 2]); // [B, C, side, side], as in files
+      const z = encode(x);
+      return { z, mirrored: options.mirrored ? encode(flip(x, 2)) : z };
     }), { runs: Math.ceil(source.length / batchSize), batchInvariant: true }).prepare();
   // The batches are those of a run that was not interrupted.
   const from = Math.floor(writer.length / batchSize) * batchSize;
   let saved = performance.now();
   try {
-    for await (const { first, count, labels, outputs } of infer(program, source, source.length, from)) {
+    for await (const { first, labels, outputs } of infer(program, source, source.length, from)) {
       const known = writer.length - first, size = C * side * side;
-      const planes = (z: Float32Array) => toPlanes(z, count, side * side, C).subarray(known * size);
-      await writer.add(planes(outputs.z), planes(outputs.mirrored), labels.subarray(known));
+      await writer.add(
+        outputs.z.subarray(known * size),
+        outputs.mirrored.subarray(known * size),
+        labels.subarray(known),
+      );
       options.onProgress?.(writer.length);
       if (performance.now() - saved < SAVE) continue;
       await writer.save();
@@ -92,17 +96,6 @@ export async function encodeTo(
   } finally {
     program.destroy();
   }
-}
-
-/** [N, P, C] -> [N, C, P] */
-function toPlanes(z: Float32Array, N: number, P: number, C: number): Float32Array {
-  const out = new Float32Array(z.length);
-  for (let n = 0; n < N; n++) {
-    for (let p = 0; p < P; p++) {
-      for (let c = 0; c < C; c++) out[(n * C + c) * P + p] = z[(n * P + p) * C + c] as number;
-    }
-  }
-  return out;
 }
 
 /**
@@ -144,7 +137,7 @@ export function checkLatents(
 
 const FLIP_STREAM = 0xf11b;
 
-/** Normalised latents [B, side, side, C] and their labels. */
+/** Normalised latents [B, C, side, side] and their labels. */
 export interface LatentBatch {
   x: Float32Array;
   labels: Uint32Array<ArrayBuffer>;
@@ -167,14 +160,15 @@ async function latentBatch(
   const [C, H, W] = latents.shape, P = H * W;
   const indices = batchIndices(latents.length, batchSize, seed, step);
   const coins = options.flip ? uniform(seed, FLIP_STREAM, batchSize, step) : undefined;
-  const x = new Float32Array(batchSize * P * C), labels = new Uint32Array(batchSize);
+  const x = new Float32Array(batchSize * C * P), labels = new Uint32Array(batchSize);
   await Promise.all(indices.map(async (i, n) => {
     const z = await latents.latent(i, coins !== undefined && (coins[n] as number) < 0.5);
     labels[n] = latents.labels[i] as number;
-    for (let c = 0; c < C; c++) {
-      const mean = latents.mean[c] as number, std = latents.std[c] as number;
-      for (let p = 0; p < P; p++) x[(n * P + p) * C + c] = ((z[c * P + p] as number) - mean) / std;
-    }
+    // In f64 on the host: f32 on the device would change the last bits of every training.
+    z.forEach((value, k) => {
+      const c = Math.floor(k / P);
+      x[n * C * P + k] = (value - (latents.mean[c] as number)) / (latents.std[c] as number);
+    });
   }));
   return { x, labels };
 }

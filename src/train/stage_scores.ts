@@ -4,7 +4,7 @@
 import { join } from "@std/path";
 import type { ImageSource } from "../data/image_source.ts";
 import { exists, makeFolder, readJson, writeJson } from "../formats/files.ts";
-import { grid, writePng } from "../image/image.ts";
+import { pairGrid, writePng } from "../image/image.ts";
 import { LpipsScore } from "../metrics/lpips_score.ts";
 import { scoreLatents, scoreReconstruction } from "../metrics/tokenizer.ts";
 import type { Lpips } from "../models/lpips.ts";
@@ -51,7 +51,7 @@ export class StageScores {
   /** Scores the tokenizer as stage `index` left it. */
   async score(stage: Stage, index: number): Promise<Scores> {
     const { size, heldOut, probe } = this.images;
-    const shown: Uint8Array[][] = [];
+    const shown: [Uint8Array, Uint8Array][] = [];
     const batch = { size, batchSize: Math.min(32, heldOut.length) };
     const pair = this.lpips && await LpipsScore.open(this.lpips, batch);
     const scores: Scores = await scoreReconstruction(
@@ -69,14 +69,11 @@ export class StageScores {
     }
     this.stages[stage.name] = scores;
     writeJson(join(this.out, "metrics.json"), { stages: this.stages, ...scores });
-    const columns = Math.min(COLUMNS, shown.length);
-    const rows: Uint8Array[] = [];
-    for (let at = 0; at < shown.length; at += columns) {
-      const pairs = shown.slice(at, at + columns);
-      rows.push(...pairs.map(([a]) => a as Uint8Array), ...pairs.map(([, b]) => b as Uint8Array));
-    }
     makeFolder(join(this.out, "images"));
-    await writePng(join(this.out, "images", `${index + 1}_${stage.name}.png`), grid(rows, size, columns));
+    await writePng(
+      join(this.out, "images", `${index + 1}_${stage.name}.png`),
+      pairGrid(shown, size, COLUMNS),
+    );
     return scores;
   }
 }

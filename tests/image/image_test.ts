@@ -6,6 +6,7 @@ import {
   decodeImage,
   encodePng,
   grid,
+  pairGrid,
   readImage,
   toBytes,
   toFloat,
@@ -196,6 +197,13 @@ Deno.test("toFloat() and toBytes() are inverse, and toBytes() rounds, clamps and
     0,
     255,
   ]);
+});
+
+Deno.test("pairGrid() keeps second images below first ones where the last row is short", () => {
+  const pairs = [10, 20, 30].map((v) => [new Uint8Array(3).fill(v), new Uint8Array(3).fill(v + 1)] as const);
+  const white = new Uint8Array(3).fill(255), images = [10, 20, 11, 21, 30, 255, 31, 255];
+  const expected = grid(images.map((v) => v === 255 ? white : new Uint8Array(3).fill(v)), 1, 2);
+  assertEquals(pairGrid(pairs, 1, 2), expected);
 });
 
 Deno.test("grid() puts enlarged images side by side with white lines between", () => {
