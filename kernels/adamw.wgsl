@@ -14,21 +14,20 @@ struct Params {
   factor: f32, // of the learning rate, for this set
 }
 
-@group(0) @binding(0) var<storage, read_write> p: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> m: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> v: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> ema: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> hyper: array<f32>;
-@group(0) @binding(6) var<storage, read> norm2: array<f32>;
-@group(0) @binding(7) var<storage, read> applied: array<f32>;        // progress, as the update reads it
-@group(0) @binding(8) var<storage, read_write> progress: array<f32>; // steps applied (this one included), skipped; loss scale; steps applied in a row with it or, negative, skipped in a row
-@group(0) @binding(9) var<uniform> params: Params;
-@group(0) @binding(10) var<storage, read_write> work: array<vec4<f32>>;
-@group(0) @binding(11) var<storage, read> values: array<f32>;
-@group(0) @binding(12) var<storage, read_write> sums: array<f32>;
-@group(0) @binding(13) var<storage, read_write> verdict: array<f32>; // what takes the place of norm2
-@group(0) @binding(14) var<storage, read_write> fault: array<f32>;   // of the latest skipped step: 1 value, 2 gradient, 3 update; which value
+var<storage> p: array<vec4<f32>>;
+var<storage> g: array<vec4<f32>>;
+var<storage> m: array<vec4<f32>>;
+var<storage> v: array<vec4<f32>>;
+var<storage> ema: array<vec4<f32>>;
+var<storage> hyper: array<f32>;
+var<storage> norm2: array<f32>;
+var<storage> applied: array<f32>;        // progress, as the update reads it
+var<storage> progress: array<f32>; // steps applied (this one included), skipped; loss scale; steps applied in a row with it or, negative, skipped in a row
+var<storage> work: array<vec4<f32>>;
+var<storage> values: array<f32>;
+var<storage> sums: array<f32>;
+var<storage> verdict: array<f32>; // what takes the place of norm2
+var<storage> fault: array<f32>;   // of the latest skipped step: 1 value, 2 gradient, 3 update; which value
 
 const UNROLL = 4u;
 
@@ -37,24 +36,24 @@ fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x
 
 @compute @workgroup_size(1)
 fn advance() {
-  if (finite(norm2[0])) {
-    progress[0] += 1.0;
-    progress[3] = max(progress[3], 0.0) + 1.0;
+  if (finite(norm2(0))) {
+    store_progress(0, progress(0) + ( 1.0));
+    store_progress(3, max(progress(3), 0.0) + 1.0);
   } else {
-    progress[1] += 1.0;
-    progress[3] = min(progress[3], 0.0) - 1.0;
+    store_progress(1, progress(1) + ( 1.0));
+    store_progress(3, min(progress(3), 0.0) - 1.0);
   }
 }
 
 @compute @workgroup_size(1)
 fn judge() {
-  verdict[0] = norm2[0];
-  if (!finite(norm2[0])) { fault[0] = 2.0; }
+  store_verdict(0, norm2(0));
+  if (!finite(norm2(0))) { store_fault(0, 2.0); }
   for (var i = 0u; i < params.size; i++) {
-    if (!finite(values[i])) {
-      verdict[0] = values[i];
-      fault[0] = 1.0;
-      fault[1] = f32(i);
+    if (!finite(values(i))) {
+      store_verdict(0, values(i));
+      store_fault(0, 1.0);
+      store_fault(1, f32(i));
       return;
     }
   }
@@ -64,13 +63,13 @@ fn judge() {
 fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
            @builtin(local_invocation_index) thread: u32) {
   let i = (group.y * groups.x + group.x) * 64u + thread;
-  if (i < params.size && !finite(norm2[0])) { sums[i] = values[i]; }
+  if (i < params.size && !finite(norm2(0))) { store_sums(i, values(i)); }
 }
 
 @compute @workgroup_size(64)
 fn record(@builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2[0])) { return; }
-  for (var i = thread; i < params.size; i += 64u) { sums[i] += values[i]; }
+  if (!finite(norm2(0))) { return; }
+  for (var i = thread; i < params.size; i += 64u) { store_sums(i, sums(i) + ( values(i))); }
 }
 
 const GROWTH = 500.0;
@@ -78,13 +77,13 @@ const LARGEST = 16777216.0; // 2^24
 
 @compute @workgroup_size(1)
 fn rescale() {
-  if (!finite(norm2[0])) {
-    progress[2] = max(1.0, progress[2] * 0.5);
+  if (!finite(norm2(0))) {
+    store_progress(2, max(1.0, progress(2) * 0.5));
     return;
   }
-  if (progress[3] >= GROWTH) {
-    progress[2] = min(LARGEST, progress[2] * 2.0);
-    progress[3] = 0.0;
+  if (progress(3) >= GROWTH) {
+    store_progress(2, min(LARGEST, progress(2) * 2.0));
+    store_progress(3, 0.0);
   }
 }
 
@@ -92,23 +91,23 @@ struct Updated { p: vec4<f32>, m: vec4<f32>, v: vec4<f32> }
 
 // What vector i becomes in applied step t.
 fn updated(i: u32, t: f32) -> Updated {
-  let lr = hyper[0] * params.factor;
-  let b1 = hyper[1];
-  let b2 = hyper[2];
-  let unscale = 1.0 / applied[2];
-  let norm = sqrt(norm2[0]) * unscale;
-  let gi = g[i] * (unscale * select(1.0, hyper[5] / norm, hyper[5] > 0.0 && norm > hyper[5]));
-  let mi = b1 * m[i] + (1.0 - b1) * gi;
-  let vi = b2 * v[i] + (1.0 - b2) * gi * gi;
-  let ratio = (mi / (1.0 - pow(b1, t))) / (sqrt(vi / (1.0 - pow(b2, t))) + hyper[3]);
-  return Updated(p[i] - lr * (ratio + hyper[4] * p[i]), mi, vi);
+  let lr = hyper(0) * params.factor;
+  let b1 = hyper(1);
+  let b2 = hyper(2);
+  let unscale = 1.0 / applied(2);
+  let norm = sqrt(norm2(0)) * unscale;
+  let gi = g(i) * (unscale * select(1.0, hyper(5) / norm, hyper(5) > 0.0 && norm > hyper(5)));
+  let mi = b1 * m(i) + (1.0 - b1) * gi;
+  let vi = b2 * v(i) + (1.0 - b2) * gi * gi;
+  let ratio = (mi / (1.0 - pow(b1, t))) / (sqrt(vi / (1.0 - pow(b2, t))) + hyper(3));
+  return Updated(p(i) - lr * (ratio + hyper(4) * p(i)), mi, vi);
 }
 
 // The new value of vector i.
 fn step(i: u32) -> vec4<f32> {
-  let next = updated(i, applied[0]);
-  m[i] = next.m;
-  v[i] = next.v;
+  let next = updated(i, applied(0));
+  store_m(i, next.m);
+  store_v(i, next.v);
   return next.p;
 }
 
@@ -121,18 +120,18 @@ const LARGEST_WEIGHT = 1e6; // with weights beyond it, the next step overflows
 @compute @workgroup_size(64)
 fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                 @builtin(local_invocation_index) thread: u32) {
-  let lr = hyper[0] * params.factor;
-  if (lr <= 100.0 && lr * hyper[4] <= 1.0 || !finite(norm2[0])) { return; }
+  let lr = hyper(0) * params.factor;
+  if (lr <= 100.0 && lr * hyper(4) <= 1.0 || !finite(norm2(0))) { return; }
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
-      let next = updated(i, applied[0] + 1.0);
+      let next = updated(i, applied(0) + 1.0);
       let fits = all(abs(next.p) <= vec4<f32>(LARGEST_WEIGHT));
       if (!(fits && all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
         var infinite = 0x7f800000u; // no constant: those must be finite
-        verdict[0] = bitcast<f32>(infinite);
-        fault[0] = 3.0;
+        store_verdict(0, bitcast<f32>(infinite));
+        store_fault(0, 3.0);
       }
     }
   }
@@ -141,12 +140,12 @@ fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
 @compute @workgroup_size(64)
 fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
          @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2[0])) { return; }
+  if (!finite(norm2(0))) { return; }
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
-      p[i] = step(i);
+      store_p(i, step(i));
     }
   }
 }
@@ -154,14 +153,14 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 @compute @workgroup_size(64)
 fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2[0])) { return; }
+  if (!finite(norm2(0))) { return; }
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
       let value = step(i);
-      p[i] = value;
-      ema[i] = hyper[6] * ema[i] + (1.0 - hyper[6]) * value;
+      store_p(i, value);
+      store_ema(i, hyper(6) * ema(i) + (1.0 - hyper(6)) * value);
     }
   }
 }
@@ -169,14 +168,14 @@ fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
 @compute @workgroup_size(64)
 fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
               @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2[0])) { return; }
+  if (!finite(norm2(0))) { return; }
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
       let value = step(i);
-      p[i] = value;
-      work[i] = value;
+      store_p(i, value);
+      store_work(i, value);
     }
   }
 }
@@ -184,15 +183,15 @@ fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) 
 @compute @workgroup_size(64)
 fn adamw_ema_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2[0])) { return; }
+  if (!finite(norm2(0))) { return; }
   let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
       let value = step(i);
-      p[i] = value;
-      work[i] = value;
-      ema[i] = hyper[6] * ema[i] + (1.0 - hyper[6]) * value;
+      store_p(i, value);
+      store_work(i, value);
+      store_ema(i, hyper(6) * ema(i) + (1.0 - hyper(6)) * value);
     }
   }
 }

@@ -8,12 +8,11 @@ struct Params {
   size: u32, // elements of a row; vectors are (size + 3) / 4
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read_write> y: array<V>;
-@group(0) @binding(2) var<storage, read> saved: array<V>; // y of the forward pass
-@group(0) @binding(3) var<storage, read> dy: array<V>;
-@group(0) @binding(4) var<storage, read_write> dx: array<V>;
-@group(0) @binding(5) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> y: array<V>;
+var<storage> saved: array<V>; // y of the forward pass
+var<storage> dy: array<V>;
+var<storage> dx: array<V>;
 
 const LOWEST = -3.4028234e38;
 
@@ -29,17 +28,17 @@ fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let last = (params.size - 1u) / 4u; // its vector is apart: all others are whole
   let at = row * (last + 1u);
   let mine = live && thread == last % THREADS;
-  let final_x = select(V(LOWEST), x[select(0u, at + last, live)], tail() & vec4(mine));
+  let final_x = select(V(LOWEST), x(select(0u, at + last, live)), tail() & vec4(mine));
   var m = final_x;
-  if (live) { for (var k = thread; k < last; k += THREADS) { m = max(m, x[at + k]); } }
+  if (live) { for (var k = thread; k < last; k += THREADS) { m = max(m, x(at + k)); } }
   let top = max_threads(biggest(m), thread, index / THREADS);
   let final_y = select(V(), exp(final_x - top), tail() & vec4(mine));
   var s = V();
-  if (live) { for (var k = thread; k < last; k += THREADS) { s += exp(x[at + k] - top); } }
+  if (live) { for (var k = thread; k < last; k += THREADS) { s += exp(x(at + k) - top); } }
   let r = 1.0 / sum_threads(vec2(total(s + final_y), 0.0), thread, index / THREADS).x;
   if (!live) { return; }
-  for (var k = thread; k < last; k += THREADS) { y[at + k] = exp(x[at + k] - top) * r; }
-  if (mine) { y[at + last] = final_y * r; }
+  for (var k = thread; k < last; k += THREADS) { store_y(at + k, exp(x(at + k) - top) * r); }
+  if (mine) { store_y(at + last, final_y * r); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -51,12 +50,12 @@ fn attention_rows_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   let last = (params.size - 1u) / 4u;
   let at = row * (last + 1u);
   let mine = live && thread == last % THREADS;
-  let final_dy = select(V(), dy[select(0u, at + last, live)], tail() & vec4(mine));
-  let final_y = saved[select(0u, at + last, live)];
+  let final_dy = select(V(), dy(select(0u, at + last, live)), tail() & vec4(mine));
+  let final_y = saved(select(0u, at + last, live));
   var s = final_dy * final_y;
-  if (live) { for (var k = thread; k < last; k += THREADS) { s += dy[at + k] * saved[at + k]; } }
+  if (live) { for (var k = thread; k < last; k += THREADS) { s += dy(at + k) * saved(at + k); } }
   let dot = sum_threads(vec2(total(s), 0.0), thread, index / THREADS).x;
   if (!live) { return; }
-  for (var k = thread; k < last; k += THREADS) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
-  if (mine) { dx[at + last] = final_y * (final_dy - dot); }
+  for (var k = thread; k < last; k += THREADS) { store_dx(at + k, saved(at + k) * (dy(at + k) - dot)); }
+  if (mine) { store_dx(at + last, final_y * (final_dy - dot)); }
 }

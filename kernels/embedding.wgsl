@@ -9,18 +9,17 @@ struct Params {
   chunk: u32, // ids of a chunk
 }
 
-@group(0) @binding(0) var<storage, read> table: array<f32>;
-@group(0) @binding(1) var<storage, read> ids: array<u32>;
-@group(0) @binding(2) var<storage, read> dy: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
-@group(0) @binding(4) var<uniform> params: Params;
+var<storage> table: array<f32>;
+var<storage> ids: array<u32>;
+var<storage> dy: array<f32>;
+var<storage> y: array<f32>;
 
 @compute @workgroup_size(64)
 fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
   let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count * params.size) { return; }
-  y[i] = table[min(ids[i / params.size], params.rows - 1u) * params.size + i % params.size];
+  store_y(i, table(min(ids(i / params.size), params.rows - 1u) * params.size + i % params.size));
 }
 
 @compute @workgroup_size(64)
@@ -33,7 +32,7 @@ fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_work
   let begin = i / (params.rows * params.size) * params.chunk;
   var sum = 0.0;
   for (var r = begin; r < min(begin + params.chunk, params.count); r++) {
-    if (min(ids[r], params.rows - 1u) == row) { sum += dy[r * params.size + c]; }
+    if (min(ids(r), params.rows - 1u) == row) { sum += dy(r * params.size + c); }
   }
-  y[i] = sum;
+  store_y(i, sum);
 }

@@ -16,11 +16,8 @@ export type GemmSpec = CpuSpec | GpuSpec;
 
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and row_sums. */
 export function gemmWgsl(spec: GemmSpec): string {
-  const wide = spec.vector ? "vec4<f32>" : "f32";
-  const operand = (name: string) =>
-    spec.backend === "cpu" && spec.textureWidth
-      ? `var ${name}: texture_storage_2d<rgba32float, read>`
-      : `var<storage, read> ${name}: array<${wide}>`;
+  const space = spec.backend === "cpu" && spec.textures ? "texture" : "storage";
+  const operand = spec.vector ? "vec4<f32>" : "f32";
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, ldc: u32, // elements between rows
@@ -31,12 +28,11 @@ export function gemmWgsl(spec: GemmSpec): string {
   alpha: f32,
   H: u32, W: u32, C: u32, Ho: u32, Wo: u32, Co: u32, KH: u32, KW: u32, stride: u32, top: u32, left: u32,
 }
-@group(0) @binding(0) ${operand("a")};
-@group(0) @binding(1) ${operand("b")};
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
-@group(0) @binding(4) var<uniform> params: Params;
-@group(0) @binding(5) var<storage, read_write> row_sums: array<vec4<f32>>; // of op(A) over K: [batch, splits, M]
+var<${space}> a: array<${operand}>;
+var<${space}> b: array<${operand}>;
+var<storage> bias: array<f32>;
+var<storage> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
+var<storage> row_sums: array<vec4<f32>>; // of op(A) over K: [batch, splits, M]
 
 ${spec.backend === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
 }

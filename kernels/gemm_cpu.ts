@@ -19,8 +19,8 @@ const SUM_BLOCK = 128;
 export interface CpuMachine {
   /** Threads of a workgroup: one SIMD vector of the processor. */
   readonly lanes: number;
-  /** Width of the textures that the operands are read from, in texels (a power of two); 0 for buffers. */
-  readonly textureWidth: number;
+  /** Whether the operands are read from textures. */
+  readonly textures: boolean;
 }
 
 export interface CpuSpec extends CommonSpec, CpuMachine {
@@ -71,7 +71,7 @@ export function cpuSpec(problem: GemmProblem, machine: CpuMachine, rowSums: bool
     vectorStore,
     bias,
     ...machine,
-    kStep: machine.textureWidth && !kxInner && !transposedA && runOfK(problem) % 8 === 0 ? 8 : 4,
+    kStep: machine.textures && !kxInner && !transposedA && runOfK(problem) % 8 === 0 ? 8 : 4,
     maskK: vector && K % 4 !== 0,
     stride: source.kind === "conv_dx" ? conv?.stride ?? 1 : 1,
     kxInner,
@@ -121,17 +121,9 @@ function storeRowSums({ tile: [TM] }: CpuSpec): string {
   return `  if (n0 == 0u) {
 ${
     lines(TM / 4, (i) =>
-      `    if (m0 + ${4 * i}u < params.M) { row_sums[(zs * params.M + m0) / 4u + ${i}u] = sum${i}; }`)
+      `    if (m0 + ${4 * i}u < params.M) { store_row_sums((zs * params.M + m0) / 4u + ${i}u, sum${i}); }`)
   }
   }`;
-}
-
-/** Loads vec4 `at` of an operand. */
-function load({ textureWidth }: CpuSpec, operand: "a" | "b", at: string): string {
-  if (!textureWidth) return `${operand}[${at}]`;
-  return `textureLoad(${operand}, vec2<u32>((${at}) & ${textureWidth - 1}u, (${at}) >> ${
-    Math.log2(textureWidth)
-  }u))`;
 }
 
 /** The multiply-adds of kStep k, accumulator by accumulator (other orders spill more registers). */
@@ -220,8 +212,8 @@ fn next_pixel(w: PixelGrid, p: vec3<i32>) -> vec3<i32> {
 function vectorLoop(spec: CpuSpec): string {
   const { source, tile: [TM, TN], kStep } = spec;
   const TM4 = TM / 4, TN4 = TN / 4, kVectors = kStep / 4;
-  const rowOfA = (i: number, at: string, keep = (value: string) => value) =>
-    range(kVectors).map((z) => `let a${i}_${z} = ${keep(load(spec, "a", `${at} + ${z}u`))}; `).join("");
+  const rowOfA = (i: number, at: string) =>
+    range(kVectors).map((z) => `let a${i}_${z} = a(${at} + ${z}u); `).join("");
   const byRow = (i: number, q: number) => `a${i}_${q >> 2}.${XYZW[q & 3]}`;
   const byColumn = (i: number, q: number) => `u${q}_${i >> 2}.${XYZW[i & 3]}`;
   /** Zero for k past the end. */
@@ -230,7 +222,7 @@ function vectorLoop(spec: CpuSpec): string {
   const columnsOfA = range(kStep).map((q) =>
     lines(
       TM4,
-      (i) => `let u${q}_${i} = ${within(q, load(spec, "a", `offset_m + (k + ${q}u) * lda4 + ${i}u`))};`,
+      (i) => `let u${q}_${i} = ${within(q, `a(offset_m + (k + ${q}u) * lda4 + ${i}u)`)};`,
     )
   ).concat(
     spec.rowSums
@@ -244,13 +236,13 @@ function vectorLoop(spec: CpuSpec): string {
   const columnsOfB = (at: (j: number) => string) =>
     lines(
       TN,
-      (j) => range(kVectors).map((z) => `let t${j}_${z} = ${load(spec, "b", `${at(j)} + ${z}u`)};`).join(" "),
+      (j) => range(kVectors).map((z) => `let t${j}_${z} = b(${at(j)} + ${z}u);`).join(" "),
     ) +
     `\n${transposeB(spec)}`;
   const rowsOfB = (at: (q: number) => string) =>
-    range(kStep).map((q) =>
-      lines(TN4, (j) => `let b${q}_${j} = ${within(q, load(spec, "b", `${at(q)} + ${j}u`))};`)
-    ).join("\n");
+    range(kStep).map((q) => lines(TN4, (j) => `let b${q}_${j} = ${within(q, `b(${at(q)} + ${j}u)`)};`)).join(
+      "\n",
+    );
   // Column sums have two levels, blocks of SUM_BLOCK rows and their sum, so that rounding errors do not grow with K.
   const overK = (body: string) =>
     spec.rowSums
@@ -302,9 +294,7 @@ ${
 let y${q} = select(${OUTSIDE}, p${q}.y, k + ${q}u < end); let at${q} = ((p${q}.x * H + p${q}.y) * W + p${q}.z) * C4;
 ` +
           lines(TN4, (j) =>
-            `let b${q}_${j} = select(vec4<f32>(), ${
-              load(spec, "b", `u32(at${q} + tap_at${j})`)
-            }, (u32(y${q} + ky${j}) < params.H) & (u32(p${q}.z + kx${j}) < params.W));`)
+            `let b${q}_${j} = select(vec4<f32>(), b(u32(at${q} + tap_at${j})), (u32(y${q} + ky${j}) < params.H) & (u32(p${q}.z + kx${j}) < params.W));`)
         ).join("\n")
       }
 pixel = next_pixel(grid, p${kStep - 1});
@@ -339,7 +329,7 @@ function convolutionLoop(
   };
   const loadRow = (i: number, declare: string) =>
     range(kVectors).map((z) =>
-      `${declare} a${i}_${z} = select(vec4<f32>(), ${load(spec, "a", `at${i} + c4 + ${z}u`)}, ok${i}); `
+      `${declare} a${i}_${z} = select(vec4<f32>(), a(at${i} + c4 + ${z}u), ok${i}); `
     ).join("");
   const isLast = (i: number) => i % pixelReuse === pixelReuse - 1;
   const reusing = range(TM).filter((i) => !isLast(i));

@@ -74,7 +74,7 @@ export function offsets(): string {
  */
 export function elementFunctions(source: GemmSource, wide: boolean, sizes?: ConvSizes): string {
   const V = wide ? "vec4<f32>" : "f32";
-  const read = (name: string, at: string) => `return ${name}[${wide ? `(${at}) / 4u` : at}];`;
+  const read = (name: string, at: string) => `return ${name}(${wide ? `(${at}) / 4u` : at});`;
   const a = (body: string) => `
 fn a_at(offset_a: u32, m: u32, k_tile: u32, k: u32, end: u32) -> ${V} {
   if (m >= params.M || k >= end) { return ${V}(); }
@@ -146,17 +146,17 @@ export function epilogue({ tile: [TM, TN], vectorStore, bias }: CommonSpec): str
       TN4,
       (j) =>
         `  let bias${j} = vec4<f32>(${
-          range(4).map((e) => `bias[min(n0 + ${4 * j + e}u, params.N - 1u)]`).join(", ")
+          range(4).map((e) => `bias(min(n0 + ${4 * j + e}u, params.N - 1u))`).join(", ")
         });`,
     )
     : "";
   const value = (i: number, j: number) => `params.alpha * c${i}_${j}${bias ? ` + bias${j}` : ""}`;
   const one = (i: number, j: number) =>
     vectorStore
-      ? `if (n0 + ${4 * j}u < params.N) { c[(row + n0) / 4u + ${j}u] = ${value(i, j)}; }`
+      ? `if (n0 + ${4 * j}u < params.N) { store_c((row + n0) / 4u + ${j}u, ${value(i, j)}); }`
       : `{ let v = ${value(i, j)}; ${
         range(4).map((e) =>
-          `if (n0 + ${4 * j + e}u < params.N) { c[row + n0 + ${4 * j + e}u] = v.${XYZW[e]}; }`
+          `if (n0 + ${4 * j + e}u < params.N) { store_c(row + n0 + ${4 * j + e}u, v.${XYZW[e]}); }`
         ).join(" ")
       } }`;
   return `${biases}

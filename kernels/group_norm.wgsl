@@ -28,31 +28,30 @@ struct Params {
   eps: f32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read> w: array<V>;
-@group(0) @binding(2) var<storage, read> b: array<V>;
-@group(0) @binding(3) var<storage, read> mean: array<V>;       // [B, C]
-@group(0) @binding(4) var<storage, read> r: array<V>;          // [B, C]
-@group(0) @binding(5) var<storage, read> dy: array<V>;
-@group(0) @binding(6) var<storage, read_write> s1: array<V>;   // [B, chunks, C]
-@group(0) @binding(7) var<storage, read_write> s2: array<V>;
-@group(0) @binding(8) var<storage, read_write> y: array<V>;
-@group(0) @binding(9) var<storage, read> x1: array<f32>;       // the same memories, element by element
-@group(0) @binding(10) var<storage, read> w1: array<f32>;
-@group(0) @binding(11) var<storage, read> sum1: array<f32>;
-@group(0) @binding(12) var<storage, read> sum2: array<f32>;
-@group(0) @binding(13) var<storage, read_write> out1: array<f32>;  // [B, C]
-@group(0) @binding(14) var<storage, read_write> out2: array<f32>;
-@group(0) @binding(15) var<storage, read_write> all: array<f32>;   // [4, B, C] mean_g(u w), mean_g(u w n), sum u, sum u n
-@group(0) @binding(16) var<storage, read_write> joined: array<V>;  // the same, written in vectors
-@group(0) @binding(17) var<storage, read> of_u: array<V>;          // the same, read
-@group(0) @binding(18) var<storage, read_write> dw: array<V>;      // [slices, C]
-@group(0) @binding(19) var<storage, read_write> db: array<V>;
-@group(0) @binding(20) var<storage, read_write> mean_out: array<V>; // [B, C]
-@group(0) @binding(21) var<storage, read_write> r_out: array<V>;
-@group(0) @binding(22) var<storage, read_write> s3: array<V>;
-@group(0) @binding(23) var<storage, read> sum3: array<f32>;
-@group(0) @binding(24) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> w: array<V>;
+var<storage> b: array<V>;
+var<storage> mean: array<V>;       // [B, C]
+var<storage> r: array<V>;          // [B, C]
+var<storage> dy: array<V>;
+var<storage> s1: array<V>;   // [B, chunks, C]
+var<storage> s2: array<V>;
+var<storage> y: array<V>;
+var<storage> x1: array<f32>;       // the same memories, element by element
+var<storage> w1: array<f32>;
+var<storage> sum1: array<f32>;
+var<storage> sum2: array<f32>;
+var<storage> out1: array<f32>;  // [B, C]
+var<storage> out2: array<f32>;
+var<storage> all: array<f32>;   // [4, B, C] mean_g(u w), mean_g(u w n), sum u, sum u n
+var<storage> joined: array<V>;  // the same, written in vectors
+var<storage> of_u: array<V>;          // the same, read
+var<storage> dw: array<V>;      // [slices, C]
+var<storage> db: array<V>;
+var<storage> mean_out: array<V>; // [B, C]
+var<storage> r_out: array<V>;
+var<storage> s3: array<V>;
+var<storage> sum3: array<f32>;
 
 fn sigmoid(z: V) -> V { return 1.0 / (1.0 + exp(-z)); }
 
@@ -88,7 +87,7 @@ fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
       var sj = V();
       var qj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
-        let d = x[at + p * step] - origin;
+        let d = x(at + p * step) - origin;
         sj += d;
         qj += d * d;
       }
@@ -104,10 +103,10 @@ fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
 // Sums of u, of u n and of n over the same, for channel vector k, which is c in [B, C].
 fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   let step = params.size;
-  let m = mean[c];
-  let rstd = r[c];
-  let weight = w[k];
-  let bias = b[k];
+  let m = mean(c);
+  let rstd = r(c);
+  let weight = w(k);
+  let bias = b(k);
   var su = V();
   var sun = V();
   var sn = V();
@@ -120,8 +119,8 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
       var unj = V();
       var nj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
-        let n = (x[at + p * step] - m) * rstd;
-        let u = upstream(dy[at + p * step], n, weight, bias);
+        let n = (x(at + p * step) - m) * rstd;
+        let u = upstream(dy(at + p * step), n, weight, bias);
         uj += u;
         unj += u * n;
         nj += n;
@@ -167,9 +166,9 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   let chunk = item / params.size % params.chunks;
   let from_image = item / (params.size * params.chunks) * params.pixels * params.size + k;
   let end = min((chunk + 1u) * params.chunk, params.pixels);
-  let sums = deviations(from_image, x[from_image], chunk * params.chunk, end);
-  s1[item] = sums.first;
-  s2[item] = sums.second;
+  let sums = deviations(from_image, x(from_image), chunk * params.chunk, end);
+  store_s1(item, sums.first);
+  store_s2(item, sums.second);
 }
 
 // What a thread of the kernels that join chunks adds up: those of one group, THREADS apart.
@@ -200,25 +199,25 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   let pixels = f32(params.pixels);
   let from_image = image * params.pixels * params.channels;
   let from_sums = image * params.chunks * params.channels;
-  let origin = x1[from_image + first]; // so that a constant group is exactly its mean
+  let origin = x1(from_image + first); // so that a constant group is exactly its mean
   var apart = 0.0; // first values of the channels, above the origin
   var above = 0.0; // of the thread: what the channels are above their first values
   for (var c = first; c < first + width; c++) {
-    apart += x1[from_image + c] - origin;
+    apart += x1(from_image + c) - origin;
     var channel = 0.0;
-    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum1[from_sums + k * params.channels + c]; }
+    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum1(from_sums + k * params.channels + c); }
     above += channel;
   }
   let mean_g = origin + (apart + sum_threads(vec2(above, 0.0), thread, own.row).x / pixels) / f32(width);
   var squares = 0.0; // of the thread: of what they are above the mean, less the offsets' part
   var offsets = 0.0;
   for (var c = first; c < first + width; c++) {
-    let offset = x1[from_image + c] - mean_g;
+    let offset = x1(from_image + c) - mean_g;
     offsets += offset * offset;
     var channel = 0.0;
     for (var k = thread; k < own.chunks; k += THREADS) {
       let at = from_sums + k * params.channels + c;
-      channel += sum2[at] + 2.0 * offset * sum1[at];
+      channel += sum2(at) + 2.0 * offset * sum1(at);
     }
     squares += channel;
   }
@@ -226,8 +225,8 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   if (own.chunks == 0u || thread > 0u) { return; }
   let rstd = inverseSqrt(max(variance, 0.0) / f32(width) + params.eps);
   for (var c = first; c < first + width; c++) {
-    out1[image * params.channels + c] = mean_g;
-    out2[image * params.channels + c] = rstd;
+    store_out1(image * params.channels + c, mean_g);
+    store_out2(image * params.channels + c, rstd);
   }
 }
 
@@ -245,7 +244,7 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   var squares = 0.0;
   for (var k = 0u; k < vectors; k++) {
     let at = image * params.pixels * params.size + first + k;
-    let origin = x[at];
+    let origin = x(at);
     let sums = deviations(at, origin, 0u, params.pixels);
     let m = origin + sums.first / pixels;
     let mean_v = head(m) + total(m - head(m)) / WIDTH;
@@ -258,8 +257,8 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   }
   let rstd = inverseSqrt(max(squares, 0.0) / (pixels * f32(vectors) * WIDTH) + params.eps);
   for (var k = first; k < first + vectors; k++) {
-    mean_out[image * params.size + k] = V(mean_g);
-    r_out[image * params.size + k] = V(rstd);
+    store_mean_out(image * params.size + k, V(mean_g));
+    store_r_out(image * params.size + k, V(rstd));
   }
 }
 
@@ -267,12 +266,12 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
 fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                @builtin(local_invocation_index) thread: u32) {
   let own = strand((group.y * groups.x + group.x) * 64u + thread);
-  let m = mean[own.c];
-  let scale = r[own.c] * w[own.k];
-  let bias = b[own.k];
+  let m = mean(own.c);
+  let scale = r(own.c) * w(own.k);
+  let bias = b(own.k);
   for (var at = own.begin; at < own.end; at += own.step) {
-    let z = (x[at] - m) * scale + bias;
-    if (SILU == 0u) { y[at] = z; } else { y[at] = z * sigmoid(z); }
+    let z = (x(at) - m) * scale + bias;
+    if (SILU == 0u) { store_y(at, z); } else { store_y(at, z * sigmoid(z)); }
   }
 }
 
@@ -287,9 +286,9 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
   let from_image = image * params.pixels * params.size + k;
   let end = min((chunk + 1u) * params.chunk, params.pixels);
   let sums = upstreams(from_image, k, image * params.size + k, chunk * params.chunk, end);
-  s1[item] = sums.u;
-  s2[item] = sums.un;
-  s3[item] = sums.n;
+  store_s1(item, sums.u);
+  store_s2(item, sums.un);
+  store_s3(item, sums.n);
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -307,7 +306,7 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
   var rest = 0.0;
   for (var c = first; c < first + width; c++) {
     var channel = 0.0;
-    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum3[(image * params.chunks + k) * params.channels + c]; }
+    for (var k = thread; k < own.chunks; k += THREADS) { channel += sum3((image * params.chunks + k) * params.channels + c); }
     rest += channel;
   }
   let mean_n = sum_threads(vec2(rest, 0.0), thread, own.row).x / f32(params.pixels * width);
@@ -317,21 +316,21 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
     var pair = vec2<f32>();
     for (var k = thread; k < own.chunks; k += THREADS) {
       let at = (image * params.chunks + k) * params.channels + c;
-      pair += vec2(sum1[at], sum2[at]);
+      pair += vec2(sum1(at), sum2(at));
     }
     var sums = sum_threads(pair, thread, own.row);
     sums.y -= mean_n * sums.x;
     if (own.chunks > 0u && thread == 0u) {
-      all[2u * map + from_map + c] = sums.x;
-      all[3u * map + from_map + c] = sums.y;
+      store_all(2u * map + from_map + c, sums.x);
+      store_all(3u * map + from_map + c, sums.y);
     }
-    of_group += sums * w1[c];
+    of_group += sums * w1(c);
   }
   if (own.chunks == 0u || thread > 0u) { return; }
   let means = of_group / f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
-    all[from_map + c] = means.x;
-    all[map + from_map + c] = means.y;
+    store_all(from_map + c, means.x);
+    store_all(map + from_map + c, means.y);
   }
 }
 
@@ -349,15 +348,15 @@ fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
   var gn = 0.0;
   for (var k = first; k < first + vectors; k++) {
     let sums = upstreams(image * params.pixels * params.size + k, k, from_map + k, 0u, params.pixels);
-    joined[2u * map + from_map + k] = sums.u;
-    joined[3u * map + from_map + k] = sums.un;
-    g += total(sums.u * w[k]);
-    gn += total(sums.un * w[k]);
+    store_joined(2u * map + from_map + k, sums.u);
+    store_joined(3u * map + from_map + k, sums.un);
+    g += total(sums.u * w(k));
+    gn += total(sums.un * w(k));
   }
   let count = f32(params.pixels * vectors) * WIDTH;
   for (var k = first; k < first + vectors; k++) {
-    joined[from_map + k] = V(g / count);
-    joined[map + from_map + k] = V(gn / count);
+    store_joined(from_map + k, V(g / count));
+    store_joined(map + from_map + k, V(gn / count));
   }
 }
 
@@ -366,16 +365,16 @@ fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
                     @builtin(local_invocation_index) thread: u32) {
   let item = (group.y * groups.x + group.x) * 64u + thread;
   let own = strand(item);
-  let m = mean[own.c];
-  let rstd = r[own.c];
-  let weight = w[own.k];
-  let bias = b[own.k];
+  let m = mean(own.c);
+  let rstd = r(own.c);
+  let weight = w(own.k);
+  let bias = b(own.k);
   let map = params.images * params.size;
-  let m1 = of_u[own.c];
-  let m2 = of_u[map + own.c];
+  let m1 = of_u(own.c);
+  let m2 = of_u(map + own.c);
   for (var at = own.begin; at < own.end; at += own.step) {
-    let n = (x[at] - m) * rstd;
-    y[at] = rstd * (upstream(dy[at], n, weight, bias) * weight - m1 - n * m2);
+    let n = (x(at) - m) * rstd;
+    store_y(at, rstd * (upstream(dy(at), n, weight, bias) * weight - m1 - n * m2));
   }
   // The threads behind the map's have dw and db to themselves, each of a slice of the images.
   let behind = item - params.images * slab() * params.size;
@@ -385,10 +384,10 @@ fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     var s = V();
     var q = V();
     for (var image = first; image < min(first + params.slice, params.images); image++) {
-      s += of_u[2u * map + image * params.size + k];
-      q += of_u[3u * map + image * params.size + k];
+      s += of_u(2u * map + image * params.size + k);
+      q += of_u(3u * map + image * params.size + k);
     }
-    dw[behind] = q;
-    db[behind] = s;
+    store_dw(behind, q);
+    store_db(behind, s);
   }
 }

@@ -8,11 +8,10 @@ struct Params {
   bits: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
-@group(0) @binding(3) var<uniform> params: Params;
-@group(0) @binding(4) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> y4: array<vec4<f32>>;
+var<storage> x: array<u32>;
+var<storage> y: array<u32>;
+var<storage> x4: array<vec4<f32>>;
+var<storage> y4: array<vec4<f32>>;
 
 const WG = 256u;
 const UNROLL = 4u;
@@ -26,7 +25,7 @@ fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { y[j] = params.bits; }
+    if (j < params.count) { store_y(j, params.bits); }
   }
 }
 
@@ -35,7 +34,7 @@ fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { y[j] = x[j]; }
+    if (j < params.count) { store_y(j, x(j)); }
   }
 }
 
@@ -44,7 +43,7 @@ fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { y[j] = bitcast<u32>(bitcast<f32>(y[j]) + bitcast<f32>(x[j])); }
+    if (j < params.count) { store_y(j, bitcast<u32>(bitcast<f32>(y(j)) + bitcast<f32>(x(j)))); }
   }
 }
 
@@ -53,7 +52,7 @@ fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { y4[j] = x4[j]; }
+    if (j < params.count) { store_y4(j, x4(j)); }
   }
 }
 
@@ -62,6 +61,6 @@ fn add_in_place4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { y4[j] = y4[j] + x4[j]; }
+    if (j < params.count) { store_y4(j, y4(j) + x4(j)); }
   }
 }

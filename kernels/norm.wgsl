@@ -21,39 +21,38 @@ struct Params {
   chunk: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read> w: array<V>;
-@group(0) @binding(2) var<storage, read> b: array<V>;
-@group(0) @binding(3) var<storage, read_write> y: array<V>;
-@group(0) @binding(4) var<storage, read_write> stats: array<vec2<f32>>; // mean, r
-@group(0) @binding(5) var<storage, read> dy: array<V>;
-@group(0) @binding(6) var<storage, read> saved: array<vec2<f32>>;       // stats of the forward pass
-@group(0) @binding(7) var<storage, read_write> dx: array<V>;
-@group(0) @binding(8) var<storage, read_write> dw: array<V>;            // [chunks, C]
-@group(0) @binding(9) var<storage, read_write> db: array<V>;
-@group(0) @binding(10) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> w: array<V>;
+var<storage> b: array<V>;
+var<storage> y: array<V>;
+var<storage> stats: array<vec2<f32>>; // mean, r
+var<storage> dy: array<V>;
+var<storage> saved: array<vec2<f32>>;       // stats of the forward pass
+var<storage> dx: array<V>;
+var<storage> dw: array<V>;            // [chunks, C]
+var<storage> db: array<V>;
 
 fn weight(k: u32) -> V {
   if (AFFINE == 0u) { return V(1.0); }
-  return w[k];
+  return w(k);
 }
 
 fn bias(k: u32) -> V {
   if (AFFINE < 2u) { return V(); }
-  return b[k];
+  return b(k);
 }
 
 // (mean, r) of the row that begins at vector `at`.
 fn moments(at: u32, thread: u32, row: u32, live: bool) -> vec2<f32> {
   let n = f32(params.size) * WIDTH;
   var origin = 0.0;
-  if (RMS == 0u && live) { origin = head(x[at]); }
+  if (RMS == 0u && live) { origin = head(x(at)); }
   var count = 0.0;
   var m = V();
   var q = V();
   if (live) {
     for (var k = thread; k < params.size; k += THREADS) {
-      let v = x[at + k] - origin;
+      let v = x(at + k) - origin;
       let d = v - m;
       count += 1.0;
       if (RMS == 0u) { m += d * (1.0 / count); }
@@ -79,8 +78,8 @@ fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let at = row * params.size;
   let m = moments(at, thread, index / THREADS, live);
   if (!live) { return; }
-  if (thread == 0u) { stats[row] = m; }
-  for (var k = thread; k < params.size; k += THREADS) { y[at + k] = (x[at + k] - m.x) * m.y * weight(k) + bias(k); }
+  if (thread == 0u) { store_stats(row, m); }
+  for (var k = thread; k < params.size; k += THREADS) { store_y(at + k, (x(at + k) - m.x) * m.y * weight(k) + bias(k)); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -90,28 +89,28 @@ fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
   let live = row < params.rows;
   let at = row * params.size;
-  let m = saved[select(0u, row, live)];
+  let m = saved(select(0u, row, live));
   var s = V();
   var q = V();
   if (live) {
     for (var k = thread; k < params.size; k += THREADS) {
-      let g = dy[at + k] * weight(k);
+      let g = dy(at + k) * weight(k);
       s += g;
-      q += g * (x[at + k] - m.x) * m.y;
+      q += g * (x(at + k) - m.x) * m.y;
     }
   }
   var mean = sum_threads(vec2(total(s), total(q)), thread, index / THREADS) / (f32(params.size) * WIDTH);
   if (RMS == 1u) { mean.x = 0.0; }
   if (!live) { return; }
   for (var k = thread; k < params.size; k += THREADS) {
-    dx[at + k] = m.y * (dy[at + k] * weight(k) - mean.x - (x[at + k] - m.x) * m.y * mean.y);
+    store_dx(at + k, m.y * (dy(at + k) * weight(k) - mean.x - (x(at + k) - m.x) * m.y * mean.y));
   }
 }
 
 fn keep(chunk: u32, k: u32, q: V, s: V) {
   if (k < params.size) {
-    dw[chunk * params.size + k] = q;
-    db[chunk * params.size + k] = s;
+    store_dw(chunk * params.size + k, q);
+    store_db(chunk * params.size + k, s);
   }
 }
 
@@ -133,17 +132,17 @@ fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wo
     var a0 = V(); var a1 = V(); var a2 = V(); var a3 = V();
     var b0 = V(); var b1 = V(); var b2 = V(); var b3 = V();
     for (var row = first; row < min(first + BLOCK, end); row++) {
-      let m = saved[row];
+      let m = saved(row);
       let at = row * params.size + k;
-      let g0 = dy[at];
-      let g1 = dy[at + stride];
-      let g2 = dy[at + 2u * stride];
-      let g3 = dy[at + 3u * stride];
+      let g0 = dy(at);
+      let g1 = dy(at + stride);
+      let g2 = dy(at + 2u * stride);
+      let g3 = dy(at + 3u * stride);
       a0 += g0; a1 += g1; a2 += g2; a3 += g3;
-      b0 += g0 * ((x[at] - m.x) * m.y);
-      b1 += g1 * ((x[at + stride] - m.x) * m.y);
-      b2 += g2 * ((x[at + 2u * stride] - m.x) * m.y);
-      b3 += g3 * ((x[at + 3u * stride] - m.x) * m.y);
+      b0 += g0 * ((x(at) - m.x) * m.y);
+      b1 += g1 * ((x(at + stride) - m.x) * m.y);
+      b2 += g2 * ((x(at + 2u * stride) - m.x) * m.y);
+      b3 += g3 * ((x(at + 3u * stride) - m.x) * m.y);
     }
     s0 += a0; s1 += a1; s2 += a2; s3 += a3;
     q0 += b0; q1 += b1; q2 += b2; q3 += b3;

@@ -12,19 +12,18 @@ export function peakWgsl(chains: number): string {
     Array.from({ length: chains }, (_, i) => line(`v${i}`, i)).join(separator);
   const turn = each((v) => `${v} = fma(${v}, a, b);`, " ");
   return `struct Params { rounds: u32, a: f32, b: f32 }
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(2) var<uniform> params: Params;
+var<storage> x: array<vec4<f32>>;
+var<storage> y: array<vec4<f32>>;
 
 @compute @workgroup_size(${PEAK_WORKGROUP})
 fn ceiling(@builtin(global_invocation_id) id: vec3<u32>) {
   let a = vec4<f32>(params.a);
   let b = vec4<f32>(params.b);
-  ${each((v, i) => `var ${v} = x[id.x] + ${i}.0;`)}
+  ${each((v, i) => `var ${v} = x(id.x) + ${i}.0;`)}
   for (var i = 0u; i < params.rounds; i++) {
     ${Array(PEAK_DEPTH).fill(turn).join("\n    ")}
   }
-  y[id.x] = ${each((v) => v, " + ")};
+  store_y(id.x, ${each((v) => v, " + ")});
 }
 `;
 }

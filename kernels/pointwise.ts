@@ -52,25 +52,19 @@ export function pointwiseTiling(
   return { lanes: vector, steps: Math.min(64, Math.max(1, Math.floor(count / vector / 32))) };
 }
 
-/** The pieces of a text; all names begin with `prefix`, so that none is an array of the kernel that carries it. Arrays are <prefix>in<k> and <prefix>out<k>. */
-export interface ExpressionText {
-  /** Of `struct Params`: s<k> scalars, r<k> rows and columns, p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes, l<k>_<axis> and h<k>_<axis> bounds. */
-  readonly fields: readonly string[];
-  readonly declarations: string;
-}
-
 /**
- * @param name of the function: fn name(i: u32), with a second argument where an input is the caller's value;
- *   returns the first output's value instead of storing it where `returns`
- * @param binding number of the first array
+ * The text of an expression: `struct Params` of its own, arrays <prefix>in<k> and <prefix>out<k>, and the function `name`(i: u32),
+ * with a second argument where an input is the caller's value. Parameters are s<k> scalars, r<k> rows and columns,
+ * p<k>_<axis> strides, o<k> offsets, g<n>_<axis> sizes, l<k>_<axis> and h<k>_<axis> bounds.
+ * @param prefix of all other names, so that none is a name of the kernel that it is fused into
+ * @param returns the first output's value, instead of storing the outputs
  */
 export function expressionWgsl(
   { inputs, scalars, body, outputs, grids, width, element }: ExpressionSpec,
   name: string,
   prefix: string,
-  binding: number,
   returns = false,
-): ExpressionText {
+): string {
   const T = width === 1 ? element : `vec${width}<${element}>`;
   const fields: string[] = [];
   for (let k = 0; k < scalars; k++) fields.push(`${prefix}s${k}: f32`);
@@ -79,26 +73,22 @@ export function expressionWgsl(
   });
   const stored = returns ? [] : outputs;
   const places = [
-    ...inputs.map((place, k) => ({ place, array: `in${k}`, write: false })),
-    ...stored.map(({ place }, k) => ({ place, array: `out${k}`, write: true })),
+    ...inputs.map((place, k) => ({ place, array: `in${k}` })),
+    ...stored.map(({ place }, k) => ({ place, array: `out${k}` })),
   ];
   const arrays: string[] = [];
   const at = new Map<string, string>();
   /** Whether the element of a padded array has data. */
   const inside = new Map<string, string>();
   const cycles: string[] = [];
-  for (const { place: { access, grid, bounded }, array, write } of places) {
+  for (const { place: { access, grid, bounded }, array } of places) {
     if (access === "value") continue;
     const field = (f: string) => {
       fields.push(`${prefix}${f}_${array}: u32`);
       return `params.${prefix}${f}_${array}`;
     };
     const type = access === "same" || access === "row" || access === "vector" ? T : element;
-    arrays.push(
-      `@group(0) @binding(${binding + arrays.length}) var<storage, ${
-        write ? "read_write" : "read"
-      }> ${prefix}${array}: array<${type}>;`,
-    );
+    arrays.push(`var<storage> ${prefix}${array}: array<${type}>;`);
     const general = () => {
       const rank = grids[grid] as number;
       const terms = Array.from({ length: rank }, (_, d) => {
@@ -154,28 +144,26 @@ export function expressionWgsl(
   const read = (access: Access, k: number) => {
     if (access === "value") return `${prefix}v`;
     const data = inside.get(`in${k}`), index = at.get(`in${k}`);
-    if (data) return `select(${T}(), ${prefix}in${k}[select(0u, ${index}, ${data})], ${data})`;
-    if (access !== "cycle") return `${T}(${prefix}in${k}[${index}])`;
-    return `${T}(${Array.from({ length: width }, (_, e) => `${prefix}in${k}[in${k}_${e}]`).join(", ")})`;
+    if (data) return `select(${T}(), ${prefix}in${k}(select(0u, ${index}, ${data})), ${data})`;
+    if (access !== "cycle") return `${T}(${prefix}in${k}(${index}))`;
+    return `${T}(${Array.from({ length: width }, (_, e) => `${prefix}in${k}(in${k}_${e})`).join(", ")})`;
   };
   const value = inputs.some(({ access }) => access === "value");
-  return {
-    fields,
-    declarations: `${arrays.join("\n")}
+  return `struct Params { ${fields.join(", ")} }
+${arrays.join("\n")}
 fn ${name}(i: u32${value ? `, ${prefix}v: ${T}` : ""})${returns ? ` -> ${T}` : ""} {
 ${
-      [
-        ...multiIndex,
-        ...cycles,
-        ...inputs.map(({ access }, k) => `  let ${prefix}x${k} = ${read(access, k)};`),
-        ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
-        ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),
-        ...stored.map(({ value }, k) => `  ${prefix}out${k}[${at.get(`out${k}`)}] = ${prefix}${value};`),
-        ...(returns ? [`  return ${prefix}${outputs[0]?.value};`] : []),
-      ].join("\n")
-    }
-}`,
-  };
+    [
+      ...multiIndex,
+      ...cycles,
+      ...inputs.map(({ access }, k) => `  let ${prefix}x${k} = ${read(access, k)};`),
+      ...Array.from({ length: scalars }, (_, k) => `  let ${prefix}s${k} = ${T}(params.${prefix}s${k});`),
+      ...body.map((expression, k) => `  let ${prefix}t${k} = ${typed(expression)};`),
+      ...stored.map(({ value }, k) => `  store_${prefix}out${k}(${at.get(`out${k}`)}, ${prefix}${value});`),
+      ...(returns ? [`  return ${prefix}${outputs[0]?.value};`] : []),
+    ].join("\n")
+  }
+}`;
 }
 
 /** Functions that bodies call, for vectors of `width`. */
@@ -191,17 +179,13 @@ export function helpersWgsl(bodies: readonly string[], width: number): string {
  * @param vector lanes of a software adapter's workgroup
  */
 export function pointwiseWgsl(spec: ExpressionSpec, profile: "cpu" | "gpu", vector: number): string {
-  const { fields, declarations } = expressionWgsl(spec, "element", "", 0);
   const { lanes } = pointwiseTiling(profile, vector, 0);
   const unrolled = Array.from(
     { length: UNROLL },
     (_, u) => `{ let i = first + ${u * lanes}u + lane; if (i < end) { element(i); } }`,
   ).join("\n  ");
-  return `struct Params {
-  ${["count: u32", "steps: u32", ...fields].join(",\n  ")},
-}
-@group(0) @binding(${spec.inputs.length + spec.outputs.length}) var<uniform> params: Params;
-${declarations}
+  return `struct Params { count: u32, steps: u32 }
+${expressionWgsl(spec, "element", "")}
 
 @compute @workgroup_size(${lanes})
 fn pointwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

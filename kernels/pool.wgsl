@@ -14,10 +14,9 @@ struct Params {
   padding: u32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read> dy: array<V>;
-@group(0) @binding(2) var<storage, read_write> y: array<V>;
-@group(0) @binding(3) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> dy: array<V>;
+var<storage> y: array<V>;
 
 override MAX: u32 = 0;
 override COUNT_PADDING: u32 = 1;
@@ -32,11 +31,11 @@ fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
   let row = pixel / params.W;
   let line = params.W * 2u * params.C;
   let at = row * 2u * line + (pixel - row * params.W) * 2u * params.C + i - pixel * params.C;
-  let v = x[i];
-  y[at] = v;
-  y[at + params.C] = v;
-  y[at + line] = v;
-  y[at + line + params.C] = v;
+  let v = x(i);
+  store_y(at, v);
+  store_y(at + params.C, v);
+  store_y(at + line, v);
+  store_y(at + line + params.C, v);
 }
 
 @compute @workgroup_size(64)
@@ -48,7 +47,7 @@ fn upsample_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workg
   let row = pixel / params.W;
   let line = params.W * 2u * params.C;
   let at = row * 2u * line + (pixel - row * params.W) * 2u * params.C + i - pixel * params.C;
-  y[i] = dy[at] + dy[at + params.C] + dy[at + line] + dy[at + line + params.C];
+  store_y(i, dy(at) + dy(at + params.C) + dy(at + line) + dy(at + line + params.C));
 }
 
 // Divisor of the mean: all cells of the window (PyTorch's count_include_pad), or those on the map.
@@ -68,7 +67,7 @@ fn window(image: u32, oy: u32, ox: u32, c: u32) -> V {
     let iy = i32(oy * params.stride + k / params.K) - i32(params.padding);
     let ix = i32(ox * params.stride + k % params.K) - i32(params.padding);
     if (iy < 0 || ix < 0 || iy >= i32(params.H) || ix >= i32(params.W)) { continue; }
-    let v = x[((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c];
+    let v = x(((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c);
     if (MAX == 1u) { acc = max(acc, v); } else { acc += v; }
   }
   return acc;
@@ -83,7 +82,7 @@ fn pool(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
   let oy = pixel / params.Wo % params.Ho;
   let ox = pixel % params.Wo;
   let acc = window(pixel / (params.Wo * params.Ho), oy, ox, i % params.C);
-  if (MAX == 1u) { y[i] = acc; } else { y[i] = acc / cells(oy, ox); }
+  if (MAX == 1u) { store_y(i, acc); } else { store_y(i, acc / cells(oy, ox)); }
 }
 
 // Whether an earlier element of the window has the same value.
@@ -93,7 +92,7 @@ fn earlier(image: u32, oy: u32, ox: u32, c: u32, own: u32, value: V) -> V {
     let iy = i32(oy * params.stride + k / params.K) - i32(params.padding);
     let ix = i32(ox * params.stride + k % params.K) - i32(params.padding);
     if (iy < 0 || ix < 0 || iy >= i32(params.H) || ix >= i32(params.W)) { continue; }
-    hits += select(V(), V(1.0), x[((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c] == value);
+    hits += select(V(), V(1.0), x(((image * params.H + u32(iy)) * params.W + u32(ix)) * params.C + c) == value);
   }
   return hits;
 }
@@ -115,7 +114,7 @@ fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let image = pixel / (params.W * params.H);
   let iy = pixel / params.W % params.H + params.padding;
   let ix = pixel % params.W + params.padding;
-  let own = x[i];
+  let own = x(i);
   var acc = V();
   let rows = containing(iy, params.Ho);
   let columns = containing(ix, params.Wo);
@@ -123,12 +122,12 @@ fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     let oy = rows.x - j / columns.y;
     let ox = columns.x - j % columns.y;
     let k = (iy - oy * params.stride) * params.K + ix - ox * params.stride; // the element's place in the window
-    let g = dy[((image * params.Ho + oy) * params.Wo + ox) * params.C + c];
+    let g = dy(((image * params.Ho + oy) * params.Wo + ox) * params.C + c);
     if (MAX == 0u) { acc += g / cells(oy, ox); }
     else {
       let first = (window(image, oy, ox, c) == own) & (earlier(image, oy, ox, c, k, own) == V());
       acc += select(V(), g, first);
     }
   }
-  y[i] = acc;
+  store_y(i, acc);
 }

@@ -13,11 +13,10 @@ struct Params {
   no_class: u32,   // what they become
 }
 
-@group(0) @binding(0) var<storage, read> state: array<u32>; // seed low, seed high, step, number of the first row
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
-@group(0) @binding(2) var<uniform> params: Params;
-@group(0) @binding(3) var<storage, read> labels: array<u32>;
-@group(0) @binding(4) var<storage, read_write> kept: array<u32>;
+var<storage> state: array<u32>; // seed low, seed high, step, number of the first row
+var<storage> y: array<f32>;
+var<storage> labels: array<u32>;
+var<storage> kept: array<u32>;
 
 fn mul_high(a: u32, b: u32) -> u32 {
   let low = (a & 0xffffu) * (b & 0xffffu);
@@ -43,7 +42,7 @@ fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   if (i >= params.rows * params.quads) { return; }
   let row = i / params.quads;
   let quad = i % params.quads;
-  let bits = philox(vec4(quad, params.stream, state[2], state[3] + row), vec2(state[0], state[1]));
+  let bits = philox(vec4(quad, params.stream, state(2), state(3) + row), vec2(state(0), state(1)));
   var v = (vec4<f32>(bits >> vec4(8u)) + 0.5) * 5.9604645e-8;
   if (NORMAL == 1u) {
     let radius = sqrt(-2.0 * log(v.xz));
@@ -52,7 +51,7 @@ fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   }
   let at = row * params.size + quad * 4u;
   for (var j = 0u; j < 4u; j++) {
-    if (quad * 4u + j < params.size) { y[at + j] = v[j]; }
+    if (quad * 4u + j < params.size) { store_y(at + j, v[j]); }
   }
 }
 
@@ -61,7 +60,7 @@ fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 fn drop_labels(@builtin(global_invocation_id) id: vec3<u32>) {
   let row = id.x;
   if (row >= params.rows) { return; }
-  let bits = philox(vec4(0u, params.stream, state[2], state[3] + row), vec2(state[0], state[1]));
+  let bits = philox(vec4(0u, params.stream, state(2), state(3) + row), vec2(state(0), state(1)));
   let drop = (f32(bits.x >> 8u) + 0.5) * 5.9604645e-8 < params.share;
-  kept[row] = select(labels[row], params.no_class, drop);
+  store_kept(row, select(labels(row), params.no_class, drop));
 }

@@ -23,11 +23,10 @@ struct Params {
   scale: f32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> x4: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y4: array<vec4<f32>>;
-@group(0) @binding(4) var<uniform> params: Params;
+var<storage> x: array<f32>;
+var<storage> x4: array<vec4<f32>>;
+var<storage> y: array<f32>;
+var<storage> y4: array<vec4<f32>>;
 
 var<workgroup> shared_acc: array<f32, 256>;
 var<workgroup> shared_acc4: array<vec4<f32>, 256>;
@@ -74,7 +73,7 @@ fn finish_row(item: u32, thread: u32, row: u32, own: f32) {
     }
     acc = shared_acc[row * THREADS];
   }
-  if (thread == 0u && item < params.rows * params.chunks) { y[item] = acc * params.scale; }
+  if (thread == 0u && item < params.rows * params.chunks) { store_y(item, acc * params.scale); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -92,7 +91,7 @@ fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
       var middle = vec4<f32>(start());
       for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
         var block = vec4<f32>(start());
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both4(block, pre4(x4[from_row + k])); }
+        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both4(block, pre4(x4(from_row + k))); }
         middle = both4(middle, block);
       }
       acc = both4(acc, middle);
@@ -116,7 +115,7 @@ fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
       var middle = start();
       for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
         var block = start();
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both1(block, pre1(x[from_row + k])); }
+        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both1(block, pre1(x(from_row + k))); }
         middle = both1(middle, block);
       }
       acc = both1(acc, middle);
@@ -140,7 +139,7 @@ fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     for (var j = h; j < min(h + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
       var block = vec4<f32>(start());
       for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) {
-        block = both4(block, pre4(x4[(o * params.size + k) * params.inner + i]));
+        block = both4(block, pre4(x4((o * params.size + k) * params.inner + i)));
       }
       middle = both4(middle, block);
     }
@@ -155,7 +154,7 @@ fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     }
     acc = shared_acc4[index];
   }
-  if ((THREADS == 1u || thread == 0u) && o < params.rows) { y4[item] = acc * params.scale; }
+  if ((THREADS == 1u || thread == 0u) && o < params.rows) { store_y4(item, acc * params.scale); }
 }
 
 @compute @workgroup_size(WG * THREADS)
@@ -173,7 +172,7 @@ fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     for (var j = h; j < min(h + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
       var block = start();
       for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) {
-        block = both1(block, pre1(x[(o * params.size + k) * params.inner + i]));
+        block = both1(block, pre1(x((o * params.size + k) * params.inner + i)));
       }
       middle = both1(middle, block);
     }
@@ -188,5 +187,5 @@ fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     }
     acc = shared_acc[index];
   }
-  if ((THREADS == 1u || thread == 0u) && o < params.rows) { y[item] = acc * params.scale; }
+  if ((THREADS == 1u || thread == 0u) && o < params.rows) { store_y(item, acc * params.scale); }
 }

@@ -13,15 +13,14 @@ struct Params {
   size: u32,  // invocations of a head
 }
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> cos_table: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> sin_table: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> x2: array<vec2<f32>>; // the same for halves
-@group(0) @binding(5) var<storage, read> cos_table2: array<vec2<f32>>;
-@group(0) @binding(6) var<storage, read> sin_table2: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> y2: array<vec2<f32>>;
-@group(0) @binding(8) var<uniform> params: Params;
+var<storage> x: array<vec4<f32>>;
+var<storage> cos_table: array<vec4<f32>>;
+var<storage> sin_table: array<vec4<f32>>;
+var<storage> y: array<vec4<f32>>;
+var<storage> x2: array<vec2<f32>>; // the same for halves
+var<storage> cos_table2: array<vec2<f32>>;
+var<storage> sin_table2: array<vec2<f32>>;
+var<storage> y2: array<vec2<f32>>;
 
 @compute @workgroup_size(64)
 fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -29,13 +28,13 @@ fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let at = i / (params.size * params.heads) % params.tokens * params.size + i % params.size;
-  let c = cos_table[at];
-  let s = sin_table[at];
-  let v = x[i];
-  if (BACK == 0u) { y[i] = v * c + vec4(-v.y, v.x, -v.w, v.z) * s; }
+  let c = cos_table(at);
+  let s = sin_table(at);
+  let v = x(i);
+  if (BACK == 0u) { store_y(i, v * c + vec4(-v.y, v.x, -v.w, v.z) * s); }
   else {
     let t = v * s;
-    y[i] = v * c + vec4(t.y, -t.x, t.w, -t.z);
+    store_y(i, v * c + vec4(t.y, -t.x, t.w, -t.z));
   }
 }
 
@@ -48,17 +47,17 @@ fn rotary_halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let low = 2u * head * params.size + i % params.size;
   let high = low + params.size;
   let at = 2u * (head / params.heads % params.tokens) * params.size + i % params.size;
-  let a = x2[low];
-  let b = x2[high];
-  let ca = cos_table2[at];
-  let cb = cos_table2[at + params.size];
-  let sa = sin_table2[at];
-  let sb = sin_table2[at + params.size];
+  let a = x2(low);
+  let b = x2(high);
+  let ca = cos_table2(at);
+  let cb = cos_table2(at + params.size);
+  let sa = sin_table2(at);
+  let sb = sin_table2(at + params.size);
   if (BACK == 0u) {
-    y2[low] = a * ca - b * sa;
-    y2[high] = b * cb + a * sb;
+    store_y2(low, a * ca - b * sa);
+    store_y2(high, b * cb + a * sb);
   } else {
-    y2[low] = a * ca + b * sb;
-    y2[high] = b * cb - a * sa;
+    store_y2(low, a * ca + b * sb);
+    store_y2(high, b * cb - a * sa);
   }
 }

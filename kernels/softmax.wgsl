@@ -9,26 +9,25 @@ struct Params {
   scale: f32,
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read_write> y: array<V>;
-@group(0) @binding(2) var<storage, read> saved: array<V>; // y of the forward pass
-@group(0) @binding(3) var<storage, read> dy: array<V>;
-@group(0) @binding(4) var<storage, read_write> dx: array<V>;
-@group(0) @binding(5) var<storage, read> labels: array<u32>;
-@group(0) @binding(6) var<storage, read> x1: array<f32>;      // x element by element
-@group(0) @binding(7) var<storage, read_write> loss: array<f32>;
-@group(0) @binding(8) var<storage, read> dloss: array<f32>;   // one number
-@group(0) @binding(9) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> y: array<V>;
+var<storage> saved: array<V>; // y of the forward pass
+var<storage> dy: array<V>;
+var<storage> dx: array<V>;
+var<storage> labels: array<u32>;
+var<storage> x1: array<f32>;      // x element by element
+var<storage> loss: array<f32>;
+var<storage> dloss: array<f32>;   // one number
 
 const LOWEST = -3.4028234e38;
 
 // (max, sum of exp(x - max)) of a row.
 fn normaliser(at: u32, thread: u32, row: u32, live: bool) -> vec2<f32> {
   var m = V(LOWEST);
-  if (live) { for (var k = thread; k < params.size; k += THREADS) { m = max(m, x[at + k]); } }
+  if (live) { for (var k = thread; k < params.size; k += THREADS) { m = max(m, x(at + k)); } }
   let top = max_threads(biggest(m), thread, row);
   var s = V();
-  if (live) { for (var k = thread; k < params.size; k += THREADS) { s += exp(x[at + k] - top); } }
+  if (live) { for (var k = thread; k < params.size; k += THREADS) { s += exp(x(at + k) - top); } }
   return vec2(top, sum_threads(vec2(total(s), 0.0), thread, row).x);
 }
 
@@ -42,7 +41,7 @@ fn softmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
   let n = normaliser(at, thread, index / THREADS, live);
   if (!live) { return; }
   let r = 1.0 / n.y;
-  for (var k = thread; k < params.size; k += THREADS) { y[at + k] = exp(x[at + k] - n.x) * r; }
+  for (var k = thread; k < params.size; k += THREADS) { store_y(at + k, exp(x(at + k) - n.x) * r); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -53,10 +52,10 @@ fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   let live = row < params.rows;
   let at = row * params.size;
   var s = V();
-  if (live) { for (var k = thread; k < params.size; k += THREADS) { s += dy[at + k] * saved[at + k]; } }
+  if (live) { for (var k = thread; k < params.size; k += THREADS) { s += dy(at + k) * saved(at + k); } }
   let dot = sum_threads(vec2(total(s), 0.0), thread, index / THREADS).x;
   if (!live) { return; }
-  for (var k = thread; k < params.size; k += THREADS) { dx[at + k] = saved[at + k] * (dy[at + k] - dot); }
+  for (var k = thread; k < params.size; k += THREADS) { store_dx(at + k, saved(at + k) * (dy(at + k) - dot)); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -68,7 +67,7 @@ fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let n = normaliser(row * params.size, thread, index / THREADS, live);
   if (!live || thread > 0u) { return; }
   let classes = params.size * u32(WIDTH);
-  loss[row] = log(n.y) + n.x - x1[row * classes + min(labels[row], classes - 1u)];
+  store_loss(row, log(n.y) + n.x - x1(row * classes + min(labels(row), classes - 1u)));
 }
 
 @compute @workgroup_size(THREADS * ROWS)
@@ -80,9 +79,9 @@ fn cross_entropy_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
   let at = row * params.size;
   let n = normaliser(at, thread, index / THREADS, live);
   if (!live) { return; }
-  let label = min(labels[row], params.size * u32(WIDTH) - 1u);
-  let factor = dloss[0] * params.scale;
+  let label = min(labels(row), params.size * u32(WIDTH) - 1u);
+  let factor = dloss(0) * params.scale;
   for (var k = thread; k < params.size; k += THREADS) {
-    dx[at + k] = (exp(x[at + k] - n.x) / n.y - one_hot(k, label)) * factor;
+    store_dx(at + k, (exp(x(at + k) - n.x) / n.y - one_hot(k, label)) * factor);
   }
 }

@@ -14,10 +14,9 @@ override WG: u32 = 64;
 
 const BLOCK = 16u;
 
-@group(0) @binding(0) var<storage, read> a: array<V>;
-@group(0) @binding(1) var<storage, read> b: array<V>;
-@group(0) @binding(2) var<storage, read_write> y: array<V>;
-@group(0) @binding(3) var<uniform> params: Params;
+var<storage> a: array<V>;
+var<storage> b: array<V>;
+var<storage> y: array<V>;
 
 @compute @workgroup_size(WG)
 fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -38,9 +37,9 @@ fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
       var block_dot = V();
       for (var k = j; k < min(j + BLOCK, end); k++) {
         let at = (o * params.size + k) * params.inner + i;
-        let v = a[at];
+        let v = a(at);
         block_sum += v;
-        block_dot += v * b[at];
+        block_dot += v * b(at);
       }
       middle_sum += block_sum;
       middle_dot += block_dot;
@@ -49,6 +48,6 @@ fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
     dot += middle_dot;
   }
   let to = 2u * (item - i) + i;
-  y[to] = sum;
-  y[to + params.inner] = dot;
+  store_y(to, sum);
+  store_y(to + params.inner, dot);
 }

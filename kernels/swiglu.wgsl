@@ -6,10 +6,9 @@ struct Params {
   size: u32,  // vectors of H
 }
 
-@group(0) @binding(0) var<storage, read> x: array<V>;
-@group(0) @binding(1) var<storage, read> dy: array<V>;
-@group(0) @binding(2) var<storage, read_write> y: array<V>;
-@group(0) @binding(3) var<uniform> params: Params;
+var<storage> x: array<V>;
+var<storage> dy: array<V>;
+var<storage> y: array<V>;
 
 @compute @workgroup_size(64)
 fn swiglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -17,8 +16,8 @@ fn swiglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let at = i + i / params.size * params.size;
-  let a = x[at];
-  y[i] = a / (1.0 + exp(-a)) * x[at + params.size];
+  let a = x(at);
+  store_y(i, a / (1.0 + exp(-a)) * x(at + params.size));
 }
 
 @compute @workgroup_size(64)
@@ -27,9 +26,9 @@ fn swiglu_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
   let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }
   let at = i + i / params.size * params.size;
-  let a = x[at];
+  let a = x(at);
   let s = 1.0 / (1.0 + exp(-a));
-  let g = dy[i];
-  y[at] = g * x[at + params.size] * s * (1.0 + a * (1.0 - s));
-  y[at + params.size] = g * a * s;
+  let g = dy(i);
+  store_y(at, g * x(at + params.size) * s * (1.0 + a * (1.0 - s)));
+  store_y(at + params.size, g * a * s);
 }

@@ -2,6 +2,7 @@
 // captured. Planning binds without recording.
 
 import { GpuError } from "../errors.ts";
+import { type ArrayForm, seesBits } from "./accessors.ts";
 import { device } from "./device.ts";
 import { MAX_ITERATIONS } from "./iterations.ts";
 import type { Kernel } from "./kernel.ts";
@@ -23,28 +24,35 @@ export interface LaunchOptions {
 
 /**
  * The launch of a kernel. Pure: records nothing.
- * @param buffers every storage binding of the entry point, by name
+ * @param operands every array of the entry point, by name: a tensor, or a number for an operand that is absent, which reads as
+ *   that constant and ignores stores
  * @param params every field of `struct Params`, by name
  * @param grid workgroups in x, y, z (at most 65,535 each; see {@link fold})
  * @throws GpuError where a name is unknown or missing, or the grid or the iterations are out of bounds
  */
 export function bind(
   kernel: Kernel,
-  buffers: Readonly<Record<string, Bindable>>,
+  operands: Readonly<Record<string, Bindable | number>>,
   params: Readonly<Record<string, number>>,
   [x, y = 1, z = 1]: readonly [number, number?, number?],
   { flops = 0, iterations = kernel.hasOpenLoop ? undefined : 0, fusion }: LaunchOptions = {},
 ): Launch {
   const action = `Cannot launch "${kernel.label}"`;
-  const expected = new Set(kernel.bindings.map((b) => b.name));
-  const unknown = Object.keys(buffers).filter((name) => !expected.has(name));
+  const { arrays } = kernel.reach;
+  const unknown = Object.keys(operands).filter((name) => !arrays.some((array) => array.name === name));
   if (unknown.length) {
-    throw new GpuError(`${action}: unknown buffers ${unknown.map((name) => `"${name}"`).join(", ")}`);
+    throw new GpuError(`${action}: unknown arrays ${unknown.map((name) => `"${name}"`).join(", ")}`);
   }
-  const storages = kernel.bindings.map(({ name }) => {
-    const buffer = buffers[name];
-    if (!buffer) throw new GpuError(`${action}: buffer "${name}" is missing`);
-    return buffer.storage;
+  const forms = new Map<string, ArrayForm>();
+  const storages = arrays.flatMap((array) => {
+    const operand = operands[array.name];
+    if (operand === undefined) throw new GpuError(`${action}: array "${array.name}" is missing`);
+    if (typeof operand === "number") {
+      forms.set(array.name, operand);
+      return [];
+    }
+    if (operand.storage.half && !seesBits(array)) forms.set(array.name, "fp16");
+    return operand.storage;
   });
   const limit = device().limits.maxComputeWorkgroupsPerDimension;
   if (![x, y, z].every((n) => Number.isInteger(n) && n >= 1 && n <= limit)) {
@@ -61,9 +69,8 @@ export function bind(
       `${action}: a thread would run ${found} loop iterations, and ${max} are the most; split the work`,
     );
   }
-  const fp16 = kernel.bindings.flatMap(({ name, words }, i) => storages[i]?.half && !words ? [name] : []);
   return {
-    kernel: kernel.forFp16(fp16),
+    kernel: kernel.withForms(forms),
     storages,
     params: kernel.pack(params),
     grid: [x, y, z],

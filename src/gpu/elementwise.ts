@@ -9,11 +9,12 @@ import {
   pointwiseTiling,
   pointwiseWgsl,
 } from "../../kernels/pointwise.ts";
+import { accessorNames, widthOf } from "./accessors.ts";
 import { bind, record } from "./bind.ts";
 import { type Axis, compose, contiguous, isConstant, isContiguous, isPlain, type View } from "./strides.ts";
 import { device } from "./device.ts";
-import { rewrite } from "./fp16.ts";
 import { fold, kernel } from "./kernel.ts";
+import { parseKernel, replaceAccessors } from "./kernel_text.ts";
 import type { Expression, FusedWork, Launch, Operand, Output } from "./launch.ts";
 import type { Bindable, Storage } from "./storage.ts";
 
@@ -44,50 +45,35 @@ export function bindExpression(expression: Expression): Launch | undefined {
   );
 }
 
-/** The launch `core` with prologues and epilogues; undefined where they do not fit its text. */
+/** The launch `core` with prologues and epilogues; undefined where an expression does not fit the width of its array. */
 export function bindFused(core: Launch, fused: FusedWork): Launch | undefined {
-  const { fp32 } = core.kernel;
-  const buffers: Record<string, Bindable> = {};
-  core.kernel.bindings.forEach(({ name }, i) => buffers[name] = { storage: core.storages[i] as Storage });
-  const params = fp32.unpack(core.params);
-  const fields: string[] = [], declarations: string[] = [];
+  const { text, entry, constants, forms, bindings } = core.kernel;
+  const operands: Record<string, Bindable | number> = {};
+  for (const [name, form] of forms) if (typeof form === "number") operands[name] = form;
+  bindings.forEach(({ name }, i) => operands[name] = { storage: core.storages[i] as Storage });
+  const params = core.kernel.unpack(core.params);
+  const replaced = new Set<string>(), added: string[] = [];
   const bodies = new Map<number, string[]>();
-  const forms = new Map<string, { read?: (i: string) => string; write?: (i: string, v: string) => string }>();
-  let binding = fp32.freeBinding;
   for (const [kind, list] of Object.entries(fused) as [keyof FusedWork, FusedWork["loads"]][]) {
     for (const [name, expression] of list) {
-      const width = fp32.bindings.find((b) => b.name === name)?.width ?? 0;
+      const array = text.arrays.find((a) => a.name === name), width = array ? widthOf(array) : 0;
       if (!width || !fits(expression, width)) return undefined;
-      const prefix = `f${forms.size}_`, fn = `${prefix}value`;
-      const printed = print(expression, width, prefix, kind === "loads");
-      const text = expressionWgsl(printed.spec, fn, prefix, binding, kind === "loads");
-      binding += Object.keys(printed.buffers).length;
-      fields.push(...text.fields);
-      declarations.push(text.declarations);
+      const loads = kind === "loads", prefix = `f${replaced.size}_`;
+      const printed = print(expression, width, prefix, loads);
+      const accessor = loads ? accessorNames(name).load : accessorNames(name).store;
+      added.push(expressionWgsl(printed.spec, accessor, prefix, loads));
       bodies.set(width, [...bodies.get(width) ?? [], ...expression.body]);
-      delete buffers[name];
-      Object.assign(buffers, printed.buffers);
+      replaced.add(name);
+      delete operands[name];
+      Object.assign(operands, printed.buffers);
       Object.assign(params, printed.params);
-      forms.set(
-        name,
-        kind === "loads"
-          ? { read: (i) => `${fn}(u32(${i}))` }
-          : { write: (i, v) => `${fn}(u32(${i}), ${v})` },
-      );
     }
   }
-  const helpers = [...bodies].map(([width, list]) => helpersWgsl(list, width));
-  const source = rewrite(fp32.text, forms)
-    .replace(
-      /struct\s+Params\s*\{([^}]*?),?\s*\}/,
-      (_, own) => `struct Params {${[own, ...fields].join(",\n  ")}}`,
-    );
-  const fusedKernel = kernel([source, ...declarations, ...helpers].join("\n"), fp32.entry, {
-    ...fp32.constants,
-  });
+  for (const [width, list] of bodies) added.push(helpersWgsl(list, width));
+  const source = replaceAccessors(text, replaced, added.map(parseKernel));
   const extra = [...fused.loads.values(), ...fused.stores.values()]
     .reduce((sum, e) => sum + e.count * e.body.length, 0);
-  return bind(fusedKernel, buffers, params, core.grid, {
+  return bind(kernel(source, entry, { ...constants }), operands, params, core.grid, {
     flops: core.flops + extra,
     iterations: core.iterations,
     fusion: { ...core.fusion, core, fused },

@@ -34,7 +34,7 @@ export type HostArray = Float32Array | Uint32Array | Int32Array | Uint16Array;
 export interface StorageOptions {
   category?: Category;
   label?: string;
-  /** Its elements are halves, two in a word; kernels that it is bound to are rewritten (fp16.ts). */
+  /** Holds fp16, two in a u32; see accessors.ts. */
   half?: boolean;
   /** Keeps its buffer across programs; filled by `init`, or with zeros. */
   persistent?: boolean;

@@ -16,7 +16,7 @@ import {
 import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages, scope } from "../gpu/scope.ts";
-import { stageable, TEXELS } from "../gpu/software/staging.ts";
+import { stageable } from "../gpu/software/staging.ts";
 import { empty, emptyActivation, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { chooseTile, kindOf, type Machine, splitLength, thisMachine, tilesPerGroup } from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
@@ -137,9 +137,7 @@ function launchGemm(
     bias: bias !== undefined && splits === 1,
   };
   const textures = vector && stageable(a.storage) && stageable(b.storage);
-  const spec = cpu
-    ? cpuSpec(problem, { lanes: machine.lanes, textureWidth: textures ? TEXELS : 0 }, wantsRowSums)
-    : gpuSpec(problem);
+  const spec = cpu ? cpuSpec(problem, { lanes: machine.lanes, textures }, wantsRowSums) : gpuSpec(problem);
   const rowSums = spec.backend === "cpu" && spec.rowSums ? empty([splits, M], "f32", "row sums") : undefined;
   const size = sizeOf(shape);
   const y = splits > 1

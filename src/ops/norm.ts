@@ -76,7 +76,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     const dw = empty([chunks, C], "f32", "reduction"), db = empty([chunks, C], "f32", "reduction");
     const WG = groupSize();
     launch(
-      kernel(backward.kernel.source, "norm_backward_weight", { WG }),
+      kernel(backward.source, "norm_backward_weight", { WG }),
       { x, dy, saved: stats, dw, db },
       params,
       fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / WG)),

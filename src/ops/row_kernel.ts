@@ -16,6 +16,8 @@ export function byWidth(source: string, columns: number): { source: string; widt
 /** A row kernel, how it is launched, and the vectors of a row. */
 export interface RowKernel {
   kernel: Kernel;
+  /** The text with its preludes. */
+  source: string;
   grid: [number, number];
   size: number;
   iterations: number;
@@ -37,6 +39,7 @@ export function rowKernel(
   const size = columns / text.width, shared = sharing(size, loops);
   return {
     kernel: kernel(text.source, entry, { ...constants, ...shared }),
+    source: text.source,
     grid: fold(Math.ceil(count / shared.ROWS)),
     size,
     iterations: loops * Math.ceil(size / shared.THREADS),

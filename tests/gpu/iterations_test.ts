@@ -7,6 +7,7 @@ import { GpuError } from "../../src/errors.ts";
 import { hasOpenLoop, iterationsOfSum, MAX_ITERATIONS, partsOf } from "../../src/gpu/iterations.ts";
 import { launch } from "../../src/gpu/bind.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
+import { parseKernel, replaceAccessors } from "../../src/gpu/kernel_text.ts";
 import type { Launch } from "../../src/gpu/launch.ts";
 import { capture } from "../../src/gpu/program.ts";
 import type { Storage } from "../../src/gpu/storage.ts";
@@ -29,7 +30,37 @@ import { PROFILES, testDevice } from "../helpers/check.ts";
 const FIXED = 64;
 
 /** The kernel of a launch, and in addition the most loop iterations of any thread, in `turns_seen[0]`. */
-function counting({ kernel: { text, entry, constants, freeBinding } }: Launch) {
+function counting({ kernel: { text, entry, constants } }: Launch) {
+  const functions = new Map([...text.functions].map(([name, body]) => [name, withCounters(body)]));
+  const [head = "", attributes = "", parameters = ""] =
+    new RegExp(`(@compute\\s*@workgroup_size\\(.*\\))\\s*fn ${entry}\\(([^{]*)\\)\\s*\\{`)
+      .exec(functions.get(entry) ?? "") ?? [];
+  assert(head, `the entry point ${entry} is found`);
+  const names = [...parameters.matchAll(/(\w+)\s*:/g)].map((m) => m[1]);
+  functions.set(
+    `${entry}_itself`,
+    functions.get(entry)!.replace(
+      head,
+      `fn ${entry}_itself(${parameters.replace(/@builtin\(\w+\)\s*/g, "")}) {`,
+    ),
+  );
+  functions.set(
+    entry,
+    `${attributes} fn ${entry}(${parameters}) {
+    ${entry}_itself(${names.join(", ")});
+    atomicMax(&turns_seen[0], turns_taken);
+  }`,
+  );
+  const counters = "var<storage> turns_seen: array<atomic<u32>>; var<private> turns_taken: u32;";
+  return kernel(
+    replaceAccessors({ ...text, functions }, new Set(), [parseKernel(counters)]),
+    entry,
+    { ...constants },
+  );
+}
+
+/** A piece of WGSL whose loops count their iterations. */
+function withCounters(text: string): string {
   let counted = "", at = 0;
   for (const { 0: word, index } of text.matchAll(/\b(?:for|while|loop)\b\s*/g)) {
     let brace = index + word.length;
@@ -39,21 +70,7 @@ function counting({ kernel: { text, entry, constants, freeBinding } }: Launch) {
     counted += `${text.slice(at, brace + 1)} turns_taken += 1u;`;
     at = brace + 1;
   }
-  counted += text.slice(at);
-  const [head = "", attributes = "", parameters = ""] =
-    new RegExp(`(@compute\\s*@workgroup_size\\(.*\\))\\s*fn ${entry}\\(([^{]*)\\)\\s*\\{`).exec(counted) ??
-      [];
-  assert(head, `the entry point ${entry} is found`);
-  const names = [...parameters.matchAll(/(\w+)\s*:/g)].map((m) => m[1]);
-  const wrapped = `${attributes} fn ${entry}(${parameters}) {
-    ${entry}_itself(${names.join(", ")});
-    atomicMax(&turns_seen[0], turns_taken);
-  }
-  fn ${entry}_itself(${parameters.replace(/@builtin\(\w+\)\s*/g, "")}) {`;
-  const declared =
-    `@group(0) @binding(${freeBinding}) var<storage, read_write> turns_seen: array<atomic<u32>>;
-    var<private> turns_taken: u32;\n`;
-  return kernel(declared + counted.replace(head, wrapped), entry, { ...constants });
+  return counted + text.slice(at);
 }
 
 interface Case {
@@ -148,17 +165,24 @@ for (const profile of PROFILES) {
       const found: { launch: Launch; seen: Tensor }[] = [];
       const program = capture(name, {}, () => {
         for (const planned of plan.launches) {
-          const { kernel: { text, entry, bindings, hasOpenLoop }, storages, params, grid, iterations } =
-            planned;
-          if (!hasOpenLoop || (entry === "gemm" && !gemms) || counted.has(text + entry + iterations)) {
+          const {
+            kernel: { wgsl, entry, bindings, forms, hasOpenLoop },
+            storages,
+            params,
+            grid,
+            iterations,
+          } = planned;
+          if (!hasOpenLoop || (entry === "gemm" && !gemms) || counted.has(wgsl + entry + iterations)) {
             continue;
           }
-          counted.add(text + entry + iterations);
+          counted.add(wgsl + entry + iterations);
           // What is in the arrays does not matter: they are zeros.
           const zeros = new Map(storages.map((s) => [s, variable([s.elements])]));
-          const buffers = Object.fromEntries(
-            bindings.map((b, i) => [b.name, zeros.get(storages[i] as Storage) as Tensor]),
-          );
+          const absent = [...forms].filter((form): form is [string, number] => typeof form[1] === "number");
+          const buffers = Object.fromEntries([
+            ...bindings.map((b, i) => [b.name, zeros.get(storages[i] as Storage) as Tensor]),
+            ...absent,
+          ]);
           const seen = variable([1], { dtype: "u32" });
           launch(counting(planned), { ...buffers, turns_seen: seen }, planned.kernel.unpack(params), grid, {
             iterations,
@@ -207,10 +231,9 @@ Deno.test("the loops of every kernel are counted by the tests above", async () =
 
 Deno.test("a launch that does not say how long its loops are, or says too much, is refused", () => {
   const text = `struct Params { n: u32 }
-@group(0) @binding(0) var<storage, read_write> y: array<f32>;
-@group(0) @binding(1) var<uniform> params: Params;
+var<storage> y: array<f32>;
 @compute @workgroup_size(1)
-fn spin() { for (var i = 0u; i < params.n; i++) { y[i] = 1.0; } }`;
+fn spin() { for (var i = 0u; i < params.n; i++) { store_y(i, 1.0); } }`;
   const spin = (options: { iterations?: number }) =>
     capture("spin", {}, () => {
       launch(kernel(text, "spin"), { y: empty([4]) }, { n: 4 }, [1], options);

@@ -28,7 +28,7 @@ async function run(shapes: readonly (readonly number[])[], fn: (...x: Tensor[]) 
     "texts",
     Object.fromEntries(shapes.map((s, i) => [`x${i}`, input(s)])),
     body,
-  ).plan.launches.filter((l) => l.kernel.entry === "gemm").map((l) => l.kernel.source);
+  ).plan.launches.filter((l) => l.kernel.entry === "gemm").map((l) => l.kernel.wgsl);
   const values = await evaluate(
     Object.fromEntries(shapes.map((shape, i) => [
       `x${i}`,

@@ -7,7 +7,7 @@ import { isHeld, throwIfStopped } from "../../interruption.ts";
 import { device, requestAdapter, requestDevice } from "../device.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Launch } from "../launch.ts";
-import { TEXELS } from "./staging.ts";
+import { TEXELS } from "../accessors.ts";
 
 /** Characters from which a text is timed: that of GEMMs. */
 const LONG = 8000;
@@ -44,7 +44,7 @@ interface Use {
   launches: Map<string, Launch>;
 }
 
-const length = ({ kernel }: Use) => kernel.text.length;
+const length = ({ kernel }: Use) => kernel.wgsl.length;
 
 type Make = (kernel: Kernel) => Promise<GPUComputePipeline>;
 

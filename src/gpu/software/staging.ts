@@ -1,15 +1,13 @@
 // GEMM operands as textures. Software adapters compile a buffer load in a loop to a branch for each lane and component, but a
 // load from a storage texture to straight-line code (10 ns for 16 lanes of vec4; 42 from a buffer, 24 from a sampled texture,
-// which is a call), so GEMMs run twice as fast when their operands are first copied to textures. A kernel declares such a binding as
-// `texture_storage_2d<rgba32float, read>`; the launch still passes a buffer. Texel t of the buffer (4 f32, or 4 f16 in two u32) is
+// which is a call), so GEMMs run twice as fast when their operands are first copied to textures. A kernel declares such an array as
+// `var<texture>`; the launch still passes a buffer. Texel t of the buffer (4 f32, or 4 f16 in two u32) is
 // at (t % TEXELS, t / TEXELS).
 
+import { TEXELS } from "../accessors.ts";
 import { device, release } from "../device.ts";
 import type { Launch } from "../launch.ts";
 import type { Place, Storage } from "../storage.ts";
-
-/** Texels of a row; kernels know this number. */
-export const TEXELS = 1024;
 
 /** Bytes of a texel and of a row, and the format. */
 function layout(half: boolean) {
