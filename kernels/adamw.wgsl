@@ -1,16 +1,16 @@
 // AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch for a whole
 // flat set:  g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
-// norm2 holds the squared global norm; where it is not finite nothing changes, and `progress` keeps t without that step.
-// `judge` and `check_update` decide that: what they write takes the place of norm2, and is not finite where a value that the
-// step reports, a gradient or a number that the update would write is not.
-// hyper: lr, b1, b2, eps, wd, clip (0: none), d. One invocation owns UNROLL vectors of four.
-// Gradients come multiplied by the loss scale, 1 unless activations are halves: then `work`, the working copy of p, is
-// written as well, and `rescale` halves the scale after a step that was skipped and doubles it after GROWTH good ones.
-// `record` adds what a step reports to sums, unless the step is skipped; `restore` takes back what else it changed if it is.
+// norm2 is the squared global norm. Where it is not finite the step is skipped: nothing changes, and progress counts it.
+// `judge` and `check_update` decide that: their verdict replaces norm2, and is not finite where a reported value, a gradient or
+// an updated number is not.
+// hyper: lr, b1, b2, eps, wd, clip (0: none), d. A thread owns UNROLL vec4s.
+// Gradients come multiplied by the loss scale (1 in fp32). `rescale` halves it after a skipped step and doubles it after GROWTH
+// applied ones. `record` adds the reported values to running sums, unless the step is skipped; `restore` undoes other changes of
+// a skipped step.
 
 struct Params {
-  size: u32, // vectors of four; of record: values
+  size: u32, // vec4s; of record: values
   factor: f32, // of the learning rate, for this set
 }
 
@@ -18,29 +18,28 @@ var<storage> p: array<vec4<f32>>;
 var<storage> g: array<vec4<f32>>;
 var<storage> m: array<vec4<f32>>;
 var<storage> v: array<vec4<f32>>;
-var<storage> ema: array<vec4<f32>>;
+var<storage> ema: array<vec4<f32>>;  // absent without EMA
+var<storage> work: array<vec4<f32>>; // fp16 copy of p; absent in fp32
 var<storage> hyper: array<f32>;
 var<storage> norm2: array<f32>;
-var<storage> applied: array<f32>;        // progress, as the update reads it
-var<storage> progress: array<f32>; // steps applied (this one included), skipped; loss scale; steps applied in a row with it or, negative, skipped in a row
-var<storage> work: array<vec4<f32>>;
-var<storage> values: array<f32>;
+var<storage> progress: array<f32>;   // steps applied (this one included), steps skipped, loss scale, steps applied in a row with it or (negative) skipped in a row
+var<storage> values: array<f32>;     // what a step reports
 var<storage> sums: array<f32>;
-var<storage> verdict: array<f32>; // what takes the place of norm2
-var<storage> fault: array<f32>;   // of the latest skipped step: 1 value, 2 gradient, 3 update; which value
+var<storage> verdict: array<f32>;    // replaces norm2
+var<storage> fault: array<f32>;      // of the latest skipped step: 1 value, 2 gradient, 3 update; index of the value
 
 const UNROLL = 4u;
 
-// Not finite also when a driver folds comparisons with NaN: the exponent bits are looked at.
+// By the exponent bits, because drivers may fold comparisons with NaN.
 fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u; }
 
 @compute @workgroup_size(1)
 fn advance() {
   if (finite(norm2(0))) {
-    store_progress(0, progress(0) + ( 1.0));
+    store_progress(0, progress(0) + 1.0);
     store_progress(3, max(progress(3), 0.0) + 1.0);
   } else {
-    store_progress(1, progress(1) + ( 1.0));
+    store_progress(1, progress(1) + 1.0);
     store_progress(3, min(progress(3), 0.0) - 1.0);
   }
 }
@@ -69,7 +68,7 @@ fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 @compute @workgroup_size(64)
 fn record(@builtin(local_invocation_index) thread: u32) {
   if (!finite(norm2(0))) { return; }
-  for (var i = thread; i < params.size; i += 64u) { store_sums(i, sums(i) + ( values(i))); }
+  for (var i = thread; i < params.size; i += 64u) { store_sums(i, sums(i) + values(i)); }
 }
 
 const GROWTH = 500.0;
@@ -89,26 +88,18 @@ fn rescale() {
 
 struct Updated { p: vec4<f32>, m: vec4<f32>, v: vec4<f32> }
 
-// What vector i becomes in applied step t.
+// Vector i after applied step t.
 fn updated(i: u32, t: f32) -> Updated {
   let lr = hyper(0) * params.factor;
   let b1 = hyper(1);
   let b2 = hyper(2);
-  let unscale = 1.0 / applied(2);
+  let unscale = 1.0 / progress(2);
   let norm = sqrt(norm2(0)) * unscale;
   let gi = g(i) * (unscale * select(1.0, hyper(5) / norm, hyper(5) > 0.0 && norm > hyper(5)));
   let mi = b1 * m(i) + (1.0 - b1) * gi;
   let vi = b2 * v(i) + (1.0 - b2) * gi * gi;
   let ratio = (mi / (1.0 - pow(b1, t))) / (sqrt(vi / (1.0 - pow(b2, t))) + hyper(3));
   return Updated(p(i) - lr * (ratio + hyper(4) * p(i)), mi, vi);
-}
-
-// The new value of vector i.
-fn step(i: u32) -> vec4<f32> {
-  let next = updated(i, applied(0));
-  store_m(i, next.m);
-  store_v(i, next.v);
-  return next.p;
 }
 
 fn all_finite(x: vec4<f32>) -> bool { return finite(x.x) && finite(x.y) && finite(x.z) && finite(x.w); }
@@ -126,7 +117,7 @@ fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
-      let next = updated(i, applied(0) + 1.0);
+      let next = updated(i, progress(0) + 1.0);
       let fits = all(abs(next.p) <= vec4<f32>(LARGEST_WEIGHT));
       if (!(fits && all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
         var infinite = 0x7f800000u; // no constant: those must be finite
@@ -145,53 +136,12 @@ fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
-      store_p(i, step(i));
-    }
-  }
-}
-
-@compute @workgroup_size(64)
-fn adamw_ema(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-             @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2(0))) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
-  for (var u = 0u; u < UNROLL; u++) {
-    let i = first + u * 64u;
-    if (i < params.size) {
-      let value = step(i);
-      store_p(i, value);
-      store_ema(i, hyper(6) * ema(i) + (1.0 - hyper(6)) * value);
-    }
-  }
-}
-
-@compute @workgroup_size(64)
-fn adamw_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-              @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2(0))) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
-  for (var u = 0u; u < UNROLL; u++) {
-    let i = first + u * 64u;
-    if (i < params.size) {
-      let value = step(i);
-      store_p(i, value);
-      store_work(i, value);
-    }
-  }
-}
-
-@compute @workgroup_size(64)
-fn adamw_ema_work(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) thread: u32) {
-  if (!finite(norm2(0))) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
-  for (var u = 0u; u < UNROLL; u++) {
-    let i = first + u * 64u;
-    if (i < params.size) {
-      let value = step(i);
-      store_p(i, value);
-      store_work(i, value);
-      store_ema(i, hyper(6) * ema(i) + (1.0 - hyper(6)) * value);
+      let next = updated(i, progress(0));
+      store_m(i, next.m);
+      store_v(i, next.v);
+      store_p(i, next.p);
+      store_work(i, next.p);
+      store_ema(i, hyper(6) * ema(i) + (1.0 - hyper(6)) * next.p);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Softmax over the rows of attention scores, where attention is matrix products: x [R, S] in rows padded to vectors.
 //   attention_rows: y = exp(x - max) / sum         attention_rows_backward: dx = y (dy - sum(dy y))
-// What the padding holds is never used, and zeros are written there: the products that follow count on it.
-// Needs the preludes wide and rows.
+// The padding is never read, and zeros are written there for the GEMM that follows.
+// Needs prelude_vec4 and prelude_rows.
 
 struct Params {
   rows: u32,
@@ -10,52 +10,47 @@ struct Params {
 
 var<storage> x: array<V>;
 var<storage> y: array<V>;
-var<storage> saved: array<V>; // y of the forward pass
 var<storage> dy: array<V>;
 var<storage> dx: array<V>;
 
 const LOWEST = -3.4028234e38;
 
-// Which elements of a row's last vector belong to it.
+// Which elements of a row's last vector are not padding.
 fn tail() -> vec4<bool> { return vec4(0u, 1u, 2u, 3u) < vec4((params.size + 3u) % 4u + 1u); }
 
 @compute @workgroup_size(THREADS * ROWS)
 fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
-  let live = row < params.rows;
-  let last = (params.size - 1u) / 4u; // its vector is apart: all others are whole
-  let at = row * (last + 1u);
-  let mine = live && thread == last % THREADS;
-  let final_x = select(V(LOWEST), x(select(0u, at + last, live)), tail() & vec4(mine));
+  let row = row_of(group, groups, index, params.rows);
+  let last = (params.size - 1u) / 4u; // the last vector, which may be partly padding
+  let at = row.index * (last + 1u);
+  let mine = row.live && row.thread == last % THREADS;
+  let final_x = select(V(LOWEST), x(select(0u, at + last, row.live)), tail() & vec4(mine));
   var m = final_x;
-  if (live) { for (var k = thread; k < last; k += THREADS) { m = max(m, x(at + k)); } }
-  let top = max_threads(biggest(m), thread, index / THREADS);
+  if (row.live) { for (var k = row.thread; k < last; k += THREADS) { m = max(m, x(at + k)); } }
+  let top = max_threads(biggest(m), row);
   let final_y = select(V(), exp(final_x - top), tail() & vec4(mine));
   var s = V();
-  if (live) { for (var k = thread; k < last; k += THREADS) { s += exp(x(at + k) - top); } }
-  let r = 1.0 / sum_threads(vec2(total(s + final_y), 0.0), thread, index / THREADS).x;
-  if (!live) { return; }
-  for (var k = thread; k < last; k += THREADS) { store_y(at + k, exp(x(at + k) - top) * r); }
+  if (row.live) { for (var k = row.thread; k < last; k += THREADS) { s += exp(x(at + k) - top); } }
+  let r = 1.0 / sum_threads(vec2(total(s + final_y), 0.0), row).x;
+  if (!row.live) { return; }
+  for (var k = row.thread; k < last; k += THREADS) { store_y(at + k, exp(x(at + k) - top) * r); }
   if (mine) { store_y(at + last, final_y * r); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
 fn attention_rows_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                            @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
-  let live = row < params.rows;
+  let row = row_of(group, groups, index, params.rows);
   let last = (params.size - 1u) / 4u;
-  let at = row * (last + 1u);
-  let mine = live && thread == last % THREADS;
-  let final_dy = select(V(), dy(select(0u, at + last, live)), tail() & vec4(mine));
-  let final_y = saved(select(0u, at + last, live));
+  let at = row.index * (last + 1u);
+  let mine = row.live && row.thread == last % THREADS;
+  let final_dy = select(V(), dy(select(0u, at + last, row.live)), tail() & vec4(mine));
+  let final_y = y(select(0u, at + last, row.live));
   var s = final_dy * final_y;
-  if (live) { for (var k = thread; k < last; k += THREADS) { s += dy(at + k) * saved(at + k); } }
-  let dot = sum_threads(vec2(total(s), 0.0), thread, index / THREADS).x;
-  if (!live) { return; }
-  for (var k = thread; k < last; k += THREADS) { store_dx(at + k, saved(at + k) * (dy(at + k) - dot)); }
+  if (row.live) { for (var k = row.thread; k < last; k += THREADS) { s += dy(at + k) * y(at + k); } }
+  let dot = sum_threads(vec2(total(s), 0.0), row).x;
+  if (!row.live) { return; }
+  for (var k = row.thread; k < last; k += THREADS) { store_dx(at + k, y(at + k) * (dy(at + k) - dot)); }
   if (mine) { store_dx(at + last, final_y * (final_dy - dot)); }
 }

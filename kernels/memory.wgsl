@@ -1,17 +1,14 @@
-// The engine's own kernels: fill, copy and addition of flat f32 or u32 buffers.
-// fill: y[i] = bits; copy: y[i] = x[i]; add_in_place: y[i] += x[i]
-// One invocation owns UNROLL words, a workgroup's words are contiguous; buffers hold `count` words. The entry points that
-// end in 4 see vectors of four numbers instead: for storages of halves.
+// The engine's own kernels on flat buffers of `count` elements E, which the host defines: u32 to move bits, f32, or vec4<f32> where fp16 is
+// converted.
+// fill: y[i] = bits (E = u32); copy: y[i] = x[i]; add_in_place: y[i] += x[i]. A thread owns UNROLL elements, WG apart.
 
 struct Params {
   count: u32,
   bits: u32,
 }
 
-var<storage> x: array<u32>;
-var<storage> y: array<u32>;
-var<storage> x4: array<vec4<f32>>;
-var<storage> y4: array<vec4<f32>>;
+var<storage> x: array<E>;
+var<storage> y: array<E>;
 
 const WG = 256u;
 const UNROLL = 4u;
@@ -43,24 +40,6 @@ fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
   let at = first(group, groups, thread);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
-    if (j < params.count) { store_y(j, bitcast<u32>(bitcast<f32>(y(j)) + bitcast<f32>(x(j)))); }
-  }
-}
-
-@compute @workgroup_size(WG)
-fn copy4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let at = first(group, groups, thread);
-  for (var i = 0u; i < UNROLL; i++) {
-    let j = at + i * WG;
-    if (j < params.count) { store_y4(j, x4(j)); }
-  }
-}
-
-@compute @workgroup_size(WG)
-fn add_in_place4(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let at = first(group, groups, thread);
-  for (var i = 0u; i < UNROLL; i++) {
-    let j = at + i * WG;
-    if (j < params.count) { store_y4(j, y4(j) + x4(j)); }
+    if (j < params.count) { store_y(j, y(j) + x(j)); }
   }
 }

@@ -1,15 +1,15 @@
 // Layer and RMS norm over the last axis of x [R, C] (C in vectors V).
 //   layer: y = (x - mean) r w + b,  r = 1 / sqrt(var + eps)       rms: y = x r w + b,  r = 1 / sqrt(mean(x^2) + eps)
 // backward, with g = dy w and n = (x - mean) r:  dx = r (g - mean(g) - n mean(g n))   (rms: without mean(g))
-//   dw = sum over rows of dy n, db = sum over rows of dy: partial sums of `chunk` rows, BLOCK rows at a time so that rounding
-//   errors do not grow with the chunk, added up by a second launch.
-// Needs the preludes prelude_vec4 or prelude_scalar, and prelude_rows. Each component of each thread keeps a running mean and sum of squares about it
-// (Welford), joined at the end: one pass over the row, and neither a large mean nor an outlier cancels. Values are taken
-// relative to the row's first, so that a constant row has exactly its own mean and no variance.
+//   dw = sum over rows of dy n, db = sum over rows of dy: partial sums over chunks of rows, in blocks of BLOCK rows so that
+//   rounding errors do not grow with the chunk; a second launch reduces the chunks.
+// Each component of each thread keeps a running mean and a sum of squared deviations (Welford), combined at the end: one pass
+// over the row, without cancellation by a large mean or an outlier. Values are relative to the row's first element, so that a
+// constant row has exactly its own mean and zero variance.
+// Needs prelude_vec4 or prelude_scalar, and prelude_rows.
 
 override RMS: u32 = 0;
 override WG: u32 = 16;     // threads of a workgroup of norm_backward_weight
-override AFFINE: u32 = 2; // 0 neither w nor b, 1 w, 2 both; what is not there is bound to x and never read
 
 const BLOCK = 16u;
 
@@ -22,36 +22,25 @@ struct Params {
 }
 
 var<storage> x: array<V>;
-var<storage> w: array<V>;
-var<storage> b: array<V>;
+var<storage> w: array<V>; // 1 where absent
+var<storage> b: array<V>; // 0 where absent
 var<storage> y: array<V>;
 var<storage> stats: array<vec2<f32>>; // mean, r
 var<storage> dy: array<V>;
-var<storage> saved: array<vec2<f32>>;       // stats of the forward pass
 var<storage> dx: array<V>;
 var<storage> dw: array<V>;            // [chunks, C]
 var<storage> db: array<V>;
 
-fn weight(k: u32) -> V {
-  if (AFFINE == 0u) { return V(1.0); }
-  return w(k);
-}
-
-fn bias(k: u32) -> V {
-  if (AFFINE < 2u) { return V(); }
-  return b(k);
-}
-
 // (mean, r) of the row that begins at vector `at`.
-fn moments(at: u32, thread: u32, row: u32, live: bool) -> vec2<f32> {
+fn moments(at: u32, row: Row) -> vec2<f32> {
   let n = f32(params.size) * WIDTH;
   var origin = 0.0;
-  if (RMS == 0u && live) { origin = head(x(at)); }
+  if (RMS == 0u && row.live) { origin = head(x(at)); }
   var count = 0.0;
   var m = V();
   var q = V();
-  if (live) {
-    for (var k = thread; k < params.size; k += THREADS) {
+  if (row.live) {
+    for (var k = row.thread; k < params.size; k += THREADS) {
       let v = x(at + k) - origin;
       let d = v - m;
       count += 1.0;
@@ -61,61 +50,57 @@ fn moments(at: u32, thread: u32, row: u32, live: bool) -> vec2<f32> {
   }
   var mean = 0.0;
   if (RMS == 0u) {
-    mean = sum_threads(vec2(count * total(m), 0.0), thread, row).x / n;
+    mean = sum_threads(vec2(count * total(m), 0.0), row).x / n;
     let e = m - mean;
     q += count * e * e;
   }
-  let variance = sum_threads(vec2(total(q), 0.0), thread, row).x / n;
+  let variance = sum_threads(vec2(total(q), 0.0), row).x / n;
   return vec2(origin + mean, inverseSqrt(variance + params.eps));
 }
 
 @compute @workgroup_size(THREADS * ROWS)
 fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
-  let live = row < params.rows;
-  let at = row * params.size;
-  let m = moments(at, thread, index / THREADS, live);
-  if (!live) { return; }
-  if (thread == 0u) { store_stats(row, m); }
-  for (var k = thread; k < params.size; k += THREADS) { store_y(at + k, (x(at + k) - m.x) * m.y * weight(k) + bias(k)); }
+  let row = row_of(group, groups, index, params.rows);
+  let at = row.index * params.size;
+  let m = moments(at, row);
+  if (!row.live) { return; }
+  if (row.thread == 0u) { store_stats(row.index, m); }
+  for (var k = row.thread; k < params.size; k += THREADS) { store_y(at + k, (x(at + k) - m.x) * m.y * w(k) + b(k)); }
 }
 
 @compute @workgroup_size(THREADS * ROWS)
 fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                    @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = (group.y * groups.x + group.x) * ROWS + index / THREADS;
-  let live = row < params.rows;
-  let at = row * params.size;
-  let m = saved(select(0u, row, live));
+  let row = row_of(group, groups, index, params.rows);
+  let at = row.index * params.size;
+  let m = stats(select(0u, row.index, row.live));
   var s = V();
   var q = V();
-  if (live) {
-    for (var k = thread; k < params.size; k += THREADS) {
-      let g = dy(at + k) * weight(k);
+  if (row.live) {
+    for (var k = row.thread; k < params.size; k += THREADS) {
+      let g = dy(at + k) * w(k);
       s += g;
       q += g * (x(at + k) - m.x) * m.y;
     }
   }
-  var mean = sum_threads(vec2(total(s), total(q)), thread, index / THREADS) / (f32(params.size) * WIDTH);
+  var mean = sum_threads(vec2(total(s), total(q)), row) / (f32(params.size) * WIDTH);
   if (RMS == 1u) { mean.x = 0.0; }
-  if (!live) { return; }
-  for (var k = thread; k < params.size; k += THREADS) {
-    store_dx(at + k, m.y * (dy(at + k) * weight(k) - mean.x - (x(at + k) - m.x) * m.y * mean.y));
+  if (!row.live) { return; }
+  for (var k = row.thread; k < params.size; k += THREADS) {
+    store_dx(at + k, m.y * (dy(at + k) * w(k) - mean.x - (x(at + k) - m.x) * m.y * mean.y));
   }
 }
 
-fn keep(chunk: u32, k: u32, q: V, s: V) {
+fn store_column(chunk: u32, k: u32, q: V, s: V) {
   if (k < params.size) {
     store_dw(chunk * params.size + k, q);
     store_db(chunk * params.size + k, s);
   }
 }
 
-// A thread owns four columns of a chunk, `stride` apart, so that a row's statistics are read once for them and a pass
-// over a row touches most of it. A column past the end reads some other row and is not kept.
+// A thread owns four columns of a chunk, `stride` apart, so that a row's statistics are loaded once for all four and a pass
+// over a row touches most of it. A column past the end reads another row and is not stored.
 @compute @workgroup_size(WG)
 fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                         @builtin(local_invocation_index) thread: u32) {
@@ -132,7 +117,7 @@ fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wo
     var a0 = V(); var a1 = V(); var a2 = V(); var a3 = V();
     var b0 = V(); var b1 = V(); var b2 = V(); var b3 = V();
     for (var row = first; row < min(first + BLOCK, end); row++) {
-      let m = saved(row);
+      let m = stats(row);
       let at = row * params.size + k;
       let g0 = dy(at);
       let g1 = dy(at + stride);
@@ -147,8 +132,8 @@ fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wo
     s0 += a0; s1 += a1; s2 += a2; s3 += a3;
     q0 += b0; q1 += b1; q2 += b2; q3 += b3;
   }
-  keep(chunk, k, q0, s0);
-  keep(chunk, k + stride, q1, s1);
-  keep(chunk, k + 2u * stride, q2, s2);
-  keep(chunk, k + 3u * stride, q3, s3);
+  store_column(chunk, k, q0, s0);
+  store_column(chunk, k + stride, q1, s1);
+  store_column(chunk, k + 2u * stride, q2, s2);
+  store_column(chunk, k + 3u * stride, q3, s3);
 }

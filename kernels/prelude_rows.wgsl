@@ -1,31 +1,46 @@
-// Prelude of row kernels: THREADS invocations share a row and agree on sums and maxima, ROWS rows make a workgroup.
-// On a software adapter THREADS is 1: a barrier costs more there than a whole row, and these branches vanish.
+// Prelude of row kernels: THREADS threads share a row and reduce over it together, ROWS rows make a workgroup.
+// On a software adapter THREADS is 1: a barrier costs more there than a row, and these branches vanish.
 override THREADS: u32 = 1;
 override ROWS: u32 = 8;
 var<workgroup> partials: array<vec2<f32>, 256>;
 
-fn sum_threads(own: vec2<f32>, thread: u32, row: u32) -> vec2<f32> {
-  if (THREADS == 1u) { return own; }
-  partials[row * THREADS + thread] = own;
-  workgroupBarrier();
-  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-    if (thread < half) { partials[row * THREADS + thread] += partials[row * THREADS + thread + half]; }
-    workgroupBarrier();
-  }
-  let whole = partials[row * THREADS];
-  workgroupBarrier();
-  return whole;
+struct Row {
+  thread: u32, // of the row
+  slot: u32,   // of the row in its workgroup
+  index: u32,
+  live: bool,  // false past the last row, where threads only take part in barriers
 }
 
-fn max_threads(own: f32, thread: u32, row: u32) -> f32 {
+fn row_of(group: vec3<u32>, groups: vec3<u32>, index: u32, rows: u32) -> Row {
+  let slot = index / THREADS;
+  let row = (group.y * groups.x + group.x) * ROWS + slot;
+  return Row(index % THREADS, slot, row, row < rows);
+}
+
+fn sum_threads(own: vec2<f32>, row: Row) -> vec2<f32> {
   if (THREADS == 1u) { return own; }
-  partials[row * THREADS + thread].x = own;
+  let first = row.slot * THREADS;
+  partials[first + row.thread] = own;
   workgroupBarrier();
   for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-    if (thread < half) { partials[row * THREADS + thread].x = max(partials[row * THREADS + thread].x, partials[row * THREADS + thread + half].x); }
+    if (row.thread < half) { partials[first + row.thread] += partials[first + row.thread + half]; }
     workgroupBarrier();
   }
-  let whole = partials[row * THREADS].x;
+  let sum = partials[first];
   workgroupBarrier();
-  return whole;
+  return sum;
+}
+
+fn max_threads(own: f32, row: Row) -> f32 {
+  if (THREADS == 1u) { return own; }
+  let first = row.slot * THREADS;
+  partials[first + row.thread].x = own;
+  workgroupBarrier();
+  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+    if (row.thread < half) { partials[first + row.thread].x = max(partials[first + row.thread].x, partials[first + row.thread + half].x); }
+    workgroupBarrier();
+  }
+  let top = partials[first].x;
+  workgroupBarrier();
+  return top;
 }

@@ -1,10 +1,10 @@
-// Sum and maximum over one axis, with a fixed order of additions (no atomics): the same bits every time.
+// Sum and maximum over one axis, in a fixed order of additions (no atomics): the same bits every time.
 // reduce_rows:    y[r, s]    = scale * op over k in chunk s of pre(x[r, k])        x [R, K]
 // reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
-// A second launch reduces the chunks. THREADS invocations share one row, or one column of vectors (1 on software adapters, where
-// barriers are dear); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. The
-// `1` entry points take sizes that are no multiple of 4. Sums have three levels, so that rounding errors do not
-// grow with the length: an invocation adds up to BLOCK elements, up to BLOCK such sums, and what those give.
+// A second launch reduces the chunks. THREADS threads share a row, or a column of vectors V (1 on software adapters, where barriers
+// are expensive); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. Sums have
+// three levels, so that rounding errors do not grow with the length: a thread sums up to BLOCK elements, up to BLOCK such
+// sums, and those. Needs prelude_vec4 or prelude_scalar.
 
 override THREADS: u32 = 1;
 override ROWS: u32 = 8;
@@ -16,93 +16,46 @@ const BLOCK = 16u;
 
 struct Params {
   rows: u32,    // R or O
-  size: u32,    // K
+  size: u32,    // K; of rows, in vectors
   inner: u32,   // I, in vectors
   chunks: u32,  // S
-  chunk: u32,   // elements (vectors) of a chunk
+  chunk: u32,   // length of a chunk
   scale: f32,
 }
 
-var<storage> x: array<f32>;
-var<storage> x4: array<vec4<f32>>;
-var<storage> y: array<f32>;
-var<storage> y4: array<vec4<f32>>;
+var<storage> x: array<V>;
+var<storage> rows: array<f32>;  // y of reduce_rows
+var<storage> columns: array<V>; // y of reduce_columns
 
-var<workgroup> shared_acc: array<f32, 256>;
-var<workgroup> shared_acc4: array<vec4<f32>, 256>;
+var<workgroup> shared_rows: array<f32, 256>;
+var<workgroup> shared_columns: array<V, 256>;
 
 const LOWEST = -3.4028234e38;
 
-fn pre4(v: vec4<f32>) -> vec4<f32> {
+fn pre(v: V) -> V {
   if (PRE == 1u) { return v * v; }
   if (PRE == 2u) { return abs(v); }
   return v;
 }
 
-fn pre1(v: f32) -> f32 {
-  if (PRE == 1u) { return v * v; }
-  if (PRE == 2u) { return abs(v); }
-  return v;
-}
-
-fn both4(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+fn combine(a: V, b: V) -> V {
   if (OP == 1u) { return max(a, b); }
   return a + b;
 }
 
-fn both1(a: f32, b: f32) -> f32 {
+fn combine_scalars(a: f32, b: f32) -> f32 {
   if (OP == 1u) { return max(a, b); }
   return a + b;
 }
 
-fn start() -> f32 {
-  if (OP == 1u) { return LOWEST; }
-  return 0.0;
-}
-
-fn finish_row(item: u32, thread: u32, row: u32, own: f32) {
-  var acc = own;
-  if (THREADS > 1u) {
-    shared_acc[row * THREADS + thread] = acc;
-    workgroupBarrier();
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-      if (thread < half) {
-        shared_acc[row * THREADS + thread] = both1(shared_acc[row * THREADS + thread], shared_acc[row * THREADS + thread + half]);
-      }
-      workgroupBarrier();
-    }
-    acc = shared_acc[row * THREADS];
-  }
-  if (thread == 0u && item < params.rows * params.chunks) { store_y(item, acc * params.scale); }
+fn start() -> V {
+  if (OP == 1u) { return V(LOWEST); }
+  return V();
 }
 
 @compute @workgroup_size(THREADS * ROWS)
 fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = index / THREADS;
-  let item = (group.y * groups.x + group.x) * ROWS + row;
-  let from_row = (item / params.chunks) * params.size;
-  let begin = (item % params.chunks) * params.chunk;
-  var acc = vec4<f32>(start());
-  if (item < params.rows * params.chunks) {
-    let end = min(begin + params.chunk, params.size);
-    for (var i = begin; i < end; i += BLOCK * BLOCK * THREADS) {
-      var middle = vec4<f32>(start());
-      for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
-        var block = vec4<f32>(start());
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both4(block, pre4(x4(from_row + k))); }
-        middle = both4(middle, block);
-      }
-      acc = both4(acc, middle);
-    }
-  }
-  finish_row(item, thread, row, both1(both1(acc.x, acc.y), both1(acc.z, acc.w)));
-}
-
-@compute @workgroup_size(THREADS * ROWS)
-fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                @builtin(local_invocation_index) index: u32) {
   let thread = index % THREADS;
   let row = index / THREADS;
   let item = (group.y * groups.x + group.x) * ROWS + row;
@@ -115,50 +68,30 @@ fn reduce_rows1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
       var middle = start();
       for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
         var block = start();
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = both1(block, pre1(x(from_row + k))); }
-        middle = both1(middle, block);
+        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = combine(block, pre(x(from_row + k))); }
+        middle = combine(middle, block);
       }
-      acc = both1(acc, middle);
+      acc = combine(acc, middle);
     }
   }
-  finish_row(item, thread, row, acc);
+  var result = pairwise(acc);
+  if (OP == 1u) { result = biggest(acc); }
+  if (THREADS > 1u) {
+    shared_rows[row * THREADS + thread] = result;
+    workgroupBarrier();
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+      if (thread < half) {
+        shared_rows[row * THREADS + thread] = combine_scalars(shared_rows[row * THREADS + thread], shared_rows[row * THREADS + thread + half]);
+      }
+      workgroupBarrier();
+    }
+    result = shared_rows[row * THREADS];
+  }
+  if (thread == 0u && item < params.rows * params.chunks) { store_rows(item, result * params.scale); }
 }
 
 @compute @workgroup_size(WG * THREADS)
 fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) index: u32) {
-  let thread = index / WG;
-  let item = (group.y * groups.x + group.x) * WG + index % WG;
-  let i = item % params.inner;
-  let s = (item / params.inner) % params.chunks;
-  let o = item / (params.inner * params.chunks);
-  let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for threads past the last column
-  var acc = vec4<f32>(start());
-  for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK * THREADS) {
-    var middle = vec4<f32>(start());
-    for (var j = h; j < min(h + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
-      var block = vec4<f32>(start());
-      for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) {
-        block = both4(block, pre4(x4((o * params.size + k) * params.inner + i)));
-      }
-      middle = both4(middle, block);
-    }
-    acc = both4(acc, middle);
-  }
-  if (THREADS > 1u) {
-    shared_acc4[index] = acc;
-    workgroupBarrier();
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-      if (thread < half) { shared_acc4[index] = both4(shared_acc4[index], shared_acc4[index + half * WG]); }
-      workgroupBarrier();
-    }
-    acc = shared_acc4[index];
-  }
-  if ((THREADS == 1u || thread == 0u) && o < params.rows) { store_y4(item, acc * params.scale); }
-}
-
-@compute @workgroup_size(WG * THREADS)
-fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                   @builtin(local_invocation_index) index: u32) {
   let thread = index / WG;
   let item = (group.y * groups.x + group.x) * WG + index % WG;
@@ -172,20 +105,20 @@ fn reduce_columns1(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     for (var j = h; j < min(h + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
       var block = start();
       for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) {
-        block = both1(block, pre1(x((o * params.size + k) * params.inner + i)));
+        block = combine(block, pre(x((o * params.size + k) * params.inner + i)));
       }
-      middle = both1(middle, block);
+      middle = combine(middle, block);
     }
-    acc = both1(acc, middle);
+    acc = combine(acc, middle);
   }
   if (THREADS > 1u) {
-    shared_acc[index] = acc;
+    shared_columns[index] = acc;
     workgroupBarrier();
     for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-      if (thread < half) { shared_acc[index] = both1(shared_acc[index], shared_acc[index + half * WG]); }
+      if (thread < half) { shared_columns[index] = combine(shared_columns[index], shared_columns[index + half * WG]); }
       workgroupBarrier();
     }
-    acc = shared_acc[index];
+    acc = shared_columns[index];
   }
-  if ((THREADS == 1u || thread == 0u) && o < params.rows) { store_y(item, acc * params.scale); }
+  if ((THREADS == 1u || thread == 0u) && o < params.rows) { store_columns(item, acc * params.scale); }
 }

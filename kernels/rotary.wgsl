@@ -1,26 +1,22 @@
 // Rotary positions on x [R, T, NH, HS], pairs (x0, x1) of neighbouring channels, tables cos and sin [T, HS]:
 //   y0 = x0 cos0 - x1 sin0,  y1 = x1 cos1 + x0 sin1        Su et al. (2021)
 // BACK: dx0 = dy0 cos0 + dy1 sin1,  dx1 = dy1 cos1 - dy0 sin0.
-// rotary_halves: the same with pairs (x_i, x_(i + HS/2)), as DINOv3 has them. One invocation owns two pairs: of neighbours a
-// vector, of halves two of them half as wide.
+// rotary_halves: the same with pairs (x_i, x_(i + HS/2)), as in DINOv3. A thread owns two pairs: one vec4, or two vec2s of
+// rotary_halves. The host defines E accordingly.
 
 override BACK: u32 = 0;
 
 struct Params {
-  count: u32, // invocations
+  count: u32, // threads
   tokens: u32,
   heads: u32,
-  size: u32,  // invocations of a head
+  size: u32,  // threads of a head
 }
 
-var<storage> x: array<vec4<f32>>;
-var<storage> cos_table: array<vec4<f32>>;
-var<storage> sin_table: array<vec4<f32>>;
-var<storage> y: array<vec4<f32>>;
-var<storage> x2: array<vec2<f32>>; // the same for halves
-var<storage> cos_table2: array<vec2<f32>>;
-var<storage> sin_table2: array<vec2<f32>>;
-var<storage> y2: array<vec2<f32>>;
+var<storage> x: array<E>;
+var<storage> cos_table: array<E>;
+var<storage> sin_table: array<E>;
+var<storage> y: array<E>;
 
 @compute @workgroup_size(64)
 fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -47,17 +43,17 @@ fn rotary_halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
   let low = 2u * head * params.size + i % params.size;
   let high = low + params.size;
   let at = 2u * (head / params.heads % params.tokens) * params.size + i % params.size;
-  let a = x2(low);
-  let b = x2(high);
-  let ca = cos_table2(at);
-  let cb = cos_table2(at + params.size);
-  let sa = sin_table2(at);
-  let sb = sin_table2(at + params.size);
+  let a = x(low);
+  let b = x(high);
+  let ca = cos_table(at);
+  let cb = cos_table(at + params.size);
+  let sa = sin_table(at);
+  let sb = sin_table(at + params.size);
   if (BACK == 0u) {
-    store_y2(low, a * ca - b * sa);
-    store_y2(high, b * cb + a * sb);
+    store_y(low, a * ca - b * sa);
+    store_y(high, b * cb + a * sb);
   } else {
-    store_y2(low, a * ca + b * sb);
-    store_y2(high, b * cb - a * sa);
+    store_y(low, a * ca + b * sb);
+    store_y(high, b * cb - a * sa);
   }
 }

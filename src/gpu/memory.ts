@@ -1,5 +1,5 @@
-// Fill, copy and sum of whole storages: what the engine and autograd need before any op exists. Words are moved as they are;
-// where halves take part, vectors of four are converted.
+// Fill, copy and sum of whole storages: what the engine and autograd need before any op exists. Bits are moved as u32; fp16 is
+// converted in vec4s.
 
 import { launch } from "./bind.ts";
 import source from "../../kernels/memory.wgsl" with { type: "text" };
@@ -7,26 +7,32 @@ import { GpuError } from "../errors.ts";
 import { contiguous } from "./strides.ts";
 import { launchExpression } from "./elementwise.ts";
 import { fold, kernel } from "./kernel.ts";
-import type { Bindable, Storage } from "./storage.ts";
+import type { Bindable } from "./storage.ts";
 
 const PER_GROUP = 1024;
 
-function run(entry: string, buffers: Record<string, Bindable>, y: Bindable, bits = 0): void {
-  const storages = [y, ...Object.values(buffers)].map(({ storage }) => storage);
-  const [{ elements }] = storages as [Storage];
-  for (const s of storages) {
+type Element = "u32" | "f32" | "vec4<f32>";
+
+/** The kernel `entry` for elements of a type. */
+const memoryKernel = (entry: string, element: Element) => kernel(`alias E = ${element};\n${source}`, entry);
+
+function run(
+  entry: string,
+  buffers: Record<string, Bindable>,
+  y: Bindable,
+  element: Element,
+  bits = 0,
+): void {
+  const { elements, bytes } = y.storage;
+  for (const { storage: s } of Object.values(buffers)) {
     if (s.elements !== elements) {
       throw new GpuError(`Cannot ${entry} "${s.label}": ${s.elements} elements against ${elements}`);
     }
   }
-  const converted = entry === "copy"
-    ? storages.some((s) => s.half !== y.storage.half)
-    : storages.some((s) => s.half);
-  const count = converted ? elements / 4 : y.storage.bytes / 4;
-  const named = Object.entries({ ...buffers, y }).map(([name, b]) => [converted ? `${name}4` : name, b]);
+  const count = element === "vec4<f32>" ? elements / 4 : bytes / 4;
   launch(
-    kernel(source, converted ? `${entry}4` : entry),
-    Object.fromEntries(named),
+    memoryKernel(entry, element),
+    { ...buffers, y },
     { count, bits },
     fold(Math.ceil(count / PER_GROUP)),
   );
@@ -34,14 +40,14 @@ function run(entry: string, buffers: Record<string, Bindable>, y: Bindable, bits
 
 /** y = value, in every f32 element. */
 export function fill(y: Bindable, value: number): void {
-  run("fill", {}, y, new Uint32Array(new Float32Array([value]).buffer)[0]);
+  run("fill", {}, y, "u32", new Uint32Array(new Float32Array([value]).buffer)[0]);
 }
 
 /**
  * y = x. When x is an intermediate of the same program and format, the plan makes it live in y and drops the copy.
  */
 export function copy(x: Bindable, y: Bindable): void {
-  run("copy", { x }, y);
+  run("copy", { x }, y, x.storage.half === y.storage.half ? "u32" : "vec4<f32>");
 }
 
 /** y = x + z. */
@@ -64,8 +70,8 @@ export function add(x: Bindable, z: Bindable, y: Bindable): void {
 
 /** y += x. */
 export function addInPlace(x: Bindable, y: Bindable): void {
-  run("add_in_place", { x }, y);
+  run("add_in_place", { x }, y, x.storage.half || y.storage.half ? "vec4<f32>" : "f32");
 }
 
 /** The kernel whose launches the plan may drop. */
-export const COPY = (): unknown => kernel(source, "copy");
+export const COPY = (): unknown => memoryKernel("copy", "u32");

@@ -114,7 +114,7 @@ export function adamw(
   const norm2 = empty([], "f32", "verdict");
   launch(
     kernel(source, "judge"),
-    { norm2: ofGradients, values: values ?? ofGradients, verdict: norm2, fault },
+    { norm2: ofGradients, values: values ?? 0, verdict: norm2, fault },
     { size: values?.size ?? 0, factor: 1 },
     [1],
     { iterations: values?.size ?? 0 },
@@ -123,7 +123,7 @@ export function adamw(
     const size = p.size / 4;
     launch(
       kernel(source, "check_update"),
-      { p, g, m, v, hyper, norm2: ofGradients, applied: progress, verdict: norm2, fault },
+      { p, g, m, v, hyper, norm2: ofGradients, progress, verdict: norm2, fault },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
     );
@@ -141,8 +141,8 @@ export function adamw(
     );
     const size = p.size / 4;
     launch(
-      kernel(source, `adamw${ema ? "_ema" : ""}${work ? "_work" : ""}`),
-      { p, g, m, v, hyper, norm2, applied: progress, ...(ema ? { ema } : {}), ...(work ? { work } : {}) },
+      kernel(source, "adamw"),
+      { p, g, m, v, hyper, norm2, progress, ema: ema ?? 0, work: work ?? 0 },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
       { flops: 14 * p.size },

@@ -98,7 +98,7 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   return differentiable(y, [q, k, v], (dy) => {
     const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
     const ds = emptyActivation(matrix), backward = rows("attention_rows_backward", 2);
-    launch(backward.kernel, { saved: p, dy: dp, dx: ds }, sizes, backward.grid, {
+    launch(backward.kernel, { y: p, dy: dp, dx: ds }, sizes, backward.grid, {
       flops: 4 * B * NH * T * S,
       iterations: backward.iterations,
     });

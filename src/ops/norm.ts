@@ -1,6 +1,8 @@
 // Layer, RMS, group and batch norm with gradients for input, weight and bias. Statistics are kept from the forward pass.
 
 import groupSource from "../../kernels/group_norm.wgsl" with { type: "text" };
+import largeGroups from "../../kernels/group_norm_large.wgsl" with { type: "text" };
+import smallGroups from "../../kernels/group_norm_small.wgsl" with { type: "text" };
 import source from "../../kernels/norm.wgsl" with { type: "text" };
 import rowsSource from "../../kernels/prelude_rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
@@ -52,14 +54,14 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     ...affine,
   );
   const y = emptyActivation(x.shape), stats = empty([R, 2], "f32", "statistics");
-  const constants = { RMS: rms ? 1 : 0, AFFINE: affine.length };
+  const constants = { RMS: rms ? 1 : 0 };
   const forward = rowKernel(source, "norm", R, C, 2, constants);
   const chunks = Math.max(
     Math.min(CHUNK.most, Math.ceil(R / CHUNK.rows[device().profile])),
     Math.ceil(R / CHUNK.maxRows),
   );
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
-  launch(forward.kernel, { x, w: w ?? x, b: b ?? x, y, stats }, params, forward.grid, {
+  launch(forward.kernel, { x, w: w ?? 1, b: b ?? 0, y, stats }, params, forward.grid, {
     flops: 8 * x.size,
     iterations: forward.iterations,
     fusion: { stores: ["y"] },
@@ -67,7 +69,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = emptyActivation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, 2, constants);
-    launch(backward.kernel, { x, w: w ?? x, dy, saved: stats, dx }, params, backward.grid, {
+    launch(backward.kernel, { x, w: w ?? 1, dy, stats, dx }, params, backward.grid, {
       flops: 12 * x.size,
       iterations: backward.iterations,
       fusion: { stores: ["dx"] },
@@ -77,7 +79,7 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     const WG = groupSize();
     launch(
       kernel(backward.source, "norm_backward_weight", { WG }),
-      { x, dy, saved: stats, dw, db },
+      { x, dy, stats, dw, db },
       params,
       fold(Math.ceil(chunks * Math.ceil(forward.size / 4) / WG)),
       { flops: 5 * x.size, iterations: iterationsOfSum(params.chunk) },
@@ -149,14 +151,14 @@ export function batchNorm(x: Tensor, weight: Tensor, bias: Tensor, options: Batc
 /** Images over which one thread sums the gradients of weight and bias. */
 const SLICE = 1024;
 
-/** Pixels that one lane of the elementwise kernels of a group norm owns. */
+/** Pixels per thread of the elementwise kernels of a group norm. */
 const PIXELS = 8;
 
 /**
- * Where a launch costs more than more lanes gain, one lane takes a whole group: from so many groups on, which are two
- * vectors of lanes, and up to so many vectors of channels in a group.
+ * On a software adapter, with at least `groups` groups of at most `vectors` vec4s, one thread per group in a single launch
+ * (group_norm_small.wgsl) beats the two-launch reduction (group_norm_large.wgsl).
  */
-const WHOLE = { groups: 32, vectors: 1024 };
+const SMALL = { groups: 32, vectors: 1024 };
 
 function grouped(
   x: Tensor,
@@ -167,7 +169,7 @@ function grouped(
   eps: number,
   silu: boolean,
 ) {
-  const C = x.dim(-1), pixels = x.size / C / images;
+  const C = x.dim(-1), pixels = x.size / C / images, channels = C / groups;
   check(
     w.shape.join() === `${C}` && b.shape.join() === `${C}`,
     "normalise groups",
@@ -177,56 +179,42 @@ function grouped(
     b,
   );
   const { source: text, width } = byWidth(rowsSource + groupSource, C);
+  const scalarText = byWidth(rowsSource + groupSource + largeGroups, 1).source;
   const size = C / width, cpu = device().profile === "cpu";
   const wanted = cpu ? 512 : 131072, counted = nominalImages(images);
   const chunks = Math.max(
     partsOf(pixels),
     Math.min(Math.ceil(wanted / (counted * size)), Math.ceil(pixels / 8)),
   );
-  const slices = Math.ceil(images / SLICE);
-  const params = {
-    images,
-    pixels,
-    size,
-    channels: C,
-    groups,
-    chunks,
-    chunk: Math.ceil(pixels / chunks),
-    slices,
-    slice: Math.ceil(images / slices),
-    eps,
-  };
-  const SILU = silu ? 1 : 0;
-  const WG = groupSize(), ROWS = device().lanes;
-  const whole = cpu && counted * groups >= WHOLE.groups &&
-    C / groups % width === 0 && x.size / (images * groups * width) <= WHOLE.vectors;
-  const partials = () => empty([images, chunks, C], "f32", "reduction");
+  const chunk = Math.ceil(pixels / chunks), slices = Math.ceil(images / SLICE);
+  const slice = Math.ceil(images / slices);
+  const params = { images, pixels, size, channels: C, groups, chunks, chunk, slices, slice, eps };
+  const SILU = silu ? 1 : 0, WG = groupSize(), ROWS = device().lanes;
+  const small = cpu && counted * groups >= SMALL.groups &&
+    channels % width === 0 && x.size / (images * groups * width) <= SMALL.vectors;
+  const overGroups = fold(Math.ceil(images * groups / ROWS));
   const overPartials = fold(Math.ceil(images * chunks * size / WG));
-  const overWhole = fold(Math.ceil(images * groups / ROWS));
-  const channels = C / groups,
-    shared = sharing(chunks, 2 * channels),
-    ofLane = Math.ceil(chunks / shared.THREADS);
-  const overGroups = fold(Math.ceil(images * groups / shared.ROWS));
-  const strands = images * Math.ceil(pixels / PIXELS) * size;
+  const shared = sharing(chunks, 2 * channels), overRows = fold(Math.ceil(images * groups / shared.ROWS));
+  const loops = 3 + 2 * Math.ceil(chunks / shared.THREADS);
+  const columns = images * Math.ceil(pixels / PIXELS) * size;
+  const partial = () => empty([images, chunks, C], "f32", "reduction");
+  const iterations = small ? channels / width * (2 + iterationsOfSum(pixels)) : iterationsOfSum(chunk);
 
   const y = emptyActivation(x.shape);
   const [mean, r] = [0, 1].map(() => empty([images, C], "f32", "statistics")) as [Tensor, Tensor];
-  const vectors = C / groups / width; // of a group, where it is whole
-  const iterations = whole ? vectors * (2 + iterationsOfSum(pixels)) : iterationsOfSum(params.chunk);
   const forward = { flops: 4 * x.size, iterations };
-  if (whole) {
-    const outputs = { mean_out: mean, r_out: r };
-    launch(kernel(text, "group_moments", { ROWS }), { x, ...outputs }, params, overWhole, forward);
+  if (small) {
+    const moments = kernel(text + smallGroups, "group_moments", { ROWS });
+    launch(moments, { x, mean, r }, params, overGroups, forward);
   } else {
-    const s1 = partials(), s2 = partials(), outputs = { out1: mean, out2: r };
-    launch(kernel(text, "group_partials", { WG }), { x, s1, s2 }, params, overPartials, forward);
-    const sums = { x1: x, sum1: s1, sum2: s2 };
-    launch(kernel(text, "group_statistics", shared), { ...sums, ...outputs }, params, overGroups, {
-      iterations: channels * (3 + 2 * ofLane),
-    });
+    const part1 = partial(), part2 = partial();
+    const partials = kernel(text + largeGroups, "group_partials", { WG });
+    launch(partials, { x, part1, part2 }, params, overPartials, forward);
+    const statistics = kernel(scalarText, "group_statistics", shared);
+    launch(statistics, { x, part1, part2, mean, r }, params, overRows, { iterations: channels * loops });
   }
-  const applied = fold(Math.ceil(strands / 64));
-  launch(kernel(text, "group_apply", { SILU, PIXELS }), { x, w, b, mean, r, y }, params, applied, {
+  const apply = kernel(text, "group_apply", { SILU, PIXELS });
+  launch(apply, { x, w, b, mean, r, y }, params, fold(Math.ceil(columns / 64)), {
     flops: 4 * x.size,
     iterations: PIXELS,
     fusion: { stores: ["y"] },
@@ -234,30 +222,26 @@ function grouped(
   differentiable(y, [x, w, b], (dy) => {
     const dx = emptyActivation(x.shape),
       [dw, db] = [0, 1].map(() => empty([slices, C], "f32", "gradient")) as [Tensor, Tensor];
-    const known = { x, w, b, mean, r, dy }, all = empty([4, images, C], "f32", "reduction");
+    const known = { x, w, b, mean, r, dy }, group_sums = empty([4, images, C], "f32", "reduction");
     const backward = { flops: 8 * x.size, iterations };
-    if (whole) {
-      const inOne = kernel(text, "group_backward_moments", { SILU, ROWS });
-      launch(inOne, { ...known, joined: all }, params, overWhole, backward);
+    if (small) {
+      const moments = kernel(text + smallGroups, "group_backward_moments", { SILU, ROWS });
+      launch(moments, { ...known, group_sums }, params, overGroups, backward);
     } else {
-      const s1 = partials(), s2 = partials(), s3 = partials(), sums = { sum1: s1, sum2: s2, sum3: s3 };
-      launch(
-        kernel(text, "group_backward_partials", { SILU, WG }),
-        { ...known, s1, s2, s3 },
-        params,
-        overPartials,
-        backward,
-      );
-      launch(kernel(text, "group_backward_statistics", shared), { w1: w, ...sums, all }, params, overGroups, {
-        iterations: channels * (3 + 2 * ofLane + Math.log2(shared.THREADS)),
+      const parts = { part1: partial(), part2: partial(), part3: partial() };
+      const partials = kernel(text + largeGroups, "group_backward_partials", { SILU, WG });
+      launch(partials, { ...known, ...parts }, params, overPartials, backward);
+      const statistics = kernel(scalarText, "group_backward_statistics", shared);
+      launch(statistics, { w, ...parts, group_sums }, params, overRows, {
+        iterations: channels * (loops + Math.log2(shared.THREADS)),
       });
     }
     launch(
       kernel(text, "group_backward_x", { SILU, PIXELS }),
-      { ...known, of_u: all, y: dx, dw, db },
+      { ...known, group_sums, dx, dw, db },
       params,
-      fold(Math.ceil((strands + slices * size) / 64)),
-      { flops: 10 * x.size, iterations: PIXELS + params.slice, fusion: { stores: ["y"] } },
+      fold(Math.ceil((columns + slices * size) / 64)),
+      { flops: 10 * x.size, iterations: PIXELS + slice, fusion: { stores: ["dx"] } },
     );
     return [dx, sumChunks(dw, 1), sumChunks(db, 1)];
   });

@@ -182,7 +182,7 @@ function reduceGroup(
   images = 1,
 ): Tensor {
   const cpu = device().profile === "cpu";
-  const width = (inner === 1 ? size : inner) % 4 === 0 ? 4 : 1;
+  const { source: text, width } = byWidth(source, inner === 1 ? size : inner);
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
   const counted = items / images * nominalImages(images);
@@ -198,32 +198,31 @@ function reduceGroup(
     scale: chunks > 1 ? 1 : scale,
   };
   const flops = outer * size * inner;
-  const suffix = width === 4 ? "" : "1";
   if (inner === 1) {
     const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
     const rows = cpu ? device().lanes : 64 / lanes;
     launch(
-      kernel(source, `reduce_rows${suffix}`, { ...constants, THREADS: lanes, ROWS: rows }),
-      { [width === 4 ? "x4" : "x"]: x, y },
+      kernel(text, "reduce_rows", { ...constants, THREADS: lanes, ROWS: rows }),
+      { x, rows: y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
       {
         flops,
         iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
-        fusion: { loads: ["x", "x4"], stores: ["y"] },
+        fusion: { loads: ["x"], stores: ["rows"] },
       },
     );
   } else {
     const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
     launch(
-      kernel(source, `reduce_columns${suffix}`, { ...constants, WG: group, THREADS: lanes }),
-      { [width === 4 ? "x4" : "x"]: x, [width === 4 ? "y4" : "y"]: y },
+      kernel(text, "reduce_columns", { ...constants, WG: group, THREADS: lanes }),
+      { x, columns: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),
       {
         flops,
         iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
-        fusion: { loads: ["x", "x4"], stores: ["y", "y4"] },
+        fusion: { loads: ["x"], stores: ["columns"] },
       },
     );
   }

@@ -25,14 +25,13 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
   const count = x.size / 4, halves = pairs === "halves";
   const run = (from: Tensor, BACK: number): Tensor => {
     const y = emptyActivation(from.shape);
+    const text = `alias E = ${halves ? "vec2<f32>" : "vec4<f32>"};\n${source}`;
     launch(
-      kernel(source, halves ? "rotary_halves" : "rotary", { BACK }),
-      halves
-        ? { x2: from, cos_table2: cos, sin_table2: sin, y2: y }
-        : { x: from, cos_table: cos, sin_table: sin, y },
+      kernel(text, halves ? "rotary_halves" : "rotary", { BACK }),
+      { x: from, cos_table: cos, sin_table: sin, y },
       { count, tokens: T, heads: NH, size: HS / 4 },
       fold(Math.ceil(count / 64)),
-      { flops: 3 * x.size, fusion: { loads: ["x", "x2"], stores: ["y", "y2"] } },
+      { flops: 3 * x.size, fusion: { loads: ["x"], stores: ["y"] } },
     );
     return y;
   };

@@ -21,7 +21,7 @@ export function softmax(x: Tensor): Tensor {
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
     const backward = rowKernel(source, "softmax_backward", R, C, 2);
-    launch(backward.kernel, { saved: y, dy, dx }, params, backward.grid, {
+    launch(backward.kernel, { y, dy, dx }, params, backward.grid, {
       flops: 4 * x.size,
       iterations: backward.iterations,
       fusion: { stores: ["dx"] },
@@ -47,7 +47,7 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   const loss = empty([R]);
   const forward = rowKernel(source, "cross_entropy", R, K, 2);
   const params = { rows: R, size: forward.size, scale: 1 / R };
-  launch(forward.kernel, { x: logits, x1: logits, labels, loss }, params, forward.grid, {
+  launch(forward.kernel, { x: logits, labels, loss }, params, forward.grid, {
     flops: 4 * R * K,
     iterations: forward.iterations,
   });
