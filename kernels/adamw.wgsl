@@ -5,7 +5,7 @@
 // `judge` and `check_update` decide that: their verdict replaces norm2, and is not finite where a reported value, a gradient or
 // an updated number is not.
 // hyper: lr, b1, b2, eps, wd, clip (0: none), d. A thread owns UNROLL vec4s.
-// Gradients come multiplied by the loss scale (1 in fp32). `rescale` halves it after a skipped step and doubles it after GROWTH
+// Gradients come multiplied by the loss scale (1 in fp32). `rescale` divides it by 2 after a skipped step and doubles it after GROWTH
 // applied ones. `record` adds the reported values to running sums, unless the step is skipped; `restore` undoes other changes of
 // a skipped step.
 

@@ -1,4 +1,4 @@
-// Softmax over the rows of attention scores, where attention is matrix products: x [R, S] in rows padded to vectors.
+// Softmax over the rows of attention scores x [R, S], where attention is GEMMs. Rows are padded to whole vec4s.
 //   attention_rows: y = exp(x - max) / sum         attention_rows_backward: dx = y (dy - sum(dy y))
 // The padding is never read, and zeros are written there for the GEMM that follows.
 // Needs prelude_vec4 and prelude_rows.

@@ -1,6 +1,6 @@
 // Prints the WGSL of GEMM: C[M,N] = alpha * A[M,K] B[K,N] + bias[N], plain, transposed, batched, or with one operand gathered
 // from a feature map (convolution as implicit GEMM). A generator because register tiles must be unrolled: loop and bounds
-// checks cannot be switched off, so only straight-line code runs at full speed. Two backends:
+// checks cannot be switched off, so only unrolled code runs at full speed. Two backends:
 //   gemm_cpu.ts: a thread owns a TMxTN tile and loops over K in steps of 4 or 8 with vec4 loads, from textures where they fit
 //     (gpu/software/staging.ts), without workgroup memory; a workgroup is one SIMD vector of consecutive tiles of the batch.
 //   gemm_gpu.ts: a workgroup of 16x16 threads owns a tile of 64x64 to 128x128, with K-tiles of 16 in workgroup memory.
@@ -24,7 +24,7 @@ export function gemmWgsl(spec: GemmSpec): string {
   heads: u32, head_a: u32, head_b: u32, head_c: u32, // matrices of a batch element, and elements between them
   batch_a: u32, batch_b: u32, batch_c: u32, // elements between batch elements
   tiles_m: u32, tiles_n: u32, tiles: u32,
-  splits: u32, split_k: u32, c_split: u32, // split-K: splits of split_k, each with a C of its own, c_split elements apart
+  splits: u32, split_k: u32, c_split: u32, // split-K: splits of split_k, each with a C of its own; elements between those
   alpha: f32,
   H: u32, W: u32, C: u32, Ho: u32, Wo: u32, Co: u32, KH: u32, KW: u32, stride: u32, top: u32, left: u32,
 }

@@ -18,7 +18,7 @@ const SUM_BLOCK = 128;
 /** What a spec needs of the device and of the operands. */
 export interface CpuMachine {
   /** Threads of a workgroup: one SIMD vector of the processor. */
-  readonly lanes: number;
+  readonly threads: number;
   /** Whether the operands are read from textures. */
   readonly textures: boolean;
 }
@@ -91,13 +91,13 @@ export function cpuIterations({ source, kStep, kxInner, rowSums }: CpuSpec, prob
 }
 
 export function cpuKernel(spec: CpuSpec): string {
-  const { source, lanes, tile: [TM, TN] } = spec;
+  const { source, threads, tile: [TM, TN] } = spec;
   const TN4 = TN / 4;
   return `${spec.vector ? gatherFunctions(source) : elementFunctions(source, false)}
-@compute @workgroup_size(${lanes})
+@compute @workgroup_size(${threads})
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) lane: u32) {
-  let tile = (group.y * groups.x + group.x) * ${lanes}u + lane;
+        @builtin(local_invocation_index) thread: u32) {
+  let tile = (group.y * groups.x + group.x) * ${threads}u + thread;
   if (tile >= params.tiles) { return; }
   let n0 = tile % params.tiles_n * ${TN}u;
   let m0 = (tile / params.tiles_n) % params.tiles_m * ${TM}u;
@@ -185,7 +185,7 @@ ${multiplyAdd(spec, (i, q) => `a${i}.${XYZW[q]}`)}
 }
 
 /**
- * Iterates over the pixels of a map, image by image and row by row, without divisions (16 lanes divide one after the other).
+ * Iterates over the pixels of a map, image by image and row by row, without divisions (a SIMD vector divides element by element).
  * A pixel is (image, y, x), scaled by the stride and offset by the padding.
  */
 function gatherFunctions(source: GemmSource): string {

@@ -42,7 +42,7 @@ const paddedRow = (side: number) => side / 4 + 1;
 
 /**
  * 256 threads, each with a sixteenth of the tile's rows and columns (4x4 to 8x8 outputs). K-tiles of 16 go through workgroup
- * memory; the next one is prefetched into registers meanwhile. A thread's rows are adjacent; its columns are vec4s 64 apart,
+ * memory; the next one is prefetched into registers meanwhile. A thread's rows are adjacent; its columns are vec4s with a stride of 64,
  * so that adjacent threads read adjacent vec4s.
  *
  * The loop over a K-tile is unrolled and indexes an array of arrays, so that bounds are checked twice per K-tile and not at

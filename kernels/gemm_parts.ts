@@ -93,14 +93,14 @@ fn b_at(offset_b: u32, n: u32, k_tile: u32, k: u32, end: u32) -> ${V} {
   /** The tap of k. Where 16 divides the channels, a K-tile lies within one tap, and all threads divide the same number. */
   const tapOf = (name: "C" | "Co", channels: string) =>
     `let tap = ${sizes && sizes[name] % GPU_TILE_K === 0 ? "k_tile" : "k"} / ${channels};`;
-  const ofX = `
+  const pixelOfX = `
 fn pixel_of_x(pixel: u32, ky: u32, kx: u32) -> i32 { // index of the first channel, or -1 in the padding
   let iy = i32((pixel / ${Wo}) % ${Ho} * ${stride} + ky) - i32(${top});
   let ix = i32(pixel % ${Wo} * ${stride} + kx) - i32(${left});
   if (iy < 0 || ix < 0 || iy >= i32(${H}) || ix >= i32(${W})) { return -1; }
   return ((i32(pixel / (${Wo} * ${Ho})) * i32(${H}) + iy) * i32(${W}) + ix) * i32(${C});
 }`;
-  const ofDy = `
+  const pixelOfDy = `
 fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
   let sy = i32((pixel / ${W}) % ${H} + ${top}) - i32(ky);
   let sx = i32(pixel % ${W} + ${left}) - i32(kx);
@@ -114,15 +114,15 @@ fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
   ${channel}`;
   switch (source.kind) {
     case "conv":
-      return ofX +
+      return pixelOfX +
         a(tapOf("C", C) + gather("pixel_of_x", "m", read("a", `offset_a + u32(at) + k - tap * ${C}`))) +
         b(read("b", `offset_b + n * params.ldb + k`));
     case "conv_dx":
-      return ofDy +
+      return pixelOfDy +
         a(tapOf("Co", Co) + gather("pixel_of_dy", "m", read("a", `offset_a + u32(at) + k - tap * ${Co}`))) +
         b(tapOf("Co", Co) + read("b", `offset_b + (k - tap * ${Co}) * params.ldb + tap * params.N + n`));
     case "conv_dweight":
-      return ofX + a(read("a", `offset_a + k * params.lda + m`)) +
+      return pixelOfX + a(read("a", `offset_a + k * params.lda + m`)) +
         b(
           `let tap = n / ${C};` +
             gather("pixel_of_x", "k", read("b", `offset_b + u32(at) + n - tap * ${C}`)),

@@ -119,7 +119,7 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   return BackwardSums(su, sun, sn);
 }
 
-// A thread of the elementwise kernels owns PIXELS pixels of one channel vector, `step` apart: the values of the channel are
+// A thread of the elementwise kernels owns PIXELS pixels of a channel vector, with a stride of `step`: the values of the channel are
 // loaded once for all of them, and adjacent threads still access adjacent memory.
 
 struct Column {

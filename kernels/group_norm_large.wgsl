@@ -23,7 +23,7 @@ fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
   store_part2(item, sums.second);
 }
 
-// A row of the statistics kernels is the chunks of a group, and a channel's sum is over those THREADS apart.
+// A row of the statistics kernels is the chunks of a group; a thread reduces every THREADS-th of them.
 struct Group {
   row: Row,
   image: u32,
@@ -48,15 +48,15 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   let from_image = image * params.pixels * params.channels;
   let from_sums = image * params.chunks * params.channels;
   let origin = x(from_image + first); // so that a constant group has exactly its own mean
-  var apart = 0.0; // sum of the channels' first values - origin
-  var above = 0.0; // of the thread: sum of x - first value of the channel
+  var firsts = 0.0; // sum of the channels' first values - origin
+  var rest = 0.0; // of the thread: sum of x - first value of the channel
   for (var c = first; c < first + width; c++) {
-    apart += x(from_image + c) - origin;
+    firsts += x(from_image + c) - origin;
     var channel = 0.0;
     for (var k = thread; k < own.chunks; k += THREADS) { channel += part1(from_sums + k * params.channels + c); }
-    above += channel;
+    rest += channel;
   }
-  let mean_g = origin + (apart + sum_threads(vec2(above, 0.0), own.row).x / pixels) / f32(width);
+  let mean_g = origin + (firsts + sum_threads(vec2(rest, 0.0), own.row).x / pixels) / f32(width);
   var squares = 0.0; // of the thread: sum of squared deviations from the mean, without the offsets' part
   var offsets = 0.0;
   for (var c = first; c < first + width; c++) {
@@ -113,7 +113,7 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
     rest += channel;
   }
   let mean_n = sum_threads(vec2(rest, 0.0), own.row).x / f32(params.pixels * width);
-  var of_group = vec2<f32>(); // sums of u w and of u w n
+  var totals = vec2<f32>(); // sums of u w and of u w n
   for (var j = 0u; j < width; j++) { // uniform: sum_threads has barriers
     let c = first + j;
     var pair = vec2<f32>();
@@ -127,10 +127,10 @@ fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(n
       store_group_sums(2u * map + from_map + c, sums.x);
       store_group_sums(3u * map + from_map + c, sums.y);
     }
-    of_group += sums * w(c);
+    totals += sums * w(c);
   }
   if (own.chunks == 0u || thread > 0u) { return; }
-  let means = of_group / f32(params.pixels * width);
+  let means = totals / f32(params.pixels * width);
   for (var c = first; c < first + width; c++) {
     store_group_sums(from_map + c, means.x);
     store_group_sums(map + from_map + c, means.y);

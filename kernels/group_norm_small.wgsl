@@ -20,11 +20,11 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     let sums = deviations(at, origin, 0u, params.pixels);
     let m = origin + sums.first / pixels;
     let mean_v = head(m) + total(m - head(m)) / WIDTH;
-    let apart = m - mean_v;
+    let deviation = m - mean_v;
     let offset = mean_v - mean_g;
     let share = 1.0 / f32(k + 1u);
     mean_g += offset * share;
-    squares += total(sums.second - sums.first * sums.first / pixels + pixels * apart * apart)
+    squares += total(sums.second - sums.first * sums.first / pixels + pixels * deviation * deviation)
       + offset * offset * pixels * WIDTH * f32(k) * share;
   }
   let rstd = inverseSqrt(max(squares, 0.0) / (pixels * f32(vectors) * WIDTH) + params.eps);

@@ -1,6 +1,6 @@
-// The engine's own kernels on flat buffers of `count` elements E, which the host defines: u32 to move bits, f32, or vec4<f32> where fp16 is
-// converted.
-// fill: y[i] = bits (E = u32); copy: y[i] = x[i]; add_in_place: y[i] += x[i]. A thread owns UNROLL elements, WG apart.
+// The engine's own kernels on flat buffers of `count` elements E, defined by the host: u32 to move bits, f32, or vec4<f32> where
+// fp16 is converted.
+// fill: y[i] = bits (E = u32); copy: y[i] = x[i]; add_in_place: y[i] += x[i]. A thread owns UNROLL elements with a stride of WG.
 
 struct Params {
   count: u32,

@@ -99,7 +99,7 @@ fn store_column(chunk: u32, k: u32, q: V, s: V) {
   }
 }
 
-// A thread owns four columns of a chunk, `stride` apart, so that a row's statistics are loaded once for all four and a pass
+// A thread owns four columns of a chunk, at a distance of `stride`, so that a row's statistics are loaded once for all four and a pass
 // over a row touches most of it. A column past the end reads another row and is not stored.
 @compute @workgroup_size(WG)
 fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -1,7 +1,7 @@
-// Prints the WGSL of elementwise work: values t0, t1, ... of inputs x0, x1, ... at index i, some of which are stored.
-// A generator because merged chains have as many forms as there are chains. The same function stands alone as a kernel
-// (a workgroup computes some contiguous vectors, see pointwiseTiling), or is called by another kernel where that
-// stores a value or loads one. Sizes and scalars are parameters, so a text serves every shape.
+// Prints the WGSL of elementwise expressions: values t0, t1, ... of inputs x0, x1, ... at index i, some of which are stored.
+// A generator because fused chains have many forms. The same function is a kernel of its own (a workgroup computes contiguous
+// vectors, see pointwiseTiling), or an accessor of another kernel: its prologue or epilogue. Sizes and scalars are
+// parameters, so a text serves every shape.
 
 /**
  * How an array is indexed at vector i:
@@ -33,23 +33,23 @@ export interface ExpressionSpec {
   readonly element: "f32" | "u32";
 }
 
-/** Vectors that an invocation of the gpu profile computes. */
+/** Vectors per thread in the gpu profile. */
 const UNROLL = 4;
 
 /**
- * Invocations of a workgroup, and how many vectors each computes. A software adapter starts a workgroup in the time in
- * which it computes two vectors, so there a workgroup is one vector of the processor's lanes, which goes on for a while.
- * @param vector lanes of a software adapter's workgroup
- * @param count vectors in all
+ * Threads of a workgroup, and vectors per thread. A software adapter starts a workgroup in the time in which it computes two
+ * vectors, so there a workgroup is one SIMD vector of threads with many steps.
+ * @param simd threads of a software adapter's workgroup
+ * @param count number of vectors
  */
 export function pointwiseTiling(
   profile: "cpu" | "gpu",
-  vector: number,
+  simd: number,
   count: number,
-): { lanes: number; steps: number } {
-  if (profile === "gpu") return { lanes: 64, steps: UNROLL };
+): { threads: number; steps: number } {
+  if (profile === "gpu") return { threads: 64, steps: UNROLL };
   // 32 workgroups at least, to share among the processors; past 64 steps nothing is gained.
-  return { lanes: vector, steps: Math.min(64, Math.max(1, Math.floor(count / vector / 32))) };
+  return { threads: simd, steps: Math.min(64, Math.max(1, Math.floor(count / simd / 32))) };
 }
 
 /**
@@ -175,25 +175,25 @@ export function helpersWgsl(bodies: readonly string[], width: number): string {
 
 /**
  * The WGSL text of a kernel of its own; entry point `pointwise`, arrays in<k> and out<k>, parameters `count` (vectors)
- * and `steps` (of an invocation).
- * @param vector lanes of a software adapter's workgroup
+ * and `steps` (of a thread).
+ * @param simd threads of a software adapter's workgroup
  */
-export function pointwiseWgsl(spec: ExpressionSpec, profile: "cpu" | "gpu", vector: number): string {
-  const { lanes } = pointwiseTiling(profile, vector, 0);
+export function pointwiseWgsl(spec: ExpressionSpec, profile: "cpu" | "gpu", simd: number): string {
+  const { threads } = pointwiseTiling(profile, simd, 0);
   const unrolled = Array.from(
     { length: UNROLL },
-    (_, u) => `{ let i = first + ${u * lanes}u + lane; if (i < end) { element(i); } }`,
+    (_, u) => `{ let i = first + ${u * threads}u + thread; if (i < end) { element(i); } }`,
   ).join("\n  ");
   return `struct Params { count: u32, steps: u32 }
 ${expressionWgsl(spec, "element", "")}
 
-@compute @workgroup_size(${lanes})
+@compute @workgroup_size(${threads})
 fn pointwise(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-             @builtin(local_invocation_index) lane: u32) {
-  let most = ${lanes}u * params.steps;
+             @builtin(local_invocation_index) thread: u32) {
+  let most = ${threads}u * params.steps;
   let first = (group.y * groups.x + group.x) * most;
   let end = min(first + most, params.count);
-  ${profile === "gpu" ? unrolled : `for (var i = first + lane; i < end; i += ${lanes}u) { element(i); }`}
+  ${profile === "gpu" ? unrolled : `for (var i = first + thread; i < end; i += ${threads}u) { element(i); }`}
 }
 ${helpersWgsl(spec.body, spec.width)}`;
 }

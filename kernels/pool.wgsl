@@ -1,9 +1,9 @@
-// Nearest-2x upsampling and pooling of channels-last maps [B, H, W, C] (C in vectors V; needs the prelude wide or narrow).
-// Every backward pass gathers: one invocation owns an element of dx and walks over the windows that contain it in scan
-// order, so there are no atomics. A maximum's gradient goes to the first element of the window that has it.
+// Nearest-2x upsampling and pooling of channels-last maps [B, H, W, C] (C in vectors V; needs prelude_vec4 or
+// prelude_scalar). Backward gathers: a thread owns an element of dx and loops over the windows that contain it in scan order, without
+// atomics. The gradient of a maximum goes to the first element of the window that equals it.
 
 struct Params {
-  count: u32, // vectors of what an invocation owns
+  count: u32, // threads: vectors of the output
   H: u32,
   W: u32,
   C: u32,

@@ -1,8 +1,8 @@
 // Rotary positions on x [R, T, NH, HS], pairs (x0, x1) of neighbouring channels, tables cos and sin [T, HS]:
 //   y0 = x0 cos0 - x1 sin0,  y1 = x1 cos1 + x0 sin1        Su et al. (2021)
 // BACK: dx0 = dy0 cos0 + dy1 sin1,  dx1 = dy1 cos1 - dy0 sin0.
-// rotary_halves: the same with pairs (x_i, x_(i + HS/2)), as in DINOv3. A thread owns two pairs: one vec4, or two vec2s of
-// rotary_halves. The host defines E accordingly.
+// rotary_half: the same with pairs (x_i, x_(i + HS/2)), as in DINOv3. A thread owns two pairs: one vec4, or two vec2s of
+// rotary_half. The host defines E accordingly.
 
 override BACK: u32 = 0;
 
@@ -35,7 +35,7 @@ fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 }
 
 @compute @workgroup_size(64)
-fn rotary_halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+fn rotary_half(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
                  @builtin(local_invocation_index) thread: u32) {
   let i = (group.y * groups.x + group.x) * 64u + thread;
   if (i >= params.count) { return; }

@@ -1,5 +1,5 @@
-// y [R, H] = silu(a) b for x [R, 2H] = (a, b) in rows, Shazeer (2020). Backward writes both halves of dx:
-//   da = dy b s (1 + a (1 - s)),  db = dy a s,  s = sigmoid(a). Needs the prelude wide or narrow.
+// y [R, H] = silu(a) b for x [R, 2H] = (a, b) in rows, Shazeer (2020). Backward writes dx = (da, db):
+//   da = dy b s (1 + a (1 - s)),  db = dy a s,  s = sigmoid(a). Needs prelude_vec4 or prelude_scalar.
 
 struct Params {
   count: u32, // vectors of y

@@ -1,5 +1,5 @@
-// Which tiles of matrix products are fast on this adapter: measured once, remembered in the user's cache folder, and put
-// in the place of the built-in rates (ops/gemm_tiles.ts). A tile changes no bit, so neither does a forgotten file.
+// Measures which GEMM tiles are fast on this adapter, once; the rates are remembered in the user's cache folder and replace the
+// built-in ones (ops/gemm_tiles.ts). A tile changes no bit, so neither does a lost file.
 
 import { dirname, join } from "@std/path";
 import { z } from "zod";
@@ -61,7 +61,7 @@ export function rememberedTiles(
   return readAll(path, warn)[key];
 }
 
-/** Remembers rates beside those of other adapters. @throws UsageError when the file cannot be written */
+/** Remembers rates next to those of other adapters. @throws UsageError when the file cannot be written */
 export function rememberTiles(path: string, key: string, table: TileTable): void {
   makeFolder(dirname(path));
   writeJson(path, { adapters: { ...readAll(path, () => {}), [key]: table } });
@@ -94,9 +94,7 @@ export async function prepareTiles(
     const began = performance.now();
     table = await measure();
     line(
-      `tuned matrix products for this adapter in ${
-        ((performance.now() - began) / 1000).toFixed(1)
-      } s ("${path}")`,
+      `tuned GEMM tiles for this adapter in ${((performance.now() - began) / 1000).toFixed(1)} s ("${path}")`,
     );
     try {
       rememberTiles(path, key, table);
@@ -118,7 +116,7 @@ export function tuningSizes(): { S: number; map: Shape; channels: number } {
     : { S: 2048, map: [16, 64, 64], channels: 128 };
 }
 
-/** Rates of products (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
+/** Rates of GEMMs (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
 export async function measureTiles(only?: GemmKind): Promise<TileTable> {
   const machine = thisMachine(), { profile } = machine;
   const { S, map, channels } = tuningSizes();
@@ -155,7 +153,7 @@ export async function measureTiles(only?: GemmKind): Promise<TileTable> {
   return table;
 }
 
-/** GFLOP/s of one workgroup alone. What a run costs beside its arithmetic is taken off. */
+/** GFLOP/s of one workgroup alone. The fixed cost of a run is subtracted. */
 async function rateOfOne(machine: Machine, [M, N]: Tile): Promise<number> {
   const count = tilesPerGroup(machine);
   const time = (K: number) => timeOfCase([[count, M, K], [count, K, N]], (a, b) => matmul(a, b));

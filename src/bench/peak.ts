@@ -1,5 +1,5 @@
-// What an adapter can do at most: multiply-adds without memory, and a copy without arithmetic. The yardsticks that
-// benchmarks and `tok doctor --bench` measure kernels against, always in the same run.
+// Peaks of an adapter: multiply-adds without memory traffic, and a copy without arithmetic. The baselines that benchmarks and
+// `tok doctor --bench` compare kernels with, always in the same run.
 
 import { GpuError } from "../errors.ts";
 import { device } from "../gpu/device.ts";
@@ -20,7 +20,7 @@ export interface Peaks {
   copy: number;
   /** GB/s of copies by the bytes that they read and write: the smaller ones stay in caches. */
   copies: { bytes: number; rate: number }[];
-  /** GFLOP/s of a square matrix product. */
+  /** GFLOP/s of a square GEMM. */
   gemm: number;
 }
 
@@ -35,7 +35,7 @@ let worked = -Infinity;
 
 /**
  * Milliseconds of one run, several times over, the shortest first; short runs are timed in batches.
- * @param run hands the work of so many runs to the device and does not wait
+ * @param run submits a number of runs and does not wait
  */
 export async function timesOf(run: (runs: number) => void, batchMs = 100, tries = 5): Promise<number[]> {
   const batch = async (n: number) => {
@@ -63,7 +63,7 @@ export const median = (sorted: readonly number[]): number => {
   return ((sorted[Math.floor(half - 0.5)] ?? NaN) + (sorted[Math.floor(half)] ?? NaN)) / 2;
 };
 
-/** Measures the adapter's yardsticks, the best of several runs each. */
+/** Measures the adapter's peaks, the best of several runs each. */
 export async function measurePeaks(): Promise<Peaks> {
   // How many chains fill an adapter without running out of its registers differs; more than these never helped.
   let fma = 0;
@@ -83,7 +83,7 @@ export async function measurePeaks(): Promise<Peaks> {
       copies.push({ bytes, rate: bytes / await best(program) / 1e6 });
     } catch (error) {
       if (!(error instanceof GpuError) || copies.length === 0) throw error;
-      break; // less is free: the copies so far are the yardstick
+      break; // not enough memory: the copies so far are the baseline
     } finally {
       program.destroy();
     }

@@ -1,5 +1,5 @@
-// The arithmetic yardstick as an op: multiply-adds in registers, as many at once as an adapter can have under way.
-// No gradients: it is measured, not trained.
+// Peak arithmetic throughput as an op: multiply-adds in registers, in as many independent chains as an adapter can overlap.
+// Not differentiable.
 
 import { PEAK_DEPTH, PEAK_WORKGROUP, peakWgsl } from "../../kernels/peak.ts";
 import { launch } from "../gpu/bind.ts";
@@ -16,7 +16,7 @@ export function multiplyAdds(x: Tensor, chains: number, rounds: number): Tensor 
   check(x.rank === 1 && x.size % perGroup === 0, "measure", `x must be [n], n a multiple of ${perGroup}`, x);
   const y = empty(x.shape);
   const params = { rounds, a: 0.999, b: 0.001 };
-  launch(kernel(peakWgsl(chains), "ceiling"), { x, y }, params, [x.size / perGroup], {
+  launch(kernel(peakWgsl(chains), "multiply_adds"), { x, y }, params, [x.size / perGroup], {
     flops: 2 * x.size * chains * PEAK_DEPTH * rounds,
     iterations: rounds,
   });

@@ -36,7 +36,7 @@ export function printWgsl(launches: readonly Launch[]): void {
   for (const { kernel } of launches) {
     if (printed.has(kernel)) continue;
     printed.add(kernel);
-    console.error(`tok: kernel "${kernel.label}"\n${kernel.source.trim()}\n`);
+    console.error(`tok: kernel "${kernel.label}"\n${kernel.wgsl}\n`);
   }
 }
 

@@ -33,14 +33,14 @@ export function bindExpression(expression: Expression): Launch | undefined {
   if (!width) return undefined;
   const vectors = count / width;
   const { spec, params, buffers } = print(expression, width, "");
-  const { lanes, steps } = pointwiseTiling(profile, vector, vectors);
+  const { threads, steps } = pointwiseTiling(profile, vector, vectors);
   const plain = element !== "u32" &&
     [...expression.inputs, ...expression.outputs].every((o) => isPlain(o.view));
   return bind(
     kernel(pointwiseWgsl(spec, profile, vector), "pointwise"),
     buffers,
     { count: vectors, steps, ...params },
-    fold(Math.ceil(vectors / (lanes * steps))),
+    fold(Math.ceil(vectors / (threads * steps))),
     { flops: count * body.length, iterations: steps, ...plain ? { fusion: { expression } } : {} },
   );
 }

@@ -69,7 +69,7 @@ class Attention {
     const [B, T, C] = x.shape as [number, number, number];
     const NH = this.config.num_attention_heads;
     const heads = (y: Tensor) => reshape(y, [B, T, NH, C / NH]);
-    const turn = (y: Tensor) => angles ? rotary(y, angles.cos, angles.sin, "halves") : y;
+    const turn = (y: Tensor) => angles ? rotary(y, angles.cos, angles.sin, "half") : y;
     const q = turn(heads(this.attention.query.forward(x))); // [B, T, NH, HS]
     const k = turn(heads(this.attention.key.forward(x)));
     const v = heads(this.attention.value.forward(x));

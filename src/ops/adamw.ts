@@ -8,7 +8,7 @@ import { pointwise } from "./pointwise.ts";
 import { total } from "./reduce.ts";
 import { reshape, slice } from "./layout.ts";
 
-/** Numbers that may change each step without a new capture. */
+/** Hyper-parameters; they may change each step without a new capture. */
 export interface Hyper {
   lr: number;
   beta1: number;
@@ -17,7 +17,7 @@ export interface Hyper {
   weightDecay: number;
   /** Largest global norm of the gradients; 0 for no clipping. */
   clip: number;
-  /** Share of the old average that stays each step. */
+  /** Decay of the moving average of the weights. */
   emaDecay: number;
 }
 
@@ -37,19 +37,19 @@ export interface FlatSet {
   m: Tensor;
   v: Tensor;
   ema?: Tensor | undefined;
-  /** Working copy of the parameters, halves. */
+  /** Working copy of the parameters, fp16. */
   working?: Tensor | undefined;
   /** Factor of the learning rate. */
   lrFactor: number;
 }
 
-/** Loss scale that training with halves begins with. */
+/** Initial loss scale of fp16 training. */
 const FIRST_SCALE = 65536;
 
 /**
  * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and steps applied in a row since it
  * changed or, negative, skipped in a row.
- * @param scaled whether gradients come scaled, because they pass through halves
+ * @param scaled whether gradients are multiplied by a loss scale, because activations are fp16
  */
 export function progressVariable(scaled: boolean): Tensor {
   const init = () => new Float32Array([0, 0, scaled ? FIRST_SCALE : 1, 0]);
@@ -67,7 +67,7 @@ export function lossScale(progress: Tensor): Tensor {
  * @param norm2 what {@link adamw} returned
  */
 export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {
-  check(values.size === sums.size, "add up what a step reports", "the sizes differ", values, sums);
+  check(values.size === sums.size, "accumulate the reported values", "the sizes differ", values, sums);
   launch(kernel(source, "record"), { values, sums, norm2 }, { size: sums.size, factor: 1 }, [1], {
     iterations: Math.ceil(sums.size / 64),
   });
@@ -98,23 +98,23 @@ export function squaredNorm(flats: readonly Tensor[]): Tensor {
 /**
  * One step over all sets, skipped as a whole when `norm2`, one of `values` or a number that the update would write is not
  * finite. Where there are working copies, the loss scale then follows.
- * @param ofGradients squared global norm of the gradients as they are, scaled
+ * @param gradientNorm2 squared global norm of the gradients, still multiplied by the loss scale
  * @param progress of {@link progressVariable}
  * @param options.values f32 [n], what the step reports
  * @param options.fault of {@link faultVariable}
- * @returns `ofGradients`, or something that is not finite where the step is skipped
+ * @returns `gradientNorm2`, or something that is not finite where the step is skipped
  */
 export function adamw(
   sets: readonly FlatSet[],
   hyper: Tensor,
-  ofGradients: Tensor,
+  gradientNorm2: Tensor,
   progress: Tensor,
   { values, fault = faultVariable() }: { values?: Tensor | undefined; fault?: Tensor } = {},
 ): Tensor {
   const norm2 = empty([], "f32", "verdict");
   launch(
     kernel(source, "judge"),
-    { norm2: ofGradients, values: values ?? 0, verdict: norm2, fault },
+    { norm2: gradientNorm2, values: values ?? 0, verdict: norm2, fault },
     { size: values?.size ?? 0, factor: 1 },
     [1],
     { iterations: values?.size ?? 0 },
@@ -123,7 +123,7 @@ export function adamw(
     const size = p.size / 4;
     launch(
       kernel(source, "check_update"),
-      { p, g, m, v, hyper, norm2: ofGradients, progress, verdict: norm2, fault },
+      { p, g, m, v, hyper, norm2: gradientNorm2, progress, verdict: norm2, fault },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
     );

@@ -1,9 +1,8 @@
-// Scaled dot-product attention and its gradients (Vaswani et al., 2017) as matrix products. Of few keys the T x S matrix of
-// weights is small, and kept for the backward pass. Of many keys it is never whole: a block of queries at a time has its
-// weights, and computes them again in the backward pass, as FlashAttention does (Dao et al., 2022). Blocks that stay in
-// registers and workgroup memory would save what the weights cost to write and read, a quarter of the time on an H100; but
-// products take the rest either way, and theirs are the fastest kernels there are. (A streaming kernel of a query a lane took
-// 11 times as long there, and 60 times with gradients.)
+// Scaled dot-product attention and its gradients (Vaswani et al., 2017) as GEMMs. With few keys the [T, S] attention matrix is
+// kept for the backward pass. From MANY_KEYS on, attention is chunked so that a chunk's score matrix fits BLOCK_BYTES, and scores
+// are recomputed in the backward pass, as in FlashAttention (Dao et al., 2022). Keeping chunks in registers and workgroup memory
+// would save the traffic of the scores, a quarter of the time on an H100, but needs a slower GEMM; a kernel with one query
+// per thread took 11 times as long there, and 60 times with gradients.
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { differentiable, recompute } from "../tensor/autograd.ts";
@@ -14,13 +13,13 @@ import { gemm } from "./gemm.ts";
 import { rowKernel } from "./row_kernel.ts";
 import { concat, split } from "./layout.ts";
 
-/** From this many keys on, the matrix of weights is not kept. */
+/** From this many keys on, the attention matrix is not kept. */
 const MANY_KEYS = 512;
 
-/** Bytes of the weights of a block: enough to fill a GPU; on a CPU larger ones are a tenth faster, and take as much more. */
+/** Bytes of a chunk's scores: enough to fill a GPU; on a CPU larger chunks are 10 % faster. */
 const BLOCK_BYTES = { cpu: 16 << 20, gpu: 256 << 20 };
-/** Blocks have a multiple of so many queries. */
-const SOME_QUERIES = 16;
+/** Chunks of queries are multiples of this. */
+const QUERY_STEP = 16;
 
 /**
  * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
@@ -38,9 +37,9 @@ export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
     k,
     v,
   );
-  if (k.dim(1) < MANY_KEYS) return attentionByGemm(q, k, v);
+  if (k.dim(1) < MANY_KEYS) return fullAttention(q, k, v);
   const { profile, limits } = device();
-  return attentionByBlocks(q, k, v, Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize));
+  return chunkedAttention(q, k, v, Math.min(BLOCK_BYTES[profile], limits.maxStorageBufferBindingSize));
 }
 
 /** Elements from one image, head and row to the next. */
@@ -50,17 +49,17 @@ interface Layout {
   row: number;
 }
 
-/** Batched over images and heads, by products that read and write heads where they lie. */
-function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
+/** Batched over images and heads, by GEMMs that read and write heads in place. */
+function fullAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const [B, T, NH, HS] = q.shape as [number, number, number, number], S = k.dim(1);
   const scale = HS ** -0.5;
   const padded = paddedKeys(S);
-  const matrix = [B, NH, T, padded]; // rows end in zeros
+  const matrix = [B, NH, T, padded]; // rows are padded with zeros
   const weights: Layout = { image: NH * T * padded, head: T * padded, row: padded };
   const heads = (length: number): Layout => ({ image: length * NH * HS, head: HS, row: NH * HS });
-  const ofQ = heads(T), ofK = heads(S);
+  const queries = heads(T), keys = heads(S);
   /** C = alpha op(A) op(B) for every head of every image; C of shape [B, NH, T, padded] holds scores, which stay f32. */
-  const product = (
+  const headGemm = (
     kind: "nn" | "nt" | "tn",
     [M, N, K]: readonly [number, number, number],
     [a, inA]: readonly [Tensor, Layout],
@@ -88,52 +87,52 @@ function attentionByGemm(q: Tensor, k: Tensor, v: Tensor): Tensor {
   const rows = (entry: string, loops: number) => rowKernel(rowsSource, entry, B * NH * T, padded, loops);
   const sizes = { rows: B * NH * T, size: S };
 
-  const scores = product("nt", [T, S, HS], [q, ofQ], [k, ofK], toScores, scale);
+  const scores = headGemm("nt", [T, S, HS], [q, queries], [k, keys], toScores, scale);
   const p = emptyActivation(matrix), forward = rows("attention_rows", 3);
   launch(forward.kernel, { x: scores, y: p }, sizes, forward.grid, {
     flops: 5 * B * NH * T * S,
     iterations: forward.iterations,
   });
-  const y = product("nn", [T, HS, S], [p, weights], [v, ofK], [[B, T, NH * HS], ofQ]);
+  const y = headGemm("nn", [T, HS, S], [p, weights], [v, keys], [[B, T, NH * HS], queries]);
   return differentiable(y, [q, k, v], (dy) => {
-    const dp = product("nt", [T, S, HS], [dy, ofQ], [v, ofK], toScores);
+    const dp = headGemm("nt", [T, S, HS], [dy, queries], [v, keys], toScores);
     const ds = emptyActivation(matrix), backward = rows("attention_rows_backward", 2);
     launch(backward.kernel, { y: p, dy: dp, dx: ds }, sizes, backward.grid, {
       flops: 4 * B * NH * T * S,
       iterations: backward.iterations,
     });
     return [
-      product("nn", [T, HS, S], [ds, weights], [k, ofK], [q.shape, ofQ], scale),
-      product("tn", [S, HS, T], [ds, weights], [q, ofQ], [k.shape, ofK], scale),
-      product("tn", [S, HS, T], [p, weights], [dy, ofQ], [v.shape, ofK]),
+      headGemm("nn", [T, HS, S], [ds, weights], [k, keys], [q.shape, queries], scale),
+      headGemm("tn", [S, HS, T], [ds, weights], [q, queries], [k.shape, keys], scale),
+      headGemm("tn", [S, HS, T], [p, weights], [dy, queries], [v.shape, keys]),
     ];
   });
 }
 
-/** Elements of a row of weights: rows are whole vectors. */
+/** Length of a row of the attention matrix, padded to whole vec4s. */
 const paddedKeys = (S: number) => Math.ceil(S / 4) * 4;
 
 /**
- * The same, of so many images at a time, or queries of one, that their weights take at most `bytes` (or 16 queries), and
- * nothing of them is kept.
+ * Chunked over images, then over queries, so that a chunk's score matrix takes at most `bytes` (or 16 queries); scores are
+ * recomputed in the backward pass.
  */
-export function attentionByBlocks(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
-  const [B, T, NH] = q.shape as [number, number, number], ofQuery = 4 * NH * paddedKeys(k.dim(1));
-  const images = Math.floor(bytes / (ofQuery * T));
-  const once = (q: Tensor) => recompute(attentionByGemm, [q, k, v], []);
+export function chunkedAttention(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
+  const [B, T, NH] = q.shape as [number, number, number], queryBytes = 4 * NH * paddedKeys(k.dim(1));
+  const images = Math.floor(bytes / (queryBytes * T));
+  const once = (q: Tensor) => recompute(fullAttention, [q, k, v], []);
   if (images >= B) return once(q);
   if (B > 1) {
     const sizes = parts(B, Math.max(1, images));
     const [qs, ks, vs] = [q, k, v].map((x) => split(x, sizes, 0)) as [Tensor[], Tensor[], Tensor[]];
-    return concat(qs.map((q, i) => attentionByBlocks(q, ks[i] as Tensor, vs[i] as Tensor, bytes)), 0);
+    return concat(qs.map((q, i) => chunkedAttention(q, ks[i] as Tensor, vs[i] as Tensor, bytes)), 0);
   }
-  const most = Math.max(1, Math.floor(bytes / (ofQuery * SOME_QUERIES))) * SOME_QUERIES;
+  const most = Math.max(1, Math.floor(bytes / (queryBytes * QUERY_STEP))) * QUERY_STEP;
   if (most >= T) return once(q);
-  const even = Math.ceil(T / Math.ceil(T / most) / SOME_QUERIES) * SOME_QUERIES;
+  const even = Math.ceil(T / Math.ceil(T / most) / QUERY_STEP) * QUERY_STEP;
   return concat(split(q, parts(T, even), 1).map(once), 1);
 }
 
-/** `all` in parts of `most`, the last one of what is left. */
+/** Sizes of chunks of at most `most` elements. */
 function parts(all: number, most: number): number[] {
   return Array.from({ length: Math.ceil(all / most) }, (_, i) => Math.min(most, all - i * most));
 }

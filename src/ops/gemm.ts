@@ -137,7 +137,9 @@ function launchGemm(
     bias: bias !== undefined && splits === 1,
   };
   const textures = vector && stageable(a.storage) && stageable(b.storage);
-  const spec = cpu ? cpuSpec(problem, { lanes: machine.lanes, textures }, wantsRowSums) : gpuSpec(problem);
+  const spec = cpu
+    ? cpuSpec(problem, { threads: machine.threads, textures }, wantsRowSums)
+    : gpuSpec(problem);
   const rowSums = spec.backend === "cpu" && spec.rowSums ? empty([splits, M], "f32", "row sums") : undefined;
   const size = sizeOf(shape);
   const y = splits > 1

@@ -1,4 +1,4 @@
-// The tile of a GEMM and its split-K. Every tile sums an output's products in the same order, so the tile changes speed and
+// The tile of a GEMM and its split-K. Every tile sums over K in the same order, so the tile changes speed and
 // never a bit; split-K does change bits, and depends on the shape alone (in batch-invariant programs not on the number of
 // images; see nominalImages).
 //
@@ -34,7 +34,7 @@ export interface GemmShape {
 export interface Machine {
   profile: Profile;
   /** Threads of a software adapter's workgroup. */
-  lanes: number;
+  threads: number;
   /** Bytes of workgroup memory. */
   storage: number;
   /** How often the program will run. */
@@ -43,8 +43,8 @@ export interface Machine {
 
 /** The open device and the program that is being captured. */
 export function thisMachine(): Machine {
-  const { profile, lanes, limits } = device();
-  return { profile, lanes, storage: limits.maxComputeWorkgroupStorageSize, runs: scope().runs };
+  const { profile, lanes: threads, limits } = device();
+  return { profile, threads, storage: limits.maxComputeWorkgroupStorageSize, runs: scope().runs };
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
@@ -64,7 +64,7 @@ export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
 
 // cpu: GFLOP/s of llvmpipe on two cores (512-bit vectors, operands in textures), tiles in the order of TILES, GEMMs of 256 to
 // 4096 a side; convolutions as `tok doctor --tune` measures them, median of four. Loads go with the sum of a tile's sides and
-// arithmetic with their product, but outputs and operands beyond the L1 cache (48 KiB a core; 640 outputs of 16 lanes are 40)
+// arithmetic with their product, but outputs and operands beyond the L1 cache (48 KiB a core; 640 outputs of 16 threads are 40)
 // lose that gain. Noise was a third: differences below 5 % say little. gpu: TFLOP/s of an H100 at 4096, and the number of
 // workgroups that are as fast together as alone.
 const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
@@ -105,8 +105,8 @@ export function kindOf(source: GemmSource): GemmKind {
 }
 
 /** Tiles of a workgroup: one a thread on a software adapter. */
-export function tilesPerGroup({ profile, lanes }: Machine): number {
-  return profile === "cpu" ? lanes : 1;
+export function tilesPerGroup({ profile, threads }: Machine): number {
+  return profile === "cpu" ? threads : 1;
 }
 
 /** The tiles of TILES that fit the adapter's workgroup memory. */
@@ -133,15 +133,15 @@ export function chooseTile(machine: Machine, shape: GemmShape): Tile {
 function time(machine: Machine, { kind, M, N, K, count }: GemmShape, tile: Tile): number {
   const { profile, runs } = machine;
   const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
-  const lanes = tilesPerGroup(machine);
+  const perGroup = tilesPerGroup(machine);
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is 10 % faster, for large GEMMs 30 %, but compiles for 3 to 5 s, 16x16 for 1 to 2: a GEMM that is small or runs
   // seldom does not earn that back.
   const small = M * N * K * count * runs < LARGE;
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
-  const waves = Math.ceil(Math.ceil(tiles / lanes) / slots);
-  return waves * slots * lanes * tile[0] * tile[1] / rate;
+  const waves = Math.ceil(Math.ceil(tiles / perGroup) / slots);
+  return waves * slots * perGroup * tile[0] * tile[1] / rate;
 }
 
 function builtIn(profile: Profile, kind: GemmKind, [m, n]: Tile): TileRate {

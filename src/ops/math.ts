@@ -1,6 +1,6 @@
-// Elementwise functions with their gradients. Each entry gives the formula and, beside it, the gradient formula for
-// every input, so that the pair cannot drift apart: a, b are the inputs, y the output, dy its gradient, s0.. constants,
-// T the element or vector type of WGSL. Chains of these are merged into one launch by the plan.
+// Elementwise functions with their gradients. Each entry has the formula and the gradient formula for every input, side by side:
+// a, b are the inputs, y the output, dy its gradient, s0.. constants, T the element or vector type of WGSL. The plan fuses
+// chains of these into one launch.
 
 import { differentiable } from "../tensor/autograd.ts";
 import type { Tensor } from "../tensor/tensor.ts";

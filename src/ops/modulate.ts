@@ -68,7 +68,7 @@ export function swiglu(x: Tensor): Tensor {
     fusion: { loads: ["x"], stores: ["y"] },
   });
   return differentiable(y, [x], (dy) => {
-    // Narrow kernels write single elements, which halves cannot be: H decides, not the 2H of x.
+    // Scalar kernels store single elements, which fp16 cannot be: H decides, not the 2H of x.
     const dx = width === 4 ? emptyActivation(x.shape) : empty(x.shape);
     launch(kernel(text, "swiglu_backward"), { x, dy, y: dx }, params, grid, {
       flops: 10 * y.size,

@@ -61,7 +61,7 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
   return pointwise(["x0"], [x], [], shape);
 }
 
-/** scale * sum over the first axis of [S, N], as [N]: the second half of a split product. Not differentiable. */
+/** scale * sum over the first axis of [S, N], as [N]: the second launch of a split-K GEMM or a chunked sum. Not differentiable. */
 export function sumChunks(x: Tensor, scale: number): Tensor {
   const [S, N] = x.shape as [number, number];
   if (S === 1 && scale === 1) return viewAs(x, [N]);
@@ -90,8 +90,8 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
       fusion: { loads: ["a", "b"], stores: ["y"] },
     },
   );
-  const whole = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, "sum", 1, "identity");
-  return viewAs(whole, [outer, 2, I]);
+  const sums = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, "sum", 1, "identity");
+  return viewAs(sums, [outer, 2, I]);
 }
 
 function reduced(
@@ -146,10 +146,9 @@ function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): 
 }
 
 /**
- * Chunks to cut rows, columns or pairs of columns into: until there are `wanted` of them to work on at once, and none has
- * fewer than `least` loads, since adding up the chunks is another launch. On a software adapter that costs one lane as much
- * as 500 loads. On a GPU it costs the 64 lanes that share a row, or the 8 that share a column, 8 and 64 loads each; a pair is
- * one lane's.
+ * Rows, columns or pairs of columns are cut into chunks until `wanted` of them can be reduced at once, but with at least `least`
+ * loads each, since reducing the chunks is another launch. On a software adapter that costs one thread as much as 500 loads; on
+ * a GPU it costs the 64 threads of a row, or the 8 of a column, 8 and 64 loads each; a pair has one thread.
  */
 const CHUNKS = {
   cpu: {
@@ -164,7 +163,7 @@ const CHUNKS = {
   },
 };
 
-/** Chunks of each of `items` of `length` loads; none is longer than a thread may run alone. */
+/** Number of chunks of each of `items` of `length` loads; a chunk stays within the iterations of a thread. */
 function chunksOf(kind: "rows" | "columns" | "pairs", items: number, length: number): number {
   const { wanted, least } = CHUNKS[device().profile][kind];
   return Math.max(partsOf(length), Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
@@ -199,29 +198,29 @@ function reduceGroup(
   };
   const flops = outer * size * inner;
   if (inner === 1) {
-    const lanes = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
-    const rows = cpu ? device().lanes : 64 / lanes;
+    const threads = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
+    const rows = cpu ? device().lanes : 64 / threads;
     launch(
-      kernel(text, "reduce_rows", { ...constants, THREADS: lanes, ROWS: rows }),
+      kernel(text, "reduce_rows", { ...constants, THREADS: threads, ROWS: rows }),
       { x, rows: y },
       { ...common, inner: 1 },
       fold(Math.ceil(outer * chunks / rows)),
       {
         flops,
-        iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
+        iterations: iterationsOfSum(Math.ceil(chunk / threads)),
         fusion: { loads: ["x"], stores: ["rows"] },
       },
     );
   } else {
-    const group = cpu ? 16 : 32, lanes = cpu || length / chunks < 16 ? 1 : 8;
+    const group = cpu ? 16 : 32, threads = cpu || length / chunks < 16 ? 1 : 8;
     launch(
-      kernel(text, "reduce_columns", { ...constants, WG: group, THREADS: lanes }),
+      kernel(text, "reduce_columns", { ...constants, WG: group, THREADS: threads }),
       { x, columns: y },
       { ...common, inner: inner / width },
       fold(Math.ceil(items * chunks / group)),
       {
         flops,
-        iterations: iterationsOfSum(Math.ceil(chunk / lanes)),
+        iterations: iterationsOfSum(Math.ceil(chunk / threads)),
         fusion: { loads: ["x"], stores: ["columns"] },
       },
     );

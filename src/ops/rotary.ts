@@ -1,5 +1,5 @@
-// Rotary position embeddings: on interleaved pairs with the 2-D axial tables of LightningDiT, or on the two halves of a
-// head with the tables of DINOv3, whose coordinates run from -1 to 1 whatever the grid.
+// Rotary position embeddings: on interleaved pairs with the 2-D axial tables of LightningDiT, or by rotate-half with the tables
+// of DINOv3, whose coordinates run from -1 to 1 for any grid.
 
 import source from "../../kernels/rotary.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
@@ -7,11 +7,11 @@ import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, emptyActivation, type Tensor } from "../tensor/tensor.ts";
 
-/** Which two channels of a head turn together: 2i and 2i + 1, or i and i + HS / 2. */
-export type Pairs = "neighbours" | "halves";
+/** The channel pairs of a head that rotate together: (2i, 2i + 1), or (i, i + HS / 2). */
+export type Pairs = "interleaved" | "half";
 
 /** Rotates the channel pairs of x [B, T, NH, HS] by the angles of tables cos, sin [T, HS]. */
-export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neighbours"): Tensor {
+export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "interleaved"): Tensor {
   const [, T, NH, HS] = x.shape as [number, number, number, number];
   check(
     x.rank === 4 && HS % 4 === 0 && cos.shape.join() === `${T},${HS}` &&
@@ -22,12 +22,12 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
     cos,
     sin,
   );
-  const count = x.size / 4, halves = pairs === "halves";
+  const count = x.size / 4, half = pairs === "half";
   const run = (from: Tensor, BACK: number): Tensor => {
     const y = emptyActivation(from.shape);
-    const text = `alias E = ${halves ? "vec2<f32>" : "vec4<f32>"};\n${source}`;
+    const text = `alias E = ${half ? "vec2<f32>" : "vec4<f32>"};\n${source}`;
     launch(
-      kernel(text, halves ? "rotary_halves" : "rotary", { BACK }),
+      kernel(text, half ? "rotary_half" : "rotary", { BACK }),
       { x: from, cos_table: cos, sin_table: sin, y },
       { count, tokens: T, heads: NH, size: HS / 4 },
       fold(Math.ceil(count / 64)),
@@ -39,7 +39,7 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "neig
 }
 
 /**
- * Tables for a grid: the first half of a head's channels turns with the row, the second with the column; frequencies
+ * Tables for a grid: the first half of a head's channels rotates with the row, the second with the column; frequencies
  * theta^(-2i / (HS / 2)), each for one pair.
  */
 export function rotaryTables2d(rows: number, columns: number, HS: number, theta = 10000) {
@@ -58,7 +58,7 @@ export function rotaryTables2d(rows: number, columns: number, HS: number, theta 
 }
 
 /**
- * DINOv3's tables for `prefix` tokens that do not turn and a grid of patches behind them, [prefix + rows * columns, HS]:
+ * DINOv3's tables for `prefix` tokens that do not rotate, followed by a grid of patches, [prefix + rows * columns, HS]:
  * patch centres at -1..1 along each axis, frequencies 2 pi theta^(-4i / HS); each half of a head holds HS / 4 of them for
  * the row, then HS / 4 for the column.
  */

@@ -1,4 +1,4 @@
-// What row kernels share: the prelude for their width, and how many lanes and rows a workgroup has in each profile.
+// Row kernels: the prelude for their width, and the number of threads and rows of a workgroup in each profile.
 
 import narrow from "../../kernels/prelude_scalar.wgsl" with { type: "text" };
 import rows from "../../kernels/prelude_rows.wgsl" with { type: "text" };
@@ -25,7 +25,7 @@ export interface RowKernel {
 
 /**
  * The row kernel `entry` for `count` rows of `columns` elements.
- * @param loops of a thread over its share of a row
+ * @param loops of a thread over its part of the row
  */
 export function rowKernel(
   source: string,
@@ -46,7 +46,7 @@ export function rowKernel(
   };
 }
 
-/** Threads of a workgroup in which each works for itself. */
+/** Threads of a workgroup of kernels without workgroup memory. */
 export function groupSize(): number {
   return device().profile === "cpu" ? 16 : 64;
 }
@@ -54,11 +54,11 @@ export function groupSize(): number {
 /** Threads of a workgroup of row kernels, at most: the array of prelude_rows.wgsl. */
 const MAX_THREADS = 256;
 
-/** How many threads share a row of `loads`, which each goes through `loops` times, and how many rows make a workgroup. */
+/** Threads that share a row of `loads`, over which each loops `loops` times, and rows of a workgroup. */
 export function sharing(loads: number, loops: number): { THREADS: number; ROWS: number } {
-  const { profile, lanes } = device();
+  const { profile, lanes: simd } = device();
   const least = Math.min(MAX_THREADS, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
-  if (profile === "cpu") return { THREADS: least, ROWS: Math.max(1, Math.floor(lanes / least)) };
+  if (profile === "cpu") return { THREADS: least, ROWS: Math.max(1, Math.floor(simd / least)) };
   const THREADS = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);
   return { THREADS, ROWS: Math.max(1, 64 / THREADS) };
 }

@@ -86,7 +86,7 @@ Deno.test("tuning measures every tile once, remembers, and decides what products
     assertEquals(lines, []);
     const table = await prepareTiles("once", say, file, () => measureTiles("nn"));
     assertEquals(lines.length, 1);
-    assertMatch(lines[0] as string, /^tuned matrix products for this adapter in \d+\.\d s/);
+    assertMatch(lines[0] as string, /^tuned GEMM tiles for this adapter in \d+\.\d s/);
     for (const tile of TILES.cpu) assert((table?.[tileKey("cpu", "nn", tile)]?.rate ?? 0) > 0);
     assertEquals(await prepareTiles("once", say, file), table);
     assertEquals(lines.length, 1, "what is remembered is not measured again");

@@ -115,7 +115,7 @@ const CASES: readonly Case[] = [
   },
   { name: "attention", op: attention, shapes: [[2, 9, 2, 8], [2, 9, 2, 8], [2, 9, 2, 8]] },
   { name: "rotary", op: (x) => rotary(x, ...tables()), shapes: [[2, 9, 2, 8]] },
-  { name: "rotary halves", op: (x) => rotary(x, ...tables(), "halves"), shapes: [[2, 9, 2, 8]] },
+  { name: "rotary half", op: (x) => rotary(x, ...tables(), "half"), shapes: [[2, 9, 2, 8]] },
   { name: "layerNorm", op: (x, w, b) => layerNorm(x, w, b), shapes: [[11, 20], [20], [20]], weights: [1, 2] },
   { name: "rmsNorm", op: (x, w) => rmsNorm(x, w), shapes: [[11, 128], [128]], weights: [1] },
   {

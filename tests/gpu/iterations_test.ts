@@ -226,7 +226,7 @@ Deno.test("the loops of every kernel are counted by the tests above", async () =
       assert(!made.hasOpenLoop || launched.has(entry), `the loops of ${entry} in ${name} are counted`);
     }
   }
-  for (const entry of ["gemm", "pointwise", "ceiling"]) assert(launched.has(entry), entry);
+  for (const entry of ["gemm", "pointwise", "multiply_adds"]) assert(launched.has(entry), entry);
 });
 
 Deno.test("a launch that does not say how long its loops are, or says too much, is refused", () => {

@@ -3,7 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
 import { capture } from "../../src/gpu/program.ts";
-import { attention, attentionByBlocks } from "../../src/ops/attention.ts";
+import { attention, chunkedAttention } from "../../src/ops/attention.ts";
 import { embedding, timestepEmbedding } from "../../src/ops/embedding.ts";
 import { gatedAdd, modulate, swiglu } from "../../src/ops/modulate.ts";
 import { rotary, rotaryTables2d, rotaryTablesCentred } from "../../src/ops/rotary.ts";
@@ -112,11 +112,11 @@ Deno.test("attention() to many keys, whose weights are not kept, matches the ref
   });
 });
 
-Deno.test("attentionByBlocks() of parts of images, of one and of several at a time matches the reference", async () => {
+Deno.test("chunkedAttention() of parts of images, of one and of several at a time matches the reference", async () => {
   // Blocks of 16 and of 32 queries, of two images, and all at once.
   for (const bytes of [1, 4 * 2 * 33 * 52, 4 * 2 * 2 * 50 * 52, 4 * 3 * 2 * 50 * 52]) {
     await checkOp({
-      op: (q, k, v) => attentionByBlocks(q as Tensor, k as Tensor, v as Tensor, bytes),
+      op: (q, k, v) => chunkedAttention(q as Tensor, k as Tensor, v as Tensor, bytes),
       reference: attentionReference,
       shapes: [[[3, 50, 2, 4], [3, 50, 2, 4], [3, 50, 2, 4]], [[2, 1, 1, 8], [2, 21, 1, 8], [2, 21, 1, 8]]],
       accumulates: true,
@@ -130,7 +130,7 @@ Deno.test("blocks of attention take no more bytes than they may", async () => {
     for (const bytes of [1 << 18, 1 << 20, 3_000_001, 1 << 23]) {
       const { plan } = capture("attention", {}, () => {
         const [q, k, v] = [0, 1, 2].map(() => input([B, T, NH, 8])) as [Tensor, Tensor, Tensor];
-        return { y: attentionByBlocks(q, k, v, bytes) };
+        return { y: chunkedAttention(q, k, v, bytes) };
       });
       const weights = plan.launches.filter(({ kernel }) => kernel.entry === "attention_rows")
         .map(({ storages }) => Math.max(...storages.map((s) => s.bytes)));
@@ -205,7 +205,7 @@ Deno.test("rotary() rotates pairs, and its gradient rotates back", async () => {
 Deno.test("rotary() of halves rotates channel i with channel i + HS / 2, and its gradient rotates back", async () => {
   const { cos, sin } = rotaryTablesCentred(1, 2, 3, 8);
   await checkOp({
-    op: (x) => rotary(x, constant(cos, [7, 8]), constant(sin, [7, 8]), "halves"),
+    op: (x) => rotary(x, constant(cos, [7, 8]), constant(sin, [7, 8]), "half"),
     reference: (x) =>
       build(x.shape, (...[b, t, h, d]) => {
         const [n, token, head, c] = [b, t, h, d] as [number, number, number, number];

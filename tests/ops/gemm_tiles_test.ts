@@ -82,7 +82,7 @@ for (const profile of PROFILES) {
 
 Deno.test("tiles are chosen by padded work, and narrow products get narrow ones", () => {
   const at = (M: number, N: number, kind: GemmKind = "nt", count = 1, vector = true, runs = 1000) =>
-    chooseTile({ profile: "cpu", lanes: 8, storage: 32768, runs }, {
+    chooseTile({ profile: "cpu", threads: 8, storage: 32768, runs }, {
       kind,
       M,
       N,
@@ -102,7 +102,7 @@ Deno.test("tiles are chosen by padded work, and narrow products get narrow ones"
   assertEquals(at(257, 768, "nt", 1, true, 10), "16x16"); // nor here, where it runs so seldom
   const gpu = (M: number, N: number, storage = 49152) =>
     chooseTile(
-      { profile: "gpu", lanes: 8, storage, runs: 1000 },
+      { profile: "gpu", threads: 8, storage, runs: 1000 },
       { kind: "nn", M, N, K: 1024, count: 1, vector: true },
     ).join("x");
   assertEquals(gpu(256, 384), "64x64"); // few outputs: more workgroups
