@@ -14,6 +14,7 @@ import { drawnBy, Workers } from "../src/data/decode_pool.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { type EncoderSource, openEncoder } from "../src/zoo/encoders.ts";
+import { type KnownTokenizer, openTokenizer } from "../src/zoo/runs.ts";
 import { prepareTiles } from "../src/bench/gemm_tuning.ts";
 
 export const RUNS = "runs";
@@ -108,6 +109,19 @@ export async function chosenEncoder(
     log.line(line);
   };
   return await openEncoder(c.encoder, { download, interpolateOffset, planOnly: dryRun, say });
+}
+
+/**
+ * Opens the tokenizer `run` for images of the side that the options ask for, else of its training size.
+ * @throws UsageError if it cannot tokenize images of that side
+ */
+export async function openTokenizerFor(
+  { imageSize }: { imageSize?: number | undefined },
+  run: string,
+): Promise<{ tokenizer: KnownTokenizer; size: number }> {
+  const tokenizer = await openTokenizer(run), size = imageSize ?? tokenizer.config.image_size;
+  tokenizer.side(size);
+  return { tokenizer, size };
 }
 
 /**

@@ -4,9 +4,17 @@ import { encodeConfig } from "../src/cli/config.ts";
 import { readStatistics } from "../src/formats/latents.ts";
 import { differences } from "../src/formats/provenance.ts";
 import { lineAgain } from "../src/run/resume.ts";
-import { openTokenizer } from "../src/zoo/runs.ts";
 import { latentsRecord } from "../src/train/encode_latents.ts";
-import { command, imageSource, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  openAdapter,
+  openOutput,
+  openTokenizerFor,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 import { encodeShown } from "./output.ts";
 
 export const encode = command({
@@ -22,9 +30,7 @@ export const encode = command({
     const run = inputRun(c.tokenizer, "tokenizer", log);
     await openAdapter(c, log);
     using workers = openWorkers(c);
-    const tokenizer = await openTokenizer(run);
-    const size = c.imageSize ?? tokenizer.config.image_size;
-    tokenizer.side(size);
+    const { tokenizer, size } = await openTokenizerFor(c, run);
     const source = await imageSource(
       c.data,
       { length: c.images, seed: SEEDS.train + c.seed },

@@ -22,9 +22,8 @@ import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
-import { openTokenizer } from "../src/zoo/runs.ts";
 import { chosenEncoder, command, imageFolder, inputRun } from "./command.ts";
-import { openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
+import { openAdapter, openOutput, openTokenizerFor, openWorkers, SEEDS } from "./command.ts";
 import { reportScores } from "./output.ts";
 import { samplingOf } from "./sample.ts";
 
@@ -78,7 +77,7 @@ export const evaluate = command({
 
 async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const { c, selection, results, workers, log } = job;
-  const tokenizer = await openTokenizer(run), size = c.imageSize ?? tokenizer.config.image_size;
+  const { tokenizer, size } = await openTokenizerFor(c, run);
   const sizes = new Sizes(), view = { square: size };
   const all = c.data === undefined
     ? drawnBy(workers, generated(c.num, log))

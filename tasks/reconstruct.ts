@@ -10,8 +10,16 @@ import type { ImageSource } from "../src/data/image_source.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { lineAgain } from "../src/run/resume.ts";
-import { openTokenizer } from "../src/zoo/runs.ts";
-import { command, imageSource, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  openAdapter,
+  openOutput,
+  openTokenizerFor,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 
 export const reconstruct = command({
   name: "reconstruct",
@@ -29,9 +37,7 @@ export const reconstruct = command({
     refuseOthers(out, "reconstruct");
     await openAdapter(c, log);
     using workers = openWorkers(c);
-    const tokenizer = await openTokenizer(run);
-    const size = c.imageSize ?? tokenizer.config.image_size;
-    tokenizer.side(size);
+    const { tokenizer, size } = await openTokenizerFor(c, run);
     const source = await imageSource(
       c.input,
       { length: c.num, seed: SEEDS.heldOut },

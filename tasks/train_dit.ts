@@ -18,8 +18,17 @@ import { checkSteps, DiffusionRecipe } from "../src/train/diffusion.ts";
 import { checkLatents } from "../src/train/encode_latents.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { placesOf } from "../src/zoo/generator.ts";
-import { type KnownTokenizer, type ModelConfig, openTokenizer, saveDit } from "../src/zoo/runs.ts";
-import { command, imageSource, inputRun, openAdapter, openOutput, openWorkers, SEEDS } from "./command.ts";
+import { type KnownTokenizer, type ModelConfig, saveDit } from "../src/zoo/runs.ts";
+import {
+  command,
+  imageSource,
+  inputRun,
+  openAdapter,
+  openOutput,
+  openTokenizerFor,
+  openWorkers,
+  SEEDS,
+} from "./command.ts";
 import { samplingOf } from "./sample.ts";
 import { encodeShown } from "./output.ts";
 
@@ -43,8 +52,7 @@ export const trainDit = command({
     const tokenizerRun = inputRun(c.tokenizer ?? resumedTokenizer(c, log), "tokenizer", log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
-    const tokenizer = await openTokenizer(tokenizerRun);
-    tokenizer.side(c.imageSize ?? tokenizer.config.image_size);
+    const { tokenizer } = await openTokenizerFor(c, tokenizerRun);
     const options = {
       command: "train-dit",
       title: "Diffusion training",
