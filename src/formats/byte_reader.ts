@@ -1,5 +1,5 @@
-// Goes through bytes from one place on, through a window of them: for formats whose parts do not say how long they are.
-// Nothing is allocated for a length before the source is known to have as many bytes.
+// Sequential reading of bytes through a buffered window, for formats whose parts do not state their length. A length read
+// from the file is checked against the size of the source before anything is allocated.
 
 import type { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource } from "./bytes.ts";
@@ -8,15 +8,15 @@ const MAX_LINE = 1 << 16, WINDOW = 1 << 16;
 
 export class Cursor {
   readonly #text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  /** Bytes from #base on; the next one is at #at in them. */
+  /** The window: bytes of the source from #base; the next one to read is #window[#at]. */
   #window = new Uint8Array();
   #view = new DataView(this.#window.buffer);
   #base: number;
   #at = 0;
 
   /**
-   * @param most bytes that may be gone through
-   * @param wrong makes the error for a reason that a subject goes before
+   * @param most upper limit of the bytes that may be read
+   * @param wrong makes the error; its argument is a sentence about the contents
    */
   constructor(
     private readonly source: ByteSource,
@@ -27,7 +27,7 @@ export class Cursor {
     this.#base = start;
   }
 
-  /** Where the next byte is in the source. */
+  /** Offset of the next byte in the source. */
   get position(): number {
     return this.#base + this.#at;
   }
@@ -52,19 +52,19 @@ export class Cursor {
     return Number(this.#view.getBigUint64(at, true));
   }
 
-  /** Big-endian, the only one that is. */
+  /** Big-endian, unlike all other numbers. */
   f64(): number {
     const at = this.#need(8);
     return this.#view.getFloat64(at, false);
   }
 
-  /** Bytes in a buffer of their own. */
+  /** A copy of the next bytes. */
   take(length: number): Uint8Array<ArrayBuffer> {
     const at = this.#need(length);
     return this.#window.slice(at, at + length);
   }
 
-  /** UTF-8 of `length` bytes. */
+  /** A UTF-8 text of `length` bytes. */
   string(length: number): string {
     const at = this.#need(length);
     try {
@@ -74,7 +74,7 @@ export class Cursor {
     }
   }
 
-  /** Latin-1 up to the end of the line, which is gone beyond. */
+  /** A line of Latin-1; its line break is consumed. */
   line(): string {
     let line = "";
     for (let length = 0; length < MAX_LINE; length++) {
@@ -85,7 +85,7 @@ export class Cursor {
     throw this.wrong(`has a line of more than ${MAX_LINE} characters`);
   }
 
-  /** Makes sure of the next `length` bytes and goes behind them. @returns where they are in the window */
+  /** Loads the next `length` bytes and consumes them. @returns their offset in the window */
   #need(length: number): number {
     if (this.#at + length > this.#window.length) this.#advance(length);
     const at = this.#at;

@@ -1,23 +1,23 @@
-// Bytes that can be read at any place: a file, a part of one, or memory. The readers of formats are written over this, so
-// that none of them needs a whole file at once, and tests can hand them whatever bytes they like.
+// Random access to bytes: a file, a part of one, or memory. All format readers use this interface, so that none of them loads
+// a complete file, and tests can pass bytes directly.
 
 import { UsageError } from "../errors.ts";
 import { openRegular } from "./files.ts";
 import { foreign } from "./foreign.ts";
 
-/** Characters of a reason: names in files may have millions. */
+/** Maximum length of a reason in a message: names in files may have millions of characters. */
 const MAX_REASON = 1000;
 
 export interface ByteSource {
   /** The path, for messages. */
   readonly name: string;
   readonly size: number;
-  /** Fills `target` with the bytes from `offset` on. @throws UsageError where the source ends before */
+  /** Fills `target` with the bytes from `offset` on. @throws UsageError if the source is shorter */
   readInto(offset: number, target: Uint8Array): void;
   close(): void;
 }
 
-/** An open file. Reads are synchronous, so that two readers of it cannot move each other's position. */
+/** An open file. Reads are synchronous, so that concurrent readers cannot change each other's position. */
 class FileBytes implements ByteSource {
   constructor(readonly name: string, readonly size: number, private readonly file: Deno.FsFile) {}
 
@@ -36,7 +36,7 @@ class FileBytes implements ByteSource {
   }
 }
 
-/** Opens a regular file. @throws UsageError when it is missing, a folder, a FIFO or the like, or not to be read */
+/** Opens a regular file. @throws UsageError if it is missing, not a regular file, or not readable */
 export function openBytes(path: string): ByteSource {
   const { file, size } = openRegular(path);
   return new FileBytes(path, size, file);
@@ -44,13 +44,13 @@ export function openBytes(path: string): ByteSource {
 
 /**
  * Opens a file of weights or arrays.
- * @throws UsageError as openBytes(), and where something else lies there that can be named: a pointer of Git LFS, a web page
+ * @throws UsageError as openBytes(), and for files of another known kind: a Git LFS pointer, a web page
  */
 export function openKnown(path: string, purpose: "weights" | "arrays"): ByteSource {
   const source = openBytes(path);
   try {
     const start = bytesAt(source, 0, Math.min(1024, source.size));
-    // A safetensors header is below 2^32 bytes and begins with a bracket.
+    // A safetensors header is shorter than 2^32 bytes and starts with a brace.
     const isSafetensors = purpose === "weights" && start[8] === 0x7b && !start.subarray(4, 8).some(Boolean);
     const other = isSafetensors ? undefined : foreign(start, purpose);
     if (other) throw new UsageError(`Cannot read "${path}": it is ${other.what}; ${other.remedy}`);
@@ -61,7 +61,7 @@ export function openKnown(path: string, purpose: "weights" | "arrays"): ByteSour
   }
 }
 
-/** Bytes in memory, under the name of where they came from. */
+/** Bytes in memory. @param name where they come from, for messages */
 export function memoryBytes(name: string, bytes: Uint8Array): ByteSource {
   return {
     name,
@@ -74,7 +74,7 @@ export function memoryBytes(name: string, bytes: Uint8Array): ByteSource {
   };
 }
 
-/** `size` bytes of a source from `begin` on, which the source must have. Closing it is the source's matter. */
+/** The `size` bytes of a source from `begin` on. Closing it does not close the source. */
 export function partOf(source: ByteSource, begin: number, size: number): ByteSource {
   return {
     name: source.name,
@@ -84,14 +84,14 @@ export function partOf(source: ByteSource, begin: number, size: number): ByteSou
   };
 }
 
-/** `length` bytes from `offset` on, in a buffer of their own. */
+/** A copy of the `length` bytes from `offset` on. */
 export function bytesAt(source: ByteSource, offset: number, length: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
   source.readInto(offset, bytes);
   return bytes;
 }
 
-/** The error for a file whose contents are wrong. */
+/** The error for a file with wrong contents. */
 export function damaged(path: string, reason: string): UsageError {
   const shown = reason.length > MAX_REASON ? `${reason.slice(0, MAX_REASON)}...` : reason;
   return new UsageError(`Cannot read "${path}": ${shown}; fetch or make it again`);

@@ -1,6 +1,6 @@
-// Files that are whole or absent: bytes go to a temporary file beside the target, are flushed to the disk, and take the
-// target's name in one rename; then the folder is flushed too. A crash at any point leaves the old file or the new one,
-// and at worst a temporary file that the next command there removes: by its name, which only tok gives, and never by a suffix. Errors of the file system become one line that says what to do.
+// Atomic file writes: bytes go to a temporary file next to the target, fsync, rename, fsync of the folder. A crash at any point
+// leaves the old file or the new one, and at worst a temporary file, which the next command in that folder recognises by its
+// name and removes. File system errors become one line that says what to do.
 
 import type { z } from "zod";
 import { statfsSync } from "node:fs";
@@ -11,34 +11,34 @@ import { checkConditions } from "../interruption.ts";
 import { foreign } from "./foreign.ts";
 import { parseJson } from "./json.ts";
 
-/** Names of files that are being written: the target's name, tok's mark, the process and a number of its own. */
+/** Name of a temporary file: the target's name, tok's mark, the process id and a counter. */
 const temporary = (path: string) => `${path}.tok-${Deno.pid}-${made++}.tmp`;
 const TEMPORARY = /^(.+)\.tok-(\d+)-\d+\.tmp$/;
-/** Milliseconds after the last write from which a temporary file is left over, even if its process number is in use. */
+/** A temporary file last written this many milliseconds ago is stale, even if its process id is in use. */
 const STALE = 3600_000;
-/** Those of this process. */
+/** Temporary files of this process. */
 const live = new Set<string>();
 
-/** For tests: called with a name at each point where a crash would matter. */
+/** Fault injection for tests: called with a name at each point where a crash matters. */
 export const faults: { at: (point: FaultPoint) => void } = { at: () => {} };
 export type FaultPoint = "open" | "write" | "written" | "sync" | "rename" | "renamed" | "done";
 
 const BLOCK = 1 << 24;
 let made = 0;
 
-/** A file in the making: `write` what there is, then `commit`; or `abort`, and the target stays as it was. */
+/** An atomic write: `write` any number of times, then `commit`, or `abort` to leave the target as it was. */
 export class AtomicFile {
   readonly #temporary: string;
   readonly #file: Deno.FsFile;
   #position = 0;
 
   /**
-   * Makes missing folders and opens the temporary file.
-   * @param size bytes that will be written, where known: compared with the free space first
-   * @throws UsageError when the file system refuses
+   * Creates missing folders and opens the temporary file.
+   * @param size bytes that will be written, if known: checked against the free space first
+   * @throws UsageError for file system errors
    */
   constructor(readonly path: string, size = 0) {
-    checkConditions(); // a folder that was deleted is not made again
+    checkConditions(); // before a deleted folder would be created again
     this.#temporary = temporary(path);
     makeFolder(dirname(path));
     checkFreeSpace(dirname(path), size);
@@ -58,7 +58,7 @@ export class AtomicFile {
 
   write(bytes: Uint8Array): void {
     this.#guard(() => {
-      // In blocks, so that a crash can fall into the middle; and one call may take fewer bytes than it was given.
+      // In blocks, so that tests can crash in the middle; a call may write fewer bytes than it was given.
       for (let at = 0; at < bytes.length;) {
         faults.at("write");
         at += this.#file.writeSync(bytes.subarray(at, at + BLOCK));
@@ -68,7 +68,7 @@ export class AtomicFile {
     });
   }
 
-  /** Writes elsewhere than at the position, which stays: headers that are known last, parts that come in another order. */
+  /** Writes at `offset` and keeps the position, for headers that are known last and parts in another order. */
   patch(offset: number, bytes: Uint8Array): void {
     const end = this.#position;
     this.#guard(() => this.#file.seekSync(offset, Deno.SeekMode.Start));
@@ -76,7 +76,7 @@ export class AtomicFile {
     this.#guard(() => this.#file.seekSync(this.#position = end, Deno.SeekMode.Start));
   }
 
-  /** Flushes the bytes to the disk and gives the file its name. */
+  /** Flushes to disk and renames the file to its target. */
   commit(): void {
     this.#guard(() => {
       faults.at("sync");
@@ -91,17 +91,17 @@ export class AtomicFile {
     });
   }
 
-  /** Forgets what was written. Harmless after a failure. */
+  /** Discards the temporary file. May be called after a failure. */
   abort(): void {
     try {
       this.#file.close();
     } catch {
-      // commit() has closed it already.
+      // Already closed by commit().
     }
     try {
       Deno.removeSync(this.#temporary);
     } catch {
-      // It has its final name, or is gone.
+      // Already renamed or removed.
     }
     live.delete(this.#temporary);
   }
@@ -118,8 +118,8 @@ export class AtomicFile {
 }
 
 /**
- * Writes a whole file so that it is there complete or not at all, replacing an older one.
- * @throws UsageError when the file system refuses, for example when the disk is full
+ * Writes a file atomically, replacing an older one.
+ * @throws UsageError for file system errors, such as a full disk
  */
 export function writeAtomic(path: string, content: string | Uint8Array): void {
   const file = new AtomicFile(path);
@@ -128,7 +128,7 @@ export function writeAtomic(path: string, content: string | Uint8Array): void {
 }
 
 function syncFolder(folder: string): void {
-  if (Deno.build.os === "windows") return; // folders cannot be opened there
+  if (Deno.build.os === "windows") return; // which cannot open folders
   const handle = Deno.openSync(folder);
   try {
     handle.syncSync();
@@ -148,7 +148,7 @@ function checkFreeSpace(folder: string, size: number): void {
   );
 }
 
-/** Makes a folder and its parents. @throws UsageError when a file is in the way or the place is not writable */
+/** Creates a folder and its parents. @throws UsageError if a file is in the way or the place is not writable */
 export function makeFolder(folder: string): void {
   try {
     Deno.mkdirSync(folder, { recursive: true });
@@ -158,7 +158,7 @@ export function makeFolder(folder: string): void {
 }
 
 /**
- * Removes what interrupted writes left in a folder: files that tok named so, of processes that have ended.
+ * Removes stale temporary files in a folder: files with tok's temporary names whose processes have ended.
  * @param target only those of this file
  */
 export function removeLeftovers(folder: string, target?: string): void {
@@ -172,21 +172,21 @@ export function removeLeftovers(folder: string, target?: string): void {
       const age = Date.now() - (Deno.lstatSync(path).mtime?.getTime() ?? 0);
       if (Number(pid) === Deno.pid || age > STALE || !isRunning(Number(pid))) Deno.removeSync(path);
     } catch {
-      // Another process was faster, or may do what this one may not: it is in nobody's way.
+      // Removed by another process, or not permitted: harmless.
     }
   }
 }
 
 function isRunning(pid: number): boolean {
   try {
-    process.kill(pid, 0); // asks, and sends nothing
+    process.kill(pid, 0); // signal 0 only checks that the process exists
     return true;
   } catch (error) {
     return (error as { code?: string }).code === "EPERM";
   }
 }
 
-/** Whether there is something at `path`. @throws UsageError when that cannot be known */
+/** Whether `path` exists. @throws UsageError if that cannot be determined */
 export function exists(path: string): boolean {
   try {
     Deno.statSync(path);
@@ -197,10 +197,10 @@ export function exists(path: string): boolean {
   }
 }
 
-/** The most that is read of a file at once, bytes, by kind. Weights and arrays are read in parts and have no limit. */
+/** Maximum size of files that are read at once, bytes, by kind. Weights and arrays are read in parts, without limit. */
 export const MAX_BYTES = { json: 1 << 24, text: 1 << 20, image: 1 << 30 } as const;
 
-/** What may lie at a path in place of a regular file. */
+/** What a path may be instead of a regular file. */
 const KINDS = [
   ["isDirectory", "a folder and not a file"],
   ["isFifo", "a named pipe (FIFO) and not a regular file"],
@@ -209,16 +209,16 @@ const KINDS = [
   ["isBlockDevice", "a device and not a regular file"],
 ] as const;
 
-/** An open regular file and its size when it was opened. */
+/** An open regular file and its size at opening. */
 export interface RegularFile {
   readonly file: Deno.FsFile;
   readonly size: number;
 }
 
 /**
- * Opens a regular file for reading. Opening a FIFO would block until somebody writes, so the path is checked before; the
- * open handle is checked again, because a link may have been changed in between.
- * @param maxBytes the largest size that is accepted
+ * Opens a regular file for reading. Opening a FIFO would block until somebody writes, so the path is checked first; the
+ * open handle is checked again, because a link may change in between.
+ * @param maxBytes maximum size
  * @throws UsageError for folders, FIFOs, sockets, devices, and files that are too large, missing or unreadable
  */
 export function openRegular(path: string, maxBytes = Infinity): RegularFile {
@@ -243,7 +243,7 @@ function checkRegular(info: Deno.FileInfo, path: string, maxBytes: number): numb
   );
 }
 
-/** All of a regular file, as long as it was when it was opened. @throws UsageError as openRegular() */
+/** The contents of a regular file, of its size at opening. @throws UsageError as openRegular() */
 export function readRegular(path: string, maxBytes: number): Uint8Array<ArrayBuffer> {
   const { file, size } = openRegular(path, maxBytes);
   try {
@@ -259,8 +259,8 @@ export function readRegular(path: string, maxBytes: number): Uint8Array<ArrayBuf
 }
 
 /**
- * Whether something lies at a path that is no folder: a file, or what cannot be read as one, which openRegular() then says.
- * @throws UsageError when that cannot be known
+ * Whether `path` exists and is not a folder. It may still be no regular file; openRegular() refuses that.
+ * @throws UsageError if that cannot be determined
  */
 export function isFile(path: string): boolean {
   return exists(path) && !Deno.statSync(path).isDirectory;
@@ -271,7 +271,7 @@ export function readText(path: string, maxBytes: number = MAX_BYTES.text): strin
   return new TextDecoder().decode(readRegular(path, maxBytes));
 }
 
-/** Reads a JSON file. @throws UsageError when it is not there or not JSON */
+/** Reads a JSON file. @throws UsageError if it is missing or not JSON */
 export function readJson(path: string): unknown {
   const bytes = readRegular(path, MAX_BYTES.json);
   try {
@@ -285,7 +285,7 @@ export function readJson(path: string): unknown {
   }
 }
 
-/** `value` (of the file `path`) as what `schema` describes. @throws UsageError that names the first wrong field */
+/** Validates `value`, read from `path`, against `schema`. @throws UsageError that names the first wrong field */
 export function validated<T>(schema: z.ZodType<T>, value: unknown, path: string): T {
   const result = schema.safeParse(value);
   if (result.success) return result.data;
@@ -314,14 +314,14 @@ const REASONS: Record<string, string> = {
   EIO: "the device failed to transfer data; check the disk",
 };
 
-/** Turns an error of the file system into a UsageError of one line; other errors come back as they are. */
+/** Turns a file system error into a UsageError of one line; returns other errors unchanged. */
 export function explained(error: unknown, action: string, path: string): unknown {
   if (!(error instanceof Error) || error instanceof UsageError) return error;
   const reason = REASONS[codeOf(error)];
   return reason ? new UsageError(`Cannot ${action} "${path}": ${reason}`, { cause: error }) : error;
 }
 
-/** Why the file system refused, in words. */
+/** The reason of a file system error, in words. */
 export function reasonOf(error: unknown): string {
   return error instanceof Error ? REASONS[codeOf(error)] ?? error.message : String(error);
 }
@@ -330,7 +330,7 @@ function codeOf(error: Error): string {
   return (error as { code?: string }).code ?? CODES[error.name] ?? "";
 }
 
-/** For errors that carry no code. */
+/** Codes of errors that carry none. */
 const CODES: Readonly<Record<string, string>> = {
   NotFound: "ENOENT",
   PermissionDenied: "EACCES",

@@ -1,9 +1,9 @@
-// Numbers that are not finite, found before they reach a file, a picture or a metric. What meets one says where it is: the
-// tensor, the file, the image.
+// Detection of NaN and infinity before they reach a file, an image or a metric. The caller adds where it is: the tensor, the
+// file, the image.
 
 import { UsageError } from "../errors.ts";
 
-/** Describes the first NaN or infinity, such as "NaN (number 17 of 512)"; undefined where all numbers are finite. */
+/** Describes the first NaN or infinity, such as "NaN (number 17 of 512)"; undefined if all numbers are finite. */
 export function notFinite(data: ArrayLike<number>): string | undefined {
   for (let i = 0; i < data.length; i++) {
     const value = data[i] as number;
@@ -13,8 +13,8 @@ export function notFinite(data: ArrayLike<number>): string | undefined {
 }
 
 /**
- * Means and standard deviations that latents can be normalised with.
- * @param of whose they are, as it stands in the message
+ * Checks that latents can be normalised with these means and standard deviations.
+ * @param of whose they are, for the message
  * @throws UsageError that names the channel whose mean is not finite or whose deviation is not finite and above zero
  */
 export function checkStatistics(of: string, mean: ArrayLike<number>, std: ArrayLike<number>): void {

@@ -1,13 +1,13 @@
-// What a file is that was taken for another kind: told from its first bytes, with what to do about it. For messages only:
-// a pointer of Git LFS, a page or an error of a server in place of a download, an archive or a table around what is meant.
+// Recognises files of another kind than expected by their first bytes, and says what to do. For messages only: a Git LFS
+// pointer, a web page or server error in place of a download, an archive or a table that contains the file.
 
-/** A sentence without a subject ("a tar archive"), and the way on. */
+/** A noun phrase ("a tar archive") and the remedy. */
 export interface Foreign {
   what: string;
   remedy: string;
 }
 
-/** What the file was taken for. */
+/** What the file was expected to be. */
 export type Purpose = "image" | "weights" | "arrays";
 
 const startsWith = (bytes: Uint8Array, text: string, at = 0) =>
@@ -27,7 +27,7 @@ const UNPACK_IMAGES = "unpack it into a folder of images, one folder for each cl
 const GIVE_WEIGHTS = "give the file of the weights, .safetensors or .pth";
 const GIVE_ARRAYS = "give an .npz file";
 
-/** The way on, by what the file was taken for; a kind is not foreign to a purpose that is left out. */
+/** The remedy by what was expected; an absent purpose means that this kind is expected there. */
 type Remedies = Readonly<Partial<Record<Purpose, string>>>;
 const others = { weights: GIVE_WEIGHTS, arrays: GIVE_ARRAYS };
 const archive = { image: UNPACK_IMAGES, weights: UNPACK, arrays: UNPACK };
@@ -64,8 +64,8 @@ const SIGNATURES: readonly (readonly [at: number, text: string, what: string, re
 ];
 
 /**
- * Undefined where the bytes tell nothing.
- * @param start the first bytes of a file, 1 kB where there are so many
+ * The kind of a file; undefined if it is not recognised.
+ * @param start the first bytes of the file, up to 1 kB
  */
 export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign | undefined {
   const text = new TextDecoder().decode(start.subarray(0, 1024)).replace(/^\uFEFF/, "").trimStart();
@@ -98,7 +98,7 @@ export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign 
   return purpose === "image" ? undefined : plain(start, purpose);
 }
 
-/** Texts, such as a hub's "Entry not found", and what an interrupted download leaves. */
+/** Texts, such as a hub's "Entry not found", and remains of an interrupted download. */
 function plain(start: Uint8Array, purpose: "weights" | "arrays"): Foreign | undefined {
   if (!start.length) return { what: "empty (0 bytes)", remedy: FETCH };
   if (start.length >= 512 && start.every((byte) => byte === 0)) {

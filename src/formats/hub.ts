@@ -1,6 +1,6 @@
-// Models by name: found in the local Hugging Face cache, and fetched into it when that is asked for. The cache has the
-// layout of huggingface_hub, so that both find what the other one fetched: models--ORG--NAME/{blobs/<etag>,
-// snapshots/<commit>/<file> -> blob, refs/main = commit}. A ref is written last: where it is, its snapshot is whole.
+// Models by name: found in the local Hugging Face cache, or downloaded into it. The layout is huggingface_hub's, so that the
+// cache is shared: models--ORG--NAME/{blobs/<etag>, snapshots/<commit>/<file> -> blob, refs/main = commit}. A ref is written
+// last, so its snapshot is complete.
 // https://huggingface.co/docs/hub/local-cache
 
 import { createHash } from "node:crypto";
@@ -24,10 +24,10 @@ import { holdsModel, missingShards } from "./shards.ts";
 /** "facebook/dinov2-large" */
 const NAME = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
-/** Weights of a model: one file, or an index and the shards that it names. */
+/** Weights of a model: one file, or an index and its shards. */
 const SINGLE = "model.safetensors", INDEX = `${SINGLE}.index.json`;
 
-/** Whether a text has the form of a model's name on the hub. */
+/** Whether a text has the form of a model name on the hub. */
 export const isModelName = (text: string): boolean => NAME.test(text) && !text.includes("..");
 
 /** The cache's folder: $HF_HUB_CACHE, $HUGGINGFACE_HUB_CACHE, $HF_HOME/hub, or ~/.cache/huggingface/hub. */
@@ -39,7 +39,7 @@ export function hubCache(env: (name: string) => string | undefined = Deno.env.ge
     join(set("HF_HOME") ?? join(cache, "huggingface"), "hub");
 }
 
-/** Whether a folder holds all of a model of transformers or diffusers; an index that is damaged holds nothing. */
+/** Whether a folder holds a complete model of transformers or diffusers; false for a damaged index. */
 function isComplete(folder: string): boolean {
   try {
     return exists(join(folder, "config.json")) && holdsModel(folder) && !missingShards(folder).length;
@@ -50,8 +50,8 @@ function isComplete(folder: string): boolean {
 }
 
 /**
- * A model's snapshot in the cache: the one that `refs/main` names, else the only one, which is what a download of one
- * revision leaves. Nothing unless it is whole.
+ * A model's snapshot in the cache: the one that `refs/main` names, else the only one (a download of one revision leaves
+ * that). Undefined if it is missing or incomplete.
  */
 export function cachedModel(
   name: string,
@@ -61,7 +61,7 @@ export function cachedModel(
   return found?.path !== undefined && holds(found.path) ? found.path : undefined;
 }
 
-/** The snapshot of a model's folder in the cache, or why there is none to take; nothing for other folders. */
+/** The snapshot in a model's cache folder, or why there is no usable one; undefined for other folders. */
 export function snapshotIn(folder: string): { path?: string; problem?: string } | undefined {
   const all = join(folder, "snapshots"), ref = join(folder, "refs", "main");
   if (exists(ref)) {
@@ -82,7 +82,7 @@ export function snapshotIn(folder: string): { path?: string; problem?: string } 
     : undefined;
 }
 
-/** What is wrong with a model that is in the cache in part, for messages; nothing where it is not there at all. */
+/** Why a model in the cache is incomplete, for messages; undefined if it is not in the cache at all. */
 export function cacheProblem(name: string): string | undefined {
   const found = snapshotIn(modelFolder(name));
   if (found?.path === undefined) return found?.problem;
@@ -118,11 +118,11 @@ const info = z.object({
 });
 
 /**
- * Fetches a model's configuration and weights from $HF_ENDPOINT (https://huggingface.co) into the cache, with $HF_TOKEN
- * where it is set.
- * @param say gets a line for each file
+ * Downloads a model's configuration and weights from $HF_ENDPOINT (https://huggingface.co) into the cache, with $HF_TOKEN
+ * if it is set.
+ * @param say called with a line for each file
  * @returns the snapshot's folder
- * @throws UsageError without a network or a right to it, for models without safetensors, and under $HF_HUB_OFFLINE
+ * @throws UsageError without network access or permission, for models without safetensors, and under $HF_HUB_OFFLINE
  */
 export async function downloadModel(name: string, say: (line: string) => void = () => {}): Promise<string> {
   const refuse = (reason: string) => new UsageError(`Cannot download "${name}": ${reason}`);
@@ -175,7 +175,7 @@ function shardsOf(index: string, refuse: (reason: string) => UsageError): string
   return names.sort();
 }
 
-/** Follows redirects by hand: the hub says a file's digest before it sends to a store, which must not get the token. */
+/** Follows redirects by hand: the hub states a file's digest before it redirects to a store that must not get the token. */
 async function request(
   url: string,
   refuse: (reason: string) => UsageError,
@@ -188,7 +188,7 @@ async function request(
       const authorised: Record<string, string> = token && at.origin === origin
         ? { authorization: `Bearer ${token}` }
         : {};
-      // Without compression, so that a length is the file's.
+      // Without compression, so that the length is the file's.
       const headers = { "accept-encoding": "identity", ...authorised };
       response = await fetch(at, { redirect: "manual", headers });
     } catch (error) {
@@ -221,7 +221,7 @@ async function request(
   throw refuse(`"${url}" is redirected too often; check HF_ENDPOINT`);
 }
 
-/** Fetches a file into `blobs` under its etag. A digest of 64 digits is the content's SHA-256 and is checked. */
+/** Downloads a file into `blobs` under its etag. An etag of 64 digits is the content's SHA-256 and is verified. */
 async function fetchBlob(
   url: string,
   blobs: string,
@@ -263,7 +263,7 @@ async function fetchBlob(
   return path;
 }
 
-/** Gives a blob its name in a snapshot: a relative link, or the file itself where links need privileges. */
+/** Puts a blob into a snapshot: a relative link, or the file itself if links need privileges. */
 function link(blob: string, target: string): void {
   try {
     if (Deno.build.os === "windows") Deno.renameSync(blob, target);

@@ -1,12 +1,12 @@
-// JSON of others, whose size is bounded before anything is made of it: JSON.parse turns 40 million brackets into gigabytes,
-// and a regular expression over a long text overflows the stack.
+// Untrusted JSON: size and nesting are bounded before it is parsed. JSON.parse turns 40 million brackets into gigabytes, and a
+// regular expression over a long text overflows the stack.
 
 import { BOUNDS } from "../bounds.ts";
 
 const QUOTE = 0x22, BACKSLASH = 0x5c, COLON = 0x3a, COMMA = 0x2c;
 const OPEN_LIST = 0x5b, CLOSE_LIST = 0x5d, OPEN = 0x7b, CLOSE = 0x7d;
 
-/** Parses JSON as it lies in a file. @throws Error in words when it is none, or larger than any file of tok's needs */
+/** Parses the bytes of a JSON file. @throws Error for invalid JSON, and for JSON beyond the bounds */
 export function parseJson(bytes: Uint8Array): unknown {
   checkSize(bytes);
   const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -30,7 +30,7 @@ function checkSize(bytes: Uint8Array): void {
   }
 }
 
-/** Where the string that begins at `at` has its closing quote. Over bytes: 100 MB take 0.2 s. */
+/** Offset of the closing quote of the string that starts at `at`. On bytes: 100 MB take 0.2 s. */
 function stringEnd(bytes: Uint8Array, at: number): number {
   let end = at + 1;
   for (; end < bytes.length; end++) {
@@ -41,7 +41,7 @@ function stringEnd(bytes: Uint8Array, at: number): number {
   return end;
 }
 
-/** The first key that an object of this valid JSON text has twice, after escapes are resolved. */
+/** The first duplicate key of an object in this valid JSON text, after escapes are resolved. */
 export function duplicateKey(bytes: Uint8Array): string | undefined {
   const seen: Set<string>[] = [], decoder = new TextDecoder();
   for (let at = 0; at < bytes.length; at++) {

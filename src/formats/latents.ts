@@ -1,8 +1,8 @@
-// A folder of latents as LightningDiT's tools write it: shards with `latents` and `latents_flip` (of the mirrored image)
+// A folder of latents in the layout of LightningDiT's tools: shards with `latents` and `latents_flip` (of the mirrored image)
 // [N,C,H,W] and `labels` [N], and `latents_stats.safetensors` with `mean` and `std` [1,C,1,1] over all `latents`.
-// The stats are written last: a folder without them is unfinished and is refused. tok's own files say in their metadata what
-// the latents were made from and the names of the classes, and each shard the running sums of the statistics up to its end,
-// so that an interrupted encoding goes on behind its last shard and writes the bytes of one that was not interrupted.
+// The statistics are written last: a folder without them is incomplete and refused. The metadata of tok's files holds the
+// provenance and the class names, and each shard the running sums of the statistics, so that an interrupted encoding resumes
+// after its last shard and writes the same bytes as an uninterrupted one.
 
 import { basename, join } from "@std/path";
 import { z } from "zod";
@@ -20,16 +20,16 @@ const shardName = (n: number) => `latents_${String(n).padStart(5, "0")}.safetens
 
 const recordSchema = z.object({
   made_from: provenanceSchema,
-  /** Names of the labels; empty where the images had no classes. */
+  /** Class names; empty if the images have no classes. */
   classes: z.array(z.string()),
 });
-/** What a folder of latents says about them. */
+/** Provenance of a folder of latents. */
 export type LatentsRecord = z.infer<typeof recordSchema>;
 
-/** Where a file keeps its record; absent in files of LightningDiT's tools and of tok 0.2.0. */
+/** Metadata key of the record; absent in files of LightningDiT's tools and of tok 0.2.0. */
 const RECORD = "tok_latents", SUMS = "tok_running_sums", COUNT = "tok_count";
 
-/** @throws UsageError when there is one that cannot be understood */
+/** @throws UsageError for an invalid record */
 function recordIn(store: { name: string; metadata: ReadonlyMap<string, string> }): LatentsRecord | undefined {
   const text = store.metadata.get(RECORD);
   if (text === undefined) return undefined;
@@ -40,7 +40,7 @@ function recordIn(store: { name: string; metadata: ReadonlyMap<string, string> }
   }
 }
 
-/** Writes latents shard by shard, with at most one shard in memory. */
+/** Writes latents shard by shard; at most one shard is in memory. */
 export class LatentsWriter {
   #latents: Float32Array[] = [];
   #flipped: Float32Array[] = [];
@@ -49,11 +49,11 @@ export class LatentsWriter {
   readonly #statistics: ChannelStatistics;
 
   /**
-   * Begins a folder anew; open() goes on with an unfinished one.
+   * Starts a new folder; open() also continues an incomplete one.
    * @param shape [C,H,W] of one latent
-   * @param perShard latents in a file (2048)
-   * @param record what every file says about the latents
-   * @throws UsageError when the folder holds latents already
+   * @param perShard latents per file (2048)
+   * @param record provenance, written to every file
+   * @throws UsageError if the folder already holds latents
    */
   constructor(
     readonly folder: string,
@@ -74,9 +74,9 @@ export class LatentsWriter {
   }
 
   /**
-   * Begins a folder, or goes on behind the last shard of an interrupted run. Shards that do not say what they were made
-   * from (tok 0.2.0) are made again.
-   * @throws UsageError when the folder holds finished latents, or unfinished ones of another tokenizer, other images or settings
+   * Starts a folder, or continues after the last shard of an interrupted run. Shards without provenance (tok 0.2.0) are
+   * replaced.
+   * @throws UsageError if the folder holds complete latents, or incomplete ones with another tokenizer, images or settings
    */
   static async open(
     folder: string,
@@ -89,7 +89,7 @@ export class LatentsWriter {
     return writer;
   }
 
-  /** Latents so far, those of an interrupted run included. */
+  /** Number of latents, those of an interrupted run included. */
   get length(): number {
     return (this.#statistics.count[0] as number) / (this.shape[1] * this.shape[2]);
   }
@@ -102,7 +102,7 @@ export class LatentsWriter {
         file = await openSafetensors(path);
       } catch (error) {
         if (!(error instanceof UsageError)) throw error;
-        break; // damaged: from here on again
+        break; // damaged: encode again from here
       }
       try {
         const before = recordIn(file), sums = file.metadata.get(SUMS);
@@ -122,7 +122,7 @@ export class LatentsWriter {
           this.#shards = n + 1;
           continue;
         }
-        // Begun when the run was asked to stop: it is filled up.
+        // Written when the run was stopped: continue to fill it.
         this.#labels = [...await file.readIntegers("labels")];
         for (let i = 0; i < N; i++) {
           this.#latents.push(await file.readRows("latents", i, i + 1));
@@ -145,8 +145,8 @@ export class LatentsWriter {
 
   /**
    * Adds N latents.
-   * @param latents and flipped [N,C,H,W]; flipped are those of the mirrored images
-   * @throws ShapeError when the three differ in N
+   * @param latents and flipped [N,C,H,W]; flipped are the latents of the mirrored images
+   * @throws ShapeError if the three differ in N
    */
   async add(latents: Float32Array, flipped: Float32Array, labels: ArrayLike<number>): Promise<void> {
     const [C, H, W] = this.shape, size = C * H * W;
@@ -165,12 +165,12 @@ export class LatentsWriter {
     }
   }
 
-  /** Writes the shard that was begun, so that stopping here loses nothing; open() goes on behind it, and so does add(). */
+  /** Writes the current shard, so that stopping here loses nothing; add() and open() continue it. */
   async save(): Promise<void> {
     if (this.#labels.length) await this.#write();
   }
 
-  /** Writes what is left, and the stats. @throws UsageError when nothing was added */
+  /** Writes the last shard and the statistics. @throws UsageError if nothing was added */
   async close(): Promise<void> {
     if (this.#labels.length) await this.#flush();
     if (this.#shards === 0) throw new UsageError(`Cannot write latents to "${this.folder}": there are none`);
@@ -214,7 +214,7 @@ export class LatentsWriter {
       },
     ], {
       ...this.#metadata(),
-      // As texts, which JSON keeps to the last bit.
+      // As texts, which are exact to the last bit.
       ...this.record
         ? {
           [SUMS]: JSON.stringify(this.#sums().map((sum) => [...sum].map(String))),
@@ -231,17 +231,17 @@ function join32(parts: readonly Float32Array[]): Float32Array {
   return all;
 }
 
-/** An open folder of latents; each latent is read when it is asked for. */
+/** An open folder of latents; latents are read on demand. */
 export class Latents {
   constructor(
     readonly folder: string,
     /** [C,H,W] of one latent. */
     readonly shape: readonly [number, number, number],
     readonly labels: Int32Array,
-    /** Of each channel, over the whole folder. */
+    /** Per channel, over the complete folder. */
     readonly mean: Float32Array,
     readonly std: Float32Array,
-    /** What they were made from, where the folder says it. */
+    /** Provenance, if the folder has it. */
     readonly record: LatentsRecord | undefined,
     private readonly shards: readonly { first: number; file: SafetensorsFile }[],
   ) {}
@@ -251,8 +251,8 @@ export class Latents {
   }
 
   /**
-   * Latent `i` [C,H,W] as it was encoded; the mirrored image's where `flipped`.
-   * @throws UsageError when it is not finite
+   * Latent `i` [C,H,W] as it was encoded, or that of the mirrored image.
+   * @throws UsageError if it is not finite
    */
   async latent(i: number, flipped = false): Promise<Float32Array<ArrayBuffer>> {
     const shard = this.shards.findLast(({ first }) => first <= i);
@@ -280,15 +280,15 @@ export interface FolderStatistics {
   mean: Float32Array;
   std: Float32Array;
   path: string;
-  /** What the latents were made from and how many they are, where the file says it. */
+  /** Provenance and number of the latents, if the file has them. */
   record: LatentsRecord | undefined;
   count?: number;
 }
 
 /**
- * Mean and standard deviation of each channel of the latents in a folder, as tok and LightningDiT's tools keep them there;
- * undefined where there are none.
- * @throws UsageError when the file is damaged or its numbers are not statistics
+ * Mean and standard deviation of each channel of a folder of latents, as tok or LightningDiT's tools wrote them; undefined if
+ * there are none.
+ * @throws UsageError if the file is damaged or its numbers are no statistics
  */
 export async function readStatistics(folder: string): Promise<FolderStatistics | undefined> {
   const read = await storedStatistics(folder);
@@ -320,13 +320,13 @@ async function storedStatistics(folder: string): Promise<FolderStatistics | unde
   }
 }
 
-/** Opens a folder of latents. @throws UsageError when it is unfinished, or its files do not fit together */
+/** Opens a folder of latents. @throws UsageError if it is incomplete, or its files do not match */
 export async function openLatents(folder: string): Promise<Latents> {
   const refuse = (reason: string) =>
     new UsageError(`Cannot use the latents "${folder}": ${reason}; make them with "tok encode"`);
   const stats = await storedStatistics(folder);
   if (!stats) throw refuse(`there is no "${STATS}", nor LightningDiT's .pt, which is written last`);
-  // LightningDiT's tools call theirs latents_rank00_shard000.safetensors, and read whatever has this extension.
+  // LightningDiT's tools write latents_rank00_shard000.safetensors, and read any file with this extension.
   const names = [...Deno.readDirSync(folder)].map(({ name }) => name)
     .filter((name) => name.endsWith(".safetensors") && name !== STATS).sort();
   const shards: { first: number; file: SafetensorsFile }[] = [];

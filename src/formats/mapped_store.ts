@@ -1,21 +1,19 @@
-// A file's tensors under a model's own keys: what a name map from published spellings gives. A key of the model reads
-// another key of the file, or some rows of it, as the query's third of a fused [3C, C] projection. Nothing is copied
-// before it is read.
+// A file's tensors under a model's own keys, by a name map. A key of the model reads another key of the file, or a range of
+// its rows, such as the query's third of a fused [3C, C] projection. Nothing is copied before it is read.
 
 import { UsageError } from "../errors.ts";
 import type { TensorStore } from "./safetensors.ts";
 
-/** Where a model's tensor comes from: a key of the file, or its rows `from` up to `to` (not included). */
+/** Origin of a model's tensor: a key of the file, or its rows `from` to `to` - 1. */
 export type Origin = string | { readonly key: string; readonly rows: readonly [from: number, to: number] };
 
 /** A store for loadState(). */
 export type Renamed = Pick<TensorStore, "name" | "shapes" | "read" | "unread">;
 
 /**
- * `source` under other names: exactly the keys of `entries`, each read from its origin. A key whose origin is not in the
- * source is left out, so that a strict loader names it as missing; what to do with tensors of the source that no entry
- * asks for is up to the maker of the map.
- * @throws UsageError when a tensor has not the rows that an entry takes
+ * `source` under other names: the keys of `entries`, each read from its origin. A key whose origin is missing is left out, so
+ * that strict loading reports it; tensors of the source without an entry are ignored.
+ * @throws UsageError if a tensor lacks rows that an entry reads
  */
 export function renamed(source: TensorStore, entries: ReadonlyMap<string, Origin>): Renamed {
   const shapes = new Map<string, readonly number[]>();

@@ -1,20 +1,20 @@
 // One array in NumPy's .npy format (versions 1.0 to 3.0): a header that is a Python dictionary, then the elements.
-// Arrays of objects are refused: reading them means running what they say.
+// Arrays of objects are refused: they are pickles.
 // https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
-/** What an .npy header says. */
+/** The header of an .npy file. */
 export interface NpyHeader {
-  /** NumPy's spelling without the byte order, for example "f4" or "u1". */
+  /** NumPy's dtype without the byte order, for example "f4" or "u1". */
   kind: string;
   bigEndian: boolean;
   shape: number[];
-  /** Elements are in column-major order. */
+  /** Column-major order. */
   fortran: boolean;
-  /** Bytes before the first element. */
+  /** Offset of the first element, bytes. */
   start: number;
 }
 
-/** Elements that can be written. */
+/** Types of elements that can be written. */
 export type NpyArray = Uint8Array | Int32Array | BigInt64Array | Float32Array | Float64Array;
 
 const READERS: Readonly<
@@ -34,7 +34,7 @@ const READERS: Readonly<
   f8: { bytes: 8, at: (v, i, little) => v.getFloat64(i, little) },
 };
 
-/** Length of the header at the start of `bytes`, which has at least 12. @throws Error when it is no .npy file */
+/** Length of the header at the start of `bytes` (12 or more). @throws Error if it is no .npy file */
 export function npyHeaderLength(bytes: Uint8Array): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const isNpy = view.getUint32(0) === 0x934e554d && view.getUint16(4) === 0x5059; // "\x93NUMPY"
@@ -44,7 +44,7 @@ export function npyHeaderLength(bytes: Uint8Array): number {
   return length;
 }
 
-/** Parses a whole header. @throws Error in words for anything that is not an array of numbers */
+/** Parses a complete header. @throws Error for anything but an array of numbers */
 export function parseNpyHeader(bytes: Uint8Array): NpyHeader {
   const start = npyHeaderLength(bytes);
   const text = new TextDecoder("latin1").decode(bytes.subarray(bytes[6] === 1 ? 10 : 12, start));
@@ -62,12 +62,12 @@ export function parseNpyHeader(bytes: Uint8Array): NpyHeader {
   return { kind, bigEndian: descr?.[1] === ">", shape: sizes, fortran: fortran === "True", start };
 }
 
-/** Bytes that the elements take. */
+/** Size of the elements, bytes. */
 export function npyDataBytes({ kind, shape }: NpyHeader): number {
   return shape.reduce((n, d) => n * d, READERS[kind]?.bytes ?? 0);
 }
 
-/** The elements as numbers, in row-major order; 64-bit integers beyond 2^53 lose digits. */
+/** The elements as numbers in row-major order; 64-bit integers beyond 2^53 are rounded. */
 export function npyNumbers(header: NpyHeader, data: Uint8Array): Float64Array {
   const reader = READERS[header.kind];
   const count = header.shape.reduce((n, d) => n * d, 1);
@@ -96,7 +96,7 @@ function rowMajor(values: Float64Array, shape: readonly number[]): Float64Array 
   return out;
 }
 
-/** The header (version 1.0) of an array with elements like those of `sample`, padded to a multiple of 64 bytes. */
+/** The header (version 1.0) of an array with the element type of `sample`, padded to a multiple of 64 bytes. */
 export function encodeNpyHeader(sample: NpyArray, shape: readonly number[]): Uint8Array {
   const descr = sample instanceof Uint8Array
     ? "|u1"

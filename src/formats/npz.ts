@@ -1,5 +1,5 @@
-// Sets of arrays in NumPy's .npz format: a zip archive of .npy files. Both ways stream, so that 50,000 samples of
-// 256 x 256 (9.8 GB in one array) need no memory: images come row by row, statistics at once.
+// NumPy's .npz format: a zip archive of .npy files. Reading and writing stream, so that 50,000 images of 256 x 256 (9.8 GB in
+// one array) need little memory.
 
 import { BOUNDS } from "../bounds.ts";
 import { ShapeError, UsageError } from "../errors.ts";
@@ -15,7 +15,7 @@ import {
 } from "./npy.ts";
 import { type Member, ZipReader, ZipWriter } from "./zip.ts";
 
-/** An array to be written: whole, or uint8 in parts that follow each other. */
+/** An array to write: complete, or uint8 in consecutive parts. */
 export interface NpzArray {
   name: string;
   shape: readonly number[];
@@ -23,9 +23,9 @@ export interface NpzArray {
 }
 
 /**
- * Writes arrays to an .npz file, whole or not at all; equal arrays give equal bytes.
- * @throws ShapeError when the data does not fill the shape
- * @throws UsageError when the file system refuses
+ * Writes arrays to an .npz file, atomically; equal arrays give equal bytes.
+ * @throws ShapeError if the data does not fill the shape
+ * @throws UsageError for file system errors
  */
 export async function writeNpz(path: string, arrays: Iterable<NpzArray>): Promise<void> {
   const zip = new ZipWriter(path);
@@ -54,7 +54,7 @@ async function* parts(header: Uint8Array, data: NpzArray["data"]): AsyncGenerato
   else yield* data;
 }
 
-/** Bytes of an item along the first axis, of which a few are held: an image of 16,384 x 16,384. */
+/** Maximum size of an item along the first axis, bytes: an image of 16,384 x 16,384. A few are in memory at a time. */
 const MAX_ROW = 3 * BOUNDS.pixels ** 2;
 
 /** An open .npz file. */
@@ -67,7 +67,7 @@ export class NpzFile {
     private readonly source: ByteSource,
   ) {}
 
-  /** All the elements of an array as numbers, row-major. @throws UsageError when it is missing or damaged */
+  /** All elements of an array as numbers, row-major. @throws UsageError if it is missing or damaged */
   async read(key: string): Promise<Float64Array> {
     const header = this.#header(key);
     const all = new Uint8Array(npyDataBytes(header));
@@ -80,8 +80,8 @@ export class NpzFile {
   }
 
   /**
-   * The items along the first axis of a uint8 array, for example images [H,W,3], one after another.
-   * @throws UsageError when the array is missing, of another type, or damaged
+   * The items along the first axis of a uint8 array, for example images [H,W,3], in order.
+   * @throws UsageError if the array is missing, of another type, or damaged
    */
   async *rows(key: string): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const header = this.#header(key);
@@ -107,7 +107,7 @@ export class NpzFile {
     }
   }
 
-  /** @throws UsageError when an array has not as many bytes as its shape needs */
+  /** @throws UsageError if the size of an array does not match its shape */
   verify(key: string): void {
     this.#member(key, this.#header(key));
   }
@@ -142,7 +142,7 @@ export class NpzFile {
   }
 }
 
-/** Opens an .npz file and reads the headers of its arrays. @throws UsageError when it is missing or damaged */
+/** Opens an .npz file and reads the headers of its arrays. @throws UsageError if it is missing or damaged */
 export async function openNpz(path: string): Promise<NpzFile> {
   const source = openKnown(path, "arrays");
   try {
@@ -166,7 +166,7 @@ export async function openNpz(path: string): Promise<NpzFile> {
   }
 }
 
-/** Reads only as much of a member as its .npy header takes. */
+/** Reads only the .npy header of a member. */
 async function headerOf(zip: ZipReader, member: Member): Promise<NpyHeader> {
   let head = new Uint8Array();
   for await (const chunk of zip.stream(member)) {

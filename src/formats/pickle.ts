@@ -1,10 +1,9 @@
-// Python's pickles, as far as they hold plain data: protocols 0 to 5, without the power to call anything. A name stands for
-// what `resolve` says, and what a pickle "calls" is a function of ours over plain values, or an object that is made of
-// its class's name and its parts and of nothing else. Nothing of Python runs.
-// Hand-written, because the npm package pickleparser (0.2.1) does not hold against hostile files: BINBYTES of length -5
-// moves it backwards until memory ends, DICT assigns to "__proto__", REDUCE applies whatever lies on the stack, LONG1
-// loses the sign, and a list of 300,000 items overflows the call stack.
-// Python, Lib/pickletools.py, describes every opcode.
+// Python pickles (protocols 0 to 5) as plain data: no code of the pickle runs. A global name is looked up with `resolve`; a call
+// is one of our functions on plain values, or an inert object of a class name and its parts.
+// Hand-written, because the npm package pickleparser (0.2.1) is not safe on hostile files: BINBYTES of length -5 moves it
+// backwards until memory ends, DICT assigns to "__proto__", REDUCE applies anything on the stack, LONG1 loses the sign, and a
+// list of 300,000 items overflows the call stack.
+// Opcodes: Python, Lib/pickletools.py.
 
 import type { UsageError } from "../errors.ts";
 import { type ByteSource, damaged } from "./bytes.ts";
@@ -15,31 +14,30 @@ export class Sequence {
   constructor(readonly items: Value[], readonly growing = false) {}
 }
 
-/** A dict, as its keys and values in turn: keys may be of any kind, and come twice. */
+/** A dict as alternating keys and values: keys may be of any type, and duplicate. */
 export class Dict {
   readonly items: Value[] = [];
 }
 
 /**
- * An object of a class that is known by its name only. What it was made of is kept as data and never interpreted: the
- * arguments, the state, and what was put into it as into a list or a dict.
+ * An object of a class that is known by name only. Its arguments, its state, and the items appended to it are kept as data and
+ * never interpreted.
  */
 export class Instance {
   state: Value = null;
   readonly parts: Value[] = [];
-  /** @param args not copied, so that one list in a million objects is there once */
+  /** @param args not copied, so that a list shared by a million objects exists once */
   constructor(readonly name: string, readonly args: readonly Value[] = []) {}
 }
 
 /**
- * A class or function that the pickle names and may call: `call` is ours, gets plain values, and throws what is wrong with
- * them.
+ * A class or function that the pickle may call: `call` is ours, takes plain values, and throws if they are wrong.
  */
 export class Callable {
   constructor(readonly name: string, readonly call: (args: readonly Value[]) => Value) {}
 }
 
-/** What a format adds: tensors, storages. */
+/** Values that a format adds: tensors, storages. */
 export abstract class Foreign {}
 
 export type Value =
@@ -55,24 +53,24 @@ export type Value =
   | Callable
   | Foreign;
 
-/** What a pickle may do beyond plain data. */
+/** What a pickle may use beyond plain data. */
 export interface Permissions {
-  /** What "module.name" stands for; nothing: the pickle is refused, by that name. */
+  /** The meaning of "module.name"; undefined refuses the pickle, naming it. */
   resolve(name: string): Value | undefined;
-  /** What an identifier of something outside the pickle stands for. */
+  /** The meaning of a persistent id. */
   persistent?(id: Value): Value;
 }
 
-/** Opcodes in a pickle; a checkpoint takes about 45 for a tensor. Bounds time, stack, memo and all that is made. */
+/** Maximum number of opcodes; a checkpoint has about 45 per tensor. Bounds time, stack, memo and allocations. */
 const MAX_STEPS = 1 << 22;
-/** Bytes of a pickle: those of 100,000 tensors are 20 MB. */
+/** Maximum size, bytes; 100,000 tensors take 20 MB. */
 const MAX_BYTES = 1 << 26;
 const MAX_DIGITS = 1000, PROTOCOL = 5, STOP = 0x2e;
 
 /**
- * Reads the pickle that begins at byte `at`.
- * @returns its value, and where it ends
- * @throws UsageError when it is damaged, too large, or names what `permissions` do not know
+ * Reads the pickle at byte `at`.
+ * @returns its value, and the offset of its end
+ * @throws UsageError if it is damaged, too large, or uses a name that `permissions` do not resolve
  */
 export function unpickle(
   source: ByteSource,
@@ -82,7 +80,7 @@ export function unpickle(
   return new Machine(source, at, permissions).run();
 }
 
-/** A number where it is exact. */
+/** A number if it is exact, else a bigint. */
 const integer = (value: bigint): number | bigint => {
   const number = Number(value);
   return Number.isSafeInteger(number) ? number : value;
@@ -135,7 +133,7 @@ class Machine {
         return this.#push(this.#long(this.#bytes.u32()));
       case 0x47: // BINFLOAT
         return this.#push(this.#bytes.f64());
-      case 0x49: { // INT, also what protocol 0 and 1 make of booleans
+      case 0x49: { // INT, also booleans in protocols 0 and 1
         const line = this.#bytes.line();
         return this.#push(line === "00" ? false : line === "01" ? true : this.#decimal(line));
       }
@@ -199,7 +197,7 @@ class Machine {
       case 0x75: // SETITEMS
         return this.#set(this.#toMark());
       // Stack and memo
-      case 0x30: // POP, which also takes a mark that nothing follows
+      case 0x30: // POP, which also removes a mark on top of the stack
         return void (this.#marks.at(-1) === this.#stack.length ? this.#marks.pop() : this.#pop());
       case 0x31: // POP_MARK
         return void this.#toMark();
@@ -219,7 +217,7 @@ class Machine {
         return this.#get(this.#bytes.u8());
       case 0x6a: // LONG_BINGET
         return this.#get(this.#bytes.u32());
-      // Names, and what is made of them
+      // Globals and objects
       case 0x63: // GLOBAL
         return this.#push(this.#global(this.#bytes.line(), this.#bytes.line()));
       case 0x93: { // STACK_GLOBAL
@@ -249,7 +247,7 @@ class Machine {
       }
       case 0x62: { // BUILD
         const state = this.#pop(), object = this.#top();
-        // Attributes of a dict, as the versions beside a model's tensors, are no part of its items.
+        // Attributes of a dict, such as a state dict's versions, are ignored.
         if (object instanceof Instance) object.state = state;
         else if (!(object instanceof Dict)) throw this.#wrong("changes what has no state");
         return;
@@ -257,7 +255,7 @@ class Machine {
       case 0x51: // BINPERSID
         if (!this.permissions.persistent) throw this.#wrong("refers to something outside of it");
         return this.#push(this.permissions.persistent(this.#pop()));
-      default: // PERSID, the EXT family, out-of-band buffers, and what does not exist
+      default: // PERSID, the EXT family, out-of-band buffers, and unknown opcodes
         throw this.#wrong(
           `has the operation 0x${code.toString(16).padStart(2, "0")}, which no weights need`,
         );

@@ -1,28 +1,27 @@
-// What a thing was made from: latents from a tokenizer and images, a diffusion model from latents, a checkpoint from all of
-// them. Each source is kept as a name for people and a fingerprint for comparison: names change when folders move, and one
-// name stands for other weights after another training.
+// Provenance: latents are made from a tokenizer and images, a diffusion model from latents, a checkpoint from all of them.
+// Each source has a name for people and a fingerprint for comparison: names change when folders move, and the same name holds
+// other weights after another training.
 
 import { createHash } from "node:crypto";
 import { z } from "zod";
 
-/** One thing that another was made from. */
+/** A source of a result. */
 export const identitySchema = z.object({
   /** As the user called it. */
   name: z.string(),
-  /** Of what it holds, wherever it lies: 16 hexadecimal digits. */
+  /** Hash of its contents: 16 hexadecimal digits. */
   fingerprint: z.string(),
 });
 export type Identity = z.infer<typeof identitySchema>;
 
-/** Sources and settings by what they are, as messages say it: "tokenizer", "data", "image size". */
+/** Sources and settings by their name in messages: "tokenizer", "data", "image size". */
 export type Provenance = Readonly<Record<string, Identity | number | boolean>>;
 
-/** As files keep it. */
+/** The form in files. */
 export const provenanceSchema = z.record(z.string(), z.union([identitySchema, z.number(), z.boolean()]));
 
 /**
- * How two things differ in what they were made from, one phrase for each difference. What only one of them says, nobody can
- * compare: it is no difference.
+ * The differences between two provenances, one phrase each. A source that only one of them has is no difference.
  */
 export function differences(before: Provenance, now: Provenance): string[] {
   return Object.entries(before).flatMap(([key, was]) => {
@@ -40,12 +39,12 @@ function shown(value: Identity | number | boolean): string {
   return typeof value === "object" ? `"${value.name}" (${value.fingerprint})` : String(value);
 }
 
-/** The fingerprint of texts, in their order. */
+/** The fingerprint of texts in order. */
 export function fingerprintOf(...texts: readonly string[]): string {
   return shortened(texts.reduce((hash, text) => hash.update(`${text}\n`), newHash()));
 }
 
-/** Where tensors are read from, as a loader wants it. */
+/** A source of tensors, as loadState() reads them. */
 interface Source {
   readonly name: string;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
@@ -53,8 +52,8 @@ interface Source {
 }
 
 /**
- * Fingerprints of weights: of the names, shapes and f32 values of a model's tensors, whatever file they came from and in
- * which order. A file in half precision holds other values than the same weights in f32.
+ * Fingerprint of weights: of names, shapes and f32 values of a model's tensors, independent of file and order. A file in half
+ * precision has another fingerprint than the same weights in f32.
  */
 export class WeightsFingerprint {
   readonly #digests = new Map<string, string>();
@@ -67,7 +66,7 @@ export class WeightsFingerprint {
     this.#digests.set(name, hash.digest("hex"));
   }
 
-  /** The same tensors; each is added as it is read. */
+  /** The same source; each tensor is added when it is read. */
   through(source: Source): Source {
     const { name, shapes } = source;
     return {
@@ -81,13 +80,13 @@ export class WeightsFingerprint {
     };
   }
 
-  /** Of the tensors added so far whose name `include` accepts. */
+  /** The fingerprint of the tensors added so far whose name `include` accepts. */
   value(include: (name: string) => boolean = () => true): string {
     const names = [...this.#digests.keys()].filter(include).sort();
     return fingerprintOf(...names.map((name) => this.#digests.get(name) as string));
   }
 }
 
-/** Twice as fast as SHA-256 where the processor has no instructions for that: 0.6 GB/s against 0.23. */
+/** Twice as fast as SHA-256 on processors without SHA instructions: 0.6 GB/s against 0.23. */
 const newHash = () => createHash("blake2b512");
 const shortened = (hash: ReturnType<typeof newHash>) => hash.digest("hex").slice(0, 16);

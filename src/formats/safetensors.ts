@@ -1,7 +1,7 @@
-// The safetensors format. Read strictly: header at most 100 MB, no key twice, no hole, no overlap, and the file ends where
-// the last tensor does. Only what is asked for is read, into buffers of its own: data is aligned to 8 bytes at best.
-// JSON.parse alone would keep the last of two equal keys in silence, so that two readers could see different files.
-// Written as the reference does, byte for byte: by dtype alignment, largest first, then by name; data at a multiple of 8.
+// The safetensors format. Reading is strict: header up to 100 MB, no duplicate keys, no holes, no overlaps, no trailing bytes.
+// Tensors are read on demand and copied, since data is aligned to 8 bytes at best. JSON.parse silently keeps the last of two
+// equal keys, so that two readers could see different files. Writing equals the reference byte for byte: sorted by dtype
+// alignment (largest first), then by name; data at a multiple of 8.
 // https://github.com/huggingface/safetensors
 
 import { BOUNDS } from "../bounds.ts";
@@ -15,14 +15,14 @@ export type { TensorEntry, TensorStore } from "./tensors.ts";
 
 const MAX_HEADER = 100_000_000;
 
-/** Where a tensor lies in a file. */
+/** Position of a tensor in a file. */
 export interface SafetensorsEntry extends TensorEntry {
-  /** Bytes from the beginning of the file. */
+  /** Offset from the start of the file, bytes. */
   readonly begin: number;
   readonly end: number;
 }
 
-/** An open file: the header in memory, tensors read when asked for. */
+/** An open file: the header is in memory, tensors are read on demand. */
 export class SafetensorsFile extends TensorFile<SafetensorsEntry> {
   constructor(
     private readonly source: ByteSource,
@@ -45,12 +45,12 @@ export class SafetensorsFile extends TensorFile<SafetensorsEntry> {
   }
 }
 
-/** Opens a file and checks all of its header. @throws UsageError in one line for anything that is wrong with it */
+/** Opens a file and checks its header. @throws UsageError for an invalid file */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   return readSafetensors(openKnown(path, "weights"));
 }
 
-/** The same from any bytes, which are closed with the store, or at once where they are wrong. */
+/** The same for any bytes; they are closed with the store, or at once if they are invalid. */
 export function readSafetensors(source: ByteSource): SafetensorsFile {
   const { name, size } = source;
   try {
@@ -69,7 +69,7 @@ export function readSafetensors(source: ByteSource): SafetensorsFile {
   }
 }
 
-/** Checks a header against the file's `size`; `start` is where its data begins. */
+/** Checks a header against the file's `size`; `start` is the offset of the data. */
 function parseHeader(bytes: Uint8Array, start: number, size: number, path: string) {
   let json: unknown;
   try {
@@ -134,12 +134,12 @@ function parseEntry(key: string, value: unknown, start: number, path: string): S
   return { dtype: dtype as string, shape, begin: start + begin, end: start + end };
 }
 
-/** Safe non-negative integers: JSON numbers above 2^53 have lost digits. */
+/** Non-negative integers up to 2^53: larger JSON numbers are rounded. */
 function isCounts(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
-/** Elements of a tensor. A Uint16Array holds the bits of BF16 where `dtype` says so. */
+/** Elements of a tensor. A Uint16Array holds BF16 bits if `dtype` is BF16. */
 export type TensorArray =
   | Float32Array
   | Float64Array
@@ -150,13 +150,13 @@ export type TensorArray =
   | BigInt64Array
   | Uint8Array;
 
-/** A tensor to be written. */
+/** A tensor to write. */
 export interface TensorData {
   name: string;
   shape: readonly number[];
-  /** The elements, or a function that gets them when their turn has come, whole or in parts; that one needs `dtype`. */
+  /** The elements, or a function that returns them on demand, complete or in parts; a function needs `dtype`. */
   data: TensorArray | (() => TensorArray | Promise<TensorArray> | Iterable<Uint8Array>);
-  /** As the format spells it; follows from `data` when absent. */
+  /** The format's name; by default that of `data`. */
   dtype?: string;
 }
 
@@ -172,9 +172,9 @@ const NATIVE: readonly (readonly [string, (data: TensorArray) => boolean])[] = [
 ];
 
 /**
- * Writes `tensors` to `path`, whole or not at all; metadata keys are sorted, so equal input gives equal bytes.
- * @throws ShapeError when a tensor's data does not fill its shape, or a name comes twice
- * @throws UsageError when the file system refuses
+ * Writes `tensors` to `path`, atomically; metadata keys are sorted, so equal input gives equal bytes.
+ * @throws ShapeError if data does not fill its shape, or for duplicate names
+ * @throws UsageError for file system errors
  */
 export async function writeSafetensors(
   path: string,
@@ -199,15 +199,15 @@ export async function writeSafetensors(
   }
 }
 
-/** A file of F32 tensors whose rows come bit by bit, of all tensors at the same time: none of them is kept in memory. */
+/** Writes F32 tensors row by row, all of them at the same time; none is kept in memory. */
 export class RowsWriter {
   readonly #file: AtomicFile;
   readonly #parts = new Map<string, { at: number; end: number; begin: number }>();
 
   /**
-   * Begins the file that writeSafetensors() would write; it is there when commit() has returned.
-   * @throws ShapeError when a name comes twice
-   * @throws UsageError when the file system refuses
+   * Starts the file that writeSafetensors() would write; it exists after commit().
+   * @throws ShapeError for duplicate names
+   * @throws UsageError for file system errors
    */
   constructor(
     readonly path: string,
@@ -223,7 +223,7 @@ export class RowsWriter {
     this.#file.write(header);
   }
 
-  /** Puts elements behind those that a tensor has already. @throws ShapeError when it has no room for them */
+  /** Appends elements to a tensor. @throws ShapeError if they exceed its shape */
   add(name: string, data: Float32Array): void {
     const part = this.#parts.get(name);
     const after = (part?.at ?? 0) + data.byteLength;
@@ -237,7 +237,7 @@ export class RowsWriter {
     part.at = after;
   }
 
-  /** Gives the file its name. @throws ShapeError when a tensor is not full */
+  /** Completes the file. @throws ShapeError if a tensor is not full */
   commit(): void {
     for (const [name, { begin, at, end }] of this.#parts) {
       if (at === end) continue;
@@ -247,13 +247,13 @@ export class RowsWriter {
     this.#file.commit();
   }
 
-  /** Forgets what was written. */
+  /** Discards the file. */
   abort(): void {
     this.#file.abort();
   }
 }
 
-/** Tensors in the order of the file, its header, and its size in bytes. */
+/** Tensors in file order, the header, and the size in bytes. */
 function arrange<T extends TensorData>(
   path: string,
   tensors: Iterable<T>,

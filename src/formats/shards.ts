@@ -1,6 +1,6 @@
-// The weights of a model, as they were downloaded: one file, or a folder of Hugging Face layout with one file or shards and
-// their index. Files are opened by what is in them and not by their name. Shard names come from a file that others made, so
-// they may not leave the folder; and every shard must be there before anything is read.
+// Weights of a model as downloaded: one file, or a folder in Hugging Face layout with one file, or shards and their index. The
+// format is recognised by the contents, not by the name. Shard names are untrusted and may not leave the folder; all shards
+// must exist before anything is read.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -10,7 +10,7 @@ import { readSafetensors } from "./safetensors.ts";
 import type { TensorEntry, TensorStore } from "./tensors.ts";
 import { isTorch, readTorch } from "./torch.ts";
 
-/** The files that hold a model in a folder, in order of preference. Of each there may be an index of shards instead. */
+/** Files of weights in a folder, in order of preference; each may be replaced by an index of shards. */
 const NAMES = ["model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
 
 /** Whether a folder holds the weights of a model. */
@@ -18,7 +18,7 @@ export function holdsModel(folder: string): boolean {
   return NAMES.some((name) => exists(join(folder, name)) || exists(join(folder, `${name}.index.json`)));
 }
 
-/** The shards that the index of a folder names and that are not there; of other folders none. */
+/** Missing shards of a folder's index; none for folders without an index. */
 export function missingShards(folder: string): string[] {
   for (const name of NAMES) {
     const single = join(folder, name), index = `${single}.index.json`;
@@ -30,9 +30,9 @@ export function missingShards(folder: string): string[] {
 }
 
 /**
- * Opens the weights in a folder (`model.safetensors`, or the shards that `model.safetensors.index.json` names; else what
- * diffusers or older releases have in their place), or one file: safetensors, or what torch.save writes.
- * @throws UsageError when a file is missing or damaged; nothing is read before all of them are there
+ * Opens the weights in a folder (`model.safetensors`, the shards of `model.safetensors.index.json`, or the names of diffusers
+ * and older releases), or one file: safetensors, or torch.save's format.
+ * @throws UsageError if a file is missing or damaged
  */
 export async function openModel(path: string): Promise<TensorStore> {
   if (isFile(path)) return openWeights(path);
@@ -61,7 +61,7 @@ function openWeights(path: string): TensorStore {
   return torch ? readTorch(source) : readSafetensors(source);
 }
 
-/** Which shard each tensor is in. @throws UsageError for an index that is none, or that leaves its folder */
+/** The shard of each tensor. @throws UsageError for an invalid index, or one that leaves its folder */
 function shardNames(index: string): Map<string, string> {
   const json = readJson(index) as { weight_map?: unknown } | null;
   const map = json?.weight_map;

@@ -1,18 +1,17 @@
-// Tensors as views of a longer row of elements: offset, shape and strides, as PyTorch has them. A view whose elements do
-// not follow each other is gathered in one pass over the part of the row that it lies in, so that a transposed matrix of
-// gigabytes is read from its beginning to its end, block by block, and not a row of it for each element.
+// Strided views of a storage, as in PyTorch: offset, shape and strides. A non-contiguous view is gathered in one pass over its
+// range of the storage, block by block, so that a transposed matrix of gigabytes is read once and in order.
 
 import type { ByteSource } from "./bytes.ts";
 
-/** Element i, j, ... is number offset + i * stride[0] + j * stride[1] + ... of the row. */
+/** Element i, j, ... is at offset + i * stride[0] + j * stride[1] + ... of the storage. */
 export interface Layout {
   readonly offset: number;
   readonly shape: readonly number[];
-  /** In elements, not negative. */
+  /** Elements, non-negative. */
   readonly stride: readonly number[];
 }
 
-/** Whether the elements follow each other, the last axis fastest. */
+/** Whether the view is contiguous, the last axis fastest. */
 export function isContiguous({ shape, stride }: Layout): boolean {
   let expected = 1;
   for (let k = shape.length - 1; k >= 0; k--) {
@@ -24,7 +23,7 @@ export function isContiguous({ shape, stride }: Layout): boolean {
   return true;
 }
 
-/** Elements of the row that a view needs: its last one is before this. Infinite or inexact where sizes overflow. */
+/** Storage elements that a view needs, from the start to its last one. Infinite or inexact if sizes overflow. */
 export function extentOf({ offset, shape, stride }: Layout): number {
   if (shape.includes(0)) return offset;
   return shape.reduce((last, n, k) => last + (n - 1) * (stride[k] as number), offset) + 1;
