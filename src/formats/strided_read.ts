@@ -29,7 +29,7 @@ export function extentOf({ offset, shape, stride }: Layout): number {
   return shape.reduce((last, n, k) => last + (n - 1) * (stride[k] as number), offset) + 1;
 }
 
-/** Bytes of the row that are read at a time. */
+/** Bytes read at a time. */
 const BLOCK = 1 << 20;
 
 type Words = Uint8Array | Uint16Array | Uint32Array | BigUint64Array;
@@ -47,13 +47,13 @@ export function gather(
   layout: Layout,
   target: Uint8Array<ArrayBuffer>,
 ): void {
-  // Widest stride first, so that a block of the row meets few of the outer indices.
+  // Largest stride first, so that a block contains few of the outer indices.
   const axes = layout.shape.map((n, k) => ({
     n,
     from: layout.stride[k] as number,
     to: layout.shape.slice(k + 1).reduce((a, b) => a * b, 1),
   })).filter(({ n }) => n > 1).sort((a, b) => b.from - a.from);
-  /** How far the axes from k on reach in the row. */
+  /** Extent of the axes from k on, elements of the storage. */
   const reach = axes.map((_, k) => axes.slice(k).reduce((sum, { n, from }) => sum + (n - 1) * from, 0));
   const out = words(target, width), end = extentOf(layout);
   const buffer = new Uint8Array(Math.min(BLOCK, (end - layout.offset) * width));
@@ -65,7 +65,7 @@ export function gather(
       const axis = axes[k];
       if (!axis) return void (out[to] = elements[at - first] as never);
       const rest = reach[k + 1] ?? 0;
-      // Of the indices i those where something of at + i * from + (0..rest) lies in this block.
+      // Indices i for which at + i * from + (0..rest) overlaps this block.
       let low = 0, high = axis.n - 1;
       if (axis.from) {
         low = Math.max(low, Math.ceil((first - rest - at) / axis.from));

@@ -1,11 +1,10 @@
-// Named tensors on a disk, whatever the format: what a store of them is, and how their elements become numbers. A format
-// only says where elements lie. Numbers are converted in blocks, so that reading a tensor takes little more memory than
-// the result, and F32 is read straight into it.
+// Named tensors in files of any format, and conversion of their elements to numbers. A format only locates the elements. They are
+// converted in blocks, so that reading a tensor takes little more memory than the result; F32 is read directly into it.
 
 import { UsageError } from "../errors.ts";
 import { formatBytes } from "./files.ts";
 
-/** Bits an element takes, in safetensors' order of alignment, which is also the writer's sorting order. */
+/** Bits per element, in safetensors' order of alignment, which the writer sorts by. */
 export const DTYPE_BITS: Readonly<Record<string, number>> = {
   BOOL: 8,
   F4: 4,
@@ -31,54 +30,54 @@ export const DTYPE_BITS: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** What is known of a tensor before it is read. */
+/** A tensor before it is read. */
 export interface TensorEntry {
-  /** As safetensors spells it. */
+  /** safetensors' name. */
   readonly dtype: string;
   readonly shape: readonly number[];
 }
 
-/** An object beside the tensors that is carried along by its name: nothing of it is read or run. */
+/** An object next to the tensors, known by its class name only: it is neither read nor run. */
 export interface UnreadObject {
-  /** Its class, as Python names it. */
+  /** Its Python class. */
   readonly type: string;
-  /** Whether there are tensors inside it, which cannot be read either. */
+  /** Whether it contains tensors, which cannot be read. */
   readonly holdsTensors: boolean;
 }
 
-/** Named tensors on a disk: one file, or a sharded model. */
+/** Named tensors: one file, or a sharded model. */
 export interface TensorStore {
   /** The path, for messages. */
   readonly name: string;
   readonly tensors: ReadonlyMap<string, TensorEntry>;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly metadata: ReadonlyMap<string, string>;
-  /** Objects that a pickle holds beside the tensors; they are in the metadata too, by the names of their classes. */
+  /** Objects that a pickle holds next to the tensors; the metadata has them too, by their class names. */
   readonly unread?: ReadonlyMap<string, UnreadObject>;
   /**
    * A tensor's elements as f32.
-   * @param into the start of a buffer, which is filled and returned: for readers of many tensors
-   * @throws UsageError for dtypes that are not F16, BF16, F32 or F64
+   * @param into start of a buffer to fill and return, for readers of many tensors
+   * @throws UsageError for dtypes other than F16, BF16, F32 and F64
    */
   read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array<ArrayBuffer>>;
-  /** Rows `from` up to `to` (not included) along the first axis, as f32, without reading the others. */
+  /** Rows `from` to `to` - 1 along the first axis as f32; the others are not read. */
   readRows(
     key: string,
     from: number,
     to: number,
     into?: Float32Array<ArrayBuffer>,
   ): Promise<Float32Array<ArrayBuffer>>;
-  /** The elements of an integer tensor. @throws UsageError for other dtypes and for values beyond 32 bits */
+  /** The elements of an integer tensor. @throws UsageError for other dtypes, and for values beyond 32 bits */
   readIntegers(key: string): Promise<Int32Array<ArrayBuffer>>;
-  /** A tensor's elements as they are, row-major and little-endian, in parts: each is good until the next is asked for. */
+  /** A tensor's raw elements, row-major and little-endian, in parts; each is valid until the next one is requested. */
   parts(key: string): Iterable<Uint8Array<ArrayBuffer>>;
   close(): void;
 }
 
-/** Elements that are converted at a time. */
+/** Elements converted at a time. */
 const BLOCK = 1 << 18;
 
-/** A store in one file; a format adds where elements lie. */
+/** A store in one file; subclasses locate the elements. */
 export abstract class TensorFile<Entry extends TensorEntry> implements TensorStore {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly unread: ReadonlyMap<string, UnreadObject> = new Map();
@@ -91,10 +90,10 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
     this.shapes = new Map([...tensors].map(([key, { shape }]) => [key, shape]));
   }
 
-  /** Fills `target`, the start of a buffer, with the bytes of the row-major tensor from byte `offset` on. */
+  /** Fills `target`, the start of a buffer, with bytes of the row-major tensor from `offset` on. */
   protected abstract fill(entry: Entry, offset: number, target: Uint8Array<ArrayBuffer>): void;
 
-  /** Whether parts of a tensor cost as much as they are long; others are filled by whole rows, all at once. */
+  /** Whether the cost of reading a part is proportional to its length; otherwise complete rows are read at once. */
   protected abstract sequential(entry: Entry): boolean;
 
   abstract close(): void;
@@ -146,7 +145,7 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
     });
   }
 
-  /** A tensor's elements as they are. */
+  /** A tensor's raw elements. */
   async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
     const entry = this.#entry(key);
     return this.#take(entry, key, 0, tensorBytes(entry));
@@ -185,7 +184,7 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
   }
 }
 
-/** The end of a message about tensors that are missing: what lies inside objects that are not read, and what to do. */
+/** End of a message about missing tensors: they may be inside unread objects, and what to do. */
 export function unreadNote(unread: ReadonlyMap<string, UnreadObject> = new Map()): string {
   const found = [...unread].filter(([, { holdsTensors }]) => holdsTensors);
   if (!found.length) return "";
@@ -201,12 +200,12 @@ export function tensorSize({ shape }: TensorEntry): number {
   return shape.reduce((n, d) => n * d, 1);
 }
 
-/** Bytes of all the elements. */
+/** Size of the elements, bytes. */
 export function tensorBytes(entry: TensorEntry): number {
   return tensorSize(entry) * (DTYPE_BITS[entry.dtype] ?? 0) / 8;
 }
 
-/** Elements at the start of a buffer, to f32. */
+/** Converts elements at the start of a buffer to f32. */
 const FLOATS: Readonly<Record<string, (from: ArrayBuffer, to: Float32Array<ArrayBuffer>) => void>> = {
   F16: (from, to) => to.set(new Float16Array(from, 0, to.length)),
   BF16: (from, to) => {

@@ -1,8 +1,7 @@
-// What torch.save writes, of weights: the zip form, and the legacy form before PyTorch 1.6 (pickles, then raw storages).
-// The pickle becomes plain data; tensors are read when asked for, block by block. Keys of dicts and indices of lists become
-// one name with dots between them; numbers and texts beside the tensors go to the metadata as JSON, and objects that are
-// none of these are listed by the names of their classes.
-// PyTorch, torch/serialization.py, for what the pieces mean.
+// torch.save's files of weights: the zip format, and the legacy format before PyTorch 1.6 (pickles, then raw storages). The
+// pickle becomes plain data; tensors are read on demand, block by block. Dict keys and list indices are joined with dots to
+// names; numbers and texts go to the metadata as JSON, other objects are listed by class name.
+// Format: PyTorch, torch/serialization.py.
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
@@ -14,12 +13,12 @@ import { ByteString, Storage, TorchNames, View } from "./torch_names.ts";
 import { type Member, ZipReader } from "./zip.ts";
 
 const MAX_PICKLE = 1 << 26;
-/** What a checkpoint may hold, one for a value and one for a character of its name. */
+/** Maximum size of a checkpoint's contents: one per value, one per character of its name. */
 const MAX_NAMES = 1 << 25;
 const MAX_DEPTH = 100;
-/** Parts of objects that are searched for tensors, of all the objects of a file together. */
+/** Maximum number of parts of objects to search for tensors, over all objects of a file. */
 const MAX_SEARCHED = 1 << 20;
-/** Parts of a tuple that is a key. */
+/** Maximum number of parts of a tuple as a key. */
 const MAX_PARTS = 8;
 const LEGACY_MAGIC = 0x1950a86a20f9469cfc6cn, LEGACY_PROTOCOL = 1001;
 
@@ -60,18 +59,18 @@ class TorchFile extends TensorFile<View> {
 
 const widthOf = (dtype: string) => (DTYPE_BITS[dtype] as number) / 8;
 
-/** Opens a torch file of either form. @throws UsageError in one line for anything that is wrong with it */
+/** Opens a torch file of either format. @throws UsageError for an invalid file */
 export async function openTorch(path: string): Promise<TorchFile> {
   return readTorch(openKnown(path, "weights"));
 }
 
-/** Whether bytes begin as a zip archive or a pickle does. A safetensors file may too, but has its "{" at byte 8. */
+/** Whether bytes start like a zip archive or a pickle. A safetensors file may, too, but has "{" at byte 8. */
 export function isTorch(source: ByteSource): boolean {
   const head = bytesAt(source, 0, Math.min(9, source.size)), [first = 0, second = 0] = head;
   return head[8] !== 0x7b && (first === 0x50 && second === 0x4b || first === 0x80 && second <= 5);
 }
 
-/** The same from any bytes, which are closed with the store, or at once where they are wrong. */
+/** The same for any bytes; they are closed with the store, or at once if they are invalid. */
 export function readTorch(source: ByteSource): TorchFile {
   try {
     const zipped = source.size > 1 && bytesAt(source, 0, 2)[0] === 0x50;
@@ -82,7 +81,7 @@ export function readTorch(source: ByteSource): TorchFile {
   }
 }
 
-/** The contents of X/data.pkl, with storages in X/data/. */
+/** Zip format: the contents of X/data.pkl, with storages in X/data/. */
 function readZip(source: ByteSource): Value {
   const zip = new ZipReader(source), { name } = source;
   const pickles = [...zip.members.values()].filter((member) => member.name.endsWith("/data.pkl"));
@@ -115,7 +114,7 @@ function readZip(source: ByteSource): Value {
   if (endian !== undefined && endian !== "little") throw bigEndian(name, endian);
   const names = new TorchNames(name);
   const { value } = unpickle(memoryBytes(name, whole(pickle, MAX_PICKLE)), 0, names);
-  let left = source.size; // storages that share bytes would be a way to hold more than the file does
+  let left = source.size; // storages that share bytes could claim more than the file holds
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);
     if (!member) throw damaged(name, `the storage "${storage.key}" is missing`);
@@ -131,7 +130,7 @@ function readZip(source: ByteSource): Value {
   return value;
 }
 
-/** Magic number, protocol, facts of the system, contents, keys of the storages: a pickle each. Then the storages. */
+/** Legacy format: magic number, protocol, system information, contents, storage keys, one pickle each; then the storages. */
 function readLegacy(source: ByteSource): Value {
   const { name, size } = source;
   const names = new TorchNames(name), nothing = { resolve: () => undefined };
@@ -190,9 +189,9 @@ function bigEndian(name: string, order: string): UsageError {
 }
 
 /**
- * The tensors, the plain values and the objects of a checkpoint by their names: keys and indices with dots between them. A
- * tensor alone is called "tensor". Shared parts come once for each name.
- * @throws UsageError when a name comes twice, nothing is a tensor, or the checkpoint contains itself
+ * Tensors, plain values and objects of a checkpoint by name: keys and indices joined with dots. A single tensor is called
+ * "tensor". Shared parts appear under each of their names.
+ * @throws UsageError for duplicate names, a checkpoint without tensors, or one that contains itself
  */
 function flatten(
   root: Value,
@@ -249,7 +248,7 @@ function flatten(
   );
 }
 
-/** Whether there is a tensor or a storage in what an object was made of, as far as the search goes. */
+/** Whether an object contains a tensor or a storage, as far as the search goes. */
 function holdsTensors(root: Value, search: { left: number }): boolean {
   const seen = new Set<Value>([root]), waiting: Value[] = [root];
   for (let value; (value = waiting.pop()) !== undefined;) {
@@ -271,7 +270,7 @@ function holdsTensors(root: Value, search: { left: number }): boolean {
   return false;
 }
 
-/** A key as a part of a name. */
+/** A key as part of a name. */
 function keyText(key: Value): string {
   if (typeof key === "string") return key;
   if (key instanceof Callable) return key.name;
@@ -284,7 +283,7 @@ function isPlain(value: Value): boolean {
     value instanceof View);
 }
 
-/** JSON of a value without parts. Python's infinities and NaN, and objects that are carried along, become text. */
+/** JSON of a value without parts. Infinities, NaN and objects become text. */
 function plainText(value: Value): string {
   if (typeof value === "bigint") return String(value);
   if (typeof value === "number" && !Number.isFinite(value)) return `"${value}"`;

@@ -1,6 +1,6 @@
-// What the names in a torch file stand for here: tensors, their storages and containers. Any other name stands for objects
-// that are known by this name only and are carried along unread. Names that run commands or code, which no weights need,
-// are refused. Every size, stride and offset of a tensor is checked against its storage before anything is read.
+// Meaning of the global names in a torch file: tensors, storages and containers. Objects of any other name are kept unread.
+// Names that run commands or code, which no weights need, are refused. Sizes, strides and offsets of tensors are checked
+// against their storage before anything is read.
 
 import type { UsageError } from "../errors.ts";
 import { type ByteSource, damaged } from "./bytes.ts";
@@ -8,26 +8,26 @@ import { Callable, Dict, Foreign, Instance, type Permissions, Sequence, type Val
 import { extentOf, type Layout } from "./strided_read.ts";
 import { DTYPE_BITS, type TensorEntry } from "./tensors.ts";
 
-/** Memory that tensors are views of. */
+/** Storage of tensors. */
 export class Storage extends Foreign {
-  /** Where its elements lie; known after the pickle. */
+  /** Location of its elements; known after the pickle. */
   bytes: ByteSource | undefined;
 
   /**
-   * @param dtype as safetensors spells it, or PyTorch's name of the type where safetensors has none
-   * @param width bytes of an element; 0: not known
+   * @param dtype safetensors' name, or PyTorch's if safetensors has none
+   * @param width bytes per element; 0: unknown
    */
   constructor(readonly key: string, readonly dtype: string, readonly width: number, readonly count: number) {
     super();
   }
 
-  /** Whether tensors of it can be read. */
+  /** Whether its tensors can be read. */
   get known(): boolean {
     return this.dtype in DTYPE_BITS;
   }
 }
 
-/** Bytes as protocols 0 to 2 spell them, of which the number is kept. */
+/** Bytes in the encoding of protocols 0 to 2; only their number is kept. */
 export class ByteString extends Instance {
   constructor(length: number) {
     super(`${length} bytes`);
@@ -68,7 +68,7 @@ const STORAGES: ReadonlyMap<string, string> = new Map([
   ["torch.BoolStorage", "BOOL"],
 ]);
 
-/** Storages whose tensors are carried along unread: the bytes of an element, by which the legacy form goes on. */
+/** Storages whose tensors are not read: bytes per element, which the legacy format needs to skip them. */
 const UNREAD_WIDTHS: Readonly<Record<string, number>> = {
   ComplexHalf: 4,
   ComplexFloat: 8,
@@ -80,21 +80,21 @@ const UNREAD_WIDTHS: Readonly<Record<string, number>> = {
 };
 
 /**
- * Names that serve to run commands or code. Here nothing would run, but other readers of the file would run it, so it is
- * not read in silence. No list of this kind is complete, and nothing depends on it.
+ * Names that run commands or code. They would not run here, but other readers of the file would run them, so it is refused. No
+ * such list is complete, and nothing depends on it.
  */
 const HOSTILE =
   /^((os|posix|nt|subprocess|commands|popen2|sys|socket|pty|runpy|shutil|importlib|imp|code|codeop|ctypes|marshal|pip|webbrowser|bdb|pdb|timeit|torch\.hub)\.[\s\S]*|os\s[\s\S]*|builtins\.(eval|exec|compile|open|__import__|execfile|input|breakpoint|globals|vars)|(pickle|_pickle|cPickle|torch)\.(load|loads))$/;
 
-/** A view may repeat elements (stride 0), but 16 bytes of file shall not become gigabytes. */
+/** A view may repeat elements (stride 0); this bounds how far, so that 16 bytes of a file do not become gigabytes. */
 const MAX_REPEATED = 1 << 24;
 const MAX_AXES = 64;
-/** Pairs in lists that dicts are made of. */
+/** Maximum number of pairs in a list that a dict is made of. */
 const MAX_PAIRS = 1 << 22;
 
 const isCount = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
 
-/** What a torch file's pickle may name. Collects the storages that it refers to. */
+/** The names that a torch file's pickle may use. Collects the storages that it refers to. */
 export class TorchNames implements Permissions {
   readonly storages = new Map<string, Storage>();
   readonly #calls: Map<string, Callable>;
@@ -118,7 +118,7 @@ export class TorchNames implements Permissions {
       ["collections.OrderedDict", dict],
       ["collections.Counter", dict],
       ["collections.defaultdict", ([, ...args]) => dict(args)],
-      // Bytes, and objects without arguments as protocols 0 and 1 spell them.
+      // Bytes, and objects without arguments in protocols 0 and 1.
       ["builtins.bytes", () => new ByteString(0)],
       ["_codecs.encode", ([text]) => new ByteString(typeof text === "string" ? text.length : 0)],
       ["copyreg._reconstructor", ([made]) => {
@@ -144,7 +144,7 @@ export class TorchNames implements Permissions {
     return call;
   }
 
-  /** ("storage", type, key, device, elements), in the legacy form with a view, which nothing has made for long. */
+  /** ("storage", type, key, device, elements), in old legacy files followed by a view. */
   persistent(id: Value): Value {
     const [kind, type, key, , count, view = null] = id instanceof Sequence ? id.items : [];
     const name = typeof key === "number" ? String(key) : key;
@@ -160,7 +160,7 @@ export class TorchNames implements Permissions {
     return storage;
   }
 
-  /** A tensor; or, of a storage whose numbers are not read, an object that is carried along. */
+  /** A tensor; or an unread object if its storage cannot be read. */
   #view([storage, offset, size, strides, , , flags = null]: readonly Value[]): View | Instance {
     if (storage instanceof Storage && !storage.known) return new Instance(storage.dtype, [storage]);
     const shape = size instanceof Sequence ? size.items : [];
@@ -171,7 +171,7 @@ export class TorchNames implements Permissions {
       shape.length > MAX_AXES || !shape.every(isCount) || stride.length !== shape.length ||
       !stride.every(isCount)
     ) throw this.#wrong("has a tensor whose storage, offset, shape or strides are none");
-    // Conjugated or negated in name only: the storage holds other numbers than the tensor.
+    // Lazily conjugated or negated: the storage holds other numbers than the tensor.
     if (flags !== null && !(flags instanceof Dict && !flags.items.length)) {
       throw this.#wrong("has a tensor with flags, whose numbers are not those of its storage");
     }
@@ -199,7 +199,7 @@ export class TorchNames implements Permissions {
     throw this.#wrong("has a parameter that is no tensor");
   }
 
-  /** (function, class, arguments, state): a subclass of torch.Tensor, whose numbers are those of the plain tensor. */
+  /** (function, class, arguments, state): a subclass of torch.Tensor, read as a plain tensor. */
   #typed([rebuild = null, type = null, args = null]: readonly Value[]): Value {
     const plain = rebuild instanceof Callable && args instanceof Sequence ? rebuild.call(args.items) : null;
     if (plain instanceof View) return plain;
@@ -212,7 +212,7 @@ export class TorchNames implements Permissions {
     throw this.#wrong("makes a list of what is none");
   }
 
-  /** No argument, a dict, or a list of pairs. */
+  /** Arguments: none, a dict, or a list of pairs. */
   #dict([value = null]: readonly Value[]): Dict {
     if (value instanceof Dict) return value;
     const dict = new Dict(), pairs = value === null ? [] : value instanceof Sequence ? value.items : [null];

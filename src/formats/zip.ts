@@ -1,6 +1,6 @@
-// Zip archives as .npz and torch files need them. Written without compression, always as ZIP64 and without clock: equal members give
-// equal bytes. Read with every offset checked against the file and every CRC against the data. Hand-written because of what
-// the libraries do with large or damaged files: one returns nothing above 4 GB, the other ends the process.
+// Zip archives for .npz and torch files. Written uncompressed, always as ZIP64 and without times: equal members give equal bytes.
+// Reading checks every offset against the file and every CRC against the data. Hand-written, because of the libraries one
+// returns nothing above 4 GB, and one ends the process on damaged files.
 // PKWARE, .ZIP File Format Specification (APPNOTE) 6.3, sections 4.3 and 4.5.3.
 
 import { crc32 } from "node:zlib";
@@ -9,27 +9,27 @@ import { UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged } from "./bytes.ts";
 import { AtomicFile } from "./files.ts";
 
-/** A file in an archive. */
+/** A member of an archive. */
 export interface Member {
   readonly name: string;
   readonly size: number;
   readonly compressed: number;
   readonly crc: number;
-  /** Of the local header. */
+  /** Offset of the local header. */
   readonly offset: number;
   readonly method: number;
 }
 
 const VERSION = 45, JANUARY_1980 = 0x21, STORED = 0, DEFLATED = 8;
-/** A file for each tensor, and a few more. */
+/** One member per tensor, and a few more. */
 const MAX_MEMBERS = BOUNDS.tensors + 100;
 const MAX_DIRECTORY = 1 << 26; // half a million members
-/** Deflate makes at most 1,032 bytes out of one. */
+/** Maximum compression ratio of deflate. */
 const MAX_INFLATION = 1032;
 const FULL = 0xffffffff; // "see the ZIP64 record"
 const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50, END64 = 0x06064b50, LOCATOR = 0x07064b50;
 
-/** Writes an archive member by member; the file appears at close(). */
+/** Writes an archive member by member, atomically: it exists after close(). */
 export class ZipWriter {
   readonly #file: AtomicFile;
   readonly #members: Member[] = [];
@@ -66,7 +66,7 @@ export class ZipWriter {
   }
 }
 
-/** Little-endian fields, each [bytes, value], or bytes as they are. */
+/** Little-endian fields, each [bytes, value], or raw bytes. */
 function pack(...list: readonly (readonly [2 | 4 | 8, number] | Uint8Array)[]): Uint8Array {
   const out = new Uint8Array(
     list.reduce((n, item) => n + (item instanceof Uint8Array ? item.length : item[0]), 0),
@@ -124,12 +124,12 @@ function endRecords(count: number, start: number, size: number): Uint8Array {
 export class ZipReader {
   readonly members: ReadonlyMap<string, Member>;
 
-  /** @throws UsageError when `source` is no whole archive; closing it is the caller's matter */
+  /** The caller closes `source`. @throws UsageError if it is no complete archive */
   constructor(private readonly source: ByteSource) {
     this.members = this.#directory();
   }
 
-  /** The contents of a member, inflated. @throws UsageError when they are damaged, at the latest at the end */
+  /** The contents of a member, inflated. @throws UsageError if they are damaged, at the latest at the end */
   async *stream(member: Member): AsyncGenerator<Uint8Array> {
     const { name, method, size, compressed, crc } = member, start = this.#start(member);
     if (method !== STORED && method !== DEFLATED) {
@@ -141,7 +141,7 @@ export class ZipReader {
       for await (const chunk of method === STORED ? raw : inflate(raw)) {
         seen += chunk.length;
         sum = crc32(chunk, sum);
-        if (seen > size) break; // more than was promised: perhaps a bomb
+        if (seen > size) break; // more than declared: perhaps a zip bomb
         yield chunk;
       }
     } catch (error) {
@@ -151,9 +151,9 @@ export class ZipReader {
   }
 
   /**
-   * A member that is stored as it is, to be read at any place. Where reads go through it from its beginning to its end,
-   * the last one fails unless the checksum is right.
-   * @throws UsageError when it is compressed or cut off
+   * Random access to an uncompressed member. If it is read sequentially from start to end, the last read fails if the checksum
+   * is wrong.
+   * @throws UsageError if it is compressed or truncated
    */
   stored(member: Member): ByteSource {
     const { name, method, size, compressed, crc } = member;
@@ -177,7 +177,7 @@ export class ZipReader {
     };
   }
 
-  /** Where the bytes of a member begin. */
+  /** Offset of a member's data. */
   #start({ name, compressed, offset }: Member): number {
     const local = this.#view(offset, 30);
     if (local.getUint32(0, true) !== LOCAL) throw this.#damaged(`"${name}" has no header`);
@@ -231,7 +231,7 @@ export class ZipReader {
     const values = [view.getUint32(p + 24, true), view.getUint32(p + 20, true), view.getUint32(p + 42, true)];
     for (let e = extra; e + 4 <= extraEnd; e += 4 + view.getUint16(e + 2, true)) {
       if (view.getUint16(e, true) !== 1) continue;
-      let q = e + 4; // the ZIP64 values follow in this order, each only where the short one is full
+      let q = e + 4; // ZIP64 values in this order, each present only if the 32-bit field is 0xffffffff
       for (let i = 0; i < 3; i++) {
         if (values[i] !== FULL || q + 8 > extraEnd) continue;
         values[i] = this.#number(view, q);

@@ -1,4 +1,4 @@
-// BMP files as rows of RGB bytes: 1, 4, 8, 16, 24 and 32 bits, OS/2's headers too, run-length and bit-field forms.
+// BMP to rows of RGB bytes: 1, 4, 8, 16, 24 and 32 bits, OS/2 headers, run-length encoding and bit fields.
 // Microsoft, BITMAPINFOHEADER and its successors.
 
 import { type Rows, Unsupported } from "./rows.ts";
@@ -6,21 +6,21 @@ import { type Rows, Unsupported } from "./rows.ts";
 interface Bmp {
   width: number;
   height: number;
-  /** Whether rows come from the top. */
+  /** Whether the first row is the top one. */
   topDown: boolean;
   bits: number;
   compression: number;
   palette: Uint8Array;
-  /** Bytes of a palette's entry. */
+  /** Bytes per palette entry. */
   entry: number;
-  /** Of red, green and blue. */
+  /** Bit masks of red, green and blue. */
   masks: readonly number[];
   data: Uint8Array;
 }
 
 const RAW = 0, RLE8 = 1, RLE4 = 2, BIT_FIELDS = 3, ALPHA_FIELDS = 6;
 
-/** Size and kind. @throws Error for what is not known */
+/** Parses the header. @throws Error for an unknown kind */
 export function bmpHeader(
   bytes: Uint8Array,
 ): Omit<Bmp, "data" | "palette"> & { start: number; paletteAt: number } {
@@ -66,7 +66,7 @@ export function bmpHeader(
 
 const masksOf = (bits: number) => bits === 16 ? [0x7c00, 0x3e0, 0x1f] : [0xff0000, 0xff00, 0xff];
 
-/** @throws Unsupported for a kind that is not read; Error for a damaged file, also while the rows are read */
+/** @throws Unsupported for an unsupported kind; Error for a damaged file, also while rows are read */
 export function bmpRows(bytes: Uint8Array): Rows {
   const header = bmpHeader(bytes), { width, height, bits, compression, start, paletteAt } = header;
   const indexed = [1, 4, 8].includes(bits),
@@ -127,7 +127,7 @@ function directRow({ width, bits, masks }: Bmp): ToRow {
   };
 }
 
-/** Run-length codes to one index a byte, rows as they are stored. */
+/** Decodes run lengths to one index per byte, rows in stored order. */
 function expanded({ width, height, compression, data }: Bmp): Uint8Array {
   const out = new Uint8Array(width * height), four = compression === RLE4;
   let x = 0, y = 0;

@@ -1,5 +1,5 @@
-// The wasm decoders of JPEG and WebP. Their memory grows with the largest image and is never given back, so after some work
-// a new one takes over.
+// The wasm decoders of JPEG and WebP. Their memory grows with the largest image and is never freed, so an instance is replaced
+// after some work.
 
 import jpeg, { type JpegDecoder, type JpegFrame } from "imagescript/jpeg";
 import { type WebpDecoder, webpDecoder } from "jsquash/webp";
@@ -7,7 +7,7 @@ import { type WebpDecoder, webpDecoder } from "jsquash/webp";
 /** Pixels after which a decoder is replaced. */
 const PIXELS_PER_DECODER = 32_000_000;
 
-/** A decoder that is made when first needed, and anew after much work or a failure. */
+/** A decoder that is created on first use, and replaced after much work or a failure. */
 function renewed<D, I extends { width: number; height: number }>(
   make: () => Promise<D>,
   decode: (decoder: D, ...args: [bytes: Uint8Array, width: number, height: number]) => I,
@@ -28,13 +28,13 @@ function renewed<D, I extends { width: number; height: number }>(
   };
 }
 
-/** In full size, or by the smallest of 1/8, 1/4, 1/2 and 1 that gives at least `width` x `height`. */
+/** At full size, or scaled by the smallest of 1/8, 1/4, 1/2 and 1 that gives at least `width` x `height`. */
 export const decodeJpegFrame = renewed<JpegDecoder, JpegFrame>(
   () => jpeg.init(),
   (decoder, bytes, width, height) => decoder.decode(bytes, width, height),
 );
 
-/** RGBA with the colours as stored, not multiplied by alpha. */
+/** RGBA with the stored colours, not premultiplied. */
 export const decodeWebpFrame = renewed<WebpDecoder, ImageData>(webpDecoder, (decoder, bytes) => {
   const image = decoder.decode(bytes);
   if (!image) throw new Error("libwebp refuses the data");

@@ -1,5 +1,5 @@
-// The first frame of a GIF as rows of RGB bytes: palette colours as stored, the transparent one included. Where the frame
-// does not cover the canvas, that is filled as Pillow does it: with the transparent colour, else with the first one.
+// The first frame of a GIF to rows of RGB bytes: stored palette colours, the transparent one included. The canvas around the
+// frame is filled as in Pillow: with the transparent colour, else with the first one.
 // CompuServe, Graphics Interchange Format, version 89a.
 
 import { type Rows, rowsOf } from "./rows.ts";
@@ -13,7 +13,7 @@ interface Frame {
   palette: Uint8Array | undefined;
   transparent: number | undefined;
   codeSize: number;
-  /** Sub-blocks of codes, joined. */
+  /** Concatenated sub-blocks of codes. */
   codes: Uint8Array;
 }
 
@@ -33,7 +33,7 @@ export function gifRows(bytes: Uint8Array): Rows {
   const data = new Uint8Array(3 * width * height);
   for (let i = 0, at = 0; i < indices.length; i++, at += 3) {
     const index = indices[i] as number;
-    // Without a palette an index is a gray level; what a palette leaves out is black.
+    // Without a palette an index is a gray level; missing palette entries are black.
     data[at] = palette ? palette[3 * index] ?? 0 : index;
     data[at + 1] = palette ? palette[3 * index + 1] ?? 0 : index;
     data[at + 2] = palette ? palette[3 * index + 2] ?? 0 : index;
@@ -85,7 +85,7 @@ function firstFrame(bytes: Uint8Array): Frame {
   throw new Error("there is no frame");
 }
 
-/** Rows of an interlaced frame in the order in which they come. */
+/** Rows of an interlaced frame in stored order. */
 function interlacedRows(height: number): number[] {
   const passes = [[0, 8], [4, 8], [2, 4], [1, 2]] as const;
   return passes.flatMap(([start, step]) =>
@@ -93,7 +93,7 @@ function interlacedRows(height: number): number[] {
   );
 }
 
-/** LZW codes to indices. @throws Error where they are damaged or too few */
+/** Decodes LZW to indices. @throws Error for damaged or missing codes */
 function unpacked({ width, height, codeSize, codes }: Frame): Uint8Array {
   if (codeSize < 1 || codeSize > 11) throw new Error(`the code size is ${codeSize}`);
   const out = new Uint8Array(width * height), clear = 1 << codeSize;
@@ -117,7 +117,7 @@ function unpacked({ width, height, codeSize, codes }: Frame): Uint8Array {
     if (code > next || previous < 0 && code >= clear || code === next && next >= 4096) {
       throw new Error("a code is damaged");
     }
-    // A code that is being defined stands for the previous one and its own first index.
+    // The code that is being defined means the previous one plus its first index.
     const known = code < next ? code : previous, count = (length[known] as number) + (code < next ? 0 : 1);
     let first = known;
     for (let k = length[known] as number, c = known; k > 0; k--, c = prefix[c] as number) {

@@ -1,4 +1,4 @@
-// Format and size of an image from its first bytes, and the memory that decoding takes, before any decoder allocates it.
+// Format and size of an image from its first bytes, and the memory that decoding needs, before any decoder allocates it.
 // PNG: IHDR. JPEG: the frame header. WebP: the VP8, VP8L or VP8X chunk. TIFF: the first directory.
 
 import { bmpHeader } from "./bmp.ts";
@@ -6,25 +6,25 @@ import { type JpegFrame, jpegFrame } from "./jpeg_markers.ts";
 import { Unsupported } from "./rows.ts";
 import { tiffHeader } from "./tiff.ts";
 
-/** What can be decoded, for messages. */
+/** The supported formats, for messages. */
 export const FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF";
 
 export interface ImageHeader {
   format: "PNG" | "JPEG" | "WebP" | "GIF" | "BMP" | "TIFF";
-  /** 0 where the header is damaged. */
+  /** 0 if the header is damaged. */
   width: number;
   height: number;
-  /** Memory that decoding takes for each pixel next to the file's bytes; 0 where rows are decoded band by band. */
+  /** Memory for decoding per pixel, without the file's bytes; 0 if rows are decoded band by band. */
   bytesPerPixel: number;
-  /** Of a JPEG. */
+  /** The frame of a JPEG. */
   frame?: JpegFrame;
-  /** Gray with 16 bits, which is clipped at 255. */
+  /** 16-bit gray, which is clipped at 255. */
   clipped?: boolean;
-  /** Why it is not read. */
+  /** Why it cannot be decoded. */
   unsupported?: string;
 }
 
-/** Undefined when the bytes are of no known format. */
+/** Parses the first bytes; undefined for an unknown format. */
 export function imageHeader(bytes: Uint8Array<ArrayBuffer>): ImageHeader | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const text = (at: number) => String.fromCharCode(...bytes.subarray(at, at + 4));
@@ -46,7 +46,7 @@ export function imageHeader(bytes: Uint8Array<ArrayBuffer>): ImageHeader | undef
     return { format: "JPEG", width, height, bytesPerPixel: jpegBytes(frame, 1), frame };
   }
   if (text(0) === "RIFF" && text(8) === "WEBP") {
-    // RGBA in libwebp and a copy; the lossless decoder keeps the image once more.
+    // RGBA in libwebp and a copy; the lossless decoder keeps another one.
     const bytesPerPixel = text(12) === "VP8 " ? 8.5 : 13;
     return { format: "WebP", ...webpSize(view, text(12)), bytesPerPixel };
   }
@@ -70,7 +70,7 @@ type Sizes = Omit<ImageHeader, "format">;
 function tiffSize(bytes: Uint8Array): Sizes {
   try {
     const { width, height, bits, samples, photometric } = tiffHeader(bytes);
-    // A strip may be the whole image: its samples and their colors.
+    // A strip may be the complete image: its samples and their colours.
     const clipped = bits === 16 && photometric === 1;
     return { width, height, bytesPerPixel: samples * Math.ceil(bits / 8) + 3, clipped };
   } catch (error) {
@@ -90,7 +90,7 @@ function bmpSize(bytes: Uint8Array): Sizes {
 
 const NO_SIZE = { width: 0, height: 0 };
 
-/** Of a JPEG at 1/`factor` of its size: the planes, the pixels and a copy; and all coefficients of a progressive one. */
+/** Memory for a JPEG at 1/`factor` of its size: planes, pixels and a copy; all coefficients if it is progressive. */
 export function jpegBytes({ components, samples, progressive }: JpegFrame, factor: number): number {
   return (samples + 2 * components) / factor ** 2 + (progressive ? 2 * samples : 0);
 }

@@ -1,7 +1,7 @@
-// Image files to RGB bytes and back; the only file where pixels are bytes. The contents decide the format, not the name.
-// One rule for all formats, Pillow's convert("RGB"): the numbers that are stored. EXIF orientation and colour profiles are
-// ignored, transparency is dropped and the color under it kept, CMYK is converted without a profile. A JPEG is within 3
-// levels of libjpeg's, the others are exact. The size is read from the header first: 400 kB of PNG can ask for gigabytes.
+// Image files to RGB bytes and back. The contents decide the format, not the name. All formats follow Pillow's convert("RGB"),
+// which keeps the stored numbers: EXIF orientation and colour profiles are ignored, alpha is removed without blending, CMYK is
+// converted without a profile. JPEG is within 3 levels of libjpeg, the others are exact. The size is read from the header
+// first: 400 kB of PNG can need gigabytes.
 
 import { encode } from "imagescript/png";
 import { ShapeError, UsageError } from "../errors.ts";
@@ -20,36 +20,36 @@ import { webpRows } from "./webp.ts";
 
 export type { Image } from "./rows.ts";
 
-/** Pixels of the largest image that is decoded. */
+/** Maximum number of pixels. */
 export const MAX_PIXELS = 100_000_000;
 
-/** The first bytes of a file, in which its header is looked for. */
+/** Number of first bytes in which the header is searched. */
 const HEAD = 1 << 20;
 
-/** What the user should know about how an image was decoded; once for each kind. */
+/** A note for the user about the decoding of an image; printed once for each kind. */
 export interface Note {
   kind: "reduced" | "clipped";
   text: string;
 }
 
-/** An image that is being decoded. */
+/** An image during decoding. */
 export interface Decoded extends Rows {
-  /** Size in the file; the rows have another one where a JPEG is decoded at reduced size. */
+  /** Size in the file; the rows differ if a JPEG is decoded at reduced size. */
   readonly original: Size;
   readonly notes: readonly Note[];
 }
 
 export interface DecodeOptions {
-  /** Shared with other threads; by default a quarter of the RAM for this image alone. */
+  /** Shared with other threads; by default a quarter of the RAM, for this image alone. */
   memory?: ImageMemory;
   /**
-   * The least size that is enough: a JPEG that would not fit in the memory is decoded at 1/2, 1/4 or 1/8 above it.
-   * Undefined (the default): the rows will be put together to the whole image.
+   * The smallest sufficient size: a JPEG that does not fit in memory is decoded at 1/2, 1/4 or 1/8, but not below it.
+   * Undefined (the default): the complete image is needed.
    */
   enough?: (original: Size) => Size | undefined;
 }
 
-/** Decodes a file. @throws UsageError as decodeImage() does, and when it is not a regular file or cannot be read */
+/** Decodes a file. @throws UsageError as decodeImage(), and if it is not a regular file or not readable */
 export async function readImage(path: string): Promise<Image> {
   return await withImage(path, {}, fullImage);
 }
@@ -57,7 +57,7 @@ export async function readImage(path: string): Promise<Image> {
 /**
  * Decodes an image file.
  * @param name of the file, for messages
- * @throws UsageError for another format, a damaged or cut file, and more than 100 megapixels
+ * @throws UsageError for an unknown format, a damaged or truncated file, and more than 100 megapixels
  */
 export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string): Promise<Image> {
   return await decoded(
@@ -68,8 +68,8 @@ export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string):
 }
 
 /**
- * Hands the rows of an image file to `use`, holding the memory that this takes.
- * @throws UsageError as readImage(), and where the memory is too small for the image
+ * Calls `use` with the rows of an image file, while reserving the memory that decoding needs.
+ * @throws UsageError as readImage(), and if the memory limit is too small for the image
  */
 export async function withImage<T>(
   path: string,
@@ -112,7 +112,7 @@ async function decoded<T>(
   if (size === 0) throw refuse("the file is empty");
   const head = read(Math.min(size, HEAD));
   let header = imageHeader(head);
-  if (header && !header.width && size > head.length) header = imageHeader(read(size)); // it may lie far behind
+  if (header && !header.width && size > head.length) header = imageHeader(read(size)); // the frame may be further back
   if (header === undefined) {
     const other = foreign(head);
     throw refuse(
@@ -184,7 +184,7 @@ async function decoded<T>(
   });
 }
 
-/** @param size of the rows; `reduced`: where a JPEG is to be scaled down to it */
+/** @param size of the rows; `reduced`: a JPEG is scaled down to it */
 async function rowsOfFile(
   format: ImageHeader["format"],
   bytes: Uint8Array<ArrayBuffer>,
@@ -207,10 +207,10 @@ async function rowsOfFile(
   }
 }
 
-/** Bytes for what is as large as the image that comes out, and for a band of rows. */
+/** Memory for the decoded image and a band of rows, bytes. */
 const WORKING = 16 << 20;
 
-/** The largest size at which an image fits in the memory, and what it takes; where none does, the full size. */
+/** The largest size at which an image fits in memory, and its memory; if none fits, the full size. */
 function fitting(
   { format, width, height, bytesPerPixel, frame }: ImageHeader,
   fileBytes: number,
@@ -218,7 +218,7 @@ function fitting(
   limit: number,
 ): { factor: number; bytes: number } {
   const pixels = width * height;
-  // A decoder in wasm has a copy of the file, and a JPEG is copied once more.
+  // A wasm decoder holds a copy of the file, and a JPEG is copied again.
   const files = fileBytes * (format === "JPEG" || format === "WebP" ? 3 : 1);
   const working = Math.min(WORKING, 12 * pixels);
   const full = { factor: 1, bytes: Math.ceil(files + pixels * (bytesPerPixel + (least ? 0 : 3)) + working) };
@@ -231,7 +231,7 @@ function fitting(
   return full;
 }
 
-/** The bytes of a PNG file. @throws ShapeError when the pixels do not fill the size */
+/** The bytes of a PNG file. @throws ShapeError if the pixels do not fill the size */
 export async function encodePng({ width, height, data }: Image): Promise<Uint8Array> {
   if (data.length !== 3 * width * height) {
     throw new ShapeError(
@@ -261,9 +261,9 @@ export function toBytes(pixels: Float32Array): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * One picture of many square ones, row by row with white lines between; each pixel becomes `scale` x `scale`.
+ * A grid of square images, row by row, with white lines between; each pixel becomes `scale` x `scale`.
  * @param images each `[size,size,3]` bytes
- * @throws ShapeError when there is no image, or one has another size
+ * @throws ShapeError without images, or if one has another size
  */
 export function grid(
   images: readonly Uint8Array[],
@@ -296,7 +296,7 @@ export function grid(
   return { width, height, data };
 }
 
-/** A picture of pairs of square images, rows of first ones above rows of second ones; white where the last row is short. */
+/** A grid of pairs of square images: each row of first images is above its row of second ones; a short row is padded. */
 export function pairGrid(
   pairs: readonly (readonly [Uint8Array, Uint8Array])[],
   size: number,

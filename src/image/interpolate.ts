@@ -1,17 +1,17 @@
-// Bilinear interpolation of RGB bytes without antialias, as the protocols of the Frechet inception distance stretch an image
-// to the network's side. Sampling positions are rounded as the originals round them: a position of f32 is off by up to 1e-4
-// of a pixel in an image of 1,000, which is visible where neighbouring pixels differ.
+// Bilinear interpolation of RGB bytes without antialiasing, as FID implementations resize images for Inception. Sampling
+// positions are rounded to f32 like the originals: in an image of 1,000 pixels that shifts them by up to 1e-4 pixels, which
+// is visible at edges.
 // PyTorch, aten/src/ATen/native/UpSample.h; TensorFlow 1, core/kernels/resize_bilinear_op.cc.
 
 import type { Image } from "./rows.ts";
 
 /**
- * Where output position i lies in the input: `pytorch` (F.interpolate, align_corners=False) takes pixels as squares, at
- * scale (i + 1/2) - 1/2; `tensorflow1` (align_corners=False, half_pixel_centers=False) takes them as points, at scale i.
+ * Input position of output pixel i: scale (i + 1/2) - 1/2 for `pytorch` (F.interpolate, align_corners=False), scale i for
+ * `tensorflow1` (align_corners=False, half_pixel_centers=False).
  */
 export type Sampling = "pytorch" | "tensorflow1";
 
-/** @returns `[height,width,3]` in -1..1, where a byte b is b / 127.5 - 1 */
+/** @returns `[height,width,3]` in -1..1, as b / 127.5 - 1 for a byte b */
 export function interpolate(
   { width: W, height: H, data }: Image,
   width: number,
@@ -37,7 +37,7 @@ export function interpolate(
   return out;
 }
 
-/** For each output position: its two neighbours in the input, and the weight of the second. */
+/** For each output position: its two input neighbours, and the weight of the second. */
 function taps(from: number, to: number, sampling: Sampling) {
   const first = new Uint32Array(to), second = new Uint32Array(to), weight = new Float32Array(to);
   const scale = Math.fround(from / to);

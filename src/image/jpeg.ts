@@ -1,17 +1,17 @@
-// JPEG files to rows of RGB bytes, with the colours of Pillow's convert("RGB"): within 3 levels, for the inverse cosine
-// transforms round differently. CMYK is taken as inverted, marked by Adobe or not, and converted without a profile.
+// JPEG to rows of RGB bytes with the colours of Pillow's convert("RGB"), within 3 levels, since inverse DCTs round differently.
+// CMYK is read as inverted, with or without Adobe's marker, and converted without a profile.
 
 import { decodeJpegFrame } from "./decoders.ts";
 import { jpegFrame, plainJpeg, unsupportedJpeg } from "./jpeg_markers.ts";
 import { pngRows } from "./png.ts";
 import { cmykToRgb, fullImage, type Rows, rowsOf, Unsupported } from "./rows.ts";
 
-/** Pixels of the largest image that goes to the runtime's decoder, which takes five times the memory. */
+/** Maximum number of pixels for the runtime's decoder, which needs five times the memory. */
 const MAX_BY_RUNTIME = 16_000_000;
 
 /**
- * @param width with `height`: the least size; the image is scaled down by the cosine transform as far as that allows. 0: full size
- * @throws Unsupported for a kind that is not read; Error for a damaged file
+ * @param width with `height`: the smallest size to which the DCT may scale the image down; 0: full size
+ * @throws Unsupported for an unsupported kind; Error for a damaged file
  */
 export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height = 0): Promise<Rows> {
   const unsupported = unsupportedJpeg(bytes);
@@ -23,7 +23,7 @@ export async function jpegRows(bytes: Uint8Array<ArrayBuffer>, width = 0, height
   } catch (error) {
     const size = jpegFrame(plain), pixels = size ? size.width * size.height : Infinity;
     if (width > 0 || pixels > MAX_BY_RUNTIME) throw error;
-    return rowsOf(await decodeByRuntime(plain)); // it forgives damage that libjpeg forgives, too
+    return rowsOf(await decodeByRuntime(plain)); // tolerates the damage that libjpeg tolerates
   }
   const { format, buffer } = frame, size = { width: frame.width, height: frame.height };
   const channels = [1, 3, 4][format] ?? 0, stride = channels * size.width;
@@ -47,7 +47,7 @@ function fromGray(gray: Uint8Array): Uint8Array {
   return rgb;
 }
 
-/** The runtime decodes to a bitmap, which only comes out again as a PNG file. */
+/** The runtime decodes to a bitmap, whose pixels can only be read back as a PNG file. */
 async function decodeByRuntime(bytes: Uint8Array<ArrayBuffer>) {
   const bitmap = await createImageBitmap(new Blob([bytes]));
   const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);

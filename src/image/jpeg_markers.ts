@@ -1,21 +1,21 @@
-// The segments of a JPEG file, read as libjpeg reads them: bytes between segments that belong to none are skipped, and what
-// follows the end is ignored. From them comes a plain stream for the decoder, with its colour space written so that no
-// decoder has to guess: component ids and one Adobe marker, by libjpeg's rule (jdapimin.c, default_decompress_parms).
+// The segments of a JPEG file, parsed like libjpeg: stray bytes between segments are skipped, bytes after the end are ignored.
+// They are rewritten to a plain stream with an explicit colour space for the decoder: component ids and one Adobe marker, by
+// libjpeg's rule (jdapimin.c, default_decompress_parms).
 // ITU-T T.81.
 
-/** What a frame holds. */
+/** A frame header. */
 export interface JpegFrame {
   width: number;
   height: number;
-  /** Bits of a sample. */
+  /** Bits per sample. */
   precision: number;
   components: number;
   progressive: boolean;
-  /** Samples of all components for a pixel: 1.5 for 4:2:0. */
+  /** Samples per pixel over all components: 1.5 for 4:2:0. */
   samples: number;
 }
 
-/** Why a whole file cannot be decoded: by the kind of its frame. */
+/** Why a valid file cannot be decoded, by the kind of its frame. */
 const UNSUPPORTED: Readonly<Record<number, string>> = {
   0xc3: "lossless JPEG",
   0xc5: "hierarchical JPEG",
@@ -34,7 +34,7 @@ const isFrame = (marker: number) => marker >= 0xc0 && marker <= 0xcf && ![0xc4, 
 /** Markers without a length. */
 const isBare = (marker: number) => marker === 0x01 || (marker >= 0xd0 && marker <= 0xd9);
 
-/** The next marker from `at` on, and where it begins; undefined at the end. */
+/** The next marker from `at` on, and its offset; undefined at the end. */
 function nextMarker(bytes: Uint8Array, at: number): { marker: number; at: number } | undefined {
   for (let from = at;; from++) {
     from = bytes.indexOf(0xff, from);
@@ -44,7 +44,7 @@ function nextMarker(bytes: Uint8Array, at: number): { marker: number; at: number
   }
 }
 
-/** The end of a scan's data that begins at `at`: the next marker that is no restart. */
+/** End of a scan's data that starts at `at`: the next marker other than a restart. */
 function endOfScan(bytes: Uint8Array, at: number): number {
   for (let next = nextMarker(bytes, at); next; next = nextMarker(bytes, next.at + 2)) {
     if (next.marker < 0xd0 || next.marker > 0xd7) return next.at;
@@ -54,13 +54,13 @@ function endOfScan(bytes: Uint8Array, at: number): number {
 
 interface Segment {
   marker: number;
-  /** After the length. */
+  /** Contents after the length. */
   data: Uint8Array<ArrayBuffer>;
-  /** Of a scan. */
+  /** Entropy-coded data of a scan. */
   coded?: Uint8Array<ArrayBuffer>;
 }
 
-/** Segments up to the end marker. A file that is cut off has none. */
+/** Segments up to the end marker; a truncated file has none. */
 function* segments(bytes: Uint8Array<ArrayBuffer>): Generator<Segment> {
   let next = nextMarker(bytes, 2);
   while (next) {
@@ -101,7 +101,7 @@ function frameOf(marker: number, data: Uint8Array): JpegFrame {
   };
 }
 
-/** The frame of a file, from its first segments. Undefined where there is none. */
+/** The frame of a file, from its first segments; undefined if there is none. */
 export function jpegFrame(bytes: Uint8Array<ArrayBuffer>): JpegFrame | undefined {
   for (const { marker, data } of segments(bytes)) {
     if (isFrame(marker)) return frameOf(marker, data);
@@ -110,7 +110,7 @@ export function jpegFrame(bytes: Uint8Array<ArrayBuffer>): JpegFrame | undefined
   return undefined;
 }
 
-/** Why a file cannot be decoded although it is whole, and is no image of 8 bits by Huffman's codes. */
+/** Why a valid file cannot be decoded: it is no 8-bit Huffman-coded image. */
 export function unsupportedJpeg(bytes: Uint8Array<ArrayBuffer>): string | undefined {
   for (const { marker, data } of segments(bytes)) {
     if (!isFrame(marker)) continue;
@@ -122,7 +122,7 @@ export function unsupportedJpeg(bytes: Uint8Array<ArrayBuffer>): string | undefi
   return undefined;
 }
 
-/** Component ids and Adobe's transform for each colour space, as decoders read them. */
+/** Component ids and Adobe transform of each colour space. */
 const SPACES = {
   gray: { ids: [1], transform: 0 },
   rgb: { ids: [0x52, 0x47, 0x42], transform: 0 },
@@ -131,7 +131,7 @@ const SPACES = {
   ycck: { ids: [1, 2, 3, 4], transform: 2 },
 } as const;
 
-/** libjpeg's rule. @param adobe transform of Adobe's marker, where there is one */
+/** The colour space by libjpeg's rule. @param adobe transform of Adobe's marker, if there is one */
 function spaceOf(ids: readonly number[], jfif: boolean, adobe: number | undefined): keyof typeof SPACES {
   if (ids.length === 1) return "gray";
   if (ids.length === 4) return adobe === undefined || adobe === 0 ? "cmyk" : "ycck";
@@ -143,8 +143,8 @@ function spaceOf(ids: readonly number[], jfif: boolean, adobe: number | undefine
 const textOf = (data: Uint8Array, length: number) => String.fromCharCode(...data.subarray(0, length));
 
 /**
- * The same image without application segments, comments and stray bytes, its colour space beyond doubt.
- * @throws Error for a file that is cut off or damaged before its data
+ * The same image without application segments, comments and stray bytes, and with an explicit colour space.
+ * @throws Error for a file that is truncated or damaged before its data
  */
 export function plainJpeg(bytes: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
   const parts: Uint8Array<ArrayBuffer>[] = [];

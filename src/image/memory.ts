@@ -1,26 +1,26 @@
-// The memory for decoding, of all threads together: a decoder takes its share before it starts and waits while others hold
-// what it needs. The count lies in shared memory, for the main thread is often busy with the device.
+// Memory limit for decoding, over all threads: a decoder reserves its memory before it starts and waits while others hold it.
+// The counter is in shared memory, since the main thread is often blocked by the device.
 
 import { totalmem } from "node:os";
 
-/** A quarter of the RAM that this process may use, bytes. */
+/** A quarter of the RAM available to this process, bytes. */
 export function defaultImageMemory(): number {
   let ram = totalmem();
   try {
     const limit = Number(Deno.readTextFileSync("/sys/fs/cgroup/memory.max"));
     if (limit > 0) ram = Math.min(ram, limit);
   } catch {
-    // There is no such limit.
+    // No cgroup limit.
   }
   return Math.floor(ram / 4);
 }
 
 const UNIT = 4096;
 
-/** Milliseconds between two looks at what is free: Atomics.waitAsync() would not keep the program alive. */
+/** Polling interval, milliseconds: Atomics.waitAsync() would not keep the program alive. */
 const POLL = 5;
 
-/** What a thread has to know to share the memory with others. */
+/** Handle of a memory limit, for other threads. */
 export interface SharedMemory {
   limit: number;
   used: SharedArrayBuffer;
@@ -34,7 +34,7 @@ export class ImageMemory {
     this.#used = new Int32Array(buffer);
   }
 
-  /** For another thread. */
+  /** The handle for another thread. */
   get shared(): SharedMemory {
     return { limit: this.limit, used: this.buffer };
   }
@@ -43,13 +43,13 @@ export class ImageMemory {
     return new ImageMemory(limit, used);
   }
 
-  /** Bytes that are held now. */
+  /** Reserved bytes. */
   get used(): number {
     return UNIT * Atomics.load(this.#used, 0);
   }
 
   /**
-   * Runs `use` while holding `bytes`, at most the limit. A thread must not hold two shares: it would wait for itself.
+   * Runs `use` while reserving `bytes` (at most the limit). Nested reservations of a thread would deadlock.
    */
   async hold<T>(bytes: number, use: () => Promise<T>): Promise<T> {
     const share = Math.ceil(Math.min(bytes, this.limit) / UNIT), most = Math.ceil(this.limit / UNIT);

@@ -1,12 +1,12 @@
-// PNG files to rows of RGB bytes, a band of rows at a time, so that a file of any size is decoded in little memory (only
-// interlaced files are put together whole). Colours are those that are stored, as Pillow's convert("RGB") gives them: alpha
-// and tRNS are ignored, 16 bits keep their high byte, but gray of 16 bits is clipped at 255.
+// PNG to rows of RGB bytes, band by band, so that a file of any size is decoded in little memory (except interlaced files).
+// Colours as in Pillow's convert("RGB"): alpha and tRNS are ignored, 16-bit colours keep their high byte, 16-bit gray is
+// clipped at 255.
 // W3C, Portable Network Graphics Specification, third edition.
 
 import { crc32, inflateSync } from "node:zlib";
 import type { Rows } from "./rows.ts";
 
-/** Samples of a pixel for each colour type. */
+/** Samples per pixel of each colour type. */
 const CHANNELS: Readonly<Record<number, number>> = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
 const DEPTHS: Readonly<Record<number, readonly number[]>> = {
   0: [1, 2, 4, 8, 16],
@@ -17,7 +17,7 @@ const DEPTHS: Readonly<Record<number, readonly number[]>> = {
 };
 const PALETTE = 3;
 
-/** Inflated at once up to here; larger files as a stream, in bands of about this size. */
+/** Files up to this size are inflated at once, larger ones as a stream in bands of about this size; bytes. */
 const BAND = 1 << 20;
 
 interface Png {
@@ -28,11 +28,11 @@ interface Png {
   interlaced: boolean;
   /** 256 RGB entries. */
   palette: Uint8Array;
-  /** The compressed rows, in parts. */
+  /** The compressed rows, in chunks. */
   parts: Uint8Array<ArrayBuffer>[];
 }
 
-/** @throws Error for a damaged file; also while the rows are read */
+/** @throws Error for a damaged file, also while rows are read */
 export function pngRows(bytes: Uint8Array<ArrayBuffer>): Rows {
   const png = parse(bytes), { width, height } = png;
   return { width, height, bands: () => png.interlaced ? interlaced(png) : straight(png) };
@@ -66,7 +66,7 @@ function header(data: Uint8Array): Png {
   if (!DEPTHS[type]?.includes(depth) || compression !== 0 || filter !== 0 || interlace > 1) {
     throw new Error("IHDR is damaged");
   }
-  const palette = new Uint8Array(768); // what it leaves out is black, as in Pillow
+  const palette = new Uint8Array(768); // missing entries are black, as in Pillow
   return {
     width: view.getUint32(0),
     height: view.getUint32(4),
@@ -78,7 +78,7 @@ function header(data: Uint8Array): Png {
   };
 }
 
-/** The inflated bytes, in pieces: one for what is small. */
+/** The inflated bytes in chunks; a small file is one chunk. */
 async function* inflated(parts: Uint8Array<ArrayBuffer>[], length: number): AsyncGenerator<Uint8Array> {
   if (length <= BAND) {
     const whole = parts.length === 1
@@ -98,7 +98,7 @@ async function* inflated(parts: Uint8Array<ArrayBuffer>[], length: number): Asyn
   yield* source.pipeThrough(new DecompressionStream("deflate"));
 }
 
-/** Reads exactly as many bytes as asked for from the inflated pieces. */
+/** Reads a given number of bytes from the inflated chunks. */
 class Reader {
   readonly #pieces: AsyncGenerator<Uint8Array>;
   #piece: Uint8Array = new Uint8Array();
@@ -122,7 +122,7 @@ class Reader {
     }
   }
 
-  /** Ends the stream, which would go on inflating. */
+  /** Cancels the stream, which would continue to inflate. */
   async close(): Promise<void> {
     await this.#pieces.return(undefined);
   }
@@ -184,9 +184,9 @@ async function* interlaced(png: Png): AsyncGenerator<Uint8Array> {
   yield rgb;
 }
 
-/** Undoes the filter of a row in place. */
+/** Reverses the filter of a row in place. */
 function unfilter(filter: number, row: Uint8Array, above: Uint8Array, png: Png): void {
-  const n = Math.max(1, (CHANNELS[png.type] as number) * png.depth >> 3); // distance to the byte on the left
+  const n = Math.max(1, (CHANNELS[png.type] as number) * png.depth >> 3); // distance to the byte of the left pixel
   const length = row.length;
   switch (filter) {
     case 0:
@@ -216,7 +216,7 @@ function unfilter(filter: number, row: Uint8Array, above: Uint8Array, png: Png):
   }
 }
 
-/** A row of samples as RGB bytes from `at` on, a pixel every `step` bytes. */
+/** Converts a row of samples to RGB bytes from `at` on, one pixel every `step` bytes. */
 function toRgb(png: Png, row: Uint8Array, width: number, rgb: Uint8Array, at: number, step: number): void {
   const { depth, type, palette } = png, wide = depth === 16 ? 2 : 1, size = wide * (CHANNELS[type] as number);
   if (type === 2 || type === 6) { // RGB, RGBA

@@ -1,7 +1,7 @@
-// Resampling and cropping of RGB bytes, bit for bit as Pillow does it: two passes, horizontal first, in 8-bit fixed point
-// with 22 fractional bits, the filter widened by the scale when shrinking (antialias). Rows may come band by band, and only
-// the pixels that a crop keeps are computed. Also the crops of the field: shorter side + center (torchvision, Hugging Face)
-// and ADM's, which scores at 256 x 256 are measured with.
+// Resampling and cropping of RGB bytes, bit for bit as in Pillow: two passes, horizontal first, in 8-bit fixed point with 22
+// fractional bits, the filter widened by the scale when shrinking (antialias). Rows may arrive band by band, and only the
+// pixels of a crop are computed. Also the usual crops: shorter side + centre (torchvision, Hugging Face), and ADM's, which
+// published scores at 256 x 256 use.
 // Pillow, src/libImaging/Resample.c; Dhariwal and Nichol (2021), guided-diffusion's center_crop_arr.
 
 import { ShapeError } from "../errors.ts";
@@ -32,7 +32,7 @@ export interface Size {
   height: number;
 }
 
-/** A rectangle of a resized image. Its pixels are the same whatever else of the image is computed. */
+/** A rectangle of a resized image. Its pixels do not depend on the rest of the image. */
 export interface Target {
   /** Size of the resized image. */
   size: Size;
@@ -42,19 +42,19 @@ export interface Target {
   height: number;
 }
 
-/** The rectangle of `width` x `height` in the middle; an odd rest is rounded down. */
+/** The central rectangle of `width` x `height`; an odd margin is rounded down. */
 export function centerOf(size: Size, width: number, height: number): Target {
   const left = Math.floor((size.width - width) / 2), top = Math.floor((size.height - height) / 2);
   return { size, left, top, width, height };
 }
 
-/** The first input position of an output position, and the weights from there on; they add up to 1. */
+/** First input position of an output position, and the weights from there on, which sum to 1. */
 interface Taps {
   first: number;
   weights: Float64Array;
 }
 
-/** Taps of the output positions `start` to `start + count` - 1 where `from` positions become `to`. */
+/** Taps of the output positions `start` to `start + count` - 1 when resizing from `from` to `to` positions. */
 function tapsOf(from: number, to: number, start: number, count: number, filter: Filter): Taps[] {
   const { support, weight } = FILTERS[filter];
   const scale = from / to, stretch = Math.max(scale, 1), reach = support * stretch;
@@ -82,19 +82,19 @@ function roundFixedPoint(sum: number): number {
   return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
-/** Resamples rows as they come: keeps the columns of the target for the rows that its second pass reads. */
+/** Resamples rows incrementally: keeps the target's columns of the rows that its second pass reads. */
 class Resampler<A extends Uint8Array | Float64Array> {
   readonly #across: Taps[];
   readonly #down: Taps[];
-  /** First row that is needed, and the one after the last. */
+  /** First needed row, and one past the last. */
   readonly #first: number;
   readonly #end: number;
   readonly #kept: A;
   #y = 0;
 
   /**
-   * @param array makes the values between the passes and after them: bytes are rounded, Float64Array is exact
-   * @throws ShapeError for a size below 1, and a rectangle beyond the resized image
+   * @param array type of the values between and after the passes: bytes are rounded, Float64Array is exact
+   * @throws ShapeError for a size below 1, and a rectangle outside the resized image
    */
   constructor(
     private readonly from: Size,
@@ -122,7 +122,7 @@ class Resampler<A extends Uint8Array | Float64Array> {
     }
   }
 
-  /** Takes the next rows. @returns whether more are needed */
+  /** Adds the next rows. @returns whether more are needed */
   add(band: Uint8Array): boolean {
     const stride = 3 * this.from.width;
     for (let at = 0; at < band.length && this.#y < this.#end; at += stride, this.#y++) {
@@ -148,7 +148,7 @@ class Resampler<A extends Uint8Array | Float64Array> {
     }
   }
 
-  /** The second pass. @returns `[height,width,3]` of the target @throws Error where rows are missing */
+  /** The second pass. @returns `[height,width,3]` of the target @throws Error if rows are missing */
   finish(): A {
     if (this.#y < this.#end) throw new Error("the decoder returned too few rows");
     const { width, height } = this.target, stride = 3 * width, kept = this.#kept;
@@ -179,18 +179,18 @@ async function resample<A extends Uint8Array | Float64Array>(
   return resampler.finish();
 }
 
-/** A rectangle of `Image.resize()` of Pillow, from rows. @throws ShapeError as resizeImage(); Error of the decoder */
+/** A rectangle of Pillow's `Image.resize()`, from rows. @throws ShapeError as resizeImage(); Error of the decoder */
 export async function resizeRows(rows: Rows, target: Target, filter: Filter = "bicubic"): Promise<Image> {
   const data = await resample(rows, new Resampler(rows, target, filter, bytes));
   return { width: target.width, height: target.height, data };
 }
 
-/** The same as resizeFloat() does it. @returns `[height,width,3]`, 0..255 */
+/** The same in floating point, see resizeFloat(). @returns `[height,width,3]`, 0..255 */
 export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
   return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
 }
 
-/** `Image.resize((width, height), filter)` of Pillow. @throws ShapeError for a size below 1 */
+/** Pillow's `Image.resize((width, height), filter)`. @throws ShapeError for a size below 1 */
 export function resizeImage(image: Image, width: number, height: number, filter: Filter = "bicubic"): Image {
   const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, bytes);
   resampler.add(image.data);
@@ -198,9 +198,8 @@ export function resizeImage(image: Image, width: number, height: number, filter:
 }
 
 /**
- * The same in floating point, neither rounded nor clamped between the passes or after them: what torchvision does with
- * tensors that are not bytes.
- * @returns `[height,width,3]`, 0..255 as the bytes were
+ * The same in floating point, neither rounded nor clamped between or after the passes, as torchvision resizes float tensors.
+ * @returns `[height,width,3]`, 0..255
  */
 export function resizeFloat(image: Image, width: number, height: number, filter: Filter): Float32Array {
   const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, exact);
@@ -208,7 +207,7 @@ export function resizeFloat(image: Image, width: number, height: number, filter:
   return Float32Array.from(resampler.finish());
 }
 
-/** Cuts out a rectangle. @throws ShapeError when it does not lie in the image */
+/** Crops a rectangle. @throws ShapeError if it is not inside the image */
 export function crop(image: Image, left: number, top: number, width: number, height: number): Image {
   if (left < 0 || top < 0 || left + width > image.width || top + height > image.height) {
     throw new ShapeError(
@@ -223,27 +222,27 @@ export function crop(image: Image, left: number, top: number, width: number, hei
   return { width, height, data };
 }
 
-/** The square of side `size` in the middle, by default the largest one. */
+/** The central square of side `size`, by default the largest one. */
 export function centerCropSquare(image: Image, size = Math.min(image.width, image.height)): Image {
   const left = Math.floor((image.width - size) / 2), top = Math.floor((image.height - size) / 2);
   return crop(image, left, top, size, size);
 }
 
-/** The shorter side becomes `size`; the longer one keeps the aspect ratio, rounded down as torchvision does. */
+/** Size with the shorter side `size`; the longer one keeps the aspect ratio, rounded down as in torchvision. */
 export function sizeOfShorterSide({ width, height }: Size, size: number): Size {
   const longer = Math.floor(size * Math.max(width, height) / Math.min(width, height));
   return width <= height ? { width: size, height: longer } : { width: longer, height: size };
 }
 
-/** The shorter side to `size`, and the central square. */
+/** Shorter side to `size`, then the central square. */
 export function squareOf(original: Size, size: number): Target {
   return centerOf(sizeOfShorterSide(original, size), size, size);
 }
 
 /**
- * What an encoder's `preprocessor_config.json` asks for: the shorter side to `shorter`, then the central square of `size`,
- * an odd rest rounded as Hugging Face does (torchvision rounds halves to even).
- * @throws ShapeError when the square is larger than the resized image
+ * Shorter side to `shorter`, then the central square of `size`, as a `preprocessor_config.json` requests; an odd margin is
+ * rounded as in Hugging Face (torchvision rounds half to even).
+ * @throws ShapeError if the square is larger than the resized image
  */
 export function resizeAndCrop(
   image: Image,
@@ -255,7 +254,7 @@ export function resizeAndCrop(
   return centerCropSquare(resizeImage(image, width, height, filter), size);
 }
 
-/** ADM's centre crop: halved by boxes while at least twice too large, bicubic to the exact size, central square. */
+/** ADM's centre crop: box-filtered halving while at least twice too large, bicubic to the exact size, central square. */
 export function centerCropAdm(image: Image, size: number): Image {
   while (Math.min(image.width, image.height) >= 2 * size) {
     image = resizeImage(image, Math.floor(image.width / 2), Math.floor(image.height / 2), "box");

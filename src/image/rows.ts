@@ -1,5 +1,5 @@
-// What a decoder gives: rows of RGB bytes from the top to the bottom, a band at a time, so that an image that is made
-// smaller never has to be in memory whole.
+// Output of a decoder: rows of RGB bytes from top to bottom, band by band, so that an image that is shrunk never has to be in
+// memory completely.
 
 /** Pixels as rows of RGB bytes. */
 export interface Image {
@@ -12,11 +12,11 @@ export interface Image {
 export interface Rows {
   readonly width: number;
   readonly height: number;
-  /** Bands of one or more whole rows, `[n,width,3]`. Can be called once. */
+  /** Bands of one or more rows, `[n,width,3]`. May be called once. */
   bands(): AsyncIterable<Uint8Array>;
 }
 
-/** A file is whole, but of a kind that is not read. */
+/** A valid file of an unsupported kind. */
 export class Unsupported extends Error {}
 
 /** A decoded image as one band. */
@@ -30,7 +30,7 @@ export function rowsOf({ width, height, data }: Image): Rows {
   };
 }
 
-/** The whole image. @throws Error when the bands do not fill it */
+/** The complete image. @throws Error if the bands do not fill it */
 export async function fullImage(rows: Rows): Promise<Image> {
   const { width, height } = rows, length = 3 * width * height;
   let data: Uint8Array<ArrayBuffer> | undefined, at = 0;
@@ -46,7 +46,7 @@ export async function fullImage(rows: Rows): Promise<Image> {
   return { width, height, data };
 }
 
-/** A frame of an animation on its canvas, which is black. @throws Error where the frame lies beyond it */
+/** A frame of an animation on its black canvas. @throws Error if the frame exceeds it */
 export function placed(frame: Image, left: number, top: number, width: number, height: number): Image {
   if (left + frame.width > width || top + frame.height > height) throw new Error("a frame is too large");
   const data = new Uint8Array(3 * width * height), stride = 3 * frame.width;
@@ -60,7 +60,7 @@ export function placed(frame: Image, left: number, top: number, width: number, h
 export function cmykToRgb(cmyk: Uint8Array): Uint8Array {
   const rgb = new Uint8Array(cmyk.length / 4 * 3);
   for (let i = 0, j = 0; j < rgb.length; i += 4, j += 3) {
-    const white = 255 - (cmyk[i + 3] as number); // what the black ink leaves
+    const white = 255 - (cmyk[i + 3] as number); // brightness under the black ink
     for (let c = 0; c < 3; c++) {
       const ink = (cmyk[i + c] as number) * white + 128;
       rgb[j + c] = white - ((ink + (ink >> 8)) >> 8);

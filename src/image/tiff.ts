@@ -1,5 +1,5 @@
-// TIFF files as rows of RGB bytes: strips and tiles; bilevel, gray, palette, RGB and CMYK; not compressed, LZW, Deflate or
-// PackBits. What Pillow does with alpha and 16 bits is done here, too. Other kinds are refused by name.
+// TIFF to rows of RGB bytes: strips and tiles; bilevel, gray, palette, RGB and CMYK; uncompressed, LZW, Deflate or PackBits.
+// Alpha and 16 bits as in Pillow. Other kinds are refused by name.
 // Adobe, TIFF 6.0.
 
 import { inflateSync } from "node:zlib";
@@ -41,7 +41,7 @@ const COMPRESSIONS: Readonly<Record<number, string>> = {
   50001: "WebP compression",
 };
 
-/** The first directory. @throws Error where it lies beyond the bytes */
+/** The first directory. @throws Error if it is outside the bytes */
 function tagsOf(bytes: Uint8Array): { tags: Tags; little: boolean } {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const little = bytes[0] === 0x49, start = view.getUint32(4, little), found = new Map<number, number[]>();
@@ -77,7 +77,7 @@ interface Tiff {
   little: boolean;
 }
 
-/** Size and kind. @throws Unsupported for a kind that is not read; Error for a damaged header */
+/** Parses the header. @throws Unsupported for an unsupported kind; Error for a damaged header */
 export function tiffHeader(bytes: Uint8Array): Tiff {
   const { tags, little } = tagsOf(bytes),
     one = (name: keyof typeof TAGS, missing: number) => tags(name)[0] ?? missing;
@@ -107,7 +107,7 @@ export function tiffHeader(bytes: Uint8Array): Tiff {
   return { width, height, bits, samples, photometric, tags, little };
 }
 
-/** @throws Unsupported for a kind that is not read; Error for a damaged file, also while the rows are read */
+/** @throws Unsupported for an unsupported kind; Error for a damaged file, also while rows are read */
 export function tiffRows(bytes: Uint8Array): Rows {
   const tiff = tiffHeader(bytes), { width, height, tags } = tiff;
   const tiled = tags("tileWidth").length > 0;
@@ -143,7 +143,7 @@ export function tiffRows(bytes: Uint8Array): Rows {
   };
 }
 
-/** @throws Error where there are fewer than `length` bytes */
+/** @throws Error for fewer than `length` bytes */
 function unpacked(coded: Uint8Array, compression: number, length: number): Uint8Array {
   const data = compression === 1
     ? coded.slice(0, length)
@@ -172,7 +172,7 @@ function packBits(coded: Uint8Array, length: number): Uint8Array {
   return out.subarray(0, Math.min(end, length));
 }
 
-/** Codes from the highest bit on; their length grows one code early. */
+/** LZW: codes start at the highest bit; their length grows one code early. */
 function lzw(coded: Uint8Array, length: number): Uint8Array {
   const out = new Uint8Array(length), from = new Uint32Array(4097), count = new Uint16Array(4097);
   let bits = 9, next = 258, end = 0, buffer = 0, held = 0, previous = -1;
@@ -189,7 +189,7 @@ function lzw(coded: Uint8Array, length: number): Uint8Array {
       continue;
     }
     if (code >= next && !(code === next && previous >= 0)) throw new Error("a code is damaged");
-    // Each code is a piece of what has been written; a new one is the previous piece and the byte after it.
+    // Each code is a range of the output; a new one is the previous range plus the next byte.
     const start = end;
     if (code < 256) out[end++] = code;
     else {
@@ -252,7 +252,7 @@ function toRgb(
       for (let c = 0; c < 3; c++) rgb[3 * x + c] = (map[c * colors + value] ?? 0) >> 8;
       continue;
     }
-    if (bits === 16 && row[2 * x + high] !== 0) value = 255; // clipped, as Pillow does it
+    if (bits === 16 && row[2 * x + high] !== 0) value = 255; // clipped, as in Pillow
     else if (bits === 16) value = row[2 * x + 1 - high] as number;
     const gray = photometric === 0 ? most - value : value;
     rgb.fill(bits < 8 ? gray * 255 / most : gray, 3 * x, 3 * x + 3);

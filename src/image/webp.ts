@@ -1,11 +1,11 @@
-// WebP files to RGB bytes. Only the coded frame goes to libwebp: alpha, EXIF and profiles lie in chunks of their own and
-// have no say in what Pillow's convert("RGB") gives. Of an animation the first frame is taken, black around it.
+// WebP to RGB bytes. Only the coded frame goes to libwebp: alpha, EXIF and profiles are separate chunks, which Pillow's
+// convert("RGB") ignores. Of an animation the first frame is decoded, on black.
 // RFC 9649.
 
 import { decodeWebpFrame } from "./decoders.ts";
 import { fullImage, placed, type Rows, rowsOf } from "./rows.ts";
 
-/** Pixels that are converted at a time. */
+/** Pixels converted at a time. */
 const BAND = 1 << 18;
 
 interface Chunk {
@@ -16,7 +16,7 @@ interface Chunk {
 const u24 = (bytes: Uint8Array, at: number) =>
   (bytes[at] ?? 0) + 256 * (bytes[at + 1] ?? 0) + 65536 * (bytes[at + 2] ?? 0);
 
-/** @throws Error where a chunk is longer than what is left */
+/** @throws Error if a chunk is longer than the rest of the file */
 function* chunks(bytes: Uint8Array<ArrayBuffer>): Generator<Chunk> {
   for (let at = 0; at + 8 <= bytes.length;) {
     const length = u24(bytes, at + 4) + 2 ** 24 * (bytes[at + 7] as number), end = at + 8 + length;
@@ -28,7 +28,7 @@ function* chunks(bytes: Uint8Array<ArrayBuffer>): Generator<Chunk> {
 
 const isCoded = ({ name }: Chunk) => name === "VP8 " || name === "VP8L";
 
-/** The simplest file around one coded frame. */
+/** A minimal file with one coded frame. */
 function fileOf({ name, data }: Chunk): Uint8Array<ArrayBuffer> {
   const padded = data.length + (data.length & 1), file = new Uint8Array(20 + padded);
   const view = new DataView(file.buffer), text = new TextEncoder();
