@@ -27,10 +27,12 @@ export async function testDevice(profile: Profile = "cpu"): Promise<Device> {
 /** Reproducible numbers in about -1.5..1.5, a different sequence for each seed. */
 export function randomArray(n: number, seed: number): Float32Array {
   let state = (seed * 2654435761 + 12345) >>> 0;
-  return Float32Array.from({ length: n }, () => {
+  const values = new Float32Array(n);
+  for (let i = 0; i < n; i++) {
     state = (Math.imul(state ^ (state >>> 15), 2246822519) + 3266489917) >>> 0;
-    return ((state ^ (state >>> 13)) >>> 0) / 2 ** 32 * 3 - 1.5;
-  });
+    values[i] = ((state ^ (state >>> 13)) >>> 0) / 2 ** 32 * 3 - 1.5;
+  }
+  return values;
 }
 
 /** Records `fn`, runs it once on the given inputs and reads all its outputs. */

@@ -11,12 +11,14 @@ import { type Shape, sizeOf } from "../../src/tensor/tensor.ts";
 export function units(name: string, count: number): Float64Array {
   let start = 2166136261;
   for (const byte of new TextEncoder().encode(name)) start = Math.imul(start ^ byte, 16777619);
-  return Float64Array.from({ length: count }, (_, i) => {
-    let h = (Math.imul(i, 0x9e3779b9) + start) >>> 0;
+  const u = new Float64Array(count);
+  for (let i = 0; i < count; i++) {
+    let h = Math.imul(i, 0x9e3779b9) + start;
     h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
     h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-    return ((h ^ (h >>> 16)) >>> 0) / 2 ** 32;
-  });
+    u[i] = ((h ^ (h >>> 16)) >>> 0) / 2 ** 32;
+  }
+  return u;
 }
 
 /**
@@ -34,7 +36,9 @@ export function formulaWeights(name: string, shape: Shape): Float32Array<ArrayBu
     : name.endsWith("weight")
     ? (r: number) => 1 + 0.25 * r
     : (r: number) => 0.1 * r;
-  return Float32Array.from(units(name, n), (u) => value(2 * u - 1));
+  const u = units(name, n), values = new Float32Array(n);
+  for (let i = 0; i < n; i++) values[i] = value(2 * (u[i] as number) - 1);
+  return values;
 }
 
 /** Parameters of these shapes, filled by the formula, as a file would give them. */
