@@ -1,5 +1,5 @@
-// y[r] = table[ids[r]], table [V, C]. Backward without atomics: one invocation owns an element of dtable, reads a chunk of the
-// ids in order, and writes y [chunks, V, C]. A number past the last row counts as the last row.
+// y[r] = table[ids[r]], table [V, C]. Backward without atomics: a thread owns an element of dtable, reads a chunk of the ids in
+// order, and writes y [chunks, V, C]. Ids are clamped to the last row.
 
 struct Params {
   count: u32, // ids

@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al., 2011): uniform numbers in (0, 1) and standard normals by Box-Muller. Element e of row r is
 // a function of (seed, stream, step, r, e) alone, whatever the batch. Twin of src/philox.ts, bit for bit before the
-// logarithm. One invocation makes four elements of a row.
+// logarithm. A thread makes four elements of a row.
 
 override NORMAL: u32 = 0;
 
@@ -9,8 +9,8 @@ struct Params {
   size: u32,   // elements of a row
   quads: u32,  // ceil(size / 4)
   stream: u32,
-  share: f32,      // of labels that are dropped
-  no_class: u32,   // what they become
+  probability: f32, // of dropping a label
+  no_class: u32,    // replaces dropped labels
 }
 
 var<storage> state: array<u32>; // seed low, seed high, step, number of the first row
@@ -55,12 +55,12 @@ fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   }
 }
 
-// Replaces a share of class numbers by `no_class`; row r draws as element 0 of row r.
+// Replaces labels by `no_class` with a probability; the random number of label r is element 0 of row r.
 @compute @workgroup_size(64)
 fn drop_labels(@builtin(global_invocation_id) id: vec3<u32>) {
   let row = id.x;
   if (row >= params.rows) { return; }
   let bits = philox(vec4(0u, params.stream, state(2), state(3) + row), vec2(state(0), state(1)));
-  let drop = (f32(bits.x >> 8u) + 0.5) * 5.9604645e-8 < params.share;
+  let drop = (f32(bits.x >> 8u) + 0.5) * 5.9604645e-8 < params.probability;
   store_kept(row, select(labels(row), params.no_class, drop));
 }

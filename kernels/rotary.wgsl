@@ -1,4 +1,4 @@
-// Rotary positions on x [R, T, NH, HS], pairs (x0, x1) of neighbouring channels, tables cos and sin [T, HS]:
+// Rotary positions on x [R, T, NH, HS], pairs (x0, x1) of adjacent channels, tables cos and sin [T, HS]:
 //   y0 = x0 cos0 - x1 sin0,  y1 = x1 cos1 + x0 sin1        Su et al. (2021)
 // BACK: dx0 = dy0 cos0 + dy1 sin1,  dx1 = dy1 cos1 - dy0 sin0.
 // rotary_half: the same with pairs (x_i, x_(i + HS/2)), as in DINOv3. A thread owns two pairs: one vec4, or two vec2s of

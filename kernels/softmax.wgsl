@@ -1,7 +1,7 @@
-// Softmax over the last axis of x [R, C] and cross entropy with class numbers; safe for large inputs.
+// Softmax over the last axis of x [R, C] and cross entropy with labels; stable for large inputs.
 //   softmax: y = exp(x - max) / sum      backward: dx = y (dy - sum(dy y))
 //   cross entropy: loss[r] = log sum exp x[r] - x[r, label]      backward: dx = (softmax(x) - onehot) dy * scale
-// Needs the preludes prelude_vec4 or prelude_scalar, and prelude_rows.
+// Needs prelude_vec4 or prelude_scalar, and prelude_rows.
 
 struct Params {
   rows: u32,
@@ -15,7 +15,7 @@ var<storage> dy: array<V>;
 var<storage> dx: array<V>;
 var<storage> labels: array<u32>;
 var<storage> loss: array<f32>;
-var<storage> dloss: array<f32>;   // one number
+var<storage> dloss: array<f32>;   // scalar
 
 const LOWEST = -3.4028234e38;
 

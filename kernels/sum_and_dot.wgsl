@@ -1,6 +1,6 @@
 // Over the middle axis of a and b [O, K, I], the sums of a and of a b, next to each other: y [O, S, 2, I] for S chunks of K.
-// One invocation owns one column (of vectors V); needs the preludes wide or narrow. Fixed order of additions, in the
-// three levels of reduce.wgsl.
+// A thread owns a column (of vectors V). Additions have a fixed order, in the three levels of reduce.wgsl. Needs prelude_vec4 or
+// prelude_scalar.
 
 struct Params {
   outer: u32,

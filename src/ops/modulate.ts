@@ -1,5 +1,5 @@
 // The named steps of a DiT block: adaLN's modulation and gate, and SwiGLU. Modulation and gate are chains of
-// elementwise ops that the plan merges into one launch each.
+// elementwise ops that the plan fuses into one launch each.
 
 import source from "../../kernels/swiglu.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
@@ -12,7 +12,7 @@ import { byWidth } from "./row_kernel.ts";
 import { reshape, split } from "./layout.ts";
 
 /**
- * x (1 + scale) + shift. The gradients of shift and scale are sums over the same tokens, made together.
+ * x (1 + scale) + shift. The gradients of shift and scale are sums over the same tokens, computed together.
  * @param x [B, T, C]
  * @param shiftAndScale [B, 1, 2C], as adaLN's projection has them
  */

@@ -38,8 +38,8 @@ export function rmsNorm(x: Tensor, weight?: Tensor, eps = 1e-6): Tensor {
 }
 
 /**
- * Rows that one thread accumulates for the gradients of weight and bias, and the partial sums from which on it accumulates more,
- * up to `maxRows`. Another launch adds those up, which costs a software adapter as much as 500 rows.
+ * Rows that a thread accumulates for the gradients of weight and bias; more (up to `maxRows`) where that would make over `most`
+ * partial sums. Another launch reduces those, which costs a software adapter as much as 500 rows.
  */
 const CHUNK = { rows: { cpu: 512, gpu: 32 }, most: 512, maxRows: 1024 };
 
@@ -106,7 +106,7 @@ export function groupNorm(
   return grouped(x, B, groups, weight, bias, eps, silu).y;
 }
 
-/** What batch norm knows besides its input. */
+/** Options of {@link batchNorm}. */
 export interface BatchNormOptions {
   eps?: number;
   /** Statistics of this batch, or given ones. */

@@ -76,7 +76,7 @@ function pool(
     `windows of ${K} with padding ${padding} do not fit`,
     x,
   );
-  // A thread goes through a window alone: means of windows that are too large for that, and tile the map, are reductions.
+  // A thread loops over a window. Means of non-overlapping windows that are too large for a thread are reductions.
   if (!switches.MAX && partsOf(K * K) > 1 && stride === K && padding === 0 && Ho * K === H && Wo * K === W) {
     return mean(reshape(x, [B, Ho, K, Wo, K, C]), [2, 4]);
   }

@@ -44,16 +44,16 @@ function draw(shape: Shape, state: RandomState, stream: number, NORMAL: 0 | 1): 
     size,
     quads,
     stream,
-    share: 0,
+    probability: 0,
     no_class: 0,
   }, fold(Math.ceil(rows * quads / 64)));
   return y;
 }
 
-/** Class numbers u32 [B] of which a share becomes `noClass`: label dropout for classifier-free guidance. */
+/** Labels u32 [B], each replaced by `noClass` with a probability: label dropout for classifier-free guidance. */
 export function dropLabels(
   labels: Tensor,
-  share: number,
+  probability: number,
   noClass: number,
   state: RandomState,
   stream: number,
@@ -66,7 +66,7 @@ export function dropLabels(
     size: 1,
     quads: 1,
     stream,
-    share,
+    probability,
     no_class: noClass,
   }, [Math.ceil(rows / 64)]);
   return kept;

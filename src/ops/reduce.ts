@@ -1,5 +1,5 @@
-// Sum, mean and maximum over any axes, and their gradients. Axes are reduced in contiguous groups, each as [R, K]
-// rows or [O, K, I] columns; tall ones in two launches of fixed order, so that few outputs still fill the machine.
+// Sum, mean and maximum over any axes, and their gradients. Adjacent axes are reduced together, as [R, K] rows
+// or [O, K, I] columns; long ones in two launches, so that few outputs still fill the machine.
 
 import source from "../../kernels/reduce.wgsl" with { type: "text" };
 import pairSource from "../../kernels/sum_and_dot.wgsl" with { type: "text" };

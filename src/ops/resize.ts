@@ -1,5 +1,5 @@
 // Bilinear and bicubic resizing of channels-last maps, equal to PyTorch's interpolate with align_corners=False.
-// Separable: each axis is a product with a small table of weights, so that the gradient is the product with its transpose.
+// Separable: each axis is a GEMM with a small table of weights, and the gradient a GEMM with its transpose.
 
 import { differentiable } from "../tensor/autograd.ts";
 import { check, constant, type Tensor } from "../tensor/tensor.ts";
@@ -9,7 +9,7 @@ export interface ResizeOptions {
   filter: "bilinear" | "bicubic";
   /** Widen the filter when shrinking. */
   antialias?: boolean;
-  /** Pixels lie at whole numbers and not half a pixel further, as in TensorFlow 1; bilinear without antialias only. */
+  /** Pixel centres are integers and not half-integers, as in TensorFlow 1; bilinear without antialias only. */
   corners?: boolean;
   /**
    * Input positions that an output position spans, vertically and horizontally, where that is not the ratio of the sizes:

@@ -1,8 +1,8 @@
 // Row kernels: the prelude for their width, and the number of threads and rows of a workgroup in each profile.
 
-import narrow from "../../kernels/prelude_scalar.wgsl" with { type: "text" };
-import rows from "../../kernels/prelude_rows.wgsl" with { type: "text" };
-import wide from "../../kernels/prelude_vec4.wgsl" with { type: "text" };
+import preludeScalar from "../../kernels/prelude_scalar.wgsl" with { type: "text" };
+import preludeRows from "../../kernels/prelude_rows.wgsl" with { type: "text" };
+import preludeVec4 from "../../kernels/prelude_vec4.wgsl" with { type: "text" };
 import { device } from "../gpu/device.ts";
 import { partsOf } from "../gpu/iterations.ts";
 import { fold, type Kernel, kernel } from "../gpu/kernel.ts";
@@ -10,7 +10,7 @@ import { fold, type Kernel, kernel } from "../gpu/kernel.ts";
 /** A kernel text behind the prelude for rows of `columns` elements; `width` elements make a vector. */
 export function byWidth(source: string, columns: number): { source: string; width: number } {
   const width = columns % 4 === 0 ? 4 : 1;
-  return { source: (width === 4 ? wide : narrow) + source, width };
+  return { source: (width === 4 ? preludeVec4 : preludeScalar) + source, width };
 }
 
 /** A row kernel, how it is launched, and the vectors of a row. */
@@ -35,7 +35,7 @@ export function rowKernel(
   loops: number,
   constants: Record<string, number> = {},
 ): RowKernel {
-  const text = byWidth(rows + source, columns);
+  const text = byWidth(preludeRows + source, columns);
   const size = columns / text.width, shared = sharing(size, loops);
   return {
     kernel: kernel(text.source, entry, { ...constants, ...shared }),

@@ -1,4 +1,4 @@
-// Softmax over the last axis, and the mean cross entropy with class numbers.
+// Softmax over the last axis, and the mean cross entropy with labels.
 
 import source from "../../kernels/softmax.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
