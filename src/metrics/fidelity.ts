@@ -1,16 +1,16 @@
-// Scores of generated images other than the Frechet distance: the Inception score (Salimans et al. 2016), exp of the mean
-// divergence of an image's classes from the classes of its split, over splits of 5000 as ADM's evaluator cuts them; and the
-// kernel Inception distance (Binkowski et al. 2018), the unbiased MMD^2 under (x . y / n + 1)^3 over subsets.
+// Inception score (Salimans et al. 2016): exp of the mean KL divergence of an image's class distribution from that of its split
+// of 5000 images, as in ADM's evaluator. Kernel Inception distance (Binkowski et al. 2018): unbiased MMD^2 with the kernel
+// (x . y / n + 1)^3, over subsets.
 
 import { UsageError } from "../errors.ts";
 import { permutation } from "../philox.ts";
 import type { Features } from "./frechet.ts";
 import { GramBlocks, rowsOf } from "./gram.ts";
 
-/** Images of a split. */
+/** Images per split. */
 const SPLIT = 5000;
 
-/** The Inception score of logits that come bit by bit; no row is kept. */
+/** Accumulates the Inception score of logits; no row is kept. */
 export class InceptionScore {
   readonly #scores: number[] = [];
   readonly #mean: Float64Array;
@@ -55,9 +55,9 @@ export class InceptionScore {
 }
 
 export interface KidOptions {
-  /** 100; one is enough where a subset is everything. */
+  /** Number of subsets (100); 1 if a subset is the complete set. */
   subsets?: number;
-  /** Images of a subset, 1000; fewer where there are fewer. */
+  /** Images per subset (1000), at most those of the smaller set. */
   size?: number;
   seed?: number;
 }
@@ -68,7 +68,7 @@ export interface KidOptions {
  */
 export async function kernelDistance(a: Features, b: Features, options: KidOptions = {}): Promise<number> {
   const size = Math.min(options.size ?? 1000, a.rows, b.rows);
-  if (size < 2) throw new UsageError(`Cannot take a kernel distance: ${size} images are too few`);
+  if (size < 2) throw new UsageError(`Cannot compute the kernel distance: ${size} images are too few`);
   const subsets = size === a.rows && size === b.rows ? 1 : options.subsets ?? 100;
   const program = await GramBlocks.open(size, a.columns), within = size * (size - 1);
   try {
@@ -86,7 +86,7 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
   }
 }
 
-/** Sum of the kernel over all pairs of rows, or all pairs of different ones. */
+/** Sum of the kernel over all pairs of rows, or over pairs with different indices. */
 async function kernels(program: GramBlocks, a: Features, b: Features, different: boolean): Promise<number> {
   let sum = 0;
   for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {

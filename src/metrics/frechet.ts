@@ -1,7 +1,6 @@
-// The Frechet distance of two sets of features taken as Gaussians: |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2).
-// Dowson and Landau (1982); Heusel et al. (2017). The last trace is the sum of the square roots of the eigenvalues of
-// U S2 U^T with S1 = U^T U, so no matrix square root is taken, and singular covariances (fewer images than features) are
-// welcome. All in f64.
+// Frechet distance of two sets of features as Gaussians: |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2). Dowson and Landau
+// (1982); Heusel et al. (2017). The last trace is the sum of the square roots of the eigenvalues of U S2 U^T with S1 = U^T U:
+// no matrix square root, and singular covariances (fewer images than features) are valid. All in f64.
 
 import { UsageError } from "../errors.ts";
 import { addProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
@@ -19,19 +18,19 @@ export interface Gaussian {
   covariance: Float64Array;
 }
 
-/** Rows that are gathered before their products are added up. */
+/** Rows per accumulation of their outer products. */
 const CHUNK = 256;
 
-/** Mean and covariance of rows that come bit by bit; no row is kept. */
+/** Accumulates mean and covariance of rows; no row is kept. */
 export class Moments {
   rows = 0;
   readonly #n: number;
-  /** The first row: sums are of differences from it, which do not cancel. */
+  /** The first row, which is subtracted from all rows to avoid cancellation. */
   #origin: Float32Array | undefined;
   readonly #sum: Float64Array;
-  /** Lower triangle of the sum of products [N, N]. */
+  /** Lower triangle of the sum of outer products [N, N]. */
   readonly #products: Float64Array;
-  /** Rows that wait, as columns [N, CHUNK]. */
+  /** Pending rows, as columns [N, CHUNK]. */
   readonly #waiting: Float64Array;
 
   constructor(columns: number) {
@@ -47,7 +46,7 @@ export class Moments {
     for (let from = 0; from < data.length; from += n) {
       const row = data.subarray(from, from + n);
       if (!row.every(Number.isFinite)) {
-        throw new UsageError("Cannot take a covariance: a feature is not finite");
+        throw new UsageError("Cannot compute the covariance: a feature is not finite");
       }
       const origin = this.#origin ??= row.slice();
       const place = this.rows++ % CHUNK;
@@ -63,7 +62,7 @@ export class Moments {
   /** @throws UsageError for fewer than two rows */
   gaussian(): Gaussian {
     const { rows } = this, n = this.#n, N = padded(n), S = this.#products, sum = this.#sum;
-    if (rows < 2) throw new UsageError(`Cannot take a covariance: ${rows} images are too few`);
+    if (rows < 2) throw new UsageError(`Cannot compute the covariance: ${rows} images are too few`);
     this.#addWaiting();
     const covariance = new Float64Array(n * n);
     for (let i = 0; i < n; i++) {
@@ -90,14 +89,14 @@ export class Moments {
   }
 }
 
-/** Mean and covariance of features at hand. @throws UsageError for fewer than two rows or features that are not finite */
+/** Mean and covariance of features. @throws UsageError for fewer than two rows or features that are not finite */
 export function gaussian({ data, columns }: Features): Gaussian {
   const moments = new Moments(columns);
   moments.add(data);
   return moments.gaussian();
 }
 
-/** The distance of two Gaussians over the same features; zero for equal ones. */
+/** The Frechet distance of two Gaussians; zero if they are equal. */
 export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   const n = a.mean.length, N = padded(n), breathe = breather();
   if (b.mean.length !== n) {

@@ -1,5 +1,5 @@
-// Products of the rows of two sets on the device, block by block: what distances and kernels of all pairs are made of.
-// 50,000 images against as many are 5e12 multiplications; only blocks of sums come back.
+// Pairwise dot products (Gram matrix) of the rows of two sets on the device, block by block, for distances and kernels of all
+// pairs: 50,000 x 50,000 images are 5e12 multiplications.
 
 import { noGrad } from "../tensor/autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
@@ -7,10 +7,10 @@ import { matmul } from "../ops/matmul.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import type { Features } from "./frechet.ts";
 
-/** Rows of a block. */
+/** Rows per block. */
 const BLOCK = 2048;
 
-/** What one block gave: products[i * stride + j] of row `first[0] + i` of a and row `first[1] + j` of b. */
+/** One block: products[i * stride + j] of row `first[0] + i` of a and row `first[1] + j` of b. */
 export interface Block {
   first: readonly [number, number];
   count: readonly [number, number];
@@ -18,14 +18,14 @@ export interface Block {
   stride: number;
 }
 
-/** The program for blocks of sets with equally many columns. */
+/** Computes blocks of the Gram matrix of two sets with the same number of columns. */
 export class GramBlocks {
   private constructor(
     private readonly program: Program<{ x: Tensor; y: Tensor }, { z: Tensor }>,
     private readonly block: number,
   ) {}
 
-  /** @param rows of the larger of the sets */
+  /** @param rows of the larger set */
   static async open(rows: number, columns: number): Promise<GramBlocks> {
     const block = Math.min(BLOCK, rows), side = () => input([block, columns], "f32", "rows");
     const program = capture(
@@ -36,7 +36,7 @@ export class GramBlocks {
     return new GramBlocks(await program.prepare(), block);
   }
 
-  /** All products of rows of `a` and `b` in f32, after `centre` has been taken off. */
+  /** All dot products of rows of `a` and `b` in f32, after `centre` is subtracted. */
   async *of(
     a: Features,
     b: Features,
@@ -60,7 +60,7 @@ export class GramBlocks {
   }
 }
 
-/** Rows from `first` on, centred. @returns how many there were */
+/** Copies centred rows from `first` on. @returns their number */
 function fill(
   into: Float32Array,
   { data, rows, columns }: Features,
@@ -74,7 +74,7 @@ function fill(
   return Math.min(into.length / columns, rows - first);
 }
 
-/** Squared lengths of the rows after `centre` has been taken off, as RowProducts sees them. */
+/** Squared lengths of the centred rows, rounded like the operands of GramBlocks. */
 export function squaredLengths({ data, rows, columns }: Features, centre: ArrayLike<number>): Float64Array {
   return Float64Array.from({ length: rows }, (_, r) => {
     let sum = 0;
@@ -85,7 +85,7 @@ export function squaredLengths({ data, rows, columns }: Features, centre: ArrayL
   });
 }
 
-/** Rows of these numbers, as a set of their own. */
+/** The rows with these indices. */
 export function rowsOf({ data, columns }: Features, indices: ArrayLike<number>): Features {
   const picked = new Float32Array(indices.length * columns);
   for (let i = 0; i < indices.length; i++) {

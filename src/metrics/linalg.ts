@@ -1,8 +1,8 @@
-// Linear algebra of symmetric f64 matrices for covariances of thousands of features: products of rows, Cholesky factors of
-// matrices that may be singular, eigenvalues. Sides are padded to multiples of four with zeros and memory is walked along
-// rows, four of each factor at a time: 2048 columns take seconds in plain loops. Long work lets others have a turn.
+// Linear algebra of symmetric f64 matrices for covariances of thousands of features: 4x4 register-blocked dot products, Cholesky
+// factors of possibly singular matrices, eigenvalues. Sides are zero-padded to multiples of four and memory is read along rows:
+// 2048 columns take seconds. Long computations yield to the event loop.
 
-/** Waits a moment when the last one is long ago, so that output and signals go on. */
+/** Yields to the event loop from time to time, for output and signals. */
 export type Breather = () => Promise<void> | undefined;
 
 export function breather(milliseconds = 100): Breather {
@@ -73,20 +73,20 @@ export function addProducts(
 /** P A P^T = U^T U up to rounding, with the rows and columns of A in the order of P. */
 export interface Factor {
   rank: number;
-  /** Row of A at each place. */
+  /** Row of A at each position. */
   order: Int32Array;
-  /** [padded rank, padded n]; row k begins with k zeros. */
+  /** [padded rank, padded n]; row k starts with k zeros. */
   upper: Float64Array;
 }
 
 /**
- * Cholesky factor of a positive semi-definite A [n, n], largest pivot first; it ends where what is left is rounding error
- * (Higham 2002, section 10.3).
+ * Pivoted Cholesky factor of a positive semi-definite A [n, n]; stops when the remainder is rounding error (Higham 2002,
+ * section 10.3).
  */
 export async function choleskyFactor(A: Float64Array, n: number, breathe: Breather): Promise<Factor> {
   const N = padded(n), lower = new Float64Array(n * N); // row i of A's factor, so that all sums run along rows
   const order = Int32Array.from({ length: n }, (_, i) => i);
-  const left = Float64Array.from({ length: n }, (_, i) => A[i * n + i] as number); // diagonal of what is left
+  const left = Float64Array.from({ length: n }, (_, i) => A[i * n + i] as number); // diagonal of the remainder
   const enough = left.reduce((a, b) => Math.max(a, b), 0) * n * Number.EPSILON;
   let rank = 0;
   for (; rank < n; rank++) {
@@ -124,8 +124,8 @@ export async function choleskyFactor(A: Float64Array, n: number, breathe: Breath
 }
 
 /**
- * Eigenvalues of a symmetric matrix, of which the lower triangle is read (and overwritten): Householder's reduction to
- * three diagonals (Wilkinson and Reinsch, 1971), then bisection.
+ * Eigenvalues of a symmetric matrix by Householder tridiagonalisation (Wilkinson and Reinsch, 1971) and bisection. The lower
+ * triangle is read and overwritten.
  * @param ld length of a row
  */
 export async function symmetricEigenvalues(
@@ -135,7 +135,7 @@ export async function symmetricEigenvalues(
   breathe: Breather,
 ): Promise<Float64Array> {
   const d = new Float64Array(n), e = new Float64Array(n); // the diagonal and, from 1 on, the one below
-  // Each reflection changes A by u q^T + q u^T, which is taken off when the rows are read for the next one.
+  // Each reflection changes A by u q^T + q u^T, which is subtracted when the rows are read for the next one.
   let u = new Float64Array(n), q = new Float64Array(n), v = new Float64Array(n), p = new Float64Array(n);
   for (let i = n - 1; i >= 0; i--) {
     const row = i * ld, ui = u[i] as number, qi = q[i] as number;
@@ -186,9 +186,8 @@ export async function symmetricEigenvalues(
 }
 
 /**
- * Eigenvalues, in rising order, of the matrix with the diagonal d and e[1..] beside it. Intervals are halved until they are
- * as narrow as rounding allows, by how many eigenvalues lie below a number (Sturm's sequence): slower than QL, but it
- * converges however graded the matrix is.
+ * Eigenvalues in ascending order of the tridiagonal matrix with diagonal d and off-diagonal e[1..], by bisection with Sturm
+ * sequences: slower than QL, but it converges for strongly graded matrices.
  */
 async function tridiagonalEigenvalues(
   d: Float64Array,
@@ -203,7 +202,7 @@ async function tridiagonalEigenvalues(
     high = Math.max(high, (d[i] as number) + around);
   }
   const most = Math.max(Math.abs(low), Math.abs(high)), edge = 2 * Number.EPSILON * most;
-  const tiny = Number.EPSILON ** 2 * most + Number.MIN_VALUE; // stands for a pivot that vanishes
+  const tiny = Number.EPSILON ** 2 * most + Number.MIN_VALUE; // replaces a zero pivot
   const below = (x: number) => {
     let count = 0, pivot = 1;
     for (let i = 0; i < n; i++) {

@@ -1,6 +1,6 @@
-// What features know about classes: a linear probe and nearest neighbours. The probe is multinomial logistic regression on
-// standardised features with a small L2 penalty, full-batch, from zero, by Nesterov's accelerated gradient with the step that
-// the features' size allows: no seed, no rate to choose, the same answer every time.
+// Class information in features: linear probe and k nearest neighbours. The probe is multinomial logistic regression on
+// standardised features with a small L2 penalty, trained full-batch from zero by Nesterov's accelerated gradient with a step
+// derived from the features: deterministic, without a seed or a learning rate.
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
@@ -18,7 +18,7 @@ export interface Probe {
 const ROUNDS = 300;
 const PENALTY = 1e-4;
 
-/** Trains a probe. @throws UsageError when there is nothing to learn from */
+/** Trains a probe. @throws UsageError for fewer than two images per class */
 export function trainProbe(features: Features, labels: ArrayLike<number>, classes: number): Probe {
   const { data, rows, columns } = features;
   if (rows < 2 * classes || labels.length !== rows) {
@@ -36,7 +36,7 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     }
   }
   std.forEach((v, c) => std[c] = Math.sqrt(v) + 1e-6);
-  // Rows of x, columns, and classes are padded with zeros to multiples of four, as addProducts takes them.
+  // Rows of x, columns and classes are zero-padded to multiples of four, as addProducts needs.
   const D = columns + 1, N = padded(D), R = padded(rows), K = padded(classes);
   const x = new Float64Array(R * N), across = new Float64Array(N * R); // [R,N] and its transpose
   let largest = 0;

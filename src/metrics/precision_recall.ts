@@ -1,18 +1,18 @@
-// Precision and recall of generated images (Kynkaanniemi et al. 2019): the share of generated images inside the real ones'
-// manifold, and the reverse. A manifold is the union of balls around its images that reach to the third nearest neighbour;
-// distances are Euclidean over pooled features, as ADM's evaluator takes them (there in half precision, here in f32).
+// Precision and recall of generated images (Kynkaanniemi et al. 2019): the share of generated images inside the manifold of the
+// real ones, and the reverse. A manifold is the union of balls around its images with the distance to the third nearest
+// neighbour as radius; Euclidean distances of pooled features, as in ADM's evaluator (there in half precision, here in f32).
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
 import { GramBlocks, squaredLengths } from "./gram.ts";
 
-/** Nearest neighbours that a ball reaches to; a set needs one image more. */
+/** Neighbour whose distance is the radius of a ball; a set needs one image more. */
 export const NEIGHBOURS = 3;
 
 /**
  * Precision and recall of `fake` against `real`.
- * @param onBlock told how many of the image pairs are done
- * @throws UsageError when a set has too few images for its balls
+ * @param onBlock called with the number of finished pairs
+ * @throws UsageError if a set has too few images
  */
 export async function precisionRecall(
   real: Features,
@@ -22,11 +22,11 @@ export async function precisionRecall(
   for (const { rows } of [real, fake]) {
     if (rows <= NEIGHBOURS) {
       throw new UsageError(
-        `Cannot take precision and recall: ${rows} images are too few; use more than ${NEIGHBOURS}`,
+        `Cannot compute precision and recall: ${rows} images are too few; use more than ${NEIGHBOURS}`,
       );
     }
   }
-  const centre = new Float64Array(real.columns); // Distances do not see it, but rounding does.
+  const centre = new Float64Array(real.columns); // Cancels in distances, but improves rounding.
   for (let i = 0; i < real.data.length; i++) {
     const c = i % real.columns;
     centre[c] = (centre[c] as number) + (real.data[i] as number) / real.rows;
@@ -53,7 +53,7 @@ export async function precisionRecall(
     };
     const radii = async (x: Measured) => {
       const nearest = new Nearest(x.rows);
-      await view(x, x, (i, _, d2) => nearest.offer(i, d2)); // an image is its own nearest one
+      await view(x, x, (i, _, d2) => nearest.offer(i, d2)); // each image is its own nearest neighbour
       return nearest.furthest();
     };
     const [ofReal, ofFake] = [await radii(a), await radii(b)];
@@ -73,7 +73,7 @@ interface Measured extends Features {
   lengths: Float64Array;
 }
 
-/** For each row the smallest values offered, in order: its own and those of its neighbours. */
+/** For each row the smallest offered values, sorted. */
 class Nearest {
   static readonly #kept = NEIGHBOURS + 1;
   readonly #values: Float64Array;

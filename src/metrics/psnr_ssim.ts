@@ -1,5 +1,5 @@
-// How close two images are: PSNR and SSIM on bytes, averaged over images. SSIM: Wang et al. (2004), Gaussian window of 11
-// with sigma 1.5, K1 = 0.01, K2 = 0.03, range 255, only where the window fits, mean over channels.
+// PSNR and SSIM of byte images. SSIM: Wang et al. (2004), Gaussian window of 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, range 255,
+// without padding, mean over channels.
 
 import { ShapeError } from "../errors.ts";
 
@@ -27,7 +27,7 @@ const WINDOW = Float64Array.from((() => {
 
 type Planes = [Float64Array, Float64Array, Float64Array, Float64Array, Float64Array];
 
-/** Shortest side of an image for ssim(). */
+/** Minimum side of an image for ssim(), pixels. */
 export const SSIM_SIDE = 2 * RADIUS + 1;
 
 /** Structural similarity of two [height, width, 3] images; sides of at least 11. */
@@ -40,7 +40,7 @@ export function ssim(a: Uint8Array, b: Uint8Array, width: number, height: number
     );
   }
   const c1 = (0.01 * 255) ** 2, c2 = (0.03 * 255) ** 2, pixels = width * height;
-  // Of a, b, a^2, b^2 and ab, a channel at a time.
+  // One channel of a, b, a^2, b^2 and ab.
   const planes = [0, 0, 0, 0, 0].map(() => new Float64Array(pixels)) as Planes;
   const [pa, pb, paa, pbb, pab] = planes;
   let total = 0, count = 0;
@@ -64,7 +64,7 @@ export function ssim(a: Uint8Array, b: Uint8Array, width: number, height: number
   return total / count;
 }
 
-/** The window over every place where it fits. */
+/** Convolution with the window, without padding. */
 function blur(plane: Float64Array, width: number, height: number): Float64Array {
   const w = width - 2 * RADIUS, h = height - 2 * RADIUS;
   const rows = new Float64Array(w * height), out = new Float64Array(w * h);

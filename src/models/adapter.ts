@@ -1,5 +1,5 @@
 // AlignTok's adapter: two linear layers from the encoder's features to the latent, the same for every token.
-// Width 1024 -> C is in the notes on the paper; GELU and the hidden width are our inference (recipe: grades N, I).
+// The paper states width 1024 -> C only; GELU and the hidden width are our choice.
 
 import { Linear } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";

@@ -1,7 +1,7 @@
-// The convolutional autoencoder of LDM, SD-VAE and VA-VAE, by LDM's tensor names: the encoder mirrors the decoder, levels of
-// residual blocks with strided convolutions between them, then residual block, attention, residual block. Rombach et al.
-// (2022), arXiv 2112.10752; Yao et al. (2025) for VA-VAE. Its posterior is Gaussian; tok takes the mode, which is the first
-// half of the moments, and draws nothing, so an image has one latent.
+// The convolutional autoencoder of LDM, SD-VAE and VA-VAE with LDM's tensor names: the encoder mirrors the decoder (levels of
+// residual blocks with strided convolutions between them, then residual block, attention, residual block). Rombach et al.
+// (2022), arXiv 2112.10752; VA-VAE: Yao et al. (2025). The posterior is Gaussian; tok uses its mode, the first half of the
+// moments, instead of sampling.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -27,7 +27,7 @@ import {
 
 export const convEncoderConfig = decoderConfig.omit({ out_ch: true }).extend({
   in_channels: z.literal(3).default(3),
-  /** Whether it ends in mean and log-variance, 2 x z_channels, or in z_channels alone. */
+  /** Whether it outputs mean and log-variance (2 x z_channels) or z_channels only. */
   double_z: z.boolean().default(true),
 });
 export type ConvEncoderConfig = z.infer<typeof convEncoderConfig>;
@@ -35,7 +35,7 @@ export type ConvEncoderConfig = z.infer<typeof convEncoderConfig>;
 export const autoencoderConfig = z.object({
   /** Side of the images that it was trained on, pixels. */
   image_size: count("pixels"),
-  /** Channels of the latent; the encoder and the decoder work with z_channels on the other side of the quant convs. */
+  /** Channels of the latent, between the quant convs; encoder and decoder have z_channels. */
   embed_dim: count("channels"),
   encoder: convEncoderConfig,
   decoder: decoderConfig,
@@ -75,7 +75,7 @@ export class ConvEncoder {
         if (attn_resolutions.includes(side)) made.attn.push(new AttnBlock(width, groups));
       }
       if (level < widths.length - 1) {
-        // Zeros below and to the right only.
+        // Zero padding at the bottom and right only.
         made.downsample = { conv: new Conv2d(C, C, 3, { stride: 2, padding: [0, 1, 0, 1] }) };
         side /= 2;
       }
@@ -106,7 +106,7 @@ export class Autoencoder implements ImageTokenizer {
   identity?: TokenizerIdentity;
   readonly #statistics: LatentStatistics | undefined;
 
-  /** @param statistics of its latents, where something says them */
+  /** @param statistics of its latents, if known */
   constructor(readonly config: AutoencoderConfig, statistics?: LatentStatistics) {
     const { embed_dim: E, encoder, decoder } = config;
     this.encoder = new ConvEncoder(encoder);
@@ -129,7 +129,7 @@ export class Autoencoder implements ImageTokenizer {
     return cellsAlong(size, this.factor);
   }
 
-  /** Mean, then log-variance of the posterior where there is one: [B,S,S,3] -> [B, side, side, 2 x channels]. */
+  /** Mean and (if there is one) log-variance of the posterior: [B,S,S,3] -> [B, side, side, 2 x channels]. */
   moments(x: Tensor): Tensor {
     const y = this.encoder.forward(x);
     return this.quant_conv?.forward(y) ?? y;

@@ -1,6 +1,6 @@
-// Published autoencoders under one set of names. LDM's, SD-VAE's and VA-VAE's checkpoints have LDM's names below a wrapper;
-// diffusers counts the decoder's levels from the lowest resolution and spells attention as linear layers. The architecture
-// is read off the tensors, so that a file needs no configuration beside it.
+// Name maps of published autoencoders to LDM's names. Checkpoints of LDM, SD-VAE and VA-VAE have these names inside a wrapper;
+// diffusers counts the decoder's levels from the lowest resolution and stores attention as linear layers. The architecture is
+// inferred from the tensors, so that a file needs no configuration.
 
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
@@ -11,17 +11,17 @@ import { underNote, wrapperOf } from "./wrappers.ts";
 
 const SUPPORTED = "the KL autoencoders of LDM, SD-VAE and VA-VAE, under LDM's or diffusers' names";
 
-/** What checkpoints hold beside the autoencoder: losses, discriminators, averages, VA-VAE's vision model. */
+/** Other contents of checkpoints: losses, discriminators, EMA, VA-VAE's vision model. */
 const BESIDE = /^(loss|discriminator|model_ema|foundation_model|linear_proj|logvar)\b/;
 const ATTENTION_WEIGHT = /\.attn(?:_1|\.\d+)\.(?:q|k|v|proj_out)\.weight$/;
 
-/** Where the tensor that only this family has stands, in each layout. */
+/** A tensor that identifies this family, in each layout. */
 const ANCHOR = "decoder.conv_in.weight";
 
 /**
- * The autoencoder in a checkpoint under LDM's names, without wrappers and what lies beside it.
- * @returns the tensors, and whose names they have in the file
- * @throws UsageError when there is none
+ * The autoencoder in a checkpoint under LDM's names, without wrappers and other contents.
+ * @returns the tensors, and the layout of the file
+ * @throws UsageError if there is none
  */
 export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "ldm" | "diffusers" } {
   const keys = [...store.shapes.keys()];
@@ -53,7 +53,7 @@ export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "l
   return { source: { ...source, shapes }, layout: levels ? "diffusers" : "ldm" };
 }
 
-/** diffusers' key as LDM spells it; a key that is not diffusers' stays as it is. */
+/** Maps a diffusers key to LDM's; other keys are unchanged. */
 function ldmName(key: string, levels: number): string {
   const block =
     /^(encoder|decoder)\.(?:mid_block|(?:down|up)_blocks\.(\d+))\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)$/
@@ -75,7 +75,7 @@ function ldmName(key: string, levels: number): string {
   return `${place}.${kind === "downsamplers" ? "downsample" : "upsample"}.${leaf}`;
 }
 
-/** Both spellings that diffusers has had. */
+/** Old and new attention names of diffusers. */
 function attentionName(leaf: string): string {
   const names: Record<string, string> = {
     group_norm: "norm",
@@ -93,10 +93,10 @@ function attentionName(leaf: string): string {
 }
 
 /**
- * The architecture of an autoencoder, from its tensors under LDM's names.
- * @param groups of group norm, which no shape tells
- * @param imageSize that it was trained for, which no shape tells either
- * @throws UsageError when it is not one that tok has
+ * Infers the architecture of an autoencoder from its tensors under LDM's names.
+ * @param groups of group norm, which cannot be inferred
+ * @param imageSize that it was trained for, which cannot be inferred
+ * @throws UsageError for an unsupported architecture
  */
 export function inferAutoencoder(
   { name, shapes }: Pick<Renamed, "name" | "shapes">,

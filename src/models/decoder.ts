@@ -1,5 +1,5 @@
-// The convolutional decoder of LDM, SD-VAE and VA-VAE, by their tensor names: conv_in, a middle of residual block,
-// attention, residual block, then levels of residual blocks with nearest-2x upsampling between them.
+// The convolutional decoder of LDM, SD-VAE and VA-VAE with their tensor names: conv_in, mid block (residual block, attention,
+// residual block), then levels of residual blocks with nearest-2x upsampling between them.
 // Rombach et al. (2022); Yao et al. (2025) for VA-VAE's sizes. Channels-last inside, [Cout,Cin,K,K] in files.
 
 import { z } from "zod";
@@ -26,17 +26,17 @@ export const decoderConfig = z.object({
   num_res_blocks: countOrNone("layers").default(2),
   /** Levels (as side of the latent grid times 2^k) with attention; VA-VAE: [16]. */
   attn_resolutions: z.array(count("pixels")).max(BOUNDS.levels).default([16]),
-  /** Side of the output for which attn_resolutions are meant. */
+  /** Output side that attn_resolutions refer to. */
   resolution: count("pixels").default(256),
   z_channels: count("channels").default(32),
   groups: count("channels").default(32),
-  /** Whether the middle has attention between its two residual blocks; all published ones but a few do. */
+  /** Whether the mid block has attention; nearly all published decoders do. */
   mid_attention: z.boolean().default(true),
   out_ch: z.literal(3).default(3),
 });
 export type DecoderConfig = z.infer<typeof decoderConfig>;
 
-/** Factor of the last layer of a residual branch at the start. */
+/** Initial scale of the last layer of a residual branch. */
 const BRANCH = 0.1;
 
 export class ResBlock {
@@ -104,7 +104,7 @@ export class Middle {
   }
 }
 
-/** The blocks of one resolution, in turn; attention follows each block or none. */
+/** The blocks of one resolution; attention follows each of them, or none. */
 export interface Level {
   block: ResBlock[];
   attn: AttnBlock[];
@@ -117,10 +117,10 @@ export function throughLevel({ block, attn }: Level, x: Tensor): Tensor {
   }, x);
 }
 
-/** Through a block that may be recomputed in the backward pass. */
+/** Applies a block that may be recomputed in the backward pass. */
 const pass = (block: ResBlock | AttnBlock, x: Tensor) => recomputable(block, (x) => block.forward(x), x);
 
-/** Channels of each level, highest resolution first. @throws ShapeError when group norm cannot divide them */
+/** Channels of each level, highest resolution first. @throws ShapeError if groups do not divide them */
 export function widthsOf(
   { ch, ch_mult, groups }: Pick<DecoderConfig, "ch" | "ch_mult" | "groups">,
   what: string,
@@ -165,8 +165,8 @@ export class Decoder {
   }
 
   /**
-   * Variance is kept along the path without branches, and every branch starts small: with PyTorch's default, which lets a
-   * signal shrink by 3 a layer, the branches drown it, and a tiny decoder learns 2 dB less in the same time.
+   * The main path preserves variance and every residual branch starts small. PyTorch's default shrinks a signal by 3 per layer:
+   * the branches dominate it, and a tiny decoder reaches 2 dB less in the same time.
    */
   init(init: Initializer): void {
     const visit = (value: unknown) => {
@@ -192,7 +192,7 @@ export class Decoder {
     return recomputable({ norm_out, conv_out }, (y) => last(y), y); // [B, H, W, 3]
   }
 
-  /** The weight whose gradients balance the adversarial loss. */
+  /** The weight whose gradients determine the adaptive adversarial weight. */
   get lastLayer(): Tensor {
     return this.conv_out.weight;
   }

@@ -1,9 +1,9 @@
-// What training and sampling need of a diffusion model: the velocity dx/dt of a latent. Dit is one.
+// Interface of diffusion models for training and sampling: the velocity dx/dt of a latent. Dit implements it.
 
 import type { Tensor } from "../tensor/tensor.ts";
 
 export interface Denoiser {
-  /** Side and channels of a latent; the number of classes, which is also the class number of "no class". */
+  /** Side and channels of a latent; the number of classes, which is also the index of "no class". */
   readonly config: {
     readonly input_size: number;
     readonly in_channels: number;

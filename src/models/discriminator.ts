@@ -1,5 +1,5 @@
-// PatchGAN: a few strided 4x4 convolutions that judge overlapping patches. Isola et al. (2017), as LDM uses it
-// (three layers, batch norm, no bias before a norm). Tensor names are those of its `main` sequence.
+// PatchGAN: strided 4x4 convolutions that classify overlapping patches. Isola et al. (2017), in LDM's form (three layers, batch
+// norm, no bias before a norm). Tensor names are those of LDM's `main` sequence.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -9,7 +9,7 @@ import type { Initializer } from "../nn/init.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 export const discriminatorConfig = z.object({
-  /** Channels after the first convolution; doubled by each layer, at most eight times. */
+  /** Channels after the first convolution; each layer doubles them, up to 8x. */
   ndf: count("channels").default(64),
   n_layers: count("levels").default(3),
 });
@@ -19,7 +19,7 @@ export type DiscriminatorConfig = z.infer<typeof discriminatorConfig>;
 export type StatisticsMode = "train" | "frozen" | "eval";
 
 export class Discriminator {
-  /** Indices as in the published sequence; activations take a place without a tensor. */
+  /** Indices as in the published sequence, activations included. */
   readonly main: (Conv2d | BatchNorm2d | "leaky")[];
 
   constructor(readonly config: DiscriminatorConfig) {

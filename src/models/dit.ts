@@ -1,4 +1,4 @@
-// LightningDiT by its tensor names: RMSNorm, adaLN-Zero, rotary positions on top of a fixed sine table, SwiGLU,
+// LightningDiT with its tensor names: RMSNorm, adaLN-Zero, rotary positions in addition to a fixed sine table, SwiGLU,
 // optional QK-norm. Yao et al. (2025), github.com/hustvl/LightningDiT; DiT: Peebles and Xie (2023).
 // Velocity prediction: t = 0 is noise, t = 1 is data.
 
@@ -41,12 +41,12 @@ export const DIT_SIZES = {
   "XL/1": { depth: 28, hidden_size: 1152, num_heads: 16 },
 } as const satisfies Record<string, Partial<DitConfig>>;
 
-/** Where a tensor stands that every LightningDiT has and other models do not. */
+/** A tensor that identifies LightningDiT. */
 export const DIT_ANCHOR = "x_embedder.proj.weight";
 
 /**
- * The architecture of a published LightningDiT, from its tensors.
- * @throws UsageError that names what tok does not have
+ * Infers the architecture of a published LightningDiT from its tensors.
+ * @throws UsageError that names an unsupported part
  */
 export function inferDit(name: string, shapes: ReadonlyMap<string, readonly number[]>): DitConfig {
   const refuse = (reason: string) =>

@@ -1,6 +1,6 @@
-// Inception-v3 as the Frechet inception distance uses it: the network of 2015-12-05 with 1008 classes. It differs from
-// torchvision's (Szegedy et al. 2015) in the poolings of its mixed blocks: means leave the padding out, and the last block
-// takes the maximum. Tensor names are pytorch-fid's; each batch norm is folded into its convolution when it is loaded.
+// The Inception-v3 of FID: the network of 2015-12-05 with 1008 classes. It differs from torchvision's (Szegedy et al. 2015) in
+// the pooling of the mixed blocks: averages exclude the padding, and the last block uses max pooling. Tensor names are
+// pytorch-fid's; each batch norm is folded into its convolution at loading.
 
 import { UsageError } from "../errors.ts";
 import { Conv2d, countParameters, Linear, state, type TensorSource } from "../nn/layers.ts";
@@ -16,19 +16,19 @@ import type { Tensor } from "../tensor/tensor.ts";
 export const INCEPTION_FILE =
   "pt_inception-2015-12-05-6726825d.pth from https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights";
 
-/** Side at which the network sees images. */
+/** Side of the network's input, pixels. */
 export const INCEPTION_SIDE = 299;
 
 /**
- * How images become the network's input: `pytorch-fid` resizes as PyTorch does and scales bytes to b / 127.5 - 1; `adm`
- * does what the TensorFlow graph in ADM's evaluator does, pixels at integers and (b - 128) / 128.
+ * Preprocessing: `pytorch-fid` resizes as PyTorch and scales bytes to b / 127.5 - 1; `adm` is the TensorFlow graph of ADM's
+ * evaluator, with pixels at integer positions and (b - 128) / 128.
  */
 export type InceptionInput = "pytorch-fid" | "adm";
 
-/** How each of them finds the pixels of a resized image. */
+/** The interpolation of each. */
 export const SAMPLING = { "pytorch-fid": "pytorch", adm: "tensorflow1" } as const;
 
-/** Number of features of an image. */
+/** Number of features per image. */
 export const INCEPTION_WIDTHS = { pooled: 2048, spatial: 17 * 17 * 7, logits: 1008 };
 
 /** Batch norm's epsilon. */
@@ -40,7 +40,7 @@ const around = { kernel: 3, stride: 1, padding: 1 };
 const meanAround = (x: Tensor) => averagePool(x, { ...around, countPadding: false });
 const halved = (x: Tensor) => maxPool(x, { kernel: 3, stride: 2 });
 
-/** A convolution that keeps the side, with a kernel of KH x KW. */
+/** A KH x KW convolution with "same" padding. */
 function same(from: number, to: number, KH: number, KW = KH): Conv2d {
   const [y, x] = [(KH - 1) / 2, (KW - 1) / 2];
   return new Conv2d(from, to, [KH, KW], { padding: [y, y, x, x] });
@@ -73,7 +73,7 @@ class BlockA {
   }
 }
 
-/** Halves the side: 3x3, double 3x3 and the maximum. */
+/** Halves the side: 3x3, double 3x3 and max pooling. */
 class BlockB {
   readonly branch3x3: Conv2d;
   readonly branch3x3dbl_1: Conv2d;
@@ -94,7 +94,7 @@ class BlockB {
   }
 }
 
-/** 1x1, 7x7 and double 7x7 in rows and columns, and pooling. */
+/** 1x1, factorised 7x7 and double 7x7, and pooling. */
 class BlockC {
   readonly branch1x1: Conv2d;
   readonly branch7x7_1: Conv2d;
@@ -137,7 +137,7 @@ class BlockC {
   }
 }
 
-/** Halves the side: 3x3, 7x7 and the maximum. */
+/** Halves the side: 3x3, 7x7 and max pooling. */
 class BlockD {
   readonly branch3x3_1: Conv2d;
   readonly branch3x3_2 = new Conv2d(192, 320, 3, { stride: 2 });
@@ -160,7 +160,7 @@ class BlockD {
   }
 }
 
-/** 1x1, 3x3 and double 3x3 that end in a row and a column beside each other, and pooling. */
+/** 1x1, 3x3 and double 3x3 whose last layer is a 1x3 and a 3x1 in parallel, and pooling. */
 class BlockE {
   readonly branch1x1: Conv2d;
   readonly branch3x3_1: Conv2d;
@@ -215,8 +215,8 @@ export class Inception {
   readonly fc = new Linear(2048, 1008);
 
   /**
-   * Images [B,S,S,3] in -1..1 to `pooled` features [B, 2048], `spatial` ones [B, 17 * 17 * 7] (the first channels of what
-   * TensorFlow's graph calls mixed_6/conv) and `logits` [B, 1008] without their bias, as ADM's evaluator takes them.
+   * Images [B,S,S,3] in -1..1 to `pooled` features [B, 2048], `spatial` features [B, 17 * 17 * 7] (the first 7 channels of
+   * mixed_6/conv in TensorFlow's graph) and `logits` [B, 1008] without bias, as in ADM's evaluator.
    */
   forward(x: Tensor, input: InceptionInput = "pytorch-fid"): Record<InceptionOutput, Tensor> {
     const B = x.dim(0);
@@ -240,7 +240,7 @@ function asInput(x: Tensor, input: InceptionInput): Tensor {
   return shift(scale(resize(x, side, side, { filter: "bilinear", corners: true }), 127.5 / 128), -1 / 256);
 }
 
-/** Numbers that training would change in the published form, where batch norms have a weight and a bias of their own. */
+/** Number of trainable parameters in the published form, with separate batch norms. */
 export function inceptionParameters(inception = new Inception()): number {
   const folded = [...state(inception)].filter(([key]) => key.endsWith(".bias") && key !== "fc.bias");
   return countParameters(inception) + folded.reduce((n, [, bias]) => n + bias.size, 0);
@@ -248,7 +248,7 @@ export function inceptionParameters(inception = new Inception()): number {
 
 /**
  * Convolutions with their batch norms folded in, in f64: weight * g, bias - mean * g with g = gamma / sqrt(variance + eps).
- * @throws UsageError when a batch norm is not whole, or the network is torchvision's own
+ * @throws UsageError for incomplete batch norms, and for torchvision's network
  */
 export function folded(source: TensorSource): TensorSource {
   const { name, shapes } = source;

@@ -1,6 +1,6 @@
-// LPIPS with VGG-16 (Zhang et al. 2018, version 0.1 of the published layers): how different two images look. Features after
-// relu1_2, 2_2, 3_3, 4_3 and 5_3 are brought to unit length at each pixel; their squared differences are weighted by
-// channel, averaged over pixels and added up. Tensor names are those of torchvision's vgg16 and of the published layers.
+// LPIPS with VGG-16 (Zhang et al. 2018, version 0.1), a perceptual distance of images. Features after relu1_2, 2_2, 3_3, 4_3 and
+// 5_3 are normalised to unit length at each pixel; squared differences are weighted per channel, averaged over pixels and
+// summed. Tensor names are those of torchvision's vgg16 and of the published linear layers.
 
 import { UsageError } from "../errors.ts";
 import { Conv2d } from "../nn/layers.ts";
@@ -19,12 +19,12 @@ export const LPIPS_FILES = "vgg16-397923af.pth from https://download.pytorch.org
 /** Channels of the convolutions between poolings. */
 const STAGES = [[64, 64], [128, 128], [256, 256, 256], [512, 512, 512], [512, 512, 512]] as const;
 
-/** The normalisation of images in -1..1 that the layers were trained with. */
+/** Normalisation of images in -1..1. */
 const SHIFT = [-0.030, -0.088, -0.188], SCALE = [0.458, 0.448, 0.450];
 
 const EPS = 1e-10;
 
-/** A 1x1 convolution to one channel behind a dropout, which only training used. */
+/** A 1x1 convolution to one channel after a dropout, which is inactive. */
 class Weighting {
   readonly model: readonly ["dropout", Conv2d];
 
@@ -38,13 +38,13 @@ class Weighting {
   }
 }
 
-/** Shortest side of an image. */
+/** Minimum side of an image, pixels. */
 export const LPIPS_SIDE = 16;
 
 export class Lpips {
   /** Fingerprint of the weights; openLpips() sets it. */
   fingerprint?: string;
-  /** Indices as in torchvision; what has no tensors takes a place. */
+  /** Indices as in torchvision, activations and poolings included. */
   readonly features: readonly (Conv2d | "relu" | "pool")[];
   readonly lin0 = new Weighting(64);
   readonly lin1 = new Weighting(128);
@@ -71,18 +71,18 @@ export class Lpips {
   }
 
   /**
-   * What `compare` takes: images [B,H,W,3] in -1..1 to five maps of unit vectors.
-   * @throws UsageError for sides below 16, of which the poolings leave nothing
+   * Images [B,H,W,3] in -1..1 to five maps of unit vectors, the inputs of `compare`.
+   * @throws UsageError for sides below 16
    */
   describe(x: Tensor): Tensor[] {
     if (Math.min(x.dim(1), x.dim(2)) < LPIPS_SIDE) {
       throw new UsageError(
-        `Cannot take LPIPS of images of ${x.dim(1)} x ${x.dim(2)}: VGG-16 needs at least 16 x 16`,
+        `Cannot compute LPIPS of images of ${x.dim(1)} x ${x.dim(2)}: VGG-16 needs at least 16 x 16`,
       );
     }
     let y = add(mul(x, this.#factor), this.#offset);
     const maps: Tensor[] = [];
-    for (let from = 0; from < this.features.length;) { // a part: from one pooling to before the next
+    for (let from = 0; from < this.features.length;) { // one stage: from a pooling to before the next
       const next = this.features.indexOf("pool", from + 1), to = next < 0 ? this.features.length : next;
       const layers = this.features.slice(from, to);
       const part = (x: Tensor) =>
@@ -97,7 +97,7 @@ export class Lpips {
     return maps.map(unit);
   }
 
-  /** The distance of each image of one batch from the same one of another: [B]. */
+  /** Distances between the images of two batches, from their maps: [B]. */
   compare(a: readonly Tensor[], b: readonly Tensor[]): Tensor {
     const { lin0, lin1, lin2, lin3, lin4 } = this;
     return [lin0, lin1, lin2, lin3, lin4].map((lin, i) => {
@@ -112,8 +112,8 @@ export class Lpips {
 }
 
 /**
- * x / (|x| + eps) along the channels. The root never meets zero, where it has no gradient. Lengths are f32: the square of a
- * feature of 256 is no half.
+ * x / (|x| + eps) along the channels. The argument of the root is never zero, where it has no gradient. Lengths are f32: the
+ * square of a feature of 256 overflows fp16.
  */
 function unit(x: Tensor): Tensor {
   const length = within(

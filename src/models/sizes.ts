@@ -1,5 +1,5 @@
-// The sizes in which models are published: what tok builds for each name, so that its number of parameters can be compared
-// with the published one. Building a model makes shapes only; memory comes with its first use.
+// Sizes of published models by name, so that parameter counts can be compared with the published ones. Building a model
+// allocates nothing; memory is allocated on first use.
 
 import { countParameters } from "../nn/layers.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
@@ -12,13 +12,13 @@ import { architectureOf } from "./vit_families.ts";
 
 /** A published size. */
 export interface PublishedSize {
-  /** What it is, for people. */
+  /** Description, for people. */
   about: string;
-  /** Numbers that its authors count as parameters: fixed position tables are among them where they are stored so. */
+  /** Number of parameters as its authors count them: fixed position tables are included if they are stored. */
   parameters(): number;
 }
 
-/** Sizes of vision transformers: hidden size, blocks, heads; feed-forwards are four times as wide unless it is said. */
+/** Sizes of vision transformers. */
 const SMALL = { hidden_size: 384, intermediate_size: 1536, num_hidden_layers: 12, num_attention_heads: 6 };
 const BASE = { hidden_size: 768, intermediate_size: 3072, num_hidden_layers: 12, num_attention_heads: 12 };
 const LARGE = { hidden_size: 1024, intermediate_size: 4096, num_hidden_layers: 24, num_attention_heads: 16 };
@@ -101,7 +101,7 @@ function* lightningDit(): Generator<[string, PublishedSize]> {
   }
 }
 
-/** All of them by name. */
+/** All published sizes by name. */
 export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
   ...encoders(),
   ["vavae-decoder", {

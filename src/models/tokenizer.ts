@@ -1,6 +1,6 @@
-// What the commands need of an image tokenizer, and the one made of a vision encoder: encoder -> adapter -> latent ->
-// convolutional decoder (AlignTok, arXiv 2509.25162). The latent is deterministic: no KL, no sampling. Its per-channel mean
-// and standard deviation are kept with it, since diffusion works on (z - mean) / std.
+// Interface of image tokenizers, and the tokenizer built from a vision encoder: encoder -> adapter -> latent -> convolutional
+// decoder (AlignTok, arXiv 2509.25162). The latent is deterministic: no KL, no sampling. The tokenizer stores its per-channel
+// mean and standard deviation, since diffusion works on (z - mean) / std.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -16,13 +16,13 @@ import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import { Vit, vitConfig } from "./vit.ts";
 
-/** A tokenizer's weights. Tokenizers that differ in nothing but the decoder make the same latents. */
+/** Identity of a tokenizer's weights. Tokenizers that differ only in the decoder make the same latents. */
 export interface TokenizerIdentity extends Identity {
-  /** Fingerprint of the weights that make latents. */
+  /** Fingerprint of the encoding weights. */
   latents: string;
 }
 
-/** What its weights say, as they were read; `name`: where from. */
+/** The identity from weights as they were read. @param name where they were read from */
 export function tokenizerIdentity(name: string, weights: WeightsFingerprint): TokenizerIdentity {
   const decodes = /^(decoder|post_quant_conv)\.|^latent_(mean|std)$/;
   return { name, fingerprint: weights.value(), latents: weights.value((key) => !decodes.test(key)) };
@@ -30,21 +30,21 @@ export function tokenizerIdentity(name: string, weights: WeightsFingerprint): To
 
 /** Images to latents and back: an AlignTok tokenizer, or a published autoencoder. */
 export interface ImageTokenizer {
-  /** Which one it is; openTokenizer() sets it. */
+  /** Identity; openTokenizer() sets it. */
   identity?: TokenizerIdentity;
   /** `image_size`: side of the images that it was trained on, pixels. */
   readonly config: { readonly image_size: number };
   /** Channels of a latent. */
   readonly channels: number;
-  /** Pixels along a side of one cell of the latent. */
+  /** Downsampling factor: pixels per latent cell along a side. */
   readonly factor: number;
-  /** Side of the latent of an image of side `size`. @throws UsageError when `factor` does not divide it */
+  /** Side of the latent of an image of side `size`. @throws UsageError if `factor` does not divide it */
   side(size: number): number;
   /** Images [B,S,S,3] in -1..1 to latents [B,side,side,channels]. */
   encode(x: Tensor): Tensor;
   /** Latents to pixels, about -1..1, not clamped. */
   decode(latents: Tensor): Tensor;
-  /** What diffusion normalises its latents with; undefined where nothing says it. Waits for the device. */
+  /** Statistics that diffusion normalises latents with; undefined if unknown. Waits for the device. */
   statistics(): Promise<LatentStatistics | undefined>;
 }
 
@@ -56,7 +56,7 @@ export interface LatentStatistics {
   origin: string;
 }
 
-/** Cells along a side. @throws UsageError when `factor` pixels do not fit an image of side `size` evenly */
+/** Latent cells along a side. @throws UsageError if `factor` does not divide `size` */
 export function cellsAlong(size: number, factor: number): number {
   if (size % factor !== 0) {
     throw new UsageError(`Cannot tokenize images of side ${size}: it must be a multiple of ${factor}`);
@@ -70,7 +70,7 @@ export const tokenizerConfig = z.object({
   /** Side of the images that it was trained on, pixels. */
   image_size: count("pixels"),
   encoder: vitConfig,
-  /** What the encoder expects of pixels in 0..1. */
+  /** The encoder's normalisation of pixels in 0..1. */
   image_mean: three,
   image_std: three,
   adapter_hidden: count("channels"),
@@ -78,7 +78,7 @@ export const tokenizerConfig = z.object({
 });
 export type TokenizerConfig = z.infer<typeof tokenizerConfig>;
 
-/** Encoder, normalisation and the size at which the encoder sees an image. */
+/** A vision encoder with normalisation and resizing of its input. */
 export class Encoder {
   readonly #scale: Tensor;
   readonly #shift: Tensor;
@@ -93,7 +93,7 @@ export class Encoder {
     );
   }
 
-  /** Normed patch tokens [B, side * side, C] of images [B, S, S, 3] in -1..1, seen as side x side patches. */
+  /** Patch tokens after the final norm [B, side * side, C] of images [B, S, S, 3] in -1..1, resized to side x side patches. */
   patches(x: Tensor, side: number): Tensor {
     const pixels = side * this.vit.config.patch_size;
     const seen = x.dim(1) === pixels ? x : resize(x, pixels, pixels, { filter: "bicubic", antialias: true });
@@ -123,7 +123,7 @@ export class Tokenizer implements ImageTokenizer {
     this.#input = new Encoder(this.encoder, config.image_mean, config.image_std);
   }
 
-  /** Everything but the encoder, which comes pretrained. */
+  /** Initialises all but the pretrained encoder. */
   init(init: Initializer): void {
     this.adapter.init(init);
     init.preserving(this.post_quant_conv);

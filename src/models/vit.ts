@@ -1,7 +1,7 @@
-// Vision transformer: patch embedding, CLS token and registers where a family has them, pre-norm blocks, final norm
-// (Dosovitskiy et al., 2021). What a family has is a row of vit_families.ts: DINOv2 and DINOv3 (LayerScale, registers,
-// SwiGLU), SigLIP, CLIP, MAE and the plain ViT. Field paths are DINOv2's names as Hugging Face has them; `fileName` gives
-// each tensor the name that its own family publishes. Positions are interpolated to the input's grid as the family does it.
+// Vision transformer (Dosovitskiy et al., 2021): patch embedding, optional CLS token and registers, pre-norm blocks, final norm.
+// A row of vit_families.ts configures each family: DINOv2 and DINOv3 (LayerScale, registers, SwiGLU), SigLIP, CLIP, MAE, plain
+// ViT. Field paths are Hugging Face's names of DINOv2; `fileName` maps them to the names of the family. Position embeddings
+// are interpolated to the input's grid as in the family's code.
 
 import { activate, type Activation, add, mul, sub } from "../ops/math.ts";
 import { attention } from "../ops/attention.ts";
@@ -18,19 +18,18 @@ import { FAMILIES, publishedName } from "./vit_families.ts";
 
 export { type VitConfig, vitConfig } from "./vit_config.ts";
 
-/** What a forward pass gives. */
+/** Outputs of a forward pass. */
 export interface VitOutput {
   /**
-   * Patch tokens of the last layer [B, T, C], row by row: what Hugging Face calls `last_hidden_state`, without the leading
-   * tokens. DINOv2, DINOv3, SigLIP, ViT and MAE: after the final norm. CLIP: without it, since its final norm is made for
-   * the CLS token alone.
+   * Patch tokens of the last layer [B, T, C], row by row: Hugging Face's `last_hidden_state` without the leading tokens. DINOv2,
+   * DINOv3, SigLIP, ViT and MAE: after the final norm. CLIP: before it, since its final norm is for the CLS token only.
    */
   patches: Tensor;
   /** CLS token after the final norm [B, C] (CLIP: `pooler_output`); SigLIP has none. */
   cls?: Tensor;
-  /** Register tokens after the final norm [B, R, C], where the model has them. */
+  /** Register tokens after the final norm [B, R, C], if the model has them. */
   registers?: Tensor;
-  /** Patch tokens after each block, without the final norm. */
+  /** Patch tokens after each block, before the final norm. */
   layers: Tensor[];
 }
 
@@ -41,7 +40,7 @@ const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
   silu: "silu",
 };
 
-/** Whether an image may have this side: a multiple of the patch size, or what the model was made for. */
+/** Whether an image may have this side: a multiple of the patch size, or the model's image size. */
 export const fits = (side: number, { patch_size, image_size }: VitConfig): boolean =>
   side % patch_size === 0 || side === image_size;
 
@@ -107,7 +106,7 @@ class SwiGlu {
   }
 }
 
-/** The gated feed-forward of DINOv3's larger models: two projections of the full hidden size. */
+/** The gated feed-forward of DINOv3's larger models: two projections to the full hidden size. */
 class GatedMlp {
   readonly gate_proj: Linear;
   readonly up_proj: Linear;
@@ -208,7 +207,7 @@ export class Vit implements Published {
     return publishedName(this.config.model_type, path);
   }
 
-  /** Random values as DINOv2 starts from: normal(0.02) everywhere, LayerScale at its configured value. */
+  /** DINOv2's initialisation: normal(0.02), LayerScale at its configured value. */
   init(init: Initializer): void {
     const { cls_token, position_embeddings, register_tokens, patch_embeddings } = this.embeddings;
     for (const table of [cls_token, position_embeddings, register_tokens]) {
@@ -225,8 +224,8 @@ export class Vit implements Published {
   }
 
   /**
-   * @param x normalised pixels [B, H, W, 3]; sides are multiples of the patch size, or the image size: where that is none
-   *   (SigLIP's 384 with patches of 14) the rest at the right and the bottom is not seen, as in the published models
+   * @param x normalised pixels [B, H, W, 3]; sides are multiples of the patch size, or the image size. If that is no multiple
+   *   (SigLIP's 384 with patches of 14), the right and bottom margins are ignored, as in the published models
    * @param mask [B, T, 1], 1 where a patch is replaced by the mask token
    */
   forward(x: Tensor, mask?: Tensor): VitOutput {
@@ -276,7 +275,7 @@ export class Vit implements Published {
     };
   }
 
-  /** Patches along a side of the images that positions are stored for. */
+  /** Patches along a side of the stored position embeddings. */
   get #grid(): number {
     return Math.floor(this.config.image_size / this.config.patch_size);
   }
@@ -299,7 +298,7 @@ export class Vit implements Published {
     return K ? concat([slice(table, 1, 0, 1), patches], 1) : patches;
   }
 
-  /** Rotary angles for an h x w grid: the leading tokens do not turn. */
+  /** Rotary angles for an h x w grid; zero for the leading tokens. */
   #angles(leading: number, h: number, w: number, HS: number): Angles {
     const { cos, sin } = rotaryTablesCentred(leading, h, w, HS, this.config.rope_theta);
     const shape = [leading + h * w, HS];

@@ -1,6 +1,6 @@
-// Encoders in the files that their authors publish, torch state dicts without a configuration: DINOv2, DINOv3 and MAE. The
-// architecture is read off the tensors' shapes; queries, keys and values lie in one fused projection there. Settings that
-// leave no trace in the shapes (norm epsilons, how positions are interpolated) are those of the authors' own code.
+// Encoders in their authors' files, torch state dicts without a configuration: DINOv2, DINOv3 and MAE. The architecture is
+// inferred from the shapes; queries, keys and values are one fused projection. Settings that cannot be inferred (norm epsilons,
+// position interpolation) are those of the authors' code.
 // https://github.com/facebookresearch: dinov2, dinov3, mae
 
 import { UsageError } from "../errors.ts";
@@ -13,16 +13,16 @@ import { wrapperOf } from "./wrappers.ts";
 
 export interface AuthorsModel {
   config: VitConfig;
-  /** The Vit's tensors by their published names: where they lie in the file, in which shape. */
+  /** The Vit's tensors by their published names: origin in the file, and shape. */
   entries: Map<string, Origin>;
-  /** Shapes that differ by leading axes of length 1. */
+  /** Shapes that differ from the file's in leading axes of length 1. */
   shapes: Map<string, Shape>;
 }
 
-/** A tensor that every one of them has. */
+/** A tensor that all of them have. */
 export const AUTHORS_ANCHOR = "patch_embed.proj.weight";
 
-/** The authors' paths to ours, both without what follows them. */
+/** Prefixes of the authors' names and ours. */
 const PATHS: Readonly<Record<string, string>> = {
   "cls_token": "embeddings.cls_token",
   "mask_token": "embeddings.mask_token",
@@ -43,14 +43,14 @@ const PATHS: Readonly<Record<string, string>> = {
   "block.mlp.w2": "block.mlp.up_proj",
 };
 
-/** What the encoder does without: MAE's decoder, heads, DINOv3's frequencies, masks of biases and norm of local crops. */
+/** Ignored: MAE's decoder, heads, DINOv3's frequencies, bias masks and norm of local crops. */
 const FOREIGN = /^(decoder_|head\.|local_cls_norm\.|rope_embed\.periods$)|\.attn\.qkv\.bias_mask$/;
 
 /**
  * Recognises a state dict by its keys.
  * @param source its name and the shapes of its tensors
- * @returns nothing for other files
- * @throws UsageError when the shapes belong to none of the architectures
+ * @returns undefined for other files
+ * @throws UsageError for an unsupported architecture
  */
 export function authorsModel(
   source: { name: string; shapes: ReadonlyMap<string, Shape> },
@@ -60,7 +60,7 @@ export function authorsModel(
   const shapes = new Map<string, Shape>(), origins = new Map<string, string>();
   for (const [key, shape] of source.shapes) {
     if (!key.startsWith(wrapper)) continue;
-    // DINOv2's training code keeps blocks in chunks for FSDP, blocks.CHUNK.N, where N counts through all of them.
+    // DINOv2's training code stores blocks in chunks for FSDP, blocks.CHUNK.N, where N counts over all chunks.
     const own = key.slice(wrapper.length).replace(/^blocks\.\d+\.(\d+)\./, "blocks.$1.");
     const other = origins.get(own);
     if (other !== undefined) {
@@ -109,7 +109,7 @@ function ours(key: string, config: VitConfig): string | undefined {
   return (PATHS[path] + general.slice(path.length)).replace(/^block\./, `encoder.layer.${n}.`);
 }
 
-/** Heads of 64 channels, but for the two models that say otherwise. */
+/** Heads of 64 channels, with two exceptions. */
 function headsOf(type: VitConfig["model_type"], C: number): number {
   if (type === "vit_mae" && C === 1280) return 16; // MAE's ViT-H
   if (type === "dinov3_vit" && C === 4096) return 32; // DINOv3's ViT-7B

@@ -1,11 +1,10 @@
-// What decides a vision transformer's architecture: the fields of a Hugging Face `config.json` under the names that they
-// have there. Fields with one allowed value are choices that no published checkpoint of these families makes otherwise.
-// What a family has or has not whatever its size stands in vit_families.ts.
+// Configuration of a vision transformer: the fields of a Hugging Face `config.json` that decide the architecture. Fields with one
+// allowed value have it in all published checkpoints of these families. What depends on the family only is in vit_families.ts.
 
 import { z } from "zod";
 import { count, countOrNone, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
 
-/** A side, which some files give as two equal numbers. */
+/** A side; some files give two equal numbers. */
 const side = () =>
   z.preprocess((v) => Array.isArray(v) && v.length === 2 && v[0] === v[1] ? v[0] : v, count("pixels"));
 
@@ -26,11 +25,11 @@ export const vitConfig = z.object({
   hidden_size: count("channels"),
   num_hidden_layers: count("layers"),
   num_attention_heads: count("heads"),
-  /** Hidden width of the feed-forward; where absent it is `mlp_ratio` times the hidden size. */
+  /** Hidden width of the feed-forward; default `mlp_ratio` times the hidden size. */
   intermediate_size: count("channels").optional(),
   mlp_ratio: z.number().positive().max(64).default(4),
   patch_size: side().default(14),
-  /** Side of the images whose positions are stored, pixels. */
+  /** Image side of the stored position embeddings, pixels. */
   image_size: side().default(224),
   num_channels: z.literal(3).default(3),
   hidden_act: z.enum(["gelu", "gelu_pytorch_tanh", "quick_gelu", "silu"]).default("gelu"),
@@ -46,14 +45,14 @@ export const vitConfig = z.object({
   /** DINOv3's gated feed-forward: `hidden_act` of a gate times a projection, of the full hidden width. */
   use_gated_mlp: z.boolean().default(false),
   use_mask_token: z.boolean().default(true),
-  /** What LayerScale begins with. */
+  /** Initial value of LayerScale. */
   layerscale_value: z.number().default(1),
   num_register_tokens: countOrNone("tokens").default(0),
   /** Base of the rotary frequencies. */
   rope_theta: z.number().positive().default(100),
   /**
-   * Stored positions are stretched by (n + offset) / N to a grid of n patches: 0 as Hugging Face does it, 0.1 as the
-   * authors of DINOv2 do it for their models without registers.
+   * Offset in position-embedding interpolation from N to n patches, scale = (n + offset) / N: 0 in Hugging Face, 0.1 in the code
+   * of DINOv2's authors for models without registers.
    */
   interpolate_offset: z.number().min(0).lt(1).default(0),
 }).refine(

@@ -1,6 +1,5 @@
-// The families of vision transformers that tok takes as encoders, one row each: what a family has whatever its size, what
-// its config.json leaves out, how its published tensors are called, and how its images are prepared. Names are those of
-// the checkpoints that Hugging Face hosts; a tokenizer that tok saves keeps them.
+// The supported families of vision transformers, one row each: architecture independent of size, defaults of config.json, names
+// of the published tensors, and preprocessing. Names are those of the checkpoints on Hugging Face; saved tokenizers keep them.
 
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
@@ -9,32 +8,32 @@ import { MODEL_TYPES, type ModelType, type VitConfig, vitConfig } from "./vit_co
 import { wrapperOf } from "./wrappers.ts";
 
 export interface Family {
-  /** Whether a CLS token leads the patches. */
+  /** Whether there is a CLS token. */
   cls: boolean;
   maskToken: boolean;
   layerScale: boolean;
   patchBias: boolean;
   /** A norm before the first block. */
   inputNorm: boolean;
-  /** Added embeddings that are trained, or a fixed table; or rotations of queries and keys. */
+  /** Position encoding: trained embeddings, a fixed table, or rotary. */
   positions: "learned" | "fixed" | "rotary";
-  /** Which tokens the last norm is for: CLIP's leaves the patches alone. */
+  /** Tokens that the final norm applies to; CLIP: only CLS. */
   normed: "all" | "cls";
   /** Shapes in files: leading axes of length 1 of the single tokens, and of the table of positions. */
   axes: { cls: 0 | 2; mask: 1 | 2; positions: 0 | 1 };
-  /** What its configuration class fills in. */
+  /** Defaults of its configuration class. */
   defaults: Readonly<Record<string, unknown>>;
-  /** Begins every published name. */
+  /** Prefix of every published name. */
   root: string;
-  /** Our paths to published ones; N is the number of a block, and what follows a path stays. */
+  /** Prefixes of our paths and the published ones; N is the index of a block. */
   names: Readonly<Record<string, string>>;
-  /** Begins every name inside a model with a head. */
+  /** Prefix of every name inside a model with a head. */
   wrapper?: RegExp;
-  /** Other spellings in use, and ours. */
+  /** Other names in use, and ours. */
   spellings?: readonly (readonly [RegExp, string])[];
-  /** Heads, decoders and text towers, which are left out. */
+  /** Ignored: heads, decoders and text towers. */
   foreign: RegExp;
-  /** The processor class, and a preprocessor_config.json for folders that have none. */
+  /** Processor class, and the default preprocessor_config.json. */
   processor: { type: string; published: Readonly<Record<string, unknown>> };
 }
 
@@ -105,7 +104,7 @@ const siglip = {
   processor: { type: "SiglipImageProcessor", published: {} },
 } as const satisfies Family;
 
-/** The table: a row for each model type. */
+/** One row per model type. */
 export const FAMILIES: Readonly<Record<ModelType, Family>> = {
   dinov2,
   dinov2_with_registers: {
@@ -169,7 +168,7 @@ export const FAMILIES: Readonly<Record<ModelType, Family>> = {
   vit_mae: { ...vit, positions: "fixed", processor: { type: "ViTImageProcessor", published: IMAGENET } },
 };
 
-/** Models of two towers whose vision tower is taken, with its own type. */
+/** Two-tower models and the type of their vision tower. */
 const TOWERS: Readonly<Record<string, ModelType>> = {
   siglip: "siglip_vision_model",
   clip: "clip_vision_model",
@@ -181,7 +180,7 @@ const published = z.looseObject({
 });
 
 /**
- * The architecture that a config.json describes.
+ * Parses a config.json.
  * @param path of the file, for messages
  * @throws UsageError for model types and settings that are not supported
  */
@@ -211,9 +210,8 @@ export function publishedName(type: ModelType, path: string): string {
 }
 
 /**
- * Where a checkpoint keeps an encoder: published names to the file's keys, whatever model wraps the encoder and whichever
- * spelling the file has. Heads and text towers are left out; what belongs to neither keeps its name, so that a strict
- * loader reports it.
+ * Locates an encoder in a checkpoint: published names to the file's keys, for any wrapping model and any of the known namings.
+ * Heads and text towers are left out; unknown keys keep their names, so that strict loading reports them.
  */
 export function publishedKeys(type: ModelType, keys: Iterable<string>): Map<string, string> {
   const { root, wrapper, spellings = [], foreign } = FAMILIES[type];

@@ -1,13 +1,13 @@
 // Training scripts save models inside others: {"ema": ...}, {"state_dict": ...}, DataParallel's "module.", torch.compile's
-// "_orig_mod.", DINOv2's {"teacher": {"backbone.": ...}}. Read as flat keys, a wrapper is a prefix. This is the one list of
-// them for every loader; whatever else comes before a model's own keys belongs to another model.
+// "_orig_mod.", DINOv2's {"teacher": {"backbone.": ...}}. In flat keys a wrapper is a prefix. This is the list of them for all
+// loaders; any other prefix belongs to another model.
 
 import { type Renamed, renamed } from "../formats/mapped_store.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 
-/** Averages of weights, which evaluation and sampling use. */
+/** EMA weights, which are preferred. */
 const AVERAGES = ["ema", "model_ema", "ema_model", "state_dict_ema", "teacher", "target_encoder"];
-/** Weights that a training run learns for the sake of another copy's. */
+/** Student weights, which are used last. */
 const STUDENTS = ["student"];
 const OTHERS = [
   "state_dict",
@@ -26,12 +26,12 @@ const OTHERS = [
 ];
 const ALL: ReadonlySet<string> = new Set([...AVERAGES, ...STUDENTS, ...OTHERS]);
 
-/** Whether a model's own name is the one that is looked for. */
+/** Tests a name for being the anchor. */
 export type Anchor = string | ((name: string) => boolean);
 
 /**
- * The prefix of a model that has a tensor called `anchor`; undefined where there is none. Of several, an average of weights
- * goes first, a student last, then the outermost.
+ * The prefix of the model that has the tensor `anchor`; undefined if there is none. Of several, EMA weights come first and a
+ * student last, then the outermost.
  */
 export function wrapperOf(keys: Iterable<string>, anchor: Anchor): string | undefined {
   const is = typeof anchor === "string" ? (name: string) => name === anchor : anchor;
@@ -52,7 +52,7 @@ export function wrapperOf(keys: Iterable<string>, anchor: Anchor): string | unde
   return prefixes.sort((a, b) => rank(a) - rank(b))[0];
 }
 
-/** The tensors below the wrapper of a model, by its own names; the file as it is where the anchor is not found. */
+/** The tensors of a model without its wrapper's prefix; all tensors if the anchor is not found. */
 export function unwrapped(store: TensorStore, anchor: Anchor): Renamed {
   const prefix = wrapperOf(store.shapes.keys(), anchor);
   if (!prefix) return store;
@@ -60,7 +60,7 @@ export function unwrapped(store: TensorStore, anchor: Anchor): Renamed {
   return renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key])));
 }
 
-/** Where a tensor of that name is, when no wrapper of the list leads to it: a part of messages, or nothing. */
+/** Location of the anchor under an unknown prefix, as part of a message; empty if there is none. */
 export function underNote(keys: Iterable<string>, anchor: string): string {
   for (const key of keys) {
     if (key.endsWith(`.${anchor}`)) {

@@ -1,6 +1,5 @@
-// Encoders as they are published: a folder in Hugging Face layout, a model's name in the local Hugging Face cache, or the
-// authors' own torch file. Architecture, preprocessing, and weights ready to be read. The embedded encoder goes through
-// the same loader as a published one.
+// Opens published encoders: a folder in Hugging Face layout, a model name in the local Hugging Face cache, or the authors' torch
+// file. Reads architecture and preprocessing; weights are read on load(). The embedded encoder is opened the same way.
 
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -30,36 +29,36 @@ export const EMBEDDED_ENCODER = fromFileUrl(new URL("../models/tiny", import.met
 
 /** An encoder before its weights are read. */
 export interface EncoderSource {
-  /** Where it lies: a folder or a file. */
+  /** Folder or file. */
   path: string;
   config: VitConfig;
   preprocessor: Preprocessor;
   /**
-   * Fills a model that was made from `config`.
-   * @returns the fingerprint of the weights and of what they expect of pixels
+   * Loads the weights into a model built from `config`.
+   * @returns the fingerprint of the weights and the pixel normalisation
    * @throws UsageError listing every wrong key
    */
   load(vit: Vit): Promise<string>;
 }
 
 export interface EncoderOptions {
-  /** Fetch a model that is not in the Hugging Face cache. */
+  /** Download a model that is not in the Hugging Face cache. */
   download?: boolean;
   /**
-   * How positions are stretched to another grid than the stored one: by (n + offset) / N. Default: as the files' own
-   * code does it, 0.1 for the DINOv2 authors' files without registers, else 0.
+   * Offset in position-embedding interpolation, scale = (n + offset) / N. Default: 0.1 for the DINOv2 authors' files without
+   * registers, else 0.
    */
   interpolateOffset?: number | undefined;
-  /** The weights are not needed: a published encoder that is not in the cache is described by its known sizes. */
+  /** For a dry run: a published encoder that is not in the cache is described by its known sizes, without weights. */
   planOnly?: boolean;
   /** Called with a line for each file that is downloaded. */
   say?: (line: string) => void;
 }
 
 /**
- * Finds an encoder and reads what describes it.
+ * Finds an encoder and reads its configuration.
  * @param spec a folder, a file, or a name such as "facebook/dinov2-large"; default: the embedded encoder
- * @throws UsageError when it is not found, not whole, or not supported
+ * @throws UsageError if it is not found, incomplete, or not supported
  */
 export async function openEncoder(
   spec: string = EMBEDDED_ENCODER,
@@ -87,7 +86,7 @@ function planned(path: string, config: VitConfig): EncoderSource {
 }
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
-  // A model's folder in the cache stands for its snapshot.
+  // A model's folder in the cache means its snapshot.
   if (exists(spec)) {
     return isFile(spec) || exists(join(spec, "config.json")) ? spec : snapshotIn(spec)?.path ?? spec;
   }
@@ -154,7 +153,7 @@ async function openFile(path: string): Promise<EncoderSource> {
   };
 }
 
-/** The folder's preprocessor_config.json, or what the family publishes where there is none. */
+/** The folder's preprocessor_config.json, or the family's default. */
 function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): Preprocessor {
   const { type, published } = FAMILIES[model_type].processor;
   const file = join(folder ?? "", "preprocessor_config.json");

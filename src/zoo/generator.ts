@@ -1,5 +1,5 @@
-// A diffusion model made ready to draw pictures: with the tokenizer of its latents, and what those are normalised with. A
-// model knows its tokenizer by its weights, so that another one in the same place is not taken for it.
+// Opens a diffusion model for sampling: with the tokenizer of its latents and their statistics. A model identifies its tokenizer
+// by the fingerprint of the weights, so that another one in the same place is not mistaken for it.
 
 import { dirname, isAbsolute, join, relative, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -19,12 +19,11 @@ import {
 } from "./runs.ts";
 
 /**
- * A diffusion model with the tokenizer of its latents, and what those are normalised with.
- * @param options.tokenizer instead of the one that the model names; it must make the same latents
- * @param options.latents folder with the statistics of the latents that the model was trained on, instead of the model's or
- * the tokenizer's
- * @param options.say gets a line that names the tokenizer
- * @throws UsageError when the two do not fit, the model's tokenizer is not found, or nothing says the statistics
+ * Opens a diffusion model with the tokenizer of its latents and their statistics.
+ * @param options.tokenizer instead of the model's; it must make the same latents
+ * @param options.latents folder with the statistics of the training latents, instead of the model's or the tokenizer's
+ * @param options.say called with a line that names the tokenizer
+ * @throws UsageError if the two do not match, the model's tokenizer is not found, or the statistics are unknown
  */
 export async function openGenerator(
   path: string,
@@ -55,7 +54,7 @@ export async function openGenerator(
   return { model: { ...model, config }, tokenizer, origin };
 }
 
-/** Where a model in `folder` may look for the tokenizer `path`: after the model was moved, or both were. */
+/** Where a model in `folder` looks for the tokenizer `path`: the absolute path, and the one relative to the model. */
 export function placesOf(path: string, folder: string): string[] {
   return exists(path) ? [resolve(path), relative(resolve(folder), resolve(path))] : [path];
 }
@@ -106,20 +105,20 @@ function listed(folder: string): string[] {
   try {
     return [...Deno.readDirSync(folder)].map(({ name }) => join(folder, name)).sort();
   } catch {
-    return []; // a folder that may be entered but not read
+    return []; // no permission to list it
   }
 }
 
 type Recorded = NonNullable<ModelConfig["made_from"]>["tokenizer"];
 
-/** The tokenizer with the recorded weights: where it was, or under another name beside the model's run. */
+/** The tokenizer with the recorded weights: at its place, or under another name next to the model's run. */
 async function recordedTokenizer(
   path: string,
   folder: string,
   recorded: Recorded,
   say: (line: string) => void,
 ): Promise<KnownTokenizer> {
-  // Paths begin with "/" or ".."; the rest are names in a cache.
+  // Paths start with "/" or ".."; others are names in a cache.
   const places = recorded.places
     .map((place) => place.startsWith(".") ? join(folder, place) : place)
     .filter((place, i) => place === recorded.places[i] && !isAbsolute(place) || exists(place));
@@ -153,7 +152,7 @@ async function statisticsOf(
     const measured = await readStatistics(latents);
     if (measured) {
       const { name, latents: fingerprint } = tokenizer.identity;
-      // Flipped copies are not in the statistics.
+      // The statistics do not include mirrored images.
       const { flip: _, ...measuredFrom } = measured.record?.made_from ?? {};
       const [difference] = differences(
         madeFrom?.latents ?? { tokenizer: { name, fingerprint } },

@@ -1,5 +1,5 @@
-// Published checkpoints as tokenizers and diffusion models: LDM-family autoencoders from one file or a diffusers folder, with
-// the statistics of their latents, and LightningDiT. Weights go to the device as they are read, one tensor at a time.
+// Opens published checkpoints: LDM-family autoencoders from a file or a diffusers folder, with the statistics of their latents,
+// and LightningDiT. Weights go to the device one tensor at a time.
 
 import { dirname, join } from "@std/path";
 import { z } from "zod";
@@ -17,7 +17,7 @@ import { type LatentStatistics, tokenizerIdentity } from "../models/tokenizer.ts
 import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { loadState } from "../nn/layers.ts";
 
-/** What diffusers calls the weights of a model that is not a transformer. */
+/** diffusers' file names of weights. */
 const DIFFUSERS_WEIGHTS = [
   "diffusion_pytorch_model.safetensors",
   "diffusion_pytorch_model.fp16.safetensors",
@@ -26,7 +26,7 @@ const DIFFUSERS_WEIGHTS = [
 
 const values = z.array(z.number()).nullish();
 
-/** The part of diffusers' AutoencoderKL configuration that says something about the numbers. */
+/** The fields of diffusers' AutoencoderKL configuration that affect the computation. */
 const diffusersConfig = z.object({
   _class_name: z.literal("AutoencoderKL"),
   act_fn: z.enum(["silu", "swish"]).default("silu"),
@@ -47,12 +47,12 @@ const diffusersConfig = z.object({
 });
 type DiffusersConfig = z.infer<typeof diffusersConfig>;
 
-/** The training size of LDM's, SD's and VA-VAE's autoencoders, and the groups of their norms: no file says them. */
+/** Training size and norm groups of LDM's, SD's and VA-VAE's autoencoders, which no file contains. */
 const LDM = { imageSize: 256, groups: 32 };
-/** Stable Diffusion's factor for its latents of four channels. */
+/** Stable Diffusion's scale factor of its four-channel latents. */
 const SD_SCALE = 0.18215;
 
-/** The autoencoder in a file, or in a folder of diffusers' layout (its `vae` folder too); undefined where there is none. */
+/** Opens an autoencoder from a file, or from a diffusers folder or its `vae` folder; undefined if there is none. */
 export async function openAutoencoder(path: string): Promise<Autoencoder | undefined> {
   const place = isFile(path) ? { weights: path, folder: dirname(path) } : diffusersFolder(path);
   if (!place) return undefined;
@@ -81,7 +81,7 @@ export async function openAutoencoder(path: string): Promise<Autoencoder | undef
   }
 }
 
-/** Whether a folder is an autoencoder of diffusers, or has one as its `vae`. */
+/** Whether a folder is a diffusers autoencoder, or has one as `vae`. */
 export const holdsAutoencoder = (folder: string): boolean => diffusersFolder(folder) !== undefined;
 
 function diffusersFolder(path: string): { weights: string; folder: string } | undefined {
@@ -103,7 +103,7 @@ function sizesOf({ sample_size, norm_num_groups }: DiffusersConfig) {
   return { imageSize: [sample_size].flat()[0] as number, groups: norm_num_groups };
 }
 
-/** @throws UsageError when the configuration says something else than the tensors */
+/** @throws UsageError if the configuration contradicts the tensors */
 function checkAgreement(made: AutoencoderConfig, config: DiffusersConfig, file: string): void {
   const { encoder, decoder } = made;
   const widths = encoder.ch_mult.map((m) => Math.round(m * encoder.ch));
@@ -137,7 +137,7 @@ function checkAgreement(made: AutoencoderConfig, config: DiffusersConfig, file: 
   }
 }
 
-/** From the file that LightningDiT's tools write, else from what the model's own publication says. */
+/** The statistics file of LightningDiT's tools, else the scale and shift of the configuration or checkpoint. */
 async function statisticsOf(
   folder: string,
   channels: number,
@@ -171,7 +171,7 @@ async function statisticsOf(
     : { mean: every(undefined, 0), std: every(undefined, 1 / factor), origin: `the scale factor ${factor}` };
 }
 
-/** A LightningDiT from its authors' checkpoint; of several copies in it, the average of weights. */
+/** Opens a LightningDiT from its authors' checkpoint, the EMA weights if it has them. */
 export async function openLightningDit(path: string): Promise<{ dit: Dit; fingerprint: string }> {
   const store = await openModel(path);
   try {

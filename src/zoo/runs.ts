@@ -1,5 +1,5 @@
-// What runs leave for each other: tokenizers and diffusion models as folders of config.json and model.safetensors. In the
-// same places published checkpoints are taken, so that every command works with either.
+// Opens and saves the tokenizers and diffusion models of runs: folders with config.json and model.safetensors. Published
+// checkpoints are opened by the same functions, so that every command works with either.
 
 import { join } from "@std/path";
 import { z } from "zod";
@@ -31,9 +31,9 @@ import { holdsAutoencoder, openAutoencoder, openLightningDit } from "./published
 export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };
 
 /**
- * A tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, its name in the
+ * Opens a tokenizer from RUN/tokenizer or that folder itself, or a published autoencoder: a diffusers folder, its name in the
  * local Hugging Face cache, or a checkpoint file of LDM, SD-VAE or VA-VAE.
- * @param path undefined where the caller's model does not say which
+ * @param path undefined if the caller's model does not name one, which is an error
  */
 export async function openTokenizer(path: string | undefined): Promise<KnownTokenizer> {
   if (path === undefined) {
@@ -73,20 +73,20 @@ export async function saveTokenizer(run: string, tokenizer: Tokenizer): Promise<
   await saveTo(join(run, "tokenizer"), tokenizer, tokenizer.config satisfies TokenizerConfig);
 }
 
-/** A diffusion model's own description: its architecture, and what it was trained on. */
+/** config.json of a diffusion model: architecture and training data. */
 export const modelConfig = z.object({
   dit: ditConfig,
-  /** The tokenizer whose latents it makes; published models do not say. */
+  /** The tokenizer of its latents; absent in published models. */
   tokenizer: z.string().optional(),
   classes: z.array(z.string()),
-  /** Per-channel statistics of the latents that it was trained on: it works on (z - mean) / std. Published models lack them. */
+  /** Per-channel statistics of the training latents: it works on (z - mean) / std. Absent in published models. */
   latent_mean: z.array(z.number()).optional(),
   latent_std: z.array(z.number()).optional(),
   /** Absent in models of tok 0.2.0. */
   made_from: z.object({
-    /** With the places where it may be: paths from the root and from the folder of the model, or a name in a cache. */
+    /** With places to look for it: an absolute path, a path relative to the model, or a name in a cache. */
     tokenizer: identitySchema.extend({ latents: z.string(), places: z.array(z.string()) }),
-    /** The latents that it was trained on: the tokenizer's weights that make latents, the images, their size. */
+    /** Provenance of the training latents: encoding weights, images, image size. */
     latents: provenanceSchema,
   }).optional(),
 });
@@ -95,12 +95,12 @@ export type ModelConfig = z.infer<typeof modelConfig>;
 export interface DiffusionModel {
   dit: Dit;
   config: ModelConfig;
-  /** The folder or file that it was read from, and its weights. */
+  /** The folder or file that it was read from. */
   path: string;
   identity: Identity;
 }
 
-/** A diffusion model from RUN/model or that folder itself, or from a checkpoint file of LightningDiT's authors. */
+/** Opens a diffusion model from RUN/model or that folder itself, or from a checkpoint of LightningDiT's authors. */
 export async function openDit(path: string): Promise<DiffusionModel> {
   const folder = partOf(path, "model");
   if (folder === undefined) {
@@ -124,19 +124,19 @@ export async function saveDit(run: string, dit: Dit, config: ModelConfig): Promi
   await saveTo(join(run, "model"), dit, config);
 }
 
-/** The fingerprint that a tokenizer of tok was saved with; undefined where there is none. */
+/** The fingerprint that a tokenizer was saved with; undefined if there is none. */
 export function savedFingerprint(path: string): unknown {
   try {
     const folder = partOf(path, "tokenizer");
     const config = folder === undefined ? {} : readJson(join(folder, "config.json"));
     return (config as { fingerprint?: unknown } | null)?.fingerprint;
   } catch (error) {
-    if (error instanceof UsageError) return undefined; // whoever opens it will say what is wrong
+    if (error instanceof UsageError) return undefined; // opening it reports the error
     throw error;
   }
 }
 
-/** What a config.json may describe instead, and what to do with it. */
+/** Kinds of config.json by a characteristic key, with the remedy if another kind was expected. */
 const KINDS = [
   { key: "dit", kind: "a diffusion model", remedy: 'name it with --model, as "tok sample" does' },
   { key: "decoder", kind: "a tokenizer", remedy: "name it with --tokenizer" },
@@ -147,7 +147,7 @@ const KINDS = [
   },
 ];
 
-/** The config.json of a folder. @throws UsageError that says what it describes instead, or names the first wrong field */
+/** Reads the config.json of a folder. @throws UsageError for a config of another kind, and for wrong fields */
 function readConfig<T>(folder: string, schema: z.ZodType<T>, wanted: string): T {
   const path = join(folder, "config.json"), value = readJson(path);
   const fields = typeof value === "object" && value !== null ? value : {};
@@ -158,14 +158,14 @@ function readConfig<T>(folder: string, schema: z.ZodType<T>, wanted: string): T 
   return validated(schema, value, path);
 }
 
-/** The folder that `tok` wrote, RUN/part or the one named; undefined where there is none. */
+/** RUN/part or the folder itself, if tok wrote it; else undefined. */
 function partOf(run: string, part: string): string | undefined {
   return [join(run, part), run].find((folder) =>
     exists(join(folder, "config.json")) && exists(join(folder, "model.safetensors"))
   );
 }
 
-/** @throws UsageError when config.json was written with other weights */
+/** @throws UsageError if config.json was written with other weights */
 async function loadFrom(module: object, folder: string): Promise<WeightsFingerprint> {
   const store = await openModel(folder), weights = new WeightsFingerprint();
   try {
@@ -183,7 +183,7 @@ async function loadFrom(module: object, folder: string): Promise<WeightsFingerpr
   return weights;
 }
 
-/** Weights first: a folder with a config.json is complete. */
+/** config.json is written last: a folder with it is complete. */
 async function saveTo(folder: string, module: object, config: object): Promise<void> {
   makeFolder(folder);
   const tensors = await saveState(module), weights = new WeightsFingerprint();

@@ -226,7 +226,7 @@ Deno.test("latents and reconstructions that overflow are refused with their imag
     await refuses(
       () => encodeTo(join(folder, "z"), made, source, options),
       UsageError,
-      `"encode" makes of image 0`,
+      `of "encode" for image 0`,
     );
     assertEquals(
       [...Deno.readDirSync(join(folder, "z"))].filter(({ name }) => name.endsWith(".safetensors")),
@@ -253,7 +253,7 @@ Deno.test("the image whose output is not finite is the one that is named", async
     },
     UsageError,
     'image 4 ("image-4.png")',
-    "y holds",
+    `"y" of "tokenize"`,
   );
   assertEquals(seen, [0, 3]);
   program.destroy();
