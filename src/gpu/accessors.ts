@@ -106,6 +106,8 @@ export function accessors(
     : fp16?.load.replace("DATA", data) ?? `${data}[i]`;
   const component = width === 1
     ? loaded
+    : typeof form === "number"
+    ? `f32(${form})`
     : fp16
     ? `unpack2x16float(${data}[i / ${width}u]${width === 4 ? "[(i >> 1u) & 1u]" : ""})[i & 1u]`
     : `${data}[i / ${width}u][i % ${width}u]`;

@@ -20,7 +20,7 @@ export interface Launch {
 export interface Fusion {
   /** The elementwise work of a launch that does nothing else. */
   readonly expression?: Expression;
-  /** Arrays that it writes, each element once, by statements `name[index] = value;`: these may get an epilogue. */
+  /** Arrays whose elements it stores once each: these may get an epilogue. */
   readonly stores?: readonly string[];
   /** Arrays whose elements it reads about once each: these may get a prologue. */
   readonly loads?: readonly string[];

@@ -58,7 +58,7 @@ var<storage> w: array<vec4<f32>>;
 var<storage> copy: array<vec4<f32>>;
 var<storage> y: array<vec4<f32>>;
 @compute @workgroup_size(1) fn main() {
-  for (var i = 0u; i < 2u; i++) { store_copy(i, x(i)); store_y(i, x(i) * w(i) + copy(i)); }
+  for (var i = 0u; i < 2u; i++) { store_copy(i, x(i)); store_y(i, x(i) * w(i) + copy(i) * w_scalar(i) * 2.0); }
 }`;
   assertEquals(await run(source, (x, y) => ({ x, w: 0.5, copy: 1, y })), [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5]);
 });
