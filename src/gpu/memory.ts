@@ -44,7 +44,7 @@ export function fill(y: Bindable, value: number): void {
 }
 
 /**
- * y = x. When x is an intermediate of the same program and format, the plan makes it live in y and drops the copy.
+ * y = x. If x is an intermediate of the same program and format, the plan writes it to y directly and removes the copy.
  */
 export function copy(x: Bindable, y: Bindable): void {
   run("copy", { x }, y, x.storage.half === y.storage.half ? "u32" : "vec4<f32>");
@@ -73,5 +73,5 @@ export function addInPlace(x: Bindable, y: Bindable): void {
   run("add_in_place", { x }, y, x.storage.half || y.storage.half ? "vec4<f32>" : "f32");
 }
 
-/** The kernel whose launches the plan may drop. */
+/** The kernel whose launches the plan may remove. */
 export const COPY = (): unknown => memoryKernel("copy", "u32");

@@ -1,4 +1,4 @@
-// Half precision: rounding, and every op on halves against the same op on the same numbers in f32. Training with halves is in
+// Half precision: rounding, and every op in fp16 against the same op on the same numbers in f32. Training in fp16 is in
 // train/fp16_training_test.ts.
 
 import { assert, assertEquals } from "@std/assert";
@@ -50,7 +50,7 @@ Deno.test("packing rounds to the nearest half, ties to even, and what is too lar
   program.destroy();
 });
 
-Deno.test("halves that products cannot hold keep their sign and come near zero", async () => {
+Deno.test("numbers below the smallest normal fp16 number keep their sign and come near zero", async () => {
   await testDevice();
   const values = Float32Array.from({ length: 64 }, (_, i) => (i % 2 ? 1 : -1) * 2 ** (-14 - i / 4));
   const program = await capture("small", { x: input([64]) }, ({ x }) => {
@@ -170,9 +170,9 @@ const CASES: readonly Case[] = [
   { name: "flip", op: (x) => flip(x, 0), shapes: [[3, 8]] },
 ];
 
-Deno.test("every op on halves gives what it gives in f32, rounded; and so do its gradients", async () => {
+Deno.test("every op in fp16 gives its f32 result, rounded; and so do its gradients", async () => {
   for (const { name, op, shapes, weights = [], single = false } of CASES) {
-    const halves = shapes.map((shape, i) =>
+    const fp16 = shapes.map((shape, i) =>
       new Float16Array(randomArray(shape.reduce((a, b) => a * b), i + 1))
     );
     for (const profile of PROFILES) {
@@ -186,13 +186,13 @@ Deno.test("every op on halves gives what it gives in f32, rounded; and so do its
             const xs = shapes.map((_, i) => Object.assign(x[`x${i}`] as Tensor, { requiresGrad: true }));
             const y = op(...xs);
             dtype = y.dtype;
-            const dy = empty(y.shape, y.dtype === "f16" ? "f16" : "f32"); // from behind come halves, too
+            const dy = empty(y.shape, y.dtype === "f16" ? "f16" : "f32"); // gradients are fp16, too
             copy(constant(Float32Array.from(new Float16Array(randomArray(y.size, 77))), y.shape), dy);
             const dxs = grad(y, xs, dy);
             return { y, ...Object.fromEntries(dxs.map((dx, i) => [`d${i}`, dx])) } as Record<string, Tensor>;
           })).prepare();
         program.run(
-          Object.fromEntries(halves.map((h, i) => [`x${i}`, stored(i) ? bits(h) : Float32Array.from(h)])),
+          Object.fromEntries(fp16.map((h, i) => [`x${i}`, stored(i) ? bits(h) : Float32Array.from(h)])),
         );
         const results: Record<string, Float32Array> = {};
         for (const [key, t] of Object.entries(program.outputs)) results[key] = await program.read(t);
@@ -211,7 +211,7 @@ Deno.test("every op on halves gives what it gives in f32, rounded; and so do its
   }
 });
 
-Deno.test("sums of gradients in halves are rounded sums", async () => {
+Deno.test("sums of fp16 gradients are rounded sums", async () => {
   await testDevice();
   const a = new Float16Array(randomArray(24, 1)), b = new Float16Array(randomArray(24, 2));
   const inputs = { a: input([2, 12], "f16"), b: input([2, 12], "f16") };
@@ -226,7 +226,7 @@ Deno.test("sums of gradients in halves are rounded sums", async () => {
   program.destroy();
 });
 
-Deno.test("products of halves have the same bits from textures and from buffers, down to the smallest halves", async () => {
+Deno.test("fp16 GEMMs have the same bits from textures and from buffers, down to the smallest fp16 numbers", async () => {
   await testDevice("cpu");
   const a = bits(
     new Float16Array(Float32Array.from({ length: 40 * 24 }, (_, i) => Math.sin(i) * 2 ** -(i % 28))),
@@ -239,7 +239,7 @@ Deno.test("products of halves have the same bits from textures and from buffers,
     device().staging = staging;
     try {
       const program = await capture(
-        "halves",
+        "fp16",
         { a: input([40, 24], "f16"), b: input([20, 24], "f16") },
         ({ a, b }) => {
           return { y: matmul(a, b, { transposeB: true }) };

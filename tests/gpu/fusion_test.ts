@@ -187,8 +187,8 @@ for (const [name, { shapes, fn, saves, epilogues = 0 }] of Object.entries(CASES)
       const least = profile === "cpu" ? saves - epilogues : saves;
       assert(plain - fused >= least, `${profile}: ${plain} launches became ${fused}`);
       // A fused intermediate is not rounded to fp16.
-      const halves = await bothWays(shapes, fn, "f16");
-      assert(halves.worst < 4e-3, `${profile}, halves: ${halves.worst}`);
+      const fp16 = await bothWays(shapes, fn, "f16");
+      assert(fp16.worst < 4e-3, `${profile}, fp16: ${fp16.worst}`);
     }
   });
 }

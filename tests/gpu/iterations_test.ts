@@ -29,7 +29,7 @@ import { PROFILES, testDevice } from "../helpers/check.ts";
 /** Iterations of loops whose length the text fixes, which launches do not count: unrolled vectors, trees of sums. */
 const FIXED = 64;
 
-/** The kernel of a launch, and in addition the most loop iterations of any thread, in `turns_seen[0]`. */
+/** The kernel of a launch, and in addition the largest number of loop iterations of a thread, in `iterations_seen[0]`. */
 function counting({ kernel: { text, entry, constants } }: Launch) {
   const functions = new Map([...text.functions].map(([name, body]) => [name, withCounters(body)]));
   const [head = "", attributes = "", parameters = ""] =
@@ -48,10 +48,10 @@ function counting({ kernel: { text, entry, constants } }: Launch) {
     entry,
     `${attributes} fn ${entry}(${parameters}) {
     ${entry}_itself(${names.join(", ")});
-    atomicMax(&turns_seen[0], turns_taken);
+    atomicMax(&iterations_seen[0], iterations_taken);
   }`,
   );
-  const counters = "var<storage> turns_seen: array<atomic<u32>>; var<private> turns_taken: u32;";
+  const counters = "var<storage> iterations_seen: array<atomic<u32>>; var<private> iterations_taken: u32;";
   return kernel(
     replaceAccessors({ ...text, functions }, new Set(), [parseKernel(counters)]),
     entry,
@@ -67,7 +67,7 @@ function withCounters(text: string): string {
     for (let depth = 0; depth > 0 || text[brace] !== "{"; brace++) {
       depth += text[brace] === "(" ? 1 : text[brace] === ")" ? -1 : 0;
     }
-    counted += `${text.slice(at, brace + 1)} turns_taken += 1u;`;
+    counted += `${text.slice(at, brace + 1)} iterations_taken += 1u;`;
     at = brace + 1;
   }
   return counted + text.slice(at);
@@ -184,9 +184,15 @@ for (const profile of PROFILES) {
             ...absent,
           ]);
           const seen = variable([1], { dtype: "u32" });
-          launch(counting(planned), { ...buffers, turns_seen: seen }, planned.kernel.unpack(params), grid, {
-            iterations,
-          });
+          launch(
+            counting(planned),
+            { ...buffers, iterations_seen: seen },
+            planned.kernel.unpack(params),
+            grid,
+            {
+              iterations,
+            },
+          );
           found.push({ launch: planned, seen });
           all.push(seen, ...zeros.values());
         }
@@ -195,17 +201,17 @@ for (const profile of PROFILES) {
       await program.prepare();
       program.run();
       for (const { launch: { kernel: { label, entry }, iterations }, seen } of found) {
-        const [turns = 0] = new Uint32Array(await seen.storage.read());
+        const [taken = 0] = new Uint32Array(await seen.storage.read());
         launched.add(entry);
-        if (Deno.env.get("SHOW")) console.log(profile, name, label, iterations, turns);
-        assert(turns > 0, `${name}: ${label} runs its loops`);
+        if (Deno.env.get("SHOW")) console.log(profile, name, label, iterations, taken);
+        assert(taken > 0, `${name}: ${label} runs its loops`);
         assert(
-          turns <= iterations + FIXED,
-          `${name}: ${label} runs ${turns} iterations and says ${iterations}`,
+          taken <= iterations + FIXED,
+          `${name}: ${label} runs ${taken} iterations and says ${iterations}`,
         );
         assert(
-          iterations <= 2 * turns + FIXED,
-          `${name}: ${label} says ${iterations} iterations and runs ${turns}`,
+          iterations <= 2 * taken + FIXED,
+          `${name}: ${label} says ${iterations} iterations and runs ${taken}`,
         );
       }
       program.destroy();

@@ -1,4 +1,4 @@
-// The engine: what is planned, what is dropped, what is reused, and that a step creates nothing.
+// The engine: dead launches, memory reuse, elided copies, errors, and that a step creates nothing.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { grad, noGrad, recompute, store } from "../../src/tensor/autograd.ts";
@@ -18,7 +18,7 @@ import { empty, input, readTensor, type Tensor, variable } from "../../src/tenso
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { evaluate, PROFILES, randomArray, relativeError, testDevice } from "../helpers/check.ts";
 
-Deno.test("launches whose results nobody reads are dropped", async () => {
+Deno.test("launches whose results nobody reads are removed", async () => {
   await testDevice();
   const program = capture("t", { x: input([8, 8]) }, ({ x }) => {
     matmul(x, x);

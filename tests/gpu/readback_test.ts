@@ -37,16 +37,16 @@ Deno.test("reads at the same time do not meet", async () => {
   for (const { storage } of parts) storage.destroy();
 });
 
-Deno.test("others get their turn between reads", async () => {
+Deno.test("timers run between reads", async () => {
   await testDevice();
   const x = variable([4], { init: () => new Float32Array(4) });
   await readTensor(x);
-  let turns = 0;
-  const turn = () => void (turns++, timer = setTimeout(turn, 0));
-  let timer = setTimeout(turn, 0);
+  let ticks = 0;
+  const tick = () => void (ticks++, timer = setTimeout(tick, 0));
+  let timer = setTimeout(tick, 0);
   for (let i = 0; i < 500; i++) await readTensor(x);
   clearTimeout(timer);
-  assert(turns > 5, `${turns} turns`);
+  assert(ticks > 5, `${ticks} ticks`);
   x.storage.destroy();
 });
 

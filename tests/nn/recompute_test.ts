@@ -1,5 +1,5 @@
-// Training with recomputed blocks (--recompute): the same bits as without, in less memory. In halves a few roundings differ: a
-// merged launch does not round what it never stores, and which launches are merged depends on what is kept.
+// Training with recomputed blocks (--recompute): the same bits as without, in less memory. In fp16 a few roundings differ: a
+// fused launch does not round what it does not store, and which launches are fused depends on what is kept.
 
 import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";
@@ -33,12 +33,12 @@ const PRECISIONS: Precision[] = ["f32", "f16"];
 
 type Saved = { name: string; data: Float32Array }[];
 
-/** How far two steps may be apart in halves: norm of the difference over norm. Without any relation it would be about 1.4. */
+/** Largest relative difference (norm over norm) of two steps in fp16. Unrelated steps would differ by about 1.4. */
 const TOLERANCE = 0.05;
-/** In halves one: differences of rounding grow from step to step. */
+/** One in fp16: rounding differences grow from step to step. */
 const STEPS = { f32: 3, f16: 1 };
 
-/** Fails unless the tensors are the same bits; in halves, unless the losses and the gradients' averages agree. */
+/** Fails unless the tensors are the same bits; in fp16, unless the losses and the gradients' averages agree. */
 function assertSame(a: Saved, b: Saved, precision: Precision): void {
   const bits = ({ data }: Saved[number]) => new Uint32Array(data.buffer, data.byteOffset, data.length);
   const wrong = a.filter((one, i) => {
