@@ -3,7 +3,7 @@
 
 import { uniform } from "../philox.ts";
 import { ahead, depthOf } from "./prefetch.ts";
-import { type Batch, batchIndices, gather, type ImageSource } from "./image_source.ts";
+import { type Batch, batchIndices, gatherForUpload, type ImageSource, type Upload } from "./image_source.ts";
 
 export interface BatchOptions {
   batchSize: number;
@@ -19,30 +19,21 @@ export interface BatchOptions {
 
 const FLIP_STREAM = 0xf11b;
 
-/** Batches of the steps `step` to `end` - 1. A damaged image's error comes when its step has come. */
-export function batches(source: ImageSource, options: BatchOptions): AsyncGenerator<Batch, void> {
-  const { batchSize, imageSize, seed, step = 0, end = Infinity, flip = false } = options;
-  const make = async (n: number): Promise<Batch> => {
-    const batch = await gather(source, batchIndices(source.length, batchSize, seed, n), imageSize);
-    if (flip) {
-      const coins = uniform(seed, FLIP_STREAM, batchSize, n);
-      coins.forEach((coin, i) => coin < 0.5 && mirror(batch.images, i, imageSize));
-    }
-    return batch;
-  };
-  return ahead(make, { from: step, to: end, depth: depthOf(source, 12 * batchSize * imageSize ** 2) });
+/** Images of a step, and which of them are to be mirrored. */
+export interface TrainingBatch extends Batch<Upload> {
+  /** 1 mirrors an image left to right, 0 does not; where some are mirrored. */
+  flips?: Float32Array<ArrayBuffer>;
 }
 
-/** Mirrors image `i` of `[B,size,size,3]` in place. */
-function mirror(images: Float32Array, i: number, size: number): void {
-  for (let y = 0; y < size; y++) {
-    const row = images.subarray(3 * size * (i * size + y), 3 * size * (i * size + y + 1));
-    for (let left = 0, right = size - 1; left < right; left++, right--) {
-      for (let c = 0; c < 3; c++) {
-        const kept = row[3 * left + c] as number;
-        row[3 * left + c] = row[3 * right + c] as number;
-        row[3 * right + c] = kept;
-      }
-    }
-  }
+/** Batches of the steps `step` to `end` - 1. A damaged image's error comes when its step has come. */
+export function batches(source: ImageSource, options: BatchOptions): AsyncGenerator<TrainingBatch, void> {
+  const { batchSize, imageSize, seed, step = 0, end = Infinity, flip = false } = options;
+  const make = async (n: number): Promise<TrainingBatch> => {
+    const batch = await gatherForUpload(source, batchIndices(source.length, batchSize, seed, n), imageSize);
+    if (!flip) return batch;
+    const coins = uniform(seed, FLIP_STREAM, batchSize, n);
+    return { ...batch, flips: Float32Array.from(coins, (coin) => coin < 0.5 ? 1 : 0) };
+  };
+  const bytes = batchSize * imageSize ** 2 * (source.bytes ? 3 : 12);
+  return ahead(make, { from: step, to: end, depth: depthOf(source, bytes) });
 }

@@ -4,14 +4,13 @@
 
 import { defaultImageMemory, ImageMemory } from "../image/memory.ts";
 import type { InputSource } from "./network_input.ts";
-import { errorOf, type Job, perform, type Reply, type Request } from "./decode_task.ts";
-import type { Pixels } from "./preprocess.ts";
+import { errorOf, type Job, perform, type PixelsOf, type Reply, type Request } from "./decode_task.ts";
 import type { Shapes } from "./toy_shapes.ts";
 import type { ImageSource } from "./image_source.ts";
 
 /** A job that is under way. */
 interface Pending {
-  resolve(pixels: Pixels): void;
+  resolve(pixels: PixelsOf<Job>): void;
   reject(error: Error): void;
 }
 
@@ -44,16 +43,16 @@ export class Workers implements Disposable {
   }
 
   /** The pixels of a job. @throws UsageError as perform() does; Error when a thread stopped, or after dispose */
-  run(job: Job): Promise<Pixels> {
+  run<J extends Job>(job: J): Promise<PixelsOf<J>> {
     if (this.#over) return Promise.reject(this.#over);
     if (this.count === 0) {
-      const made = this.#last.then(() => perform(job, this.#memory));
+      const made = this.#last.then(() => perform(job, this.#memory) as Promise<PixelsOf<J>>);
       this.#last = made.catch(() => {});
       return made;
     }
     const thread = this.#leastBusy(), id = this.#jobs++;
     return new Promise((resolve, reject) => {
-      thread.pending.set(id, { resolve, reject });
+      thread.pending.set(id, { resolve: resolve as Pending["resolve"], reject });
       thread.worker.postMessage({ id, job, memory: this.#memory.shared } satisfies Request);
     });
   }

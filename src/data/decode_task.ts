@@ -2,7 +2,7 @@
 // it failed, and the one function that does it. It makes the same bits on whatever thread it runs.
 
 import { UsageError } from "../errors.ts";
-import { type Decoded, type Image, toBytes, toFloat, withImage } from "../image/image.ts";
+import { type Decoded, type Image, toBytes, withImage } from "../image/image.ts";
 import type { ImageMemory, SharedMemory } from "../image/memory.ts";
 import { inputOf, targetOfView, type View } from "./network_input.ts";
 import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
@@ -11,14 +11,24 @@ import { rowsOf } from "../image/rows.ts";
 import { drawShape } from "./toy_shapes.ts";
 
 export type Job =
-  /** A file: shorter side to `size`, central square, pixels in [-1,1]. */
-  | { kind: "square"; path: string; size: number }
+  | Square
   /** A file as an encoder sees it. */
   | { kind: "encoder"; path: string; preprocessor: Preprocessor }
   /** A generated image, pixels in [-1,1]. */
   | Shape
   /** A file, a generated image, or pixels at hand, as a network sees them. */
   | { kind: "input"; image: string | Shape | Image; view: View };
+
+/** A file: shorter side to `size`, central square, as bytes. */
+interface Square {
+  kind: "square";
+  path: string;
+  size: number;
+}
+
+/** What a job gives: bytes as the file holds them, or floats. */
+export type PixelsOf<J extends Job> = J extends Square ? Pixels<Uint8Array<ArrayBuffer>> : Pixels;
+type AnyPixels = PixelsOf<Job>;
 
 interface Shape {
   kind: "shape";
@@ -34,7 +44,7 @@ export interface Request {
 }
 
 /** What became of a request: its pixels, or what was thrown. */
-export type Reply = { id: number; pixels: Pixels } | { id: number; failure: Failure };
+export type Reply = { id: number; pixels: AnyPixels } | { id: number; failure: Failure };
 
 export interface Failure {
   /** Whether it was a UsageError. */
@@ -43,14 +53,11 @@ export interface Failure {
 }
 
 /** Makes the pixels of a job. @throws UsageError when its file cannot be read, decoded or cropped */
-export async function perform(job: Job, memory: ImageMemory): Promise<Pixels> {
+export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels> {
   switch (job.kind) {
     case "square": {
       const target = (original: Size) => squareOf(original, job.size);
-      return await fromFile(job.path, memory, target, async (rows) => {
-        const { width, height, data } = await resizeRows(rows, target(rows.original));
-        return { width, height, data: toFloat(data) };
-      });
+      return await fromFile(job.path, memory, target, (rows) => resizeRows(rows, target(rows.original)));
     }
     case "encoder": {
       const p = job.preprocessor, target = (original: Size) => targetOf(p, original);
@@ -79,12 +86,12 @@ function bytesOf(image: Shape | Image): Image {
 }
 
 /** @param target what is kept of an image; undefined: all of it */
-async function fromFile(
+async function fromFile<P extends AnyPixels>(
   path: string,
   memory: ImageMemory,
   target: (original: Size) => Target | undefined,
-  make: (rows: Decoded) => Promise<Pixels>,
-): Promise<Pixels> {
+  make: (rows: Decoded) => Promise<P>,
+): Promise<P> {
   return await withImage(path, { memory, enough: (original) => target(original)?.size }, async (rows) => {
     const pixels = await make(rows);
     return rows.notes.length > 0 ? { ...pixels, notes: rows.notes } : pixels;

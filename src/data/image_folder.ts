@@ -9,7 +9,8 @@ import { explained, openRegular } from "../formats/files.ts";
 import { type Foreign, foreign } from "../formats/foreign.ts";
 import { FORMATS } from "../image/header.ts";
 import type { InputSource, View } from "./network_input.ts";
-import type { Job } from "./decode_task.ts";
+import type { Job, PixelsOf } from "./decode_task.ts";
+import { toFloat } from "../image/image.ts";
 import type { Pixels } from "./preprocess.ts";
 import type { Identity } from "../formats/provenance.ts";
 import { type Found, LeftOut, searchImages } from "./find_images.ts";
@@ -88,6 +89,11 @@ export class Folder implements InputSource {
 
   /** Shorter side to `size` (bicubic), central square. @throws UsageError for a damaged file, see FolderOptions */
   async image(i: number, size: number): Promise<Float32Array> {
+    return toFloat(await this.bytes(i, size));
+  }
+
+  /** The same as RGB bytes. */
+  async bytes(i: number, size: number): Promise<Uint8Array> {
     return (await this.pixels(i, (path) => ({ kind: "square", path, size }))).data;
   }
 
@@ -97,7 +103,7 @@ export class Folder implements InputSource {
   }
 
   /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */
-  async pixels(i: number, jobOf: (path: string) => Job): Promise<Pixels> {
+  async pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
     const { badImage = this.length < FEW ? "error" : "skip", onBad, workers = NONE } = this.options;
     for (let k = 0; k < this.length; k++) {
       const { name, path, label } = this.#entry((i + k) % this.length);

@@ -3,6 +3,7 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
+import { wordsOf } from "../ops/pixels.ts";
 import { permutation } from "../philox.ts";
 import { formatBytes } from "../formats/files.ts";
 import type { Identity } from "../formats/provenance.ts";
@@ -20,36 +21,74 @@ export interface ImageSource {
   name(i: number): string;
   /** Pixels in [-1,1], channels-last [size, size, 3]. */
   image(i: number, size: number): Float32Array | Promise<Float32Array>;
+  /** The same as RGB bytes, where images are bytes. */
+  bytes?(i: number, size: number): Promise<Uint8Array>;
 }
 
-export interface Batch {
-  /** [count, size, size, 3] */
-  images: Float32Array<ArrayBuffer>;
+export interface Batch<A = Float32Array<ArrayBuffer>> {
+  /** As {@link imageInput} takes them: floats [count, size, size, 3], or packed bytes. */
+  images: A;
   labels: Uint32Array<ArrayBuffer>;
   indices: number[];
 }
 
-/** Images `indices` of a source, one after another. */
+/** Images that are uploaded: floats, or packed bytes. */
+export type Upload = Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
+
+/** Images `indices` of a source, one after another, as floats in -1..1. */
 export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
-  const bytes = indices.length * size * size * 3 * 4;
+  checkBatch(indices.length, size);
+  const images = new Float32Array(indices.length * size * size * 3);
+  const labels = await loadEach(source, indices, async (i) => await source.image(i, size), (image, k) => {
+    images.set(image, k * size * size * 3);
+  });
+  return { images, labels, indices: [...indices] };
+}
+
+/** The same as bytes, where the images are bytes: a quarter of the memory. Rows are padded to whole u32s. */
+export async function gatherForUpload(
+  source: ImageSource,
+  indices: readonly number[],
+  size: number,
+): Promise<Batch<Upload>> {
+  if (!source.bytes) return await gather(source, indices, size);
+  checkBatch(indices.length, size);
+  const images = new Uint32Array(indices.length * size * wordsOf(size)), all = new Uint8Array(images.buffer);
+  const row = 3 * size, padded = 4 * wordsOf(size);
+  const load = (i: number) => bytesOf(source)(i, size);
+  const labels = await loadEach(source, indices, load, (image, k) => {
+    if (row === padded) return all.set(image, k * size * row);
+    for (let y = 0; y < size; y++) all.set(image.subarray(y * row, (y + 1) * row), (k * size + y) * padded);
+  });
+  return { images, labels, indices: [...indices] };
+}
+
+const bytesOf = (source: ImageSource) => source.bytes?.bind(source) as NonNullable<ImageSource["bytes"]>;
+
+/** Passes images on in the order of `indices`, so that of several damaged ones the first is reported. @returns labels */
+async function loadEach<T>(
+  source: ImageSource,
+  indices: readonly number[],
+  load: (i: number) => Promise<T>,
+  use: (image: T, k: number) => void,
+): Promise<Uint32Array<ArrayBuffer>> {
+  const loading = indices.map(load);
+  loading.forEach((image) => image.catch(() => {}));
+  for (let k = 0; k < loading.length; k++) use(await loading[k] as T, k);
+  return Uint32Array.from(indices, (i) => source.label(i));
+}
+
+/** @throws UsageError for more images than are supported at a time */
+function checkBatch(count: number, size: number): void {
+  const bytes = count * size * size * 3 * 4;
   if (bytes > BOUNDS.batchBytes) {
     throw new UsageError(
-      `Cannot load ${indices.length} images of ${size} x ${size} at a time: they take ${
+      `Cannot load ${count} images of ${size} x ${size} at a time: they take ${
         formatBytes(bytes)
       }, at most ` +
         `${formatBytes(BOUNDS.batchBytes)} are supported; use a smaller --batch-size or --image-size`,
     );
   }
-  const images = new Float32Array(bytes / 4);
-  const labels = new Uint32Array(indices.length);
-  const made = indices.map(async (i) => await source.image(i, size));
-  made.forEach((image) => image.catch(() => {}));
-  // One after another, so that of several damaged images the first one is reported.
-  for (const [k, i] of indices.entries()) {
-    images.set(await made[k] as Float32Array, k * size * size * 3);
-    labels[k] = source.label(i);
-  }
-  return { images, labels, indices: [...indices] };
 }
 
 /** Which images step `step` sees: consecutive parts of a new order of the whole source in every epoch. */
@@ -85,6 +124,7 @@ export function part(source: ImageSource, from: number, to: number): ImageSource
     label: (i) => source.label(from + i),
     name: (i) => source.name(from + i),
     image: (i, size) => source.image(from + i, size),
+    ...source.bytes ? { bytes: (i: number, size: number) => bytesOf(source)(from + i, size) } : {},
   };
 }
 

@@ -156,12 +156,12 @@ export function sideOf({ resize, crop }: Preprocessor): number | undefined {
   return undefined;
 }
 
-/** Normalised pixels, channels last. */
-export interface Pixels {
+/** Pixels, channels last. */
+export interface Pixels<D = Float32Array<ArrayBuffer>> {
   width: number;
   height: number;
   /** `[height,width,3]` */
-  data: Float32Array<ArrayBuffer>;
+  data: D;
   /** Size of the image that they were made from, where that is counted. */
   original?: { width: number; height: number };
   /** What the user should know about how they were made. */

@@ -248,7 +248,9 @@ export async function writePng(path: string, image: Image): Promise<void> {
 
 /** Bytes to f32 in [-1,1]: b / 127.5 - 1. */
 export function toFloat(bytes: Uint8Array): Float32Array<ArrayBuffer> {
-  return Float32Array.from(bytes, (b) => b / 127.5 - 1);
+  const pixels = new Float32Array(bytes.length);
+  for (let i = 0; i < bytes.length; i++) pixels[i] = (bytes[i] as number) / 127.5 - 1;
+  return pixels;
 }
 
 /** f32 in [-1,1] to bytes, clamped, rounded to the nearest; NaN becomes 0. */

@@ -6,7 +6,7 @@ import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
 import { notFinite } from "../formats/finite.ts";
-import { gather, type ImageSource } from "../data/image_source.ts";
+import { gather, type ImageSource, type Upload } from "../data/image_source.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import type { Features } from "./frechet.ts";
@@ -30,10 +30,10 @@ export function imageProgram(
 }
 
 /** One batch: `count` images from index `first` on, their pixels and labels, and the program's outputs. */
-export interface Inferred<K extends string> {
+export interface Inferred<K extends string, A = Float32Array> {
   first: number;
   count: number;
-  images: Float32Array;
+  images: A;
   labels: Uint32Array;
   outputs: Record<K, Float32Array>;
 }
@@ -60,11 +60,11 @@ export function infer<K extends string>(
  * Runs a program on batches that `make` loads, each from its first image on.
  * @param options.parallel how many images are loaded at the same time, off this thread
  */
-export async function* inferBatches<K extends string>(
+export async function* inferBatches<K extends string, A extends Upload>(
   program: ImageProgram<K>,
-  make: (first: number) => Promise<{ images: Float32Array<ArrayBuffer>; labels: Uint32Array }>,
+  make: (first: number) => Promise<{ images: A; labels: Uint32Array }>,
   options: { n: number; from?: number; parallel: number; nameOf: (i: number) => string },
-): AsyncGenerator<Inferred<K>> {
+): AsyncGenerator<Inferred<K, A>> {
   const { n, from = 0, parallel, nameOf } = options;
   const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
   const depth = depthOf({ parallel }, 4 * size);
@@ -88,7 +88,7 @@ export async function* inferBatches<K extends string>(
     yield {
       first,
       count,
-      images: images.subarray(0, count * each),
+      images: images.subarray(0, count * each) as A,
       labels: labels.subarray(0, count),
       outputs,
     };

@@ -1,8 +1,8 @@
 // AlignTok's stages as recipes. What an alignment leaves is a function of the config, the encoder and the images alone.
 
 import type { Plan } from "../gpu/plan.ts";
-import { batches } from "../data/batches.ts";
-import type { Batch, ImageSource } from "../data/image_source.ts";
+import { batches, type TrainingBatch } from "../data/batches.ts";
+import type { ImageSource } from "../data/image_source.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import type { Alignment, AlignmentOptions } from "./alignment.ts";
 import { RUNNING_METRICS, type Stage, StageRun } from "./stage_run.ts";
@@ -13,7 +13,6 @@ export interface AlignRecipeOptions extends AlignmentOptions, OptimizerOptions {
   /** Learning rate of the discriminator. */
   ganLr: number;
   seed: number;
-  /** Flips half of the images. */
   flip: boolean;
 }
 
@@ -23,7 +22,7 @@ export function alignRecipes(
   stages: readonly Stage[],
   options: AlignRecipeOptions,
   source: ImageSource | undefined,
-): Recipe<Batch>[] {
+): Recipe<TrainingBatch>[] {
   let before = 0;
   return stages.map((stage) => {
     const first = before;
@@ -32,7 +31,7 @@ export function alignRecipes(
   });
 }
 
-class StageRecipe implements Recipe<Batch> {
+class StageRecipe implements Recipe<TrainingBatch> {
   readonly name: string;
   readonly steps: number;
   readonly metrics = RUNNING_METRICS;
@@ -52,8 +51,9 @@ class StageRecipe implements Recipe<Batch> {
     const { batchSize, accumulate, imageSize } = options;
     this.name = stage.name;
     this.steps = stage.steps;
-    this.stepBytes = batchSize * accumulate * imageSize ** 2 * 12;
-    this.#run = new StageRun(alignment, stage, options);
+    const bytes = source?.bytes !== undefined;
+    this.stepBytes = batchSize * accumulate * imageSize ** 2 * (bytes ? 3 : 12);
+    this.#run = new StageRun(alignment, stage, { ...options, bytes });
     const { optimizer, discriminatorOptimizer, runningMetrics } = this.#run;
     this.optimizers = discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer];
     this.runningMetrics = runningMetrics;
@@ -63,7 +63,7 @@ class StageRecipe implements Recipe<Batch> {
     return this.#run.capture(this.optimizers.length > 1 && this.stage.ganStart < this.steps).plan;
   }
 
-  data(from: number, to: number): AsyncGenerator<Batch, void> {
+  data(from: number, to: number): AsyncGenerator<TrainingBatch, void> {
     const { batchSize, accumulate, imageSize, seed, flip } = this.options;
     return batches(this.source as ImageSource, {
       batchSize: batchSize * accumulate,
@@ -80,12 +80,12 @@ class StageRecipe implements Recipe<Batch> {
     if (from < this.steps) await this.#run.program(from, progress);
   }
 
-  async step(n: number, { images }: Batch): Promise<void> {
+  async step(n: number, { images, flips }: TrainingBatch): Promise<void> {
     const { optimizer, discriminatorOptimizer } = this.#run;
     const hyper = hyperAt(n, this.stage, this.options);
     optimizer.set(hyper);
     discriminatorOptimizer?.set({ ...hyper, lr: this.options.ganLr, weightDecay: 0 });
-    (await this.#run.program(n)).run({ x: images });
+    (await this.#run.program(n)).run({ x: images, ...flips ? { flips } : {} });
   }
 
   state(): Map<string, Tensor> {

@@ -23,6 +23,10 @@ export interface AlignmentOptions {
   imageSize: number;
   semanticLoss: "l2" | "cosine";
   semanticAt: "after" | "before";
+  /** Images come as packed bytes instead of floats (false). */
+  bytes?: boolean;
+  /** Mirrors the images that a batch's `flips` names (false). */
+  flip?: boolean;
   /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
   recompute?: boolean;
 }

@@ -6,13 +6,14 @@ import { differences, fingerprintOf, type Provenance } from "../formats/provenan
 import type { Log } from "../run/log.ts";
 import { ahead } from "../data/prefetch.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
-import { batchIndices, type ImageSource } from "../data/image_source.ts";
+import { batchIndices, gatherForUpload, type ImageSource } from "../data/image_source.ts";
 import { uniform } from "../philox.ts";
-import { infer } from "../metrics/batched.ts";
+import { inferBatches } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
+import { imageInput, pixels } from "../ops/pixels.ts";
 import { flip, permute } from "../ops/layout.ts";
-import { input, type Tensor } from "../tensor/tensor.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 import type { ImageTokenizer, TokenizerIdentity } from "../models/tokenizer.ts";
 
 /** What `encodeTo` makes of images. */
@@ -66,18 +67,28 @@ export async function encodeTo(
   const record = latentsRecord(tokenizer, source, options);
   const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
   options.onStart?.(writer.length);
-  const x = input([batchSize, size, size, 3], "f32", "images");
-  const program = await capture("encode", { x }, ({ x }) =>
+  const images = imageInput(batchSize, size, source.bytes !== undefined);
+  const program = await capture("encode", { x: images }, ({ x: images }) =>
     noGrad(() => {
+      const x = pixels(images);
       const encode = (x: Tensor) => permute(tokenizer.encode(x), [0, 3, 1, 2]); // [B, C, side, side], as in files
       const z = encode(x);
       return { z, mirrored: options.mirrored ? encode(flip(x, 2)) : z };
     }), { runs: Math.ceil(source.length / batchSize), batchInvariant: true }).prepare();
   // The batches are those of a run that was not interrupted.
   const from = Math.floor(writer.length / batchSize) * batchSize;
+  const last = source.length - 1;
+  const load = (first: number) =>
+    gatherForUpload(source, Array.from({ length: batchSize }, (_, i) => Math.min(first + i, last)), size);
+  const batches = inferBatches(program, load, {
+    n: source.length,
+    from,
+    parallel: source.parallel ?? 0,
+    nameOf: (i) => source.name(i),
+  });
   let saved = performance.now();
   try {
-    for await (const { first, labels, outputs } of infer(program, source, source.length, from)) {
+    for await (const { first, labels, outputs } of batches) {
       const known = writer.length - first, size = C * side * side;
       await writer.add(
         outputs.z.subarray(known * size),

@@ -6,6 +6,7 @@ import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
 import { mul, scale } from "../ops/math.ts";
+import { imageInput, pixels } from "../ops/pixels.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
 import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
@@ -46,7 +47,7 @@ export class StageRun {
   readonly discriminatorOptimizer: Optimizer | undefined;
   /** Sums of RUNNING_METRICS over the applied steps since they were last cleared. */
   readonly runningMetrics: Tensor = variable([RUNNING_METRICS.length], { label: "running metrics" });
-  #program: { adversarial: boolean; program: StepProgram<{ x: Tensor }> } | undefined;
+  #program: { adversarial: boolean; program: StepProgram<Record<string, Tensor>> } | undefined;
 
   constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
     const { sets } = alignment;
@@ -68,7 +69,7 @@ export class StageRun {
   async program(
     n: number,
     progress?: (done: number, total: number) => void,
-  ): Promise<StepProgram<{ x: Tensor }>> {
+  ): Promise<StepProgram<Record<string, Tensor>>> {
     const adversarial = this.discriminatorOptimizer !== undefined && n >= this.stage.ganStart;
     if (this.#program?.adversarial !== adversarial) {
       this.#program?.program.destroy();
@@ -79,11 +80,14 @@ export class StageRun {
   }
 
   /** Records one step of `accumulate` micro-batches; nothing is allocated yet. */
-  capture(adversarial: boolean): StepProgram<{ x: Tensor }> {
+  capture(adversarial: boolean): StepProgram<Record<string, Tensor>> {
     const { batchSize: B, imageSize: S, accumulate, recompute = false } = this.options;
     const { alignment: { precision }, optimizer } = this;
     const discriminatorOptimizer = adversarial ? this.discriminatorOptimizer : undefined;
-    const inputs = { x: input([B, S, S, 3], "f32", "images") };
+    const inputs = {
+      x: imageInput(B, S, this.options.bytes ?? false),
+      ...this.options.flip ? { flips: input([B], "f32", "flips") } : {},
+    };
     const count = RUNNING_METRICS.length - 1, discriminator = RUNNING_METRICS.indexOf("discriminator");
     const saved = adversarial ? this.#runningStatistics() : [];
     return within(
@@ -92,7 +96,7 @@ export class StageRun {
         StepProgram.capture(`stage ${this.stage.name}`, inputs, accumulate, {
           optimizers: discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer],
           saved,
-          gradients: ({ x }) => this.#gradients(x, discriminatorOptimizer),
+          gradients: ({ x, flips }) => this.#gradients(pixels(x as Tensor, flips), discriminatorOptimizer),
           update: (means, before) => {
             const norm2 = optimizer.update(means);
             discriminatorOptimizer?.update([means[discriminator] as Tensor]);

@@ -1,0 +1,51 @@
+// Images as programs take them: floats, or bytes as image files hold them, which are converted on the device; both are mirrored
+// there. Not differentiable.
+
+import source from "../../kernels/pixels.wgsl" with { type: "text" };
+import { launch } from "../gpu/bind.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
+import { check, constant, empty, input, type Tensor, viewAs } from "../tensor/tensor.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { flip } from "./layout.ts";
+import { pointwise } from "./pointwise.ts";
+
+/** Values of the bytes: b / 127.5 - 1. */
+const VALUES = Float32Array.from({ length: 256 }, (_, b) => b / 127.5 - 1);
+
+/** u32s of a row of `size` RGB pixels. */
+export const wordsOf = (size: number): number => Math.ceil(3 * size / 4);
+
+/**
+ * The input of a program for images.
+ * @param bytes RGB bytes u32 [B,S,words], each row padded to whole u32s; else floats in -1..1 [B,S,S,3]
+ */
+export function imageInput(B: number, S: number, bytes: boolean): Tensor {
+  return bytes ? input([B, S, wordsOf(S)], "u32", "images") : input([B, S, S, 3], "f32", "images");
+}
+
+/**
+ * Pixels in -1..1 [B,S,S,3] of an {@link imageInput}.
+ * @param flips f32 [B]: 1 mirrors an image left to right, 0 does not
+ */
+export function pixels(x: Tensor, flips?: Tensor): Tensor {
+  const all = x.dtype === "u32" ? unpack(x) : x;
+  check(all.rank === 4 && all.dim(3) === 3, "read images", "they must be [B,S,S,3] or packed bytes", x);
+  if (!flips) return all;
+  check(flips.size === x.dim(0), "mirror images", "there must be one flip an image", flips, x);
+  const which = viewAs(flips, [flips.size, 1, 1, 1]);
+  return noGrad(() => pointwise(["select(x0, x1, x2 > T(0.5))"], [all, flip(all, 2), which]));
+}
+
+function unpack(x: Tensor): Tensor {
+  const [B, S, words] = x.shape as [number, number, number];
+  check(x.rank === 3 && words === wordsOf(S), "unpack images", "they must be u32 [B,S,words of a row]", x);
+  const y = empty([B, S, S, 3]), count = y.size;
+  const table = constant(VALUES, [256], "pixel values");
+  launch(
+    kernel(source, "unpack"),
+    { x, table, y },
+    { count, size: 3 * S, words },
+    fold(Math.ceil(count / 64)),
+  );
+  return y;
+}
