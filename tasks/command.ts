@@ -1,5 +1,5 @@
-// What a subcommand is: a name, a purpose, a schema of options, examples and a function. Also the few things that every
-// command does the same way: opening the device, choosing its run folder, finding its inputs.
+// A subcommand: name, purpose, schema of options, presets, examples and a function. Also what all commands do in the same way:
+// open the device, choose the run directory, find and open inputs.
 
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
@@ -19,14 +19,14 @@ import { prepareTiles } from "../src/bench/gemm_tuning.ts";
 
 export const RUNS = "runs";
 
-/** What run.ts gives to a command. */
+/** Context of a command, from run.ts. */
 export interface Context {
   log: Log;
   /** The command line, for reports. */
   line: string;
   /** Whether Ctrl-C or SIGTERM came: save and return. */
   stopping(): boolean;
-  /** The command line that goes on after an interruption, as soon as there is something to go on with. */
+  /** The command line that resumes after an interruption, once there is something to resume. */
   goOn?: string;
 }
 
@@ -44,14 +44,14 @@ export interface Command<S extends Schema = Schema> {
   run(config: z.infer<S>, context: Context): Promise<Record<string, unknown>>;
 }
 
-/** Gives a command its types. */
+/** Defines a command; infers the type of its config. */
 export function command<S extends Schema>(definition: Command<S>): Command {
   return definition as unknown as Command;
 }
 
 /**
- * Opens the adapter that the options ask for, says so when it is only a software one, and uses what is remembered of its speed.
- * @param tune measure that first, for long work on a GPU that is new here
+ * Opens the adapter that the options select, warns about a software adapter, and loads the GEMM tuning of the adapter.
+ * @param tune measure it first on an unknown GPU, for long runs
  */
 export async function openAdapter(
   config: { cpu: boolean; kernels: "auto" | "cpu" | "gpu" },
@@ -70,7 +70,7 @@ export async function openAdapter(
   if (software && !config.cpu) {
     for (const { problem, remedy } of diagnose(opened.facts)) log.warn(`${problem}; ${remedy}`);
   }
-  // The gpu kernels on a software adapter are for tests: not worth tuning unless asked.
+  // GPU kernels on a software adapter are for tests only: no tuning.
   await prepareTiles(tune && opened.profile === "gpu" && !software ? "once" : "never", {
     line: (text) => {
       log.begin(); // measuring takes a while
@@ -81,10 +81,10 @@ export async function openAdapter(
   return opened;
 }
 
-/** Most threads that make images unless more are asked for; a software adapter needs the cores itself. */
+/** Default limit of image threads; a software adapter needs the cores itself. */
 const MAX_WORKERS = { gpu: 8, software: 1 };
 
-/** The threads that make images: as many as asked for, else a core each but for one core. Needs an open device. */
+/** Starts the image threads: --workers, else one per core but one, up to the limit. Needs an open device. */
 export function openWorkers(
   { workers, imageMemory }: { workers?: number | undefined; imageMemory?: number | undefined },
 ): Workers {
@@ -93,7 +93,7 @@ export function openWorkers(
   return new Workers(count, imageMemory === undefined ? undefined : imageMemory * 1e6);
 }
 
-/** The encoder that the options ask for. @throws UsageError as openEncoder() does */
+/** Opens the encoder that the options select. @throws UsageError as openEncoder() */
 export async function chosenEncoder(
   c: {
     encoder?: string | undefined;
@@ -112,7 +112,7 @@ export async function chosenEncoder(
 }
 
 /**
- * Opens the tokenizer `run` for images of the side that the options ask for, else of its training size.
+ * Opens the tokenizer `run` for images of side --image-size, else of its training size.
  * @throws UsageError if it cannot tokenize images of that side
  */
 export async function openTokenizerFor(
@@ -125,14 +125,14 @@ export async function openTokenizerFor(
 }
 
 /**
- * The folder for what this command makes, locked: the one asked for, or the first free number under ./runs. Opened before
- * the work, so that a folder that cannot be written is found out first.
+ * The locked output folder: --out, or the first free number under ./runs. Opened before the work, so that an unwritable folder
+ * is an error at once.
  */
 export function openOutput(out: string | undefined, name: string): Output {
   return out === undefined ? Output.numbered(RUNS, name) : Output.folder(out);
 }
 
-/** The run asked for, or the newest that has what is needed. @throws UsageError where there is none */
+/** The given run, or the newest one of this kind. @throws UsageError if there is none */
 export function inputRun(given: string | undefined, kind: RunKind, log: Log): string {
   if (given !== undefined) return given;
   const run = newestRun(RUNS, kind);
@@ -146,7 +146,7 @@ export function inputRun(given: string | undefined, kind: RunKind, log: Log): st
   return run;
 }
 
-/** The folder asked for, or `length` generated shapes from `seed`; `workers` make the images. */
+/** The given folder of images, or `length` generated shapes from `seed`. */
 export async function imageSource(
   data: string | undefined,
   generated: { length: number; seed: number },
@@ -161,10 +161,10 @@ export async function imageSource(
   return await imageFolder(data, badImage, workers, log);
 }
 
-/** How many classes of a folder are named. */
+/** Maximum number of class names in a log line. */
 const NAMED_CLASSES = 10;
 
-/** A folder of images; `workers` decode them. Says what is in it, and what is left out. */
+/** Opens a folder of images; logs its contents and what is left out. */
 export async function imageFolder(
   data: string,
   badImage: BadImage | undefined,
@@ -172,7 +172,7 @@ export async function imageFolder(
   log: Log,
 ): Promise<Folder> {
   const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
-  await folder.image(0, 16); // files that are no images are found out before anything is made
+  await folder.image(0, 16); // a file that is no image is an error before any output
   const { length, classes, leftOut } = folder;
   const first = classes.slice(0, NAMED_CLASSES).join(", "), more = classes.length - NAMED_CLASSES;
   const named = `, ${classes.length} classes: ${first}${more > 0 ? `, and ${more} more` : ""}`;
@@ -181,5 +181,5 @@ export async function imageFolder(
   return folder;
 }
 
-/** Seeds of generated images; held-out images never meet training images. */
+/** Seeds of generated images; held-out images differ from training images. */
 export const SEEDS = { train: 1, heldOut: 999, probe: 555 };

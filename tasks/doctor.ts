@@ -1,4 +1,4 @@
-// tok doctor: what this machine offers, what is missing, and the command that mends it.
+// tok doctor: reports the adapter, problems and the commands that fix them.
 
 import { doctorConfig } from "../src/cli/config.ts";
 import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
@@ -10,7 +10,7 @@ import { command, openAdapter } from "./command.ts";
 
 export const doctor = command({
   name: "doctor",
-  purpose: "Say what adapter there is, what is missing, and how to mend it",
+  purpose: "Report the adapter, what is missing, and how to fix it",
   schema: doctorConfig,
   examples: ["tok doctor", "tok doctor --bench", "tok doctor --tune"],
   async run(c, { log }) {
@@ -23,7 +23,7 @@ export const doctor = command({
       log.line(
         `features  ${
           best.features.filter((f) => /f16|timestamp|subgroup/.test(f)).join(", ") ||
-          "none of those that tok uses"
+          "none that tok uses"
         }`,
       );
       for (const [name, value] of Object.entries(best.limits)) {
@@ -37,7 +37,7 @@ export const doctor = command({
     }
     log.line(`runtime   Deno ${Deno.version.deno}, ${Deno.build.os} ${Deno.build.arch}`);
     for (const { problem, remedy } of findings) {
-      log.line(`${log.bold("problem")}   ${problem}\n  mend it: ${remedy}`);
+      log.line(`${log.bold("problem")}   ${problem}\n  fix:      ${remedy}`);
     }
     log.event("doctor", { adapter: best, software, findings });
     if (!best) throw noAdapter();
@@ -51,22 +51,20 @@ export const doctor = command({
       : rememberedTiles(tilesFile(), adapterKey(facts, profile), say.warn);
     log.line(
       tiles
-        ? `tiles     as measured on this adapter: ${fastest(tiles)}`
-        : `tiles     by the built-in rule; "tok doctor --tune" measures this adapter`,
+        ? `tiles     measured on this adapter: ${fastest(tiles)}`
+        : `tiles     by the built-in cost model; "tok doctor --tune" measures this adapter`,
     );
     const result = { adapter: best.description, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
     const { fma, copy, gemm } = await measurePeaks();
     log.line(
-      `multiply-adds ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, matrix product ${
-        gemm.toFixed(1)
-      } GFLOP/s`,
+      `FMA ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, GEMM ${gemm.toFixed(1)} GFLOP/s`,
     );
     return { ...result, gflops: fma, gbps: copy, gemm };
   },
 });
 
-/** The tile with the highest rate for each kind of product, in words. */
+/** The fastest tile of each kind of GEMM, in words. */
 function fastest(tiles: TileTable): string {
   const best = new Map<string, [string, number]>();
   for (const [key, { rate }] of Object.entries(tiles)) {

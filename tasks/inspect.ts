@@ -1,4 +1,5 @@
-// tok inspect: what is inside a file, a run or a model folder; the same as safetensors; the sizes of published models.
+// tok inspect: lists the contents of a file, a run or a model folder, converts it to safetensors, and prints the sizes of
+// published models.
 
 import { join } from "@std/path";
 import { inspectConfig } from "../src/cli/config.ts";
@@ -14,7 +15,7 @@ import { tensorBytes, tensorSize, type TensorStore } from "../src/formats/tensor
 import { PUBLISHED } from "../src/models/sizes.ts";
 import { command } from "./command.ts";
 
-/** Plain values that are shown to people; --json has all of them. */
+/** Maximum number of plain values to print; --json has all of them. */
 const SHOWN = 40;
 
 export const inspect = command({
@@ -39,7 +40,7 @@ export const inspect = command({
       : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
     if (!places.length) {
       throw new UsageError(
-        `Cannot inspect "${path}": it is no file of tensors, run or model folder; check the path`,
+        `Cannot inspect "${path}": it is not a file of tensors, a run or a model folder; check the path`,
       );
     }
     if (convert !== undefined && places.length > 1) {
@@ -111,7 +112,7 @@ function configOf(place: string, log: Log): unknown {
   return config;
 }
 
-/** Before anything is read: whether the file can be written at all. */
+/** Opens the output before anything is read, so that an unwritable file is an error at once. */
 function openConverted(path: string): Output {
   if (!path.endsWith(".safetensors")) {
     throw new UsageError(`Cannot convert to "${path}": only .safetensors can be written; choose such a name`);
@@ -119,7 +120,7 @@ function openConverted(path: string): Output {
   return Output.file(path);
 }
 
-/** Tensor by tensor, dtypes as they are. */
+/** Copies tensor by tensor, without changing dtypes. */
 async function convertTo(store: TensorStore, path: string): Promise<void> {
   if (store.tensors.has("__metadata__")) {
     throw new UsageError(`Cannot convert "${store.name}": safetensors cannot hold a tensor "__metadata__"`);

@@ -1,4 +1,4 @@
-// What several commands show: encoding with a progress line, and scores.
+// Output that several commands share: encoding with progress, and scores.
 
 import { join } from "@std/path";
 import type { ImageSource } from "../src/data/image_source.ts";
@@ -7,7 +7,7 @@ import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import type { Log, Progress } from "../src/run/log.ts";
 import { type EncodeOptions, encodeTo } from "../src/train/encode_latents.ts";
 
-/** encodeTo() with a progress line, which counts from what an interrupted run has left. */
+/** encodeTo() with a progress line, which includes the latents of an interrupted run. */
 export async function encodeShown(
   folder: string,
   tokenizer: ImageTokenizer,

@@ -1,4 +1,4 @@
-// Picks the command, reads its flags, runs it, and turns what went wrong into an exit code.
+// Parses the command line, runs the command, and maps errors to exit codes.
 
 import { Interrupted, UsageError } from "../src/errors.ts";
 import { hint, resolveConfig } from "../src/cli/flags.ts";
@@ -45,7 +45,7 @@ Bare, these five run the whole pipeline on generated images:
 version.
 `;
 
-/** Runs a command line. @returns the exit code; 1 also where stdout took not all that was for it */
+/** Runs a command line. @returns the exit code; 1 also if stdout could not be written */
 export async function run(args: readonly string[]): Promise<number> {
   const log = new Log({ json: args.includes("--json"), hold: true });
   try {
@@ -96,8 +96,8 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
 }
 
 /**
- * The command of a command line (without "tok") and its config; runs nothing and opens no file but --config.
- * @throws UsageError as the program reports it
+ * Parses a command line (without "tok"); runs nothing and opens no file but --config.
+ * @throws UsageError for an unknown command, unknown options and wrong values
  */
 export function parseCommandLine(args: readonly string[]): { command: Command; config: never } {
   const [name = "", ...rest] = args, command = commandOf(name);
@@ -113,7 +113,7 @@ function commandOf(name: string): Command {
   );
 }
 
-/** Says what went wrong. An error of the input comes alone: what was said of adapter and data so far says nothing of it. */
+/** Prints an error. A UsageError discards the lines about adapter and data that are held back, so that it comes alone. */
 function report(error: unknown, log: Log, debug: boolean): number {
   const usage = error instanceof UsageError;
   const message = error instanceof Error ? error.message : String(error);

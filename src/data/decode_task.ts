@@ -5,15 +5,13 @@ import { UsageError } from "../errors.ts";
 import { type Decoded, type Image, toBytes, withImage } from "../image/image.ts";
 import type { ImageMemory, SharedMemory } from "../image/memory.ts";
 import { inputOf, targetOfView, type View } from "./network_input.ts";
-import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
+import type { Pixels } from "./preprocess.ts";
 import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
 import { rowsOf } from "../image/rows.ts";
 import { drawShape } from "./toy_shapes.ts";
 
 export type Job =
   | Square
-  /** A file as an encoder sees it. */
-  | { kind: "encoder"; path: string; preprocessor: Preprocessor }
   /** A generated image, pixels in [-1,1]. */
   | Shape
   /** A file, a generated image, or pixels at hand, as a network sees them. */
@@ -58,15 +56,6 @@ export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels>
     case "square": {
       const target = (original: Size) => squareOf(original, job.size);
       return await fromFile(job.path, memory, target, (rows) => resizeRows(rows, target(rows.original)));
-    }
-    case "encoder": {
-      const p = job.preprocessor, target = (original: Size) => targetOf(p, original);
-      return await fromFile(
-        job.path,
-        memory,
-        target,
-        (rows) => preprocess(rows, p, target(rows.original)),
-      );
     }
     case "shape":
       return { width: job.size, height: job.size, data: drawShape(job.seed, job.index, job.size) };

@@ -94,16 +94,16 @@ export class Folder implements InputSource {
 
   /** The same as RGB bytes. */
   async bytes(i: number, size: number): Promise<Uint8Array> {
-    return (await this.pixels(i, (path) => ({ kind: "square", path, size }))).data;
+    return (await this.#pixels(i, (path) => ({ kind: "square", path, size }))).data;
   }
 
   /** @throws UsageError for a damaged file, see FolderOptions */
   input(i: number, view: View): Promise<Pixels> {
-    return this.pixels(i, (path) => ({ kind: "input", image: path, view }));
+    return this.#pixels(i, (path) => ({ kind: "input", image: path, view }));
   }
 
   /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */
-  async pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
+  async #pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
     const { badImage = this.length < FEW ? "error" : "skip", onBad, workers = NONE } = this.options;
     for (let k = 0; k < this.length; k++) {
       const { name, path, label } = this.#entry((i + k) % this.length);

@@ -231,7 +231,7 @@ async function fetchBlob(
   const { response, etag, size } = await request(url, refuse);
   if (!/^[\w-]+$/.test(etag)) {
     await response.body?.cancel();
-    throw refuse(`"${url}" has the etag ${JSON.stringify(etag)}, which is no digest; check HF_ENDPOINT`);
+    throw refuse(`"${url}" has the etag ${JSON.stringify(etag)}, which is not a digest; check HF_ENDPOINT`);
   }
   const path = join(blobs, etag);
   if (exists(path)) {

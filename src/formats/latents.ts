@@ -359,7 +359,7 @@ export async function openLatents(folder: string): Promise<Latents> {
     }
     const classes = record?.classes.length ? record.classes.length : Infinity;
     const odd = labels.findIndex((label) => label < 0 || label >= classes);
-    if (odd >= 0) throw refuse(`latent ${odd} has the label ${labels[odd]}, which is no class`);
+    if (odd >= 0) throw refuse(`latent ${odd} has the label ${labels[odd]}, which is not a class`);
     if (mean.length !== shape[0]) {
       throw refuse(`"${basename(stats.path)}" is for ${mean.length} channels, the latents have ${shape[0]}`);
     }

@@ -125,7 +125,7 @@ export class NpzFile {
   #member(key: string, header: NpyHeader): Member {
     const member = this.zip.members.get(`${key}.npy`);
     if (!member || member.size !== header.start + npyDataBytes(header)) {
-      throw damaged(this.name, `"${key}" has not as many bytes as its shape (${header.shape}) needs`);
+      throw damaged(this.name, `"${key}" does not have as many bytes as its shape (${header.shape}) needs`);
     }
     return member;
   }
@@ -155,7 +155,7 @@ export async function openNpz(path: string): Promise<NpzFile> {
       if (!name.endsWith(".npy")) continue;
       const key = name.slice(0, -4), header = await headerOf(zip, member);
       if (member.size !== header.start + npyDataBytes(header)) {
-        throw damaged(path, `"${key}" has not as many bytes as its shape (${header.shape}) needs`);
+        throw damaged(path, `"${key}" does not have as many bytes as its shape (${header.shape}) needs`);
       }
       arrays.set(key, header);
     }

@@ -292,34 +292,34 @@ class Machine {
       : list instanceof Sequence && list.growing
       ? list.items
       : undefined;
-    if (!room) throw this.#wrong("appends to what is no list");
+    if (!room) throw this.#wrong("appends to a value that is not a list");
     for (const item of items) room.push(item);
   }
 
   #set(items: readonly Value[]): void {
     const dict = this.#top();
     const room = dict instanceof Dict ? dict.items : dict instanceof Instance ? dict.parts : undefined;
-    if (!room) throw this.#wrong("sets items of what is no dict");
+    if (!room) throw this.#wrong("sets items of a value that is not a dict");
     if (items.length % 2) throw this.#wrong("has a key without a value");
     for (const item of items) room.push(item);
   }
 
   #put(index: number): void {
-    if (!Number.isSafeInteger(index)) throw this.#wrong("has a memo that is no number");
+    if (!Number.isSafeInteger(index)) throw this.#wrong("has a memo index that is not a number");
     this.#memo.set(index, this.#top());
   }
 
   #get(index: number): void {
     const value = this.#memo.get(index);
     if (value === undefined) {
-      throw this.#wrong(`asks for the memo ${index}, which it has not made`);
+      throw this.#wrong(`asks for the memo ${index}, which is not set`);
     }
     this.#push(value);
   }
 
   #global(module: Value, name: Value): Value {
     if (typeof module !== "string" || typeof name !== "string") {
-      throw this.#wrong("has a name that is no text");
+      throw this.#wrong("has a name that is not a text");
     }
     const path = `${module}.${name}`, value = this.permissions.resolve(path);
     if (value !== undefined) return value;
@@ -344,7 +344,7 @@ class Machine {
 
   #decimal(line: string): number | bigint {
     if (!/^[+-]?\d+$/.test(line) || line.length > MAX_DIGITS) {
-      throw this.#wrong("has an integer that is none");
+      throw this.#wrong("has an invalid integer");
     }
     return integer(BigInt(line.replace("+", "")));
   }
@@ -353,7 +353,7 @@ class Machine {
     const [, sign, name] = /^(-?)(inf|nan)$/.exec(line) ?? [];
     const value = name ? (name === "inf" ? Infinity : NaN) * (sign ? -1 : 1) : Number(line);
     if (line && (name || Number.isFinite(value))) return value;
-    throw this.#wrong("has a number that is none");
+    throw this.#wrong("has an invalid number");
   }
 
   #wrong(reason: string): UsageError {

@@ -244,7 +244,7 @@ function flatten(
     object
       ? `Cannot read "${path}": its tensors are inside an object of the class "${object.type}" ("${key}"), which is ` +
         `not run; load it with PyTorch and save its state_dict()`
-      : `Cannot read "${path}": it holds no tensors and is no checkpoint; check which file it is`,
+      : `Cannot read "${path}": it holds no tensors and is not a checkpoint; check which file it is`,
   );
 }
 

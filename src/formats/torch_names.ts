@@ -149,7 +149,7 @@ export class TorchNames implements Permissions {
     const [kind, type, key, , count, view = null] = id instanceof Sequence ? id.items : [];
     const name = typeof key === "number" ? String(key) : key;
     if (kind !== "storage" || !(type instanceof StorageType) || typeof name !== "string" || !isCount(count)) {
-      throw this.#wrong("refers to something that is no storage");
+      throw this.#wrong("refers to something that is not a storage");
     }
     if (view !== null) throw this.#wrong(`makes the storage "${name}" a view of another one`);
     const storage = this.storages.get(name) ?? new Storage(name, type.dtype, type.width, count);
@@ -196,7 +196,7 @@ export class TorchNames implements Permissions {
 
   #tensor(value: Value): View | Instance {
     if (value instanceof View || value instanceof Instance) return value;
-    throw this.#wrong("has a parameter that is no tensor");
+    throw this.#wrong("has a parameter that is not a tensor");
   }
 
   /** (function, class, arguments, state): a subclass of torch.Tensor, read as a plain tensor. */
@@ -209,7 +209,7 @@ export class TorchNames implements Permissions {
   #list(value: Value): Sequence {
     if (value === null) return new Sequence([], true);
     if (value instanceof Sequence) return new Sequence(value.items, value.growing);
-    throw this.#wrong("makes a list of what is none");
+    throw this.#wrong("makes a list of something else");
   }
 
   /** Arguments: none, a dict, or a list of pairs. */
@@ -219,7 +219,7 @@ export class TorchNames implements Permissions {
     if ((this.#pairs += pairs.length) > MAX_PAIRS) throw this.#wrong(`has more than ${MAX_PAIRS} pairs`);
     for (const pair of pairs) {
       if (!(pair instanceof Sequence) || pair.items.length !== 2) {
-        throw this.#wrong("makes a dict of what is none");
+        throw this.#wrong("makes a dict of something else");
       }
       dict.items.push(...pair.items);
     }

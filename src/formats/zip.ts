@@ -196,7 +196,7 @@ export class ZipReader {
     while (
       at >= 0 && !(view.getUint32(at, true) === END && at + 22 + view.getUint16(at + 20, true) === tail)
     ) at--;
-    if (at < 0) throw this.#damaged("it is not a whole zip archive");
+    if (at < 0) throw this.#damaged("it is not a complete zip archive");
     let count = view.getUint16(at + 10, true),
       size = view.getUint32(at + 12, true),
       start = view.getUint32(at + 16, true);

@@ -180,7 +180,7 @@ export function plainJpeg(bytes: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffe
 
 function renamed(id: number, from: readonly number[], to: readonly number[]): number {
   const name = to[from.indexOf(id)];
-  if (name === undefined) throw new Error(`a scan names the component ${id}, which the frame has not`);
+  if (name === undefined) throw new Error(`a scan names the component ${id}, which the frame does not have`);
   return name;
 }
 

@@ -51,7 +51,7 @@ function tagsOf(bytes: Uint8Array): { tags: Tags; little: boolean } {
     if (!size) continue; // texts and fractions
     const count = view.getUint32(at + 4, little),
       from = size * count <= 4 ? at + 8 : view.getUint32(at + 8, little);
-    if (from + size * count > bytes.length) throw new Error("a tag lies beyond the end");
+    if (from + size * count > bytes.length) throw new Error("a tag is beyond the end");
     found.set(
       view.getUint16(at, little),
       Array.from({ length: count }, (_, k) => {

@@ -66,7 +66,7 @@ export function underNote(keys: Iterable<string>, anchor: string): string {
     if (key.endsWith(`.${anchor}`)) {
       return ` (but below the prefix "${
         key.slice(0, -anchor.length)
-      }", which is no known wrapper: remove it)`;
+      }", which is not a known wrapper: remove it)`;
     }
   }
   return "";

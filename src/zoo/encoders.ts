@@ -104,7 +104,7 @@ async function locate(spec: string, { download = false, say }: EncoderOptions): 
     `Cannot find the encoder "${spec}": there is no such path, and ${
       problem === undefined
         ? `it is not in the Hugging Face cache "${hubCache()}"`
-        : `the Hugging Face cache has it in part: ${problem}`
+        : `the Hugging Face cache has it incompletely: ${problem}`
     }; fetch it with --download`,
   );
 }

@@ -175,6 +175,6 @@ async function statisticsOf(
   if (own) return own;
   throw new UsageError(
     `Cannot sample from "${path}": nothing says how its latents were normalised; put LightningDiT's ` +
-      `"latents_stats.pt" beside the tokenizer, or name its folder with --latents`,
+      `"latents_stats.pt" next to the tokenizer, or name its folder with --latents`,
   );
 }

@@ -72,7 +72,7 @@ export async function openAutoencoder(path: string): Promise<Autoencoder | undef
     });
     if (difference !== undefined) {
       throw new UsageError(
-        `Cannot use ${statistics?.origin} for "${path}": ${difference}; keep latents apart from other tokenizers`,
+        `Cannot use ${statistics?.origin} for "${path}": ${difference}; keep latents separate from other tokenizers`,
       );
     }
     return autoencoder;

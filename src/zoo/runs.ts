@@ -53,7 +53,7 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
     const problem = named && cached === undefined ? cacheProblem(path) : undefined;
     if (problem !== undefined) {
       throw new UsageError(
-        `Cannot use "${path}": there is no such path, and the Hugging Face cache has it in part: ${problem}; fetch it ` +
+        `Cannot use "${path}": there is no such path, and the Hugging Face cache has it incompletely: ${problem}; fetch it ` +
           `again, or name a diffusers folder`,
       );
     }

@@ -83,14 +83,23 @@ Deno.test("what an encoder sees is the same from a worker, and so is a preproces
   const path = join(FIXTURES, "rgb.png");
   const [plain, ...others] = await Promise.all(COUNTS.map(async (count) => {
     using workers = new Workers(count);
-    return await workers.run({ kind: "encoder", path, preprocessor });
+    return await workers.run({
+      kind: "input",
+      image: path,
+      view: { network: { kind: "encoder", preprocessor } },
+    });
   }));
   assertEquals([plain?.width, plain?.height], [28, 28]);
   for (const other of others) assertEquals(other, plain);
   using workers = new Workers(1);
   const tooLarge = { ...preprocessor, crop: { height: 999, width: 999 } };
   await assertRejects(
-    () => workers.run({ kind: "encoder", path, preprocessor: tooLarge }),
+    () =>
+      workers.run({
+        kind: "input",
+        image: path,
+        view: { network: { kind: "encoder", preprocessor: tooLarge } },
+      }),
     UsageError,
     "Cannot crop 999 x 999 pixels",
   );

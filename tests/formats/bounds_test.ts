@@ -172,7 +172,7 @@ Deno.test("an .npz that claims a hundred million images in 300 bytes is refused 
   Deno.writeFileSync(path, zip([{ name: "arr_0.npy", data: head }]));
   assertEquals(
     await refused(() => openNpz(path)),
-    `Cannot read "${path}" as .npz: "arr_0" has not as many bytes as its shape (100000000,32,32,3) needs; make it again`,
+    `Cannot read "${path}" as .npz: "arr_0" does not have as many bytes as its shape (100000000,32,32,3) needs; make it again`,
   );
   const size = head.length + 100_000_000 * 3072;
   Deno.writeFileSync(

@@ -160,6 +160,10 @@ Deno.test("latents with a shard or a class too few, or with a foreign shard, are
     Deno.copyFileSync(join(two, shard), join(one, shard));
     await assertRejects(() => openLatents(one), UsageError, 'the data was "one" (11) and is "two" (22)');
     const three = await make("three", [0, 2], "33");
-    await assertRejects(() => openLatents(three), UsageError, "latent 1 has the label 2, which is no class");
+    await assertRejects(
+      () => openLatents(three),
+      UsageError,
+      "latent 1 has the label 2, which is not a class",
+    );
   });
 });

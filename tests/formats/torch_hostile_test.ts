@@ -85,7 +85,7 @@ const WRONG: [string, () => unknown, string][] = [
   [
     "a parameter that is no tensor",
     () => zipped(call("torch._utils._rebuild_parameter", int(1))),
-    "has a parameter that is no tensor",
+    "has a parameter that is not a tensor",
   ],
   [
     "a tensor that is negated in name only",
@@ -93,16 +93,16 @@ const WRONG: [string, () => unknown, string][] = [
     "has a tensor with flags",
   ],
   // Storages
-  ["a storage of -1 elements", sizes({ count: -1 }), "refers to something that is no storage"],
+  ["a storage of -1 elements", sizes({ count: -1 }), "refers to something that is not a storage"],
   [
     "a storage of a type that is none",
     () => zipped([tuple(text("storage"), int(1), text("0"), text("cpu"), int(6)), "Q"]),
-    "refers to something that is no storage",
+    "refers to something that is not a storage",
   ],
   [
     "a module outside",
     () => zipped([tuple(text("module"), int(1)), "Q"]),
-    "refers to something that is no storage",
+    "refers to something that is not a storage",
   ],
   [
     "a view of a storage",
@@ -177,7 +177,7 @@ const WRONG: [string, () => unknown, string][] = [
     () => open(zip([])),
     "it is a zip archive of nothing and not one that torch.save",
   ],
-  ["an archive's beginning", () => open(bytes("PK\x03\x04")), "it is not a whole zip archive"],
+  ["an archive's beginning", () => open(bytes("PK\x03\x04")), "it is not a complete zip archive"],
   // The legacy form
   [
     "the legacy form on a big-endian machine",
@@ -226,7 +226,7 @@ const WRONG: [string, () => unknown, string][] = [
   [
     "a checkpoint without tensors",
     () => zipped(dict({ a: int(1), b: text("x") })),
-    "it holds no tensors and is no checkpoint",
+    "it holds no tensors and is not a checkpoint",
   ],
   [
     "a payload behind a tensor",

@@ -57,8 +57,8 @@ Deno.test("an image that is made smaller by rows has the same bits as one that i
     std: [0.2, 0.3, 0.4],
   };
   assertEquals(
-    await workers.run({ kind: "encoder", path, preprocessor }),
-    await preprocess(rowsOf({ width, height, data }), preprocessor),
+    await workers.run({ kind: "input", image: path, view: { network: { kind: "encoder", preprocessor } } }),
+    { ...await preprocess(rowsOf({ width, height, data }), preprocessor), original: { width, height } },
   );
 });
 

@@ -121,10 +121,10 @@ Deno.test("inspect refuses what it cannot read in one line, and writes nothing t
   const cases: [string[], string][] = [
     [[], "name a file, a run or a folder"],
     [["none.pth"], "check the path"],
-    [["."], "it is no file of tensors, run or model folder"],
+    [["."], "it is not a file of tensors, a run or a model folder"],
     [["text.txt"], "text.txt"],
-    [["cut.pth"], "it is not a whole zip archive"],
-    [["numbers.pth"], "it holds no tensors and is no checkpoint"],
+    [["cut.pth"], "it is not a complete zip archive"],
+    [["numbers.pth"], "it holds no tensors and is not a checkpoint"],
     [["taken.pth", "--convert", "x.safetensors"], 'cannot hold a tensor "__metadata__"'],
     [[fixture("torch_zip.pth"), "--convert", "x.pth"], "only .safetensors can be written"],
     [["--preset", "dinov2-x"], "did you mean dinov2-s?"],

@@ -95,7 +95,7 @@ Deno.test("what is no wrapper is not taken for one, and messages name it", () =>
   assertEquals(wrapperOf(["optimizer.patch_embed.proj.weight"], "patch_embed.proj.weight"), undefined);
   assertEquals(
     underNote(["optimizer.patch_embed.proj.weight"], "patch_embed.proj.weight"),
-    ' (but below the prefix "optimizer.", which is no known wrapper: remove it)',
+    ' (but below the prefix "optimizer.", which is not a known wrapper: remove it)',
   );
   assertEquals(underNote(["other"], "patch_embed.proj.weight"), "");
 });
