@@ -25,7 +25,7 @@ import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { chosenEncoder, command, imageFolder, inputRun } from "./command.ts";
 import { openAdapter, openOutput, openTokenizerFor, openWorkers, SEEDS } from "./command.ts";
 import { reportScores } from "./output.ts";
-import { samplingOf } from "./sample.ts";
+import { samplingOptions } from "../src/sampling/sampler.ts";
 
 /** Generated images that probes learn from. */
 const PROBE_IMAGES = 2000;
@@ -114,7 +114,7 @@ async function scoreModel(job: Job, run: string, out: string): Promise<void> {
   const evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
   async function* samples() {
-    const options = { ...samplingOf(c), labels, onProgress: progress.update };
+    const options = { ...samplingOptions(c), labels, onProgress: progress.update };
     for await (const { image } of generate(model, tokenizer, options)) yield image;
   }
   const path = join(out, "samples.npz");

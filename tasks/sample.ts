@@ -10,6 +10,7 @@ import { writeNpz } from "../src/formats/npz.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
 import { lineAgain } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
+import { samplingOptions } from "../src/sampling/sampler.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, inputRun, openAdapter, openOutput } from "./command.ts";
 
@@ -78,7 +79,7 @@ export const sample = command({
         }
       };
       const options = {
-        ...samplingOf(c),
+        ...samplingOptions(c),
         labels,
         onProgress: (n: number) => progress.update(n),
         needed: (i: number) => !there.has(i),
@@ -113,26 +114,6 @@ const SHOWN = 200;
 function decidingOf(c: typeof sampleConfig._output) {
   const { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders } = c;
   return { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders };
-}
-
-/** The sampling options of a config, as the sampler takes them. */
-export function samplingOf(
-  c: Pick<
-    typeof sampleConfig._output,
-    "batchSize" | "steps" | "sampler" | "shift" | "cfg" | "cfgInterval" | "cfgChannels" | "seed"
-  >,
-) {
-  const [from, to] = c.cfgInterval as [number, number];
-  return {
-    batchSize: c.batchSize,
-    steps: c.steps,
-    sampler: c.sampler,
-    shift: c.shift,
-    cfg: c.cfg,
-    cfgInterval: [from, to] as const,
-    cfgChannels: c.cfgChannels === "all" ? undefined : c.cfgChannels,
-    seed: c.seed,
-  };
 }
 
 function classesOf(words: readonly string[], names: readonly string[]): number[] {

@@ -13,6 +13,7 @@ import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
+import { samplingOptions } from "../src/sampling/sampler.ts";
 import { drawPreview } from "../src/sampling/preview.ts";
 import { checkSteps, DiffusionRecipe } from "../src/train/diffusion.ts";
 import { checkLatents } from "../src/train/encode_latents.ts";
@@ -29,7 +30,6 @@ import {
   openWorkers,
   SEEDS,
 } from "./command.ts";
-import { samplingOf } from "./sample.ts";
 import { encodeShown } from "./output.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
@@ -126,7 +126,7 @@ async function training(
         made_from: { tokenizer: { ...tokenizer.identity, places }, latents: madeFrom },
       };
       await saveDit(out, dit, config);
-      const sampling = samplingOf({ ...sampleConfig.parse({}), seed: c.seed });
+      const sampling = samplingOptions({ ...sampleConfig.parse({}), seed: c.seed });
       const picture = await drawPreview({ dit, config }, tokenizer, sampling);
       makeFolder(join(out, "images"));
       await writePng(join(out, "images", `samples_with_guidance_${sampling.cfg}.png`), picture);

@@ -1,5 +1,5 @@
-// The stream of training batches: step s depends on (seed, s) alone, so a resumed run goes on with the very images that
-// the interrupted one would have seen, and nothing has to be saved. The next batches are made while the device works.
+// Training batches. The batch of a step is a function of (seed, step), so that a resumed run sees the images that the
+// interrupted one would have seen, and no state is saved. The next batches are loaded while the device works.
 
 import { uniform } from "../philox.ts";
 import { ahead, depthOf } from "./prefetch.ts";
@@ -13,7 +13,7 @@ export interface BatchOptions {
   step?: number;
   /** Step to stop before (none). */
   end?: number;
-  /** Mirrors every second image or so, left to right (false). */
+  /** Mirrors each image left to right with probability 1/2 (false). */
   flip?: boolean;
 }
 

@@ -1,6 +1,5 @@
-// Worker threads that make images, so that decoding keeps neither the device nor the main thread waiting. Jobs are handed
-// out as soon as they are known, each to the worker with the fewest: while the main thread waits for the device it handles
-// no messages, and a worker that had to ask for its next job would stand still.
+// Worker threads that load images. A job is sent at once, to the worker with the fewest jobs: while the main thread waits for
+// the device it handles no messages, so a worker that asked for its next job would be idle.
 
 import { defaultImageMemory, ImageMemory } from "../image/memory.ts";
 import type { InputSource } from "./network_input.ts";
@@ -8,7 +7,7 @@ import { errorOf, type Job, perform, type PixelsOf, type Reply, type Request } f
 import type { Shapes } from "./toy_shapes.ts";
 import type { ImageSource } from "./image_source.ts";
 
-/** A job that is under way. */
+/** A job that was sent to a worker. */
 interface Pending {
   resolve(pixels: PixelsOf<Job>): void;
   reject(error: Error): void;
@@ -29,8 +28,8 @@ export class Workers implements Disposable {
   #over: Error | undefined;
 
   /**
-   * Threads start when there is work for them. Dispose of the workers at the end: they keep the process alive.
-   * @param count threads; 0: everything is made on the calling thread
+   * Threads start with their first job. Dispose of the workers at the end: they keep the process alive.
+   * @param count threads; 0: jobs run on the calling thread
    * @param imageMemory bytes for decoding, of all threads together; by default a quarter of the RAM
    * @param entry the program of a thread
    */
@@ -101,7 +100,7 @@ export class Workers implements Disposable {
   }
 }
 
-/** Generated shapes that workers draw. */
+/** Generated shapes, computed by workers. */
 export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
   return {
     length: shapes.length,
@@ -114,7 +113,7 @@ export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
   };
 }
 
-/** The same for scores: drawn with this side, as bytes like those of a file. */
+/** The same as network inputs, from images of side `side` that are rounded to bytes. */
 export function drawnInputs(workers: Workers, shapes: Shapes, side: number): InputSource {
   const shape = (index: number) => ({ kind: "shape", seed: shapes.seed, index, size: side }) as const;
   return {

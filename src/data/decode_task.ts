@@ -1,5 +1,5 @@
-// What can be asked for of an image, as plain data that goes to a worker and back: which pixels to make, how to say that
-// it failed, and the one function that does it. It makes the same bits on whatever thread it runs.
+// Jobs of the worker threads: what to load of an image, as plain data, the function that does it, and its result or error. It
+// gives the same bits on any thread.
 
 import { UsageError } from "../errors.ts";
 import { type Decoded, type Image, toBytes, withImage } from "../image/image.ts";
@@ -41,7 +41,7 @@ export interface Request {
   memory: SharedMemory;
 }
 
-/** What became of a request: its pixels, or what was thrown. */
+/** The result of a request: pixels, or the error. */
 export type Reply = { id: number; pixels: AnyPixels } | { id: number; failure: Failure };
 
 export interface Failure {
@@ -50,7 +50,7 @@ export interface Failure {
   message: string;
 }
 
-/** Makes the pixels of a job. @throws UsageError when its file cannot be read, decoded or cropped */
+/** Runs a job. @throws UsageError if its file cannot be read, decoded or cropped */
 export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels> {
   switch (job.kind) {
     case "square": {
@@ -74,7 +74,7 @@ function bytesOf(image: Shape | Image): Image {
   return { width: size, height: size, data: toBytes(drawShape(seed, index, size)) };
 }
 
-/** @param target what is kept of an image; undefined: all of it */
+/** @param target the part of an image that is used; undefined: all of it */
 async function fromFile<P extends AnyPixels>(
   path: string,
   memory: ImageMemory,
@@ -94,7 +94,7 @@ export function failureOf(error: unknown): Failure {
   };
 }
 
-/** The error that a worker met, of the same class and with the same text. */
+/** The error of a worker, with its class and message. */
 export function errorOf({ usage, message }: Failure): Error {
   return usage ? new UsageError(message) : new Error(message);
 }

@@ -1,5 +1,5 @@
-// Where images come from: a folder, or the generator. Batches are a function of (seed, step) alone, so a resumed run
-// sees the same images without any saved state.
+// Sources of labelled images: a folder, an .npz file or the generator. Which images a step sees is a function of (seed, step),
+// so that a resumed run sees the same without saved state.
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
@@ -13,9 +13,9 @@ export interface ImageSource {
   readonly length: number;
   /** Class names; a label is an index into them. Empty where images have no classes. */
   readonly classes: readonly string[];
-  /** How many images are made at the same time, off the calling thread (0). */
+  /** Number of images that are loaded at the same time on other threads (0). */
   readonly parallel?: number;
-  /** Which images they are, for records of what was made from them. */
+  /** Name and fingerprint of the images, for records of what was made from them. */
   identity?(): Identity;
   label(i: number): number;
   name(i: number): string;
@@ -91,7 +91,7 @@ function checkBatch(count: number, size: number): void {
   }
 }
 
-/** Which images step `step` sees: consecutive parts of a new order of the whole source in every epoch. */
+/** Indices of the images of a step: each epoch is a new permutation of the source. */
 export function batchIndices(length: number, batchSize: number, seed: number, step: number): number[] {
   const indices: number[] = [];
   let epoch = -1;
@@ -108,7 +108,7 @@ export function batchIndices(length: number, batchSize: number, seed: number, st
 
 let latest: { key: string; order: Uint32Array<ArrayBuffer> } | undefined;
 
-/** The order of an epoch; the last one is kept, since a run asks for it at every step. */
+/** The permutation of an epoch; the latest is cached. */
 function orderOf(seed: number, epoch: number, length: number): Uint32Array<ArrayBuffer> {
   const key = `${seed} ${epoch} ${length}`;
   if (latest?.key !== key) latest = { key, order: new Uint32Array(permutation(seed, epoch, length)) };
@@ -128,7 +128,7 @@ export function part(source: ImageSource, from: number, to: number): ImageSource
   };
 }
 
-/** Every second image to learn from, the others to test on. */
+/** Images of even index to train on, those of odd index to test on. */
 export function halves(source: ImageSource): [ImageSource, ImageSource] {
   const half = (odd: number): ImageSource => ({
     length: Math.floor((source.length + 1 - odd) / 2),

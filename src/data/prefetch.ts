@@ -1,18 +1,18 @@
-// Values that are made before they are needed: several are under way while the caller works on the latest one.
+// Prefetching: several values are computed while the caller uses the latest one.
 
-/** Bytes that may lie ready. */
+/** Bytes of prefetched values. */
 const READY_BYTES = 128 * 1024 * 1024;
 const MAX_AHEAD = 16;
 
-/** How many batches to keep ahead: one where they are made on this thread, more where workers make them. */
+/** The number of batches to prefetch: one without workers, more with them. */
 export function depthOf(source: { parallel?: number }, batchBytes: number): number {
   if (!source.parallel) return 1;
   return Math.max(1, Math.min(MAX_AHEAD, Math.floor(READY_BYTES / batchBytes)));
 }
 
 /**
- * `make(from)`, ..., `make(to - 1)`, in order; up to `depth` more are under way while one is used. An error is thrown when
- * its turn comes, if it does.
+ * Yields `make(from)`, ..., `make(to - 1)` in order; up to `depth` more are computed while one is used. An error is thrown
+ * in place of its value.
  */
 export async function* ahead<T>(
   make: (n: number) => Promise<T>,

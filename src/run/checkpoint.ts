@@ -1,5 +1,5 @@
-// A run's folder over time: what it holds, and where to go on after an interruption.
-// checkpoints/step_00000500.safetensors has all the state of a step, and the run's configuration in its metadata.
+// The folder of a run: its checkpoints, its lock, and which run is the newest. checkpoints/step_00000500.safetensors has the
+// complete state after a step, and the run's configuration in its metadata.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -12,7 +12,7 @@ import {
   writeSafetensors,
 } from "../formats/safetensors.ts";
 
-/** A checkpoint that was found whole. Close its `file` after reading. */
+/** An undamaged checkpoint. Close its `file` after reading. */
 export interface Checkpoint {
   path: string;
   /** Steps that had been done. */
@@ -47,13 +47,13 @@ export async function saveCheckpoint(
     step: String(step),
   });
   const others = listCheckpoints(run).filter((n) => n !== step);
-  // Later steps belong to a course that was left when the run was resumed from an earlier step.
+  // Checkpoints of later steps are of before the run was resumed from an earlier one.
   const kept = others.filter((n) => n < step).slice(0, Math.max(0, keep - 1));
   for (const n of others) if (!kept.includes(n)) Deno.removeSync(checkpointPath(run, n));
   return path;
 }
 
-/** Steps of which a run has checkpoints, newest first; they may be damaged. */
+/** Steps of a run's checkpoints, newest first; the files may be damaged. */
 export function listCheckpoints(run: string): number[] {
   const folder = join(run, "checkpoints");
   if (!exists(folder)) return [];
@@ -83,8 +83,8 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
 }
 
 /**
- * The newest checkpoint that is whole; undefined where there is none. Damaged ones are passed over with a warning, files in
- * the making are not looked at.
+ * The newest undamaged checkpoint; undefined if there is none. Damaged ones are skipped with a warning, temporary files are
+ * ignored.
  */
 export async function newestCheckpoint(
   run: string,
@@ -101,10 +101,10 @@ export async function newestCheckpoint(
   return undefined;
 }
 
-/** The sub-folder with what a run made. */
+/** The sub-folder with a run's result. */
 export type RunKind = "tokenizer" | "model";
 
-/** The run below `runs` whose tokenizer or model was finished last; undefined where there is none. */
+/** The run in `runs` whose tokenizer or model was finished last; undefined if there is none. */
 export function newestRun(runs: string, kind: RunKind): string | undefined {
   if (!exists(runs)) return undefined;
   let newest: { run: string; time: number } | undefined;
@@ -117,14 +117,14 @@ export function newestRun(runs: string, kind: RunKind): string | undefined {
   return newest?.run;
 }
 
-/** Files by which a folder is known to hold a run. */
+/** Files that only a folder of a run has. */
 const TRACES = ["config.json", "log.jsonl", "checkpoints", "tokenizer", "model"];
 
 /**
- * Makes a run's folder if need be, locks it, and removes what an interrupted write left.
- * @param run the folder, or one that is open already
+ * Creates and locks a run's folder, and removes temporary files of interrupted writes.
+ * @param run the folder, or an output that is already open
  * @param resume whether the folder may hold a run already
- * @throws UsageError when another process writes to it, or it holds a run that is not to be resumed
+ * @throws UsageError if another process writes to it, or it holds a run and `resume` is false
  */
 export function openRun(run: string | Output, { resume = false }: { resume?: boolean } = {}): Output {
   const output = typeof run === "string" ? Output.folder(run) : run, { folder } = output;

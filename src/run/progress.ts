@@ -12,10 +12,10 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
       current = undefined;
       note = "";
     },
-    /** While kernels are compiled: the first time takes a while on a software adapter. */
+    /** Shows the compilation of kernels. */
     compile(done: number, total: number): void {
       current ??= log.progress(`${part?.[0]}: compiling`, total, "kernels");
-      // The last line of a count is always shown, and this one says nothing.
+      // The last update of a counter is always printed: skip it.
       if (done < total) current.update(done);
       else {
         current.end();

@@ -1,6 +1,6 @@
-// How a run goes on: from which checkpoint, and what may differ from the run that saved it. In the same folder everything
-// must be as it was, but for the number of steps; FILE of one run with the folder of another begins a new run there, in
-// which anything may differ that fits the weights. Whatever differs is said.
+// Resuming: which checkpoint, and which options may differ from the run that saved it. In the same folder only the number of
+// steps may. --resume FILE with another folder begins a new run there, whose options may differ as long as the weights fit;
+// differences are logged.
 
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -11,14 +11,14 @@ import { exists } from "../formats/files.ts";
 import type { Log } from "./log.ts";
 import { differences, type Provenance, provenanceSchema } from "../formats/provenance.ts";
 
-/** A checkpoint that a run goes on from. */
+/** The checkpoint that a run is resumed from. */
 export interface Resumed extends Checkpoint {
-  /** Whether it is of a run in another folder. */
+  /** Whether it belongs to a run in another folder. */
   elsewhere: boolean;
 }
 
 /**
- * The checkpoint that --resume asks for; undefined, with a warning, where the run has none.
+ * The checkpoint that --resume names; undefined, with a warning, if the run has none.
  * @throws UsageError when it is of another command, or a new run would begin where there is one already
  */
 export async function openResumed(
@@ -53,14 +53,14 @@ function commandOf(config: unknown): unknown {
 
 const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) : resolve(folder);
 
-/** Options that are compared by what lies there, where the checkpoint says what that was. */
+/** Paths whose contents are compared instead, if the checkpoint has their fingerprints. */
 const BY_FINGERPRINT = new Set(["tokenizer", "latents"]);
 
 /**
- * Compares a run with the checkpoint that it goes on from.
+ * Compares the options and sources of a run with those of its checkpoint.
  * @param now options and sources; `schema` has the defaults of options that the checkpoint lacks, and which ones are free
- * @param except options that the caller compares
- * @throws UsageError when something differs that must not
+ * @param except options that the caller checks
+ * @throws UsageError if something differs that must not
  */
 export function checkResumed(
   { path, step, config, elsewhere }: Resumed,
@@ -88,9 +88,9 @@ export function checkResumed(
 }
 
 /**
- * The command line that goes on with what this one leaves.
- * @param out the folder, where the line does not name it
- * @param resume from the newest checkpoint there, even where this line began with a FILE of another run
+ * The command line that resumes this one.
+ * @param out the folder, if the line does not name it
+ * @param resume adds --resume, in place of a --resume FILE of another run
  */
 export function lineAgain({ line }: { line: string }, out: string | undefined, resume = false): string {
   const file = / (?:--resume(?:[= ](?:'[^']*'|[^\s'-]\S*))?|'--resume=[^']*')(?= |$)/;

@@ -18,7 +18,7 @@ export interface GenerateOptions extends SamplingOptions {
   /** Class of each image. */
   labels: readonly number[];
   onProgress?: (done: number) => void;
-  /** Whether an image is needed (all are). A batch of which none is needed is not made, others are made in full. */
+  /** Whether an image is needed (all are). A batch is skipped if none of its images is needed, and else made in full. */
   needed?: (index: number) => boolean;
 }
 

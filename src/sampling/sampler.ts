@@ -1,6 +1,7 @@
 // Sampling latents from a diffusion model, with classifier-free guidance (Ho and Salimans, 2022) inside an interval of times
 // (Kynkaanniemi et al., 2024): v = v_u + w (v_c - v_u). A step of the grid is one program, replayed with other times.
 
+import type { SampleConfig } from "../cli/config.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
@@ -122,4 +123,23 @@ export class Sampler {
     const weights = Float32Array.from({ length: C }, (_, c) => c < (cfgChannels ?? C) ? cfg : 1);
     return add(unconditional, mul(sub(conditional, unconditional), constant(weights, [C], "guidance")));
   }
+}
+
+/** The sampling options of a command. */
+export function samplingOptions(
+  c: Pick<SampleConfig, "steps" | "sampler" | "shift" | "cfg" | "cfgInterval" | "cfgChannels" | "seed"> & {
+    batchSize: number;
+  },
+): SamplingOptions {
+  const { batchSize, steps, sampler, shift, cfg, cfgInterval: [from = 0, to = 1], cfgChannels, seed } = c;
+  return {
+    batchSize,
+    steps,
+    sampler,
+    shift,
+    cfg,
+    cfgInterval: [from, to],
+    cfgChannels: cfgChannels === "all" ? undefined : cfgChannels,
+    seed,
+  };
 }

@@ -1,5 +1,5 @@
-// From images to a folder of latents, and from there to batches for diffusion. Training always reads from the folder, one
-// latent at a time, so that a million of them need no memory.
+// Encodes images into a folder of latents, and reads batches for diffusion from such a folder, latent by latent, so that the
+// memory does not grow with their number.
 
 import { Interrupted, UsageError } from "../errors.ts";
 import { differences, fingerprintOf, type Provenance } from "../formats/provenance.ts";
@@ -30,10 +30,10 @@ export interface EncodeOptions {
   perShard?: number;
 }
 
-/** Milliseconds of work that a process that is killed may lose. */
+/** Milliseconds between saves: the work that a killed process loses at most. */
 const SAVE = 60_000;
 
-/** What the latents of `source` say about themselves. */
+/** The record of latents of `source`. */
 export function latentsRecord(
   tokenizer: ImageTokenizer,
   source: ImageSource,
@@ -128,7 +128,7 @@ export function checkLatents(
 ): Provenance {
   const { folder, record } = latents, { name, latents: fingerprint } = tokenizer.identity;
   if (!record) {
-    log.line(`"${folder}" does not say what its latents are of: they are taken to be of "${name}"`);
+    log.line(`"${folder}" does not name the tokenizer of its latents: "${name}" is assumed`);
     const numbers = fingerprintOf(`${latents.mean}`, `${latents.std}`, `${latents.labels}`);
     return { tokenizer: { name, fingerprint }, data: { name: folder, fingerprint: numbers } };
   }

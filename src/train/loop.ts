@@ -1,5 +1,5 @@
-// The training loop of every recipe: run a step, now and then read the running metrics, save, and stop when asked. It never waits for
-// the device in a step, except to keep the host from running far ahead of it.
+// The training loop of every recipe: runs steps, logs the running metrics, saves, and stops when asked. A step does not wait
+// for the device, except to bound how far the host runs ahead of it.
 
 import { GpuError, Interrupted, UsageError } from "../errors.ts";
 import { checkConditions, holdOff } from "../interruption.ts";
@@ -8,8 +8,8 @@ import type { Optimizer } from "./optimizer.ts";
 import type { Recipe } from "./recipe.ts";
 
 /**
- * What a run reports every `logEvery` steps: means over those that were applied, how many were skipped, the loss scale
- * where there is one, and as `data_wait` the share of the time spent waiting for data.
+ * Logged every `logEvery` steps: means of the metrics over applied steps, the number of skipped steps, the loss scale if there
+ * is one, and `data_wait`, the share of the time spent waiting for data.
  */
 export interface LogRow {
   step: number;
@@ -23,7 +23,7 @@ export interface LoopOptions {
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
   onLog(row: LogRow): void;
-  /** Steps were skipped: how many, and why. */
+  /** Called when steps were skipped, with their number and the cause. */
   onSkipped?(message: string): void;
   onStep?(n: number): void;
   /** Saves the state after `n` steps. */
@@ -37,11 +37,10 @@ const STALLED = 50;
 
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
-/** What a loop did. */
 export interface LoopResult {
   /** Steps done in all; fewer than the recipe has when it was stopped. */
   done: number;
-  /** Share of the time, 0..1, that was spent waiting for data: what more workers could win at most. */
+  /** Share of the time, 0..1, spent waiting for data: the most that more workers can save. */
   dataWait: number;
 }
 
@@ -63,7 +62,7 @@ export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<Lo
   const share = ({ began, waited }: typeof all) => waited / Math.max(1e-3, performance.now() - began);
   const progress = () => Promise.all(optimizers.map(async (optimizer) => await optimizer.readProgress()));
   let before = await progress();
-  /** Checkpoints of a run that may have gone wrong would push out the good ones. */
+  /** Whether steps are being skipped: a checkpoint now would replace an older, good one. */
   const stalling = async () => (await progress()).some(({ inARow }) => inARow >= 3);
   const log = async (n: number) => {
     if (n === logged) return;
@@ -93,7 +92,7 @@ export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<Lo
         } to ${n} were skipped, and changed nothing (${optimizer.label}): ${cause}` +
           (row.loss_scale === undefined ? "" : `; the loss scale is ${lossScale}`),
       );
-      // A loss scale that can still fall will do so, and let the next steps pass.
+      // A loss scale above 1 can still fall, and then steps are applied again.
       const most = n === steps && 2 * inARow > n - o.from && lossScale <= 1;
       if (inARow >= STALLED || most) {
         throw new GpuError(
@@ -112,7 +111,7 @@ export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<Lo
     try {
       data = (await stream.next()).value as D;
     } catch (error) {
-      // Such as a damaged image or latent: what was learned before it stays.
+      // For example a damaged image: save what was learned before it.
       if (error instanceof UsageError && n > o.from && n !== saved) await o.save(n);
       throw error;
     }
@@ -120,7 +119,7 @@ export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<Lo
     try {
       await recipe.step(n, data);
     } catch (error) {
-      // Kernels that are needed from this step on were being compiled: the state is that after n steps.
+      // Stopped while kernels of this step were compiled: the state is that after n steps.
       if (!(error instanceof Interrupted) || n === o.from) throw error;
       await log(n);
       await o.save(n);
@@ -139,7 +138,7 @@ export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<Lo
   return { done: steps, dataWait: share(all) };
 }
 
-/** What was not finite, in words. */
+/** Describes what was not finite. */
 async function causeOf(optimizer: Optimizer, metrics: readonly string[]): Promise<string> {
   const { kind, value } = await optimizer.readFault();
   if (kind === "update") {
@@ -152,7 +151,7 @@ async function causeOf(optimizer: Optimizer, metrics: readonly string[]): Promis
     : "its loss is not finite";
 }
 
-/** What may help, by what overflowed and by whether the run has changed weights at all. */
+/** What may help. @param learned whether any step was applied @param scaled whether there is a loss scale */
 async function remedyOf(optimizer: Optimizer, learned: boolean, scaled: boolean): Promise<string> {
   if ((await optimizer.readFault()).kind === "update") return "use a smaller --lr";
   const { name, magnitude } = await optimizer.readLargest();

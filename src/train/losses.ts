@@ -1,5 +1,5 @@
-// Losses of the recipes. Means everywhere: over pixels, over elements of features and latents (recipe: our inference). What is
-// compared may be halves; the comparison is in f32.
+// Losses. All are means: over pixels, over elements of features and latents. What is
+// compared may be fp16; losses are computed in fp32.
 
 import { gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";

@@ -1,5 +1,5 @@
-// AdamW over parameter sets, recorded into a program: gradients into flat buffers, their global norm, one launch a set.
-// Everything that a run must save lives in the tensors of `state()`.
+// AdamW over parameter sets, recorded into a program: gradients are copied into flat buffers, their global norm is computed, and
+// each set is updated by one launch. `state()` has every tensor that a checkpoint needs.
 
 import { detach, full, grad, store } from "../tensor/autograd.ts";
 import { addInPlace, copy, fill } from "../gpu/memory.ts";
@@ -43,9 +43,9 @@ export class Optimizer {
   readonly #hyper: Tensor = hyperVariable();
   /** Of {@link progressVariable}. */
   readonly progress: Tensor;
-  /** Whether gradients come multiplied by the loss scale, because they pass through halves. */
+  /** Whether gradients are multiplied by the loss scale: they are, with fp16 activations. */
   readonly #scaled: boolean;
-  /** Finite where the step of the program that is being captured is applied. */
+  /** Of the step that is being captured: finite if it is applied. */
   #verdict: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
 
@@ -76,7 +76,7 @@ export class Optimizer {
     return { applied, skipped, inARow: Math.max(0, -row), lossScale };
   }
 
-  /** Why the latest skipped step was skipped, and which of the values was to blame. Waits for the device. */
+  /** Why the latest skipped step was skipped, and the index of the value that was not finite. Waits for the device. */
   async readFault(): Promise<{ kind: keyof typeof FAULTS; value: number }> {
     const [code, value = 0] = await readTensor(this.#fault);
     const kinds = Object.keys(FAULTS) as (keyof typeof FAULTS)[];
@@ -95,7 +95,7 @@ export class Optimizer {
     return largest;
   }
 
-  /** Sets the numbers of the next step. */
+  /** Sets the hyper-parameters of the next step. */
   set(hyper: Hyper): void {
     this.#hyper.storage.write(packHyper(hyper));
   }
@@ -110,13 +110,13 @@ export class Optimizer {
     return this.update(values);
   }
 
-  /** dLoss/d(anything) multiplied by the loss scale, so that no gradient behind it is too small for halves. */
+  /** `dy` times the loss scale, so that gradients computed from it do not underflow in fp16. */
   scaled(dy: Tensor): Tensor {
     const scale = this.lossScale();
     return scale ? mul(dy, scale) : dy;
   }
 
-  /** What {@link scaled} multiplies by, a scalar; undefined where it does not. */
+  /** The loss scale, a scalar; undefined without fp16 activations. */
   lossScale(): Tensor | undefined {
     return this.#scaled ? lossScale(this.progress) : undefined;
   }
@@ -141,7 +141,7 @@ export class Optimizer {
 
   /**
    * Records the update from the gradients that were stored.
-   * @param values scalars without which it does not happen where they are not finite: losses
+   * @param values scalars, such as losses; the update is skipped if one is not finite
    * @returns the squared global norm before clipping
    */
   update(values: readonly Tensor[] = []): Tensor {
@@ -166,17 +166,17 @@ export class Optimizer {
     return plain;
   }
 
-  /** Records, behind an update, that `values` (scalars) are added to `sums` if that update is applied. */
+  /** Records, after an update, that `values` (scalars) are added to `sums` if the update is applied. */
   report(values: readonly Tensor[], sums: Tensor): void {
     record(joined(values), sums, this.#verdict as Tensor);
   }
 
-  /** Records, behind an update, that `x` becomes what it was, `before`, if that update is skipped. */
+  /** Records, after an update, that `x` is restored to `before` if the update is skipped. */
   restoreIfSkipped(x: Tensor, before: Tensor): void {
     restoreIfSkipped(x, before, this.#verdict as Tensor);
   }
 
-  /** Makes the averages equal to the weights: the start of averaging. */
+  /** Copies the weights into the averages. */
   async startEma(): Promise<void> {
     await this.#copyAll((slot, i) => [slot.set.flats[i] as Tensor, slot.ema?.[i]]);
   }
@@ -188,7 +188,7 @@ export class Optimizer {
     await run(ema.map((from, i) => [from, target.flats[i] as Tensor]));
   }
 
-  /** Names and tensors of everything that must be saved besides the parameters. */
+  /** Tensors of a checkpoint besides the parameters, by name. */
   state(): Map<string, Tensor> {
     const found = new Map<string, Tensor>([[`${this.key}.progress`, this.progress]]);
     for (const { set, m, v, ema } of this.#slots) {

@@ -47,8 +47,7 @@ export interface OptimizerOptions {
 
 /**
  * Hyper-parameters of step `n` of `steps`.
- * @param ema decay of the weight average, once the average is older than 10 steps or so: a young one forgets faster, so
- * that the first weights do not stay in it
+ * @param ema decay of the weight average; smaller in the first steps, so that the initial weights are forgotten
  */
 export function hyperAt(
   n: number,

@@ -13,7 +13,7 @@ import { joined, type Optimizer } from "./optimizer.ts";
 
 /** What a step records. */
 export interface StepParts<I> {
-  /** Those of which {@link gradients} returns gradients, in this order. */
+  /** In the order of the gradients that {@link gradients} returns. */
   optimizers: readonly Optimizer[];
   /** State that changes with each micro-batch: {@link update} gets it as it was before the step. */
   saved: readonly Tensor[];
