@@ -78,6 +78,37 @@ Deno.test("every example of every command's help parses", () => {
   }
 });
 
+Deno.test("every command of every README parses", () => {
+  let count = 0;
+  for (const path of readmes(fromFileUrl(new URL("../..", import.meta.url)))) {
+    const [...text] = Deno.readTextFileSync(path).split("```");
+    const blocks = text.filter((_, i) => i % 2 === 1).join("\n"),
+      prose = text.filter((_, i) => i % 2 === 0).join();
+    const commands = [
+      ...blocks.matchAll(/^ *(?:\$ )?tok ([a-z][^#\n]*)/gm),
+      ...prose.matchAll(/`tok ([a-z][^`]*)`/g),
+    ].map((m) => m[1] as string).filter((line) => !line.includes("..."));
+    for (const line of commands) {
+      try {
+        parseCommandLine(line.trim().split(/\s+/));
+      } catch (error) {
+        throw new Error(`${path}: tok ${line}: ${(error as Error).message}`);
+      }
+    }
+    count += commands.length;
+  }
+  assert(count >= 20, `${count} commands`);
+});
+
+/** README files below a folder. */
+function readmes(folder: string): string[] {
+  return [...Deno.readDirSync(folder)].flatMap(({ name, isDirectory }) => {
+    const path = join(folder, name);
+    if (isDirectory) return /^(\.|node_modules|fixtures|runs|dist)/.test(name) ? [] : readmes(path);
+    return name === "README.md" ? [path] : [];
+  });
+}
+
 Deno.test("an unknown command or option ends with 2 and one line that names the nearest", async () => {
   const { code, stderr, stdout } = await tok(["smaple"]);
   assertEquals([code, stdout, stderr.trim().split("\n").length], [2, "", 1]);
