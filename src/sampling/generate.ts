@@ -84,5 +84,5 @@ async function refusal(
   const [what, found, remedy] = inLatent === undefined
     ? ["the picture that the tokenizer decodes", fault, "another tokenizer"]
     : ["the latent", inLatent, "a smaller --cfg or another model"];
-  return new UsageError(`Cannot draw image ${index}: ${what} holds ${found}; use ${remedy}`);
+  return new UsageError(`Cannot generate image ${index}: ${what} holds ${found}; use ${remedy}`);
 }

@@ -267,10 +267,10 @@ Deno.test("a latent or a picture that overflows ends sampling with the image's n
   await enlarge(made.decoder.conv_in.weight, 1e38);
   await enlarge(made.decoder.conv_out.weight, 1e38);
   await enlarge(made.post_quant_conv.weight, 1e38);
-  await refuses(draw, UsageError, "Cannot draw image 0: the picture that the tokenizer decodes holds");
+  await refuses(draw, UsageError, "Cannot generate image 0: the picture that the tokenizer decodes holds");
   model.dit.final_layer.linear.bias?.storage.write(new Float32Array(4).fill(3e38));
   model.dit.final_layer.linear.weight.storage.write(new Float32Array(64).fill(3e38));
-  await refuses(draw, UsageError, "Cannot draw image 0: the latent holds");
+  await refuses(draw, UsageError, "Cannot generate image 0: the latent holds");
 });
 
 Deno.test("weights and states that are not finite are not saved", async () => {
