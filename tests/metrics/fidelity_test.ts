@@ -12,6 +12,7 @@ import { type Features, gaussian } from "../../src/metrics/frechet.ts";
 import { precisionRecall } from "../../src/metrics/precision_recall.ts";
 import { GramBlocks } from "../../src/metrics/gram.ts";
 import { testDevice } from "../helpers/check.ts";
+import { run } from "../helpers/commands.ts";
 import fixture from "../fixtures/fidelity.json" with { type: "json" };
 import { inceptionShapes, shapesOf, units, writeFormula } from "../helpers/formula.ts";
 import { Lpips } from "../../src/models/lpips.ts";
@@ -178,13 +179,10 @@ Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the offici
   const same = JSON.parse(await Deno.readTextFile(path("same/metrics.json")));
   assertEquals(Object.keys(same), ["fid"]);
   assert(same.fid < 1e-6);
-  const nothing = await tok("eval", ...stats.slice(0, 4));
-  assertEquals(nothing.code, 2, nothing.stderr);
-  assert(
-    nothing.stderr.includes(
-      "no metric applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
-    ),
-    nothing.stderr,
+  await assertRejects(
+    () => run("eval", ...stats.slice(0, 4)),
+    UsageError,
+    "no metric applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
   );
   const refused = await tok("eval", ...stats, "--metrics", "fid,kid");
   assertEquals(refused.code, 2, refused.stderr);
@@ -210,9 +208,8 @@ Deno.test("a score that was asked for and cannot be taken ends with 2 and one li
       [["--fake", "x", "--metrics", "psnr"], '"psnr"', "a tokenizer"],
     ] as [string[], ...string[]][]
   ) {
-    const { code, stderr } = await tok("eval", ...args);
-    assertEquals([code, stderr.trim().split("\n").length], [2, 1], stderr);
-    assert(words.every((word) => stderr.includes(word)), stderr);
+    const { message } = await assertRejects(() => run("eval", ...args), UsageError);
+    assert(!message.includes("\n") && words.every((word) => message.includes(word)), message);
   }
   const { code, stderr } = await tok("align", "--preset", "dinov2-l");
   assertEquals([code, stderr.trim().split("\n").length], [2, 1], stderr);
@@ -225,7 +222,7 @@ Deno.test("tok align --perceptual lpips trains by LPIPS, says so, and scores it;
   await writeFormula(path("inception.safetensors"), inceptionShapes());
   const lpips = ["--lpips", path("lpips.safetensors")];
   const few = ["--steps", "2,1,1", "--batch-size", "2", "--held-out", "2", "--gan", "none"];
-  const run = await tok(
+  const aligned = await tok(
     "align",
     ...few,
     "--perceptual",
@@ -236,7 +233,7 @@ Deno.test("tok align --perceptual lpips trains by LPIPS, says so, and scores it;
     "--out",
     path("run"),
   );
-  assertEquals(run.code, 0, run.stderr);
+  assertEquals(aligned.code, 0, aligned.stderr);
   const read = async (name: string) => JSON.parse(await Deno.readTextFile(path(name)));
   const config = await read("run/config.json");
   assertEquals([config.perceptual, config.lpips], ["lpips", [path("lpips.safetensors")]]);
