@@ -38,7 +38,7 @@ Usage: tok <command> [options]
 
 ${COMMANDS.map(({ name, purpose }) => `  ${name.padEnd(12)} ${purpose}`).join("\n")}
 
-Bare, these five run the whole pipeline on generated images:
+Without options, these five run the complete pipeline on generated images:
   tok align && tok reconstruct && tok train-dit && tok sample --cfg 4 && tok eval
 
 "tok <command> --help" lists the options of a command, "--help all" also the advanced ones. "tok --version" prints the

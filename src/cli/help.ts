@@ -64,7 +64,7 @@ function entry(
   return [first, ...lines.map((line) => " ".repeat(FLAGS) + line)].join("\n");
 }
 
-/** An example that can be pasted: a long one goes on after a backslash. */
+/** An example that can be pasted: a long one continues after a backslash. */
 function exampleOf(line: string, columns: number): string {
   return `  ${wrapped(line, Math.max(24, columns - 9), / (?=--)/).join(" \\\n      ")}`;
 }

@@ -103,17 +103,17 @@ function readZip(source: ByteSource): Value {
       `Cannot read "${name}": it is a TorchScript program, which has to be run; save its state_dict() instead`,
     );
   }
-  const whole = (member: Member, most: number): Uint8Array => {
+  const contents = (member: Member, most: number): Uint8Array => {
     if (member.size > most) {
       throw damaged(name, `"${member.name}" is of ${member.size} bytes, at most ${most} are allowed`);
     }
     return bytesAt(zip.stored(member), 0, member.size);
   };
   const order = zip.members.get(`${folder}byteorder`);
-  const endian = order && new TextDecoder().decode(whole(order, 64));
+  const endian = order && new TextDecoder().decode(contents(order, 64));
   if (endian !== undefined && endian !== "little") throw bigEndian(name, endian);
   const names = new TorchNames(name);
-  const { value } = unpickle(memoryBytes(name, whole(pickle, MAX_PICKLE)), 0, names);
+  const { value } = unpickle(memoryBytes(name, contents(pickle, MAX_PICKLE)), 0, names);
   let left = source.size; // storages that share bytes could claim more than the file holds
   for (const storage of names.storages.values()) {
     const member = zip.members.get(`${folder}data/${storage.key}`);

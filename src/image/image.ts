@@ -158,7 +158,7 @@ async function decoded<T>(
     });
   }
   return await memory.hold(bytes, async () => {
-    const whole = read(size);
+    const contents = read(size);
     const explain = (error: unknown) =>
       error instanceof Unsupported
         ? unread(error.message)
@@ -166,7 +166,7 @@ async function decoded<T>(
     const reduced = { width: Math.ceil(width / factor), height: Math.ceil(height / factor) };
     let rows: Rows;
     try {
-      rows = await rowsOfFile(format, whole, reduced, factor > 1);
+      rows = await rowsOfFile(format, contents, reduced, factor > 1);
     } catch (error) {
       throw explain(error);
     }

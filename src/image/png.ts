@@ -35,7 +35,7 @@ interface Png {
 /** @throws Error for a damaged file, also while rows are read */
 export function pngRows(bytes: Uint8Array<ArrayBuffer>): Rows {
   const png = parse(bytes), { width, height } = png;
-  return { width, height, bands: () => png.interlaced ? interlaced(png) : straight(png) };
+  return { width, height, bands: () => png.interlaced ? interlaced(png) : sequential(png) };
 }
 
 function parse(bytes: Uint8Array<ArrayBuffer>): Png {
@@ -81,10 +81,10 @@ function header(data: Uint8Array): Png {
 /** The inflated bytes in chunks; a small file is one chunk. */
 async function* inflated(parts: Uint8Array<ArrayBuffer>[], length: number): AsyncGenerator<Uint8Array> {
   if (length <= BAND) {
-    const whole = parts.length === 1
+    const compressed = parts.length === 1
       ? parts[0] as Uint8Array
       : new Uint8Array(await new Blob(parts).arrayBuffer());
-    yield inflateSync(whole, { maxOutputLength: BAND + 65536 });
+    yield inflateSync(compressed, { maxOutputLength: BAND + 65536 });
     return;
   }
   const next = parts.values();
@@ -131,7 +131,7 @@ class Reader {
 const rowBytes = (png: Png, width: number) =>
   Math.ceil(width * (CHANNELS[png.type] as number) * png.depth / 8);
 
-async function* straight(png: Png): AsyncGenerator<Uint8Array> {
+async function* sequential(png: Png): AsyncGenerator<Uint8Array> {
   const { width, height } = png, stride = rowBytes(png, width) + 1;
   const reader = new Reader(png, stride * height);
   try {

@@ -21,7 +21,7 @@ export class InceptionScore {
     this.#mean = new Float64Array(classes);
   }
 
-  /** Adds whole rows of logits. */
+  /** Adds complete rows of logits. */
   add(logits: Float32Array): void {
     const n = this.classes, p = new Float64Array(n);
     for (let from = 0; from < logits.length; from += n) {

@@ -40,7 +40,7 @@ export class Moments {
     this.#waiting = new Float64Array(N * CHUNK);
   }
 
-  /** Adds whole rows. @throws UsageError for features that are not finite */
+  /** Adds complete rows. @throws UsageError for features that are not finite */
   add(data: Float32Array): void {
     const n = this.#n;
     for (let from = 0; from < data.length; from += n) {
@@ -106,7 +106,7 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
     ![a, b].every(({ mean, covariance }) => mean.every(Number.isFinite) && covariance.every(Number.isFinite))
   ) {
     throw new UsageError(
-      "Cannot compare features: a mean or covariance is not finite; compute the statistics anew",
+      "Cannot compare features: a mean or covariance is not finite; compute the statistics again",
     );
   }
   let distance = 0;
@@ -120,15 +120,15 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
     const from = (order[i] as number) * n;
     for (let j = 0; j < n; j++) other[i * N + j] = b.covariance[from + (order[j] as number)] as number;
   }
-  const R = padded(rank), half = new Float64Array(R * N), whole = new Float64Array(R * R);
+  const R = padded(rank), us = new Float64Array(R * N), usu = new Float64Array(R * R);
   for (let k = 0; k < R; k += 4) { // U S2, whose row k begins at column k of U
-    for (let j = 0; j < N; j += 4) addProducts(half, N, upper, k, other, j, N, k);
+    for (let j = 0; j < N; j += 4) addProducts(us, N, upper, k, other, j, N, k);
     await breathe();
   }
   for (let k = 0; k < R; k += 4) {
-    for (let j = 0; j <= k; j += 4) addProducts(whole, R, half, k, upper, j, N, j);
+    for (let j = 0; j <= k; j += 4) addProducts(usu, R, us, k, upper, j, N, j);
     await breathe();
   }
-  const values = await symmetricEigenvalues(whole, rank, R, breathe);
+  const values = await symmetricEigenvalues(usu, rank, R, breathe);
   return Math.max(0, distance - 2 * values.reduce((sum, v) => sum + Math.sqrt(Math.max(0, v)), 0));
 }

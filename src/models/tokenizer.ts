@@ -96,8 +96,10 @@ export class Encoder {
   /** Patch tokens after the final norm [B, side * side, C] of images [B, S, S, 3] in -1..1, resized to side x side patches. */
   patches(x: Tensor, side: number): Tensor {
     const pixels = side * this.vit.config.patch_size;
-    const seen = x.dim(1) === pixels ? x : resize(x, pixels, pixels, { filter: "bicubic", antialias: true });
-    return this.vit.forward(add(mul(seen, this.#scale), this.#shift)).patches;
+    const resized = x.dim(1) === pixels
+      ? x
+      : resize(x, pixels, pixels, { filter: "bicubic", antialias: true });
+    return this.vit.forward(add(mul(resized, this.#scale), this.#shift)).patches;
   }
 }
 

@@ -123,9 +123,9 @@ async function recordedTokenizer(
     .map((place) => place.startsWith(".") ? join(folder, place) : place)
     .filter((place, i) => place === recorded.places[i] && !isAbsolute(place) || exists(place));
   const runs = dirname(dirname(resolve(folder)));
-  const beside = listed(runs).filter((run) => savedFingerprint(run) === recorded.fingerprint);
+  const siblings = listed(runs).filter((run) => savedFingerprint(run) === recorded.fingerprint);
   const others: string[] = [];
-  for (const place of new Set([...places, ...beside])) {
+  for (const place of new Set([...places, ...siblings])) {
     const saved = savedFingerprint(place);
     if (saved === undefined || saved === recorded.fingerprint) {
       const tokenizer = await openTokenizer(place);
