@@ -3,7 +3,7 @@
 import { join } from "@std/path";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
 import { drawnBy, drawnInputs, type Workers } from "../src/data/decode_pool.ts";
-import { halves } from "../src/data/image_source.ts";
+import { splitInHalf } from "../src/data/image_source.ts";
 import { described, inputs, Sizes } from "../src/data/network_input.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
@@ -84,7 +84,7 @@ async function scoreTokenizer(job: Job, run: string): Promise<void> {
     : inputs(await imageFolder(c.data, c.badImage, workers, log), view, sizes);
   const [train, test] = c.data === undefined
     ? [drawnBy(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
-    : halves(all);
+    : splitInHalf(all);
   const images = { all, train, test, folder: c.data };
   await evaluateTokenizer(tokenizer, images, size, selection, job.options, results, log);
   if (sizes.differ(size)) log.line(`"${c.data}": ${sizes}; each has ${described(view)}`);

@@ -20,7 +20,7 @@ import { Workers } from "./decode_pool.ts";
 const OVERVIEW = "grid.png";
 
 /** Below this many images a damaged one is an error unless the caller says otherwise. */
-const FEW = 1000;
+const MIN_TO_SKIP = 1000;
 
 /** What to do with a file that cannot be decoded: stop, or take another image of its class instead. */
 export type BadImage = "skip" | "error";
@@ -104,7 +104,7 @@ export class Folder implements InputSource {
 
   /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */
   async #pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
-    const { badImage = this.length < FEW ? "error" : "skip", onBad, workers = NONE } = this.options;
+    const { badImage = this.length < MIN_TO_SKIP ? "error" : "skip", onBad, workers = NONE } = this.options;
     for (let k = 0; k < this.length; k++) {
       const { name, path, label } = this.#entry((i + k) % this.length);
       if (label !== this.label(i) || this.bad.has(name)) continue;

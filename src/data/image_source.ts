@@ -129,7 +129,7 @@ export function part(source: ImageSource, from: number, to: number): ImageSource
 }
 
 /** Images of even index to train on, those of odd index to test on. */
-export function halves(source: ImageSource): [ImageSource, ImageSource] {
+export function splitInHalf(source: ImageSource): [ImageSource, ImageSource] {
   const half = (odd: number): ImageSource => ({
     length: Math.floor((source.length + 1 - odd) / 2),
     classes: source.classes,

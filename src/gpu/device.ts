@@ -33,8 +33,8 @@ export interface AdapterFacts {
   architecture: string;
   description: string;
   software: boolean;
-  /** Smallest subgroup size; on a software adapter, SIMD lanes of the processor. 0 if unknown. */
-  lanes: number;
+  /** Smallest subgroup size; on a software adapter, the SIMD width of the processor. 0 if unknown. */
+  simdWidth: number;
   features: string[];
 }
 
@@ -93,8 +93,8 @@ export class Device {
   }
 
   /** Invocations of a workgroup that fills one SIMD vector of the processor, for kernels of the cpu profile. */
-  get lanes(): number {
-    return this.facts.software && this.facts.lanes || 8;
+  get simdWidth(): number {
+    return this.facts.software && this.facts.simdWidth || 8;
   }
 
   get limits(): GPUSupportedLimits {
@@ -236,7 +236,7 @@ export function adapterFacts(adapter: GPUAdapter): AdapterFacts {
     architecture,
     description: description || id,
     software: isSoftware(`${description} ${id} ${vendor}`),
-    lanes: subgroupMinSize ?? 0,
+    simdWidth: subgroupMinSize ?? 0,
     features: [...adapter.features],
   };
 }

@@ -28,7 +28,7 @@ export function launchExpression(expression: Expression): void {
  * padded or reversed views are not fused.
  */
 export function bindExpression(expression: Expression): Launch | undefined {
-  const { count, body, element } = expression, { profile, lanes: vector } = device();
+  const { count, body, element } = expression, { profile, simdWidth: vector } = device();
   const width = [4, 1].find((width) => fits(expression, width));
   if (!width) return undefined;
   const vectors = count / width;

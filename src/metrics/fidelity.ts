@@ -89,11 +89,11 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
 /** Sum of the kernel over all pairs of rows, or over pairs with different indices. */
 async function kernels(program: GramBlocks, a: Features, b: Features, different: boolean): Promise<number> {
   let sum = 0;
-  for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {
+  for await (const { first: [i0, j0], count: [rows, columns], dots, stride } of program.of(a, b)) {
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) {
         if (different && i0 + i === j0 + j) continue;
-        sum += ((products[i * stride + j] as number) / a.columns + 1) ** 3;
+        sum += ((dots[i * stride + j] as number) / a.columns + 1) ** 3;
       }
     }
   }

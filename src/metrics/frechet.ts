@@ -3,7 +3,7 @@
 // no matrix square root, and singular covariances (fewer images than features) are valid. All in f64.
 
 import { UsageError } from "../errors.ts";
-import { addProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
+import { addDotProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
 
 /** Features of many images, one row each. */
 export interface Features {
@@ -29,14 +29,14 @@ export class Moments {
   #origin: Float32Array | undefined;
   readonly #sum: Float64Array;
   /** Lower triangle of the sum of outer products [N, N]. */
-  readonly #products: Float64Array;
+  readonly #outer: Float64Array;
   /** Pending rows, as columns [N, CHUNK]. */
   readonly #waiting: Float64Array;
 
   constructor(columns: number) {
     const N = padded(this.#n = columns);
     this.#sum = new Float64Array(N);
-    this.#products = new Float64Array(N * N);
+    this.#outer = new Float64Array(N * N);
     this.#waiting = new Float64Array(N * CHUNK);
   }
 
@@ -61,14 +61,14 @@ export class Moments {
 
   /** @throws UsageError for fewer than two rows */
   gaussian(): Gaussian {
-    const { rows } = this, n = this.#n, N = padded(n), S = this.#products, sum = this.#sum;
+    const { rows } = this, n = this.#n, N = padded(n), S = this.#outer, sum = this.#sum;
     if (rows < 2) throw new UsageError(`Cannot compute the covariance: ${rows} images are too few`);
     this.#addWaiting();
     const covariance = new Float64Array(n * n);
     for (let i = 0; i < n; i++) {
       for (let j = 0; j <= i; j++) {
-        const products = (S[i * N + j] as number) - (sum[i] as number) * (sum[j] as number) / rows;
-        covariance[i * n + j] = covariance[j * n + i] = products / (rows - 1);
+        const centred = (S[i * N + j] as number) - (sum[i] as number) * (sum[j] as number) / rows;
+        covariance[i * n + j] = covariance[j * n + i] = centred / (rows - 1);
       }
     }
     const mean = Float64Array.from(
@@ -82,7 +82,7 @@ export class Moments {
     const N = padded(this.#n);
     for (let i = 0; i < N; i += 4) {
       for (let j = 0; j <= i; j += 4) {
-        addProducts(this.#products, N, this.#waiting, i, this.#waiting, j, CHUNK);
+        addDotProducts(this.#outer, N, this.#waiting, i, this.#waiting, j, CHUNK);
       }
     }
     this.#waiting.fill(0);
@@ -122,11 +122,11 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   }
   const R = padded(rank), us = new Float64Array(R * N), usu = new Float64Array(R * R);
   for (let k = 0; k < R; k += 4) { // U S2, whose row k begins at column k of U
-    for (let j = 0; j < N; j += 4) addProducts(us, N, upper, k, other, j, N, k);
+    for (let j = 0; j < N; j += 4) addDotProducts(us, N, upper, k, other, j, N, k);
     await breathe();
   }
   for (let k = 0; k < R; k += 4) {
-    for (let j = 0; j <= k; j += 4) addProducts(usu, R, us, k, upper, j, N, j);
+    for (let j = 0; j <= k; j += 4) addDotProducts(usu, R, us, k, upper, j, N, j);
     await breathe();
   }
   const values = await symmetricEigenvalues(usu, rank, R, breathe);

@@ -10,11 +10,11 @@ import type { Features } from "./frechet.ts";
 /** Rows per block. */
 const BLOCK = 2048;
 
-/** One block: products[i * stride + j] of row `first[0] + i` of a and row `first[1] + j` of b. */
+/** One block: dots[i * stride + j] of row `first[0] + i` of a and row `first[1] + j` of b. */
 export interface Block {
   first: readonly [number, number];
   count: readonly [number, number];
-  products: Float32Array;
+  dots: Float32Array;
   stride: number;
 }
 
@@ -29,7 +29,7 @@ export class GramBlocks {
   static async open(rows: number, columns: number): Promise<GramBlocks> {
     const block = Math.min(BLOCK, rows), side = () => input([block, columns], "f32", "rows");
     const program = capture(
-      "products of rows",
+      "dot products of rows",
       { x: side(), y: side() },
       ({ x, y }) => noGrad(() => ({ z: matmul(x, y, { transposeB: true }) })),
     );
@@ -49,8 +49,8 @@ export class GramBlocks {
       for (let j = 0; j < b.rows; j += block) {
         const columns = fill(y, b, j, centre);
         program.run(j === 0 ? { x, y } : { y });
-        const products = await program.read(program.outputs.z);
-        yield { first: [i, j], count: [rows, columns], products, stride: block };
+        const dots = await program.read(program.outputs.z);
+        yield { first: [i, j], count: [rows, columns], dots, stride: block };
       }
     }
   }

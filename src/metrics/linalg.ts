@@ -22,12 +22,12 @@ export function breather(milliseconds = 100): Breather {
 export const padded = (n: number): number => (n + 3) & ~3;
 
 /**
- * Adds the products of four rows of `a` and four of `b` to a square of `c`: c[i + p][j + q] += a[i + p] . b[j + q].
+ * Adds the dot products of four rows of `a` and four of `b` to a square of `c`: c[i + p][j + q] += a[i + p] . b[j + q].
  * @param length of the rows of a and b
  * @param from first column that counts
  * @param ldc length of the rows of c
  */
-export function addProducts(
+export function addDotProducts(
   c: Float64Array,
   ldc: number,
   a: Float64Array,

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./frechet.ts";
-import { addProducts, padded } from "./linalg.ts";
+import { addDotProducts, padded } from "./linalg.ts";
 
 /** A trained linear classifier. */
 export interface Probe {
@@ -36,7 +36,7 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     }
   }
   std.forEach((v, c) => std[c] = Math.sqrt(v) + 1e-6);
-  // Rows of x, columns and classes are zero-padded to multiples of four, as addProducts needs.
+  // Rows of x, columns and classes are zero-padded to multiples of four, as addDotProducts needs.
   const D = columns + 1, N = padded(D), R = padded(rows), K = padded(classes);
   const x = new Float64Array(R * N), across = new Float64Array(N * R); // [R,N] and its transpose
   let largest = 0;
@@ -60,7 +60,9 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     gradient = new Float64Array(K * N);
   for (let round = 0; round < ROUNDS; round++) {
     logits.fill(0);
-    for (let r = 0; r < R; r += 4) for (let k = 0; k < K; k += 4) addProducts(logits, K, x, r, ahead, k, N);
+    for (let r = 0; r < R; r += 4) {
+      for (let k = 0; k < K; k += 4) addDotProducts(logits, K, x, r, ahead, k, N);
+    }
     for (let r = 0; r < rows; r++) {
       const row = logits.subarray(r * K, r * K + classes);
       softmax(row);
@@ -71,7 +73,7 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     }
     gradient.fill(0);
     for (let k = 0; k < K; k += 4) {
-      for (let c = 0; c < N; c += 4) addProducts(gradient, N, errors, k, across, c, R);
+      for (let c = 0; c < N; c += 4) addDotProducts(gradient, N, errors, k, across, c, R);
     }
     const momentum = round / (round + 3), next = new Float64Array(K * N);
     for (let i = 0; i < next.length; i++) {

@@ -39,12 +39,12 @@ export async function precisionRecall(
     let done = 0;
     const view = async (x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void) => {
       for await (
-        const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(x, y, centre)
+        const { first: [i0, j0], count: [rows, columns], dots, stride } of program.of(x, y, centre)
       ) {
         for (let i = 0; i < rows; i++) {
           const length = x.lengths[i0 + i] as number;
           for (let j = 0; j < columns; j++) {
-            const d2 = length + (y.lengths[j0 + j] as number) - 2 * (products[i * stride + j] as number);
+            const d2 = length + (y.lengths[j0 + j] as number) - 2 * (dots[i * stride + j] as number);
             visit(i0 + i, j0 + j, Math.max(0, d2));
           }
         }
@@ -56,11 +56,11 @@ export async function precisionRecall(
       await view(x, x, (i, _, d2) => nearest.offer(i, d2)); // each image is its own nearest neighbour
       return nearest.furthest();
     };
-    const [ofReal, ofFake] = [await radii(a), await radii(b)];
+    const [realRadii, fakeRadii] = [await radii(a), await radii(b)];
     const inReal = new Uint8Array(fake.rows), inFake = new Uint8Array(real.rows);
     await view(a, b, (i, j, d2) => {
-      if (d2 <= (ofReal[i] as number)) inReal[j] = 1;
-      if (d2 <= (ofFake[j] as number)) inFake[i] = 1;
+      if (d2 <= (realRadii[i] as number)) inReal[j] = 1;
+      if (d2 <= (fakeRadii[j] as number)) inFake[i] = 1;
     });
     const share = (hits: Uint8Array) => hits.reduce((n, hit) => n + hit, 0) / hits.length;
     return { precision: share(inReal), recall: share(inFake) };

@@ -159,7 +159,7 @@ export interface TensorSource {
   readonly shapes: ReadonlyMap<string, Shape>;
   /** Elements of a tensor. @param into the start of a buffer that may be filled and returned */
   read(key: string, into?: Float32Array<ArrayBuffer>): Promise<Float32Array>;
-  /** Objects beside the tensors that are not read. */
+  /** Other objects in the file, which are not read. */
   readonly unread?: ReadonlyMap<string, UnreadObject>;
 }
 

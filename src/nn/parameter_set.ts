@@ -1,5 +1,5 @@
 // The trainable tensors of a module in one flat buffer, so that an optimizer updates them in one launch; with gradients in the
-// same layout and, where activations are halves, a working copy.
+// same layout and, where activations are fp16, an fp16 copy.
 
 import { device } from "../gpu/device.ts";
 import { Storage } from "../gpu/storage.ts";
@@ -18,7 +18,7 @@ export class ParameterSet {
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
   /**
-   * The same as halves, for products whose activations are halves. An optimizer's step keeps them equal; what else writes
+   * The same in fp16, for GEMMs whose activations are fp16. An optimizer's step keeps them equal; what else writes
    * parameters leaves that to {@link refreshWorkingCopies}.
    */
   readonly working: readonly Tensor[] | undefined;
@@ -28,7 +28,7 @@ export class ParameterSet {
   constructor(readonly name: string, module: object, precision: Precision = "f32") {
     this.tensors = parameters(module);
     const limit = device().limits.maxStorageBufferBindingSize;
-    const align = precision === "f16" ? 2 * ALIGN : ALIGN; // so that halves are aligned, too
+    const align = precision === "f16" ? 2 * ALIGN : ALIGN; // so that fp16 copies are aligned, too
     const bins: { bytes: number; members: [Tensor, number][] }[] = [];
     for (const tensor of this.tensors.values()) {
       const bytes = Math.ceil(tensor.storage.bytes / align) * align;

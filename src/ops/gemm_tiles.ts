@@ -43,7 +43,7 @@ export interface Machine {
 
 /** The open device and the program that is being captured. */
 export function thisMachine(): Machine {
-  const { profile, lanes: threads, limits } = device();
+  const { profile, simdWidth: threads, limits } = device();
   return { profile, threads, storage: limits.maxComputeWorkgroupStorageSize, runs: scope().runs };
 }
 

@@ -80,13 +80,13 @@ export function slice(x: Tensor, axis: number, from: number, to: number): Tensor
   return differentiable(y, [x], (dy) => [pad(dy, around)]);
 }
 
-/** Consecutive parts along an axis; `sizes` must add up to it. */
+/** Consecutive parts along an axis; `sizes` must sum to it. */
 export function split(x: Tensor, sizes: readonly number[], axis: number): Tensor[] {
   const a = axisOf(x, axis, "split");
   check(
     sizes.reduce((n, s) => n + s, 0) === x.dim(a),
     "split",
-    `the parts ${sizes} do not add up to axis ${axis}`,
+    `the parts ${sizes} do not sum to axis ${axis}`,
     x,
   );
   let at = 0;

@@ -189,7 +189,7 @@ function grouped(
   const chunk = Math.ceil(pixels / chunks), slices = Math.ceil(images / SLICE);
   const slice = Math.ceil(images / slices);
   const params = { images, pixels, size, channels: C, groups, chunks, chunk, slices, slice, eps };
-  const SILU = silu ? 1 : 0, WG = groupSize(), ROWS = device().lanes;
+  const SILU = silu ? 1 : 0, WG = groupSize(), ROWS = device().simdWidth;
   const small = cpu && counted * groups >= SMALL.groups &&
     channels % width === 0 && x.size / (images * groups * width) <= SMALL.vectors;
   const overGroups = fold(Math.ceil(images * groups / ROWS));

@@ -199,7 +199,7 @@ function reduceGroup(
   const flops = outer * size * inner;
   if (inner === 1) {
     const threads = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
-    const rows = cpu ? device().lanes : 64 / threads;
+    const rows = cpu ? device().simdWidth : 64 / threads;
     launch(
       kernel(text, "reduce_rows", { ...constants, THREADS: threads, ROWS: rows }),
       { x, rows: y },

@@ -56,7 +56,7 @@ const MAX_THREADS = 256;
 
 /** Threads that share a row of `loads`, over which each loops `loops` times, and rows of a workgroup. */
 export function sharing(loads: number, loops: number): { THREADS: number; ROWS: number } {
-  const { profile, lanes: simd } = device();
+  const { profile, simdWidth: simd } = device();
   const least = Math.min(MAX_THREADS, 2 ** Math.ceil(Math.log2(partsOf(loads, loops))));
   if (profile === "cpu") return { THREADS: least, ROWS: Math.max(1, Math.floor(simd / least)) };
   const THREADS = Math.max(least, loads >= 64 ? 64 : loads >= 16 ? 16 : 4);

@@ -20,7 +20,7 @@ type Scores = Record<string, number>;
 
 export class StageScores {
   /** Of the latents, as the latest stage that changes them left them. */
-  #ofLatents: Scores | undefined;
+  #latentScores: Scores | undefined;
 
   /** @param probe labelled images to train the probe on; undefined: no scores of the latents */
   constructor(
@@ -63,9 +63,11 @@ export class StageScores {
     pair?.destroy();
     if (probe) {
       const moved = stage.train.includes("encoder") || stage.train.includes("adapter");
-      if (moved) this.#ofLatents = undefined;
-      this.#ofLatents ??= { ...await scoreLatents(this.tokenizer, probe, heldOut, { size, batchSize: 32 }) };
-      Object.assign(scores, this.#ofLatents);
+      if (moved) this.#latentScores = undefined;
+      this.#latentScores ??= {
+        ...await scoreLatents(this.tokenizer, probe, heldOut, { size, batchSize: 32 }),
+      };
+      Object.assign(scores, this.#latentScores);
     }
     this.stages[stage.name] = scores;
     writeJson(join(this.out, "metrics.json"), { stages: this.stages, ...scores });

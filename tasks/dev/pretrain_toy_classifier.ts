@@ -1,4 +1,4 @@
-// Trains the independent classifier of generated shapes (src/models/toy_classifier.ts) and stores it beside the tiny encoder.
+// Trains the independent classifier of generated shapes (src/models/toy_classifier.ts) and stores it next to the tiny encoder.
 // Run: deno run -A tasks/dev/pretrain_toy_classifier.ts [steps]
 
 import { noGrad } from "../../src/tensor/autograd.ts";

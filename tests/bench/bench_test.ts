@@ -22,13 +22,13 @@ Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in
       const { program: { plan }, bytes } = kernelOf(c);
       const size = c.precision === "f16" ? 2 : 4;
       if (c.op === "gemm") {
-        const products = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
-        assertEquals(products.reduce((n, l) => n + l.flops, 0), 2 * c.M * c.N * c.K, titleOf(c));
+        const gemms = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
+        assertEquals(gemms.reduce((n, l) => n + l.flops, 0), 2 * c.M * c.N * c.K, titleOf(c));
         assertEquals(bytes, size * (c.M * c.K + c.K * c.N + c.M * c.N), titleOf(c));
       } else if (c.op === "conv") {
-        const products = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
+        const gemms = plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
         assertEquals(
-          products.reduce((n, l) => n + l.flops, 0),
+          gemms.reduce((n, l) => n + l.flops, 0),
           2 * 9 * c.B * c.H * c.W * c.C * c.Co,
           titleOf(c),
         );
@@ -42,7 +42,7 @@ Deno.test("every step of a transformer can be planned, in both precisions", asyn
   for (const precision of ["f32", "f16"] as const) {
     const all = await steps(precision, true);
     assertEquals(new Set(all.map(({ name }) => name)).size, all.length);
-    // Those of halves fill working copies on the device, so that only the small ones are made here; and none of the large.
+    // fp16 cases fill working copies on the device, so that only the small ones are made here; and none of the large.
     const planned = (await steps(precision, false)).filter(({ op, name }) =>
       op !== "alignment" && (precision === "f32" || /tiny/.test(name))
     );

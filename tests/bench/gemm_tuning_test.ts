@@ -1,4 +1,4 @@
-// Measured tiles: where they are remembered, what a damaged file does, and that they reach the products.
+// Measured tiles: where they are remembered, what a damaged file does, and that they reach the GEMMs.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
@@ -39,7 +39,7 @@ Deno.test("measured tiles are remembered for each adapter, in the folder that th
       architecture: "",
       description: "d",
       software: false,
-      lanes: 0,
+      simdWidth: 0,
       features: [],
     };
     const [one, two] = [adapterKey(facts, "cpu"), adapterKey(facts, "gpu")];
@@ -77,7 +77,7 @@ Deno.test("a damaged file of tiles is reported, counts as none, and is replaced"
   });
 });
 
-Deno.test("tuning measures every tile once, remembers, and decides what products use", async () => {
+Deno.test("tuning measures every tile once, remembers, and decides what GEMMs use", async () => {
   await testDevice("cpu");
   await inFolder(async (file) => {
     const lines: string[] = [];

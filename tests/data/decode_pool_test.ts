@@ -8,7 +8,7 @@ import { batches } from "../../src/data/batches.ts";
 import { type BadImage, type Folder, openFolder } from "../../src/data/image_folder.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
-import { gather, halves, part } from "../../src/data/image_source.ts";
+import { gather, part, splitInHalf } from "../../src/data/image_source.ts";
 import { drawnBy, Workers } from "../../src/data/decode_pool.ts";
 
 const FIXTURES = fromFileUrl(new URL("../fixtures/images", import.meta.url));
@@ -116,7 +116,7 @@ Deno.test("workers draw the generated images", async () => {
   const indices = [3, 39, 0, 11, 12, 13];
   assertEquals(await gather(drawn, indices, 20), await gather(shapes, indices, 20));
   assertEquals([drawn.length, drawn.name(5), drawn.classes], [40, shapes.name(5), shapes.classes]);
-  assertEquals([part(drawn, 0, 5).parallel, halves(drawn)[1].parallel], [2, 2]);
+  assertEquals([part(drawn, 0, 5).parallel, splitInHalf(drawn)[1].parallel], [2, 2]);
 });
 
 Deno.test("a worker that stops fails all that is under way and all that follows, with one clear error", async () => {

@@ -9,7 +9,7 @@ const LLVMPIPE: AdapterFacts = {
   architecture: "",
   description: "llvmpipe",
   software: true,
-  lanes: 8,
+  simdWidth: 8,
   features: [],
 };
 

@@ -83,19 +83,19 @@ Deno.test("precisionRecall() equals NumPy's, far from the origin too, and needs 
   }
 });
 
-Deno.test("RowProducts cover sets of more than a block, pair by pair", async () => {
+Deno.test("GramBlocks cover sets of more than a block, pair by pair", async () => {
   await testDevice();
   const a = features("a", 2050, 4, 2, -1), b = features("b", 3, 4, 2, -1);
   const program = await GramBlocks.open(2050, 4);
   let seen = 0;
-  for await (const { first: [i0, j0], count: [rows, columns], products, stride } of program.of(a, b)) {
+  for await (const { first: [i0, j0], count: [rows, columns], dots, stride } of program.of(a, b)) {
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) {
         let sum = 0;
         for (let k = 0; k < 4; k++) {
           sum += (a.data[(i0 + i) * 4 + k] as number) * (b.data[(j0 + j) * 4 + k] as number);
         }
-        assert(Math.abs((products[i * stride + j] as number) - sum) < 1e-6);
+        assert(Math.abs((dots[i * stride + j] as number) - sum) < 1e-6);
         seen++;
       }
     }

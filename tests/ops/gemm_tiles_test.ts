@@ -80,7 +80,7 @@ for (const profile of PROFILES) {
   }
 }
 
-Deno.test("tiles are chosen by padded work, and narrow products get narrow ones", () => {
+Deno.test("tiles are chosen by padded work, and narrow GEMMs get narrow ones", () => {
   const at = (M: number, N: number, kind: GemmKind = "nt", count = 1, vector = true, runs = 1000) =>
     chooseTile({ profile: "cpu", threads: 8, storage: 32768, runs }, {
       kind,

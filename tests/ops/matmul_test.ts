@@ -1,4 +1,4 @@
-// Matrix products and linear layers against loops, in every transposition, with sizes around the tiles.
+// Matmuls and linear layers against loops, in every transposition, with sizes around the tiles.
 
 import { linear, matmul } from "../../src/ops/matmul.ts";
 import { checkOp } from "../helpers/check.ts";

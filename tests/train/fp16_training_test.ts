@@ -1,4 +1,4 @@
-// Training with halves: the loss scale and its undoing, memory, and steps and curves that follow those in f32.
+// Training in fp16: the loss scale and its undoing, memory, and steps and curves that follow those in f32.
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -82,14 +82,14 @@ const plan = (precision: Precision, batchSize: number) => {
     .plan;
 };
 
-Deno.test("a DiT-S/1 step at batch 32 takes at least 35 % less memory in halves", async () => {
+Deno.test("a DiT-S/1 step at batch 32 takes at least 35 % less memory in fp16", async () => {
   await testDevice("gpu"); // without the textures of software adapters
   const single = plan("f32", 32), half = plan("f16", 32);
   assert(half.bytes.activations < 0.55 * single.bytes.activations, `${half.bytes.activations}`);
   assert(half.totalBytes < 0.65 * single.totalBytes, `${half.totalBytes} of ${single.totalBytes}`);
 });
 
-Deno.test("flow matching in halves follows f32 within 2 %", async () => {
+Deno.test("flow matching in fp16 follows f32 within 2 %", async () => {
   await testDevice();
   const S = 2, C = 4, B = 32, STEPS = 90;
   const curve = async (precision: Precision) => {
@@ -211,7 +211,7 @@ Deno.test("the adversarial weight does not depend on the loss scale", async () =
   assert(Math.abs(scaled / plain - 1) < 1e-4 && plain < 1e4, `${weights}`);
 });
 
-Deno.test("running statistics of large activations stay finite in halves", async () => {
+Deno.test("running statistics of large activations stay finite in fp16", async () => {
   await testDevice();
   const C = 8, wide = randomArray(16 * C, 1).map((v) => 400 * v);
   const running = { mean: variable([C]), variance: variable([C]), momentum: 0.5 };
@@ -231,7 +231,7 @@ Deno.test("running statistics of large activations stay finite in halves", async
   program.destroy();
 });
 
-Deno.test("LPIPS and its gradient in halves follow f32 where features are in the thousands", async () => {
+Deno.test("LPIPS and its gradient in fp16 follow f32 where features are in the thousands", async () => {
   await testDevice();
   const lpips = new Lpips(), shapes = shapesOf(lpips);
   const source = formulaSource(shapes);
@@ -260,11 +260,11 @@ Deno.test("LPIPS and its gradient in halves follow f32 where features are in the
   const [single, half] = results as [(typeof results)[number], (typeof results)[number]];
   const dot = (a: Float32Array, b: Float32Array) => a.reduce((sum, v, i) => sum + v * (b[i] as number), 0);
   const cosine = dot(single.dy, half.dy) / Math.sqrt(dot(single.dy, single.dy) * dot(half.dy, half.dy));
-  assert(Math.abs(half.loss / single.loss - 1) < 5e-3, `loss ${single.loss}, in halves ${half.loss}`);
+  assert(Math.abs(half.loss / single.loss - 1) < 5e-3, `loss ${single.loss}, in fp16 ${half.loss}`);
   assert(cosine > 0.995, `cosine of the gradients ${cosine}`);
 });
 
-Deno.test("every published size can be trained in halves", async () => {
+Deno.test("every published size can be trained in fp16", async () => {
   await testDevice();
   for (const [name, sizes] of Object.entries(DIT_SIZES)) {
     const dit = new Dit(ditConfig.parse({ ...sizes, depth: 1, input_size: 2, in_channels: 32 }));
@@ -274,7 +274,7 @@ Deno.test("every published size can be trained in halves", async () => {
   }
 });
 
-Deno.test("a step of each stage in halves follows f32: losses, adversarial weight, norm of the gradients", async () => {
+Deno.test("a step of each stage in fp16 follows f32: losses, adversarial weight, norm of the gradients", async () => {
   const options = { ...OPTIONS, batchSize: 2, accumulate: 2 };
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   for (const stage of Object.values(STAGES)) {
@@ -300,7 +300,7 @@ Deno.test("a step of each stage in halves follows f32: losses, adversarial weigh
       const [a, b] = [single[i] as number, half[i] as number];
       const most = name === "gan_weight" ? 0.02 : 5e-3;
       const near = Math.abs(a - b) <= most * Math.abs(a) + 2e-3 * (name === "gan" ? 1 : 0);
-      assert(near, `stage ${stage.name}, ${name}: ${a}, in halves ${b}`);
+      assert(near, `stage ${stage.name}, ${name}: ${a}, in fp16 ${b}`);
     });
   }
 });

@@ -1,4 +1,4 @@
-// A run that is killed resumes to the same bits: alignment across its stages, and diffusion training in halves.
+// A run that is killed resumes to the same bits: alignment across its stages, and diffusion training in fp16.
 
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";

@@ -1,5 +1,5 @@
-// GEMM operands as textures. Software adapters compile a buffer load in a loop to a branch for each lane and component, but a
-// load from a storage texture to straight-line code (10 ns for 16 lanes of vec4; 42 from a buffer, 24 from a sampled texture,
+// GEMM operands as textures. Software adapters compile a buffer load in a loop to a branch for each SIMD lane and component, but a
+// load from a storage texture to branch-free code (10 ns for 16 SIMD lanes of vec4; 42 from a buffer, 24 from a sampled texture,
 // which is a call), so GEMMs run twice as fast when their operands are first copied to textures. A kernel declares such an array as
 // `var<texture>`; the launch still passes a buffer. Texel t of the buffer (4 f32, or 4 f16 in two u32) is
 // at (t % TEXELS, t / TEXELS).
