@@ -1,6 +1,7 @@
 // A small alignment for tests: its sizes, its stages, and what an optimizer needs.
 
 import { Initializer } from "../../src/nn/init.ts";
+import { loadState } from "../../src/nn/layers.ts";
 import { Discriminator } from "../../src/models/discriminator.ts";
 import type { Lpips } from "../../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
@@ -9,6 +10,7 @@ import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
 import type { Stage } from "../../src/train/stage_run.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { testDevice } from "./check.ts";
+import { formulaSource, shapesOf } from "./formula.ts";
 
 export const OPTIONS: AlignmentOptions = {
   batchSize: 4,
@@ -56,7 +58,7 @@ interface Variant {
   /** Residual blocks of a decoder's level, less one, and the sides of maps with attention. */
   blocks?: number;
   attention?: readonly number[];
-  /** The perceptual loss, with random weights. */
+  /** The perceptual loss, with weights by the formula. */
   lpips?: Lpips | undefined;
 }
 
@@ -86,7 +88,7 @@ export async function alignment(precision: Precision = "f32", variant: Variant =
   const init = new Initializer(0);
   tokenizer.init(init);
   discriminator.init(init);
-  for (const layer of lpips?.features ?? []) if (typeof layer === "object") init.torchDefault(layer);
+  if (lpips) await loadState(lpips, formulaSource(shapesOf(lpips)));
   await encoder.load(tokenizer.encoder);
   await made.setReference();
   await made.setAnchor();
