@@ -2,23 +2,27 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
+import { UsageError } from "../../src/errors.ts";
 import { openModel } from "../../src/formats/shards.ts";
 import { PUBLISHED } from "../../src/models/sizes.ts";
+import { run } from "../helpers/commands.ts";
 import { dict, int, members, tensor, zip } from "../helpers/pickles.ts";
 
 const at = (path: string) => fromFileUrl(new URL(`../../${path}`, import.meta.url));
 const fixture = (name: string) => at(`tests/fixtures/${name}`);
 const folder = await Deno.makeTempDir();
 
+Deno.chdir(folder);
+
+/** Runs the command in this process. */
 async function tok(...args: string[]) {
-  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-check", "-A", "--config", at("deno.json"), at("main.ts"), "inspect", ...args],
-    stdout: "piped",
-    stderr: "piped",
-    cwd: folder,
-  }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return { code, err: text(stderr), last: text(stdout).trim().split("\n").at(-1) ?? "" };
+  try {
+    const { lines, result } = await run("inspect", ...args);
+    return { code: 0, err: lines.join("\n"), last: JSON.stringify(result) };
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    return { code: 2, err: `tok: ${error.message}`, last: "" };
+  }
 }
 
 Deno.test("inspect lists the tensors of torch files and of .npz files", async () => {
