@@ -1,8 +1,6 @@
 // Resampling and cropping of RGB bytes, bit for bit as in Pillow: two passes, horizontal first, in 8-bit fixed point with 22
-// fractional bits, the filter widened by the scale when shrinking (antialias). Rows may arrive band by band, and only the
-// pixels of a crop are computed. Also the usual crops: shorter side + centre (torchvision, Hugging Face), and ADM's, which
-// published scores at 256 x 256 use.
-// Pillow, src/libImaging/Resample.c; Dhariwal and Nichol (2021), guided-diffusion's center_crop_arr.
+// fractional bits, the filter widened by the scale when shrinking (antialias). Rows arrive band by band, and only the
+// pixels of a crop are computed. Source: Pillow, src/libImaging/Resample.c.
 
 import { ShapeError } from "../errors.ts";
 import type { Image, Rows } from "./rows.ts";
@@ -179,53 +177,21 @@ async function resample<A extends Uint8Array | Float64Array>(
   return resampler.finish();
 }
 
-/** A rectangle of Pillow's `Image.resize()`, from rows. @throws ShapeError as resizeImage(); Error of the decoder */
+/**
+ * A rectangle of Pillow's `Image.resize()`.
+ * @throws ShapeError for a size below 1 and a rectangle outside the resized image; Error of the decoder
+ */
 export async function resizeRows(rows: Rows, target: Target, filter: Filter = "bicubic"): Promise<Image> {
   const data = await resample(rows, new Resampler(rows, target, filter, bytes));
   return { width: target.width, height: target.height, data };
-}
-
-/** The same in floating point, see resizeFloat(). @returns `[height,width,3]`, 0..255 */
-export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
-  return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
-}
-
-/** Pillow's `Image.resize((width, height), filter)`. @throws ShapeError for a size below 1 */
-export function resizeImage(image: Image, width: number, height: number, filter: Filter = "bicubic"): Image {
-  const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, bytes);
-  resampler.add(image.data);
-  return { width, height, data: resampler.finish() };
 }
 
 /**
  * The same in floating point, neither rounded nor clamped between or after the passes, as torchvision resizes float tensors.
  * @returns `[height,width,3]`, 0..255
  */
-export function resizeFloat(image: Image, width: number, height: number, filter: Filter): Float32Array {
-  const resampler = new Resampler(image, centerOf({ width, height }, width, height), filter, exact);
-  resampler.add(image.data);
-  return Float32Array.from(resampler.finish());
-}
-
-/** Crops a rectangle. @throws ShapeError if it is not inside the image */
-export function crop(image: Image, left: number, top: number, width: number, height: number): Image {
-  if (left < 0 || top < 0 || left + width > image.width || top + height > image.height) {
-    throw new ShapeError(
-      `Cannot crop ${width} x ${height} at (${left}, ${top}): the image is ${image.width} x ${image.height}`,
-    );
-  }
-  const data = new Uint8Array(3 * width * height);
-  for (let y = 0; y < height; y++) {
-    const from = 3 * ((top + y) * image.width + left);
-    data.set(image.data.subarray(from, from + 3 * width), 3 * y * width);
-  }
-  return { width, height, data };
-}
-
-/** The central square of side `size`, by default the largest one. */
-export function centerCropSquare(image: Image, size = Math.min(image.width, image.height)): Image {
-  const left = Math.floor((image.width - size) / 2), top = Math.floor((image.height - size) / 2);
-  return crop(image, left, top, size, size);
+export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
+  return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
 }
 
 /** Size with the shorter side `size`; the longer one keeps the aspect ratio, rounded down as in torchvision. */
@@ -234,38 +200,7 @@ export function sizeOfShorterSide({ width, height }: Size, size: number): Size {
   return width <= height ? { width: size, height: longer } : { width: longer, height: size };
 }
 
-/** Shorter side to `size`, then the central square. */
+/** Shorter side to `size`, then the central square; an odd margin is rounded as in Hugging Face (torchvision: half to even). */
 export function squareOf(original: Size, size: number): Target {
   return centerOf(sizeOfShorterSide(original, size), size, size);
-}
-
-/**
- * Shorter side to `shorter`, then the central square of `size`, as a `preprocessor_config.json` requests; an odd margin is
- * rounded as in Hugging Face (torchvision rounds half to even).
- * @throws ShapeError if the square is larger than the resized image
- */
-export function resizeAndCrop(
-  image: Image,
-  shorter: number,
-  size = shorter,
-  filter: Filter = "bicubic",
-): Image {
-  const { width, height } = sizeOfShorterSide(image, shorter);
-  return centerCropSquare(resizeImage(image, width, height, filter), size);
-}
-
-/** ADM's centre crop: box-filtered halving while at least twice too large, bicubic to the exact size, central square. */
-export function centerCropAdm(image: Image, size: number): Image {
-  while (Math.min(image.width, image.height) >= 2 * size) {
-    image = resizeImage(image, Math.floor(image.width / 2), Math.floor(image.height / 2), "box");
-  }
-  const scale = size / Math.min(image.width, image.height);
-  const fit = (n: number) => roundHalfToEven(n * scale);
-  return centerCropSquare(resizeImage(image, fit(image.width), fit(image.height)), size);
-}
-
-/** Python's round(). */
-function roundHalfToEven(x: number): number {
-  const floor = Math.floor(x);
-  return x - floor === 0.5 ? floor + floor % 2 : Math.round(x);
 }
