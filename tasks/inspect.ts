@@ -9,7 +9,7 @@ import { exists, formatBytes, isFile, readJson } from "../src/formats/files.ts";
 import type { Log } from "../src/run/log.ts";
 import { openNpz } from "../src/formats/npz.ts";
 import { Output } from "../src/run/output.ts";
-import { writeSafetensors } from "../src/formats/safetensors.ts";
+import { copyToSafetensors } from "../src/formats/safetensors.ts";
 import { holdsModel, openModel } from "../src/formats/shards.ts";
 import { tensorBytes, tensorSize, type TensorStore } from "../src/formats/tensors.ts";
 import { PUBLISHED } from "../src/models/sizes.ts";
@@ -53,7 +53,7 @@ export const inspect = command({
       try {
         found.push({ ...list(store, log), config: configOf(place, log) });
         if (convert === undefined) continue;
-        await convertTo(store, convert);
+        await copyToSafetensors(store, convert);
         log.line(`written: ${convert}, ${formatBytes(Deno.statSync(convert).size)}`);
       } finally {
         store.close();
@@ -118,20 +118,6 @@ function openConverted(path: string): Output {
     throw new UsageError(`Cannot convert to "${path}": only .safetensors can be written; choose such a name`);
   }
   return Output.file(path);
-}
-
-/** Copies tensor by tensor, without changing dtypes. */
-async function convertTo(store: TensorStore, path: string): Promise<void> {
-  if (store.tensors.has("__metadata__")) {
-    throw new UsageError(`Cannot convert "${store.name}": safetensors cannot hold a tensor "__metadata__"`);
-  }
-  const tensors = [...store.tensors].map(([name, { dtype, shape }]) => ({
-    name,
-    dtype,
-    shape,
-    data: () => store.parts(name),
-  }));
-  await writeSafetensors(path, tensors, { format: "pt", ...Object.fromEntries(store.metadata) });
 }
 
 async function arrays(path: string, log: Log) {

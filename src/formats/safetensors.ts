@@ -5,11 +5,11 @@
 // https://github.com/huggingface/safetensors
 
 import { BOUNDS } from "../bounds.ts";
-import { ShapeError } from "../errors.ts";
+import { ShapeError, UsageError } from "../errors.ts";
 import { bytesAt, type ByteSource, damaged, openKnown } from "./bytes.ts";
 import { AtomicFile } from "./files.ts";
 import { duplicateKey, parseJson } from "./json.ts";
-import { DTYPE_BITS, type TensorEntry, TensorFile } from "./tensors.ts";
+import { DTYPE_BITS, type TensorEntry, TensorFile, type TensorStore } from "./tensors.ts";
 
 export type { TensorEntry, TensorStore } from "./tensors.ts";
 
@@ -308,4 +308,18 @@ function encodeHeader(entries: readonly (readonly [string, unknown])[]): Uint8Ar
   new DataView(header.buffer).setBigUint64(0, BigInt(length), true);
   header.set(text, 8);
   return header;
+}
+
+/** Writes the tensors of a store one at a time, without changing dtypes. @throws UsageError for a name that cannot be written */
+export async function copyToSafetensors(store: TensorStore, path: string): Promise<void> {
+  if (store.tensors.has("__metadata__")) {
+    throw new UsageError(`Cannot convert "${store.name}": safetensors cannot hold a tensor "__metadata__"`);
+  }
+  const tensors = [...store.tensors].map(([name, { dtype, shape }]) => ({
+    name,
+    dtype,
+    shape,
+    data: () => store.parts(name),
+  }));
+  await writeSafetensors(path, tensors, { format: "pt", ...Object.fromEntries(store.metadata) });
 }
