@@ -207,7 +207,6 @@ export const reconstructConfig = z.strictObject({
   ...reading,
   ...general,
 });
-export type ReconstructConfig = z.infer<typeof reconstructConfig>;
 
 export const encodeConfig = z.strictObject({
   tokenizer,
@@ -220,7 +219,6 @@ export const encodeConfig = z.strictObject({
   ...reading,
   ...general,
 });
-export type EncodeConfig = z.infer<typeof encodeConfig>;
 
 export const featuresConfig = z.strictObject({
   ...encoder,
@@ -244,7 +242,6 @@ export const featuresConfig = z.strictObject({
   ...reading,
   ...general,
 });
-export type FeaturesConfig = z.infer<typeof featuresConfig>;
 
 export const evalConfig = z.strictObject({
   model: option(z.string().optional(), "Input", "Score a diffusion model: sample from it, then compare", {

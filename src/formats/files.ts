@@ -267,8 +267,8 @@ export function isFile(path: string): boolean {
 }
 
 /** A small text file. @throws UsageError as openRegular() */
-export function readText(path: string, maxBytes: number = MAX_BYTES.text): string {
-  return new TextDecoder().decode(readRegular(path, maxBytes));
+export function readText(path: string): string {
+  return new TextDecoder().decode(readRegular(path, MAX_BYTES.text));
 }
 
 /** Reads a JSON file. @throws UsageError if it is missing or not JSON */

@@ -38,26 +38,23 @@ export interface Inferred<K extends string, A = Float32Array> {
   outputs: Record<K, Float32Array>;
 }
 
-/**
- * Runs a program on images `from` to `n - 1` of a source.
- * @param from a multiple of the batch size
- */
+/** Runs a program on images 0 to `n - 1` of a source. */
 export function infer<K extends string>(
   program: ImageProgram<K>,
   source: ImageSource,
   n: number = source.length,
-  from = 0,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
   return inferBatches(
     program,
     (first) => gather(source, Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1)), S),
-    { n, from, parallel: source.parallel ?? 0, nameOf: (i) => source.name(i) },
+    { n, parallel: source.parallel ?? 0, nameOf: (i) => source.name(i) },
   );
 }
 
 /**
  * Runs a program on batches that `make` loads, each from its first image on.
+ * @param options.from a multiple of the batch size (0)
  * @param options.parallel how many images are loaded at the same time, off this thread
  */
 export async function* inferBatches<K extends string, A extends Upload>(
@@ -150,9 +147,8 @@ export async function collect<K extends string>(
   program: ImageProgram<K>,
   output: K,
   source: ImageSource,
-  n: number = source.length,
 ): Promise<LabelledFeatures> {
-  const rows = new Rows();
+  const rows = new Rows(), n = source.length;
   const labels = new Uint32Array(n);
   for await (const batch of infer(program, source, n)) {
     rows.add(batch.outputs[output]);

@@ -87,7 +87,7 @@ function labelContext(
   const { train } = features;
   return {
     ...features,
-    ...{ classes, batchSize },
+    batchSize,
     probe: () => probe ??= trainProbe(train.features, train.labels, classes),
   };
 }

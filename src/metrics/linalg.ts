@@ -2,13 +2,13 @@
 // factors of possibly singular matrices, eigenvalues. Sides are zero-padded to multiples of four and memory is read along rows:
 // 2048 columns take seconds. Long computations yield to the event loop.
 
-/** Yields to the event loop from time to time, for output and signals. */
+/** Yields to the event loop at most every 100 ms, for output and signals. */
 export type Breather = () => Promise<void> | undefined;
 
-export function breather(milliseconds = 100): Breather {
+export function breather(): Breather {
   let last = performance.now();
   return () => {
-    if (performance.now() - last < milliseconds) return undefined;
+    if (performance.now() - last < 100) return undefined;
     return new Promise((resolve) =>
       setTimeout(() => {
         last = performance.now();

@@ -69,7 +69,6 @@ export interface LabelMetric extends Entry {
 export interface LabelContext {
   train: LabelledFeatures;
   test: LabelledFeatures;
-  classes: number;
   /** A linear probe on `train`, trained once. */
   probe(): Probe;
   /** The generated images, their features and their side. */

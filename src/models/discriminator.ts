@@ -4,7 +4,7 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { leakyRelu } from "../ops/math.ts";
-import { BatchNorm2d, Conv2d } from "../nn/layers.ts";
+import { BatchNorm2d, Conv2d, type StatisticsMode } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
@@ -14,9 +14,6 @@ export const discriminatorConfig = z.object({
   n_layers: count("levels").default(3),
 });
 export type DiscriminatorConfig = z.infer<typeof discriminatorConfig>;
-
-/** `train`: batch statistics, running ones updated; `frozen`: batch statistics only; `eval`: running statistics. */
-export type StatisticsMode = "train" | "frozen" | "eval";
 
 export class Discriminator {
   /** Indices as in the published sequence, activations included. */
@@ -47,13 +44,9 @@ export class Discriminator {
 
   /** Pixels [B, H, W, 3] to logits [B, h, w, 1]: positive where a patch looks real. */
   forward(x: Tensor, mode: StatisticsMode): Tensor {
-    const training = { train: true, frozen: "frozen-statistics", eval: false }[mode] as
-      | true
-      | "frozen-statistics"
-      | false;
     return this.main.reduce<Tensor>((y, layer) => {
       if (layer === "leaky") return leakyRelu(y, 0.2);
-      return layer instanceof Conv2d ? layer.forward(y) : layer.forward(y, training);
+      return layer instanceof Conv2d ? layer.forward(y) : layer.forward(y, mode);
     }, x);
   }
 }

@@ -241,7 +241,8 @@ function asInput(x: Tensor, input: InceptionInput): Tensor {
 }
 
 /** Number of trainable parameters in the published form, with separate batch norms. */
-export function inceptionParameters(inception = new Inception()): number {
+export function inceptionParameters(): number {
+  const inception = new Inception();
   const folded = [...state(inception)].filter(([key]) => key.endsWith(".bias") && key !== "fc.bias");
   return countParameters(inception) + folded.reduce((n, [, bias]) => n + bias.size, 0);
 }

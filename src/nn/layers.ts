@@ -92,7 +92,9 @@ export class GroupNorm {
   }
 }
 
-/** Batch statistics while training (running ones are updated in place), running statistics otherwise. */
+/** `train`: batch statistics, running ones updated in place; `frozen`: batch statistics only; `eval`: running statistics. */
+export type StatisticsMode = "train" | "frozen" | "eval";
+
 export class BatchNorm2d {
   readonly weight: Tensor;
   readonly bias: Tensor;
@@ -109,15 +111,13 @@ export class BatchNorm2d {
     });
   }
 
-  forward(x: Tensor, training: boolean | "frozen-statistics"): Tensor {
+  forward(x: Tensor, mode: StatisticsMode): Tensor {
     const { eps, momentum, running_mean: mean, running_var: variance } = this;
-    if (training === true) {
-      return batchNorm(x, this.weight, this.bias, { eps, training, running: { mean, variance, momentum } });
-    }
-    if (training === "frozen-statistics") {
-      return batchNorm(x, this.weight, this.bias, { eps, training: true });
-    }
-    return batchNorm(x, this.weight, this.bias, { eps, training: { mean, variance } });
+    return batchNorm(x, this.weight, this.bias, {
+      eps,
+      training: mode === "eval" ? { mean, variance } : true,
+      ...mode === "train" ? { running: { mean, variance, momentum } } : {},
+    });
   }
 }
 
@@ -220,18 +220,12 @@ export interface SavedTensor {
 }
 
 /** Reads every tensor of `module` back, in the public layouts. Waits for the device. */
-export async function saveState(module: object, prefix = ""): Promise<SavedTensor[]> {
-  const roots = new Map<Storage, ArrayBuffer>();
-  const saved: SavedTensor[] = [];
-  for (const [path, tensor] of state(module)) {
-    const { root, offset } = tensor.storage;
-    let bytes = roots.get(root);
-    if (!bytes) roots.set(root, bytes = await root.read());
-    const data = new Float32Array(bytes, offset, tensor.size).slice();
-    refuseToSave(prefix + path, data);
-    saved.push({ name: prefix + path, shape: fileShape(tensor), data: toFile(tensor, data) });
-  }
-  return saved;
+export async function saveState(module: object): Promise<SavedTensor[]> {
+  const own = state(module);
+  return (await snapshot(own)).map(({ name, data }) => {
+    const tensor = own.get(name) as Tensor;
+    return { name, shape: fileShape(tensor), data: toFile(tensor, data) };
+  });
 }
 
 /** Reads named tensors back as they are inside, for a checkpoint. Waits for the device. */

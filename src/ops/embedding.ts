@@ -38,13 +38,13 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
 }
 
 /**
- * Features of times t [B] -> [B, size]: cos(t f_i) then sin(t f_i), f_i = maxPeriod^(-i / (size / 2)).
+ * Features of times t [B] -> [B, size]: cos(t f_i) then sin(t f_i), f_i = 10000^(-i / (size / 2)).
  * Not differentiable.
  */
-export function timestepEmbedding(t: Tensor, size: number, maxPeriod = 10000): Tensor {
+export function timestepEmbedding(t: Tensor, size: number): Tensor {
   check(t.rank === 1 && size % 2 === 0, "embed a time", "t must be [B] and the size even", t);
   const half = size / 2;
-  const table = Float32Array.from({ length: half }, (_, i) => maxPeriod ** (-i / half));
+  const table = Float32Array.from({ length: half }, (_, i) => 10000 ** (-i / half));
   const frequencies = constant(table, [1, half], "frequencies");
   return noGrad(() => {
     const column = viewAs(t, [t.size, 1]);

@@ -40,9 +40,9 @@ export function max(x: Tensor, axes?: readonly number[], options: ReduceOptions 
   return reduced(x, axes, options, "max", 1);
 }
 
-/** scale * sum of pre(x) over everything, as a scalar; not differentiable (norms, finiteness checks). */
-export function total(x: Tensor, pre: Pre = "identity", scale = 1): Tensor {
-  return viewAs(reduceGroup(x, 1, x.size, 1, "sum", scale, pre), []);
+/** Sum of pre(x) over everything, as a scalar; not differentiable (norms, finiteness checks). */
+export function total(x: Tensor, pre: Pre = "identity"): Tensor {
+  return viewAs(reduceGroup(x, 1, x.size, 1, "sum", 1, pre), []);
 }
 
 /** Sums `x` over the axes along which `shape` was broadcast to x's shape. Not differentiable: used by gradients. */

@@ -54,15 +54,15 @@ export class Sampler {
     this.#random = new RandomState(options.seed);
   }
 
-  async prepare(progress?: (done: number, total: number) => void): Promise<this> {
+  async prepare(): Promise<this> {
     const { steps, shift } = this.options;
     const times = timeGrid(steps, shift).slice(0, -1);
     this.#start = await capture("noise", {}, () => {
       copy(normal(this.latents.shape, this.#random, 0), this.latents);
       return {};
     }).prepare();
-    if (times.some((t) => !this.#isGuided(t))) this.#plain = await this.capture(false).prepare(progress);
-    if (times.some((t) => this.#isGuided(t))) this.#guided = await this.capture(true).prepare(progress);
+    if (times.some((t) => !this.#isGuided(t))) this.#plain = await this.capture(false).prepare();
+    if (times.some((t) => this.#isGuided(t))) this.#guided = await this.capture(true).prepare();
     return this;
   }
 
@@ -70,7 +70,7 @@ export class Sampler {
    * Latents [B,S,S,C] (normalised, on the device) for classes of samples first, first + 1, ...
    * @param labels one class number for each sample of the batch
    */
-  run(labels: Uint32Array, first: number, onStep?: () => void): Tensor {
+  run(labels: Uint32Array, first: number): Tensor {
     const { steps, shift } = this.options;
     this.#labels.storage.write(labels);
     this.#random.set(0, first);
@@ -80,7 +80,6 @@ export class Sampler {
       const t = times[i] as number;
       this.#times.storage.write(new Float32Array([t, times[i + 1] as number]));
       (this.#isGuided(t) ? this.#guided : this.#plain)?.run();
-      onStep?.();
     }
     return this.latents;
   }
