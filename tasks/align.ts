@@ -20,15 +20,8 @@ import { updateStatistics } from "../src/train/statistics.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { openLpips } from "../src/zoo/networks.ts";
 import { saveTokenizer } from "../src/zoo/runs.ts";
-import {
-  chosenEncoder,
-  command,
-  imageSource,
-  openAdapter,
-  openOutput,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { chosenEncoder, imageSource, openWorkers, SEEDS } from "./inputs.ts";
 
 export const align = command({
   name: "align",

@@ -5,16 +5,8 @@ import { readStatistics } from "../src/formats/latents.ts";
 import { differences } from "../src/formats/provenance.ts";
 import { lineAgain } from "../src/run/resume.ts";
 import { latentsRecord } from "../src/train/encode_latents.ts";
-import {
-  command,
-  imageSource,
-  inputRun,
-  openAdapter,
-  openOutput,
-  openTokenizerFor,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { encodeShown } from "./output.ts";
 
 export const encode = command({

@@ -22,8 +22,8 @@ import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
-import { chosenEncoder, command, imageFolder, inputRun } from "./command.ts";
-import { openAdapter, openOutput, openTokenizerFor, openWorkers, SEEDS } from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { chosenEncoder, imageFolder, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { reportScores } from "./output.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 

@@ -6,7 +6,8 @@ import { resized, sideOf } from "../src/data/preprocess.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeTokens } from "../src/metrics/encoder_features.ts";
 import { Output } from "../src/run/output.ts";
-import { chosenEncoder, command, imageFolder, openAdapter, openWorkers, SEEDS } from "./command.ts";
+import { command, openAdapter } from "./command.ts";
+import { chosenEncoder, imageFolder, openWorkers, SEEDS } from "./inputs.ts";
 
 export const features = command({
   name: "features",

@@ -10,16 +10,8 @@ import type { ImageSource } from "../src/data/image_source.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
 import { lineAgain } from "../src/run/resume.ts";
-import {
-  command,
-  imageSource,
-  inputRun,
-  openAdapter,
-  openOutput,
-  openTokenizerFor,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 
 export const reconstruct = command({
   name: "reconstruct",

@@ -12,7 +12,8 @@ import { lineAgain } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
-import { command, inputRun, openAdapter, openOutput } from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { inputRun } from "./inputs.ts";
 
 export const sample = command({
   name: "sample",

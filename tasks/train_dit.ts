@@ -20,16 +20,8 @@ import { checkLatents } from "../src/train/encode_latents.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { placesOf } from "../src/zoo/generator.ts";
 import { type KnownTokenizer, type ModelConfig, saveDit } from "../src/zoo/runs.ts";
-import {
-  command,
-  imageSource,
-  inputRun,
-  openAdapter,
-  openOutput,
-  openTokenizerFor,
-  openWorkers,
-  SEEDS,
-} from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { encodeShown } from "./output.ts";
 
 /** The smallest DiT: the default of `train-dit`. */

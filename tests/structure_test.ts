@@ -98,6 +98,12 @@ Deno.test("no file is longer than 400 lines, or called utils or index", () => {
   assertEquals(SOURCES.filter((path) => /\/(utils|index)\.ts$/.test(path)), []);
 });
 
+Deno.test("a command is at most 150 lines, and captures no program", () => {
+  const tasks = SOURCES.filter((path) => /^tasks\/[^/]+$/.test(path));
+  assertEquals(tasks.filter((path) => read(path).split("\n").length > 151), []);
+  assertEquals(tasks.filter((path) => /\b(capture|noGrad)\(/.test(read(path))), []);
+});
+
 Deno.test("every file begins by saying what it owns", () => {
   assertEquals([...SOURCES, ...WGSL].filter((path) => !/^(\/\/ |\/\*\*)/.test(read(path))), []);
 });
