@@ -139,7 +139,7 @@ Deno.test("latents by LightningDiT's names are read as they are, which train-dit
     opened.close();
     const vae = fixturePath("vavae_tiny.pt");
     const { lines } = await run("train-dit", "--tokenizer", vae, "--latents", latents, "--dry-run");
-    assertEquals(lines.filter((line) => line.includes(`"${latents}" does not say what`)).length, 1);
+    assertEquals(lines.filter((line) => line.includes(`"${latents}" does not name the tokenizer`)).length, 1);
   });
 });
 
