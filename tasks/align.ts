@@ -2,7 +2,7 @@
 
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
 import { ALIGN_PRESETS } from "../src/cli/presets.ts";
-import { drawnBy, type Workers } from "../src/data/decode_pool.ts";
+import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { type ImageSource, part } from "../src/data/image_source.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { UsageError } from "../src/errors.ts";
@@ -126,7 +126,7 @@ async function training(
 async function openImages(c: AlignConfig, workers: Workers, log: Log) {
   const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
   const all = await imageSource(c.data, generated, c.badImage, workers, log);
-  const shapes = (n: number, seed: number): ImageSource => drawnBy(workers, new Shapes(n, seed));
+  const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
   // Generated images are held out by another seed, files by their number.
   if (c.data === undefined) {
     const heldOut = shapes(c.heldOut, SEEDS.heldOut);

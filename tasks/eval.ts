@@ -2,7 +2,7 @@
 
 import { join } from "@std/path";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
-import { drawnBy, drawnInputs, type Workers } from "../src/data/decode_pool.ts";
+import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
 import { described, inputs, Sizes } from "../src/data/network_input.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
@@ -80,10 +80,10 @@ async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const { tokenizer, size } = await openTokenizerFor(c, run);
   const sizes = new Sizes(), view = { square: size };
   const all = c.data === undefined
-    ? drawnBy(workers, generated(c.num, log))
+    ? generatedImages(workers, generated(c.num, log))
     : inputs(await imageFolder(c.data, c.badImage, workers, log), view, sizes);
   const [train, test] = c.data === undefined
-    ? [drawnBy(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
+    ? [generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
     : splitInHalf(all);
   const images = { all, train, test, folder: c.data };
   await evaluateTokenizer(tokenizer, images, size, selection, job.options, results, log);
@@ -128,7 +128,7 @@ async function scoreModel(job: Job, run: string, out: string): Promise<void> {
 }
 
 const probeImages = ({ workers }: Job, side: number) => ({
-  images: drawnInputs(workers, new Shapes(PROBE_IMAGES, SEEDS.probe), side),
+  images: generatedInputs(workers, new Shapes(PROBE_IMAGES, SEEDS.probe), side),
   side,
 });
 
@@ -136,7 +136,7 @@ const probeImages = ({ workers }: Job, side: number) => ({
 async function openSet(path: string | undefined, side: number, { c, workers, log }: Job): Promise<ImageSet> {
   if (path === undefined) {
     const shapes = generated(Math.max(c.num, 500), log);
-    return { name: "generated shapes", images: drawnInputs(workers, shapes, side) };
+    return { name: "generated shapes", images: generatedInputs(workers, shapes, side) };
   }
   if (/\.np[yz]$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
   return { name: path, images: await imageFolder(path, c.badImage, workers, log) };

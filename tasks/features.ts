@@ -1,7 +1,7 @@
 // tok features: writes an encoder's tokens of images to a file.
 
 import { featuresConfig } from "../src/cli/config.ts";
-import { drawnInputs } from "../src/data/decode_pool.ts";
+import { generatedInputs } from "../src/data/decode_pool.ts";
 import { resized, sideOf } from "../src/data/preprocess.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeTokens } from "../src/metrics/encoder_features.ts";
@@ -26,7 +26,7 @@ export const features = command({
     const side = sideOf(own) ?? encoder.config.image_size;
     // Generated images are made at the encoder's size.
     const [images, preprocessor] = c.input === undefined
-      ? [drawnInputs(workers, new Shapes(16, SEEDS.heldOut), side), resized(own, "native")]
+      ? [generatedInputs(workers, new Shapes(16, SEEDS.heldOut), side), resized(own, "native")]
       : [await imageFolder(c.input, c.badImage, workers, log), own];
     const progress = log.progress("encoding", images.length, "images");
     const { N, T, C, cls } = await writeTokens(c.out, encoder, images, {

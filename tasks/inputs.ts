@@ -1,6 +1,6 @@
 // Inputs of the commands: encoder, tokenizer, the newest run, image folders or generated images, and the threads that decode.
 
-import { drawnBy, Workers } from "../src/data/decode_pool.ts";
+import { generatedImages, Workers } from "../src/data/decode_pool.ts";
 import { type BadImage, type Folder, openFolder } from "../src/data/image_folder.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
@@ -67,7 +67,7 @@ export async function imageSource(
 ): Promise<ImageSource> {
   if (data === undefined) {
     log.line(`data: generated shapes`);
-    return drawnBy(workers, new Shapes(generated.length, generated.seed));
+    return generatedImages(workers, new Shapes(generated.length, generated.seed));
   }
   return await imageFolder(data, badImage, workers, log);
 }

@@ -101,7 +101,7 @@ export class Workers implements Disposable {
 }
 
 /** Generated shapes, computed by workers. */
-export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
+export function generatedImages(workers: Workers, shapes: Shapes): ImageSource {
   return {
     length: shapes.length,
     classes: shapes.classes,
@@ -114,10 +114,10 @@ export function drawnBy(workers: Workers, shapes: Shapes): ImageSource {
 }
 
 /** The same as network inputs, from images of side `side` that are rounded to bytes. */
-export function drawnInputs(workers: Workers, shapes: Shapes, side: number): InputSource {
+export function generatedInputs(workers: Workers, shapes: Shapes, side: number): InputSource {
   const shape = (index: number) => ({ kind: "shape", seed: shapes.seed, index, size: side }) as const;
   return {
-    ...drawnBy(workers, shapes),
+    ...generatedImages(workers, shapes),
     input: (i, view) => workers.run({ kind: "input", image: shape(i), view }),
   };
 }

@@ -9,7 +9,7 @@ import { type BadImage, type Folder, openFolder } from "../../src/data/image_fol
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather, part, splitInHalf } from "../../src/data/image_source.ts";
-import { drawnBy, Workers } from "../../src/data/decode_pool.ts";
+import { generatedImages, Workers } from "../../src/data/decode_pool.ts";
 
 const FIXTURES = fromFileUrl(new URL("../fixtures/images", import.meta.url));
 const COUNTS = [0, 1, 3];
@@ -112,7 +112,7 @@ Deno.test("what an encoder sees is the same from a worker, and so is a preproces
 
 Deno.test("workers draw the generated images", async () => {
   using workers = new Workers(2);
-  const shapes = new Shapes(40, 7), drawn = drawnBy(workers, shapes);
+  const shapes = new Shapes(40, 7), drawn = generatedImages(workers, shapes);
   const indices = [3, 39, 0, 11, 12, 13];
   assertEquals(await gather(drawn, indices, 20), await gather(shapes, indices, 20));
   assertEquals([drawn.length, drawn.name(5), drawn.classes], [40, shapes.name(5), shapes.classes]);

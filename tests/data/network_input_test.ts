@@ -14,7 +14,7 @@ import type { Image } from "../../src/image/rows.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { rowsOf } from "../../src/image/rows.ts";
 import { gather } from "../../src/data/image_source.ts";
-import { drawnInputs, Workers } from "../../src/data/decode_pool.ts";
+import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
 import { type ImageSet, SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { folded, Inception } from "../../src/models/inception.ts";
@@ -143,7 +143,7 @@ Deno.test("the Frechet distance of sets with images of several sizes is pytorch-
 });
 
 Deno.test("generated shapes are drawn at the side asked for and quantized like files", async () => {
-  const source = drawnInputs(new Workers(0), new Shapes(3, 1), 24);
+  const source = generatedInputs(new Workers(0), new Shapes(3, 1), 24);
   const { width, height, data, original } = await source.input(2, {});
   assertEquals([width, height, original], [24, 24, { width: 24, height: 24 }]);
   const exact = new Shapes(3, 1).image(2, 24);
