@@ -68,10 +68,6 @@ export class Folder implements InputSource {
     return this.#entry(i).name;
   }
 
-  path(i: number): string {
-    return this.#entry(i).path;
-  }
-
   /** A hash of all names and sizes: changes when files are added, removed, renamed or replaced by others. */
   fingerprint(): string {
     const hash = createHash("sha256");

@@ -26,7 +26,6 @@ export function refuseOthers(folder: string, command: string): void {
  * Begins a folder of pictures, or goes on with one.
  * @param about.options those that decide about the pictures; kept in config.json with `others`, which do not
  * @param about.folders where pictures will be written, relative to `folder`
- * @returns whether an earlier run of the same description left pictures
  * @throws UsageError when there are pictures of anything else
  */
 export function beginPictures(
@@ -38,7 +37,7 @@ export function beginPictures(
     others?: Fields;
     folders?: readonly string[];
   },
-): boolean {
+): void {
   refuseOthers(folder, command);
   const goesOn = exists(join(folder, CONFIG));
   const places = new Set(["", ...folders.map((sub) => sub === "." ? "" : sub)]);
@@ -59,7 +58,6 @@ export function beginPictures(
     );
   }
   writeJson(join(folder, CONFIG), { command, ...options, ...others, made_from: madeFrom });
-  return goesOn && found.length > 0;
 }
 
 function changes(before: Fields, options: Fields, madeFrom: Provenance): string[] {

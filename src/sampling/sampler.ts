@@ -130,15 +130,6 @@ export function samplingOptions(
     batchSize: number;
   },
 ): SamplingOptions {
-  const { batchSize, steps, sampler, shift, cfg, cfgInterval: [from = 0, to = 1], cfgChannels, seed } = c;
-  return {
-    batchSize,
-    steps,
-    sampler,
-    shift,
-    cfg,
-    cfgInterval: [from, to],
-    cfgChannels: cfgChannels === "all" ? undefined : cfgChannels,
-    seed,
-  };
+  const { cfgInterval: [from = 0, to = 1], cfgChannels } = c;
+  return { ...c, cfgInterval: [from, to], cfgChannels: cfgChannels === "all" ? undefined : cfgChannels };
 }
