@@ -148,7 +148,7 @@ export function constant(data: HostArray, shape: Shape, label = "constant"): Ten
   return table;
 }
 
-/** The same elements under another shape: no copy. One size may be -1. See ops for the differentiable one. */
+/** The same elements under another shape of the same size: no copy, no gradient; reshape() has both. */
 export function viewAs(x: Tensor, shape: Shape): Tensor {
   return new Tensor(shape, x.dtype, x.storage);
 }
