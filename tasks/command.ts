@@ -16,11 +16,11 @@ export const RUNS = "runs";
 export interface Context {
   log: Log;
   /** The command line, for reports. */
-  line: string;
+  commandLine: string;
   /** Whether Ctrl-C or SIGTERM came: save and return. */
   stopping(): boolean;
   /** The command line that resumes after an interruption, once there is something to resume. */
-  goOn?: string;
+  resumeCommand?: string;
 }
 
 export interface Command<S extends Schema = Schema> {

@@ -3,7 +3,7 @@
 import { encodeConfig } from "../src/cli/config.ts";
 import { readStatistics } from "../src/formats/latents.ts";
 import { differences } from "../src/formats/provenance.ts";
-import { lineAgain } from "../src/run/resume.ts";
+import { resumeCommandOf } from "../src/run/resume.ts";
 import { latentsRecord } from "../src/train/encode_latents.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
@@ -32,7 +32,7 @@ export const encode = command({
     );
     using output = openOutput(c.out, "latents");
     const out = output.folder;
-    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
+    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
     const settings = { size, batchSize: c.batchSize, mirrored: c.flip };
     const there = await readStatistics(out), { made_from: now } = latentsRecord(tokenizer, source, settings);
     if (there?.record && there.count === source.length && !differences(there.record.made_from, now).length) {

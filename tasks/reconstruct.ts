@@ -9,7 +9,7 @@ import { fingerprintOf } from "../src/formats/provenance.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { SSIM_SIDE } from "../src/metrics/psnr_ssim.ts";
 import { scoreReconstruction } from "../src/metrics/tokenizer.ts";
-import { lineAgain } from "../src/run/resume.ts";
+import { resumeCommandOf } from "../src/run/resume.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 
@@ -49,7 +49,7 @@ export const reconstruct = command({
       others: { tokenizer: run, input: c.input, num: source.length, grid: c.grid },
       folders: names.map(dirname),
     });
-    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
+    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
     const progress = log.progress("reconstructing", source.length, "images");
     const shown: [Uint8Array, Uint8Array][] = [];
     const scores = await scoreReconstruction(

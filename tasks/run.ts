@@ -70,7 +70,7 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
   }
   const context: Context = {
     log,
-    line: ["tok", ...args].map(quoted).join(" "),
+    commandLine: ["tok", ...args].map(quoted).join(" "),
     stopping: () => stopRequested() !== 0,
   };
   try {
@@ -87,7 +87,7 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
   } catch (error) {
     if (error instanceof Interrupted) {
       log.begin();
-      log.line(`stopped${context.goOn ? `; go on with: ${context.goOn}` : ""}`);
+      log.line(`stopped${context.resumeCommand ? `; go on with: ${context.resumeCommand}` : ""}`);
       log.event("done", { command: name, interrupted: true });
       return stopRequested();
     }

@@ -8,7 +8,7 @@ import { exists } from "../src/formats/files.ts";
 import { grid, readImage, writePng } from "../src/image/image.ts";
 import { writeNpz } from "../src/formats/npz.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
-import { lineAgain } from "../src/run/resume.ts";
+import { resumeCommandOf } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
@@ -61,7 +61,7 @@ export const sample = command({
       others: { num: c.num, npz: c.npz, batchSize: c.batchSize, model: run, labels },
       folders,
     });
-    context.goOn = lineAgain(context, c.out === undefined ? out : undefined);
+    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
     for (const folder of folders) output.sub(folder);
     // Pictures appear complete or not at all, so one that is there is done.
     const there = new Set(labels.keys().filter((i) => exists(pathOf(i))));

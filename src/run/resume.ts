@@ -92,9 +92,13 @@ export function checkResumed(
  * @param out the folder, if the line does not name it
  * @param resume adds --resume, in place of a --resume FILE of another run
  */
-export function lineAgain({ line }: { line: string }, out: string | undefined, resume = false): string {
+export function resumeCommandOf(
+  { commandLine }: { commandLine: string },
+  out: string | undefined,
+  resume = false,
+): string {
   const file = / (?:--resume(?:[= ](?:'[^']*'|[^\s'-]\S*))?|'--resume=[^']*')(?= |$)/;
-  const again = resume ? line.replace(file, "") : line;
+  const again = resume ? commandLine.replace(file, "") : commandLine;
   return `${again}${out === undefined ? "" : ` --out ${quoted(out)}`}${resume ? " --resume" : ""}`;
 }
 

@@ -10,7 +10,7 @@ import type { Log } from "../run/log.ts";
 import type { Output } from "../run/output.ts";
 import { progressOf } from "../run/progress.ts";
 import { writeReport } from "../run/report.ts";
-import { checkResumed, lineAgain, openResumed, type Resumed } from "../run/resume.ts";
+import { checkResumed, openResumed, resumeCommandOf, type Resumed } from "../run/resume.ts";
 import { planTable } from "./dry_run.ts";
 import { type LogRow, trainLoop } from "./loop.ts";
 import type { Schema } from "../cli/flags.ts";
@@ -42,11 +42,11 @@ export interface RunOptions {
   context: {
     log: Log;
     /** The command line. */
-    line: string;
+    commandLine: string;
     /** Asked between steps; true saves and returns. */
     stopping(): boolean;
     /** The command line that resumes this run. */
-    goOn?: string;
+    resumeCommand?: string;
   };
   /** Opens and locks the folder. */
   output(): Output;
@@ -90,7 +90,11 @@ export async function run(
   }
   using lock = openRun(options.output(), { resume: config.resume !== undefined });
   const out = lock.folder;
-  options.context.goOn = lineAgain(options.context, config.out === undefined ? out : undefined, true);
+  options.context.resumeCommand = resumeCommandOf(
+    options.context,
+    config.out === undefined ? out : undefined,
+    true,
+  );
   const training = await make(out);
   try {
     const resumed = await openResumed(config.resume, { out, command, log });
@@ -107,11 +111,11 @@ export async function run(
     training.begin?.(resumed);
     const dataWaits = await train(out, training, options, resumed);
     if (!dataWaits) {
-      log.line(`saved; go on with: ${options.context.goOn}`);
+      log.line(`saved; go on with: ${options.context.resumeCommand}`);
       return { out, finished: false };
     }
     const results = await training.finish(dataWaits);
-    await writeReport(out, { title: options.title, line: options.context.line });
+    await writeReport(out, { title: options.title, line: options.context.commandLine });
     log.line(`${options.result}: ${join(out, options.result)}, report: ${join(out, "report.html")}`);
     return { out, finished: true, ...results };
   } finally {

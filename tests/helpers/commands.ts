@@ -20,7 +20,10 @@ export async function run(
   const { command, config } = parseCommandLine([name, ...args, "--cpu"]);
   const { log, lines } = quietLog();
   try {
-    return { lines, result: await command.run(config, { log, line: `tok ${name}`, stopping: () => false }) };
+    return {
+      lines,
+      result: await command.run(config, { log, commandLine: `tok ${name}`, stopping: () => false }),
+    };
   } finally {
     log.close();
   }

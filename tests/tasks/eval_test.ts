@@ -27,7 +27,7 @@ async function tokEval(options: Record<string, unknown>) {
     }
   }({ json: false, terminal: { stdout: false, stderr: false } });
   const config = evalConfig.parse({ cpu: true, workers: 0, ...options });
-  const run = evaluate.run(config as never, { log, line: "", stopping: () => false });
+  const run = evaluate.run(config as never, { log, commandLine: "", stopping: () => false });
   return { lines, error: await run.then(() => undefined, (error) => error as Error) };
 }
 

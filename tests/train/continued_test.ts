@@ -9,7 +9,7 @@ import { openModel } from "../../src/formats/shards.ts";
 import { EMBEDDED_ENCODER } from "../../src/zoo/encoders.ts";
 import { z } from "zod";
 import { optimizing, running } from "../../src/cli/options.ts";
-import { checkResumed, lineAgain, openResumed } from "../../src/run/resume.ts";
+import { checkResumed, openResumed, resumeCommandOf } from "../../src/run/resume.ts";
 import { inFolder, quietLog, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
 
@@ -179,7 +179,7 @@ Deno.test("align goes on with more steps and stages, keeps earlier scores, and r
 });
 
 Deno.test("the line that goes on after an interruption names the newest checkpoint, not the one that it began with", () => {
-  const again = (line: string, out?: string) => lineAgain({ line }, out, true);
+  const again = (line: string, out?: string) => resumeCommandOf({ commandLine: line }, out, true);
   for (
     const file of ["--resume a/step_1", "--resume=a/step_1", "--resume 'a b'", "'--resume=a b'", "--resume"]
   ) {
@@ -191,7 +191,7 @@ Deno.test("the line that goes on after an interruption names the newest checkpoi
   }
   assertEquals(again("tok align --resume --out x"), "tok align --out x --resume");
   assertEquals(again("tok align --out my--resume-x"), "tok align --out my--resume-x --resume");
-  assertEquals(lineAgain({ line: "tok sample" }, "x"), "tok sample --out x");
+  assertEquals(resumeCommandOf({ commandLine: "tok sample" }, "x"), "tok sample --out x");
 });
 
 Deno.test("a checkpoint is of another folder where the run that saved it lies elsewhere, however the path is written", async () => {

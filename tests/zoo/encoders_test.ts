@@ -37,7 +37,7 @@ async function run(args: string[]): Promise<Map<string, Float32Array>> {
   const out = join(await Deno.makeTempDir(), "f.safetensors");
   await features.run(resolveConfig(featuresConfig, [...args, "--out", out], { command: "features" }), {
     log,
-    line: "",
+    commandLine: "",
     stopping: () => false,
   });
   const file = await openSafetensors(out), found = new Map<string, Float32Array>();
