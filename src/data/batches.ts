@@ -1,9 +1,15 @@
 // Training batches. The batch of a step is a function of (seed, step), so that a resumed run sees the images that the
 // interrupted one would have seen, and no state is saved. The next batches are loaded while the device works.
 
-import { uniform } from "../philox.ts";
 import { ahead, depthOf } from "./prefetch.ts";
-import { type Batch, batchIndices, gatherForUpload, type ImageSource, type Upload } from "./image_source.ts";
+import {
+  type Batch,
+  batchIndices,
+  flipsAt,
+  gatherForUpload,
+  type ImageSource,
+  type Upload,
+} from "./image_source.ts";
 
 export interface BatchOptions {
   batchSize: number;
@@ -17,8 +23,6 @@ export interface BatchOptions {
   flip?: boolean;
 }
 
-const FLIP_STREAM = 0xf11b;
-
 /** Images of a step, and which of them are to be mirrored. */
 export interface TrainingBatch extends Batch<Upload> {
   /** 1 mirrors an image left to right, 0 does not; where some are mirrored. */
@@ -31,8 +35,7 @@ export function batches(source: ImageSource, options: BatchOptions): AsyncGenera
   const make = async (n: number): Promise<TrainingBatch> => {
     const batch = await gatherForUpload(source, batchIndices(source.length, batchSize, seed, n), imageSize);
     if (!flip) return batch;
-    const coins = uniform(seed, FLIP_STREAM, batchSize, n);
-    return { ...batch, flips: Float32Array.from(coins, (coin) => coin < 0.5 ? 1 : 0) };
+    return { ...batch, flips: Float32Array.from(flipsAt(batchSize, seed, n), Number) };
   };
   const bytes = batchSize * imageSize ** 2 * (source.bytes ? 3 : 12);
   return ahead(make, { from: step, to: end, depth: depthOf(source, bytes) });

@@ -4,7 +4,7 @@
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { wordsOf } from "../ops/pixels.ts";
-import { permutation } from "../philox.ts";
+import { permutation, uniform } from "../philox.ts";
 import { formatBytes } from "../formats/files.ts";
 import type { Identity } from "../formats/provenance.ts";
 
@@ -104,6 +104,14 @@ export function batchIndices(length: number, batchSize: number, seed: number, st
     indices.push(order[at % length] as number);
   }
   return indices;
+}
+
+/** Random stream of {@link flipsAt}. */
+const FLIP_STREAM = 0xf11b;
+
+/** Which images of a step's batch are mirrored, each with probability 1/2. */
+export function flipsAt(batchSize: number, seed: number, step: number): boolean[] {
+  return Array.from(uniform(seed, FLIP_STREAM, batchSize, step), (coin) => coin < 0.5);
 }
 
 let latest: { key: string; order: Uint32Array<ArrayBuffer> } | undefined;

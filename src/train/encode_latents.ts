@@ -6,8 +6,7 @@ import { differences, fingerprintOf, type Provenance } from "../formats/provenan
 import type { Log } from "../run/log.ts";
 import { ahead } from "../data/prefetch.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
-import { batchIndices, gatherForUpload, type ImageSource } from "../data/image_source.ts";
-import { uniform } from "../philox.ts";
+import { batchIndices, flipsAt, gatherForUpload, type ImageSource } from "../data/image_source.ts";
 import { inferBatches } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
@@ -146,8 +145,6 @@ export function checkLatents(
   );
 }
 
-const FLIP_STREAM = 0xf11b;
-
 /** Normalised latents [B, C, side, side] and their labels. */
 export interface LatentBatch {
   x: Float32Array;
@@ -170,10 +167,10 @@ async function latentBatch(
   const { batchSize, seed, step } = options;
   const [C, H, W] = latents.shape, P = H * W;
   const indices = batchIndices(latents.length, batchSize, seed, step);
-  const coins = options.flip ? uniform(seed, FLIP_STREAM, batchSize, step) : undefined;
+  const flips = options.flip ? flipsAt(batchSize, seed, step) : [];
   const x = new Float32Array(batchSize * C * P), labels = new Uint32Array(batchSize);
   await Promise.all(indices.map(async (i, n) => {
-    const z = await latents.latent(i, coins !== undefined && (coins[n] as number) < 0.5);
+    const z = await latents.latent(i, flips[n] ?? false);
     labels[n] = latents.labels[i] as number;
     // In f64 on the host: f32 on the device would change the last bits of every training.
     z.forEach((value, k) => {
