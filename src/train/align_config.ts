@@ -12,7 +12,7 @@ import type { Stage } from "./stage_run.ts";
 import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
 
-/** The tokenizer around an encoder that sees pixels of 0..1 as (x - mean) / std. @throws UsageError */
+/** The tokenizer. @param mean, std the encoder's normalisation of pixels in 0..1 @throws UsageError for sizes that do not fit */
 export function tokenizerOf(
   c: AlignConfig,
   encoder: VitConfig,
@@ -67,7 +67,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
   });
 }
 
-/** The stage to which `step` steps belong (the end of a stage belongs to that stage), and the number of steps before it. */
+/** The stage that `step` steps have reached (the end of a stage belongs to it), and the number of steps of earlier stages. */
 export function stageAt(
   stages: readonly { steps: number }[],
   step: number,
@@ -80,8 +80,9 @@ export function stageAt(
 }
 
 /**
- * The stage of a checkpoint and those after it may get other numbers of steps, and there may be more of them: reports what
- * that does to the schedule. @throws UsageError for stages that are over
+ * Checks --stages and --steps against those of the checkpoint and reports how the schedule changes. The checkpoint's stage and
+ * later ones may get other numbers of steps, and stages may be added.
+ * @throws UsageError if a finished stage has changed
  */
 export function checkStages(
   { path, step, config }: Resumed,

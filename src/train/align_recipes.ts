@@ -1,4 +1,4 @@
-// AlignTok's stages as recipes. What an alignment leaves is a function of the config, the encoder and the images alone.
+// AlignTok's stages as recipes. The result of an alignment depends only on the config, the encoder and the images.
 
 import type { Plan } from "../gpu/plan.ts";
 import { batches, type TrainingBatch } from "../data/batches.ts";
@@ -40,7 +40,7 @@ class StageRecipe implements Recipe<TrainingBatch> {
   readonly runningMetrics: Tensor;
   readonly #run: StageRun;
 
-  /** @param first steps of the stages before, by which images are chosen */
+  /** @param first steps of earlier stages: the batch of step n is that of step first + n of the run */
   constructor(
     private readonly alignment: Alignment,
     private readonly stage: Stage,

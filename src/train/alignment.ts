@@ -1,8 +1,6 @@
-// The models of an alignment: the tokenizer, the frozen encoder and adapter that it is held to, the discriminator. Source:
-// arXiv 2509.25162.
+// The models of an alignment: the tokenizer, the frozen encoder and adapter of the semantic loss, the discriminator.
+// Source: arXiv 2509.25162.
 
-import { copy } from "../gpu/memory.ts";
-import { capture } from "../gpu/program.ts";
 import { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
@@ -12,6 +10,7 @@ import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
 import { l2, lpipsLoss } from "./losses.ts";
+import { copyTensors } from "./optimizer.ts";
 
 export type Part = "encoder" | "adapter" | "decoder";
 
@@ -22,6 +21,7 @@ export interface AlignmentOptions {
   accumulate: number;
   imageSize: number;
   semanticLoss: "l2" | "cosine";
+  /** Whether the semantic loss compares latents, after the adapter, or features before it. */
   semanticAt: "after" | "before";
   /** Images come as packed bytes instead of floats (false). */
   bytes?: boolean;
@@ -33,15 +33,15 @@ export interface AlignmentOptions {
 
 /** The models of an alignment, each in its own parameter set. */
 export class Alignment {
-  /** The encoder as it was given, frozen: perceptual features, and half of the semantic anchor. */
+  /** The original encoder, frozen: features for the perceptual and the semantic loss. */
   readonly reference: Vit;
-  /** The adapter as stage 1 left it. */
+  /** The adapter at the end of stage 1, frozen: the semantic loss compares with its latents. */
   readonly anchor: Adapter;
   readonly discriminator: Discriminator | undefined;
   readonly sets: Record<Part | "anchor" | "reference", ParameterSet> & { discriminator?: ParameterSet };
   readonly #reference: Encoder;
 
-  /** @param lpips the perceptual loss; the distance of the reference's features where there is none */
+  /** @param lpips the perceptual loss; by default the distance between features of the frozen encoder */
   constructor(
     readonly tokenizer: Tokenizer,
     discriminator: Discriminator | undefined,
@@ -68,12 +68,12 @@ export class Alignment {
     };
   }
 
-  /** Freezes what stage 1 made: the anchor of the semantic loss. */
+  /** Copies the adapter into the anchor, at the end of stage 1. */
   async setAnchor(): Promise<void> {
     await this.#copySet("adapter", "anchor");
   }
 
-  /** Makes the frozen reference equal to the encoder as it is now. */
+  /** Copies the encoder into the frozen reference, before stage 1. */
   async setReference(): Promise<void> {
     await this.#copySet("encoder", "reference");
     const own = state(this.tokenizer.encoder);
@@ -85,7 +85,7 @@ export class Alignment {
     }
   }
 
-  /** Names and tensors of all that a checkpoint holds, but the optimizers'. */
+  /** Tensors of a checkpoint by name, without the optimizers'. */
   state(): Map<string, Tensor> {
     const parts = {
       tokenizer: this.tokenizer,
@@ -100,7 +100,7 @@ export class Alignment {
     );
   }
 
-  /** How different `y` looks from `x`, whose patch tokens of the frozen encoder are `frozen`. */
+  /** Perceptual loss of `y` against `x`. @param frozen the frozen encoder's patch tokens of `x` */
   perceptual(y: Tensor, x: Tensor, frozen: Tensor): Tensor {
     return this.lpips ? lpipsLoss(this.lpips, y, x) : l2(this.frozenFeatures(y), frozen);
   }
@@ -111,12 +111,8 @@ export class Alignment {
   }
 
   async #copySet(from: Part, to: "anchor" | "reference"): Promise<void> {
-    await this.sets[from].materialise();
-    const program = await capture("copy", {}, () => {
-      this.sets[from].flats.forEach((flat, i) => copy(flat, this.sets[to].flats[i] as Tensor));
-      return {};
-    }).prepare();
-    program.run();
-    program.destroy();
+    const { [from]: source, [to]: target } = this.sets;
+    await source.materialise();
+    await copyTensors(source.flats.map((flat, i) => [flat, target.flats[i] as Tensor]));
   }
 }

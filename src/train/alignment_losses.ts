@@ -24,7 +24,7 @@ export interface LossInputs {
 }
 
 interface Loss {
-  /** Whether it depends on the reconstruction alone: such losses weigh the adversarial loss. */
+  /** Whether it depends on the reconstruction alone: the gradients of such losses set the adaptive weight of the adversarial one. */
   ofReconstruction: boolean;
   /** Reported even where its weight is 0 (false). */
   always?: boolean;

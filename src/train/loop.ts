@@ -32,15 +32,16 @@ export interface LoopOptions {
   stopping(): boolean;
 }
 
-/** Skipped steps in a row that end a run: a loss scale of 2^24 falls to 1 in 24. */
+/** Skipped steps in a row that end a run; a loss scale of 2^24 takes 24 of them to fall to 1. */
 const STALLED = 50;
 
+/** Bytes of uploads that may wait for the device. */
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
 export interface LoopResult {
   /** Steps done in all; fewer than the recipe has when it was stopped. */
   done: number;
-  /** Share of the time, 0..1, spent waiting for data: the most that more workers can save. */
+  /** Share of the time, 0..1, spent waiting for data: an upper bound of what more workers can save. */
   dataWait: number;
 }
 
@@ -50,7 +51,7 @@ export type Steps<D> = Pick<
   "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "data" | "step"
 >;
 
-/** Runs the steps `from` to `recipe.steps` - 1. From the first step until it returns, the end of the process is held off. */
+/** Runs the steps `from` to `recipe.steps` - 1. From the first step on, a signal ends the process only after the state is saved. */
 export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<LoopResult> {
   const { steps, optimizers, metrics, runningMetrics } = recipe;
   using holds = new DisposableStack();

@@ -1,5 +1,4 @@
-// Losses. All are means: over pixels, over elements of features and latents. What is
-// compared may be fp16; losses are computed in fp32.
+// Losses: means over pixels, or over elements of features and latents, in fp32 also where the inputs are fp16.
 
 import { gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";

@@ -41,11 +41,11 @@ interface Slot {
 export class Optimizer {
   readonly #slots: Slot[];
   readonly #hyper: Tensor = hyperVariable();
-  /** Of {@link progressVariable}. */
+  /** Numbers of applied and skipped steps and the loss scale; see {@link progressVariable}. */
   readonly progress: Tensor;
-  /** Whether gradients are multiplied by the loss scale: they are, with fp16 activations. */
+  /** Whether gradients are multiplied by a loss scale, because activations are fp16. */
   readonly #scaled: boolean;
-  /** Of the step that is being captured: finite if it is applied. */
+  /** A scalar of the step that is being captured; not finite if the step is skipped. */
   #verdict: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
 
@@ -68,8 +68,8 @@ export class Optimizer {
   }
 
   /**
-   * Steps applied, steps skipped because something was not finite, how many of those were the latest ones, and the loss
-   * scale (1 for none). Waits for the device.
+   * Numbers of applied steps, of steps skipped because something was not finite, and of the latest of those in a row; the loss
+   * scale, 1 for none. Waits for the device.
    */
   async readProgress(): Promise<{ applied: number; skipped: number; inARow: number; lossScale: number }> {
     const [applied = 0, skipped = 0, lossScale = 1, row = 0] = await readTensor(this.progress);
@@ -178,14 +178,14 @@ export class Optimizer {
 
   /** Copies the weights into the averages. */
   async startEma(): Promise<void> {
-    await this.#copyAll((slot, i) => [slot.set.flats[i] as Tensor, slot.ema?.[i]]);
+    await copyTensors(
+      this.#slots.flatMap(({ set, ema }) => ema?.map((to, i) => [set.flats[i] as Tensor, to] as const) ?? []),
+    );
   }
 
   /** Overwrites `target`, a set of the same layout as the `index`-th group, with that group's averages. */
   async readEmaInto(index: number, target: ParameterSet): Promise<void> {
-    const ema = this.#slots[index]?.ema;
-    if (!ema) return;
-    await run(ema.map((from, i) => [from, target.flats[i] as Tensor]));
+    await copyTensors(this.#slots[index]?.ema?.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
   }
 
   /** Tensors of a checkpoint besides the parameters, by name. */
@@ -210,27 +210,22 @@ export class Optimizer {
       store(gradients.slice(at, at += set.list.length), set.list.map((p) => of.get(p) as Tensor));
     }
   }
-
-  async #copyAll(pair: (slot: Slot, i: number) => [Tensor, Tensor | undefined]): Promise<void> {
-    const pairs = this.#slots.flatMap((slot) => slot.set.flats.map((_, i) => pair(slot, i)));
-    await run(pairs.filter((p): p is [Tensor, Tensor] => p[1] !== undefined));
-  }
 }
 
 /** Scalars as one tensor [n], f32. */
 export const joined = (values: readonly Tensor[]) => concat(values.map((v) => reshape(detach(v), [1])), 0);
 
-/** Makes the working copies of `sets` equal to their parameters: once they are loaded, restored or copied. */
+/** Copies the parameters of `sets` into their fp16 working copies, after they were loaded, restored or copied. */
 export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promise<void> {
   const pairs = sets.flatMap(({ flats, working }) =>
     working?.map((to, i) => [flats[i] as Tensor, to] as const) ?? []
   );
   for (const [from] of pairs) await from.storage.materialise();
-  await run(pairs);
+  await copyTensors(pairs);
 }
 
-/** Copies flats on the device. */
-async function run(pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> {
+/** Copies tensors on the device: the first of each pair into the second. */
+export async function copyTensors(pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> {
   if (!pairs.length) return;
   const program = capture("copy weights", {}, () => {
     for (const [from, to] of pairs) copy(from, to);

@@ -61,7 +61,7 @@ export class StageRun {
     );
     const set = sets.discriminator;
     this.discriminatorOptimizer = stage.losses.gan > 0 && set
-      ? new Optimizer("discriminator optimizer", [{ set }], "critic")
+      ? new Optimizer("discriminator optimizer", [{ set }], "critic") // the prefix of its tensors in checkpoints
       : undefined;
   }
 
