@@ -1,13 +1,11 @@
-// AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch for a whole
-// flat set:  g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
+// AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch a flat set:
+//   g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
-// norm2 is the squared global norm. Where it is not finite the step is skipped: nothing changes, and progress counts it.
-// `judge` and `check_update` decide that: their verdict replaces norm2, and is not finite where a reported value, a gradient or
-// an updated number is not.
-// hyper: lr, b1, b2, eps, wd, clip (0: none), d. A thread owns UNROLL vec4s.
-// Gradients come multiplied by the loss scale (1 in fp32). `rescale` divides it by 2 after a skipped step and doubles it after GROWTH
-// applied ones. `record` adds the reported values to running sums, unless the step is skipped; `restore` undoes other changes of
-// a skipped step.
+// Gradients come multiplied by the loss scale (1 in fp32). A step: `judge` and `check_update` copy norm2, the squared global norm,
+// into the verdict, or a number that is not finite if a reported value, a gradient or an updated number is not. The other kernels
+// bind the verdict as norm2; if it is not finite, the step is skipped. `advance` counts it, `adamw` updates, `rescale` divides the
+// loss scale by 2 after a skipped step and doubles it after GROWTH applied ones, `record` adds the reported values to running
+// sums, `restore` undoes what else a skipped step changed.
 
 struct Params {
   size: u32, // vec4s; of record: values
@@ -20,15 +18,15 @@ var<storage> m: array<vec4<f32>>;
 var<storage> v: array<vec4<f32>>;
 var<storage> ema: array<vec4<f32>>;  // absent without EMA
 var<storage> work: array<vec4<f32>>; // fp16 copy of p; absent in fp32
-var<storage> hyper: array<f32>;
+var<storage> hyper: array<f32>;      // lr, b1, b2, eps, wd, clip (0: none), d
 var<storage> norm2: array<f32>;
-var<storage> progress: array<f32>;   // steps applied (this one included), steps skipped, loss scale, steps applied in a row with it or (negative) skipped in a row
+var<storage> progress: array<f32>;   // steps applied, steps skipped, loss scale, steps in a row (< 0: skipped)
 var<storage> values: array<f32>;     // what a step reports
 var<storage> sums: array<f32>;
 var<storage> verdict: array<f32>;    // replaces norm2
 var<storage> fault: array<f32>;      // of the latest skipped step: 1 value, 2 gradient, 3 update; index of the value
 
-const UNROLL = 4u;
+const UNROLL = 4u; // vec4s of a thread
 
 // By the exponent bits, because drivers may fold comparisons with NaN.
 fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x7f800000u; }

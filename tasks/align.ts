@@ -71,6 +71,7 @@ async function training(
   const tokenizer = tokenizerOf(c, encoder.config, encoder.preprocessor);
   tokenizer.side(c.imageSize);
   const discriminator = discriminatorOf(c), byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
+  // Given weights also score the stages, whatever the perceptual loss is; a dry run needs the sizes of the network only.
   const lpips = c.lpips !== undefined && out !== undefined
     ? await openLpips(c.lpips)
     : byLpips
@@ -108,7 +109,7 @@ async function training(
       const text = Object.entries(found).map(([k, v]) => `${k} ${v.toFixed(k === "n" ? 0 : 3)}`).join(", ");
       const title = log.bold(`stage ${index + 1} (${stage.name})`);
       log.line(`${title}: ${text}; waited for data ${percent(dataWait)}`);
-      // How long it took is no part of the result, and so not in metrics.json.
+      // Times are not reproducible, so they are not in metrics.json.
       log.event("stage", { stage: stage.name, ...found, data_wait: dataWait });
     },
     async finish(dataWaits) {
@@ -122,18 +123,18 @@ async function training(
   };
 }
 
-/** Training and held-out images; `probe` trains a linear probe on generated images. */
+/** Training and held-out images; `probe`, for generated images only, trains the linear probe that scores latents. */
 async function openImages(c: AlignConfig, workers: Workers, log: Log) {
   const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
   const all = await imageSource(c.data, generated, c.badImage, workers, log);
   const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
-  // Generated images are held out by another seed, files by their number.
+  // Held-out images: generated ones have another seed, of files the first --held-out, at most a tenth, are held out.
   if (c.data === undefined) {
     const heldOut = shapes(c.heldOut, SEEDS.heldOut);
     return { all, train: all, heldOut, probe: shapes(500, SEEDS.probe) };
   }
-  const few = Math.min(c.heldOut, Math.max(1, Math.floor(all.length / 10)));
-  const train = part(all, few, all.length), heldOut = part(all, 0, few);
+  const n = Math.min(c.heldOut, Math.max(1, Math.floor(all.length / 10)));
+  const train = part(all, n, all.length), heldOut = part(all, 0, n);
   if (train.length === 0) throw new UsageError(`Cannot train on "${c.data}": one image is not enough`);
   return { all, train, heldOut, probe: undefined };
 }

@@ -1,5 +1,5 @@
-// From an image of any size to the input of a network, for scores: each image by itself, as the network's own protocol says,
-// whatever the sizes of the others. The sizes that came are counted, so that what was resized or cropped can be said.
+// Inputs of the networks behind scores: each image is resized and cropped by the network's own protocol, independently of the
+// sizes of the others. Sizes are counted for the report.
 
 import { toFloat } from "../image/image.ts";
 import { interpolate, type Sampling } from "../image/interpolate.ts";
@@ -8,11 +8,11 @@ import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts
 import { fullImage, type Rows, rowsOf } from "../image/rows.ts";
 import type { ImageSource } from "./image_source.ts";
 
-/** What becomes of an image; plain data, which goes to worker threads. */
+/** How an image becomes a network's input; plain data for worker threads. */
 export interface View {
-  /** First: the shorter side to this length (bicubic), and the central square. */
+  /** First: resize the shorter side to this length (bicubic) and keep the central square. */
   square?: number | undefined;
-  /** Then, unless the square is what is wanted. */
+  /** Then: the network's own preprocessing; the image or square as it is when absent. */
   network?: NetworkInput;
 }
 
@@ -22,13 +22,13 @@ export type NetworkInput =
   /** As an encoder's preprocessor_config.json says. */
   | { kind: "encoder"; preprocessor: Preprocessor };
 
-/** A source whose images can be had for any network. */
+/** A source that also makes inputs for networks. */
 export interface InputSource extends ImageSource {
-  /** Image `i` seen in this way, and the size that it had. */
+  /** Image `i` as the view says, with its original size. */
   input(i: number, view: View): Promise<Pixels>;
 }
 
-/** What a view keeps of an image, before a network stretches it; undefined: all of it. */
+/** The resized rectangle that a view keeps of an image, before a network stretches it; undefined: all of it. */
 export function targetOfView({ square, network }: View, original: Size): Target | undefined {
   if (square !== undefined) return squareOf(original, square);
   return network?.kind === "encoder" ? targetOf(network.preprocessor, original) : undefined;
@@ -102,7 +102,7 @@ export class Sizes {
   }
 }
 
-/** The images of a source seen in one way, all of one side. @param sizes counts the sizes they had, each image once */
+/** A source of square network inputs. @param sizes counts the original sizes, each image once */
 export function inputs(source: InputSource, view: View, sizes?: Sizes): ImageSource {
   const counted = new Set<number>(); // the last batch is filled up with its last image
   return {

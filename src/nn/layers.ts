@@ -1,6 +1,6 @@
-// Building blocks of models, and what can be done with any model: list its tensors by path, load and save. A module is a plain
-// object whose fields are tensors or modules; the path of a field is its key in a checkpoint, unless the module has a
-// `fileName` for it. Files keep the public layouts; what is permuted stands here only.
+// Layers, and the functions on any module: list its tensors by path, load, save. A module is a plain object whose fields are
+// tensors or modules; the path of a tensor is its key in a checkpoint, unless the module has a `fileName` for it. Files keep
+// PyTorch's layouts; only this file permutes.
 
 import { GpuError, UsageError } from "../errors.ts";
 import type { Storage } from "../gpu/storage.ts";
@@ -228,7 +228,7 @@ export async function saveState(module: object): Promise<SavedTensor[]> {
   });
 }
 
-/** Reads named tensors back as they are inside, for a checkpoint. Waits for the device. */
+/** Reads named tensors back in the layout of the device, for a checkpoint. Waits for the device. */
 export async function snapshot(tensors: ReadonlyMap<string, Tensor>): Promise<SavedTensor[]> {
   const roots = new Map<Storage, ArrayBuffer>();
   const saved: SavedTensor[] = [];
@@ -242,7 +242,7 @@ export async function snapshot(tensors: ReadonlyMap<string, Tensor>): Promise<Sa
   return saved;
 }
 
-/** What is not finite would be in the way of the good file before it. */
+/** @throws GpuError for numbers that are not finite: the file would replace a good one */
 function refuseToSave(name: string, data: Float32Array): void {
   const fault = notFinite(data);
   if (fault !== undefined) {

@@ -1,4 +1,4 @@
-// The optimizer step on flat sets of parameters: the squared norm of all gradients, then one launch a set.
+// AdamW on flat sets of parameters, one launch a set, with loss scaling and skipped steps; see kernels/adamw.wgsl.
 
 import source from "../../kernels/adamw.wgsl" with { type: "text" };
 import { launch } from "../gpu/bind.ts";
@@ -21,7 +21,7 @@ export interface Hyper {
   emaDecay: number;
 }
 
-/** The variable that {@link adamw} reads its numbers from. */
+/** The variable that holds {@link packHyper}'s numbers on the device. */
 export function hyperVariable(): Tensor {
   return variable([8], { label: "hyper-parameters" });
 }
@@ -47,8 +47,8 @@ export interface FlatSet {
 const FIRST_SCALE = 65536;
 
 /**
- * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and steps applied in a row since it
- * changed or, negative, skipped in a row.
+ * What {@link adamw} counts, f32 [4]: steps applied, steps skipped, the loss scale, and the steps in a row that were applied
+ * since it changed or (negative) skipped.
  * @param scaled whether gradients are multiplied by a loss scale, because activations are fp16
  */
 export function progressVariable(scaled: boolean): Tensor {
@@ -62,8 +62,8 @@ export function lossScale(progress: Tensor): Tensor {
 }
 
 /**
- * sums += values, unless the step is skipped: what is not finite then would stay in the sums.
- * @param values f32, as many as `sums`
+ * sums += values, unless the step is skipped.
+ * @param values f32, of the size of `sums`
  * @param norm2 what {@link adamw} returned
  */
 export function record(values: Tensor, sums: Tensor, norm2: Tensor): void {

@@ -160,6 +160,7 @@ const PIXELS = 8;
  */
 const SMALL = { groups: 32, vectors: 1024 };
 
+/** Group norm; batch norm is one image with a channel per group. @returns y, and mean and r = 1 / deviation [images, C] */
 function grouped(
   x: Tensor,
   images: number,
@@ -181,6 +182,7 @@ function grouped(
   const { source: text, width } = byWidth(rowsSource + groupSource, C);
   const scalarText = byWidth(rowsSource + groupSource + largeGroups, 1).source;
   const size = C / width, cpu = device().profile === "cpu";
+  // Enough chunks of 8 pixels or more to occupy the adapter: `wanted` threads, each with a vector of a chunk.
   const wanted = cpu ? 512 : 131072, counted = nominalImages(images);
   const chunks = Math.max(
     partsOf(pixels),
@@ -195,7 +197,7 @@ function grouped(
   const overGroups = fold(Math.ceil(images * groups / ROWS));
   const overPartials = fold(Math.ceil(images * chunks * size / WG));
   const shared = sharing(chunks, 2 * channels), overRows = fold(Math.ceil(images * groups / shared.ROWS));
-  const loops = 3 + 2 * Math.ceil(chunks / shared.THREADS);
+  const loops = 3 + 2 * Math.ceil(chunks / shared.THREADS); // of the statistics kernels, for each channel
   const columns = images * Math.ceil(pixels / PIXELS) * size;
   const partial = () => empty([images, chunks, C], "f32", "reduction");
   const iterations = small ? channels / width * (2 + iterationsOfSum(pixels)) : iterationsOfSum(chunk);
