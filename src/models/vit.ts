@@ -29,8 +29,6 @@ export interface VitOutput {
   cls?: Tensor;
   /** Register tokens after the final norm [B, R, C], if the model has them. */
   registers?: Tensor;
-  /** Patch tokens after each block, before the final norm. */
-  layers: Tensor[];
 }
 
 const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
@@ -257,21 +255,18 @@ export class Vit implements Published {
     if (this.input_norm) y = this.input_norm.forward(y);
     const angles = positions === "rotary" ? this.#angles(K + R, h, w, C / NH) : undefined;
     const patchesOf = (z: Tensor) => slice(z, 1, K + R, K + R + T);
-    const layers: Tensor[] = [];
     for (const block of this.encoder.layer) {
       y = recomputable(block, (y) => block.forward(y, angles), y);
-      layers.push(patchesOf(y));
     }
     if (normed === "cls") {
       const token = this.layernorm.forward(slice(y, 1, 0, 1));
-      return { patches: patchesOf(y), cls: reshape(token, [B, C]), layers };
+      return { patches: patchesOf(y), cls: reshape(token, [B, C]) };
     }
     const last = this.layernorm.forward(y);
     return {
       patches: patchesOf(last), // [B, T, C]
       ...(hasCls ? { cls: reshape(slice(last, 1, 0, 1), [B, C]) } : {}),
       ...(R ? { registers: slice(last, 1, K, K + R) } : {}),
-      layers,
     };
   }
 

@@ -20,44 +20,18 @@ const FORMULAS = {
   sub: { forward: "a - b", backward: ["dy", "-dy"] },
   mul: { forward: "a * b", backward: ["dy * b", "dy * a"] },
   div: { forward: "a / b", backward: ["dy / b", "-dy * y / b"] },
-  maximum: {
-    forward: "max(a, b)",
-    backward: [
-      "dy * select(select(T(0.0), T(0.5), a == b), T(1.0), a > b)",
-      "dy * select(select(T(0.0), T(0.5), a == b), T(1.0), b > a)",
-    ],
-  },
-  minimum: {
-    forward: "min(a, b)",
-    backward: [
-      "dy * select(select(T(0.0), T(0.5), a == b), T(1.0), a < b)",
-      "dy * select(select(T(0.0), T(0.5), a == b), T(1.0), b < a)",
-    ],
-  },
   scale: { forward: "a * s0", backward: ["dy * s0"] },
   shift: { forward: "a + s0", backward: ["dy"] },
   exp: { forward: "exp(a)", backward: ["dy * y"] },
-  log: { forward: "log(a)", backward: ["dy / a"] },
   sqrt: { forward: "sqrt(a)", backward: ["dy * 0.5 / y"] },
   square: { forward: "a * a", backward: ["dy * 2.0 * a"] },
   abs: { forward: "abs(a)", backward: ["dy * sign(a)"] },
-  clamp: {
-    forward: "clamp(a, s0, s1)",
-    backward: ["select(T(0.0), dy, (a >= s0) & (a <= s1))"],
-  },
   relu: { forward: "max(a, T(0.0))", backward: ["select(T(0.0), dy, a > T(0.0))"] },
   leakyRelu: { forward: "select(a * s0, a, a > T(0.0))", backward: ["select(dy * s0, dy, a > T(0.0))"] },
   sigmoid: { forward: "1.0 / (1.0 + exp(-a))", backward: ["dy * y * (1.0 - y)"] },
-  // tanh of a large argument overflows in some drivers; beyond 10 it is 1 in f32.
-  tanh: { forward: "tanh(clamp(a, T(-10.0), T(10.0)))", backward: ["dy * (1.0 - y * y)"] },
   silu: {
     forward: "a / (1.0 + exp(-a))",
     backward: ["dy * (1.0 + a * (1.0 - 1.0 / (1.0 + exp(-a)))) / (1.0 + exp(-a))"],
-  },
-  // log(1 + e^a) without overflow for large a.
-  softplus: {
-    forward: "max(a, T(0.0)) + log(1.0 + exp(-abs(a)))",
-    backward: ["dy / (1.0 + exp(-a))"],
   },
   gelu: {
     forward: "0.5 * a * (1.0 + erf(a * 0.70710678118654752))",
@@ -65,6 +39,7 @@ const FORMULAS = {
       "dy * (0.5 * (1.0 + erf(a * 0.70710678118654752)) + a * 0.39894228040143268 * exp(-0.5 * a * a))",
     ],
   },
+  // tanh of a large argument overflows in some drivers; beyond 10 it is 1 in f32.
   geluTanh: {
     forward: `0.5 * a * (1.0 + tanh(clamp(${SQRT_2_PI} * (a + 0.044715 * a * a * a), T(-10.0), T(10.0))))`,
     backward: [
@@ -80,16 +55,7 @@ const FORMULAS = {
   },
 } as const satisfies Record<string, Formula>;
 
-export type Activation =
-  | "none"
-  | "relu"
-  | "leakyRelu"
-  | "silu"
-  | "gelu"
-  | "geluTanh"
-  | "quickGelu"
-  | "sigmoid"
-  | "tanh";
+export type Activation = "none" | "silu" | "gelu" | "geluTanh" | "quickGelu";
 
 function apply(
   name: keyof typeof FORMULAS,
@@ -119,8 +85,6 @@ export const add = (a: Tensor, b: Tensor): Tensor => apply("add", [a, b]);
 export const sub = (a: Tensor, b: Tensor): Tensor => apply("sub", [a, b]);
 export const mul = (a: Tensor, b: Tensor): Tensor => apply("mul", [a, b]);
 export const div = (a: Tensor, b: Tensor): Tensor => apply("div", [a, b]);
-export const maximum = (a: Tensor, b: Tensor): Tensor => apply("maximum", [a, b]);
-export const minimum = (a: Tensor, b: Tensor): Tensor => apply("minimum", [a, b]);
 
 /** a * factor */
 export const scale = (a: Tensor, factor: number): Tensor => apply("scale", [a], [factor]);
@@ -128,20 +92,14 @@ export const scale = (a: Tensor, factor: number): Tensor => apply("scale", [a], 
 export const shift = (a: Tensor, amount: number): Tensor => apply("shift", [a], [amount]);
 export const neg = (a: Tensor): Tensor => apply("scale", [a], [-1]);
 export const exp = (a: Tensor): Tensor => apply("exp", [a]);
-export const log = (a: Tensor): Tensor => apply("log", [a]);
 export const sqrt = (a: Tensor): Tensor => apply("sqrt", [a]);
 export const square = (a: Tensor): Tensor => apply("square", [a]);
 export const abs = (a: Tensor): Tensor => apply("abs", [a]);
-/** a limited to low..high; the gradient is zero outside. */
-export const clamp = (a: Tensor, low: number, high: number): Tensor => apply("clamp", [a], [low, high]);
 export const relu = (a: Tensor): Tensor => apply("relu", [a]);
 export const leakyRelu = (a: Tensor, slope = 0.2): Tensor => apply("leakyRelu", [a], [slope]);
 export const sigmoid = (a: Tensor): Tensor => apply("sigmoid", [a]);
-export const tanh = (a: Tensor): Tensor => apply("tanh", [a]);
 /** a * sigmoid(a) */
 export const silu = (a: Tensor): Tensor => apply("silu", [a]);
-/** log(1 + exp(a)) */
-export const softplus = (a: Tensor): Tensor => apply("softplus", [a]);
 /** a * Phi(a), with the error function. */
 export const gelu = (a: Tensor): Tensor => apply("gelu", [a]);
 /** The tanh approximation of GELU. */
@@ -153,5 +111,5 @@ export const quickGelu = (a: Tensor): Tensor => apply("quickGelu", [a]);
 /** The activation by name. */
 export function activate(a: Tensor, activation: Activation): Tensor {
   if (activation === "none") return a;
-  return { relu, leakyRelu, silu, gelu, geluTanh, quickGelu, sigmoid, tanh }[activation](a);
+  return { silu, gelu, geluTanh, quickGelu }[activation](a);
 }

@@ -27,8 +27,6 @@ const two: [string, (a: Tensor, b: Tensor) => Tensor, (a: number, b: number) => 
   ["add", math.add, (a, b) => a + b],
   ["sub", math.sub, (a, b) => a - b],
   ["mul", math.mul, (a, b) => a * b],
-  ["maximum", math.maximum, Math.max],
-  ["minimum", math.minimum, Math.min],
 ];
 for (const [name, op, f] of two) {
   Deno.test(`${name}() and its gradients match the reference under broadcasting`, async () => {
@@ -49,20 +47,16 @@ Deno.test("div() and its gradients match the reference under broadcasting", asyn
 const sigmoid = (a: number) => 1 / (1 + Math.exp(-a));
 const one: [string, (a: Tensor) => Tensor, (a: number) => number, "positive"?][] = [
   ["exp", math.exp, Math.exp],
-  ["log", math.log, Math.log, "positive"],
   ["sqrt", math.sqrt, Math.sqrt, "positive"],
   ["square", math.square, (a) => a * a],
   ["abs", math.abs, Math.abs],
   ["neg", math.neg, (a) => -a],
   ["scale", (a) => math.scale(a, 2.5), (a) => 2.5 * a],
   ["shift", (a) => math.shift(a, 0.75), (a) => a + 0.75],
-  ["clamp", (a) => math.clamp(a, -0.5, 0.8), (a) => Math.min(Math.max(a, -0.5), Math.fround(0.8))],
   ["relu", math.relu, (a) => Math.max(a, 0)],
   ["leakyRelu", (a) => math.leakyRelu(a, 0.25), (a) => a > 0 ? a : 0.25 * a],
   ["sigmoid", math.sigmoid, sigmoid],
-  ["tanh", math.tanh, Math.tanh],
   ["silu", math.silu, (a) => a * sigmoid(a)],
-  ["softplus", math.softplus, (a) => Math.log1p(Math.exp(a))],
   ["gelu", math.gelu, (a) => 0.5 * a * (1 + erf(a / Math.SQRT2))],
   [
     "geluTanh",
@@ -94,11 +88,9 @@ Deno.test("activations of huge arguments stay finite", async () => {
     "leakyRelu",
     "silu",
     "sigmoid",
-    "tanh",
     "gelu",
     "geluTanh",
     "quickGelu",
-    "softplus",
   ] as const;
   for (const name of functions) {
     const { y } = await evaluate({ x: { shape: [8], data } }, ({ x }) => ({ y: math[name](x as Tensor) }));
