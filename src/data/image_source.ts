@@ -29,7 +29,6 @@ export interface Batch<A = Float32Array<ArrayBuffer>> {
   /** As {@link imageInput} takes them: floats [count, size, size, 3], or packed bytes. */
   images: A;
   labels: Uint32Array<ArrayBuffer>;
-  indices: number[];
 }
 
 /** Images that are uploaded: floats, or packed bytes. */
@@ -42,7 +41,7 @@ export async function gather(source: ImageSource, indices: readonly number[], si
   const labels = await loadEach(source, indices, async (i) => await source.image(i, size), (image, k) => {
     images.set(image, k * size * size * 3);
   });
-  return { images, labels, indices: [...indices] };
+  return { images, labels };
 }
 
 /** The same as bytes, where the images are bytes: a quarter of the memory. Rows are padded to whole u32s. */
@@ -60,7 +59,7 @@ export async function gatherForUpload(
     if (row === padded) return all.set(image, k * size * row);
     for (let y = 0; y < size; y++) all.set(image.subarray(y * row, (y + 1) * row), (k * size + y) * padded);
   });
-  return { images, labels, indices: [...indices] };
+  return { images, labels };
 }
 
 const bytesOf = (source: ImageSource) => source.bytes?.bind(source) as NonNullable<ImageSource["bytes"]>;

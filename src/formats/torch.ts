@@ -5,7 +5,7 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import { bytesAt, type ByteSource, damaged, memoryBytes, openKnown, partOf } from "./bytes.ts";
+import { bytesAt, type ByteSource, damaged, memoryBytes, partOf } from "./bytes.ts";
 import { Callable, Dict, Instance, Sequence, unpickle, type Value } from "./pickle.ts";
 import { gather, isContiguous } from "./strided_read.ts";
 import { DTYPE_BITS, TensorFile, type UnreadObject } from "./tensors.ts";
@@ -59,18 +59,13 @@ class TorchFile extends TensorFile<View> {
 
 const widthOf = (dtype: string) => (DTYPE_BITS[dtype] as number) / 8;
 
-/** Opens a torch file of either format. @throws UsageError for an invalid file */
-export async function openTorch(path: string): Promise<TorchFile> {
-  return readTorch(openKnown(path, "weights"));
-}
-
 /** Whether bytes start like a zip archive or a pickle. A safetensors file may, too, but has "{" at byte 8. */
 export function isTorch(source: ByteSource): boolean {
   const head = bytesAt(source, 0, Math.min(9, source.size)), [first = 0, second = 0] = head;
   return head[8] !== 0x7b && (first === 0x50 && second === 0x4b || first === 0x80 && second <= 5);
 }
 
-/** The same for any bytes; they are closed with the store, or at once if they are invalid. */
+/** A torch file of either format. The bytes are closed with it, or at once if they are invalid. @throws UsageError then */
 export function readTorch(source: ByteSource): TorchFile {
   try {
     const zipped = source.size > 1 && bytesAt(source, 0, 2)[0] === 0x50;

@@ -242,14 +242,13 @@ Deno.test("batches() gives a resumed run the batches that it would have seen", a
 });
 
 Deno.test("batches() shows every image once in each epoch, in another order, with its label", async () => {
-  const indices = (await take(5, 0, 1)).flatMap((batch) => batch.indices);
+  const taken = await take(5, 0, 1),
+    numbersOf = ({ images }: typeof taken[number]) => [0, 12, 24, 36].map((i) => images[i] ?? NaN);
+  const indices = taken.flatMap(numbersOf);
   const epochs = [indices.slice(0, 10), indices.slice(10, 20)];
   for (const epoch of epochs) assertEquals(epoch.toSorted((a, b) => a - b), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
   assertNotEquals(epochs[0], epochs[1]);
-  for (const batch of await take(5, 0, 1)) {
-    assertEquals([...batch.labels], batch.indices.map((i) => i % 2));
-    assertEquals(batch.indices.map((_, k) => batch.images[12 * k]), batch.indices);
-  }
+  for (const batch of taken) assertEquals([...batch.labels], numbersOf(batch).map((i) => i % 2));
 });
 
 Deno.test("batches() has about half of the images mirrored where told to", async () => {

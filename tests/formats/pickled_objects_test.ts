@@ -3,9 +3,10 @@
 // tests/fixtures/company.py wrote the files with PyTorch 1.13.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { openBytes } from "../../src/formats/bytes.ts";
 import { fromFileUrl } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
-import { openTorch, readTorch } from "../../src/formats/torch.ts";
+import { readTorch } from "../../src/formats/torch.ts";
 import { Linear, loadState } from "../../src/nn/layers.ts";
 import { renamed } from "../../src/formats/mapped_store.ts";
 import {
@@ -47,7 +48,7 @@ const OBJECTS: Record<string, [type: string, holdsTensors: boolean]> = {
 
 for (const name of ["company.pth", "company_legacy.pth"]) {
   Deno.test(`weights beside seventeen kinds of objects are read, and the objects are listed by name (${name})`, async () => {
-    const file = await openTorch(fixture(name));
+    const file = readTorch(openBytes(fixture(name)));
     try {
       assertEquals([...file.shapes], [["model.w", [2, 3]], ["model.sub", [2, 3]]]);
       assertEquals([...await file.read("model.w")], [0, 1, 2, 3, 4, 5]);

@@ -7,7 +7,7 @@ import { UsageError } from "../../src/errors.ts";
 import { openBytes } from "../../src/formats/bytes.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
 import { openModel } from "../../src/formats/shards.ts";
-import { openTorch, readTorch } from "../../src/formats/torch.ts";
+import { readTorch } from "../../src/formats/torch.ts";
 import { mutated, mutations } from "../helpers/mutations.ts";
 import {
   bytes,
@@ -31,8 +31,8 @@ const zipped = (contents: Part, changes?: Record<string, Partial<MemberParts> | 
 const model = dict({ w: tensor() });
 
 for (const form of ["zip", "legacy"]) {
-  Deno.test(`openTorch() reads every tensor of the ${form} form as PyTorch does`, async () => {
-    const ours = await openTorch(fixture(`torch_${form}.pth`));
+  Deno.test(`readTorch() reads every tensor of the ${form} form as PyTorch does`, async () => {
+    const ours = readTorch(openBytes(fixture(`torch_${form}.pth`)));
     const expected = await openSafetensors(fixture("torch_expected.safetensors"));
     assertEquals([...ours.tensors.keys()].sort(), [...expected.tensors.keys()].sort());
     for (const [key, { dtype, shape }] of expected.tensors) {
@@ -56,7 +56,7 @@ for (const form of ["zip", "legacy"]) {
 
 Deno.test("both forms and another protocol hold the same plain values, as JSON", async () => {
   const [zip, legacy, other] = await Promise.all(
-    ["zip", "legacy", "protocol4"].map((form) => openTorch(fixture(`torch_${form}.pth`))),
+    ["zip", "legacy", "protocol4"].map((form) => readTorch(openBytes(fixture(`torch_${form}.pth`)))),
   );
   assertEquals(zip?.metadata, legacy?.metadata);
   for (const [key, value] of other?.metadata ?? []) assertEquals(value, zip?.metadata.get(key), key);
@@ -122,8 +122,8 @@ Deno.test("openModel() goes by what is in a file, and takes the names that folde
     JSON.stringify({ weight_map: { parameter: "a.bin" } }),
   );
   assertEquals(await keys(sharded), 1);
-  await assertRejects(() => openTorch(`${folder}/none.pth`), UsageError, "it does not exist");
-  await assertRejects(() => openTorch(folder), UsageError, "it is a folder and not a file");
+  assertThrows(() => openBytes(`${folder}/none.pth`), UsageError, "it does not exist");
+  assertThrows(() => openBytes(folder), UsageError, "it is a folder and not a file");
 });
 
 Deno.test("openModel() is not misled by a safetensors file that begins like a zip archive or a pickle", async () => {

@@ -4,7 +4,8 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { fromFileUrl } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { renamed } from "../../src/formats/mapped_store.ts";
-import { openTorch } from "../../src/formats/torch.ts";
+import { openBytes } from "../../src/formats/bytes.ts";
+import { readTorch } from "../../src/formats/torch.ts";
 import { authorsModel } from "../../src/models/vit_authors.ts";
 import { publishedKeys } from "../../src/models/vit_families.ts";
 import { underNote, wrapperOf } from "../../src/models/wrappers.ts";
@@ -39,7 +40,7 @@ const SPELLINGS: [what: string, spell: (key: string) => string, beside: (key: st
 
 for (const [what, spell, beside] of SPELLINGS) {
   Deno.test(`an authors' encoder is found as ${what}`, async () => {
-    const file = await openTorch(AUTHORS), plain = authorsModel(file);
+    const file = readTorch(openBytes(AUTHORS)), plain = authorsModel(file);
     try {
       // The file's tensors under the names of the training script; what lies beside is another model's.
       const origin = new Map([...file.shapes.keys()].map((key) => [spell(key), key]));
