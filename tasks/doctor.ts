@@ -57,9 +57,7 @@ export const doctor = command({
     const result = { adapter: best.description, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
     const { fma, copy, gemm } = await measurePeaks();
-    log.line(
-      `FMA ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, GEMM ${gemm.toFixed(1)} GFLOP/s`,
-    );
+    log.line(`FMA ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, GEMM ${gemm.toFixed(1)} GFLOP/s`);
     return { ...result, gflops: fma, gbps: copy, gemm };
   },
 });

@@ -111,9 +111,7 @@ export const alignConfig = z.strictObject({
     countOrNone("layers").default(0),
     "Model",
     "Residual blocks per level, minus 1; VA-VAE: 2",
-    {
-      advanced,
-    },
+    { advanced },
   ),
   decoderGroups: option(count("channels").default(4), "Model", "Groups of the group norms; VA-VAE: 32", {
     advanced,
@@ -269,9 +267,7 @@ export const evalConfig = z.strictObject({
     z.array(z.enum(METRIC_NAMES)).min(1).optional(),
     "Metrics",
     `Any of ${METRIC_NAMES.join(", ")}`,
-    {
-      otherwise: "all that apply",
-    },
+    { otherwise: "all that apply" },
   ),
   inception: option(
     z.string().optional(),
@@ -310,9 +306,7 @@ export const inspectConfig = z.strictObject({
     z.string().optional(),
     "Input",
     "Print the parameter count of a published model, or of all",
-    {
-      value: "NAME|all",
-    },
+    { value: "NAME|all" },
   ),
   ...general,
 });

@@ -215,11 +215,7 @@ export class LatentsWriter {
     ], {
       ...this.#metadata(),
       // As texts, which are exact to the last bit.
-      ...this.record
-        ? {
-          [SUMS]: JSON.stringify(this.#sums().map((sum) => [...sum].map(String))),
-        }
-        : {},
+      ...this.record ? { [SUMS]: JSON.stringify(this.#sums().map((sum) => [...sum].map(String))) } : {},
     });
   }
 }

@@ -256,9 +256,7 @@ class Machine {
         if (!this.permissions.persistent) throw this.#wrong("refers to something outside of it");
         return this.#push(this.permissions.persistent(this.#pop()));
       default: // PERSID, the EXT family, out-of-band buffers, and unknown opcodes
-        throw this.#wrong(
-          `has the operation 0x${code.toString(16).padStart(2, "0")}, which no weights need`,
-        );
+        throw this.#wrong(`has the operation 0x${code.toString(16).padStart(2, "0")}, which no weights need`);
     }
   }
 

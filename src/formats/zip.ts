@@ -243,14 +243,7 @@ export class ZipReader {
     if (method === DEFLATED && size > MAX_INFLATION * (compressed + 1)) {
       throw this.#damaged(`"${name}" claims ${size} bytes out of ${compressed}, which deflate cannot do`);
     }
-    return {
-      name,
-      size,
-      compressed,
-      offset,
-      crc: view.getUint32(p + 16, true),
-      method,
-    };
+    return { name, size, compressed, offset, crc: view.getUint32(p + 16, true), method };
   }
 
   #number(view: DataView, at: number): number {

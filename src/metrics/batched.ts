@@ -75,11 +75,7 @@ export async function* inferBatches<K extends string, A extends Upload>(
   for (let first = from; batch; first += B) {
     throwIfStopped();
     const count = Math.min(B, n - first), { images, labels } = batch;
-    const outputs = await readOutputs(
-      program,
-      count,
-      (i) => `image ${first + i} ("${nameOf(first + i)}")`,
-    );
+    const outputs = await readOutputs(program, count, (i) => `image ${first + i} ("${nameOf(first + i)}")`);
     const next = start();
     next.catch(() => {}); // thrown by the await below
     yield {

@@ -85,11 +85,7 @@ function labelContext(
 ): LabelContext {
   let probe: ReturnType<typeof trainProbe> | undefined;
   const { train } = features;
-  return {
-    ...features,
-    batchSize,
-    probe: () => probe ??= trainProbe(train.features, train.labels, classes),
-  };
+  return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
 }
 
 /** Why these images give no labels to learn; undefined if they do. @param minPerClass training images of a class */
@@ -281,10 +277,7 @@ export class SetEvaluation {
         (only !== "fake" || set === fake) && !(statistics && set[statistics])
       );
       const kinds: FeatureKind[] = [...new Set(needed.map(({ kind }) => kind))];
-      const known = {
-        ...set.pooled && { moments: set.pooled },
-        ...set.spatial && { spatial: set.spatial },
-      };
+      const known = { ...set.pooled && { moments: set.pooled }, ...set.spatial && { spatial: set.spatial } };
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
       const extractor = await InceptionFeatures.open(inception, {

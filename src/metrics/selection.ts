@@ -35,9 +35,7 @@ export function subjectOf(
   }
   const tokenizer = c.fake === undefined && c.tokenizer !== undefined && c.model === undefined;
   if (tokenizer && c.real !== undefined) {
-    throw new UsageError(
-      "Cannot score a tokenizer with --real: the images that it reconstructs are --data",
-    );
+    throw new UsageError("Cannot score a tokenizer with --real: the images that it reconstructs are --data");
   }
   if (!tokenizer && c.data !== undefined) {
     throw new UsageError("Cannot use --data here: it is for a tokenizer; give the real images as --real");

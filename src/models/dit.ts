@@ -154,11 +154,7 @@ class Block {
       this.adaLN_modulation[1].forward(c),
       [2, 1, 2, 1],
     ) as [Tensor, Tensor, Tensor, Tensor];
-    const y = gatedAdd(
-      x,
-      this.attn.forward(modulate(this.norm1.forward(x), norm1), cos, sin),
-      gate1,
-    );
+    const y = gatedAdd(x, this.attn.forward(modulate(this.norm1.forward(x), norm1), cos, sin), gate1);
     return gatedAdd(y, this.mlp.forward(modulate(this.norm2.forward(y), norm2)), gate2); // [B, T, C]
   }
 }

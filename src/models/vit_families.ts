@@ -174,10 +174,7 @@ const TOWERS: Readonly<Record<string, ModelType>> = {
   clip: "clip_vision_model",
 };
 
-const published = z.looseObject({
-  model_type: z.string(),
-  vision_config: z.looseObject({}).default({}),
-});
+const published = z.looseObject({ model_type: z.string(), vision_config: z.looseObject({}).default({}) });
 
 /**
  * Parses a config.json.

@@ -56,13 +56,9 @@ export async function openLpips(paths: readonly string[]): Promise<Lpips> {
     const lpips = new Lpips();
     const source = together(stores.map((store) => unwrapped(store, (name) => ANCHORS.has(name))));
     const has = (pattern: RegExp) => [...source.shapes.keys()].some((key) => pattern.test(key));
-    for (
-      const [pattern, what] of [[/^features\./, "no VGG-16"], [/^lin\d\./, "no linear layers"]] as const
-    ) {
+    for (const [pattern, what] of [[/^features\./, "no VGG-16"], [/^lin\d\./, "no linear layers"]] as const) {
       if (!has(pattern)) {
-        throw new UsageError(
-          `Cannot load LPIPS: "${source.name}" has ${what}; give ${LPIPS_FILES}`,
-        );
+        throw new UsageError(`Cannot load LPIPS: "${source.name}" has ${what}; give ${LPIPS_FILES}`);
       }
     }
     // Ignored: vgg16's classifier, and the package's second list of the linear layers and its constants.

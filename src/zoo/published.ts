@@ -34,9 +34,7 @@ const diffusersConfig = z.object({
   layers_per_block: countOrNone("layers").default(1),
   latent_channels: count("channels").default(4),
   norm_num_groups: count("channels").default(32),
-  sample_size: z.union([count("pixels"), z.array(count("pixels")).min(1)]).default(
-    32,
-  ),
+  sample_size: z.union([count("pixels"), z.array(count("pixels")).min(1)]).default(32),
   scaling_factor: z.number().positive().default(0.18215),
   shift_factor: z.number().nullish(),
   latents_mean: values,

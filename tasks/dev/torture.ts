@@ -225,11 +225,7 @@ function record(
 }
 
 /** Runs a subject to its end. @returns what is wrong */
-async function finish(
-  subject: Subject,
-  run: string,
-  mine: readonly string[],
-): Promise<string[]> {
+async function finish(subject: Subject, run: string, mine: readonly string[]): Promise<string[]> {
   const { code, stderr } = await start(subject, run, { again: true }).ended;
   const wrong = code === 0 ? [] : [`it ended with ${code}: ${stderr.trim().split("\n").at(-1)}`];
   return [...wrong, ...await faults(subject, run, mine)];
