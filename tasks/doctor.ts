@@ -28,9 +28,8 @@ export const doctor = command({
       );
       for (const [name, value] of Object.entries(best.limits)) {
         log.line(
-          `  ${name.padEnd(36)} ${
-            /Size/.test(name) && !/Invocations/.test(name) ? formatBytes(value) : value
-          }`,
+          `  ${name.padEnd(36)} ` +
+            `${/Size/.test(name) && !/Invocations/.test(name) ? formatBytes(value) : value}`,
         );
       }
       if (software && !best.software) log.line(`software  ${software.description} (with --cpu)`);

@@ -73,9 +73,8 @@ export const reconstruct = command({
       ? `no SSIM below ${SSIM_SIDE} x ${SSIM_SIDE} pixels`
       : `SSIM ${ssim.toFixed(3)}`;
     log.line(
-      `PSNR ${psnr.toFixed(2)} dB, ${similarity} over ${scores.n} images; ${
-        join(out, c.grid ? "grid.png" : "")
-      }`,
+      `PSNR ${psnr.toFixed(2)} dB, ${similarity} over ${scores.n} images; ` +
+        `${join(out, c.grid ? "grid.png" : "")}`,
     );
     return { out, ...scores };
   },

@@ -123,9 +123,8 @@ function classesOf(words: readonly string[], names: readonly string[]): number[]
     const i = names.includes(word) ? names.indexOf(word) : /^\d+$/.test(word) ? Number(word) : -1;
     if (i < 0 || i >= names.length) {
       throw new UsageError(
-        `Cannot sample the class "${word}": the model has 0 to ${names.length - 1}${
-          names.length <= 20 ? ` (${names.join(", ")})` : ""
-        }`,
+        `Cannot sample the class "${word}": the model has 0 to ` +
+          `${names.length - 1}${names.length <= 20 ? ` (${names.join(", ")})` : ""}`,
       );
     }
     return i;

@@ -40,9 +40,7 @@ function rowsOf(name: string, shape: readonly number[], { key, rows: [from, to] 
   const [rows = 0, ...rest] = shape;
   if (shape.length && from >= 0 && from <= to && to <= rows) return [to - from, ...rest];
   throw new UsageError(
-    `Cannot load "${name}": rows ${from} to ${to} of "${key}" are asked for, and it is [${
-      shape.join(", ")
-    }]; ` +
-      `check that the file belongs to this model`,
+    `Cannot load "${name}": rows ${from} to ${to} of "${key}" are asked for, and it is ` +
+      `[${shape.join(", ")}]; check that the file belongs to this model`,
   );
 }

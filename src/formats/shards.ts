@@ -42,10 +42,8 @@ export async function openModel(path: string): Promise<TensorStore> {
     if (exists(index)) return await openShards(path, index);
   }
   throw new UsageError(
-    `Cannot load the model "${path}": there is neither "${
-      NAMES.join('" nor "')
-    }" nor an index of shards of one; ` +
-      `check the path`,
+    `Cannot load the model "${path}": there is neither "${NAMES.join('" nor "')}" nor an index of shards ` +
+      `of one; check the path`,
   );
 }
 

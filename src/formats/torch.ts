@@ -84,9 +84,9 @@ function readZip(source: ByteSource): Value {
   if (!pickle) {
     const names = [...zip.members.keys()].slice(0, 3).map((member) => JSON.stringify(member.slice(0, 100)));
     throw new UsageError(
-      `Cannot read "${name}": it is a zip archive of ${names.join(", ") || "nothing"}${
-        zip.members.size > 3 ? " and others" : ""
-      } and not one that torch.save wrote; unpack it, or give the file of the weights`,
+      `Cannot read "${name}": it is a zip archive of ` +
+        `${names.join(", ") || "nothing"}${zip.members.size > 3 ? " and others" : ""} and not one that ` +
+        `torch.save wrote; unpack it, or give the file of the weights`,
     );
   }
   if (pickles.length > 1) {

@@ -182,10 +182,8 @@ export class TorchNames implements Permissions {
     const view = new View(storage, offset, shape, stride), extent = extentOf(view);
     if (!Number.isSafeInteger(extent) || extent > storage.count) {
       throw this.#wrong(
-        `${what} and strides [${
-          stride.join(", ")
-        }] from element ${offset} on: the storage "${storage.key}" has ` +
-          `${storage.count} elements`,
+        `${what} and strides [${stride.join(", ")}] from element ${offset} on: the storage ` +
+          `"${storage.key}" has ${storage.count} elements`,
       );
     }
     if (elements > Math.max(storage.count, MAX_REPEATED)) {

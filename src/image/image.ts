@@ -134,9 +134,8 @@ async function decoded<T>(
   const needed = `${width} x ${height} pixels of ${format} need ${formatBytes(bytes)}`;
   if (bytes > memory.limit) {
     throw refuse(
-      `${needed}, more than the ${
-        formatBytes(memory.limit)
-      } for all images; raise --image-memory, or scale it down`,
+      `${needed}, more than the ${formatBytes(memory.limit)} for all images; raise --image-memory, or ` +
+        `scale it down`,
     );
   }
   const notes: Note[] = [];

@@ -122,10 +122,8 @@ async function readOutputs<K extends string>(
       const fault = notFinite(all.subarray(i * each, (i + 1) * each));
       if (fault === undefined) continue;
       throw new UsageError(
-        `Cannot use the output "${name}" of "${program.label}" for ${
-          nameOf(i)
-        }: it holds ${fault}, numbers overflow in ` +
-          `the network; use other weights, or remove the image`,
+        `Cannot use the output "${name}" of "${program.label}" for ${nameOf(i)}: it holds ${fault}, ` +
+          `numbers overflow in the network; use other weights, or remove the image`,
       );
     }
   }

@@ -60,9 +60,8 @@ export class Selection {
     const other = this.#metrics.find(({ name, of }) => metrics?.includes(name) && !of.includes(subject));
     if (other) {
       throw new UsageError(
-        `Cannot score "${other.name}": it is a score of ${
-          other.of.map((s) => SUBJECTS[s]).join(" or ")
-        }, and this is ${SUBJECTS[subject]}`,
+        `Cannot score "${other.name}": it is a score of ` +
+          `${other.of.map((s) => SUBJECTS[s]).join(" or ")}, and this is ${SUBJECTS[subject]}`,
       );
     }
     this.#metrics = this.#metrics.filter(({ of }) => of.includes(subject));

@@ -28,9 +28,8 @@ export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "l
   const prefix = wrapperOf(keys, ANCHOR);
   if (prefix === undefined) {
     throw new UsageError(
-      `Cannot load an autoencoder from "${store.name}": it has no "${ANCHOR}"${
-        underNote(keys, ANCHOR)
-      }; supported are ${SUPPORTED}${unreadNote(store.unread)}`,
+      `Cannot load an autoencoder from "${store.name}": it has no "${ANCHOR}"${underNote(keys, ANCHOR)}; ` +
+        `supported are ${SUPPORTED}${unreadNote(store.unread)}`,
     );
   }
   const own = keys.filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));

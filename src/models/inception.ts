@@ -268,9 +268,9 @@ export function folded(source: TensorSource): TensorSource {
         const found = shapes.get(`${conv}.bn.${part}`);
         if (found?.join() !== `${shape[0]}`) {
           throw new UsageError(
-            `Cannot load "${name}": "${conv}.bn.${part}" ${
-              found ? `is [${found.join(", ")}] instead of [${shape[0]}]` : "is missing"
-            }; use ${INCEPTION_FILE}`,
+            `Cannot load "${name}": "${conv}.bn.${part}" ` +
+              `${found ? `is [${found.join(", ")}] instead of [${shape[0]}]` : "is missing"}; use ` +
+              `${INCEPTION_FILE}`,
           );
         }
       }

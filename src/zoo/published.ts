@@ -119,9 +119,8 @@ function checkAgreement(made: AutoencoderConfig, config: DiffusersConfig, file: 
     const given = config[key];
     if (given && given.length !== made.embed_dim) {
       throw new UsageError(
-        `Cannot load "${
-          dirname(file)
-        }": "config.json" has ${given.length} numbers in ${key} for ${made.embed_dim} channels`,
+        `Cannot load "${dirname(file)}": "config.json" has ${given.length} numbers in ${key} for ` +
+          `${made.embed_dim} channels`,
       );
     }
   }
@@ -175,9 +174,9 @@ export async function openLightningDit(path: string): Promise<{ dit: Dit; finger
   try {
     if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
       throw new UsageError(
-        `Cannot load a diffusion model from "${path}": it has no "${DIT_ANCHOR}"${
-          underNote(store.shapes.keys(), DIT_ANCHOR)
-        }; supported is LightningDiT${unreadNote(store.unread)}`,
+        `Cannot load a diffusion model from "${path}": it has no ` +
+          `"${DIT_ANCHOR}"${underNote(store.shapes.keys(), DIT_ANCHOR)}; supported is ` +
+          `LightningDiT${unreadNote(store.unread)}`,
       );
     }
     const source = unwrapped(store, DIT_ANCHOR);

@@ -85,9 +85,8 @@ for (let step = 0; step < STEPS; step++) {
   if (step % 200 === 199 || step === 49) {
     const [a, b] = [await train.read(train.outputs.classLoss), await train.read(train.outputs.pixelLoss)];
     console.log(
-      `step ${step + 1}: class ${a[0]?.toFixed(4)}, pixels ${b[0]?.toFixed(4)}, ${
-        ((Date.now() - began) / 1000).toFixed(0)
-      } s`,
+      `step ${step + 1}: class ${a[0]?.toFixed(4)}, pixels ${b[0]?.toFixed(4)}, ` +
+        `${((Date.now() - began) / 1000).toFixed(0)} s`,
     );
   }
 }

@@ -345,9 +345,8 @@ console.log("\nwhat      command              times  had ended  slowest  failure
 for (const [key, { events, early, slowest, failures: own }] of [...table].sort()) {
   failures += own.length;
   console.log(
-    `${key.padEnd(30)} ${`${events}`.padStart(5)} ${`${early}`.padStart(10)} ${
-      `${slowest.toFixed(2)} s`.padStart(8)
-    } ${`${own.length}`.padStart(9)}`,
+    `${key.padEnd(30)} ${`${events}`.padStart(5)} ${`${early}`.padStart(10)} ` +
+      `${`${slowest.toFixed(2)} s`.padStart(8)} ${`${own.length}`.padStart(9)}`,
   );
   for (const failure of own) console.log(`    ${failure}`);
 }

@@ -59,9 +59,8 @@ export async function findTorch(): Promise<{ python: string; version: string; de
   const [version, device] = out?.success ? new TextDecoder().decode(out.stdout).trim().split(" ") : [];
   if (version === undefined || device === undefined) {
     throw new UsageError(
-      `Cannot run PyTorch: "${python}" ${
-        out ? "has no torch" : "was not found"
-      }; set TORCH_PYTHON to a Python that has it`,
+      `Cannot run PyTorch: "${python}" ${out ? "has no torch" : "was not found"}; set TORCH_PYTHON to a ` +
+        `Python that has it`,
     );
   }
   return { python, version, device };

@@ -50,9 +50,8 @@ export class Report {
   row(row: Row): void {
     this.#rows.push(row);
     const lines = [
-      `${titleOf({ name: row.case, precision: row.precision }).padEnd(WIDTH)} ${time(row.ms)} ${
-        rate(row).padStart(14)
-      } ${percent(row.share).padStart(6)} of peak, ${row.launches} launches`,
+      `${titleOf({ name: row.case, precision: row.precision }).padEnd(WIDTH)} ${time(row.ms)} ` +
+      `${rate(row).padStart(14)} ${percent(row.share).padStart(6)} of peak, ${row.launches} launches`,
     ];
     if (row.division !== undefined || row.gbps === undefined) {
       lines.push(
@@ -65,9 +64,8 @@ export class Report {
     if (row.division) {
       const { kernelMs, gemmShare, gemmGflops, ofBaseline } = row.division;
       lines.push(
-        `    GEMMs take ${percent(gemmShare)} of ${kernelMs.toFixed(1)} ms in kernels, at ${
-          gemmGflops.toFixed(1)
-        } GFLOP/s, ${percent(ofBaseline)} of the baseline GEMM`,
+        `    GEMMs take ${percent(gemmShare)} of ${kernelMs.toFixed(1)} ms in kernels, at ` +
+          `${gemmGflops.toFixed(1)} GFLOP/s, ${percent(ofBaseline)} of the baseline GEMM`,
       );
     }
     this.#print({ ...row }, lines.join("\n"));
@@ -117,11 +115,9 @@ export class Report {
     for (const { case: name, division, pooled, measured, planned } of steps) {
       const { gemmShare, gemmGflops, ofBaseline } = division as NonNullable<Row["division"]>;
       console.log(
-        `- ${name}: GEMMs take ${percent(gemmShare)} of the time in kernels, at ${
-          gemmGflops.toFixed(1)
-        } GFLOP/s (${percent(ofBaseline)} of the baseline GEMM); memory ${megabytes(measured)}, planned ${
-          megabytes(planned)
-        }, activations ${percent(pooled ?? NaN)} of keeping everything`,
+        `- ${name}: GEMMs take ${percent(gemmShare)} of the time in kernels, at ${gemmGflops.toFixed(1)} ` +
+          `GFLOP/s (${percent(ofBaseline)} of the baseline GEMM); memory ${megabytes(measured)}, planned ` +
+          `${megabytes(planned)}, activations ${percent(pooled ?? NaN)} of keeping everything`,
       );
     }
   }
