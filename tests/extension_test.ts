@@ -65,8 +65,8 @@ export function triple(x: Tensor): Tensor {
       ],
     ],
     "src/cli/config.ts": [[
-      "  wSemantic: option(",
-      '  wMagnitude: option(amount().default(0), "Losses", "Weight of it"),\n  wSemantic: option(',
+      "  wSemantic: losses(",
+      '  wMagnitude: losses(amount().default(0), "Weight of it"),\n  wSemantic: losses(',
     ]],
   },
   metric: {
@@ -88,7 +88,7 @@ export function triple(x: Tensor): Tensor {
   option: {
     "src/cli/config.ts": [[
       "doctorConfig = z.strictObject({",
-      'doctorConfig = z.strictObject({ greeting: option(z.string().default("hello"), "Output", "First line"),',
+      'doctorConfig = z.strictObject({ greeting: output(z.string().default("hello"), "First line"),',
     ]],
     "tasks/doctor.ts": [["    log.begin();", "    log.begin();\n    log.line(c.greeting);"]],
   },
@@ -107,7 +107,7 @@ export const hello = command({
 `,
     "src/cli/config.ts": [[
       "export const doctorConfig",
-      'export const helloConfig = z.strictObject({ who: option(z.string().default("you"), "Output", "Name"), ...general });\n' +
+      'export const helloConfig = z.strictObject({ who: output(z.string().default("you"), "Name"), ...general });\n' +
       "export const doctorConfig",
     ]],
     "tasks/run.ts": [

@@ -2,123 +2,108 @@
 // default, range and help in one place. The defaults are the preset "tiny".
 
 import { z } from "zod";
-import { BOUNDS, countOrNone } from "../bounds.ts";
+import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { METRIC_NAMES } from "../metrics/table.ts";
 import {
   amount,
-  count,
   encoder,
+  flag,
   general,
+  GROUPS,
   imageSize,
   lpips,
   optimizing,
-  option,
   reading,
   running,
   sampling,
+  text,
   three,
   tokenizer,
 } from "./options.ts";
 
+const { input, output, data, model, training, losses, metrics, sample } = GROUPS;
 const DATA = { value: "DIR", otherwise: "generated shapes" };
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
 export const alignConfig = z.strictObject({
-  preset: option(
+  preset: input(
     z.enum(["tiny", "dinov2-b", "dinov2-l"]).default("tiny"),
-    "Input",
     "Named set of options, encoder included; other options override it",
   ),
   ...encoder,
-  data: option(z.string().optional(), "Input", "Folder of images", { ...DATA, free: true }),
+  data: input(text(), "Folder of images", { ...DATA, free: true }),
   lpips,
   ...running,
-  imageSize: option(count("pixels").default(32), "Data", "Side of the images", { unit: "pixels" }),
-  batchSize: option(count("batch").default(16), "Data", "Images of a micro-batch"),
-  accumulate: option(count().default(1), "Data", "Micro-batches per step"),
-  heldOut: option(count("images").default(256), "Data", "Held-out images for the metrics of each stage"),
-  flip: option(z.boolean().default(false), "Data", "Mirror half of the images; --no-flip: none of them"),
+  imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
+  batchSize: data(count("batch").default(16), "Images of a micro-batch"),
+  accumulate: data(count().default(1), "Micro-batches per step"),
+  heldOut: data(count("images").default(256), "Held-out images for the metrics of each stage"),
+  flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   ...reading,
-  stages: option(
+  stages: training(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
-    "Training",
     "Stages to run: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: option(z.array(count()).length(3).default([120, 500, 110]), "Training", "Steps of the three stages"),
-  lr: option(three(2e-3, 3e-3, 1.5e-3), "Training", "Learning rates of the three stages"),
-  encoderLr: option(amount().default(1), "Training", "Factor of the encoder's learning rate in stage 2", {
-    advanced,
-  }),
-  ema: option(z.number().min(0).lt(1).default(0.98), "Training", "Decay of the EMA in stage 2; 0: no EMA", {
+  steps: training(z.array(count()).length(3).default([120, 500, 110]), "Steps of the three stages"),
+  lr: training(three(2e-3, 3e-3, 1.5e-3), "Learning rates of the three stages"),
+  encoderLr: training(amount().default(1), "Factor of the encoder's learning rate in stage 2", { advanced }),
+  ema: training(z.number().min(0).lt(1).default(0.98), "Decay of the EMA in stage 2; 0: no EMA", {
     advanced,
   }),
   ...optimizing(0.9, 0.95),
-  wL1: option(amount().default(1), "Losses", "Weight of the L1 loss", { advanced }),
-  perceptual: option(
+  wL1: losses(amount().default(1), "Weight of the L1 loss", { advanced }),
+  perceptual: losses(
     z.enum(["lpips", "encoder", "none"]).default("encoder"),
-    "Losses",
     "Perceptual loss: LPIPS-VGG, or distance of the frozen encoder's features",
   ),
-  wPerceptual: option(amount().default(0.01), "Losses", "Weight of the perceptual loss"),
-  wSemantic: option(amount().default(0.2), "Losses", "Weight of the semantic loss in stage 2"),
-  semanticLoss: option(z.enum(["l2", "cosine"]).default("l2"), "Losses", "Distance of the semantic loss", {
-    advanced,
-  }),
-  semanticAt: option(
+  wPerceptual: losses(amount().default(0.01), "Weight of the perceptual loss"),
+  wSemantic: losses(amount().default(0.2), "Weight of the semantic loss in stage 2"),
+  semanticLoss: losses(z.enum(["l2", "cosine"]).default("l2"), "Distance of the semantic loss", { advanced }),
+  semanticAt: losses(
     z.enum(["after", "before"]).default("after"),
-    "Losses",
     "Compare latents after the adapter, or features before it",
     { advanced },
   ),
-  gan: option(z.enum(["patch", "none"]).default("patch"), "Losses", "Discriminator: PatchGAN or none"),
-  wGan: option(amount().default(0.05), "Losses", "Factor of the adaptive adversarial weight"),
-  ganStart: option(
-    z.array(z.union([z.literal("off"), z.number().int().nonnegative()])).min(1).max(3)
-      .refine((starts) => starts.length !== 2, "give one value, or one for each of the three stages")
-      .default(["off", "off", 85]),
-    "Losses",
+  gan: losses(z.enum(["patch", "none"]).default("patch"), "Discriminator: PatchGAN or none"),
+  wGan: losses(amount().default(0.05), "Factor of the adaptive adversarial weight"),
+  ganStart: losses(
+    z.array(z.union([z.literal("off"), z.number().int().nonnegative()])).min(1).max(3).refine(
+      (starts) => starts.length !== 2,
+      "give one value, or one for each of the three stages",
+    ).default(["off", "off", 85]),
     "First step of each stage with the adversarial loss; off: never",
     { value: "off|N,..." },
   ),
-  discriminatorChannels: option(
+  discriminatorChannels: losses(
     count("channels").default(16),
-    "Losses",
     "Base channels of the discriminator; LDM: 64",
     { advanced },
   ),
-  discriminatorLayers: option(count("levels").default(2), "Losses", "Layers of the discriminator; LDM: 3", {
+  discriminatorLayers: losses(count("levels").default(2), "Layers of the discriminator; LDM: 3", {
     advanced,
   }),
-  ganLr: option(amount().default(2e-4), "Losses", "Learning rate of the discriminator", { advanced }),
-  latentChannels: option(count("channels").default(16), "Model", "Channels of the latent"),
-  adapterHidden: option(count("channels").optional(), "Model", "Hidden width of the adapter", {
+  ganLr: losses(amount().default(2e-4), "Learning rate of the discriminator", { advanced }),
+  latentChannels: model(count("channels").default(16), "Channels of the latent"),
+  adapterHidden: model(count("channels").optional(), "Hidden width of the adapter", {
     otherwise: "the encoder's width",
     advanced,
   }),
-  decoderChannels: option(
+  decoderChannels: model(
     count("channels").default(16),
-    "Model",
     "Channels of the decoder at full resolution; VA-VAE: 128",
   ),
-  decoderMultiples: option(
+  decoderMultiples: model(
     z.array(count("channels")).min(1).max(BOUNDS.levels).default([1, 1, 2, 4]),
-    "Model",
     "Channel multiples of the decoder's levels, full resolution first; each level halves the side",
     { advanced },
   ),
-  decoderBlocks: option(
-    countOrNone("layers").default(0),
-    "Model",
-    "Residual blocks per level, minus 1; VA-VAE: 2",
-    { advanced },
-  ),
-  decoderGroups: option(count("channels").default(4), "Model", "Groups of the group norms; VA-VAE: 32", {
+  decoderBlocks: model(countOrNone("layers").default(0), "Residual blocks per level, minus 1; VA-VAE: 2", {
     advanced,
   }),
-  decoderAttention: option(
+  decoderGroups: model(count("channels").default(4), "Groups of the group norms; VA-VAE: 32", { advanced }),
+  decoderAttention: model(
     z.array(z.number().int().nonnegative()).default([0]),
-    "Model",
     "Sides of feature maps with attention; 0: none",
     { advanced },
   ),
@@ -126,169 +111,136 @@ export const alignConfig = z.strictObject({
 });
 export type AlignConfig = z.infer<typeof alignConfig>;
 
-export const ditSizes = z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]);
-
 export const trainDitConfig = z.strictObject({
-  preset: option(
+  preset: input(
     z.enum(["tiny", "imagenet"]).default("tiny"),
-    "Input",
     "Named set of options; other options override it",
   ),
   tokenizer,
-  data: option(z.string().optional(), "Input", "Folder of images", { ...DATA, free: true }),
-  latents: option(z.string().optional(), "Input", "Folder of latents from `tok encode`, instead of --data", {
-    value: "DIR",
-  }),
+  data: input(text(), "Folder of images", { ...DATA, free: true }),
+  latents: input(text(), "Folder of latents from `tok encode`, instead of --data", { value: "DIR" }),
   ...running,
-  model: option(ditSizes.default("tiny"), "Model", "Size of the LightningDiT"),
-  qkNorm: option(
-    z.boolean().default(false),
-    "Model",
-    "RMS-normalise queries and keys; needed beyond about 180,000 steps",
-  ),
+  model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
+  qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
   imageSize,
-  images: option(count("images").default(4000), "Data", "Number of generated images, without --data"),
-  flip: option(z.boolean().default(false), "Data", "Also use mirrored images; --no-flip: only the originals"),
+  images: data(count("images").default(4000), "Number of generated images, without --data"),
+  flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),
   ...reading,
-  steps: option(count().default(900), "Training", "Training steps"),
-  batchSize: option(count("batch").default(24), "Training", "Latents per step"),
-  lr: option(amount().default(7e-3), "Training", "Learning rate; LightningDiT: 2e-4"),
-  labelDropout: option(z.number().min(0).max(1).default(0.1), "Training", "Label dropout, for guidance", {
-    advanced,
-  }),
-  wDirection: option(amount().default(1), "Training", "Weight of the direction loss", { advanced }),
-  ema: option(z.number().min(0).lt(1).default(0.99), "Training", "Decay of the EMA; LightningDiT: 0.9999"),
+  steps: training(count().default(900), "Training steps"),
+  batchSize: training(count("batch").default(24), "Latents per step"),
+  lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4"),
+  labelDropout: training(z.number().min(0).max(1).default(0.1), "Label dropout, for guidance", { advanced }),
+  wDirection: training(amount().default(1), "Weight of the direction loss", { advanced }),
+  ema: training(z.number().min(0).lt(1).default(0.99), "Decay of the EMA; LightningDiT: 0.9999"),
   ...optimizing(0.9, 0.95),
   ...general,
 });
 export type TrainDitConfig = z.infer<typeof trainDitConfig>;
 
 export const sampleConfig = z.strictObject({
-  model: option(z.string().optional(), "Input", "Diffusion model: run, or checkpoint of LightningDiT", {
+  model: input(text(), "Diffusion model: run, or checkpoint of LightningDiT", {
     value: "RUN",
     otherwise: "the newest run with one",
   }),
-  tokenizer: option(z.string().optional(), "Input", "Tokenizer, as in reconstruct", {
+  tokenizer: input(text(), "Tokenizer, as in reconstruct", {
     value: "RUN",
     otherwise: "the one that the model was trained on",
   }),
-  latents: option(z.string().optional(), "Input", "Folder with the statistics of the training latents", {
+  latents: input(text(), "Folder with the statistics of the training latents", {
     value: "DIR",
     otherwise: "the model's, else the tokenizer's",
     advanced,
   }),
-  num: option(count("images").default(100), "Output", "Number of images"),
-  classes: option(z.array(z.string()).min(1).default(["all"]), "Output", "Class numbers or names, or all", {
+  num: output(count("images").default(100), "Number of images"),
+  classes: output(z.array(z.string()).min(1).default(["all"]), "Class numbers or names, or all", {
     value: "CLASS,...",
   }),
-  out: option(z.string().optional(), "Output", "Folder for the images", NEW),
-  folders: option(z.boolean().default(false), "Output", "Write one folder per class"),
-  npz: option(z.boolean().default(false), "Output", "Also write samples.npz (arr_0 images, arr_1 labels)"),
+  out: output(text(), "Folder for the images", NEW),
+  folders: output(flag(), "Write one folder per class"),
+  npz: output(flag(), "Also write samples.npz (arr_0 images, arr_1 labels)"),
   ...sampling,
-  batchSize: option(count("batch").default(50), "Sampling", "Images at a time; does not change them"),
+  batchSize: sample(count("batch").default(50), "Images at a time; does not change them"),
   ...general,
 });
 export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
   tokenizer,
-  input: option(z.string().optional(), "Input", "Folder of images, or one image", DATA),
-  out: option(z.string().optional(), "Output", "Folder for the images", NEW),
-  grid: option(
-    z.boolean().default(true),
-    "Output",
-    "Do not write grid.png (originals above reconstructions)",
-  ),
+  input: input(text(), "Folder of images, or one image", DATA),
+  out: output(text(), "Folder for the images", NEW),
+  grid: output(z.boolean().default(true), "Do not write grid.png (originals above reconstructions)"),
   imageSize,
-  num: option(count("images").default(64), "Data", "Number of generated images, without --input"),
-  batchSize: option(count("batch").default(32), "Data", "Images at a time"),
+  num: data(count("images").default(64), "Number of generated images, without --input"),
+  batchSize: data(count("batch").default(32), "Images at a time"),
   ...reading,
   ...general,
 });
 
 export const encodeConfig = z.strictObject({
   tokenizer,
-  data: option(z.string().optional(), "Input", "Folder of images", DATA),
-  out: option(z.string().optional(), "Output", "Folder for the latents", NEW),
+  data: input(text(), "Folder of images", DATA),
+  out: output(text(), "Folder for the latents", NEW),
   imageSize,
-  images: option(count("images").default(6000), "Data", "Number of generated images, without --data"),
-  flip: option(z.boolean().default(true), "Data", "Do not encode mirrored images (latents_flip)"),
-  batchSize: option(count("batch").default(32), "Data", "Images at a time"),
+  images: data(count("images").default(6000), "Number of generated images, without --data"),
+  flip: data(z.boolean().default(true), "Do not encode mirrored images (latents_flip)"),
+  batchSize: data(count("batch").default(32), "Images at a time"),
   ...reading,
   ...general,
 });
 
 export const featuresConfig = z.strictObject({
   ...encoder,
-  input: option(z.string().optional(), "Input", "Folder of images, or one image", {
-    value: "DIR",
-    otherwise: "16 generated shapes",
-  }),
-  out: option(
+  input: input(text(), "Folder of images, or one image", { value: "DIR", otherwise: "16 generated shapes" }),
+  out: output(
     z.string().default("features.safetensors"),
-    "Output",
     "File for patch_tokens [N,T,C] and cls_token [N,C]",
     { value: "FILE" },
   ),
-  imageSize: option(
+  imageSize: data(
     z.union([z.literal("native"), count("pixels")]).optional(),
-    "Data",
     "Side of the images; native: do not resize",
     { unit: "pixels", otherwise: "as preprocessor_config.json says" },
   ),
-  batchSize: option(count("batch").default(16), "Data", "Images at a time"),
+  batchSize: data(count("batch").default(16), "Images at a time"),
   ...reading,
   ...general,
 });
 
 export const evalConfig = z.strictObject({
-  model: option(z.string().optional(), "Input", "Score a diffusion model: sample from it, then compare", {
+  model: input(text(), "Score a diffusion model: sample from it, then compare", {
     value: "RUN",
     otherwise: "the newest run with one",
   }),
-  tokenizer: option(
-    z.string().optional(),
-    "Input",
+  tokenizer: input(
+    text(),
     "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
     { value: "RUN" },
   ),
-  data: option(z.string().optional(), "Input", "Images for a tokenizer", DATA),
-  real: option(
-    z.string().optional(),
-    "Input",
-    "Folder or NPZ of real images, or NPZ of their statistics",
-    DATA,
-  ),
-  fake: option(z.string().optional(), "Input", "Folder or NPZ of images to compare with --real", {
-    value: "DIR",
+  data: input(text(), "Images for a tokenizer", DATA),
+  real: input(text(), "Folder or NPZ of real images, or NPZ of their statistics", DATA),
+  fake: input(text(), "Folder or NPZ of images to compare with --real", { value: "DIR" }),
+  out: output(text(), "Folder for metrics.json", NEW),
+  metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
+    otherwise: "all that apply",
   }),
-  out: option(z.string().optional(), "Output", "Folder for metrics.json", NEW),
-  metrics: option(
-    z.array(z.enum(METRIC_NAMES)).min(1).optional(),
-    "Metrics",
-    `Any of ${METRIC_NAMES.join(", ")}`,
-    { otherwise: "all that apply" },
-  ),
-  inception: option(
-    z.string().optional(),
-    "Metrics",
+  inception: metrics(
+    text(),
     "Inception-v3 weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
     { value: "FILE" },
   ),
-  inceptionInput: option(
+  inceptionInput: metrics(
     z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
-    "Metrics",
     "Resizing and scaling before Inception: pytorch-fid's, or that of ADM's evaluator (TensorFlow 1)",
     { advanced },
   ),
   lpips,
   ...encoder,
-  num: option(count("images").default(200), "Data", "Number of images to sample or generate"),
-  imageSize: option(count("pixels").optional(), "Data", "Resize and crop all images to squares first", {
+  num: data(count("images").default(200), "Number of images to sample or generate"),
+  imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
     unit: "pixels",
     otherwise: "a tokenizer's training size; sets: no",
   }),
-  batchSize: option(count("batch").default(50), "Data", "Images at a time"),
+  batchSize: data(count("batch").default(50), "Images at a time"),
   ...reading,
   ...sampling,
   ...general,
@@ -296,27 +248,14 @@ export const evalConfig = z.strictObject({
 export type EvalConfig = z.infer<typeof evalConfig>;
 
 export const inspectConfig = z.strictObject({
-  path: option(z.string().optional(), "Input", "File, run or folder; also as the argument", {
-    value: "PATH",
-  }),
-  convert: option(z.string().optional(), "Output", "Also write the tensors to this .safetensors file", {
-    value: "FILE",
-  }),
-  preset: option(
-    z.string().optional(),
-    "Input",
-    "Print the parameter count of a published model, or of all",
-    { value: "NAME|all" },
-  ),
+  path: input(text(), "File, run or folder; also as the argument", { value: "PATH" }),
+  convert: output(text(), "Also write the tensors to this .safetensors file", { value: "FILE" }),
+  preset: input(text(), "Print the parameter count of a published model, or of all", { value: "NAME|all" }),
   ...general,
 });
 
 export const doctorConfig = z.strictObject({
-  bench: option(z.boolean().default(false), "Output", "Measure GFLOP/s and GB/s"),
-  tune: option(
-    z.boolean().default(false),
-    "Output",
-    "Measure GEMM tiles on this adapter and remember the fastest",
-  ),
+  bench: output(flag(), "Measure GFLOP/s and GB/s"),
+  tune: output(flag(), "Measure GEMM tiles on this adapter and remember the fastest"),
   ...general,
 });
