@@ -209,19 +209,13 @@ const KINDS = [
   ["isBlockDevice", "a device and not a regular file"],
 ] as const;
 
-/** An open regular file and its size at opening. */
-export interface RegularFile {
-  readonly file: Deno.FsFile;
-  readonly size: number;
-}
-
 /**
- * Opens a regular file for reading. Opening a FIFO would block until somebody writes, so the path is checked first; the
+ * Opens a regular file for reading, and its size at opening. Opening a FIFO would block until somebody writes, so the path is checked first; the
  * open handle is checked again, because a link may change in between.
  * @param maxBytes maximum size
  * @throws UsageError for folders, FIFOs, sockets, devices, and files that are too large, missing or unreadable
  */
-export function openRegular(path: string, maxBytes = Infinity): RegularFile {
+export function openRegular(path: string, maxBytes = Infinity): { file: Deno.FsFile; size: number } {
   let file: Deno.FsFile | undefined;
   try {
     checkRegular(Deno.statSync(path), path, maxBytes);

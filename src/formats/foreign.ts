@@ -14,16 +14,10 @@ const startsWith = (bytes: Uint8Array, text: string, at = 0) =>
   bytes.length >= at + text.length && Array.from(text).every((c, i) => bytes[at + i] === c.charCodeAt(0));
 
 /** Brands of ISO media files, after "ftyp". */
-const BRANDS: Readonly<Record<string, string>> = {
-  heic: "HEIC",
-  heix: "HEIC",
-  mif1: "HEIC",
-  msf1: "HEIC",
-  avif: "AVIF",
-  avis: "AVIF",
-};
+const BRANDS = { HEIC: ["heic", "heix", "mif1", "msf1"], AVIF: ["avif", "avis"] };
 const CONVERT = "convert it to PNG first", FETCH = "fetch the file itself", UNPACK = "unpack it first";
 const UNPACK_IMAGES = "unpack it into a folder of images, one folder for each class";
+const WRITE_IMAGES = "write its images as files, one folder for each class";
 const GIVE_WEIGHTS = "give the file of the weights, .safetensors or .pth";
 const GIVE_ARRAYS = "give an .npz file";
 
@@ -37,20 +31,13 @@ const picture = { image: CONVERT, ...others };
 const SIGNATURES: readonly (readonly [at: number, text: string, what: string, remedies: Remedies])[] = [
   [257, "ustar", "a tar archive", archive],
   [0, "PK\x03\x04", "a zip archive", { image: UNPACK_IMAGES }],
-  [0, "PAR1", "a Parquet table", {
-    image: "write its images as files, one folder for each class",
-    ...others,
-  }],
+  [0, "PAR1", "a Parquet table", { image: WRITE_IMAGES, ...others }],
   [0, "\x1f\x8b", "a gzip file", packed],
   [0, "\x28\xb5\x2f\xfd", "a zstd file", packed],
   [0, "\xfd7zXZ\0", "an xz file", packed],
-  [0, "\x93NUMPY", "a NumPy array", {
-    image: CONVERT,
-    weights: GIVE_WEIGHTS,
-    arrays: "save it as an archive: np.savez(path, array)",
-  }],
-  [0, "\x89HDF", "an HDF5 file", { image: CONVERT, ...others }],
-  [0, "GGUF", "a GGUF file of quantised weights", { image: CONVERT, ...others }],
+  [0, "\x93NUMPY", "a NumPy array", { ...picture, arrays: "save it as an archive: np.savez(path, array)" }],
+  [0, "\x89HDF", "an HDF5 file", picture],
+  [0, "GGUF", "a GGUF file of quantised weights", picture],
   [0, "%PDF", "a PDF", picture],
   [0, "8BPS", "a Photoshop file", picture],
   [0, "\xff\x0a", "a JPEG XL image", picture],
@@ -89,7 +76,8 @@ export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign 
     return named(`an XML text, such as a server's error${code ? ` ("${code}")` : ""}`, fetch);
   }
   if (startsWith(start, "ftyp", 4)) {
-    const brand = BRANDS[String.fromCharCode(...start.subarray(8, 12))];
+    const code = String.fromCharCode(...start.subarray(8, 12));
+    const brand = Object.entries(BRANDS).find(([, codes]) => codes.includes(code))?.[0];
     return named(brand ? `a${brand === "AVIF" ? "n" : ""} ${brand} image` : "a film (MP4)", picture);
   }
   for (const [at, signature, what, remedies] of SIGNATURES) {
@@ -102,10 +90,8 @@ export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign 
 function plain(start: Uint8Array, purpose: "weights" | "arrays"): Foreign | undefined {
   if (!start.length) return { what: "empty (0 bytes)", remedy: FETCH };
   if (start.length >= 512 && start.every((byte) => byte === 0)) {
-    return {
-      what: "a file that begins with zeros, as an unfinished download does",
-      remedy: "fetch it again",
-    };
+    const what = "a file that begins with zeros, as an unfinished download does";
+    return { what, remedy: "fetch it again" };
   }
   const isText = (byte: number) =>
     byte >= 0x20 && byte < 0x7f || byte === 0x0a || byte === 0x0d || byte === 0x09;

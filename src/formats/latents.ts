@@ -207,11 +207,7 @@ export class LatentsWriter {
     await writeSafetensors(join(this.folder, shardName(this.#shards)), [
       { name: "latents", shape, data: join32(this.#latents) },
       { name: "latents_flip", shape, data: join32(this.#flipped) },
-      {
-        name: "labels",
-        shape: [this.#labels.length],
-        data: BigInt64Array.from(this.#labels, (label) => BigInt(label)),
-      },
+      { name: "labels", shape: [this.#labels.length], data: BigInt64Array.from(this.#labels, BigInt) },
     ], {
       ...this.#metadata(),
       // As texts, which are exact to the last bit.
@@ -360,15 +356,8 @@ export async function openLatents(folder: string): Promise<Latents> {
       throw refuse(`"${basename(stats.path)}" is for ${mean.length} channels, the latents have ${shape[0]}`);
     }
     checkStatistics(`"${stats.path}"`, mean, std);
-    return new Latents(
-      folder,
-      shape as [number, number, number],
-      Int32Array.from(labels),
-      mean,
-      std,
-      record,
-      shards,
-    );
+    const sizes = shape as [number, number, number];
+    return new Latents(folder, sizes, Int32Array.from(labels), mean, std, record, shards);
   } catch (error) {
     shards.forEach(({ file }) => file.close());
     throw error;

@@ -96,17 +96,18 @@ function rowMajor(values: Float64Array, shape: readonly number[]): Float64Array 
   return out;
 }
 
+/** NumPy's names of the types that can be written. */
+const DTYPES = {
+  Uint8Array: "|u1",
+  Int32Array: "<i4",
+  BigInt64Array: "<i8",
+  Float32Array: "<f4",
+  Float64Array: "<f8",
+} as const;
+
 /** The header (version 1.0) of an array with the element type of `sample`, padded to a multiple of 64 bytes. */
 export function encodeNpyHeader(sample: NpyArray, shape: readonly number[]): Uint8Array {
-  const descr = sample instanceof Uint8Array
-    ? "|u1"
-    : sample instanceof Int32Array
-    ? "<i4"
-    : sample instanceof BigInt64Array
-    ? "<i8"
-    : sample instanceof Float32Array
-    ? "<f4"
-    : "<f8";
+  const descr = DTYPES[sample[Symbol.toStringTag]];
   const tuple = shape.length === 1 ? `${shape[0]},` : shape.join(", ");
   const text = `{'descr': '${descr}', 'fortran_order': False, 'shape': (${tuple}), }`;
   const length = Math.ceil((10 + text.length + 1) / 64) * 64;

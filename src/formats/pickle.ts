@@ -100,164 +100,122 @@ class Machine {
     for (let steps = 0; steps < MAX_STEPS; steps++) {
       const code = this.#bytes.u8();
       if (code === STOP) return { value: this.#pop(), end: this.#bytes.position };
-      this.#step(code);
+      const operation = this.#operations[code];
+      const shown = `0x${code.toString(16).padStart(2, "0")}`;
+      if (!operation) throw this.#wrong(`has the operation ${shown}, which no weights need`);
+      operation();
     }
     throw this.#wrong(`has more than ${MAX_STEPS} operations`);
   }
 
-  #step(code: number): void {
-    switch (code) {
-      case 0x80: { // PROTO
-        const version = this.#bytes.u8();
-        if (version > PROTOCOL) throw this.#wrong(`is of protocol ${version}`);
-        return;
-      }
-      case 0x95: // FRAME
-        return void this.#bytes.u64();
-      // Constants and numbers
-      case 0x4e: // NONE
-        return this.#push(null);
-      case 0x88: // NEWTRUE
-        return this.#push(true);
-      case 0x89: // NEWFALSE
-        return this.#push(false);
-      case 0x4b: // BININT1
-        return this.#push(this.#bytes.u8());
-      case 0x4d: // BININT2
-        return this.#push(this.#bytes.u16());
-      case 0x4a: // BININT
-        return this.#push(this.#bytes.u32() | 0);
-      case 0x8a: // LONG1
-        return this.#push(this.#long(this.#bytes.u8()));
-      case 0x8b: // LONG4
-        return this.#push(this.#long(this.#bytes.u32()));
-      case 0x47: // BINFLOAT
-        return this.#push(this.#bytes.f64());
-      case 0x49: { // INT, also booleans in protocols 0 and 1
-        const line = this.#bytes.line();
-        return this.#push(line === "00" ? false : line === "01" ? true : this.#decimal(line));
-      }
-      case 0x4c: // LONG
-        return this.#push(this.#decimal(this.#bytes.line().replace(/L$/, "")));
-      case 0x46: // FLOAT
-        return this.#push(this.#float(this.#bytes.line()));
-      // Text and bytes
-      case 0x58: // BINUNICODE
-      case 0x54: // BINSTRING
-        return this.#push(this.#bytes.string(this.#bytes.u32()));
-      case 0x8c: // SHORT_BINUNICODE
-      case 0x55: // SHORT_BINSTRING
-        return this.#push(this.#bytes.string(this.#bytes.u8()));
-      case 0x8d: // BINUNICODE8
-        return this.#push(this.#bytes.string(this.#bytes.u64()));
-      case 0x56: // UNICODE
-        return this.#push(unescape(this.#bytes.line()));
-      case 0x53: // STRING
-        return this.#push(unescape(this.#bytes.line().replace(/^(["'])(.*)\1$/, "$2")));
-      case 0x42: // BINBYTES
-        return this.#push(this.#bytes.take(this.#bytes.u32()));
-      case 0x43: // SHORT_BINBYTES
-        return this.#push(this.#bytes.take(this.#bytes.u8()));
-      case 0x8e: // BINBYTES8
-      case 0x96: // BYTEARRAY8
-        return this.#push(this.#bytes.take(this.#bytes.u64()));
-      // Containers
-      case 0x28: // MARK
-        return void this.#marks.push(this.#stack.length);
-      case 0x29: // EMPTY_TUPLE
-        return this.#push(new Sequence([]));
-      case 0x85: // TUPLE1
-      case 0x86: // TUPLE2
-      case 0x87: { // TUPLE3
-        const items = Array.from({ length: code - 0x84 }, () => this.#pop());
-        return this.#push(new Sequence(items.reverse()));
-      }
-      case 0x74: // TUPLE
-      case 0x91: // FROZENSET
-        return this.#push(new Sequence(this.#toMark()));
-      case 0x5d: // EMPTY_LIST
-      case 0x8f: // EMPTY_SET
-        return this.#push(new Sequence([], true));
-      case 0x6c: // LIST
-        return this.#push(new Sequence(this.#toMark(), true));
-      case 0x61: // APPEND
-        return this.#append([this.#pop()]);
-      case 0x65: // APPENDS
-      case 0x90: // ADDITEMS
-        return this.#append(this.#toMark());
-      case 0x7d: // EMPTY_DICT
-        return this.#push(new Dict());
-      case 0x64: { // DICT
-        const items = this.#toMark();
-        this.#push(new Dict());
-        return this.#set(items);
-      }
-      case 0x73: // SETITEM
-        return this.#set([this.#pop(), this.#pop()].reverse());
-      case 0x75: // SETITEMS
-        return this.#set(this.#toMark());
-      // Stack and memo
-      case 0x30: // POP, which also removes a mark on top of the stack
-        return void (this.#marks.at(-1) === this.#stack.length ? this.#marks.pop() : this.#pop());
-      case 0x31: // POP_MARK
-        return void this.#toMark();
-      case 0x32: // DUP
-        return this.#push(this.#top());
-      case 0x70: // PUT
-        return this.#put(Number(this.#bytes.line()));
-      case 0x71: // BINPUT
-        return this.#put(this.#bytes.u8());
-      case 0x72: // LONG_BINPUT
-        return this.#put(this.#bytes.u32());
-      case 0x94: // MEMOIZE
-        return this.#put(this.#memo.size);
-      case 0x67: // GET
-        return this.#get(Number(this.#bytes.line()));
-      case 0x68: // BINGET
-        return this.#get(this.#bytes.u8());
-      case 0x6a: // LONG_BINGET
-        return this.#get(this.#bytes.u32());
-      // Globals and objects
-      case 0x63: // GLOBAL
-        return this.#push(this.#global(this.#bytes.line(), this.#bytes.line()));
-      case 0x93: { // STACK_GLOBAL
-        const name = this.#pop(), module = this.#pop();
-        return this.#push(this.#global(module, name));
-      }
-      case 0x69: { // INST
-        const called = this.#global(this.#bytes.line(), this.#bytes.line());
-        return this.#push(this.#call(called, this.#toMark()));
-      }
-      case 0x6f: { // OBJ
-        const [called = null, ...args] = this.#toMark();
-        return this.#push(this.#call(called, args));
-      }
-      case 0x52: // REDUCE
-      case 0x81: { // NEWOBJ
-        const args = this.#pop(), called = this.#pop();
-        if (!(args instanceof Sequence)) throw this.#wrong("calls without arguments");
-        return this.#push(this.#call(called, args.items));
-      }
-      case 0x92: { // NEWOBJ_EX
-        const named = this.#pop(), args = this.#pop(), called = this.#pop();
-        if (!(args instanceof Sequence)) throw this.#wrong("calls without arguments");
-        const made = this.#call(called, args.items);
-        if (made instanceof Instance) made.parts.push(named);
-        return this.#push(made);
-      }
-      case 0x62: { // BUILD
-        const state = this.#pop(), object = this.#top();
-        // Attributes of a dict, such as a state dict's versions, are ignored.
-        if (object instanceof Instance) object.state = state;
-        else if (!(object instanceof Dict)) throw this.#wrong("changes what has no state");
-        return;
-      }
-      case 0x51: // BINPERSID
-        if (!this.permissions.persistent) throw this.#wrong("refers to something outside of it");
-        return this.#push(this.permissions.persistent(this.#pop()));
-      default: // PERSID, the EXT family, out-of-band buffers, and unknown opcodes
-        throw this.#wrong(`has the operation 0x${code.toString(16).padStart(2, "0")}, which no weights need`);
-    }
+  /** The operations by opcode. Missing: PERSID, the EXT family, out-of-band buffers, and what is unknown. */
+  readonly #operations: Readonly<Record<number, () => void>> = {
+    0x80: () => { // PROTO
+      const version = this.#bytes.u8();
+      if (version > PROTOCOL) throw this.#wrong(`is of protocol ${version}`);
+    },
+    0x95: () => void this.#bytes.u64(), // FRAME
+    // Constants and numbers
+    0x4e: () => this.#push(null), // NONE
+    0x88: () => this.#push(true), // NEWTRUE
+    0x89: () => this.#push(false), // NEWFALSE
+    0x4b: () => this.#push(this.#bytes.u8()), // BININT1
+    0x4d: () => this.#push(this.#bytes.u16()), // BININT2
+    0x4a: () => this.#push(this.#bytes.u32() | 0), // BININT
+    0x8a: () => this.#push(this.#long(this.#bytes.u8())), // LONG1
+    0x8b: () => this.#push(this.#long(this.#bytes.u32())), // LONG4
+    0x47: () => this.#push(this.#bytes.f64()), // BINFLOAT
+    0x49: () => { // INT, also booleans in protocols 0 and 1
+      const line = this.#bytes.line();
+      this.#push(line === "00" ? false : line === "01" ? true : this.#decimal(line));
+    },
+    0x4c: () => this.#push(this.#decimal(this.#bytes.line().replace(/L$/, ""))), // LONG
+    0x46: () => this.#push(this.#float(this.#bytes.line())), // FLOAT
+    // Text and bytes
+    0x58: () => this.#push(this.#bytes.string(this.#bytes.u32())), // BINUNICODE
+    0x54: () => this.#push(this.#bytes.string(this.#bytes.u32())), // BINSTRING
+    0x8c: () => this.#push(this.#bytes.string(this.#bytes.u8())), // SHORT_BINUNICODE
+    0x55: () => this.#push(this.#bytes.string(this.#bytes.u8())), // SHORT_BINSTRING
+    0x8d: () => this.#push(this.#bytes.string(this.#bytes.u64())), // BINUNICODE8
+    0x56: () => this.#push(unescape(this.#bytes.line())), // UNICODE
+    0x53: () => this.#push(unescape(this.#bytes.line().replace(/^(["'])(.*)\1$/, "$2"))), // STRING
+    0x42: () => this.#push(this.#bytes.take(this.#bytes.u32())), // BINBYTES
+    0x43: () => this.#push(this.#bytes.take(this.#bytes.u8())), // SHORT_BINBYTES
+    0x8e: () => this.#push(this.#bytes.take(this.#bytes.u64())), // BINBYTES8
+    0x96: () => this.#push(this.#bytes.take(this.#bytes.u64())), // BYTEARRAY8
+    // Containers
+    0x28: () => void this.#marks.push(this.#stack.length), // MARK
+    0x29: () => this.#push(new Sequence([])), // EMPTY_TUPLE
+    0x85: () => this.#tuple(1), // TUPLE1
+    0x86: () => this.#tuple(2), // TUPLE2
+    0x87: () => this.#tuple(3), // TUPLE3
+    0x74: () => this.#push(new Sequence(this.#toMark())), // TUPLE
+    0x91: () => this.#push(new Sequence(this.#toMark())), // FROZENSET
+    0x5d: () => this.#push(new Sequence([], true)), // EMPTY_LIST
+    0x8f: () => this.#push(new Sequence([], true)), // EMPTY_SET
+    0x6c: () => this.#push(new Sequence(this.#toMark(), true)), // LIST
+    0x61: () => this.#append([this.#pop()]), // APPEND
+    0x65: () => this.#append(this.#toMark()), // APPENDS
+    0x90: () => this.#append(this.#toMark()), // ADDITEMS
+    0x7d: () => this.#push(new Dict()), // EMPTY_DICT
+    0x64: () => { // DICT
+      const items = this.#toMark();
+      this.#push(new Dict());
+      this.#set(items);
+    },
+    0x73: () => this.#set([this.#pop(), this.#pop()].reverse()), // SETITEM
+    0x75: () => this.#set(this.#toMark()), // SETITEMS
+    // Stack and memo; POP also removes a mark on top of the stack
+    0x30: () => void (this.#marks.at(-1) === this.#stack.length ? this.#marks.pop() : this.#pop()), // POP
+    0x31: () => void this.#toMark(), // POP_MARK
+    0x32: () => this.#push(this.#top()), // DUP
+    0x70: () => this.#put(Number(this.#bytes.line())), // PUT
+    0x71: () => this.#put(this.#bytes.u8()), // BINPUT
+    0x72: () => this.#put(this.#bytes.u32()), // LONG_BINPUT
+    0x94: () => this.#put(this.#memo.size), // MEMOIZE
+    0x67: () => this.#get(Number(this.#bytes.line())), // GET
+    0x68: () => this.#get(this.#bytes.u8()), // BINGET
+    0x6a: () => this.#get(this.#bytes.u32()), // LONG_BINGET
+    // Globals and objects
+    0x63: () => this.#push(this.#global(this.#bytes.line(), this.#bytes.line())), // GLOBAL
+    0x93: () => { // STACK_GLOBAL
+      const name = this.#pop(), module = this.#pop();
+      this.#push(this.#global(module, name));
+    },
+    0x69: () => { // INST
+      const called = this.#global(this.#bytes.line(), this.#bytes.line());
+      this.#push(this.#call(called, this.#toMark()));
+    },
+    0x6f: () => { // OBJ
+      const [called = null, ...args] = this.#toMark();
+      this.#push(this.#call(called, args));
+    },
+    0x52: () => this.#reduce(), // REDUCE
+    0x81: () => this.#reduce(), // NEWOBJ
+    0x92: () => this.#reduce(this.#pop()), // NEWOBJ_EX
+    0x62: () => { // BUILD
+      const state = this.#pop(), object = this.#top();
+      // Attributes of a dict, such as a state dict's versions, are ignored.
+      if (object instanceof Instance) object.state = state;
+      else if (!(object instanceof Dict)) throw this.#wrong("changes what has no state");
+    },
+    0x51: () => { // BINPERSID
+      if (!this.permissions.persistent) throw this.#wrong("refers to something outside of it");
+      this.#push(this.permissions.persistent(this.#pop()));
+    },
+  };
+
+  #tuple(length: number): void {
+    this.#push(new Sequence(Array.from({ length }, () => this.#pop()).reverse()));
+  }
+
+  /** @param named arguments by name, which only an object keeps */
+  #reduce(named?: Value): void {
+    const args = this.#pop(), called = this.#pop();
+    if (!(args instanceof Sequence)) throw this.#wrong("calls without arguments");
+    const made = this.#call(called, args.items);
+    if (named !== undefined && made instanceof Instance) made.parts.push(named);
+    this.#push(made);
   }
 
   #push(value: Value): void {

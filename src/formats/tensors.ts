@@ -147,8 +147,9 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
 
   /** A tensor's raw elements. */
   async readBytes(key: string): Promise<Uint8Array<ArrayBuffer>> {
-    const entry = this.#entry(key);
-    return this.#take(entry, key, 0, tensorBytes(entry));
+    const entry = this.#entry(key), bytes = this.#buffer(key, tensorBytes(entry));
+    this.fill(entry, 0, bytes);
+    return bytes;
   }
 
   *parts(key: string): Generator<Uint8Array<ArrayBuffer>> {
@@ -159,12 +160,6 @@ export abstract class TensorFile<Entry extends TensorEntry> implements TensorSto
       this.fill(entry, at, part);
       yield part;
     }
-  }
-
-  #take(entry: Entry, key: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
-    const bytes = this.#buffer(key, length);
-    this.fill(entry, offset, bytes);
-    return bytes;
   }
 
   #buffer(key: string, bytes: number): Uint8Array<ArrayBuffer> {

@@ -188,18 +188,15 @@ export class ZipReader {
   }
 
   #directory(): Map<string, Member> {
-    const length = this.source.size,
-      tail = Math.min(length, 65_557),
-      base = length - tail,
-      view = this.#view(base, tail);
+    const length = this.source.size, tail = Math.min(length, 65_557);
+    const base = length - tail, view = this.#view(base, tail);
     let at = tail - 22;
     while (
       at >= 0 && !(view.getUint32(at, true) === END && at + 22 + view.getUint16(at + 20, true) === tail)
     ) at--;
     if (at < 0) throw this.#damaged("it is not a complete zip archive");
-    let count = view.getUint16(at + 10, true),
-      size = view.getUint32(at + 12, true),
-      start = view.getUint32(at + 16, true);
+    let count = view.getUint16(at + 10, true), size = view.getUint32(at + 12, true);
+    let start = view.getUint32(at + 16, true);
     if (at >= 20 && view.getUint32(at - 20, true) === LOCATOR) {
       const end = this.#view(this.#number(view, at - 12), 56);
       if (end.getUint32(0, true) !== END64) throw this.#damaged("its ZIP64 record is missing");

@@ -24,31 +24,20 @@ const RAW = 0, RLE8 = 1, RLE4 = 2, BIT_FIELDS = 3, ALPHA_FIELDS = 6;
 export function bmpHeader(
   bytes: Uint8Array,
 ): Omit<Bmp, "data" | "palette"> & { start: number; paletteAt: number } {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength),
-    size = view.getUint32(14, true);
-  const start = view.getUint32(10, true);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const size = view.getUint32(14, true), start = view.getUint32(10, true);
   if (size === 12) {
-    const [width, height, bits] = [
-      view.getUint16(18, true),
-      view.getUint16(20, true),
-      view.getUint16(24, true),
+    const [width, height, bits] = [18, 20, 24].map((at) => view.getUint16(at, true)) as [
+      number,
+      number,
+      number,
     ];
-    return {
-      width,
-      height,
-      topDown: false,
-      bits,
-      compression: RAW,
-      entry: 3,
-      masks: masksOf(bits),
-      start,
-      paletteAt: 26,
-    };
+    const fixed = { topDown: false, compression: RAW, entry: 3, paletteAt: 26 };
+    return { width, height, bits, start, masks: masksOf(bits), ...fixed };
   }
   if (size < 40) throw new Error("the header is too short");
-  const tall = view.getInt32(22, true),
-    bits = view.getUint16(28, true),
-    compression = view.getUint32(30, true);
+  const tall = view.getInt32(22, true), bits = view.getUint16(28, true);
+  const compression = view.getUint32(30, true);
   const fields = compression === BIT_FIELDS || compression === ALPHA_FIELDS;
   const after = size === 40 && fields ? (compression === ALPHA_FIELDS ? 16 : 12) : 0;
   return {
@@ -69,8 +58,8 @@ const masksOf = (bits: number) => bits === 16 ? [0x7c00, 0x3e0, 0x1f] : [0xff000
 /** @throws Unsupported for an unsupported kind; Error for a damaged file, also while rows are read */
 export function bmpRows(bytes: Uint8Array): Rows {
   const header = bmpHeader(bytes), { width, height, bits, compression, start, paletteAt } = header;
-  const indexed = [1, 4, 8].includes(bits),
-    runs = compression === RLE8 && bits === 8 || compression === RLE4 && bits === 4;
+  const indexed = [1, 4, 8].includes(bits);
+  const runs = compression === RLE8 && bits === 8 || compression === RLE4 && bits === 4;
   const fields = (compression === BIT_FIELDS || compression === ALPHA_FIELDS) && (bits === 16 || bits === 32);
   if (!(runs || fields || compression === RAW && (indexed || [16, 24, 32].includes(bits)))) {
     throw new Unsupported(`BMP with compression ${compression} of ${bits} bits`);

@@ -49,20 +49,14 @@ function tagsOf(bytes: Uint8Array): { tags: Tags; little: boolean } {
   for (let i = 0, n = view.getUint16(start, little); i < n; i++) {
     const at = start + 2 + 12 * i, size = sizes[view.getUint16(at + 2, little)];
     if (!size) continue; // texts and fractions
-    const count = view.getUint32(at + 4, little),
-      from = size * count <= 4 ? at + 8 : view.getUint32(at + 8, little);
+    const count = view.getUint32(at + 4, little);
+    const from = size * count <= 4 ? at + 8 : view.getUint32(at + 8, little);
     if (from + size * count > bytes.length) throw new Error("a tag is beyond the end");
-    found.set(
-      view.getUint16(at, little),
-      Array.from({ length: count }, (_, k) => {
-        const place = from + size * k;
-        return size === 1
-          ? view.getUint8(place)
-          : size === 2
-          ? view.getUint16(place, little)
-          : view.getUint32(place, little);
-      }),
-    );
+    const read = (place: number) => {
+      if (size === 1) return view.getUint8(place);
+      return size === 2 ? view.getUint16(place, little) : view.getUint32(place, little);
+    };
+    found.set(view.getUint16(at, little), Array.from({ length: count }, (_, k) => read(from + size * k)));
   }
   return { tags: (name) => found.get(TAGS[name]) ?? [], little };
 }
@@ -79,9 +73,10 @@ interface Tiff {
 
 /** Parses the header. @throws Unsupported for an unsupported kind; Error for a damaged header */
 export function tiffHeader(bytes: Uint8Array): Tiff {
-  const { tags, little } = tagsOf(bytes),
-    one = (name: keyof typeof TAGS, missing: number) => tags(name)[0] ?? missing;
-  const [width, height] = [one("width", 0), one("height", 0)],
+  const { tags, little } = tagsOf(bytes);
+  const one = (name: keyof typeof TAGS, missing: number) => tags(name)[0] ?? missing;
+  const width = one("width", 0),
+    height = one("height", 0),
     samples = one("samples", 1),
     bits = one("bits", 1);
   const photometric = one("photometric", -1), compression = one("compression", 1);
@@ -233,11 +228,8 @@ function toRgb(
       const at = x * samples * bytes, alpha = premultiplied ? row[at + 3] as number : 255;
       for (let c = 0; c < 3; c++) {
         const value = row[at + c * bytes + high] as number;
-        rgb[3 * x + c] = alpha === 255
-          ? value
-          : alpha === 0
-          ? 0
-          : Math.min(255, Math.trunc(value * 255 / alpha));
+        const whole = alpha === 0 ? 0 : Math.min(255, Math.trunc(value * 255 / alpha));
+        rgb[3 * x + c] = alpha === 255 ? value : whole;
       }
     }
     return rgb;

@@ -16,13 +16,8 @@ import { check, type Tensor } from "../tensor/tensor.ts";
 export const decoderConfig = z.object({
   /** Channels of the highest resolution; `ch_mult` gives each level's multiple, highest resolution first. */
   ch: count("channels").default(128),
-  ch_mult: z.array(z.number().positive().max(BOUNDS.channels)).min(1).max(BOUNDS.levels).default([
-    1,
-    1,
-    2,
-    2,
-    4,
-  ]),
+  ch_mult: z.array(z.number().positive().max(BOUNDS.channels)).min(1).max(BOUNDS.levels)
+    .default([1, 1, 2, 2, 4]),
   num_res_blocks: countOrNone("layers").default(2),
   /** Levels (as side of the latent grid times 2^k) with attention; VA-VAE: [16]. */
   attn_resolutions: z.array(count("pixels")).max(BOUNDS.levels).default([16]),

@@ -47,22 +47,14 @@ function same(from: number, to: number, KH: number, KW = KH): Conv2d {
 }
 
 /** 1x1, 5x5, double 3x3 and pooling. */
-class BlockA {
-  readonly branch1x1: Conv2d;
-  readonly branch5x5_1: Conv2d;
-  readonly branch5x5_2 = same(48, 64, 5);
-  readonly branch3x3dbl_1: Conv2d;
-  readonly branch3x3dbl_2 = same(64, 96, 3);
-  readonly branch3x3dbl_3 = same(96, 96, 3);
-  readonly branch_pool: Conv2d;
-
-  constructor(C: number, pooled: number) {
-    this.branch1x1 = same(C, 64, 1);
-    this.branch5x5_1 = same(C, 48, 1);
-    this.branch3x3dbl_1 = same(C, 64, 1);
-    this.branch_pool = same(C, pooled, 1);
-  }
-
+const blockA = (C: number, pooled: number) => ({
+  branch1x1: same(C, 64, 1),
+  branch5x5_1: same(C, 48, 1),
+  branch5x5_2: same(48, 64, 5),
+  branch3x3dbl_1: same(C, 64, 1),
+  branch3x3dbl_2: same(64, 96, 3),
+  branch3x3dbl_3: same(96, 96, 3),
+  branch_pool: same(C, pooled, 1),
   forward(x: Tensor): Tensor {
     return join(
       chain(x, this.branch1x1),
@@ -70,56 +62,36 @@ class BlockA {
       chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2, this.branch3x3dbl_3),
       chain(meanAround(x), this.branch_pool),
     );
-  }
-}
+  },
+});
 
 /** Halves the side: 3x3, double 3x3 and max pooling. */
-class BlockB {
-  readonly branch3x3: Conv2d;
-  readonly branch3x3dbl_1: Conv2d;
-  readonly branch3x3dbl_2 = same(64, 96, 3);
-  readonly branch3x3dbl_3 = new Conv2d(96, 96, 3, { stride: 2 });
-
-  constructor(C: number) {
-    this.branch3x3 = new Conv2d(C, 384, 3, { stride: 2 });
-    this.branch3x3dbl_1 = same(C, 64, 1);
-  }
-
+const blockB = (C: number) => ({
+  branch3x3: new Conv2d(C, 384, 3, { stride: 2 }),
+  branch3x3dbl_1: same(C, 64, 1),
+  branch3x3dbl_2: same(64, 96, 3),
+  branch3x3dbl_3: new Conv2d(96, 96, 3, { stride: 2 }),
   forward(x: Tensor): Tensor {
     return join(
       chain(x, this.branch3x3),
       chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2, this.branch3x3dbl_3),
       halved(x),
     );
-  }
-}
+  },
+});
 
 /** 1x1, factorised 7x7 and double 7x7, and pooling. */
-class BlockC {
-  readonly branch1x1: Conv2d;
-  readonly branch7x7_1: Conv2d;
-  readonly branch7x7_2: Conv2d;
-  readonly branch7x7_3: Conv2d;
-  readonly branch7x7dbl_1: Conv2d;
-  readonly branch7x7dbl_2: Conv2d;
-  readonly branch7x7dbl_3: Conv2d;
-  readonly branch7x7dbl_4: Conv2d;
-  readonly branch7x7dbl_5: Conv2d;
-  readonly branch_pool: Conv2d;
-
-  constructor(C: number, inner: number) {
-    this.branch1x1 = same(C, 192, 1);
-    this.branch7x7_1 = same(C, inner, 1);
-    this.branch7x7_2 = same(inner, inner, 1, 7);
-    this.branch7x7_3 = same(inner, 192, 7, 1);
-    this.branch7x7dbl_1 = same(C, inner, 1);
-    this.branch7x7dbl_2 = same(inner, inner, 7, 1);
-    this.branch7x7dbl_3 = same(inner, inner, 1, 7);
-    this.branch7x7dbl_4 = same(inner, inner, 7, 1);
-    this.branch7x7dbl_5 = same(inner, 192, 1, 7);
-    this.branch_pool = same(C, 192, 1);
-  }
-
+const blockC = (C: number, inner: number) => ({
+  branch1x1: same(C, 192, 1),
+  branch7x7_1: same(C, inner, 1),
+  branch7x7_2: same(inner, inner, 1, 7),
+  branch7x7_3: same(inner, 192, 7, 1),
+  branch7x7dbl_1: same(C, inner, 1),
+  branch7x7dbl_2: same(inner, inner, 7, 1),
+  branch7x7dbl_3: same(inner, inner, 1, 7),
+  branch7x7dbl_4: same(inner, inner, 7, 1),
+  branch7x7dbl_5: same(inner, 192, 1, 7),
+  branch_pool: same(C, 192, 1),
   forward(x: Tensor): Tensor {
     return join(
       chain(x, this.branch1x1),
@@ -134,53 +106,37 @@ class BlockC {
       ),
       chain(meanAround(x), this.branch_pool),
     );
-  }
-}
+  },
+});
 
 /** Halves the side: 3x3, 7x7 and max pooling. */
-class BlockD {
-  readonly branch3x3_1: Conv2d;
-  readonly branch3x3_2 = new Conv2d(192, 320, 3, { stride: 2 });
-  readonly branch7x7x3_1: Conv2d;
-  readonly branch7x7x3_2 = same(192, 192, 1, 7);
-  readonly branch7x7x3_3 = same(192, 192, 7, 1);
-  readonly branch7x7x3_4 = new Conv2d(192, 192, 3, { stride: 2 });
-
-  constructor(C: number) {
-    this.branch3x3_1 = same(C, 192, 1);
-    this.branch7x7x3_1 = same(C, 192, 1);
-  }
-
+const blockD = (C: number) => ({
+  branch3x3_1: same(C, 192, 1),
+  branch3x3_2: new Conv2d(192, 320, 3, { stride: 2 }),
+  branch7x7x3_1: same(C, 192, 1),
+  branch7x7x3_2: same(192, 192, 1, 7),
+  branch7x7x3_3: same(192, 192, 7, 1),
+  branch7x7x3_4: new Conv2d(192, 192, 3, { stride: 2 }),
   forward(x: Tensor): Tensor {
     return join(
       chain(x, this.branch3x3_1, this.branch3x3_2),
       chain(x, this.branch7x7x3_1, this.branch7x7x3_2, this.branch7x7x3_3, this.branch7x7x3_4),
       halved(x),
     );
-  }
-}
+  },
+});
 
 /** 1x1, 3x3 and double 3x3 whose last layer is a 1x3 and a 3x1 in parallel, and pooling. */
-class BlockE {
-  readonly branch1x1: Conv2d;
-  readonly branch3x3_1: Conv2d;
-  readonly branch3x3_2a = same(384, 384, 1, 3);
-  readonly branch3x3_2b = same(384, 384, 3, 1);
-  readonly branch3x3dbl_1: Conv2d;
-  readonly branch3x3dbl_2 = same(448, 384, 3);
-  readonly branch3x3dbl_3a = same(384, 384, 1, 3);
-  readonly branch3x3dbl_3b = same(384, 384, 3, 1);
-  readonly branch_pool: Conv2d;
-  readonly #pool: (x: Tensor) => Tensor;
-
-  constructor(C: number, pool: (x: Tensor) => Tensor) {
-    this.branch1x1 = same(C, 320, 1);
-    this.branch3x3_1 = same(C, 384, 1);
-    this.branch3x3dbl_1 = same(C, 448, 1);
-    this.branch_pool = same(C, 192, 1);
-    this.#pool = pool;
-  }
-
+const blockE = (C: number, pool: (x: Tensor) => Tensor) => ({
+  branch1x1: same(C, 320, 1),
+  branch3x3_1: same(C, 384, 1),
+  branch3x3_2a: same(384, 384, 1, 3),
+  branch3x3_2b: same(384, 384, 3, 1),
+  branch3x3dbl_1: same(C, 448, 1),
+  branch3x3dbl_2: same(448, 384, 3),
+  branch3x3dbl_3a: same(384, 384, 1, 3),
+  branch3x3dbl_3b: same(384, 384, 3, 1),
+  branch_pool: same(C, 192, 1),
   forward(x: Tensor): Tensor {
     const single = chain(x, this.branch3x3_1);
     const double = chain(x, this.branch3x3dbl_1, this.branch3x3dbl_2);
@@ -190,10 +146,10 @@ class BlockE {
       chain(single, this.branch3x3_2b),
       chain(double, this.branch3x3dbl_3a),
       chain(double, this.branch3x3dbl_3b),
-      chain(this.#pool(x), this.branch_pool),
+      chain(pool(x), this.branch_pool),
     );
-  }
-}
+  },
+});
 
 export class Inception {
   readonly Conv2d_1a_3x3 = new Conv2d(3, 32, 3, { stride: 2 });
@@ -201,17 +157,17 @@ export class Inception {
   readonly Conv2d_2b_3x3 = same(32, 64, 3);
   readonly Conv2d_3b_1x1 = same(64, 80, 1);
   readonly Conv2d_4a_3x3 = new Conv2d(80, 192, 3);
-  readonly Mixed_5b = new BlockA(192, 32);
-  readonly Mixed_5c = new BlockA(256, 64);
-  readonly Mixed_5d = new BlockA(288, 64);
-  readonly Mixed_6a = new BlockB(288);
-  readonly Mixed_6b = new BlockC(768, 128);
-  readonly Mixed_6c = new BlockC(768, 160);
-  readonly Mixed_6d = new BlockC(768, 160);
-  readonly Mixed_6e = new BlockC(768, 192);
-  readonly Mixed_7a = new BlockD(768);
-  readonly Mixed_7b = new BlockE(1280, meanAround);
-  readonly Mixed_7c = new BlockE(2048, (x) => maxPool(x, around));
+  readonly Mixed_5b = blockA(192, 32);
+  readonly Mixed_5c = blockA(256, 64);
+  readonly Mixed_5d = blockA(288, 64);
+  readonly Mixed_6a = blockB(288);
+  readonly Mixed_6b = blockC(768, 128);
+  readonly Mixed_6c = blockC(768, 160);
+  readonly Mixed_6d = blockC(768, 160);
+  readonly Mixed_6e = blockC(768, 192);
+  readonly Mixed_7a = blockD(768);
+  readonly Mixed_7b = blockE(1280, meanAround);
+  readonly Mixed_7c = blockE(2048, (x) => maxPool(x, around));
   readonly fc = new Linear(2048, 1008);
 
   /**

@@ -24,12 +24,7 @@ const BASE = { hidden_size: 768, intermediate_size: 3072, num_hidden_layers: 12,
 const LARGE = { hidden_size: 1024, intermediate_size: 4096, num_hidden_layers: 24, num_attention_heads: 16 };
 const HUGE = { hidden_size: 1280, intermediate_size: 5120, num_hidden_layers: 32, num_attention_heads: 20 };
 const GIANT = { hidden_size: 1536, intermediate_size: 6144, num_hidden_layers: 40, num_attention_heads: 24 };
-const SEVEN_B = {
-  hidden_size: 4096,
-  intermediate_size: 8192,
-  num_hidden_layers: 40,
-  num_attention_heads: 32,
-};
+const B7 = { hidden_size: 4096, intermediate_size: 8192, num_hidden_layers: 40, num_attention_heads: 32 };
 const SO400M = { hidden_size: 1152, intermediate_size: 4304, num_hidden_layers: 27, num_attention_heads: 16 };
 
 const gated = { use_gated_mlp: true, hidden_act: "silu" };
@@ -52,13 +47,7 @@ const ENCODERS: Readonly<Record<string, [about: string, config: Record<string, u
   "dinov3-b": ["DINOv3 ViT-B/16", { ...dinov3, ...BASE }],
   "dinov3-l": ["DINOv3 ViT-L/16", { ...dinov3, ...LARGE }],
   "dinov3-h-plus": ["DINOv3 ViT-H+/16", { ...dinov3, ...HUGE, ...gated }],
-  "dinov3-7b": ["DINOv3 ViT-7B/16", {
-    ...dinov3,
-    ...SEVEN_B,
-    ...gated,
-    query_bias: false,
-    value_bias: false,
-  }],
+  "dinov3-7b": ["DINOv3 ViT-7B/16", { ...dinov3, ...B7, ...gated, query_bias: false, value_bias: false }],
   "siglip-b16-224": ["SigLIP ViT-B/16, vision tower without its pooling head", siglip],
   "siglip-so400m-14-384": [
     "SigLIP ViT-So400m/14, vision tower without its pooling head",
@@ -83,46 +72,34 @@ export function publishedEncoder(name: string): VitConfig | undefined {
   return config && architectureOf(config, name);
 }
 
-function* encoders(): Generator<[string, PublishedSize]> {
-  for (const [name, [about, config]] of Object.entries(ENCODERS)) {
-    yield [name, { about, parameters: () => countParameters(new Vit(architectureOf(config, name))) }];
-  }
-}
-
-function* lightningDit(): Generator<[string, PublishedSize]> {
-  for (const [size, config] of Object.entries(DIT_SIZES)) {
-    yield [`lightningdit-${size.toLowerCase()}`, {
-      about: `LightningDiT-${size}, latents [16, 16, 32], 1000 classes`,
-      parameters: () => {
-        const dit = new Dit(ditConfig.parse(config));
-        return countParameters(dit) + dit.pos_embed.size;
-      },
-    }];
-  }
-}
+const size = (about: string, make: () => object): PublishedSize => ({
+  about,
+  parameters: () => countParameters(make()),
+});
 
 /** All published sizes by name. */
 export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
-  ...encoders(),
-  ["vavae-decoder", {
-    about: "VA-VAE's decoder, f16d32",
-    parameters: () => countParameters(new Decoder(decoderConfig.parse({}))),
-  }],
-  ["vavae", {
-    about: "VA-VAE, f16d32: encoder and decoder",
-    parameters: () => countParameters(new Autoencoder(AUTOENCODER_SIZES.vavae)),
-  }],
-  ["sd-vae", {
-    about: "Stable Diffusion's autoencoder, f8d4: encoder and decoder",
-    parameters: () => countParameters(new Autoencoder(AUTOENCODER_SIZES["sd-vae"])),
-  }],
-  ["lpips-vgg", {
-    about: "LPIPS-VGG: VGG-16's convolutions and the linear layers",
-    parameters: () => countParameters(new Lpips()),
-  }],
+  ...Object.entries(ENCODERS).map(([name, [about, config]]) =>
+    [name, size(about, () => new Vit(architectureOf(config, name)))] as const
+  ),
+  ["vavae-decoder", size("VA-VAE's decoder, f16d32", () => new Decoder(decoderConfig.parse({})))],
+  ["vavae", size("VA-VAE, f16d32: encoder and decoder", () => new Autoencoder(AUTOENCODER_SIZES.vavae))],
+  [
+    "sd-vae",
+    size(
+      "Stable Diffusion's autoencoder, f8d4: encoder and decoder",
+      () => new Autoencoder(AUTOENCODER_SIZES["sd-vae"]),
+    ),
+  ],
+  ["lpips-vgg", size("LPIPS-VGG: VGG-16's convolutions and the linear layers", () => new Lpips())],
   ["inception", {
     about: "Inception-v3 of the Frechet distance, 1008 classes",
-    parameters: () => inceptionParameters(),
+    parameters: inceptionParameters,
   }],
-  ...lightningDit(),
+  ...Object.entries(DIT_SIZES).map(([name, config]) => {
+    const about = `LightningDiT-${name}, latents [16, 16, 32], 1000 classes`;
+    const dit = () => new Dit(ditConfig.parse(config));
+    const parameters = () => countParameters(dit()) + dit().pos_embed.size;
+    return [`lightningdit-${name.toLowerCase()}`, { about, parameters }] as const;
+  }),
 ]);

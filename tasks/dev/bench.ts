@@ -33,18 +33,8 @@ Usage: deno task bench [options]
 const BOOLEANS = ["all", "peers", "torch", "json", "markdown", "help"];
 const STRINGS = ["only", "precision", "profile"];
 
-interface Options {
-  only: readonly string[];
-  precision: Precision;
-  profile: Profile | undefined;
-  all: boolean;
-  peers: boolean;
-  torch: boolean;
-  format: "text" | "json" | "markdown";
-}
-
 /** @throws UsageError for an unknown option or value */
-function optionsOf(args: string[]): Options | undefined {
+function optionsOf(args: string[]) {
   const parsed = parseArgs(args, {
     boolean: BOOLEANS,
     string: STRINGS,
@@ -64,16 +54,16 @@ function optionsOf(args: string[]): Options | undefined {
   if (parsed.json && parsed.markdown) throw new UsageError("Cannot print --json and --markdown at once");
   return {
     only: ((parsed.only ?? []) as unknown[]).map(String),
-    precision: choice("precision", ["f32", "f16"]) ?? "f32",
-    profile: choice("profile", ["cpu", "gpu"]),
+    precision: choice<Precision>("precision", ["f32", "f16"]) ?? "f32",
+    profile: choice<Profile>("profile", ["cpu", "gpu"]),
     all: Boolean(parsed.all),
     peers: Boolean(parsed.peers),
     torch: Boolean(parsed.torch),
-    format: parsed.json ? "json" : parsed.markdown ? "markdown" : "text",
+    format: parsed.json ? "json" as const : parsed.markdown ? "markdown" as const : "text" as const,
   };
 }
 
-async function main(o: Options): Promise<void> {
+async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void> {
   const torch = o.torch ? await findTorch() : undefined; // before minutes are spent on the rest
   await openDevice(o.profile ? { profile: o.profile } : {});
   const { facts, profile } = device();

@@ -8,7 +8,7 @@ import { capture } from "../../../src/gpu/program.ts";
 import { Initializer } from "../../../src/nn/init.ts";
 import { Discriminator } from "../../../src/models/discriminator.ts";
 import { Lpips } from "../../../src/models/lpips.ts";
-import { Dit, DIT_SIZES, ditConfig } from "../../../src/models/dit.ts";
+import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/nn/parameter_set.ts";
@@ -24,35 +24,13 @@ import { Sampler } from "../../../src/sampling/sampler.ts";
 import { ganStartOf, stagesOf } from "../../../src/train/align_config.ts";
 import type { Measurable } from "./measure.ts";
 
-/** Sizes of a step, for the peers. */
-export type StepSizes =
-  | {
-    op: "vit";
-    pass: "forward" | "gradients";
-    B: number;
-    image: number;
-    patch: number;
-    C: number;
-    depth: number;
-    NH: number;
-  }
-  | {
-    op: "dit training" | "dit sampling";
-    B: number;
-    side: number;
-    channels: number;
-    C: number;
-    depth: number;
-    NH: number;
-    classes: number;
-  }
-  | { op: "alignment" };
-
-export type Step = StepSizes & {
+/** A step; its sizes are for the peers. */
+export interface Step {
   name: string;
   precision: Precision;
   make(): Promise<Measurable>;
-};
+  [size: string]: unknown;
+}
 
 /** Options of `tok align` and the encoder they are for. */
 interface Preset {
@@ -102,6 +80,12 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
   ];
 }
 
+/** @param owners destroyed in this order */
+const measurable = (program: Measurable["program"], ...owners: { destroy(): void }[]): Measurable => ({
+  program,
+  destroy: () => owners.forEach((owner) => owner.destroy()),
+});
+
 function vit(
   name: string,
   pass: "forward" | "gradients",
@@ -125,13 +109,7 @@ function vit(
         return Object.fromEntries(grad(y, list, y).map((d, i) => [`d${i}`, d]));
       }));
     await refreshWorkingCopies([set]);
-    return {
-      program,
-      destroy() {
-        program.destroy();
-        set.destroy();
-      },
-    };
+    return measurable(program, program, set);
   };
   return { op: "vit", name, precision, pass, B, image, patch, C, depth, NH, make };
 }
@@ -171,13 +149,7 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
     const run = new StageRun(models, stage, { ...c, semanticLoss: c.semanticLoss });
     const [step] = (await run.program(adversarial ? stage.ganStart : 0)).parts;
     if (!step) throw new Error(`Cannot measure stage ${number}: it has no program`);
-    return {
-      program: step.program,
-      destroy() {
-        run.destroy();
-        for (const set of [...Object.values(models.sets), ...lpipsSets]) set.destroy();
-      },
-    };
+    return measurable(step.program, run, ...Object.values(models.sets), ...lpipsSets);
   };
   return { op: "alignment", name, precision, make };
 }
@@ -196,13 +168,7 @@ function training(
     dit.init(new Initializer(0));
     const program = diffusion.capture();
     await refreshWorkingCopies([diffusion.set]);
-    return {
-      program,
-      destroy() {
-        program.destroy();
-        diffusion.destroy();
-      },
-    };
+    return measurable(program, program, diffusion);
   };
   return { op: "dit training", name, precision, ...sizesOf(config, batchSize), make };
 }
@@ -213,36 +179,15 @@ function sampling(name: string, sizes: Record<string, unknown>, batchSize: numbe
     const dit = new Dit(config);
     const set = new ParameterSet("model", dit);
     dit.init(new Initializer(0));
-    const sampler = new Sampler(dit, {
-      batchSize,
-      steps: 1,
-      sampler: "euler",
-      shift: 1,
-      cfg: 4,
-      cfgInterval: [0, 1],
-      seed: 0,
-    });
+    const options = { steps: 1, sampler: "euler", shift: 1, cfg: 4, seed: 0 } as const;
+    const sampler = new Sampler(dit, { ...options, batchSize, cfgInterval: [0, 1] });
     const program = sampler.capture(true);
-    return {
-      program,
-      destroy() {
-        program.destroy();
-        sampler.destroy();
-        set.destroy();
-      },
-    };
+    return measurable(program, program, sampler, set);
   };
   return { op: "dit sampling", name, precision: "f32", ...sizesOf(config, batchSize), make };
 }
 
-function sizesOf(c: ReturnType<typeof ditConfig.parse>, B: number) {
-  const {
-    input_size: side,
-    in_channels: channels,
-    hidden_size: C,
-    depth,
-    num_heads: NH,
-    num_classes: classes,
-  } = c;
-  return { B, side, channels, C, depth, NH, classes };
+function sizesOf(c: DitConfig, B: number) {
+  const { input_size: side, in_channels: channels, hidden_size: C, num_classes: classes } = c;
+  return { B, side, channels, C, depth: c.depth, NH: c.num_heads, classes };
 }
