@@ -23,13 +23,8 @@ export const encode = command({
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const { tokenizer, size } = await openTokenizerFor(c, run);
-    const source = await imageSource(
-      c.data,
-      { length: c.images, seed: SEEDS.train + c.seed },
-      c.badImage,
-      workers,
-      log,
-    );
+    const generated = { length: c.images, seed: SEEDS.train + c.seed };
+    const source = await imageSource(c.data, generated, c.badImage, workers, log);
     using output = openOutput(c.out, "latents");
     const out = output.folder;
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);

@@ -30,13 +30,8 @@ export const reconstruct = command({
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const { tokenizer, size } = await openTokenizerFor(c, run);
-    const source = await imageSource(
-      c.input,
-      { length: c.num, seed: SEEDS.heldOut },
-      c.badImage,
-      workers,
-      log,
-    );
+    const generated = { length: c.num, seed: SEEDS.heldOut };
+    const source = await imageSource(c.input, generated, c.badImage, workers, log);
     const names = targets(source, c.grid ? ["grid.png"] : []);
     const { fingerprint, name } = tokenizer.identity;
     beginPictures(out, "reconstruct", {
@@ -64,9 +59,7 @@ export const reconstruct = command({
       },
     );
     progress.end();
-    if (c.grid) {
-      await writePng(join(out, "grid.png"), pairGrid(shown, size, 12));
-    }
+    if (c.grid) await writePng(join(out, "grid.png"), pairGrid(shown, size, 12));
     writeJson(join(out, "metrics.json"), scores);
     const { psnr = 0, ssim } = scores;
     const similarity = ssim === undefined

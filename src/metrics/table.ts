@@ -106,7 +106,17 @@ const pairsOf = (name: string, compare: (a: Uint8Array, b: Uint8Array, side: num
   open: ({ n, size }: ReconstructionContext) => new ImageMean(name, n, size, compare),
 });
 
-const byInception = { of: ["model", "sets"], from: "inception", weights: "inception" } as const;
+/** @param minImages of both sets */
+const byInception = (
+  name: string,
+  kind: FeatureKind,
+  minImages: number,
+  compute: InceptionMetric["compute"],
+  more: Pick<InceptionMetric, "only" | "statistics"> = {},
+): InceptionMetric => {
+  const common = { of: ["model", "sets"], from: "inception", weights: "inception" } as const;
+  return { ...common, name, kind, minImages, compute, ...more };
+};
 
 /** Both come out of one pass over all pairs of images. */
 const bothOfPrecisionRecall: InceptionMetric["compute"] = async (real, fake, { progress }) => {
@@ -186,57 +196,18 @@ export const METRICS: readonly Metric[] = [
       return { class_agreement_independent: accuracy(argmax(features), fake.labels) };
     },
   },
-  {
-    ...byInception,
-    name: "fid",
-    kind: "moments",
-    statistics: "pooled",
-    minImages: 2,
-    compute: async (real: InceptionView, fake: InceptionView) => ({
-      fid: await frechet(real.moments as Gaussian, fake.moments as Gaussian),
-    }),
-  },
-  {
-    ...byInception,
-    name: "sfid",
-    kind: "spatial",
-    statistics: "spatial",
-    minImages: 2,
-    compute: async (real: InceptionView, fake: InceptionView) => ({
-      sfid: await frechet(real.spatial as Gaussian, fake.spatial as Gaussian),
-    }),
-  },
-  {
-    ...byInception,
-    name: "is",
-    kind: "score",
-    only: "fake",
-    minImages: 1,
-    compute: async (_: InceptionView, fake: InceptionView) => ({ is: fake.score as number }),
-  },
-  {
-    ...byInception,
-    name: "kid",
-    kind: "features",
-    minImages: 2,
-    compute: async (real, fake, { seed }) => ({
-      kid: await kernelDistance(real.features as Features, fake.features as Features, { seed }),
-    }),
-  },
-  {
-    ...byInception,
-    name: "precision",
-    kind: "features",
-    minImages: NEIGHBOURS + 1,
-    compute: bothOfPrecisionRecall,
-  },
-  {
-    ...byInception,
-    name: "recall",
-    kind: "features",
-    minImages: NEIGHBOURS + 1,
-    compute: bothOfPrecisionRecall,
-  },
+  byInception("fid", "moments", 2, async ({ moments: a }, { moments: b }) => {
+    return { fid: await frechet(a as Gaussian, b as Gaussian) };
+  }, { statistics: "pooled" }),
+  byInception("sfid", "spatial", 2, async ({ spatial: a }, { spatial: b }) => {
+    return { sfid: await frechet(a as Gaussian, b as Gaussian) };
+  }, { statistics: "spatial" }),
+  byInception("is", "score", 1, async (_, { score }) => ({ is: score as number }), { only: "fake" }),
+  byInception("kid", "features", 2, async ({ features: a }, { features: b }, { seed }) => {
+    return { kid: await kernelDistance(a as Features, b as Features, { seed }) };
+  }),
+  byInception("precision", "features", NEIGHBOURS + 1, bothOfPrecisionRecall),
+  byInception("recall", "features", NEIGHBOURS + 1, bothOfPrecisionRecall),
 ];
 
 /** The values of --metrics. */

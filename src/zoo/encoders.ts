@@ -14,7 +14,7 @@ import {
 } from "../formats/hub.ts";
 import { type Preprocessor, preprocessorOf } from "../data/preprocess.ts";
 import { fingerprintOf, WeightsFingerprint } from "../formats/provenance.ts";
-import { type Renamed, renamed } from "../formats/mapped_store.ts";
+import { renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import { type TensorStore, unreadNote } from "../formats/tensors.ts";
 import { publishedEncoder } from "../models/sizes.ts";
@@ -117,19 +117,8 @@ function openFolder(path: string): EncoderSource {
     );
   }
   const config = architectureOf(readJson(file), file);
-  const preprocessor = preprocessorIn(path, config);
-  return {
-    path,
-    config,
-    preprocessor,
-    load: (vit) =>
-      reading(
-        path,
-        vit,
-        preprocessor,
-        (store) => renamed(store, publishedKeys(config.model_type, store.shapes.keys())),
-      ),
-  };
+  const view = (store: TensorStore) => renamed(store, publishedKeys(config.model_type, store.shapes.keys()));
+  return sourceOf(path, config, preprocessorIn(path, config), view);
 }
 
 async function openFile(path: string): Promise<EncoderSource> {
@@ -144,13 +133,11 @@ async function openFile(path: string): Promise<EncoderSource> {
         `config.json${unreadNote(store.unread)}`,
     );
   }
-  const { config, entries, shapes } = model, preprocessor = preprocessorIn(undefined, config);
-  return {
-    path,
-    config,
-    preprocessor,
-    load: (vit) => reading(path, vit, preprocessor, (store) => reshaped(renamed(store, entries), shapes)),
-  };
+  const { config, entries, shapes: leading } = model;
+  return sourceOf(path, config, preprocessorIn(undefined, config), (store) => {
+    const source = renamed(store, entries);
+    return { ...source, shapes: new Map([...source.shapes, ...leading]) };
+  });
 }
 
 /** The folder's preprocessor_config.json, or the family's default. */
@@ -161,21 +148,21 @@ function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): 
   return preprocessorOf(found ? readJson(file) : published, type, file);
 }
 
-async function reading(
+/** @param view the encoder's tensors in its open file */
+function sourceOf(
   path: string,
-  vit: Vit,
-  { mean, std }: Preprocessor,
+  config: VitConfig,
+  preprocessor: Preprocessor,
   view: (store: TensorStore) => TensorSource,
-): Promise<string> {
-  const store = await openModel(path), weights = new WeightsFingerprint();
-  try {
-    await loadState(vit, weights.through(view(store)));
-    return fingerprintOf(weights.value(), `${mean}`, `${std}`);
-  } finally {
-    store.close();
-  }
-}
-
-function reshaped(source: Renamed, shapes: ReadonlyMap<string, readonly number[]>): TensorSource {
-  return { ...source, shapes: new Map([...source.shapes, ...shapes]) };
+): EncoderSource {
+  const load = async (vit: Vit) => {
+    const store = await openModel(path), weights = new WeightsFingerprint();
+    try {
+      await loadState(vit, weights.through(view(store)));
+      return fingerprintOf(weights.value(), `${preprocessor.mean}`, `${preprocessor.std}`);
+    } finally {
+      store.close();
+    }
+  };
+  return { path, config, preprocessor, load };
 }

@@ -32,6 +32,7 @@ const config = vitConfig.parse({
   patch_size: P,
   image_size: SIZE,
 });
+const ADAMW = { beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0.02, clip: 1, emaDecay: 0 };
 await openDevice();
 const vit = new Vit(config);
 const heads = { classes: new Linear(96, 10), pixels: new Linear(96, P * P * 3) };
@@ -71,15 +72,7 @@ const began = Date.now();
 for (let step = 0; step < STEPS; step++) {
   const batch = await gather(images, Array.from({ length: BATCH }, (_, i) => step * BATCH + i), SIZE);
   const warm = Math.min(1, (step + 1) / 100), cosine = 0.5 + 0.5 * Math.cos(Math.PI * step / STEPS);
-  optimizer.set({
-    lr: LR * warm * (0.02 + 0.98 * cosine),
-    beta1: 0.9,
-    beta2: 0.99,
-    eps: 1e-8,
-    weightDecay: 0.02,
-    clip: 1,
-    emaDecay: 0,
-  });
+  optimizer.set({ lr: LR * warm * (0.02 + 0.98 * cosine), ...ADAMW });
   state.set(step);
   train.run({ x: batch.images, labels: batch.labels });
   if (step % 200 === 199 || step === 49) {

@@ -19,7 +19,7 @@ const MAX_SECONDS = 5;
 interface Subject {
   name: string;
   /** The command line without --out. */
-  args: string[];
+  line: string;
   /** The output is a file, not a folder. */
   file?: boolean;
   /** Option for the output [--out], and an option to add when continuing. */
@@ -32,57 +32,45 @@ interface Subject {
 const SUBJECTS: Subject[] = [
   {
     name: "align",
-    args: ["align", ..."--steps 3,4,3 --held-out 16 --gan-start 3,4,1 --batch-size 2".split(" ")]
-      .concat("--save-every 2 --log-every 1".split(" ")),
+    line: "align --steps 3,4,3 --held-out 16 --gan-start 3,4,1 --batch-size 2 --save-every 2 --log-every 1",
     again: "--resume",
     results: /^(tokenizer|images)\/|^metrics\.json$/,
   },
   {
     name: "train-dit",
-    args: [
-      "train-dit",
-      ..."--tokenizer base/align --images 60 --steps 8 --save-every 3 --log-every 1".split(" "),
-    ],
+    line: "train-dit --tokenizer base/align --images 60 --steps 8 --save-every 3 --log-every 1",
     again: "--resume",
     results: /^(model\/model|latents|images)/,
   },
   {
     name: "encode",
-    args: ["encode", ..."--tokenizer base/align --images 600 --batch-size 8".split(" ")],
+    line: "encode --tokenizer base/align --images 600 --batch-size 8",
     results: /safetensors$/,
   },
   {
     name: "reconstruct",
-    args: ["reconstruct", ..."--tokenizer base/align --input data --batch-size 4".split(" ")],
+    line: "reconstruct --tokenizer base/align --input data --batch-size 4",
     results: /png$|^metrics\.json$/,
   },
   {
     name: "sample",
-    args: ["sample", ..."--model base/train-dit --num 24 --batch-size 4 --steps 4 --folders".split(" ")],
+    line: "sample --model base/train-dit --num 24 --batch-size 4 --steps 4 --folders",
     results: /png$/,
   },
   {
     name: "sample --npz",
-    args: ["sample", ..."--model base/train-dit --num 24 --batch-size 4 --steps 4 --npz".split(" ")],
+    line: "sample --model base/train-dit --num 24 --batch-size 4 --steps 4 --npz",
     results: /png$|npz$/,
   },
   {
     name: "eval",
-    args: [
-      "eval",
-      ..."--model base/train-dit --num 24 --batch-size 8 --steps 4 --metrics fd-encoder".split(" "),
-    ],
+    line: "eval --model base/train-dit --num 24 --batch-size 8 --steps 4 --metrics fd-encoder",
     results: /npz$|^metrics\.json$/,
   },
-  {
-    name: "features",
-    args: ["features", ..."--input data --batch-size 4".split(" ")],
-    file: true,
-    results: /./,
-  },
+  { name: "features", line: "features --input data --batch-size 4", file: true, results: /./ },
   {
     name: "inspect --convert",
-    args: ["inspect", "base/large.safetensors"],
+    line: "inspect base/large.safetensors",
     file: true,
     out: "--convert",
     results: /./,
@@ -107,18 +95,15 @@ const outOf = ({ name, file }: Subject, run: string) => {
 };
 
 function start(subject: Subject, run: string, { again = false, env = {}, full = false } = {}) {
-  const { args, out = "--out" } = subject;
-  const all = [...args, out, outOf(subject, run), ...again && subject.again ? [subject.again] : []];
-  const words = [
-    "run",
-    "-A",
-    "--no-check",
-    "--config",
-    join(TOP, "deno.json"),
-    join(TOP, "main.ts"),
-    ...all,
-    "--cpu",
+  const { line, out = "--out" } = subject;
+  const all = [
+    ...line.split(" "),
+    out,
+    outOf(subject, run),
+    ...again && subject.again ? [subject.again] : [],
   ];
+  const config = ["--config", join(TOP, "deno.json")];
+  const words = ["run", "-A", "--no-check", ...config, join(TOP, "main.ts"), ...all, "--cpu"];
   const command = full
     ? new Deno.Command("sh", {
       args: ["-c", 'exec "$@" --json > /dev/full', "sh", Deno.execPath(), ...words],
@@ -292,8 +277,7 @@ async function disk(subject: Subject): Promise<void> {
   const mounted = await mount("-t", "tmpfs", "-o", `size=${kilobytes}k`, "tmpfs", folder);
   const mine = plant(subject, run);
   try {
-    const { code, stderr } = await start(subject, run, { full: !mounted, again: true })
-      .ended;
+    const { code, stderr } = await start(subject, run, { full: !mounted, again: true }).ended;
     const errors = stderr.trim().split("\n").filter((line) => line.startsWith("tok: ")), wrong: string[] = [];
     const expected = mounted ? [0, 2] : [1];
     if (!expected.includes(code)) wrong.push(`it ended with ${code}: ${stderr}`);
