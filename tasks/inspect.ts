@@ -138,8 +138,8 @@ function presets(asked: string, log: Log) {
     if (!size) {
       const known = [...PUBLISHED.keys()];
       throw new UsageError(
-        `Cannot inspect --preset ${name}: there is no such ` +
-          `size${hint(name, known, "") || `; there are ${known.join(", ")} and all`}`,
+        `Cannot inspect --preset ${name}: there is no such size` +
+          `${hint(name, known, "") || `; there are ${known.join(", ")} and all`}`,
       );
     }
     const parameters = size.parameters();

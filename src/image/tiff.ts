@@ -75,10 +75,8 @@ interface Tiff {
 export function tiffHeader(bytes: Uint8Array): Tiff {
   const { tags, little } = tagsOf(bytes);
   const one = (name: keyof typeof TAGS, missing: number) => tags(name)[0] ?? missing;
-  const width = one("width", 0),
-    height = one("height", 0),
-    samples = one("samples", 1),
-    bits = one("bits", 1);
+  const width = one("width", 0), height = one("height", 0);
+  const samples = one("samples", 1), bits = one("bits", 1);
   const photometric = one("photometric", -1), compression = one("compression", 1);
   const refuse = (what: string) => {
     throw new Unsupported(`TIFF with ${what}`);

@@ -55,9 +55,8 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
   const rate = 2 / largest * 4;
   let weight = new Float64Array(K * N);
   const ahead = weight.slice();
-  const logits = new Float64Array(R * K),
-    errors = new Float64Array(K * R),
-    gradient = new Float64Array(K * N);
+  const logits = new Float64Array(R * K), errors = new Float64Array(K * R);
+  const gradient = new Float64Array(K * N);
   for (let round = 0; round < ROUNDS; round++) {
     logits.fill(0);
     for (let r = 0; r < R; r += 4) {

@@ -225,8 +225,8 @@ export function folded(source: TensorSource): TensorSource {
         if (found?.join() !== `${shape[0]}`) {
           throw new UsageError(
             `Cannot load "${name}": "${conv}.bn.${part}" ` +
-              `${found ? `is [${found.join(", ")}] instead of [${shape[0]}]` : "is missing"}; use ` +
-              `${INCEPTION_FILE}`,
+              `${found ? `is [${found.join(", ")}] instead of [${shape[0]}]` : "is missing"}; ` +
+              `use ${INCEPTION_FILE}`,
           );
         }
       }

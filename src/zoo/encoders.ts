@@ -127,8 +127,8 @@ async function openFile(path: string): Promise<EncoderSource> {
   const model = authorsModel(store);
   if (!model) {
     throw new UsageError(
-      `Cannot load the encoder "${path}": it has no ` +
-        `"${AUTHORS_ANCHOR}"${underNote(store.shapes.keys(), AUTHORS_ANCHOR)}, as the files of DINOv2's, ` +
+      `Cannot load the encoder "${path}": it has no "${AUTHORS_ANCHOR}"` +
+        `${underNote(store.shapes.keys(), AUTHORS_ANCHOR)}, as the files of DINOv2's, ` +
         `DINOv3's and MAE's authors have; for another layout give the folder with its ` +
         `config.json${unreadNote(store.unread)}`,
     );

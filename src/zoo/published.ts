@@ -174,8 +174,8 @@ export async function openLightningDit(path: string): Promise<{ dit: Dit; finger
   try {
     if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
       throw new UsageError(
-        `Cannot load a diffusion model from "${path}": it has no ` +
-          `"${DIT_ANCHOR}"${underNote(store.shapes.keys(), DIT_ANCHOR)}; supported is ` +
+        `Cannot load a diffusion model from "${path}": it has no "${DIT_ANCHOR}"` +
+          `${underNote(store.shapes.keys(), DIT_ANCHOR)}; supported is ` +
           `LightningDiT${unreadNote(store.unread)}`,
       );
     }

@@ -30,8 +30,8 @@ for (const args of commands) {
   const { code } = await child.status;
   clearInterval(watch);
   console.log(
-    `(${((performance.now() - from) / 1000).toFixed(1)} ` +
-      `s${peak ? `, peak RSS ${(peak / 1024).toFixed(0)} MB` : ""})`,
+    `(${((performance.now() - from) / 1000).toFixed(1)} s` +
+      `${peak ? `, peak RSS ${(peak / 1024).toFixed(0)} MB` : ""})`,
   );
   if (code !== 0) Deno.exit(code);
 }

@@ -249,9 +249,8 @@ async function timeOf(c: any): Promise<number | undefined> {
     case "softmax":
     case "silu":
     case "add": {
-      const x = draw([c.R, c.C]),
-        w = () => draw([c.C]),
-        dy = c.pass === "forward" ? undefined : draw([c.R, c.C]);
+      const x = draw([c.R, c.C]), w = () => draw([c.C]);
+      const dy = c.pass === "forward" ? undefined : draw([c.R, c.C]);
       if (c.op === "layer norm") return await fixed((x, w, b) => layerNorm(x, w, b), [x, w(), w()], dy);
       if (c.op === "rms norm") return await fixed(rmsNorm, [x, w()], dy);
       if (c.op === "add") return await fixed((a, b) => a.add(b), [x, draw([c.R, c.C])], dy);
