@@ -57,9 +57,8 @@ fn judge() {
 }
 
 @compute @workgroup_size(64)
-fn restore(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-           @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn restore(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i < params.size && !finite(norm2(0))) { store_sums(i, values(i)); }
 }
 
@@ -107,11 +106,10 @@ const LARGEST_WEIGHT = 1e6; // with weights beyond it, the next step overflows
 // Runs before `advance`, for rates from which nothing can be learned: |ratio| <= 2e19 / eps, as norm2 is finite, so below them no
 // number can overflow, and nothing is read.
 @compute @workgroup_size(64)
-fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                @builtin(local_invocation_index) thread: u32) {
+fn check_update(id: Invocation) {
   let lr = hyper(0) * params.factor;
   if (lr <= 100.0 && lr * hyper(4) <= 1.0 || !finite(norm2(0))) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
+  let first = thread_of(id, 64u * UNROLL);
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {
@@ -127,10 +125,9 @@ fn check_update(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
 }
 
 @compute @workgroup_size(64)
-fn adamw(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-         @builtin(local_invocation_index) thread: u32) {
+fn adamw(id: Invocation) {
   if (!finite(norm2(0))) { return; }
-  let first = (group.y * groups.x + group.x) * 64u * UNROLL + thread;
+  let first = thread_of(id, 64u * UNROLL);
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;
     if (i < params.size) {

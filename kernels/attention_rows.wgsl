@@ -19,9 +19,8 @@ const LOWEST = -3.4028234e38;
 fn tail() -> vec4<bool> { return vec4(0u, 1u, 2u, 3u) < vec4((params.size + 3u) % 4u + 1u); }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn attention_rows(id: Invocation) {
+  let row = row_of(id, params.rows);
   let last = (params.size - 1u) / 4u; // the last vector, which may be partly padding
   let at = row.index * (last + 1u);
   let mine = row.live && row.thread == last % THREADS;
@@ -39,9 +38,8 @@ fn attention_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn attention_rows_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                           @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn attention_rows_backward(id: Invocation) {
+  let row = row_of(id, params.rows);
   let last = (params.size - 1u) / 4u;
   let at = row.index * (last + 1u);
   let mine = row.live && row.thread == last % THREADS;

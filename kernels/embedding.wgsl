@@ -15,17 +15,15 @@ var<storage> dy: array<f32>;
 var<storage> y: array<f32>;
 
 @compute @workgroup_size(64)
-fn embedding(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-             @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn embedding(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count * params.size) { return; }
   store_y(i, table(min(ids(i / params.size), params.rows - 1u) * params.size + i % params.size));
 }
 
 @compute @workgroup_size(64)
-fn embedding_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                      @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn embedding_backward(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.chunks * params.rows * params.size) { return; }
   let row = i / params.size % params.rows;
   let c = i % params.size;

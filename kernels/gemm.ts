@@ -10,7 +10,7 @@ import { gpuKernel, type GpuSpec } from "./gemm_gpu.ts";
 
 export { canSplitK, cpuIterations, cpuSpec, usesKxInner } from "./gemm_cpu.ts";
 export { gpuIterations, gpuSpec, gpuTileBytes } from "./gemm_gpu.ts";
-export { type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";
+export { CONV_SIZES, type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";
 
 export type GemmSpec = CpuSpec | GpuSpec;
 

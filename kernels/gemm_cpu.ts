@@ -45,10 +45,7 @@ const gathersA = ({ kind }: GemmSource) => kind === "conv" || kind === "conv_dx"
 const runOfK = ({ source: { kind }, conv, K }: Pick<GemmProblem, "source" | "conv" | "K">): number =>
   (kind === "conv" ? conv?.C : kind === "conv_dx" ? conv?.Co : K) ?? K;
 
-/**
- * Whether a convolution runs kx inside the channels ({@link CpuSpec.kxInner}): with few channels there is little work between
- * two taps. It changes the order of additions, so it depends on nothing else, not even on the batch.
- */
+/** Whether a convolution runs kx inside the channels. It changes the order of additions, so it depends on the shape alone. */
 export function usesKxInner(problem: Pick<GemmProblem, "source" | "conv" | "K">): boolean {
   return gathersA(problem.source) && runOfK(problem) <= 32;
 }
@@ -184,10 +181,7 @@ ${multiplyAdd(spec, (i, q) => `a${i}.${XYZW[q]}`)}
 }`;
 }
 
-/**
- * Iterates over the pixels of a map, image by image and row by row, without divisions (a SIMD vector divides element by element).
- * A pixel is (image, y, x), scaled by the stride and offset by the padding.
- */
+/** Iterates over the pixels (image, y, x) of a map without divisions, which a SIMD vector does element by element. */
 function gatherFunctions(source: GemmSource): string {
   if (source.kind === "plain") return "";
   return `
@@ -205,10 +199,7 @@ fn next_pixel(w: PixelGrid, p: vec3<i32>) -> vec3<i32> {
 }`;
 }
 
-/**
- * The loop over K with vec4 loads. Rows and columns beyond M and N are loaded too: such loads stay inside the buffer (robust
- * access) and their results are never stored.
- */
+/** The loop over K with vec4 loads. Rows and columns beyond M and N are loaded (robust access), but never stored. */
 function vectorLoop(spec: CpuSpec): string {
   const { source, tile: [TM, TN], kStep } = spec;
   const TM4 = TM / 4, TN4 = TN / 4, kVectors = kStep / 4;
@@ -220,10 +211,7 @@ function vectorLoop(spec: CpuSpec): string {
   const within = (q: number, value: string) =>
     spec.maskK ? `select(vec4<f32>(), ${value}, k + ${q}u < end)` : value;
   const columnsOfA = range(kStep).map((q) =>
-    lines(
-      TM4,
-      (i) => `let u${q}_${i} = ${within(q, `a(offset_m + (k + ${q}u) * lda4 + ${i}u)`)};`,
-    )
+    lines(TM4, (i) => `let u${q}_${i} = ${within(q, `a(offset_m + (k + ${q}u) * lda4 + ${i}u)`)};`)
   ).concat(
     spec.rowSums
       ? range(TM4).map((i) =>
@@ -234,10 +222,7 @@ function vectorLoop(spec: CpuSpec): string {
       : [],
   ).join("\n");
   const columnsOfB = (at: (j: number) => string) =>
-    lines(
-      TN,
-      (j) => range(kVectors).map((z) => `let t${j}_${z} = b(${at(j)} + ${z}u);`).join(" "),
-    ) +
+    lines(TN, (j) => range(kVectors).map((z) => `let t${j}_${z} = b(${at(j)} + ${z}u);`).join(" ")) +
     `\n${transposeB(spec)}`;
   const rowsOfB = (at: (q: number) => string) =>
     range(kStep).map((q) => lines(TN4, (j) => `let b${q}_${j} = ${within(q, `b(${at(q)} + ${j}u)`)};`)).join(

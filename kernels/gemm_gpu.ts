@@ -15,10 +15,7 @@ import {
 
 export interface GpuSpec extends CommonSpec {
   readonly backend: "gpu";
-  /**
-   * Sizes of a convolution as literals, since every load divides by them. A GPU driver compiles a text in a tenth of a second,
-   * so each convolution may have its own.
-   */
+  /** Sizes of a convolution as literals, since every load divides by them. */
   readonly sizes: ConvSizes | undefined;
 }
 

@@ -12,19 +12,8 @@ export type GemmSource =
   | { kind: "conv_dweight" };
 
 /** Sizes of a convolution: H, W, C the input; Ho, Wo, Co the output. */
-export interface ConvSizes {
-  H: number;
-  W: number;
-  C: number;
-  Ho: number;
-  Wo: number;
-  Co: number;
-  KH: number;
-  KW: number;
-  stride: number;
-  top: number;
-  left: number;
-}
+export type ConvSizes = Record<(typeof CONV_SIZES)[number], number>;
+export const CONV_SIZES = ["H", "W", "C", "Ho", "Wo", "Co", "KH", "KW", "stride", "top", "left"] as const;
 
 /** A matrix multiplication that is split over K and tiled already: what both generators compute their specs from. */
 export interface GemmProblem {
@@ -36,10 +25,7 @@ export interface GemmProblem {
   readonly conv: ConvSizes | undefined;
   /** Outputs of a thread (cpu; multiples of 4) or of a workgroup (gpu; multiples of 64). */
   readonly tile: readonly [number, number];
-  /**
-   * Loads are vec4s along the contiguous axis. Leading dimensions must be multiples of 4, and an operand that is contiguous
-   * along K must be padded with zeros up to the next multiple of 4.
-   */
+  /** Loads are vec4s: leading dimensions are multiples of 4, and K where an operand is contiguous along it (zero-padded). */
   readonly vector: boolean;
   /** Stores are vec4s; N and ldc must be multiples of 4. */
   readonly vectorStore: boolean;
@@ -132,10 +118,8 @@ fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
 
 /** The sizes of a convolution in the text: literals where they are known, else parameters. */
 function sizeNames(sizes: ConvSizes | undefined): Record<keyof ConvSizes, string> {
-  const names = ["H", "W", "C", "Ho", "Wo", "Co", "KH", "KW", "stride", "top", "left"] as const;
-  return Object.fromEntries(
-    names.map((name) => [name, sizes ? `${sizes[name]}u` : `params.${name}`]),
-  ) as Record<keyof ConvSizes, string>;
+  const names = CONV_SIZES.map((name) => [name, sizes ? `${sizes[name]}u` : `params.${name}`]);
+  return Object.fromEntries(names) as Record<keyof ConvSizes, string>;
 }
 
 /** The epilogue: stores alpha * c<row>_<vector> + bias of the tile at (m0, n0). */

@@ -47,38 +47,25 @@ fn upstream(g: V, n: V, weight: V, bias: V) -> V {
 }
 
 // Sums over pixels, per channel.
-struct Sums {
-  first: V,
-  second: V,
-}
-
-struct BackwardSums {
-  u: V,
-  un: V,
-  n: V,
-}
+struct Sums { first: V, second: V }
+struct BackwardSums { u: V, un: V, n: V }
 
 // Sums of d = x - origin and of d^2 over the pixels [begin, end) of a channel vector, `at` in the first pixel.
 fn deviations(at: u32, origin: V, begin: u32, end: u32) -> Sums {
   let step = params.size;
-  var s = V();
-  var q = V();
+  var s = V(); var q = V();
   for (var i = begin; i < end; i += BLOCK * BLOCK) {
-    var si = V();
-    var qi = V();
+    var si = V(); var qi = V();
     for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
-      var sj = V();
-      var qj = V();
+      var sj = V(); var qj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
         let d = x(at + p * step) - origin;
         sj += d;
         qj += d * d;
       }
-      si += sj;
-      qi += qj;
+      si += sj; qi += qj;
     }
-    s += si;
-    q += qi;
+    s += si; q += qi;
   }
   return Sums(s, q);
 }
@@ -90,17 +77,11 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
   let rstd = r(c);
   let weight = w(k);
   let bias = b(k);
-  var su = V();
-  var sun = V();
-  var sn = V();
+  var su = V(); var sun = V(); var sn = V();
   for (var i = begin; i < end; i += BLOCK * BLOCK) {
-    var ui = V();
-    var uni = V();
-    var ni = V();
+    var ui = V(); var uni = V(); var ni = V();
     for (var j = i; j < min(i + BLOCK * BLOCK, end); j += BLOCK) {
-      var uj = V();
-      var unj = V();
-      var nj = V();
+      var uj = V(); var unj = V(); var nj = V();
       for (var p = j; p < min(j + BLOCK, end); p++) {
         let n = (x(at + p * step) - m) * rstd;
         let u = upstream(dy(at + p * step), n, weight, bias);
@@ -108,13 +89,9 @@ fn upstreams(at: u32, k: u32, c: u32, begin: u32, end: u32) -> BackwardSums {
         unj += u * n;
         nj += n;
       }
-      ui += uj;
-      uni += unj;
-      ni += nj;
+      ui += uj; uni += unj; ni += nj;
     }
-    su += ui;
-    sun += uni;
-    sn += ni;
+    su += ui; sun += uni; sn += ni;
   }
   return BackwardSums(su, sun, sn);
 }
@@ -141,9 +118,8 @@ fn column(item: u32) -> Column {
 }
 
 @compute @workgroup_size(64)
-fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_index) thread: u32) {
-  let own = column((group.y * groups.x + group.x) * 64u + thread);
+fn group_apply(id: Invocation) {
+  let own = column(thread_of(id, 64u));
   let m = mean(own.c);
   let scale = r(own.c) * w(own.k);
   let bias = b(own.k);
@@ -154,9 +130,8 @@ fn group_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
 }
 
 @compute @workgroup_size(64)
-fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                    @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * 64u + thread;
+fn group_backward_x(id: Invocation) {
+  let item = thread_of(id, 64u);
   let own = column(item);
   let m = mean(own.c);
   let rstd = r(own.c);
@@ -174,8 +149,7 @@ fn group_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   if (past < params.slices * params.size) {
     let k = past % params.size;
     let first = past / params.size * params.slice;
-    var s = V();
-    var q = V();
+    var s = V(); var q = V();
     for (var image = first; image < min(first + params.slice, params.images); image++) {
       s += group_sums(2u * map + image * params.size + k);
       q += group_sums(3u * map + image * params.size + k);

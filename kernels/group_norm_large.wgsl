@@ -10,9 +10,8 @@ var<storage> part2: array<V>; // of d^2, or of u n
 var<storage> part3: array<V>; // of n
 
 @compute @workgroup_size(WG)
-fn group_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * WG + thread;
+fn group_partials(id: Invocation) {
+  let item = thread_of(id, WG);
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -37,9 +36,8 @@ fn group_of(row: Row) -> Group {
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                    @builtin(local_invocation_index) index: u32) {
-  let own = group_of(row_of(group, groups, index, params.images * params.groups));
+fn group_statistics(id: Invocation) {
+  let own = group_of(row_of(id, params.images * params.groups));
   let thread = own.row.thread;
   let image = own.image;
   let width = params.channels / params.groups;
@@ -79,9 +77,8 @@ fn group_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 }
 
 @compute @workgroup_size(WG)
-fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                           @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * WG + thread;
+fn group_backward_partials(id: Invocation) {
+  let item = thread_of(id, WG);
   if (item >= params.images * params.chunks * params.size) { return; }
   let k = item % params.size;
   let chunk = item / params.size % params.chunks;
@@ -95,9 +92,8 @@ fn group_backward_partials(@builtin(workgroup_id) group: vec3<u32>, @builtin(num
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn group_backward_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                             @builtin(local_invocation_index) index: u32) {
-  let own = group_of(row_of(group, groups, index, params.images * params.groups));
+fn group_backward_statistics(id: Invocation) {
+  let own = group_of(row_of(id, params.images * params.groups));
   let thread = own.row.thread;
   let image = own.image;
   let width = params.channels / params.groups;

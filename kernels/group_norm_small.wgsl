@@ -4,9 +4,8 @@
 
 // Mean and sum of squared deviations of a channel vector, then of the vectors of the group, one after another.
 @compute @workgroup_size(ROWS)
-fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * ROWS + thread;
+fn group_moments(id: Invocation) {
+  let item = thread_of(id, ROWS);
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;
@@ -35,9 +34,8 @@ fn group_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
 }
 
 @compute @workgroup_size(ROWS)
-fn group_backward_moments(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                          @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * ROWS + thread;
+fn group_backward_moments(id: Invocation) {
+  let item = thread_of(id, ROWS);
   if (item >= params.images * params.groups) { return; }
   let image = item / params.groups;
   let vectors = params.size / params.groups;

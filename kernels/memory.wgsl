@@ -13,13 +13,9 @@ var<storage> y: array<E>;
 const WG = 256u;
 const UNROLL = 4u;
 
-fn first(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 {
-  return (group.y * groups.x + group.x) * WG * UNROLL + thread;
-}
-
 @compute @workgroup_size(WG)
-fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let at = first(group, groups, thread);
+fn fill(id: Invocation) {
+  let at = thread_of(id, WG * UNROLL);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { store_y(j, params.bits); }
@@ -27,8 +23,8 @@ fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(WG)
-fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let at = first(group, groups, thread);
+fn copy(id: Invocation) {
+  let at = thread_of(id, WG * UNROLL);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { store_y(j, x(j)); }
@@ -36,8 +32,8 @@ fn copy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(WG)
-fn add_in_place(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let at = first(group, groups, thread);
+fn add_in_place(id: Invocation) {
+  let at = thread_of(id, WG * UNROLL);
   for (var i = 0u; i < UNROLL; i++) {
     let j = at + i * WG;
     if (j < params.count) { store_y(j, y(j) + x(j)); }

@@ -37,8 +37,7 @@ fn moments(at: u32, row: Row) -> vec2<f32> {
   var origin = 0.0;
   if (RMS == 0u && row.live) { origin = head(x(at)); }
   var count = 0.0;
-  var m = V();
-  var q = V();
+  var m = V(); var q = V();
   if (row.live) {
     for (var k = row.thread; k < params.size; k += THREADS) {
       let v = x(at + k) - origin;
@@ -59,9 +58,8 @@ fn moments(at: u32, row: Row) -> vec2<f32> {
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn norm(id: Invocation) {
+  let row = row_of(id, params.rows);
   let at = row.index * params.size;
   let m = moments(at, row);
   if (!row.live) { return; }
@@ -70,13 +68,11 @@ fn norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn norm_backward_x(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                   @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn norm_backward_x(id: Invocation) {
+  let row = row_of(id, params.rows);
   let at = row.index * params.size;
   let m = stats(select(0u, row.index, row.live));
-  var s = V();
-  var q = V();
+  var s = V(); var q = V();
   if (row.live) {
     for (var k = row.thread; k < params.size; k += THREADS) {
       let g = dy(at + k) * w(k);
@@ -102,9 +98,8 @@ fn store_column(chunk: u32, k: u32, q: V, s: V) {
 // A thread owns four columns of a chunk, at a distance of `stride`, so that a row's statistics are loaded once for all four and a pass
 // over a row touches most of it. A column past the end reads another row and is not stored.
 @compute @workgroup_size(WG)
-fn norm_backward_weight(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                        @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * WG + thread;
+fn norm_backward_weight(id: Invocation) {
+  let item = thread_of(id, WG);
   let stride = (params.size + 3u) / 4u;
   if (item >= params.chunks * stride) { return; }
   let chunk = item / stride;

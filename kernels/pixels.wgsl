@@ -12,9 +12,8 @@ var<storage> table: array<f32>;
 var<storage> y: array<f32>;
 
 @compute @workgroup_size(64)
-fn unpack(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-          @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn unpack(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let at = i % params.size;
   let word = x(i / params.size * params.words + at / 4u);

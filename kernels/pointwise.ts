@@ -173,11 +173,7 @@ export function helpersWgsl(bodies: readonly string[], width: number): string {
     .map(([name, text]) => text.replaceAll("T", T).replace(`fn ${name}(`, `fn ${name}_${width}(`)).join("\n");
 }
 
-/**
- * The WGSL text of a kernel of its own; entry point `pointwise`, arrays in<k> and out<k>, parameters `count` (vectors)
- * and `steps` (of a thread).
- * @param simd threads of a software adapter's workgroup
- */
+/** The kernel of an expression: entry point `pointwise`, parameters `count` (vectors) and `steps` (of a thread). */
 export function pointwiseWgsl(spec: ExpressionSpec, profile: "cpu" | "gpu", simd: number): string {
   const { threads } = pointwiseTiling(profile, simd, 0);
   const unrolled = Array.from(

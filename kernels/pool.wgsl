@@ -23,9 +23,8 @@ override COUNT_PADDING: u32 = 1;
 
 // One input vector becomes four of the output.
 @compute @workgroup_size(64)
-fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-            @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn upsample(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let row = pixel / params.W;
@@ -39,9 +38,8 @@ fn upsample(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gr
 }
 
 @compute @workgroup_size(64)
-fn upsample_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                     @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn upsample_backward(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let row = pixel / params.W;
@@ -74,9 +72,8 @@ fn window(image: u32, oy: u32, ox: u32, c: u32) -> V {
 }
 
 @compute @workgroup_size(64)
-fn pool(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-        @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn pool(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let oy = pixel / params.Wo % params.Ho;
@@ -105,9 +102,8 @@ fn containing(i: u32, windows: u32) -> vec2<u32> {
 }
 
 @compute @workgroup_size(64)
-fn pool_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn pool_backward(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let pixel = i / params.C;
   let c = i % params.C;

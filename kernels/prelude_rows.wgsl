@@ -11,10 +11,10 @@ struct Row {
   live: bool,  // false past the last row, where threads only take part in barriers
 }
 
-fn row_of(group: vec3<u32>, groups: vec3<u32>, index: u32, rows: u32) -> Row {
-  let slot = index / THREADS;
-  let row = (group.y * groups.x + group.x) * ROWS + slot;
-  return Row(index % THREADS, slot, row, row < rows);
+fn row_of(id: Invocation, rows: u32) -> Row {
+  let slot = id.thread / THREADS;
+  let row = group_index(id) * ROWS + slot;
+  return Row(id.thread % THREADS, slot, row, row < rows);
 }
 
 fn sum_threads(own: vec2<f32>, row: Row) -> vec2<f32> {

@@ -36,9 +36,8 @@ fn philox(counter: vec4<u32>, seed: vec2<u32>) -> vec4<u32> {
 }
 
 @compute @workgroup_size(64)
-fn random(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-          @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn random(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.rows * params.quads) { return; }
   let row = i / params.quads;
   let quad = i % params.quads;

@@ -1,6 +1,6 @@
-// Sum and maximum over one axis, in a fixed order of additions (no atomics): the same bits every time.
-// reduce_rows:    y[r, s]    = scale * op over k in chunk s of pre(x[r, k])        x [R, K]
-// reduce_columns: y[o, s, i] = scale * op over k in chunk s of pre(x[o, k, i])     x [O, K, I]
+// Sum over one axis, in a fixed order of additions (no atomics): the same bits every time.
+// reduce_rows:    y[r, s]    = scale * sum over k in chunk s of term(x[r, k])        x [R, K]
+// reduce_columns: y[o, s, i] = scale * sum over k in chunk s of term(x[o, k, i])     x [O, K, I]
 // A second launch reduces the chunks. THREADS threads share a row, or a column of vectors V (1 on software adapters, where barriers
 // are expensive); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. Sums have
 // three levels, so that rounding errors do not grow with the length: a thread sums up to BLOCK elements, up to BLOCK such
@@ -9,8 +9,7 @@
 override THREADS: u32 = 1;
 override ROWS: u32 = 8;
 override WG: u32 = 64;
-override OP: u32 = 0;  // 0 sum, 1 maximum
-override PRE: u32 = 0; // 0 x, 1 x * x, 2 abs(x)
+override SQUARED: u32 = 0; // term: x, or x * x
 
 const BLOCK = 16u;
 
@@ -30,58 +29,38 @@ var<storage> columns: array<V>; // y of reduce_columns
 var<workgroup> shared_rows: array<f32, 256>;
 var<workgroup> shared_columns: array<V, 256>;
 
-const LOWEST = -3.4028234e38;
-
-fn pre(v: V) -> V {
-  if (PRE == 1u) { return v * v; }
-  if (PRE == 2u) { return abs(v); }
+fn term(v: V) -> V {
+  if (SQUARED == 1u) { return v * v; }
   return v;
 }
 
-fn combine(a: V, b: V) -> V {
-  if (OP == 1u) { return max(a, b); }
-  return a + b;
-}
-
-fn combine_scalars(a: f32, b: f32) -> f32 {
-  if (OP == 1u) { return max(a, b); }
-  return a + b;
-}
-
-fn start() -> V {
-  if (OP == 1u) { return V(LOWEST); }
-  return V();
-}
-
 @compute @workgroup_size(THREADS * ROWS)
-fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_index) index: u32) {
-  let thread = index % THREADS;
-  let row = index / THREADS;
-  let item = (group.y * groups.x + group.x) * ROWS + row;
+fn reduce_rows(id: Invocation) {
+  let thread = id.thread % THREADS;
+  let row = id.thread / THREADS;
+  let item = group_index(id) * ROWS + row;
   let from_row = (item / params.chunks) * params.size;
   let begin = (item % params.chunks) * params.chunk;
-  var acc = start();
+  var acc = V();
   if (item < params.rows * params.chunks) {
     let end = min(begin + params.chunk, params.size);
     for (var i = begin; i < end; i += BLOCK * BLOCK * THREADS) {
-      var middle = start();
+      var middle = V();
       for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
-        var block = start();
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block = combine(block, pre(x(from_row + k))); }
-        middle = combine(middle, block);
+        var block = V();
+        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block += term(x(from_row + k)); }
+        middle += block;
       }
-      acc = combine(acc, middle);
+      acc += middle;
     }
   }
   var result = pairwise(acc);
-  if (OP == 1u) { result = biggest(acc); }
   if (THREADS > 1u) {
     shared_rows[row * THREADS + thread] = result;
     workgroupBarrier();
     for (var half = THREADS / 2u; half > 0u; half /= 2u) {
       if (thread < half) {
-        shared_rows[row * THREADS + thread] = combine_scalars(shared_rows[row * THREADS + thread], shared_rows[row * THREADS + thread + half]);
+        shared_rows[row * THREADS + thread] += shared_rows[row * THREADS + thread + half];
       }
       workgroupBarrier();
     }
@@ -91,31 +70,31 @@ fn reduce_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups)
 }
 
 @compute @workgroup_size(WG * THREADS)
-fn reduce_columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                  @builtin(local_invocation_index) index: u32) {
+fn reduce_columns(id: Invocation) {
+  let index = id.thread;
   let thread = index / WG;
-  let item = (group.y * groups.x + group.x) * WG + index % WG;
+  let item = group_index(id) * WG + index % WG;
   let i = item % params.inner;
   let s = (item / params.inner) % params.chunks;
   let o = item / (params.inner * params.chunks);
   let end = select(0u, min((s + 1u) * params.chunk, params.size), o < params.rows); // nothing for threads past the last column
-  var acc = start();
+  var acc = V();
   for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK * THREADS) {
-    var middle = start();
+    var middle = V();
     for (var j = h; j < min(h + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
-      var block = start();
+      var block = V();
       for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) {
-        block = combine(block, pre(x((o * params.size + k) * params.inner + i)));
+        block += term(x((o * params.size + k) * params.inner + i));
       }
-      middle = combine(middle, block);
+      middle += block;
     }
-    acc = combine(acc, middle);
+    acc += middle;
   }
   if (THREADS > 1u) {
     shared_columns[index] = acc;
     workgroupBarrier();
     for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-      if (thread < half) { shared_columns[index] = combine(shared_columns[index], shared_columns[index + half * WG]); }
+      if (thread < half) { shared_columns[index] += shared_columns[index + half * WG]; }
       workgroupBarrier();
     }
     acc = shared_columns[index];

@@ -19,9 +19,8 @@ var<storage> sin_table: array<E>;
 var<storage> y: array<E>;
 
 @compute @workgroup_size(64)
-fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-          @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn rotary(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let at = i / (params.size * params.heads) % params.tokens * params.size + i % params.size;
   let c = cos_table(at);
@@ -35,9 +34,8 @@ fn rotary(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 }
 
 @compute @workgroup_size(64)
-fn rotary_half(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn rotary_half(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let head = i / params.size;
   let low = 2u * head * params.size + i % params.size;

@@ -30,9 +30,8 @@ fn normaliser(at: u32, row: Row) -> vec2<f32> {
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn softmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-           @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn softmax(id: Invocation) {
+  let row = row_of(id, params.rows);
   let at = row.index * params.size;
   let n = normaliser(at, row);
   if (!row.live) { return; }
@@ -41,9 +40,8 @@ fn softmax(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) gro
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                    @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn softmax_backward(id: Invocation) {
+  let row = row_of(id, params.rows);
   let at = row.index * params.size;
   var s = V();
   if (row.live) { for (var k = row.thread; k < params.size; k += THREADS) { s += dy(at + k) * y(at + k); } }
@@ -53,9 +51,8 @@ fn softmax_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                 @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn cross_entropy(id: Invocation) {
+  let row = row_of(id, params.rows);
   let n = normaliser(row.index * params.size, row);
   if (!row.live || row.thread > 0u) { return; }
   let classes = params.size * u32(WIDTH);
@@ -63,9 +60,8 @@ fn cross_entropy(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
 }
 
 @compute @workgroup_size(THREADS * ROWS)
-fn cross_entropy_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                          @builtin(local_invocation_index) index: u32) {
-  let row = row_of(group, groups, index, params.rows);
+fn cross_entropy_backward(id: Invocation) {
+  let row = row_of(id, params.rows);
   let at = row.index * params.size;
   let n = normaliser(at, row);
   if (!row.live) { return; }

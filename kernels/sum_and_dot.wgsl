@@ -19,33 +19,27 @@ var<storage> b: array<V>;
 var<storage> y: array<V>;
 
 @compute @workgroup_size(WG)
-fn sum_and_dot(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-               @builtin(local_invocation_index) thread: u32) {
-  let item = (group.y * groups.x + group.x) * WG + thread;
+fn sum_and_dot(id: Invocation) {
+  let item = thread_of(id, WG);
   if (item >= params.outer * params.chunks * params.inner) { return; }
   let i = item % params.inner;
   let s = (item / params.inner) % params.chunks;
   let o = item / (params.inner * params.chunks);
   let end = min((s + 1u) * params.chunk, params.size);
-  var sum = V();
-  var dot = V();
+  var sum = V(); var dot = V();
   for (var h = s * params.chunk; h < end; h += BLOCK * BLOCK) {
-    var middle_sum = V();
-    var middle_dot = V();
+    var middle_sum = V(); var middle_dot = V();
     for (var j = h; j < min(h + BLOCK * BLOCK, end); j += BLOCK) {
-      var block_sum = V();
-      var block_dot = V();
+      var block_sum = V(); var block_dot = V();
       for (var k = j; k < min(j + BLOCK, end); k++) {
         let at = (o * params.size + k) * params.inner + i;
         let v = a(at);
         block_sum += v;
         block_dot += v * b(at);
       }
-      middle_sum += block_sum;
-      middle_dot += block_dot;
+      middle_sum += block_sum; middle_dot += block_dot;
     }
-    sum += middle_sum;
-    dot += middle_dot;
+    sum += middle_sum; dot += middle_dot;
   }
   let to = 2u * (item - i) + i;
   store_y(to, sum);

@@ -11,9 +11,8 @@ var<storage> dy: array<V>;
 var<storage> y: array<V>;
 
 @compute @workgroup_size(64)
-fn swiglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-          @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn swiglu(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let at = i + i / params.size * params.size;
   let a = x(at);
@@ -21,9 +20,8 @@ fn swiglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
 }
 
 @compute @workgroup_size(64)
-fn swiglu_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-                   @builtin(local_invocation_index) thread: u32) {
-  let i = (group.y * groups.x + group.x) * 64u + thread;
+fn swiglu_backward(id: Invocation) {
+  let i = thread_of(id, 64u);
   if (i >= params.count) { return; }
   let at = i + i / params.size * params.size;
   let a = x(at);

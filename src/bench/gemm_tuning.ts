@@ -77,11 +77,7 @@ function readAll(path: string, warn: (text: string) => void): Record<string, Til
   }
 }
 
-/**
- * Uses what is remembered for the open device; measures first where `tune` asks for it and nothing is remembered, or
- * always where it says "again".
- * @returns the rates in use, if there are measured ones
- */
+/** Uses the rates remembered for the open device, or measures them, as `tune` says. @returns measured rates in use */
 export async function prepareTiles(
   tune: "never" | "once" | "again",
   { line, warn }: { line: (text: string) => void; warn: (text: string) => void },

@@ -33,10 +33,7 @@ const COLD_MS = 1000;
 /** When the device was last seen at work. */
 let worked = -Infinity;
 
-/**
- * Milliseconds of one run, several times over, the shortest first; short runs are timed in batches.
- * @param run submits a number of runs and does not wait
- */
+/** Milliseconds of one run, shortest first; short ones are timed in batches. @param run submits runs, does not wait */
 export async function timesOf(run: (runs: number) => void, batchMs = 100, tries = 5): Promise<number[]> {
   const batch = async (n: number) => {
     await device().idle();

@@ -6,11 +6,7 @@ import { launch } from "../gpu/bind.ts";
 import { kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor } from "../tensor/tensor.ts";
 
-/**
- * `chains` independent chains of `16 rounds` multiply-adds for each element of x.
- * @param x [n], n a multiple of 256
- * @returns [n], the sum of the chains
- */
+/** The sum of `chains` independent chains of `16 rounds` multiply-adds for each element of x [n], n a multiple of 256. */
 export function multiplyAdds(x: Tensor, chains: number, rounds: number): Tensor {
   const perGroup = 4 * PEAK_WORKGROUP;
   check(x.rank === 1 && x.size % perGroup === 0, "measure", `x must be [n], n a multiple of ${perGroup}`, x);

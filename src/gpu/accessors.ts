@@ -48,10 +48,7 @@ const FP16: Readonly<Record<number, { type: string; load: string; store?: string
   1: { type: "u32", load: "unpack2x16float(DATA[i >> 1u])[i & 1u]" },
 };
 
-/**
- * Packing rounds to nearest, ties to even; drivers' own packing may truncate, and may turn what is too large into the largest
- * fp16 number. What is not finite becomes an infinity, so that a gradient that overflows is noticed.
- */
+/** Rounds to nearest even, as drivers may not; what is not finite or too large becomes an infinity, to be noticed. */
 const FP16_FUNCTIONS = `
 fn from_fp16x4(v: vec2<u32>) -> vec4<f32> { return vec4<f32>(unpack2x16float(v.x), unpack2x16float(v.y)); }
 fn to_fp16x4(v: vec4<f32>) -> vec2<u32> { return vec2<u32>(to_fp16x2(v.xy), to_fp16x2(v.zw)); }
@@ -68,10 +65,7 @@ fn to_fp16x2(v: vec2<f32>) -> u32 {
 export const accessorNames = (name: string) =>
   ({ load: name, scalar: `${name}_scalar`, store: `store_${name}` }) as const;
 
-/**
- * The binding of an array and the access functions among `called`.
- * @throws GpuError where fp16 elements cannot be accessed so
- */
+/** The binding of an array and the access functions among `called`. @throws GpuError for unsupported fp16 accesses */
 export function accessors(
   array: ArrayDeclaration,
   form: ArrayForm,

@@ -13,10 +13,7 @@ import type { Bindable } from "./storage.ts";
 export interface LaunchOptions {
   /** Floating-point operations of this launch, for plans and benchmarks. */
   flops?: number;
-  /**
-   * Upper bound of the loop iterations of one thread, over all its loops. Required where the text does not fix the length of a
-   * loop; see iterations.ts.
-   */
+  /** Upper bound of the loop iterations of one thread; required where the text has open loops (iterations.ts). */
   iterations?: number;
   /** How the launch can be fused with others. */
   fusion?: Fusion | undefined;

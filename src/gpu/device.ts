@@ -7,27 +7,6 @@ import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
 /** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
 export type Profile = "cpu" | "gpu";
 
-export interface DeviceOptions {
-  /** Ask for the software adapter even where a GPU is present. */
-  cpu?: boolean;
-  /** Override the kernel profile that the adapter would get. */
-  profile?: Profile;
-}
-
-/** Numbers of objects created since the device was opened; tests check that steps create none. */
-export interface Counters {
-  buffers: number;
-  bindGroups: number;
-  pipelines: number;
-  submits: number;
-}
-
-/** Bytes of the buffers and textures on the device: now, and at most since `peak` was last set. */
-export interface DeviceMemory {
-  live: number;
-  peak: number;
-}
-
 export interface AdapterFacts {
   vendor: string;
   architecture: string;
@@ -53,7 +32,7 @@ const LIMITS = [
 ] as const;
 
 /** The device memory that counts a resource; a resource that is not here was released. */
-const owners = new WeakMap<GPUBuffer | GPUTexture, { memory: DeviceMemory; bytes: number }>();
+const owners = new WeakMap<GPUBuffer | GPUTexture, { memory: Device["memory"]; bytes: number }>();
 
 /** Bytes of the buffer that holds `bytes`: kernels may read it as vec4. */
 export function bufferBytes(bytes: number): number {
@@ -70,8 +49,10 @@ export function release(resource: GPUBuffer | GPUTexture): void {
 
 /** An open device. Made by {@link openDevice}; reached through {@link device}. */
 export class Device {
-  readonly counters: Counters = { buffers: 0, bindGroups: 0, pipelines: 0, submits: 0 };
-  readonly memory: DeviceMemory = { live: 0, peak: 0 };
+  /** Numbers of objects created since the device was opened; tests check that steps create none. */
+  readonly counters = { buffers: 0, bindGroups: 0, pipelines: 0, submits: 0 };
+  /** Bytes of the buffers and textures on the device: now, and at most since `peak` was last set. */
+  readonly memory = { live: 0, peak: 0 };
   /** Why the device was lost, once it is. */
   lost: string | undefined;
   /** Whether GEMMs may read operands as textures (software/staging.ts); tests compare both ways. */
@@ -125,10 +106,7 @@ export class Device {
     return resource;
   }
 
-  /**
-   * Runs `make` inside validation and out-of-memory error scopes; throws what they caught as a GpuError.
-   * @param make must be synchronous: the scopes end when it returns
-   */
+  /** Runs a synchronous `make` in validation and out-of-memory error scopes; throws what they caught as a GpuError. */
   async scoped<T>(action: string, make: () => T): Promise<T> {
     this.check();
     this.gpu.pushErrorScope("out-of-memory");
@@ -152,10 +130,7 @@ export class Device {
     return made as T;
   }
 
-  /**
-   * Waits until all submitted work is done.
-   * @returns the time by performance.now() when it was: the first wait takes 10 ms more, which timings must not include
-   */
+  /** Waits until all submitted work is done. @returns when it was: the first wait takes 10 ms more */
   async idle(): Promise<number> {
     this.check();
     const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
@@ -196,14 +171,17 @@ export class Device {
 let current: Device | undefined;
 
 /**
- * Opens the adapter with the most performance (or the software one), with every limit that it has.
+ * Opens the adapter with the most performance, or the software one, with every limit that it has.
+ * @param options.profile overrides the kernel profile that the adapter would get
  * @throws UsageError when no adapter answers.
  */
-export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
-  const adapter = await requestAdapter(options.cpu ?? false), facts = adapterFacts(adapter);
+export async function openDevice(
+  { cpu = false, profile }: { cpu?: boolean; profile?: Profile } = {},
+): Promise<Device> {
+  const adapter = await requestAdapter(cpu), facts = adapterFacts(adapter);
   const request = () => requestDevice(adapter);
   const gpu = await (facts.software ? pinned(request) : request());
-  current = new Device(gpu, facts, options.profile ?? (facts.software ? "cpu" : "gpu"));
+  current = new Device(gpu, facts, profile ?? (facts.software ? "cpu" : "gpu"));
   return current;
 }
 
@@ -241,10 +219,7 @@ export function adapterFacts(adapter: GPUAdapter): AdapterFacts {
   };
 }
 
-/**
- * The adapter with the most performance, or the software one.
- * @throws UsageError when none answers
- */
+/** The adapter with the most performance, or the software one. @throws UsageError when none answers */
 export async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
   prepareDrivers();
   const adapter = await navigator.gpu.requestAdapter(

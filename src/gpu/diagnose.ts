@@ -11,6 +11,13 @@ export interface Finding {
   remedy: string;
 }
 
+const SHOWN_LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+] as const;
+
 /** The high-performance adapter and the software one, if they answer. */
 export async function adapters(): Promise<
   { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
@@ -18,20 +25,9 @@ export async function adapters(): Promise<
   prepareDrivers();
   const best = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   const software = await navigator.gpu.requestAdapter({ forceFallbackAdapter: true });
-  const {
-    maxBufferSize,
-    maxStorageBufferBindingSize,
-    maxComputeWorkgroupStorageSize,
-    maxComputeInvocationsPerWorkgroup,
-  } = best?.limits ?? {};
-  const limits = {
-    maxBufferSize,
-    maxStorageBufferBindingSize,
-    maxComputeWorkgroupStorageSize,
-    maxComputeInvocationsPerWorkgroup,
-  };
+  const limits = Object.fromEntries(SHOWN_LIMITS.map((name) => [name, best?.limits[name] as number]));
   return {
-    ...(best ? { best: { ...adapterFacts(best), limits: limits as Record<string, number> } } : {}),
+    ...(best ? { best: { ...adapterFacts(best), limits } } : {}),
     ...(software ? { software: adapterFacts(software) } : {}),
   };
 }

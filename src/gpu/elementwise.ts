@@ -23,10 +23,7 @@ export function launchExpression(expression: Expression): void {
   record(bindExpression(expression) as Launch);
 }
 
-/**
- * The launch of an expression as a kernel of its own; undefined where no kernel can store its fp16 outputs. Copies of u32 and
- * padded or reversed views are not fused.
- */
+/** The kernel launch of an expression; undefined where fp16 outputs cannot be stored. Only plain f32 views are fused. */
 export function bindExpression(expression: Expression): Launch | undefined {
   const { count, body, element } = expression, { profile, simdWidth: vector } = device();
   const width = [4, 1].find((width) => fits(expression, width));
@@ -83,10 +80,7 @@ export function bindFused(core: Launch, fused: FusedWork): Launch | undefined {
 const MAX_INPUTS = 8;
 const MAX_STEPS = 24;
 
-/**
- * `consumer` with the work of `producer` in place of each read of its results; `outputs` of the producer are still stored.
- * Undefined if an index cannot be composed or the result would be too large.
- */
+/** `consumer` with `producer` in place of its results, `outputs` of which are still stored; undefined where that fails. */
 export function fuseExpressions(
   producer: Expression,
   consumer: Expression,

@@ -21,11 +21,7 @@ export function iterationsOfSum(loads: number): number {
   return loads + Math.ceil(loads / BLOCK) + Math.ceil(loads / BLOCK ** 2);
 }
 
-/**
- * Whether WGSL (without comments) has a loop whose length literals, `const`s and `override`s do not fix, so that it depends on
- * the launch.
- * @param constants names of the text's `const`s and `override`s
- */
+/** Whether WGSL (without comments) has a loop whose length is not fixed by literals and `constants` of the text. */
 export function hasOpenLoop(text: string, constants: ReadonlySet<string>): boolean {
   if (/\b(?:while|loop)\b/.test(text)) return true;
   return [...text.matchAll(/\bfor\s*\(([^;]*);([^;]*);/g)].some(([, start = "", condition = ""]) => {

@@ -114,18 +114,24 @@ export function printWgsl(
     text.declarations,
     ...arrays.map((a) => accessors(a, formOf(a.name), text.arrays.indexOf(a), called)),
     fp16Functions(arrays.map(({ name }) => formOf(name))),
+    functions.some((text) => text.includes("Invocation")) ? INVOCATION : "",
     ...functions,
   ].filter(Boolean).join("\n");
 }
 
+/** The argument of entry points that need to know their thread. Grids are folded into x and y, see fold(). */
+const INVOCATION = `struct Invocation {
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32, // of the workgroup
+}
+fn group_index(id: Invocation) -> u32 { return id.group.y * id.groups.x + id.group.x; }
+fn thread_of(id: Invocation, group_size: u32) -> u32 { return group_index(id) * group_size + id.thread; }`;
+
 const printParams = (params: readonly Param[]): string =>
   `struct Params {\n${params.map(({ name, type }) => `  ${name}: ${type},\n`).join("")}}`;
 
-/**
- * The source of a kernel in which `added` define accessors in place of some arrays.
- * @param replaced names of those arrays
- * @param added functions, and the declarations that they use
- */
+/** The source of a kernel in which the functions of `added` are the accessors of the `replaced` arrays. */
 export function replaceAccessors(
   text: KernelText,
   replaced: ReadonlySet<string>,

@@ -16,6 +16,14 @@ export interface Launch {
   readonly fusion: Fusion | undefined;
 }
 
+/** Whether a launch writes the storage of a binding. */
+export const isWritten = ({ kernel }: Launch, binding: number): boolean =>
+  kernel.bindings[binding]?.access === "read_write";
+
+/** Whether two storages share bytes of one buffer. */
+export const overlap = (a: Pick<Storage, "root" | "offset" | "bytes">, b: Storage): boolean =>
+  a.root === b.root && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes;
+
 /** How a launch can be fused with others; see fusion.ts. */
 export interface Fusion {
   /** The elementwise work of a launch that does nothing else. */

@@ -43,9 +43,7 @@ export function fill(y: Bindable, value: number): void {
   run("fill", {}, y, "u32", new Uint32Array(new Float32Array([value]).buffer)[0]);
 }
 
-/**
- * y = x. If x is an intermediate of the same program and format, the plan writes it to y directly and removes the copy.
- */
+/** y = x. If x is an intermediate of the same program and format, the plan writes it to y directly and removes the copy. */
 export function copy(x: Bindable, y: Bindable): void {
   run("copy", { x }, y, x.storage.half === y.storage.half ? "u32" : "vec4<f32>");
 }

@@ -3,11 +3,10 @@
 // is the peak of what is live at once and not the sum. Nothing is allocated here.
 
 import { GpuError } from "../errors.ts";
-import { bufferBytes } from "./device.ts";
-import type { Launch } from "./launch.ts";
+import { bufferBytes, device } from "./device.ts";
+import { isWritten, type Launch, overlap } from "./launch.ts";
 import { COPY } from "./memory.ts";
 import { fuse } from "./fusion.ts";
-import { packParams } from "./params.ts";
 import { stagingBytes } from "./software/staging.ts";
 import type { Category, Place, Storage } from "./storage.ts";
 
@@ -16,10 +15,7 @@ export interface Plan {
   readonly places: ReadonlyMap<Storage, Place>;
   /** Bytes of each buffer of the pool. */
   readonly slots: readonly number[];
-  /**
-   * Bytes on the device by category: `activations` is the pool and the textures of staged operands, `workspace` the parameters of
-   * the launches. The prepared program takes exactly these.
-   */
+  /** Bytes by category: `activations` is the pool and staged textures, `workspace` the parameters of the launches. */
   readonly bytes: Readonly<Record<Category | "workspace", number>>;
   readonly totalBytes: number;
   /** Bytes of the activations without memory reuse. */
@@ -39,29 +35,30 @@ export function makePlan(recorded: readonly Launch[], outputs: readonly Storage[
   const places = new Map<Storage, Place>();
   const slots = assignSlots(launches, outputs, alias, places);
 
-  const bytes: Record<Category | "workspace", number> = {
-    parameters: 0,
-    gradients: 0,
-    optimizer: 0,
-    state: 0,
-    inputs: 0,
-    outputs: 0,
-    activations: [...slots, ...stagingBytes(launches).values()].reduce((a, b) => a + b, 0),
-    workspace: packParams(launches).bytes.length,
-  };
-  for (const root of new Set([...places.values()].filter((p) => p.slot < 0).map((p) => p.root))) {
-    bytes[root.persistent ? root.category : "outputs"] += bufferBytes(root.bytes);
-  }
+  const activations = [...slots, ...stagingBytes(launches).values()].reduce((a, b) => a + b, 0);
   return {
     launches,
     places,
     slots,
-    bytes,
-    totalBytes: Object.values(bytes).reduce((a, b) => a + b, 0),
+    ...bytesOf(places, activations, packParams(launches).bytes.length),
     unpooledBytes: [...places].reduce((sum, [s, { slot }]) => slot < 0 ? sum : sum + bufferBytes(s.bytes), 0),
     flops: launches.reduce((sum, l) => sum + l.flops, 0),
     recorded: recorded.length,
   };
+}
+
+/** Bytes by category: of each buffer outside the pool once, and of the pool and the parameters. */
+export function bytesOf(
+  places: ReadonlyMap<Storage, Place>,
+  activations: number,
+  workspace: number,
+): Pick<Plan, "bytes" | "totalBytes"> {
+  const persistent = { parameters: 0, gradients: 0, optimizer: 0, state: 0, inputs: 0, outputs: 0 };
+  const bytes: Record<Category | "workspace", number> = { ...persistent, activations, workspace };
+  for (const root of new Set([...places.values()].filter((p) => p.slot < 0).map((p) => p.root))) {
+    bytes[root.persistent ? root.category : "outputs"] += bufferBytes(root.bytes);
+  }
+  return { bytes, totalBytes: Object.values(bytes).reduce((a, b) => a + b, 0) };
 }
 
 /** The storage that is bound with the most bytes. */
@@ -72,12 +69,12 @@ export function largestBinding({ places }: Plan): Storage | undefined {
 /** Throws where an intermediate is read before it is written: it belongs to another program, or an op is faulty. */
 function checkWrittenFirst(launches: readonly Launch[]): void {
   const written = new Set<Storage>();
-  for (const { kernel, storages } of launches) {
-    storages.forEach((storage, i) => {
-      if (kernel.bindings[i]?.access === "read_write") written.add(storage);
+  for (const launch of launches) {
+    launch.storages.forEach((storage, i) => {
+      if (isWritten(launch, i)) written.add(storage);
       else if (!storage.persistent && !written.has(storage)) {
         throw new GpuError(
-          `Cannot plan: kernel "${kernel.label}" reads "${storage.label}" before anything in this program wrote it`,
+          `Cannot plan: kernel "${launch.kernel.label}" reads "${storage.label}" before anything in this program wrote it`,
         );
       }
     });
@@ -90,9 +87,7 @@ function removeDead(recorded: readonly Launch[], outputs: readonly Storage[]): L
   const kept: Launch[] = [];
   for (let i = recorded.length - 1; i >= 0; i--) {
     const launch = recorded[i] as Launch;
-    const writes = launch.storages.some((s, j) =>
-      launch.kernel.bindings[j]?.access === "read_write" && (s.persistent || wanted.has(s))
-    );
+    const writes = launch.storages.some((s, j) => isWritten(launch, j) && (s.persistent || wanted.has(s)));
     if (!writes) continue;
     kept.push(launch);
     for (const storage of launch.storages) wanted.add(storage);
@@ -100,10 +95,7 @@ function removeDead(recorded: readonly Launch[], outputs: readonly Storage[]): L
   return kept.reverse();
 }
 
-/**
- * Aliases an intermediate to the storage that it is copied to, and removes the copy. `grad` copies each parameter's gradient into
- * the flat gradient buffer; with this its kernel writes there directly.
- */
+/** Aliases an intermediate to the storage that it is copied to, such as a gradient, and removes the copy. */
 function elideCopies(
   launches: readonly Launch[],
   outputs: ReadonlySet<Storage>,
@@ -129,20 +121,16 @@ function elideCopies(
     if (from.persistent || outputs.has(from) || alias.has(from) || lifetime[0] === at) return;
     const first = lifetime[0] ?? 0, last = lifetime.at(-1) ?? at;
     const target = (s: Storage) => alias.get(s) ?? s;
-    const overlaps = (s: Storage) => {
-      const { root, offset, bytes } = target(s);
-      return root === to.root && offset < to.offset + to.bytes && to.offset < offset + bytes;
-    };
     for (const i of rootUses.get(to.root) ?? []) {
       if (i === at || i < first || i > last) continue;
       const other = launches[i] as Launch;
-      if (other.storages.some(overlaps)) return;
+      if (other.storages.some((s) => overlap(target(s), to))) return;
       // WebGPU refuses one buffer bound both for reading and for writing in one dispatch.
       if (other.storages.includes(from)) {
         const access = other.storages.map((s, j) =>
-          s === from || target(s).root === to.root ? other.kernel.bindings[j]?.access : undefined
+          s === from || target(s).root === to.root ? isWritten(other, j) : undefined
         );
-        if (new Set(access.filter(Boolean)).size > 1) return;
+        if (access.includes(true) && access.includes(false)) return;
       }
     }
     alias.set(from, to);
@@ -186,4 +174,28 @@ function assignSlots(
     places.set(storage, { root: storage, offset: 0, slot });
   }
   return slots.map((s) => s.bytes);
+}
+
+/** Parameters of launches in one uniform buffer, equal ones once, and the offset of each launch (-1: it has none). */
+export function packParams(
+  launches: readonly Launch[],
+): { bytes: Uint8Array<ArrayBuffer>; offsets: readonly number[] } {
+  const align = device().limits.minUniformBufferOffsetAlignment;
+  const seen = new Map<string, number>();
+  const chunks: [number, Uint8Array][] = [];
+  let size = 0;
+  const offsets = launches.map(({ params }) => {
+    if (!params) return -1;
+    const key = params.join();
+    let offset = seen.get(key);
+    if (offset === undefined) {
+      seen.set(key, offset = size);
+      chunks.push([offset, params]);
+      size += Math.ceil(params.byteLength / align) * align;
+    }
+    return offset;
+  });
+  const bytes = new Uint8Array(size);
+  for (const [offset, chunk] of chunks) bytes.set(chunk, offset);
+  return { bytes, offsets };
 }

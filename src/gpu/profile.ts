@@ -38,10 +38,7 @@ export function timesByKernel(launches: readonly Launch[], milliseconds: readonl
 /** Whether the adapter writes timestamps. */
 export const hasTimestamps = (): boolean => device().gpu.features.has("timestamp-query");
 
-/**
- * Runs all steps, each in a pass of its own. Everything is submitted when this returns; wait for `device().idle()` once before.
- * @returns the milliseconds of each step
- */
+/** Milliseconds of each step, run in a pass of its own and submitted on return; wait for device().idle() once before. */
 export function timeSteps(steps: readonly Step[], timestamps = hasTimestamps()): Promise<number[]> {
   return timestamps ? byTimestamps(steps) : byWaiting(steps);
 }

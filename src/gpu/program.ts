@@ -9,8 +9,7 @@ import { device, release } from "./device.ts";
 import { precompile } from "./software/precompile.ts";
 import type { Kernel } from "./kernel.ts";
 import type { Launch } from "./launch.ts";
-import { largestBinding, makePlan, type Plan } from "./plan.ts";
-import { packParams } from "./params.ts";
+import { largestBinding, makePlan, packParams, type Plan } from "./plan.ts";
 import { hasTimestamps, type KernelTime, type Step, timesByKernel, timeSteps } from "./profile.ts";
 import { Staging } from "./software/staging.ts";
 import { readBuffer } from "./readback.ts";
@@ -23,9 +22,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   #pool: GPUBuffer[] = [];
   #owned: GPUBuffer[] = [];
   #outputs = new Map<Storage, GPUBuffer>();
-  #staging: Staging;
-  #placeOf: ReadonlyMap<Storage, Place>;
-
+  readonly #staging: Staging;
   #destroyed = false;
 
   constructor(
@@ -35,14 +32,10 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     readonly plan: Plan,
     private readonly constants: readonly Storage[] = [],
   ) {
-    this.#placeOf = plan.places;
     this.#staging = new Staging(plan.places);
   }
 
-  /**
-   * Allocates memory, compiles pipelines and makes bind groups. Called once; runs do none of it.
-   * @param progress called with the number of kernels compiled and their total
-   */
+  /** Allocates memory, compiles pipelines and makes bind groups, once. @param progress kernels compiled, of how many */
   async prepare(progress?: (done: number, total: number) => void): Promise<this> {
     if (this.#steps) return this;
     if (this.#destroyed) {
@@ -104,16 +97,12 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   }
 
   async readBytes({ storage }: Bindable): Promise<ArrayBuffer> {
-    const place = this.#placeOf.get(storage);
-    const buffer = place && this.#outputs.get(place.root);
-    if (buffer && place) return await readBuffer(buffer, place.offset, storage.bytes);
+    const place = this.plan.places.get(storage), buffer = place && this.#outputs.get(place.root);
+    if (place && buffer) return await readBuffer(buffer, place.offset, storage.bytes);
     return await storage.read();
   }
 
-  /**
-   * Runs the program and times each kernel, longest first.
-   * @param timestamps false: by waiting for each launch, as adapters without timestamps are timed
-   */
+  /** Runs the program and times each kernel, longest first. @param timestamps false: by waiting for each launch */
   async profile(timestamps = hasTimestamps()): Promise<KernelTime[]> {
     const steps = this.#ready();
     await device().idle();
@@ -178,8 +167,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     const entries: GPUBindGroupEntry[] = kernel.bindings.map(({ index }, i) => {
       const storage = storages[i] as Storage, view = views.get(index);
       if (view) return { binding: index, resource: view };
-      const place = this.#placeOf.get(storage) as Place;
-      const buffer = this.#bufferOf(place);
+      const place = this.plan.places.get(storage) as Place, buffer = this.#bufferOf(place);
       // Rounded up because a kernel may see the bytes as vec4; every physical buffer is a multiple of 16.
       const size = Math.min(Math.ceil(storage.bytes / 16) * 16, buffer.size - place.offset);
       return { binding: index, resource: { buffer, offset: place.offset, size } };
@@ -198,11 +186,7 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
   }
 }
 
-/**
- * The pipelines of all kernels of `launches`.
- * @param progress called with the number of pipelines made and their total
- * @throws Interrupted when the command is to stop
- */
+/** The pipelines of all kernels of `launches`. @throws Interrupted when the command is to stop */
 export async function makePipelines(
   launches: readonly Launch[],
   progress?: (done: number, total: number) => void,

@@ -58,10 +58,7 @@ export const isConstant = ({ axes }: View): boolean =>
 /** Whether it has neither padding nor negative strides. Only such views are composed. */
 export const isPlain = ({ axes }: View): boolean => axes.every((axis) => axis[1] >= 0 && axis.length === 2);
 
-/**
- * The view of an array through `inner` (over `count` elements) and then `outer`; both are plain. Undefined if the composition is
- * not a strided view.
- */
+/** An array viewed through `inner` (over `count` elements), then `outer`, both plain; undefined if no strided view. */
 export function compose(outer: View, inner: View, count: number): View | undefined {
   if (isContiguous(inner, count)) return outer;
   if (isConstant(inner)) return view(outer.axes.map(([n]) => [n, 0]), inner.offset);

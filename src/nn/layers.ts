@@ -7,7 +7,7 @@ import type { Storage } from "../gpu/storage.ts";
 import { notFinite } from "../formats/finite.ts";
 import { unreadNote, type UnreadObject } from "../formats/tensors.ts";
 import { conv2d, type ConvOptions } from "../ops/conv.ts";
-import { linear, type LinearOptions } from "../ops/matmul.ts";
+import { linear } from "../ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "../ops/norm.ts";
 import { parameter, type Shape, sizeOf, Tensor, variable } from "../tensor/tensor.ts";
 
@@ -23,7 +23,7 @@ export class Linear {
     if (bias) this.bias = zeros([outFeatures], "linear.bias");
   }
 
-  forward(x: Tensor, options: LinearOptions = {}): Tensor {
+  forward(x: Tensor, options?: Parameters<typeof linear>[3]): Tensor {
     return linear(x, this.weight, this.bias, options);
   }
 }

@@ -2,7 +2,7 @@
 // same layout and, where activations are fp16, an fp16 copy.
 
 import { device } from "../gpu/device.ts";
-import { Storage } from "../gpu/storage.ts";
+import { type Category, Storage } from "../gpu/storage.ts";
 import { parameters } from "./layers.ts";
 import { type Precision, setFp16Copy, Tensor, variable } from "../tensor/tensor.ts";
 
@@ -17,10 +17,7 @@ export class ParameterSet {
   readonly tensors: ReadonlyMap<string, Tensor>;
   /** The flat parameters, f32 [n] each. */
   readonly flats: readonly Tensor[];
-  /**
-   * The same in fp16, for GEMMs whose activations are fp16. An optimizer's step keeps them equal; what else writes
-   * parameters leaves that to {@link refreshWorkingCopies}.
-   */
+  /** The same in fp16, for GEMMs; an optimizer step keeps it equal, else see {@link refreshWorkingCopies}. */
   readonly working: readonly Tensor[] | undefined;
   readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 
@@ -47,13 +44,8 @@ export class ParameterSet {
       const copy = this.#flat(flat.size, "parameters", i, "f16");
       for (const [tensor, offset] of bins[i]?.members ?? []) {
         if (tensor.dim(-1) % 4) continue; // read as it is
-        const { label } = tensor.storage;
-        const part = new Storage(2 * tensor.size, {
-          category: "parameters",
-          persistent: true,
-          label,
-          half: true,
-        });
+        const { category, persistent, label } = tensor.storage;
+        const part = new Storage(2 * tensor.size, { category, persistent, label, half: true });
         part.place(copy.storage, offset / 2);
         setFp16Copy(tensor, part);
       }
@@ -75,20 +67,17 @@ export class ParameterSet {
     const flats = this.like("gradients");
     const of = new Map<Tensor, Tensor>();
     for (const tensor of this.tensors.values()) {
-      const at = this.flats.findIndex((flat) => flat.storage === tensor.storage.root);
-      const storage = new Storage(tensor.storage.bytes, {
-        category: "gradients",
-        persistent: true,
-        label: tensor.storage.label,
-      });
-      storage.place((flats[at] as Tensor).storage, tensor.storage.offset);
+      const { bytes, label, root, offset } = tensor.storage;
+      const at = this.flats.findIndex((flat) => flat.storage === root);
+      const storage = new Storage(bytes, { category: "gradients", persistent: true, label });
+      storage.place((flats[at] as Tensor).storage, offset);
       of.set(tensor, new Tensor(tensor.shape, "f32", storage));
     }
     return this.#gradients[which] = { flats, of };
   }
 
   /** New flat buffers of the same layout, zero at first: moments, averages. */
-  like(category: "gradients" | "optimizer" | "state"): Tensor[] {
+  like(category: Category): Tensor[] {
     return this.flats.map((flat, i) => this.#flat(flat.size, category, i));
   }
 
@@ -101,16 +90,8 @@ export class ParameterSet {
     for (const flat of all) flat.storage.destroy();
   }
 
-  #flat(
-    n: number,
-    category: "parameters" | "gradients" | "optimizer" | "state",
-    i: number,
-    dtype: "f32" | "f16" = "f32",
-  ): Tensor {
-    return variable([n], {
-      dtype,
-      category,
-      label: `${this.name} ${category}${this.flats?.length > 1 ? ` ${i}` : ""}`,
-    });
+  #flat(n: number, category: Category, i: number, dtype: Precision = "f32"): Tensor {
+    const label = `${this.name} ${category}${this.flats?.length > 1 ? ` ${i}` : ""}`;
+    return variable([n], { dtype, category, label });
   }
 }

@@ -6,10 +6,7 @@ import { recompute } from "../tensor/autograd.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { parameters } from "./layers.ts";
 
-/**
- * `forward(...inputs)` of a block of a model, whose activations are recomputed where scope().recompute says so.
- * @param module the block; `forward` reads no parameters but its own
- */
+/** `forward(...inputs)` of a block, recomputed where the scope says so; `forward` reads no parameters but the block's. */
 export function recomputable(
   module: object,
   forward: (...inputs: Tensor[]) => Tensor,

@@ -5,7 +5,7 @@ import { launch } from "../gpu/bind.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { check, empty, type Tensor, variable } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
-import { total } from "./reduce.ts";
+import { sumOfSquares } from "./reduce.ts";
 import { reshape, slice } from "./layout.ts";
 
 /** Hyper-parameters; they may change each step without a new capture. */
@@ -90,7 +90,7 @@ export const FAULTS = { value: 1, gradient: 2, update: 3 } as const;
 
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */
 export function squaredNorm(flats: readonly Tensor[]): Tensor {
-  const [first, ...rest] = flats.map((f) => total(f, "square"));
+  const [first, ...rest] = flats.map((f) => sumOfSquares(f));
   check(first !== undefined, "take a norm", "there is nothing to measure");
   return rest.reduce((a, b) => pointwise(["x0 + x1"], [a, b]), first);
 }
@@ -101,7 +101,7 @@ export function squaredNorm(flats: readonly Tensor[]): Tensor {
  * @param gradientNorm2 squared global norm of the gradients, still multiplied by the loss scale
  * @param progress of {@link progressVariable}
  * @param options.values f32 [n], what the step reports
- * @param options.fault of {@link faultVariable}
+ * @param options.fault of {@link faultVariable}; absent: the cause is not kept
  * @returns `gradientNorm2`, or something that is not finite where the step is skipped
  */
 export function adamw(
@@ -109,12 +109,12 @@ export function adamw(
   hyper: Tensor,
   gradientNorm2: Tensor,
   progress: Tensor,
-  { values, fault = faultVariable() }: { values?: Tensor | undefined; fault?: Tensor } = {},
+  { values, fault }: { values?: Tensor | undefined; fault?: Tensor } = {},
 ): Tensor {
   const norm2 = empty([], "f32", "verdict");
   launch(
     kernel(source, "judge"),
-    { norm2: gradientNorm2, values: values ?? 0, verdict: norm2, fault },
+    { norm2: gradientNorm2, values: values ?? 0, verdict: norm2, fault: fault ?? 0 },
     { size: values?.size ?? 0, factor: 1 },
     [1],
     { iterations: values?.size ?? 0 },
@@ -123,7 +123,7 @@ export function adamw(
     const size = p.size / 4;
     launch(
       kernel(source, "check_update"),
-      { p, g, m, v, hyper, norm2: gradientNorm2, progress, verdict: norm2, fault },
+      { p, g, m, v, hyper, norm2: gradientNorm2, progress, verdict: norm2, fault: fault ?? 0 },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
     );

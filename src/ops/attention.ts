@@ -6,7 +6,6 @@
 
 import rowsSource from "../../kernels/attention_rows.wgsl" with { type: "text" };
 import { differentiable, recompute } from "../tensor/autograd.ts";
-import { launch } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { check, emptyActivation, type Tensor } from "../tensor/tensor.ts";
 import { gemm } from "./gemm.ts";
@@ -21,12 +20,7 @@ const BLOCK_BYTES = { cpu: 16 << 20, gpu: 256 << 20 };
 /** Chunks of queries are multiples of this. */
 const QUERY_STEP = 16;
 
-/**
- * softmax(q k^T / sqrt(HS)) v for each head: -> [B, T, NH * HS].
- * @param q [B, T, NH, HS]
- * @param k [B, S, NH, HS]
- * @param v [B, S, NH, HS]
- */
+/** softmax(q k^T / sqrt(HS)) v for each head: q [B, T, NH, HS], k and v [B, S, NH, HS] -> [B, T, NH * HS]. */
 export function attention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   check(
     q.rank === 4 && k.rank === 4 && k.shape.join() === v.shape.join() && q.dim(0) === k.dim(0) &&
@@ -61,7 +55,7 @@ function fullAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   /** C = alpha op(A) op(B) for every head of every image; C of shape [B, NH, T, padded] holds scores, which stay f32. */
   const headGemm = (
     kind: "nn" | "nt" | "tn",
-    [M, N, K]: readonly [number, number, number],
+    dims: readonly [number, number, number],
     [a, inA]: readonly [Tensor, Layout],
     [b, inB]: readonly [Tensor, Layout],
     [shape, inC]: readonly [readonly number[], Layout],
@@ -69,9 +63,7 @@ function fullAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
   ) =>
     gemm(a, b, shape, {
       source: { kind: "plain", transposeA: kind === "tn", transposeB: kind === "nt" },
-      M,
-      N,
-      K,
+      dims,
       lda: inA.row,
       ldb: inB.row,
       ldc: inC.row,
@@ -89,18 +81,12 @@ function fullAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
 
   const scores = headGemm("nt", [T, S, HS], [q, queries], [k, keys], toScores, scale);
   const p = emptyActivation(matrix), forward = rows("attention_rows", 3);
-  launch(forward.kernel, { x: scores, y: p }, sizes, forward.grid, {
-    flops: 5 * B * NH * T * S,
-    iterations: forward.iterations,
-  });
+  forward.launch({ x: scores, y: p }, sizes, { flops: 5 * B * NH * T * S });
   const y = headGemm("nn", [T, HS, S], [p, weights], [v, keys], [[B, T, NH * HS], queries]);
   return differentiable(y, [q, k, v], (dy) => {
     const dp = headGemm("nt", [T, S, HS], [dy, queries], [v, keys], toScores);
     const ds = emptyActivation(matrix), backward = rows("attention_rows_backward", 2);
-    launch(backward.kernel, { y: p, dy: dp, dx: ds }, sizes, backward.grid, {
-      flops: 4 * B * NH * T * S,
-      iterations: backward.iterations,
-    });
+    backward.launch({ y: p, dy: dp, dx: ds }, sizes, { flops: 4 * B * NH * T * S });
     return [
       headGemm("nn", [T, HS, S], [ds, weights], [k, keys], [q.shape, queries], scale),
       headGemm("tn", [S, HS, T], [ds, weights], [q, queries], [k.shape, keys], scale),
@@ -112,10 +98,7 @@ function fullAttention(q: Tensor, k: Tensor, v: Tensor): Tensor {
 /** Length of a row of the attention matrix, padded to whole vec4s. */
 const paddedKeys = (S: number) => Math.ceil(S / 4) * 4;
 
-/**
- * Chunked over images, then over queries, so that a chunk's score matrix takes at most `bytes` (or 16 queries); scores are
- * recomputed in the backward pass.
- */
+/** Chunked over images, then queries: a chunk's scores take at most `bytes` (or 16 queries). Backward recomputes them. */
 export function chunkedAttention(q: Tensor, k: Tensor, v: Tensor, bytes: number): Tensor {
   const [B, T, NH] = q.shape as [number, number, number], queryBytes = 4 * NH * paddedKeys(k.dim(1));
   const images = Math.floor(bytes / (queryBytes * T));

@@ -65,9 +65,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
   const w = castWeight(weight);
   const y = gemm(x, w, [B, Ho, Wo, Co], {
     source: { kind: "conv" },
-    M: B * Ho * Wo,
-    N: Co,
-    K: taps * C,
+    dims: [B * Ho * Wo, Co, taps * C],
     lda: C,
     ldb: taps * C,
     bias,
@@ -78,9 +76,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
   return differentiable(y, bias ? [x, weight, bias] : [x, weight], (dy) => {
     const dx = gemm(dy, w, x.shape, {
       source: { kind: "conv_dx" },
-      M: B * H * W,
-      N: C,
-      K: taps * Co,
+      dims: [B * H * W, C, taps * Co],
       lda: Co,
       ldb: taps * C,
       conv: sizes,
@@ -89,9 +85,7 @@ export function conv2d(x: Tensor, weight: Tensor, bias?: Tensor, options: ConvOp
     const weightGemm: GemmOptions = {
       source: { kind: "conv_dweight" },
       f32Output: true,
-      M: Co,
-      N: taps * C,
-      K: B * Ho * Wo,
+      dims: [Co, taps * C, B * Ho * Wo],
       lda: Co,
       ldb: C,
       conv: sizes,

@@ -37,10 +37,7 @@ export function embedding(table: Tensor, ids: Tensor): Tensor {
   });
 }
 
-/**
- * Features of times t [B] -> [B, size]: cos(t f_i) then sin(t f_i), f_i = 10000^(-i / (size / 2)).
- * Not differentiable.
- */
+/** Features of times t [B] -> [B, size]: cos(t f_i) then sin(t f_i), f_i = 10000^(-i / (size / 2)). Not differentiable. */
 export function timestepEmbedding(t: Tensor, size: number): Tensor {
   check(t.rank === 1 && size % 2 === 0, "embed a time", "t must be [B] and the size even", t);
   const half = size / 2;

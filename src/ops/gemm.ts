@@ -3,6 +3,7 @@
 
 import {
   canSplitK,
+  CONV_SIZES,
   type ConvSizes,
   cpuIterations,
   cpuSpec,
@@ -24,9 +25,8 @@ import { sumChunks, sumTo } from "./reduce.ts";
 
 export interface GemmOptions {
   source: GemmSource;
-  M: number;
-  N: number;
-  K: number;
+  /** M, N and K. */
+  dims: readonly [M: number, N: number, K: number];
   /** Elements between rows (between columns where transposed); of conv sources, between rows of dy and of the weight. */
   lda: number;
   ldb: number;
@@ -57,38 +57,24 @@ export interface Strides {
   c?: number;
 }
 
-const NO_CONV: ConvSizes = {
-  H: 1,
-  W: 1,
-  C: 4,
-  Ho: 1,
-  Wo: 1,
-  Co: 4,
-  KH: 1,
-  KW: 1,
-  stride: 1,
-  top: 0,
-  left: 0,
-};
+/** In place of the sizes that only convolutions read. */
+const NO_CONV = Object.fromEntries(CONV_SIZES.map((name) => [name, 1])) as ConvSizes;
 
 /** C = alpha A B + bias, as a tensor of `shape` ([batch, M, N] in memory). */
 export function gemm(a: Tensor, b: Tensor, shape: Shape, o: GemmOptions): Tensor {
   return launchGemm(a, b, shape, o, false).y;
 }
 
-/**
- * The gradients of a weight and of its bias: C = A B with A = dy transposed, and dy's sum over its rows, f32 [M]. A software
- * adapter accumulates both in one launch; on a GPU that would cost more than a reduction.
- */
+/** Gradients of a weight and its bias: C = dy^T x, and the row sums of dy^T, f32 [M], in one launch on a CPU. */
 export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions): [Tensor, Tensor] {
-  const { y, rowSums } = launchGemm(dy, x, shape, o, true);
-  return [y, rowSums ? sumChunks(rowSums, 1) : sumTo(viewAs(dy, [o.K, o.M]), [o.M])];
+  const { y, rowSums } = launchGemm(dy, x, shape, o, true), [M, , K] = o.dims;
+  return [y, rowSums ? sumChunks(rowSums, 1) : sumTo(viewAs(dy, [K, M]), [M])];
 }
 
 /** Length of the splits that K is cut into. */
 function lengthOfSplits(
   { profile }: Machine,
-  { source, M, N, K, images }: GemmOptions,
+  { source, dims: [M, N, K], images }: GemmOptions,
   count: number,
 ): number {
   if (profile === "cpu" && !canSplitK(source)) return K;
@@ -109,7 +95,7 @@ function launchGemm(
   o: GemmOptions,
   wantsRowSums: boolean,
 ): { y: Tensor; rowSums: Tensor | undefined } {
-  const { source, M, N, K, bias, alpha = 1, conv, ldc = N, vector } = o;
+  const { source, dims: [M, N, K], bias, alpha = 1, conv, ldc = N, vector } = o;
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;

@@ -48,10 +48,7 @@ export function thisMachine(): Machine {
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
-export interface TileRate {
-  rate: number;
-  slots: number;
-}
+type TileRate = { rate: number; slots: number };
 
 /** Measured throughputs by `tileKey`; the built-in ones stand in for what is missing. */
 export type TileTable = Readonly<Record<string, TileRate>>;
@@ -150,10 +147,7 @@ function builtIn(profile: Profile, kind: GemmKind, [m, n]: Tile): TileRate {
   return { rate: GPU_RATES[at] ?? 1, slots: GPU_SLOTS[at] ?? 1 };
 }
 
-/**
- * The longest sum over K of one accumulator. Rounding errors grow with its square root, to 1.5e-6 of a sum of random numbers,
- * and a thread's loop stays within MAX_ITERATIONS (iterations.ts), which needs four k an iteration or more.
- */
+/** The longest sum of one accumulator: its rounding error is 1.5e-6 of a sum of random numbers, and loops stay allowed. */
 export const MAX_SPLIT_K = 8192;
 
 /**

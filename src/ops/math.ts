@@ -55,8 +55,6 @@ const FORMULAS = {
   },
 } as const satisfies Record<string, Formula>;
 
-export type Activation = "none" | "silu" | "gelu" | "geluTanh" | "quickGelu";
-
 function apply(
   name: keyof typeof FORMULAS,
   inputs: readonly Tensor[],
@@ -108,8 +106,9 @@ export const geluTanh = (a: Tensor): Tensor => apply("geluTanh", [a]);
 /** a * sigmoid(1.702 a) */
 export const quickGelu = (a: Tensor): Tensor => apply("quickGelu", [a]);
 
+const ACTIVATIONS = { silu, gelu, geluTanh, quickGelu };
+export type Activation = "none" | keyof typeof ACTIVATIONS;
+
 /** The activation by name. */
-export function activate(a: Tensor, activation: Activation): Tensor {
-  if (activation === "none") return a;
-  return { silu, gelu, geluTanh, quickGelu }[activation](a);
-}
+export const activate = (a: Tensor, activation: Activation): Tensor =>
+  activation === "none" ? a : ACTIVATIONS[activation](a);

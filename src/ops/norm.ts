@@ -18,29 +18,17 @@ import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
 import { byWidth, groupSize, rowKernel, sharing } from "./row_kernel.ts";
 
-/**
- * (x - mean) / sqrt(var + eps) * weight + bias over the last axis.
- * @param weight [C]; ones when absent
- * @param bias [C]; zeros when absent
- * @throws ShapeError when weight or bias is not [C]
- */
+/** (x - mean) / sqrt(var + eps) * weight + bias over the last axis; weight (ones) and bias (zeros) [C]. */
 export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, eps = 1e-6): Tensor {
   return rowNorm(x, weight, bias, eps, false);
 }
 
-/**
- * x / sqrt(mean(x^2) + eps) * weight over the last axis.
- * @param weight [C]; ones when absent
- * @throws ShapeError when weight is not [C]
- */
+/** x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [C], ones when absent. */
 export function rmsNorm(x: Tensor, weight?: Tensor, eps = 1e-6): Tensor {
   return rowNorm(x, weight, undefined, eps, true);
 }
 
-/**
- * Rows that a thread accumulates for the gradients of weight and bias; more (up to `maxRows`) where that would make over `most`
- * partial sums. Another launch reduces those, which costs a software adapter as much as 500 rows.
- */
+/** Rows per thread for the gradients of weight and bias; up to `maxRows`, so that there are at most `most` partial sums. */
 const CHUNK = { rows: { cpu: 512, gpu: 32 }, most: 512, maxRows: 1024 };
 
 function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: number, rms: boolean): Tensor {
@@ -61,17 +49,15 @@ function rowNorm(x: Tensor, w: Tensor | undefined, b: Tensor | undefined, eps: n
     Math.ceil(R / CHUNK.maxRows),
   );
   const params = { rows: R, size: forward.size, eps, chunks, chunk: Math.ceil(R / chunks) };
-  launch(forward.kernel, { x, w: w ?? 1, b: b ?? 0, y, stats }, params, forward.grid, {
+  forward.launch({ x, w: w ?? 1, b: b ?? 0, y, stats }, params, {
     flops: 8 * x.size,
-    iterations: forward.iterations,
     fusion: { stores: ["y"] },
   });
   return differentiable(y, [x, ...affine], (dy) => {
     const dx = emptyActivation(x.shape);
     const backward = rowKernel(source, "norm_backward_x", R, C, 2, constants);
-    launch(backward.kernel, { x, w: w ?? 1, dy, stats, dx }, params, backward.grid, {
+    backward.launch({ x, w: w ?? 1, dy, stats, dx }, params, {
       flops: 12 * x.size,
-      iterations: backward.iterations,
       fusion: { stores: ["dx"] },
     });
     if (!w) return [dx];
@@ -154,10 +140,7 @@ const SLICE = 1024;
 /** Pixels per thread of the elementwise kernels of a group norm. */
 const PIXELS = 8;
 
-/**
- * On a software adapter, with at least `groups` groups of at most `vectors` vec4s, one thread per group in a single launch
- * (group_norm_small.wgsl) beats the two-launch reduction (group_norm_large.wgsl).
- */
+/** On a CPU, with at least `groups` groups of at most `vectors` vec4s, one thread per group beats two launches. */
 const SMALL = { groups: 32, vectors: 1024 };
 
 /** Group norm; batch norm is one image with a channel per group. @returns y, and mean and r = 1 / deviation [images, C] */

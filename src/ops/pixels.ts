@@ -23,10 +23,7 @@ export function imageInput(B: number, S: number, bytes: boolean): Tensor {
   return bytes ? input([B, S, wordsOf(S)], "u32", "images") : input([B, S, S, 3], "f32", "images");
 }
 
-/**
- * Pixels in -1..1 [B,S,S,3] of an {@link imageInput}.
- * @param flips f32 [B]: 1 mirrors an image left to right, 0 does not
- */
+/** Pixels in -1..1 [B,S,S,3] of an {@link imageInput}. @param flips f32 [B]: 1 mirrors an image left to right, 0 does not */
 export function pixels(x: Tensor, flips?: Tensor): Tensor {
   const all = x.dtype === "u32" ? unpack(x) : x;
   check(all.rank === 4 && all.dim(3) === 3, "read images", "they must be [B,S,S,3] or packed bytes", x);

@@ -24,11 +24,7 @@ export function pointwise(
     inputs: inputs.map((x) => ({ storage: x.storage, view: broadcast(x.shape, shape) })),
     scalars,
     body,
-    outputs: [{
-      value: `t${body.length - 1}`,
-      storage: y.storage,
-      view: contiguous(y.size),
-    }],
+    outputs: [{ value: `t${body.length - 1}`, storage: y.storage, view: contiguous(y.size) }],
   });
   return y;
 }

@@ -48,10 +48,7 @@ export interface PoolOptions {
   padding?: number;
 }
 
-/**
- * Mean over windows of [B,H,W,C].
- * @param options.countPadding whether a window's cells around the map count (true); TensorFlow's mean leaves them out
- */
+/** Mean over windows of [B,H,W,C]. @param options.countPadding whether padding counts (true); not in TensorFlow */
 export function averagePool(x: Tensor, options: PoolOptions & { countPadding?: boolean }): Tensor {
   return pool(x, options, { MAX: 0, COUNT_PADDING: options.countPadding === false ? 0 : 1 });
 }

@@ -1,4 +1,4 @@
-// Sum, mean and maximum over any axes, and their gradients. Adjacent axes are reduced together, as [R, K] rows
+// Sum and mean over any axes, and their gradients. Adjacent axes are reduced together, as [R, K] rows
 // or [O, K, I] columns; long ones in two launches, so that few outputs still fill the machine.
 
 import source from "../../kernels/reduce.wgsl" with { type: "text" };
@@ -18,31 +18,20 @@ export interface ReduceOptions {
   keepDims?: boolean;
 }
 
-type Op = "sum" | "max";
-type Pre = "identity" | "square" | "abs";
-
-const OPS: Record<Op, number> = { sum: 0, max: 1 };
-const PRES: Record<Pre, number> = { identity: 0, square: 1, abs: 2 };
-
 /** Sum over `axes` (all when absent). */
 export function sum(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
-  return reduced(x, axes, options, "sum", 1);
+  return reduced(x, axes, options, 1);
 }
 
 /** Mean over `axes` (all when absent). */
 export function mean(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
   const all = axesOf(x, axes, "take a mean");
-  return reduced(x, axes, options, "sum", 1 / all.reduce((n, a) => n * x.dim(a), 1));
+  return reduced(x, axes, options, 1 / all.reduce((n, a) => n * x.dim(a), 1));
 }
 
-/** Maximum over `axes` (all when absent). Ties share the gradient evenly. */
-export function max(x: Tensor, axes?: readonly number[], options: ReduceOptions = {}): Tensor {
-  return reduced(x, axes, options, "max", 1);
-}
-
-/** Sum of pre(x) over everything, as a scalar; not differentiable (norms, finiteness checks). */
-export function total(x: Tensor, pre: Pre = "identity"): Tensor {
-  return viewAs(reduceGroup(x, 1, x.size, 1, "sum", 1, pre), []);
+/** Sum of squares over everything, as a scalar; not differentiable. */
+export function sumOfSquares(x: Tensor): Tensor {
+  return viewAs(reduceGroup(x, 1, x.size, 1, 1, 1, true), []);
 }
 
 /** Sums `x` over the axes along which `shape` was broadcast to x's shape. Not differentiable: used by gradients. */
@@ -52,26 +41,17 @@ export function sumTo(x: Tensor, shape: Shape): Tensor {
   const axes = x.shape.map((_, a) => a).filter((a) =>
     a < extra || (shape[a - extra] === 1 && x.shape[a] !== 1)
   );
-  return viewAs(reduceAxes(x, axes, "sum", 1), shape);
-}
-
-/** `x` repeated to `shape`. Not differentiable: used by gradients. */
-export function broadcastTo(x: Tensor, shape: Shape): Tensor {
-  if (shape.join() === x.shape.join()) return x;
-  return pointwise(["x0"], [x], [], shape);
+  return viewAs(reduceAxes(x, axes, 1), shape);
 }
 
 /** scale * sum over the first axis of [S, N], as [N]: the second launch of a split-K GEMM or a chunked sum. Not differentiable. */
 export function sumChunks(x: Tensor, scale: number): Tensor {
   const [S, N] = x.shape as [number, number];
   if (S === 1 && scale === 1) return viewAs(x, [N]);
-  return viewAs(reduceGroup(x, 1, S, N, "sum", scale, "identity"), [N]);
+  return viewAs(reduceGroup(x, 1, S, N, scale), [N]);
 }
 
-/**
- * Sums of `a` and of `a b` over the middle axis of [O, K, I], next to each other: [O, 2, I]. Reads `a` once. Not differentiable:
- * the gradients of a shift and a scale that rows share.
- */
+/** Sums of `a` and of `a b` over the middle axis of [O, K, I] -> [O, 2, I], reading `a` once. Not differentiable. */
 export function sumAndDot(a: Tensor, b: Tensor): Tensor {
   const [outer, size, I] = a.shape as [number, number, number];
   check(a.rank === 3 && b.shape.join() === a.shape.join(), "sum", "both must be [O, K, I]", a, b);
@@ -84,13 +64,9 @@ export function sumAndDot(a: Tensor, b: Tensor): Tensor {
     { a, b, y },
     { outer, size, inner, chunks, chunk },
     fold(Math.ceil(outer * inner * chunks / WG)),
-    {
-      flops: 3 * a.size,
-      iterations: iterationsOfSum(chunk),
-      fusion: { loads: ["a", "b"], stores: ["y"] },
-    },
+    { flops: 3 * a.size, iterations: iterationsOfSum(chunk), fusion: { loads: ["a", "b"], stores: ["y"] } },
   );
-  const sums = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, "sum", 1, "identity");
+  const sums = chunks === 1 ? y : reduceGroup(y, outer, chunks, 2 * I, 1);
   return viewAs(sums, [outer, 2, I]);
 }
 
@@ -98,23 +74,18 @@ function reduced(
   x: Tensor,
   axes: readonly number[] | undefined,
   options: ReduceOptions,
-  op: Op,
   scale: number,
 ): Tensor {
-  const over = axesOf(x, axes, `reduce by ${op}`);
+  const over = axesOf(x, axes, "reduce by sum");
   const kept = x.shape.map((n, a) => over.includes(a) ? 1 : n);
   const y = viewAs(
-    reduceAxes(x, over, op, scale),
+    reduceAxes(x, over, scale),
     options.keepDims ? kept : x.shape.filter((_, a) => !over.includes(a)),
   );
   return differentiable(y, [x], (dy) => {
     const dyKept = viewAs(dy, kept);
-    if (op === "sum") {
-      return [broadcastTo(scale === 1 ? dyKept : pointwise(["x0 * s0"], [dyKept], [scale]), x.shape)];
-    }
-    const hit = pointwise(["select(T(0.0), T(1.0), x0 == x1)"], [x, viewAs(y, kept)]);
-    const ties = viewAs(reduceAxes(hit, over, "sum", 1), kept);
-    return [pointwise(["x0 * x1 / x2"], [hit, dyKept, ties])];
+    const scaled = scale === 1 ? dyKept : pointwise(["x0 * s0"], [dyKept], [scale]);
+    return [dyKept.size === x.size ? scaled : pointwise(["x0"], [scaled], [], x.shape)];
   });
 }
 
@@ -125,7 +96,7 @@ function axesOf(x: Tensor, axes: readonly number[] | undefined, action: string):
 }
 
 /** Reduces groups of neighbouring axes, the last group first; the result keeps the order of the other axes. */
-function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): Tensor {
+function reduceAxes(x: Tensor, axes: readonly number[], scale: number): Tensor {
   // Where the first axis stays, it is the batch.
   const images = axes.includes(0) ? 1 : x.shape[0] ?? 1;
   let y = x;
@@ -138,7 +109,7 @@ function reduceAxes(x: Tensor, axes: readonly number[], op: Op, scale: number): 
     const outer = sizeOf(shape.slice(0, first));
     const size = sizeOf(shape.slice(first, last + 1));
     const inner = sizeOf(shape.slice(last + 1));
-    y = reduceGroup(y, outer, size, inner, op, rest.length ? 1 : scale, "identity", images);
+    y = reduceGroup(y, outer, size, inner, rest.length ? 1 : scale, images);
     shape = [...shape.slice(0, first), ...Array(last - first + 1).fill(1), ...shape.slice(last + 1)];
   }
   if (y === x && scale !== 1) y = pointwise(["x0 * s0"], [x], [scale]);
@@ -169,16 +140,15 @@ function chunksOf(kind: "rows" | "columns" | "pairs", items: number, length: num
   return Math.max(partsOf(length), Math.min(Math.ceil(wanted / items), Math.ceil(length / least)));
 }
 
-/** [O, K, I] -> [O, I], in one or two launches. */
+/** scale * sums (or sums of squares) over K of [O, K, I] -> [O, I], in one or two launches. */
 function reduceGroup(
   x: Tensor,
   outer: number,
   size: number,
   inner: number,
-  op: Op,
   scale: number,
-  pre: Pre,
   images = 1,
+  squared = false,
 ): Tensor {
   const cpu = device().profile === "cpu";
   const { source: text, width } = byWidth(source, inner === 1 ? size : inner);
@@ -188,43 +158,27 @@ function reduceGroup(
   const chunks = chunksOf(inner === 1 ? "rows" : "columns", counted, length);
   const chunk = Math.ceil(length / chunks);
   const y = empty([outer, chunks, inner], "f32", "reduction");
-  const constants = { OP: OPS[op], PRE: PRES[pre] };
-  const common = {
-    rows: outer,
-    size: length,
-    chunks,
-    chunk,
-    scale: chunks > 1 ? 1 : scale,
+  const common = { rows: outer, size: length, chunks, chunk, scale: chunks > 1 ? 1 : scale };
+  const SQUARED = squared ? 1 : 0, array = inner === 1 ? "rows" : "columns";
+  const THREADS = inner === 1
+    ? cpu ? 1 : length / chunks >= 64 ? 64 : 8
+    : cpu || length / chunks < 16
+    ? 1
+    : 8;
+  const options = {
+    flops: outer * size * inner,
+    iterations: iterationsOfSum(Math.ceil(chunk / THREADS)),
+    fusion: { loads: ["x"], stores: [array] },
   };
-  const flops = outer * size * inner;
   if (inner === 1) {
-    const threads = cpu ? 1 : length / chunks >= 64 ? 64 : 8;
-    const rows = cpu ? device().simdWidth : 64 / threads;
-    launch(
-      kernel(text, "reduce_rows", { ...constants, THREADS: threads, ROWS: rows }),
-      { x, rows: y },
-      { ...common, inner: 1 },
-      fold(Math.ceil(outer * chunks / rows)),
-      {
-        flops,
-        iterations: iterationsOfSum(Math.ceil(chunk / threads)),
-        fusion: { loads: ["x"], stores: ["rows"] },
-      },
-    );
+    const ROWS = cpu ? device().simdWidth : 64 / THREADS, grid = fold(Math.ceil(outer * chunks / ROWS));
+    const reduce = kernel(text, "reduce_rows", { SQUARED, THREADS, ROWS });
+    launch(reduce, { x, rows: y }, { ...common, inner: 1 }, grid, options);
   } else {
-    const group = cpu ? 16 : 32, threads = cpu || length / chunks < 16 ? 1 : 8;
-    launch(
-      kernel(text, "reduce_columns", { ...constants, WG: group, THREADS: threads }),
-      { x, columns: y },
-      { ...common, inner: inner / width },
-      fold(Math.ceil(items * chunks / group)),
-      {
-        flops,
-        iterations: iterationsOfSum(Math.ceil(chunk / threads)),
-        fusion: { loads: ["x"], stores: ["columns"] },
-      },
-    );
+    const WG = cpu ? 16 : 32, grid = fold(Math.ceil(items * chunks / WG));
+    const reduce = kernel(text, "reduce_columns", { SQUARED, WG, THREADS });
+    launch(reduce, { x, columns: y }, { ...common, inner: inner / width }, grid, options);
   }
   if (chunks === 1) return viewAs(y, [outer, inner]);
-  return reduceGroup(viewAs(y, [outer, chunks, inner]), outer, chunks, inner, op, scale, "identity", images);
+  return reduceGroup(viewAs(y, [outer, chunks, inner]), outer, chunks, inner, scale, images);
 }

@@ -11,10 +11,7 @@ export interface ResizeOptions {
   antialias?: boolean;
   /** Pixel centres are integers and not half-integers, as in TensorFlow 1; bilinear without antialias only. */
   corners?: boolean;
-  /**
-   * Input positions that an output position spans, vertically and horizontally, where that is not the ratio of the sizes:
-   * the inverse of PyTorch's scale_factor.
-   */
+  /** Input positions per output position, vertical and horizontal, if not the ratio of sizes: 1 / scale_factor in PyTorch. */
   steps?: readonly [number, number];
 }
 
@@ -43,9 +40,7 @@ function along(
     const lda = transpose ? M : K;
     return gemm(table, from, to, {
       source: { kind: "plain", transposeA: transpose, transposeB: false },
-      M,
-      N: inner,
-      K,
+      dims: [M, inner, K],
       lda,
       ldb: inner,
       batch: { count: outer, a: 0, b: K * inner },

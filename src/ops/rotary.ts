@@ -38,10 +38,7 @@ export function rotary(x: Tensor, cos: Tensor, sin: Tensor, pairs: Pairs = "inte
   return differentiable(run(x, 0), [x], (dy) => [run(dy, 1)]);
 }
 
-/**
- * Tables for a grid: the first half of a head's channels rotates with the row, the second with the column; frequencies
- * theta^(-2i / (HS / 2)), each for one pair.
- */
+/** Tables for a grid: half of a head rotates with the row, half with the column; frequencies theta^(-2i / (HS / 2)). */
 export function rotaryTables2d(rows: number, columns: number, HS: number, theta = 10000) {
   const T = rows * columns, half = HS / 2;
   const cos = new Float32Array(T * HS), sin = new Float32Array(T * HS);

@@ -3,9 +3,10 @@
 import preludeScalar from "../../kernels/prelude_scalar.wgsl" with { type: "text" };
 import preludeRows from "../../kernels/prelude_rows.wgsl" with { type: "text" };
 import preludeVec4 from "../../kernels/prelude_vec4.wgsl" with { type: "text" };
+import { launch, type LaunchOptions } from "../gpu/bind.ts";
 import { device } from "../gpu/device.ts";
 import { partsOf } from "../gpu/iterations.ts";
-import { fold, type Kernel, kernel } from "../gpu/kernel.ts";
+import { fold, kernel } from "../gpu/kernel.ts";
 
 /** A kernel text behind the prelude for rows of `columns` elements; `width` elements make a vector. */
 export function byWidth(source: string, columns: number): { source: string; width: number } {
@@ -13,19 +14,10 @@ export function byWidth(source: string, columns: number): { source: string; widt
   return { source: (width === 4 ? preludeVec4 : preludeScalar) + source, width };
 }
 
-/** A row kernel, how it is launched, and the vectors of a row. */
-export interface RowKernel {
-  kernel: Kernel;
-  /** The text with its preludes. */
-  source: string;
-  grid: [number, number];
-  size: number;
-  iterations: number;
-}
-
 /**
  * The row kernel `entry` for `count` rows of `columns` elements.
  * @param loops of a thread over its part of the row
+ * @returns its text with the preludes, the vectors of a row, and a function that launches it
  */
 export function rowKernel(
   source: string,
@@ -34,15 +26,19 @@ export function rowKernel(
   columns: number,
   loops: number,
   constants: Record<string, number> = {},
-): RowKernel {
+) {
   const text = byWidth(preludeRows + source, columns);
   const size = columns / text.width, shared = sharing(size, loops);
+  const made = kernel(text.source, entry, { ...constants, ...shared });
+  const grid = fold(Math.ceil(count / shared.ROWS)), iterations = loops * Math.ceil(size / shared.THREADS);
   return {
-    kernel: kernel(text.source, entry, { ...constants, ...shared }),
     source: text.source,
-    grid: fold(Math.ceil(count / shared.ROWS)),
     size,
-    iterations: loops * Math.ceil(size / shared.THREADS),
+    launch: (
+      operands: Parameters<typeof launch>[1],
+      params: Record<string, number>,
+      options: Omit<LaunchOptions, "iterations">,
+    ) => launch(made, operands, params, grid, { ...options, iterations }),
   };
 }
 

@@ -4,7 +4,6 @@ import source from "../../kernels/softmax.wgsl" with { type: "text" };
 import { differentiable } from "../tensor/autograd.ts";
 import { check, empty, type Tensor } from "../tensor/tensor.ts";
 import { mean } from "./reduce.ts";
-import { launch } from "../gpu/bind.ts";
 import { rowKernel } from "./row_kernel.ts";
 
 /** exp(x) / sum(exp(x)) over the last axis. */
@@ -13,19 +12,11 @@ export function softmax(x: Tensor): Tensor {
   const y = empty(x.shape);
   const forward = rowKernel(source, "softmax", R, C, 3);
   const params = { rows: R, size: forward.size, scale: 1 };
-  launch(forward.kernel, { x, y }, params, forward.grid, {
-    flops: 5 * x.size,
-    iterations: forward.iterations,
-    fusion: { stores: ["y"] },
-  });
+  forward.launch({ x, y }, params, { flops: 5 * x.size, fusion: { stores: ["y"] } });
   return differentiable(y, [x], (dy) => {
     const dx = empty(x.shape);
     const backward = rowKernel(source, "softmax_backward", R, C, 2);
-    launch(backward.kernel, { y, dy, dx }, params, backward.grid, {
-      flops: 4 * x.size,
-      iterations: backward.iterations,
-      fusion: { stores: ["dx"] },
-    });
+    backward.launch({ y, dy, dx }, params, { flops: 4 * x.size, fusion: { stores: ["dx"] } });
     return [dx];
   });
 }
@@ -47,18 +38,12 @@ export function crossEntropy(logits: Tensor, labels: Tensor): Tensor {
   const loss = empty([R]);
   const forward = rowKernel(source, "cross_entropy", R, K, 2);
   const params = { rows: R, size: forward.size, scale: 1 / R };
-  launch(forward.kernel, { x: logits, labels, loss }, params, forward.grid, {
-    flops: 4 * R * K,
-    iterations: forward.iterations,
-  });
+  forward.launch({ x: logits, labels, loss }, params, { flops: 4 * R * K });
   const y = mean(loss);
   return differentiable(y, [logits], (dy) => {
     const dx = empty(logits.shape);
     const backward = rowKernel(source, "cross_entropy_backward", R, K, 3);
-    launch(backward.kernel, { x: logits, labels, dloss: dy, dx }, params, backward.grid, {
-      flops: 6 * R * K,
-      iterations: backward.iterations,
-    });
+    backward.launch({ x: logits, labels, dloss: dy, dx }, params, { flops: 6 * R * K });
     return [dx];
   });
 }

@@ -54,10 +54,7 @@ export interface Root {
   dy: Tensor;
 }
 
-/**
- * Gradients of `sum(y * dy)` with respect to each tensor of `wrt` (zeros where y does not depend on it).
- * @param dy same shape as y; ones when absent
- */
+/** Gradients of `sum(y * dy)` (dy: ones) with respect to each tensor of `wrt`; zeros where y does not depend on it. */
 export function grad(y: Tensor, wrt: readonly Tensor[], dy?: Tensor): Tensor[] {
   return gradOf([{ y, dy: dy ?? full(y.shape, 1) }], wrt);
 }

@@ -3,13 +3,7 @@
 
 import { ShapeError } from "../errors.ts";
 import { type Scope, scope } from "../gpu/scope.ts";
-import {
-  type Bindable,
-  type Category,
-  type HostArray,
-  Storage,
-  type StorageOptions,
-} from "../gpu/storage.ts";
+import { type Bindable, type HostArray, Storage, type StorageOptions } from "../gpu/storage.ts";
 
 /** f16 is a storage format, two elements to a u32: arithmetic is in f32. Ops make f16 only where the last axis is a multiple of 4. */
 export type DType = "f32" | "u32" | "i32" | "f16";
@@ -107,31 +101,17 @@ function storageOf(shape: Shape, dtype: DType, options: StorageOptions): Storage
 
 /** A tensor that the host uploads before each run of a program. */
 export function input(shape: Shape, dtype: DType = "f32", label = "input"): Tensor {
-  return new Tensor(
-    shape,
-    dtype,
-    storageOf(shape, dtype, { category: "inputs", persistent: true, label }),
-  );
+  return new Tensor(shape, dtype, storageOf(shape, dtype, { category: "inputs", persistent: true, label }));
 }
 
-export interface VariableOptions {
-  dtype?: DType;
-  label?: string;
-  category?: Category;
-  /** First contents, made when the device memory is; zeros when absent. */
-  init?: () => HostArray;
-  requiresGrad?: boolean;
-}
-
-/** A tensor that lives across programs and steps. */
-export function variable(shape: Shape, options: VariableOptions = {}): Tensor {
+/** A tensor that lives across programs and steps. @param options.init its first contents (zeros) */
+export function variable(
+  shape: Shape,
+  options: Pick<StorageOptions, "label" | "category" | "init"> & { dtype?: DType; requiresGrad?: boolean } =
+    {},
+): Tensor {
   const { dtype = "f32", label = "variable", category = "state", init, requiresGrad = false } = options;
-  const storage = storageOf(shape, dtype, {
-    category,
-    label,
-    persistent: true,
-    ...(init ? { init } : {}),
-  });
+  const storage = storageOf(shape, dtype, { category, label, persistent: true, ...(init ? { init } : {}) });
   return new Tensor(shape, dtype, storage, requiresGrad);
 }
 

@@ -6,7 +6,7 @@ import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
-import { mean, sum, total } from "../ops/reduce.ts";
+import { mean, sum, sumOfSquares } from "../ops/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
 /** mean |a - b| */
@@ -62,7 +62,7 @@ export function adaptiveWeight(
   factor: number,
   lossScale?: Tensor,
 ): { weight: Tensor; norms: [Tensor, Tensor] } {
-  const norm2 = (dy: Tensor) => total(gradOf([{ y, dy }], [lastLayer])[0] as Tensor, "square");
+  const norm2 = (dy: Tensor) => sumOfSquares(gradOf([{ y, dy }], [lastLayer])[0] as Tensor);
   const scaled = lossScale ? [lossScale] : [];
   const ratio = `min(sqrt(x0) / (sqrt(x1) + 1e-4${lossScale ? " * x2" : ""}), T(1e4)) * s0`;
   const norms: [Tensor, Tensor] = [norm2(dRec), norm2(dGan)];

@@ -2,10 +2,8 @@
 // the number of launches nor the memory grows with their number. A step of one micro-batch is a single program.
 
 import { copy, fill } from "../gpu/memory.ts";
-import { bufferBytes } from "../gpu/device.ts";
-import type { Plan } from "../gpu/plan.ts";
+import { bytesOf, type Plan } from "../gpu/plan.ts";
 import { capture, type Program } from "../gpu/program.ts";
-import type { Storage } from "../gpu/storage.ts";
 import { add, scale } from "../ops/math.ts";
 import { reshape, slice } from "../ops/layout.ts";
 import { type Tensor, variable } from "../tensor/tensor.ts";
@@ -39,10 +37,7 @@ export class StepProgram<I extends Record<string, Tensor>> {
     this.plan = parts.length === 1 ? (parts[0] as { program: Part }).program.plan : combined(parts);
   }
 
-  /**
-   * Records a step; nothing is allocated.
-   * @param inputs of one micro-batch
-   */
+  /** Records a step; nothing is allocated. @param inputs of one micro-batch */
   static capture<I extends Record<string, Tensor>>(
     label: string,
     inputs: I,
@@ -120,27 +115,11 @@ function combined(parts: readonly { program: Part; times: number }[]): Plan {
   const sum = (of: (plan: Plan, times: number) => number) =>
     plans.reduce((total, { plan, times }) => total + of(plan, times), 0);
   const places = new Map(plans.flatMap(({ plan }) => [...plan.places]));
-  const bytes = {
-    parameters: 0,
-    gradients: 0,
-    optimizer: 0,
-    state: 0,
-    inputs: 0,
-    outputs: 0,
-    activations: 0,
-    workspace: 0,
-  };
-  bytes.activations = sum(({ bytes }) => bytes.activations);
-  bytes.workspace = sum(({ bytes }) => bytes.workspace);
-  bytes.outputs = sum(({ bytes }) => bytes.outputs);
-  const roots = new Set<Storage>([...places.values()].filter(({ slot }) => slot < 0).map(({ root }) => root));
-  for (const root of roots) if (root.persistent) bytes[root.category] += bufferBytes(root.bytes);
   return {
     launches: plans.flatMap(({ plan, times }) => Array.from({ length: times }, () => plan.launches).flat()),
     places,
     slots: plans.flatMap(({ plan }) => plan.slots),
-    bytes,
-    totalBytes: Object.values(bytes).reduce((a, b) => a + b, 0),
+    ...bytesOf(places, sum(({ bytes }) => bytes.activations), sum(({ bytes }) => bytes.workspace)),
     unpooledBytes: sum(({ unpooledBytes }) => unpooledBytes),
     flops: sum(({ flops }, times) => times * flops),
     recorded: sum(({ recorded }) => recorded),

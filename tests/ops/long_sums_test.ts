@@ -12,7 +12,7 @@ import { conv2d } from "../../src/ops/conv.ts";
 import { add, square } from "../../src/ops/math.ts";
 import { linear } from "../../src/ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm } from "../../src/ops/norm.ts";
-import { max, mean, sum, total } from "../../src/ops/reduce.ts";
+import { mean, sum, sumOfSquares } from "../../src/ops/reduce.ts";
 import { broadcastTo } from "../../src/ops/layout.ts";
 import { crossEntropy, softmax } from "../../src/ops/softmax.ts";
 import { constant, readTensor, type Tensor, variable } from "../../src/tensor/tensor.ts";
@@ -30,7 +30,7 @@ function errorOf(got: ArrayLike<number>, expected: ArrayLike<number>): number {
 const named = (tensors: Record<string, [readonly number[], Float32Array]>) =>
   Object.fromEntries(Object.entries(tensors).map(([k, [shape, data]]) => [k, { shape, data }]));
 
-Deno.test("sums, means, maxima and squares of 100 million elements are right to 2e-6, and so is the gradient of a bias", async () => {
+Deno.test("sums, means and squares of 100 million elements are right to 2e-6, and so is the gradient of a bias", async () => {
   const R = 100_000, C = 1000;
   const a = randomArray(R, 1).map((v) => v + 1), b = randomArray(C, 2).map((v) => v + 1);
   const sums = [sumOf(a), sumOf(b)] as const,
@@ -45,8 +45,7 @@ Deno.test("sums, means, maxima and squares of 100 million elements are right to 
       return {
         sum: sum(x()),
         mean: mean(x()),
-        max: max(x()),
-        square: total(x(), "square"),
+        square: sumOfSquares(x()),
         columns: sum(x(), [0]),
         bias: grad(sum(square(x())), [b as Tensor])[0] as Tensor,
       };
@@ -63,10 +62,6 @@ Deno.test("sums, means, maxima and squares of 100 million elements are right to 
       const error = errorOf(got[name as keyof typeof got], expected);
       assert(error < 2e-6, `${name} in profile ${profile}: ${error}`);
     }
-    assertEquals(
-      got.max[0],
-      Math.fround(Math.max(...a.subarray(0, 50_000), ...a.subarray(50_000)) + Math.max(...b)),
-    );
   }
 });
 

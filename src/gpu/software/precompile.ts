@@ -13,10 +13,7 @@ import { TEXELS } from "../accessors.ts";
 const LONG = 8000;
 /** Milliseconds to compile a kernel that is not in the driver's cache; one that is takes a tenth. */
 const SLOW = 120;
-/**
- * Milliseconds of compilation per submission, about, while a command has state to save: a signal waits that long. Otherwise all
- * kernels are one submission, which takes a quarter less.
- */
+/** Milliseconds of compilation per submission while a command has state to save: a signal waits that long. */
 const PIECE = 1500;
 /** Cost of a kernel in addition to its text, in characters. */
 const BASE = 1500;

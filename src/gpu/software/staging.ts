@@ -51,10 +51,7 @@ function stagingSizes(launches: readonly Launch[]): Map<string, { half: boolean;
   return sizes;
 }
 
-/**
- * At least `rows`, and not a power of two: llvmpipe compiles a second variant of a kernel for textures whose height is one, which
- * takes up to seconds, and its disk cache keeps only one of the two.
- */
+/** At least `rows`, and no power of two: for those llvmpipe compiles a second variant, and caches only one of the two. */
 const unevenRows = (rows: number): number => rows < 3 ? 3 : (rows & (rows - 1)) === 0 ? rows + 1 : rows;
 
 /** The staging textures of one program. */
