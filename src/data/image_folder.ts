@@ -133,10 +133,7 @@ export class Folder implements InputSource {
   }
 }
 
-/**
- * Opens a folder of images, or a single file.
- * @throws UsageError when it is not there, holds no image, or has a class folder without one
- */
+/** Opens a folder of images, or a single file. @throws UsageError when there is no image, or none in a class folder */
 export async function openFolder(path: string, options: FolderOptions = {}): Promise<Folder> {
   let info: Deno.FileInfo;
   try {

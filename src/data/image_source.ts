@@ -122,28 +122,28 @@ function orderOf(seed: number, epoch: number, length: number): Uint32Array<Array
   return latest.order;
 }
 
+/** `length` images of a source as floats: number i is image `at(i)`. */
+export function subset(source: ImageSource, length: number, at = (i: number) => i): ImageSource {
+  return {
+    length,
+    classes: source.classes,
+    parallel: source.parallel ?? 0,
+    label: (i) => source.label(at(i)),
+    name: (i) => source.name(at(i)),
+    image: (i, size) => source.image(at(i), size),
+  };
+}
+
 /** Images from..to-1 of a source, as a source of their own. */
 export function part(source: ImageSource, from: number, to: number): ImageSource {
   return {
-    length: Math.max(0, to - from),
-    classes: source.classes,
-    parallel: source.parallel ?? 0,
-    label: (i) => source.label(from + i),
-    name: (i) => source.name(from + i),
-    image: (i, size) => source.image(from + i, size),
+    ...subset(source, Math.max(0, to - from), (i) => from + i),
     ...source.bytes ? { bytes: (i: number, size: number) => bytesOf(source)(from + i, size) } : {},
   };
 }
 
 /** Images of even index to train on, those of odd index to test on. */
 export function splitInHalf(source: ImageSource): [ImageSource, ImageSource] {
-  const half = (odd: number): ImageSource => ({
-    length: Math.floor((source.length + 1 - odd) / 2),
-    classes: source.classes,
-    parallel: source.parallel ?? 0,
-    label: (i) => source.label(2 * i + odd),
-    name: (i) => source.name(2 * i + odd),
-    image: (i, size) => source.image(2 * i + odd, size),
-  });
+  const half = (odd: 0 | 1) => subset(source, Math.floor((source.length + 1 - odd) / 2), (i) => 2 * i + odd);
   return [half(0), half(1)];
 }

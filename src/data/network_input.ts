@@ -6,7 +6,7 @@ import { interpolate, type Sampling } from "../image/interpolate.ts";
 import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
 import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
 import { fullImage, type Rows, rowsOf } from "../image/rows.ts";
-import type { ImageSource } from "./image_source.ts";
+import { type ImageSource, subset } from "./image_source.ts";
 
 /** How an image becomes a network's input; plain data for worker threads. */
 export interface View {
@@ -106,11 +106,7 @@ export class Sizes {
 export function inputs(source: InputSource, view: View, sizes?: Sizes): ImageSource {
   const counted = new Set<number>(); // the last batch is filled up with its last image
   return {
-    length: source.length,
-    classes: source.classes,
-    parallel: source.parallel ?? 0,
-    label: (i) => source.label(i),
-    name: (i) => source.name(i),
+    ...subset(source, source.length),
     image: async (i, size) => {
       const { width, height, data, original } = await source.input(i, view);
       if (width !== size || height !== size) {

@@ -10,10 +10,7 @@ export function depthOf(source: { parallel?: number }, batchBytes: number): numb
   return Math.max(1, Math.min(MAX_AHEAD, Math.floor(READY_BYTES / batchBytes)));
 }
 
-/**
- * Yields `make(from)`, ..., `make(to - 1)` in order; up to `depth` more are computed while one is used. An error is thrown
- * in place of its value.
- */
+/** Yields `make(from)`, ..., `make(to - 1)`, or throws its error, while up to `depth` more are computed. */
 export async function* ahead<T>(
   make: (n: number) => Promise<T>,
   { from = 0, to = Infinity, depth }: { from?: number; to?: number; depth: number },

@@ -185,10 +185,7 @@ export function targetOf(p: Preprocessor, original: Size): Target {
   return centerOf(size, width, height);
 }
 
-/**
- * Prepares an image.
- * @param target of targetOf(); of the size that the image has in its file, where the rows are of reduced size
- */
+/** Prepares an image. @param target computed from the size in the file, where the rows are of reduced size */
 export async function preprocess(
   rows: Rows,
   p: Preprocessor,

@@ -82,10 +82,7 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
   }
 }
 
-/**
- * The newest undamaged checkpoint; undefined if there is none. Damaged ones are skipped with a warning, temporary files are
- * ignored.
- */
+/** The newest undamaged checkpoint, if there is one. Damaged ones are skipped with a warning. */
 export async function newestCheckpoint(
   run: string,
   warn: (message: string) => void,

@@ -63,15 +63,20 @@ export function beginPictures(
 function changes(before: Fields, options: Fields, madeFrom: Provenance): string[] {
   const recorded = provenanceSchema.safeParse(before.made_from);
   if (!recorded.success) return ["its config.json does not say what they were made from (tok 0.2.0)"];
-  const differing = Object.entries(options).flatMap(([key, is]) => {
+  return [...optionChanges(before, options), ...differences(recorded.data, madeFrom)];
+}
+
+/** The options that differ from those before, for messages. */
+export function optionChanges(before: Fields, options: Fields): string[] {
+  return Object.entries(options).flatMap(([key, is]) => {
     const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");
     return a === b ? [] : [`--${kebab(key)} was ${a} and is ${b}`];
   });
-  return [...differing, ...differences(recorded.data, madeFrom)];
 }
 
 const counted = (found: readonly unknown[]) =>
   `${found.length} ${found.length === 1 ? "picture" : "pictures"}`;
+
 function pictures(folder: string, sub: string): string[] {
   const at = join(folder, sub);
   if (!exists(at)) return [];

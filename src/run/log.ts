@@ -8,7 +8,7 @@ import { fitted } from "./terminal.ts";
 
 const encoder = new TextEncoder();
 
-export interface LogOptions {
+interface LogOptions {
   json: boolean;
   /** Whether stdout and stderr are terminals; as found when absent. */
   terminal?: { stdout: boolean; stderr: boolean };

@@ -4,9 +4,10 @@
 
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { kebab, type Schema } from "../cli/flags.ts";
+import type { Schema } from "../cli/flags.ts";
 import { freeOptions } from "../cli/options.ts";
 import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "./checkpoint.ts";
+import { optionChanges } from "./existing_output.ts";
 import { exists } from "../formats/files.ts";
 import type { Log } from "./log.ts";
 import { differences, type Provenance, provenanceSchema } from "../formats/provenance.ts";
@@ -71,11 +72,10 @@ export function checkResumed(
   const before: Record<string, unknown> = { ...now.schema.parse({}), ...config as object };
   const free = freeOptions(now.schema);
   const recorded = provenanceSchema.safeParse(before.made_from);
-  const changes = Object.entries(now.config).flatMap(([key, is]) => {
-    if (free.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key)) return [];
-    const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");
-    return a === b ? [] : [`--${kebab(key)} was ${a} and is ${b}`];
-  });
+  const compared = Object.entries(now.config).filter(([key]) =>
+    !(free.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key))
+  );
+  const changes = optionChanges(before, Object.fromEntries(compared));
   if (recorded.success) changes.push(...differences(recorded.data, now.madeFrom));
   else log.line(`"${path}" does not say what it was made from (tok 0.2.0): that is taken to be the same`);
   if (changes.length && !elsewhere) {

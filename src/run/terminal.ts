@@ -3,17 +3,9 @@
 /** Columns of the bar: at most, and the fewest that show anything. */
 const MAX_BAR = 24, MIN_BAR = 6;
 
-export interface ProgressParts {
-  label: string;
-  counts: string;
-  speed: string;
-  left: string;
-  note: string;
-}
-
 /** What of a progress line fits into `width` columns: first the note goes, then the bar, the rate, and the end of the label. */
 export function fitted(
-  { label, counts, speed, left, note }: ProgressParts,
+  { label, counts, speed, left, note }: Record<"label" | "counts" | "speed" | "left" | "note", string>,
   width: number,
 ): { text: string; bar: number } {
   const join = (...parts: string[]) => parts.filter(Boolean).join("  ");

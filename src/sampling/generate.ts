@@ -73,12 +73,7 @@ export async function* generate(
 }
 
 /** The error for image `index`, whose pixels hold `fault`: it says whether its latent, number `i` of `latents`, does too. */
-async function refusal(
-  index: number,
-  i: number,
-  latents: Tensor,
-  fault: string,
-): Promise<UsageError> {
+async function refusal(index: number, i: number, latents: Tensor, fault: string): Promise<UsageError> {
   const z = await readTensor(latents), size = z.length / latents.dim(0);
   const inLatent = notFinite(z.subarray(i * size, (i + 1) * size));
   const [what, found, remedy] = inLatent === undefined

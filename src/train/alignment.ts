@@ -1,6 +1,7 @@
 // The models of an alignment: the tokenizer, the frozen encoder and adapter of the semantic loss, the discriminator.
 // Source: arXiv 2509.25162.
 
+import type { AlignConfig } from "../cli/config.ts";
 import { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
@@ -16,13 +17,8 @@ export type Part = "encoder" | "adapter" | "decoder";
 
 export type StageName = "latent" | "perceptual" | "refine";
 
-export interface AlignmentOptions {
-  batchSize: number;
-  accumulate: number;
-  imageSize: number;
-  semanticLoss: "l2" | "cosine";
-  /** Whether the semantic loss compares latents, after the adapter, or features before it. */
-  semanticAt: "after" | "before";
+export interface AlignmentOptions
+  extends Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt"> {
   /** Images come as packed bytes instead of floats (false). */
   bytes?: boolean;
   /** Mirrors the images that a batch's `flips` names (false). */
@@ -58,10 +54,7 @@ export class Alignment {
     this.sets = {
       encoder: set("encoder", tokenizer.encoder),
       adapter: set("adapter", tokenizer.adapter),
-      decoder: set("decoder", {
-        post_quant_conv: tokenizer.post_quant_conv,
-        decoder: tokenizer.decoder,
-      }),
+      decoder: set("decoder", { post_quant_conv: tokenizer.post_quant_conv, decoder: tokenizer.decoder }),
       anchor: set("anchor", this.anchor),
       reference: set("reference", this.reference),
       ...(discriminator ? { discriminator: set("discriminator", discriminator) } : {}),

@@ -33,12 +33,7 @@ interface Loss {
 }
 
 export const LOSSES = {
-  l1: {
-    ofReconstruction: true,
-    always: true,
-    weight: (c) => c.wL1,
-    value: ({ x, y }) => l1(y, x),
-  },
+  l1: { ofReconstruction: true, always: true, weight: (c) => c.wL1, value: ({ x, y }) => l1(y, x) },
   perceptual: {
     ofReconstruction: true,
     weight: (c) => c.perceptual === "none" ? 0 : c.wPerceptual,

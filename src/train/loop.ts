@@ -38,21 +38,20 @@ const STALLED = 50;
 /** Bytes of uploads that may wait for the device. */
 const AHEAD_BYTES = 256 * 1024 * 1024;
 
-export interface LoopResult {
-  /** Steps done in all; fewer than the recipe has when it was stopped. */
-  done: number;
-  /** Share of the time, 0..1, spent waiting for data: an upper bound of what more workers can save. */
-  dataWait: number;
-}
-
 /** What the loop needs of a recipe. */
 export type Steps<D> = Pick<
   Recipe<D>,
   "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "data" | "step"
 >;
 
-/** Runs the steps `from` to `recipe.steps` - 1. From the first step on, a signal ends the process only after the state is saved. */
-export async function trainLoop<D>(recipe: Steps<D>, o: LoopOptions): Promise<LoopResult> {
+/**
+ * Runs the steps `from` to `recipe.steps` - 1. From the first step on, a signal ends the process only after the state is saved.
+ * @returns the steps done in all, fewer where it was stopped, and the share of the time spent waiting for data
+ */
+export async function trainLoop<D>(
+  recipe: Steps<D>,
+  o: LoopOptions,
+): Promise<{ done: number; dataWait: number }> {
   const { steps, optimizers, metrics, runningMetrics } = recipe;
   using holds = new DisposableStack();
   const ahead = Math.max(1, Math.min(16, Math.floor(AHEAD_BYTES / Math.max(1, recipe.stepBytes))));

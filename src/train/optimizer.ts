@@ -22,14 +22,6 @@ import { div, mul, square } from "../ops/math.ts";
 import { concat, reshape } from "../ops/layout.ts";
 import { readTensor, type Tensor } from "../tensor/tensor.ts";
 
-export interface Group {
-  set: ParameterSet;
-  /** Factor of the learning rate for this set. */
-  lrFactor?: number;
-  /** Keep a moving average of the weights. */
-  ema?: boolean;
-}
-
 interface Slot {
   set: ParameterSet;
   lrFactor: number;
@@ -49,8 +41,15 @@ export class Optimizer {
   #verdict: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
 
-  /** @param key prefix of the tensors in `state()` */
-  constructor(readonly label: string, groups: readonly Group[], private readonly key = label) {
+  /**
+   * @param groups sets, each with a factor of the learning rate (1), with or without a moving average of the weights
+   * @param key prefix of the tensors in `state()`
+   */
+  constructor(
+    readonly label: string,
+    groups: readonly { set: ParameterSet; lrFactor?: number; ema?: boolean }[],
+    private readonly key = label,
+  ) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
       set,
       lrFactor,
@@ -121,14 +120,21 @@ export class Optimizer {
     return this.#scaled ? lossScale(this.progress) : undefined;
   }
 
-  /** Records the gradients of a step with a single micro-batch, in the order of `parameters`. */
-  store(gradients: readonly Tensor[]): void {
-    this.#store(gradients, 0);
+  /**
+   * Records the gradients of a step with a single micro-batch, in the order of `parameters`.
+   * @param which 1: those of one more micro-batch, before they are added
+   */
+  store(gradients: readonly Tensor[], which: 0 | 1 = 0): void {
+    let at = 0;
+    for (const { set } of this.#slots) {
+      const { of } = set.gradients(which);
+      store(gradients.slice(at, at += set.list.length), set.list.map((p) => of.get(p) as Tensor));
+    }
   }
 
   /** Records that `gradients` are added to the sums since {@link clear}, one launch a flat buffer. */
   accumulate(gradients: readonly Tensor[]): void {
-    this.#store(gradients, 1);
+    this.store(gradients, 1);
     for (const { set } of this.#slots) {
       set.gradients(1).flats.forEach((more, i) => addInPlace(more, set.gradients().flats[i] as Tensor));
     }
@@ -202,14 +208,6 @@ export class Optimizer {
   destroy(): void {
     for (const tensor of [...this.state().values(), this.#hyper, this.#fault]) tensor.storage.destroy();
   }
-
-  #store(gradients: readonly Tensor[], which: 0 | 1): void {
-    let at = 0;
-    for (const { set } of this.#slots) {
-      const { of } = set.gradients(which);
-      store(gradients.slice(at, at += set.list.length), set.list.map((p) => of.get(p) as Tensor));
-    }
-  }
 }
 
 /** Scalars as one tensor [n], f32. */
@@ -227,11 +225,10 @@ export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promi
 /** Copies tensors on the device: the first of each pair into the second. */
 export async function copyTensors(pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> {
   if (!pairs.length) return;
-  const program = capture("copy weights", {}, () => {
+  const program = await capture("copy weights", {}, () => {
     for (const [from, to] of pairs) copy(from, to);
     return {};
-  });
-  await program.prepare();
+  }).prepare();
   program.run();
   program.destroy();
 }

@@ -1,6 +1,7 @@
 // What a training run is made of: recipes, one after another. A recipe says what a step is, where its data come from and
 // which tensors a checkpoint holds; run.ts does everything else.
 
+import type { AlignConfig } from "../cli/config.ts";
 import type { Hyper } from "../ops/adamw.ts";
 import type { Plan } from "../gpu/plan.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -34,16 +35,10 @@ export interface Recipe<D = unknown> {
 }
 
 /** AdamW's options. */
-export interface OptimizerOptions {
-  beta1: number;
-  beta2: number;
-  weightDecay: number;
-  clip: number;
-  /** Steps of linear warm-up. */
-  warmup: number;
-  /** Share of the learning rate that is left at the end. */
-  lrEnd: number;
-}
+export type OptimizerOptions = Pick<
+  AlignConfig,
+  "beta1" | "beta2" | "weightDecay" | "clip" | "warmup" | "lrEnd"
+>;
 
 /**
  * Hyper-parameters of step `n` of `steps`.

@@ -2,6 +2,10 @@
 // frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
 // decoder. Source: arXiv 2509.25162 for the stages.
 
+import type { AlignConfig } from "../cli/config.ts";
+import { batches, type TrainingBatch } from "../data/batches.ts";
+import type { ImageSource } from "../data/image_source.ts";
+import type { Plan } from "../gpu/plan.ts";
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
@@ -11,8 +15,8 @@ import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
 import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
+import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 import { StepProgram } from "./step_program.ts";
-
 import type { Alignment, AlignmentOptions, Part, StageName } from "./alignment.ts";
 
 export interface Stage {
@@ -185,6 +189,84 @@ export class StageRun {
     this.discriminatorOptimizer?.destroy();
     this.runningMetrics.storage.destroy();
   }
+}
+
+type AlignRecipeOptions = AlignmentOptions & OptimizerOptions & Pick<AlignConfig, "ganLr" | "seed" | "flip">;
+
+/** A stage as a recipe. The result of an alignment depends only on the config, the encoder and the images. */
+class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
+  readonly name: string = this.stage.name;
+  readonly steps: number = this.stage.steps;
+  readonly metrics = RUNNING_METRICS;
+  readonly stepBytes: number;
+  readonly optimizers: readonly Optimizer[];
+
+  /** @param first steps of earlier stages: the batch of step n is that of step first + n of the run */
+  constructor(
+    alignment: Alignment,
+    stage: Stage,
+    override readonly options: AlignRecipeOptions,
+    private readonly source: ImageSource | undefined,
+    private readonly first: number,
+  ) {
+    super(alignment, stage, options);
+    const { batchSize, accumulate, imageSize, bytes } = options;
+    this.stepBytes = batchSize * accumulate * imageSize ** 2 * (bytes ? 3 : 12);
+    this.optimizers = this.discriminatorOptimizer
+      ? [this.optimizer, this.discriminatorOptimizer]
+      : [this.optimizer];
+  }
+
+  plan(): Plan {
+    return this.capture(this.optimizers.length > 1 && this.stage.ganStart < this.steps).plan;
+  }
+
+  data(from: number, to: number): AsyncGenerator<TrainingBatch, void> {
+    const { batchSize, accumulate, imageSize, seed, flip } = this.options;
+    return batches(this.source as ImageSource, {
+      batchSize: batchSize * accumulate,
+      imageSize,
+      seed,
+      step: this.first + from,
+      end: this.first + to,
+      flip,
+    });
+  }
+
+  async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
+    if (from === 0 && this.stage.ema > 0) await this.optimizer.startEma();
+    if (from < this.steps) await this.program(from, progress);
+  }
+
+  async step(n: number, { images, flips }: TrainingBatch): Promise<void> {
+    const hyper = hyperAt(n, this.stage, this.options);
+    this.optimizer.set(hyper);
+    this.discriminatorOptimizer?.set({ ...hyper, lr: this.options.ganLr, weightDecay: 0 });
+    (await this.program(n)).run({ x: images, ...flips ? { flips } : {} });
+  }
+
+  override state(): Map<string, Tensor> {
+    return new Map([...this.alignment.state(), ...super.state()]);
+  }
+
+  override async finish(): Promise<void> {
+    await super.finish();
+    if (this.stage.name === "latent") await this.alignment.setAnchor();
+  }
+}
+
+/** A recipe for each stage. @param source training images; undefined for a dry run */
+export function alignRecipes(
+  alignment: Alignment,
+  stages: readonly Stage[],
+  options: AlignRecipeOptions,
+  source: ImageSource | undefined,
+): Recipe<TrainingBatch>[] {
+  const all = { ...options, bytes: source?.bytes !== undefined };
+  let end = 0;
+  return stages.map((stage) =>
+    new StageRecipe(alignment, stage, all, source, (end += stage.steps) - stage.steps)
+  );
 }
 
 const scalar = (value: number) => constant(Float32Array.of(value), [], "scalar");

@@ -3,10 +3,12 @@
 
 import { join } from "@std/path";
 import type { ImageSource } from "../data/image_source.ts";
+import { ChannelStatistics } from "../formats/channel_statistics.ts";
 import { exists, makeFolder, readJson, writeJson } from "../formats/files.ts";
 import { pairGrid, writePng } from "../image/image.ts";
+import { infer } from "../metrics/batched.ts";
 import { LpipsScore } from "../metrics/lpips_score.ts";
-import { scoreLatents, scoreReconstruction } from "../metrics/tokenizer.ts";
+import { encoderProgram, scoreLatents, scoreReconstruction } from "../metrics/tokenizer.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { Tokenizer } from "../models/tokenizer.ts";
 import type { Resumed } from "../run/resume.ts";
@@ -77,5 +79,27 @@ export class StageScores {
       pairGrid(shown, size, COLUMNS),
     );
     return scores;
+  }
+}
+
+/** Standard deviation of a constant channel. */
+const MIN_STD = 1e-6;
+
+/** Measures mean and deviation of the latents' channels over the first `images` of a source; the tokenizer keeps them. */
+export async function updateStatistics(
+  tokenizer: Tokenizer,
+  source: ImageSource,
+  options: { size: number; batchSize: number; images: number },
+): Promise<void> {
+  const found = new ChannelStatistics(tokenizer.channels);
+  const program = await encoderProgram(tokenizer, options.batchSize, options.size, options.images);
+  for await (const { outputs: { z } } of infer(program, source, options.images)) found.add(z, 1);
+  program.destroy();
+  const std = found.std().map((s) => Math.max(MIN_STD, s));
+  for (
+    const [tensor, values] of [[tokenizer.latent_mean, found.mean], [tokenizer.latent_std, std]] as const
+  ) {
+    await tensor.storage.materialise();
+    tensor.storage.write(Float32Array.from(values));
   }
 }

@@ -18,7 +18,7 @@ import { openDit, openTokenizer, saveDit, saveTokenizer } from "../../src/zoo/ru
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { generate } from "../../src/sampling/generate.ts";
 import { encodeTo, latentBatches } from "../../src/train/encode_latents.ts";
-import { updateStatistics } from "../../src/train/statistics.ts";
+import { updateStatistics } from "../../src/train/stage_scores.ts";
 import { testDevice } from "../helpers/check.ts";
 
 /** Writes `value` over number `at` of a tensor in a safetensors file of f32. */
