@@ -1,23 +1,23 @@
-// The image files below a folder, in no order, and what was left out on the way and why. Each real folder is read once,
-// however many links lead to it; real folders come before links, so that files keep the name of the place where they lie.
+// Lists the image files below a folder, unordered, and what was left out and why. Each real folder is read once, whatever links
+// lead to it; real folders come before links, so that files are named by their real location.
 
 import { extname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { explained } from "../formats/files.ts";
 
-/** What image files are called; their contents decide how they are decoded. */
+/** Extensions of image files; the format is detected from the contents. */
 const EXTENSIONS = new Set(
   [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"],
 );
 
-/** A file: its path from the folder with "/" between the parts. */
+/** A file; `name` is its path relative to the folder, with "/". */
 export interface Found {
   readonly name: string;
   readonly path: string;
   readonly size: number;
 }
 
-/** Why files are left out; an extension that is no image's stands for itself. */
+/** Reasons for leaving out files; other extensions stand for themselves. */
 const REASONS = {
   hidden: ["hidden image", "hidden images"],
   dead: ["link to nothing", "links to nothing"],
@@ -29,7 +29,7 @@ const REASONS = {
 
 const NAMED = 3;
 
-/** Files that are no part of a set, by reason. */
+/** Files left out of a set, by reason. */
 export class LeftOut {
   readonly #names = new Map<string, string[]>();
 
@@ -44,7 +44,7 @@ export class LeftOut {
     return [...this.#names.values()].flat();
   }
 
-  /** Those below a folder, or the folder itself. */
+  /** Names below a folder, or the folder itself. */
   within(folder: string): LeftOut {
     const part = new LeftOut();
     for (const [reason, names] of this.#names) {
@@ -54,7 +54,7 @@ export class LeftOut {
     return part;
   }
 
-  /** "3 .heic files (a/0.heic, a/1.heic, a/2.heic), 1 link to nothing (b.png)"; empty where there is nothing. */
+  /** "3 .heic files (a/0.heic, a/1.heic, a/2.heic), 1 link to nothing (b.png)"; empty without any. */
   toString(): string {
     const groups = [...this.#names].sort(([a, x], [b, y]) => y.length - x.length || (a < b ? -1 : 1));
     return groups.map(([reason, names]) => {
@@ -76,7 +76,7 @@ export interface Search {
   leftOut: LeftOut;
 }
 
-/** @throws UsageError for a folder that cannot be listed, or whose name is not UTF-8 */
+/** @throws UsageError for a folder that cannot be listed or whose name is not UTF-8 */
 export function searchImages(root: string): Search {
   const files: Found[] = [], folders: string[] = [], leftOut = new LeftOut();
   const seen = new Set<string>(), links: { path: string; name: string }[] = [];
@@ -100,7 +100,7 @@ export function searchImages(root: string): Search {
       }
       const info = infoOf(path);
       if (!info) {
-        // The runtime puts U+FFFD where bytes are no UTF-8, and then cannot find the file.
+        // The runtime replaces bytes that are not UTF-8 by U+FFFD and then cannot find the file.
         if (isDirectory) throw unnameable(root, name);
         leftOut.add(last.includes("\ufffd") && !isSymlink ? "encoding" : "dead", name);
       } else if (info.isDirectory) {
@@ -117,7 +117,7 @@ export function searchImages(root: string): Search {
   return { files, folders, leftOut };
 }
 
-/** Undefined where nothing is found. */
+/** Undefined if nothing is found. */
 function infoOf(path: string): Deno.FileInfo | undefined {
   try {
     return Deno.statSync(path);

@@ -1,5 +1,5 @@
 // A folder of images as a source: searched recursively, in name order; the first level of sub-folders are the classes.
-// Hidden files are left out, and so is "grid.png" next to other images: it is tok's own overview of a folder. Images next to
+// Hidden files are skipped, and so is "grid.png" next to other images, tok's own overview. Images next to
 // class folders make a class "." of their own rather than taking a wrong label, and a class without images is an error.
 
 import { createHash } from "node:crypto";
@@ -16,21 +16,21 @@ import type { Identity } from "../formats/provenance.ts";
 import { type Found, LeftOut, searchImages } from "./find_images.ts";
 import { Workers } from "./decode_pool.ts";
 
-/** An overview that tok writes into a folder of images. */
+/** Name of the overview that tok writes into a folder of images. */
 const OVERVIEW = "grid.png";
 
-/** Below this many images a damaged one is an error unless the caller says otherwise. */
+/** Number of images from which damaged ones are skipped by default. */
 const MIN_TO_SKIP = 1000;
 
-/** What to do with a file that cannot be decoded: stop, or take another image of its class instead. */
+/** Handling of a file that cannot be decoded: stop, or use another image of its class instead. */
 export type BadImage = "skip" | "error";
 
 export interface FolderOptions {
   /** "error" for fewer than 1,000 images, otherwise "skip". */
   badImage?: BadImage | undefined;
-  /** Told once about each file that is skipped, and once about each kind of note on how images are decoded. */
+  /** Called once for each skipped file and once for each kind of note on decoding. */
   onBad?: (message: string) => void;
-  /** Where images are decoded; on the calling thread when absent. */
+  /** Threads that decode images [the calling thread]. */
   workers?: Workers | undefined;
 }
 
@@ -43,7 +43,7 @@ interface Entry extends Found {
 export class Folder implements InputSource {
   /** Names of the images that could not be decoded so far. */
   readonly bad = new Set<string>();
-  /** Kinds of notes that have been passed on. */
+  /** Kinds of notes already reported. */
   readonly #noted = new Set<string>();
 
   constructor(
@@ -51,7 +51,7 @@ export class Folder implements InputSource {
     readonly classes: readonly string[],
     private readonly entries: readonly Entry[],
     private readonly options: FolderOptions = {},
-    /** Files of the folder that are no part of the source. */
+    /** Files of the folder that are not part of the source. */
     readonly leftOut: LeftOut = new LeftOut(),
   ) {}
 
@@ -83,7 +83,7 @@ export class Folder implements InputSource {
     return this.options.workers?.count ?? 0;
   }
 
-  /** Shorter side to `size` (bicubic), central square. @throws UsageError for a damaged file, see FolderOptions */
+  /** Resizes the shorter side to `size` (bicubic) and crops the central square. @throws UsageError for a damaged file, see FolderOptions */
   async image(i: number, size: number): Promise<Float32Array> {
     return toFloat(await this.bytes(i, size));
   }
@@ -98,7 +98,7 @@ export class Folder implements InputSource {
     return this.#pixels(i, (path) => ({ kind: "input", image: path, view }));
   }
 
-  /** What `jobOf` says to make of image `i`. @throws UsageError for a damaged file, see FolderOptions */
+  /** Runs the job that `jobOf` returns for image `i`. @throws UsageError for a damaged file, see FolderOptions */
   async #pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
     const { badImage = this.length < MIN_TO_SKIP ? "error" : "skip", onBad, workers = NONE } = this.options;
     for (let k = 0; k < this.length; k++) {
@@ -114,7 +114,7 @@ export class Folder implements InputSource {
         return pixels;
       } catch (error) {
         if (badImage === "error" || !(error instanceof UsageError)) throw error;
-        if (this.bad.has(name)) continue; // another image has met it meanwhile
+        if (this.bad.has(name)) continue; // found damaged meanwhile
         this.bad.add(name);
         onBad?.(error.message);
       }
@@ -133,7 +133,7 @@ export class Folder implements InputSource {
   }
 }
 
-/** Opens a folder of images, or a single file. @throws UsageError when there is no image, or none in a class folder */
+/** Opens a folder of images, or a single file. @throws UsageError for a folder or a class folder without images */
 export async function openFolder(path: string, options: FolderOptions = {}): Promise<Folder> {
   let info: Deno.FileInfo;
   try {
@@ -142,7 +142,7 @@ export async function openFolder(path: string, options: FolderOptions = {}): Pro
     throw explained(error, "use", path);
   }
   if (!info.isDirectory) {
-    openRegular(path).file.close(); // or it is said what it is
+    openRegular(path).file.close(); // reports what it is instead
     return new Folder(path, [], [{ name: basename(path), path, size: info.size, label: 0 }], options);
   }
   const { files: found, folders, leftOut } = searchImages(path);
@@ -174,7 +174,7 @@ function checkClasses(root: string, empty: readonly string[], leftOut: LeftOut):
   );
 }
 
-/** What is there in the place of images, and the way on. */
+/** Describes what the folder holds instead of images, and what to do. */
 function insteadOf(root: string, leftOut: LeftOut, remedy = "choose another folder"): string {
   const [name] = leftOut.names.sort();
   if (name === undefined) return `; ${remedy}`;
@@ -183,7 +183,7 @@ function insteadOf(root: string, leftOut: LeftOut, remedy = "choose another fold
   return `, but ${leftOut}${what}`;
 }
 
-/** What a file is, where that can be told. */
+/** The kind of a file, if it is recognised. */
 function foreignFile(path: string): Foreign | undefined {
   try {
     const { file } = openRegular(path);
@@ -194,6 +194,6 @@ function foreignFile(path: string): Foreign | undefined {
       file.close();
     }
   } catch {
-    return undefined; // it is left out for another reason
+    return undefined; // left out for another reason
   }
 }

@@ -1,6 +1,6 @@
 // Images and statistics in an .npz file as evaluation suites exchange them: `arr_0` uint8 [N,H,W,3], `arr_1` labels [N],
 // and the mean and covariance of their features, `mu` and `sigma` (pytorch-fid, ADM), `mu_s` and `sigma_s` (ADM's spatial
-// ones). 50,000 images of 256 x 256 are 9.8 GB: they are read in order and only the latest are kept.
+// ones). 50,000 images of 256 x 256 are 9.8 GB, so images are read in order and only the latest are kept.
 
 import { UsageError } from "../errors.ts";
 import type { InputSource, View } from "./network_input.ts";
@@ -9,7 +9,7 @@ import { type NpzFile, openNpz } from "../formats/npz.ts";
 import type { Pixels } from "./preprocess.ts";
 import { Workers } from "./decode_pool.ts";
 
-/** Images that are kept behind the newest one. */
+/** Number of images kept before the latest one. */
 const KEPT = 256;
 
 export class NpzImages implements InputSource {
@@ -45,7 +45,7 @@ export class NpzImages implements InputSource {
   }
 
   async input(i: number, view: View): Promise<Pixels> {
-    const row = this.#turn.then(() => this.#row(i)); // one after another, in the order of asking
+    const row = this.#turn.then(() => this.#row(i)); // one after another, in the order of the calls
     this.#turn = row.catch(() => {});
     const { width, height } = this, data = await row;
     return await this.workers.run({ kind: "input", image: { width, height, data }, view });
@@ -77,7 +77,7 @@ export interface Statistics {
   covariance: Float64Array;
 }
 
-/** What an .npz file holds of a set of images. */
+/** Contents of an .npz file: images, labels, statistics. */
 export interface NpzSet {
   images?: NpzImages;
   pooled?: Statistics;
@@ -86,8 +86,8 @@ export interface NpzSet {
 
 /**
  * Opens a set.
- * @param workers make the images ready for networks; by default the calling thread does
- * @throws UsageError when it has neither images nor statistics, or they have another form
+ * @param workers threads that prepare images for networks [the calling thread]
+ * @throws UsageError without images and statistics, or for arrays of another form
  */
 export async function openNpzSet(path: string, workers = new Workers(0)): Promise<NpzSet> {
   if (/\.npy$/i.test(path)) {
@@ -140,7 +140,7 @@ async function imagesOf(npz: NpzFile, workers: Workers): Promise<NpzImages> {
   return new NpzImages(npz, count, width, height, classes, labels, workers);
 }
 
-/** Labels as indices into the sorted list of those that occur. */
+/** Maps labels to indices into the sorted list of distinct labels. */
 async function labelsOf(npz: NpzFile, key: string, count: number) {
   const header = npz.arrays.get(key) as NpyHeader;
   if (header.shape.length !== 1 || header.shape[0] !== count) {

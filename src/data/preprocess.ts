@@ -1,6 +1,6 @@
-// From an image to what an encoder sees, as a preprocessor_config.json says it: resize, crop, (v / 255 - mean) / std.
-// The file names a processor class of transformers, which fills in what it leaves out; older files say a size as one
-// number. What would change the pixels in a way that is not here is refused by name.
+// Preprocessing of an encoder's images from preprocessor_config.json: resize, crop, (v / 255 - mean) / std. The file names a
+// processor class of transformers, whose defaults apply; older files give a size as one number. Settings that would change
+// pixels in an unsupported way are refused by name.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -19,14 +19,14 @@ import {
 import type { Rows } from "../image/rows.ts";
 
 export interface Preprocessor {
-  /** The shorter side becomes `shorter`, or the image exactly `height` x `width`; absent: left as it is. */
+  /** Resize the shorter side to `shorter`, or the image to `height` x `width`; undefined: no resize. */
   resize?: { shorter: number } | { height: number; width: number };
-  /** The rectangle in the middle that is kept. */
+  /** Size of the center crop. */
   crop?: { height: number; width: number };
   filter: Filter;
-  /** Resized in floating point instead of bytes. */
+  /** Resize in floating point instead of bytes. */
   exact: boolean;
-  /** Of pixels in 0..1, for each channel. */
+  /** Per channel, for pixels in 0..1. */
   mean: readonly number[];
   std: readonly number[];
 }
@@ -42,7 +42,7 @@ const CLIP = {
 const HALF = { image_mean: [0.5, 0.5, 0.5], image_std: [0.5, 0.5, 0.5] };
 const EXACT_224 = { size: { height: 224, width: 224 } };
 
-/** What the processor classes fill in, and what a size of one number means to them. */
+/** Defaults of the processor classes, and the meaning of a size of one number. */
 const CLASSES: Readonly<Record<string, { one: "shorter" | "square"; fields: Record<string, unknown> }>> = {
   BitImageProcessor: { one: "shorter", fields: CLIP },
   CLIPImageProcessor: { one: "shorter", fields: CLIP },
@@ -80,13 +80,13 @@ const fields = z.object({
   crop_pct: z.undefined({ error: "is not supported" }).optional(),
 });
 
-/** Pillow's numbers. */
+/** Pillow's numbers of the filters. */
 const FILTERS: Readonly<Record<number, Filter>> = { 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box" };
 
 /**
- * What a preprocessor_config.json says.
- * @param fallback processor class where the file names none
- * @param path of the file, for messages
+ * Reads a preprocessor_config.json.
+ * @param fallback processor class if the file names none
+ * @param path path of the file, for messages
  * @throws UsageError for classes and settings that are not supported
  */
 export function preprocessorOf(json: unknown, fallback: string, path: string): Preprocessor {
@@ -127,7 +127,7 @@ export function preprocessorOf(json: unknown, fallback: string, path: string): P
   if (f.do_center_crop && !cropSize) {
     throw new UsageError(`Cannot use "${path}": it asks for a crop without "crop_size"; add it`);
   }
-  // The processors normalise v * factor; mean and std here are those of v / 255.
+  // Processors normalise v * factor; mean and std here refer to v / 255.
   const unit = 255 * (f.do_rescale ? f.rescale_factor : 1);
   return {
     ...(f.do_resize ? { resize: size } : {}),
@@ -139,7 +139,7 @@ export function preprocessorOf(json: unknown, fallback: string, path: string): P
   };
 }
 
-/** The same for squares of side `n`; or without any change of size. */
+/** Replaces resize and crop: squares of side `n`, or no change of size. */
 export function resized(p: Preprocessor, n: number | "native"): Preprocessor {
   const { resize, crop: _, ...rest } = p;
   if (n === "native") return rest;
@@ -149,7 +149,7 @@ export function resized(p: Preprocessor, n: number | "native"): Preprocessor {
     : { ...rest, resize: { shorter: n }, crop: square };
 }
 
-/** Side of the squares that come out, where it is one. */
+/** Side of the output if it is square. */
 export function sideOf({ resize, crop }: Preprocessor): number | undefined {
   if (crop) return crop.height === crop.width ? crop.height : undefined;
   if (resize && "height" in resize) return resize.height === resize.width ? resize.height : undefined;
@@ -162,13 +162,13 @@ export interface Pixels<D = Float32Array<ArrayBuffer>> {
   height: number;
   /** `[height,width,3]` */
   data: D;
-  /** Size of the image that they were made from, where that is counted. */
+  /** Size of the source image, if it is counted. */
   original?: { width: number; height: number };
-  /** What the user should know about how they were made. */
+  /** Note for the user on how they were decoded. */
   notes?: readonly Note[];
 }
 
-/** What is kept of an image. @throws UsageError when the crop is larger than the resized image */
+/** Target size and crop of an image. @throws UsageError if the crop is larger than the resized image */
 export function targetOf(p: Preprocessor, original: Size): Target {
   const size = !p.resize
     ? original
@@ -185,7 +185,7 @@ export function targetOf(p: Preprocessor, original: Size): Target {
   return centerOf(size, width, height);
 }
 
-/** Prepares an image. @param target computed from the size in the file, where the rows are of reduced size */
+/** Prepares an image. @param target computed from the size in the file if the rows are of reduced size */
 export async function preprocess(
   rows: Rows,
   p: Preprocessor,

@@ -1,6 +1,6 @@
-// What an output folder holds already. Results of another command, pictures of another run or of somebody else are never
-// overwritten and never mixed with new ones; the same command with the same options goes on where it stopped. What a folder
-// of pictures is of, its config.json says, which is written before the first picture.
+// Checks of existing outputs: results of another command or run are never overwritten or mixed with new ones, and the same
+// command with the same options continues where it stopped. config.json describes a folder of pictures; it is written before
+// the first picture.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -13,7 +13,7 @@ type Fields = Readonly<Record<string, unknown>>;
 const CONFIG = "config.json";
 const PICTURE = /\.(png|jpe?g|webp|gif|bmp|tiff?)$/i;
 
-/** @throws UsageError when the folder holds what another command made: its files have the same names */
+/** @throws UsageError if the folder holds results of another command */
 export function refuseOthers(folder: string, command: string): void {
   if (!exists(join(folder, CONFIG))) return;
   const { command: made } = (readJson(join(folder, CONFIG)) ?? {}) as { command?: unknown };
@@ -23,10 +23,10 @@ export function refuseOthers(folder: string, command: string): void {
 }
 
 /**
- * Begins a folder of pictures, or goes on with one.
- * @param about.options those that decide about the pictures; kept in config.json with `others`, which do not
- * @param about.folders where pictures will be written, relative to `folder`
- * @throws UsageError when there are pictures of anything else
+ * Starts or continues a folder of pictures.
+ * @param about.options options that determine the pictures; stored in config.json together with `others`, which do not
+ * @param about.folders folders of the pictures, relative to `folder`
+ * @throws UsageError if the folder holds other pictures
  */
 export function beginPictures(
   folder: string,
@@ -66,7 +66,7 @@ function changes(before: Fields, options: Fields, madeFrom: Provenance): string[
   return [...optionChanges(before, options), ...differences(recorded.data, madeFrom)];
 }
 
-/** The options that differ from those before, for messages. */
+/** Describes the options that differ from the stored ones. */
 export function optionChanges(before: Fields, options: Fields): string[] {
   return Object.entries(options).flatMap(([key, is]) => {
     const [a, b] = [before[key], is].map((value) => JSON.stringify(value) ?? "not given");

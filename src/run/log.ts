@@ -1,6 +1,5 @@
-// What a command says: plain lines and a progress bar for people, JSON lines for programs, log.jsonl for the report.
-// People's output goes to stderr when stdout is no terminal or carries JSON. Nothing said ever ends a command: neither a
-// full disk nor a reader that went away.
+// Output of a command: lines and a progress bar for people, JSON lines for programs, log.jsonl for the report. Lines for people
+// go to stderr if stdout is not a terminal or carries JSON. A failed write (full disk, closed pipe) does not end the command.
 
 import { join } from "@std/path";
 import { reasonOf } from "../formats/files.ts";
@@ -10,25 +9,25 @@ const encoder = new TextEncoder();
 
 interface LogOptions {
   json: boolean;
-  /** Whether stdout and stderr are terminals; as found when absent. */
+  /** Whether stdout and stderr are terminals [detected]. */
   terminal?: { stdout: boolean; stderr: boolean };
   color?: boolean;
-  /** Columns of the terminal, asked for each time; as found when absent. */
+  /** Current columns of the terminal [detected]. */
   columns?: () => number;
-  /** Whether another thread draws progress on the same terminal (false). */
+  /** Whether another thread draws progress on the same terminal [false]. */
   shared?: boolean;
-  /** Keeps lines until begin(), so that an error of the input can come alone (false). */
+  /** Buffers lines until begin(), so that an input error is printed alone [false]. */
   hold?: boolean;
 }
 
-/** Seconds between progress lines where there is no terminal. */
+/** Seconds between progress lines without a terminal. */
 const QUIET = 10;
-/** Milliseconds that lines are kept back at most: whoever waits longer wants to know for what. */
+/** Maximum milliseconds that lines are buffered. */
 const HOLD = 10_000;
 
 export class Log {
   readonly json: boolean;
-  /** Whether stdout did not take what was for it, for another reason than a reader that went away. */
+  /** Whether writing to stdout failed for a reason other than a closed pipe. */
   lost = false;
   readonly #human: Stream;
   readonly #bar: boolean;
@@ -55,7 +54,7 @@ export class Log {
     this.#timer = setTimeout(() => this.begin(), HOLD);
   }
 
-  /** Rows of `event()` also go to RUN/log.jsonl from now on. */
+  /** Also appends the rows of `event()` to RUN/log.jsonl. */
   openFile(run: string): void {
     this.#rows = new RowFile(join(run, "log.jsonl"), (text) => this.warn(text));
   }
@@ -67,7 +66,7 @@ export class Log {
     this.#rows = undefined;
   }
 
-  /** Says what was kept back, or forgets it; from now on lines appear at once. */
+  /** Prints or discards the buffered lines; later lines are printed at once. */
   begin({ forget = false }: { forget?: boolean } = {}): void {
     const held = this.#held ?? [];
     this.#held = undefined;
@@ -75,7 +74,7 @@ export class Log {
     if (!forget) { for (const text of held) this.line(text); }
   }
 
-  /** One line for people. */
+  /** Prints one line for people. */
   line(text: string): void {
     if (this.#held) return void this.#held.push(text);
     this.#clear();
@@ -86,12 +85,12 @@ export class Log {
     this.line(this.#paint("33", `warning: ${text}`));
   }
 
-  /** What was asked for and is no progress, such as help: always on stdout. */
+  /** Prints a requested text such as help: always on stdout. */
   output(text: string): void {
     this.#write(Deno.stdout, `${text.trimEnd()}\n`);
   }
 
-  /** One object for programs and for the run's log. */
+  /** Emits one object for programs and the run's log. */
   event(event: string, fields: Record<string, unknown> = {}): void {
     const row = JSON.stringify({ event, ...fields }) + "\n";
     if (this.json) this.#write(Deno.stdout, row);
@@ -146,7 +145,7 @@ export class Log {
     this.#write(this.#human, text);
   }
 
-  /** Writes where somebody reads; says once, on stderr, where stdout cannot be written. */
+  /** Writes to a stream; reports once, on stderr, that stdout cannot be written. */
   #write(to: Stream, text: string): void {
     if (to === Deno.stdout && this.lost) return;
     const error = write(to, encoder.encode(text));
@@ -171,18 +170,18 @@ function consoleColumns(): number {
   try {
     return Deno.consoleSize().columns || 80;
   } catch {
-    return 80; // neither of the three is a terminal
+    return 80; // none of the three is a terminal
   }
 }
 
-/** Writes all of `bytes`. @returns what went wrong, if anything did */
+/** Writes all of `bytes`. @returns the error, if any */
 function write(to: Stream, bytes: Uint8Array): unknown {
   for (let at = 0; at < bytes.length;) {
     try {
       at += to.writeSync(bytes.subarray(at));
     } catch (error) {
       if (!(error instanceof Deno.errors.WouldBlock)) return error;
-      Atomics.wait(SLEEP, 0, 0, 5); // a pipe that its reader does not empty
+      Atomics.wait(SLEEP, 0, 0, 5); // the pipe is full
     }
   }
   return undefined;
@@ -190,7 +189,7 @@ function write(to: Stream, bytes: Uint8Array): unknown {
 
 const SLEEP = new Int32Array(new SharedArrayBuffer(4));
 
-/** A file of rows, one a line. Rows that cannot be written are kept, and tried again with the next one. */
+/** A file with one row per line. Rows that cannot be written are kept and retried with the next one. */
 class RowFile {
   #file: Deno.FsFile | undefined;
   #pending: Uint8Array[] = [];
@@ -231,7 +230,7 @@ class RowFile {
     }
   }
 
-  /** A row that a killed run did not finish gets a line of its own. */
+  /** Ends an incomplete last row of a killed run, so that it stays a line of its own. */
   #open(): Deno.FsFile {
     const file = Deno.openSync(this.path, { read: true, append: true, create: true });
     const { size } = file.statSync(), last = new Uint8Array([10]);

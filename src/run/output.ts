@@ -1,6 +1,6 @@
-// Where a command writes: a folder, or one file, that this process alone may write to until it is done. Opening it says at
-// once what would otherwise be found out at the end: that another process is at work there, or that nothing can be written.
-// The lock is the operating system's, so it ends with its process, however that ends; its file is removed while it is held.
+// Output locations: a folder or a file that only this process may write to until it is released. Opening one reports at once
+// that another process writes there or that it is not writable. The lock is the operating system's and ends with the process;
+// its file is removed while the lock is held.
 
 import { basename, dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
@@ -10,26 +10,26 @@ import { exists, explained, makeFolder, removeLeftovers } from "../formats/files
 /** Name of the lock in a folder. */
 const LOCK = ".tok-lock";
 
-/** A place that is ours until release(). */
+/** A locked output location. */
 export class Output implements Disposable {
   readonly #condition: Disposable;
   readonly #cleaned = new Set<string>();
   #released = false;
 
   private constructor(
-    /** The folder, or the one in which the file is. */
+    /** The folder, or the parent folder of the file. */
     readonly folder: string,
     private readonly lock: string,
     private readonly file: Deno.FsFile,
-    /** Folders that were made for it, outermost first. */
+    /** Folders created for it, outermost first. */
     private readonly made: readonly string[],
   ) {
     this.#condition = endIf(() => this.check());
   }
 
   /**
-   * Makes a folder if need be, locks it, and removes what interrupted writes left directly in it.
-   * @throws UsageError when another process writes to it, or it cannot be written
+   * Creates a folder if necessary, locks it, and removes temporary files of interrupted writes directly in it.
+   * @throws UsageError if another process writes to it or it is not writable
    */
   static folder(folder: string): Output {
     const output = Output.#open(folder, folder, join(folder, LOCK));
@@ -37,7 +37,7 @@ export class Output implements Disposable {
     return output;
   }
 
-  /** The same for one file in a folder that may hold anything. */
+  /** Locks one file, in a folder with any contents. */
   static file(path: string): Output {
     if (exists(path) && Deno.statSync(path).isDirectory) {
       throw new UsageError(`Cannot write "${path}": it is a folder and not a file; choose another name`);
@@ -47,7 +47,7 @@ export class Output implements Disposable {
     return output;
   }
 
-  /** The first free "NAME-001" in a folder; two processes never get the same. */
+  /** Locks the first free "NAME-001" in a folder; two processes never get the same one. */
   static numbered(parent: string, name: string): Output {
     const above = makeFolders(parent);
     for (let n = 1;; n++) {
@@ -64,7 +64,7 @@ export class Output implements Disposable {
 
   static #open(what: string, folder: string, lock: string, before: readonly string[] = []): Output {
     const made = [...before];
-    // The owner before us may remove the lock, or the empty folder, between one call and the next.
+    // The previous owner may remove the lock or the empty folder between two calls.
     for (let tries = 0;; tries++) {
       made.push(...makeFolders(folder));
       let file: Deno.FsFile | undefined;
@@ -90,7 +90,7 @@ export class Output implements Disposable {
         try {
           file?.close();
         } catch {
-          // It is closed already.
+          // Already closed.
         }
         if (error instanceof Deno.errors.NotFound && tries < 100) continue;
         for (const path of made.reverse()) removeIfEmpty(path);
@@ -99,7 +99,7 @@ export class Output implements Disposable {
     }
   }
 
-  /** A folder below this one, made if need be, without what interrupted writes left in it. @returns its path */
+  /** Creates a subfolder if necessary and removes temporary files of interrupted writes. @returns its path */
   sub(name: string): string {
     const folder = join(this.folder, name);
     if (this.#cleaned.has(folder)) return folder;
@@ -109,7 +109,7 @@ export class Output implements Disposable {
     return folder;
   }
 
-  /** @throws UsageError when the place is gone: what is written now would be lost, or mixed with another run's */
+  /** @throws UsageError if the location was removed: writes would be lost, or mixed with another run's */
   check(): void {
     if (this.#released || isSame(this.file, this.lock)) return;
     throw new UsageError(
@@ -118,13 +118,13 @@ export class Output implements Disposable {
     );
   }
 
-  /** Lets others in. Folders that were made for it and are empty are removed. */
+  /** Releases the lock and removes the empty folders created for it. */
   release(): void {
     if (this.#released) return;
     const ours = isSame(this.file, this.lock);
     this.#released = true;
     this.#condition[Symbol.dispose]();
-    // While the lock is held: whoever has opened the file meanwhile finds that it is no longer the one at this path.
+    // Removed while the lock is held: a process that has opened the file sees that the path no longer leads to it.
     if (ours && Deno.build.os !== "windows") Deno.removeSync(this.lock);
     this.file.close();
     if (ours) { for (const path of [...this.made].reverse()) removeIfEmpty(path); }
@@ -135,7 +135,7 @@ export class Output implements Disposable {
   }
 }
 
-/** Makes a folder and its parents. @returns those that were made, outermost first */
+/** Creates a folder and its parents. @returns the created ones, outermost first */
 function makeFolders(folder: string): string[] {
   const missing: string[] = [];
   for (let at = folder; !exists(at) && dirname(at) !== at; at = dirname(at)) missing.unshift(at);
@@ -147,11 +147,11 @@ function removeIfEmpty(folder: string): void {
   try {
     Deno.removeSync(folder);
   } catch {
-    // It holds something, or is gone.
+    // Not empty, or already removed.
   }
 }
 
-/** Whether the open file is the one at `path`. */
+/** Whether `path` leads to the open file. */
 function isSame(file: Deno.FsFile, path: string): boolean {
   try {
     const a = file.statSync(), b = Deno.lstatSync(path);
@@ -161,7 +161,7 @@ function isSame(file: Deno.FsFile, path: string): boolean {
   }
 }
 
-/** Codes of file systems that have no locks, such as some network file systems: there two processes cannot be told apart. */
+/** Error codes of file systems without locks, such as some network file systems. */
 const LOCKLESS = new Set(["ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"]);
 
 function tryLock(file: Deno.FsFile): boolean {

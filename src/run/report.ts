@@ -1,5 +1,5 @@
-// report.html of a run: one page that needs nothing else, with curves from log.jsonl, the pictures, the scores of each stage
-// and the configuration. Drawn as SVG by hand; light or dark as the reader's system says.
+// report.html of a run: a self-contained page with curves from log.jsonl, pictures, the scores of each stage and the
+// configuration. Curves are SVG; colors follow the system's light or dark mode.
 
 import { basename, join } from "@std/path";
 import { exists, readJson, writeAtomic } from "../formats/files.ts";
@@ -12,7 +12,7 @@ const escape = (text: unknown) =>
     (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string,
   );
 
-/** Writes RUN/report.html from what the run has left so far. */
+/** Writes RUN/report.html from the files of the run. */
 export async function writeReport(
   run: string,
   { title, line }: { title: string; line: string },
@@ -22,7 +22,7 @@ export async function writeReport(
       try {
         return text ? [JSON.parse(text) as Row] : [];
       } catch {
-        return []; // the last line of a run that was killed
+        return []; // incomplete last line of a killed run
       }
     })
     : [];
@@ -54,7 +54,7 @@ function page(
 ): string {
   let steps: Row[] = [];
   for (const row of rows) {
-    // A run that went on from an earlier step has left what it had logged beyond that.
+    // A run resumed from an earlier step has logged rows beyond it before.
     if (row.event === "start") steps = steps.filter((r) => Number(r.step) <= Number(row.step));
     if (row.event === "step") steps.push(row);
   }
@@ -152,7 +152,7 @@ function chart(name: string, points: [number, number, string][], stages: string[
   const W = 310, H = 170, left = 46, right = 8, top = 8, bottom = 22;
   const xs = good.map(([x]) => x), ys = good.map(([, y]) => y);
   const x0 = Math.min(...xs), x1 = Math.max(...xs);
-  // Positive curves that fall by more than tenfold are read better on a logarithmic scale.
+  // Positive curves that fall by more than tenfold get a logarithmic scale.
   const log = Math.min(...ys) > 0 && Math.max(...ys) / Math.min(...ys) > 10;
   const scale = (y: number) => log ? Math.log10(y) : y;
   const low = Math.min(...ys.map(scale)), high = Math.max(...ys.map(scale)), span = high - low || 1;

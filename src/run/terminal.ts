@@ -1,9 +1,9 @@
 // The progress line of a terminal, fitted to its width: a line that wraps cannot be erased and fills the screen.
 
-/** Columns of the bar: at most, and the fewest that show anything. */
+/** Maximum and minimum columns of the bar. */
 const MAX_BAR = 24, MIN_BAR = 6;
 
-/** What of a progress line fits into `width` columns: first the note goes, then the bar, the rate, and the end of the label. */
+/** Fits a progress line into `width` columns by removing the note, the bar, the rate, and the end of the label, in this order. */
 export function fitted(
   { label, counts, speed, left, note }: Record<"label" | "counts" | "speed" | "left" | "note", string>,
   width: number,
@@ -24,7 +24,7 @@ export function fitted(
   return { text: clipped(room >= 4 ? join(clipped(label, room), rest) : counts, width), bar: 0 };
 }
 
-/** The first columns of a text, with an ellipsis where something is missing. */
+/** Truncates a text to a number of columns, with an ellipsis. */
 function clipped(text: string, width: number): string {
   if (columnsOf(text) <= width) return text;
   let out = "";
@@ -35,7 +35,7 @@ function clipped(text: string, width: number): string {
   return `${out}…`;
 }
 
-/** Columns that a terminal gives to a text: none to combining marks, two to East Asian characters and emoji. */
+/** Columns of a text on a terminal: combining marks take none, East Asian characters and emoji two. */
 export function columnsOf(text: string): number {
   let columns = 0;
   for (const c of text) {
