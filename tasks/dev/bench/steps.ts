@@ -6,10 +6,8 @@ import { alignConfig, trainDitConfig } from "../../../src/cli/config.ts";
 import { within } from "../../../src/gpu/scope.ts";
 import { capture } from "../../../src/gpu/program.ts";
 import { Initializer } from "../../../src/nn/init.ts";
-import { Discriminator } from "../../../src/models/discriminator.ts";
 import { Lpips } from "../../../src/models/lpips.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../../../src/models/dit.ts";
-import { Tokenizer, tokenizerConfig } from "../../../src/models/tokenizer.ts";
 import { Vit, type VitConfig, vitConfig } from "../../../src/models/vit.ts";
 import { ParameterSet } from "../../../src/nn/parameter_set.ts";
 import { ALIGN_PRESETS } from "../../../src/cli/presets.ts";
@@ -21,7 +19,7 @@ import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { TINY } from "../../train_dit.ts";
 import { Sampler } from "../../../src/sampling/sampler.ts";
-import { ganStartOf, stagesOf } from "../../../src/train/align_config.ts";
+import { discriminatorOf, ganStartOf, stagesOf, tokenizerOf } from "../../../src/train/align_config.ts";
 import type { Measurable } from "./measure.ts";
 
 /** A step; its sizes are for the peers. */
@@ -119,26 +117,9 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
   const make = async () => {
     const c = alignConfig.parse(preset?.values ?? {});
     const embedded = await openEncoder(), encoder = preset?.encoder ?? embedded.config;
-    const tokenizer = new Tokenizer(tokenizerConfig.parse({
-      image_size: c.imageSize,
-      encoder,
-      image_mean: embedded.preprocessor.mean,
-      image_std: embedded.preprocessor.std,
-      adapter_hidden: encoder.hidden_size,
-      decoder: {
-        ch: c.decoderChannels,
-        ch_mult: c.decoderMultiples,
-        num_res_blocks: c.decoderBlocks,
-        attn_resolutions: c.decoderAttention.filter((side) => side > 0),
-        resolution: c.imageSize,
-        z_channels: c.latentChannels,
-        groups: c.decoderGroups,
-      },
-    }));
+    const tokenizer = tokenizerOf(c, encoder, embedded.preprocessor);
     const adversarial = ganStartOf(c, number) < (c.steps[number - 1] as number);
-    const discriminator = adversarial
-      ? new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers })
-      : undefined;
+    const discriminator = adversarial ? discriminatorOf(c) : undefined;
     tokenizer.init(new Initializer(0));
     discriminator?.init(new Initializer(1));
     const lpips = c.perceptual === "lpips" ? new Lpips() : undefined;
