@@ -1,7 +1,7 @@
 // tok align: turns an encoder into a tokenizer in three stages.
 
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
-import { ALIGN_PRESETS } from "../src/cli/presets.ts";
+import { ALIGN_PRESETS, requireData } from "../src/cli/presets.ts";
 import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { type ImageSource, part } from "../src/data/image_source.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
@@ -29,10 +29,11 @@ export const align = command({
   presets: ALIGN_PRESETS,
   examples: [
     "tok align",
-    "tok align --preset dinov2-l --data photos --lpips vgg16.pth,vgg.pth --out runs/photos",
+    "tok align --preset dinov2-l-f16d32 --data photos --lpips vgg16.pth,vgg.pth --out runs/photos",
   ],
   async run(c, context) {
     const { log } = context;
+    requireData(c.preset, c.dryRun, { data: c.data });
     const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
     if (byLpips && c.lpips === undefined && !c.dryRun) {
       throw new UsageError(

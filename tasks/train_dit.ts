@@ -2,7 +2,7 @@
 
 import { dirname, join } from "@std/path";
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
-import { TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
+import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
 import { exists, makeFolder, readJson, validated } from "../src/formats/files.ts";
@@ -38,6 +38,7 @@ export const trainDit = command({
   ],
   async run(c, context) {
     const { log } = context;
+    requireData(c.preset, c.dryRun, { data: c.data, latents: c.latents });
     if (c.latents !== undefined && c.data !== undefined) {
       throw new UsageError("Cannot train on --data and --latents at once: give one of them");
     }

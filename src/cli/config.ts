@@ -26,9 +26,24 @@ const DATA = { value: "DIR", otherwise: "generated shapes" };
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
+/** Encoder, size and latent of each; presets.ts has their options. */
+const ALIGN_PRESET_NAMES = [
+  "tiny",
+  "small",
+  "dinov2-b-f16d32",
+  "dinov2-l-f16d32",
+  "dinov2-l-f16d64",
+  "dinov2-l-f16d32-512",
+  "siglip2-b-f16d32",
+  "siglip2-l-f16d32",
+  "siglip2-l-f16d32-512",
+  "mae-l-f16d32",
+  "mae-l-f16d32-512",
+] as const;
+
 export const alignConfig = z.strictObject({
   preset: input(
-    z.enum(["tiny", "dinov2-b", "dinov2-l"]).default("tiny"),
+    z.enum(ALIGN_PRESET_NAMES).default("tiny"),
     "Named set of options, encoder included; other options override it",
   ),
   ...encoder,

@@ -91,8 +91,12 @@ export function resolveConfig<S extends Schema>(
       file[name] = valueOf(type, file[name], kebab(name));
     }
   }
+  const preset = String(flags.preset ?? file.preset ?? "tiny");
+  if (schema.shape.preset && Object.keys(presets).length && !Object.hasOwn(presets, preset)) {
+    throw new UsageError(`Cannot use --preset ${preset}: ${unknownPreset(preset, Object.keys(presets))}`);
+  }
   const values: Record<string, unknown> = {
-    ...presets[String(flags.preset ?? file.preset ?? "tiny")],
+    ...presets[preset],
     ...file,
     ...flags,
   };
@@ -100,6 +104,15 @@ export function resolveConfig<S extends Schema>(
   if (result.success) return result.data as z.infer<S>;
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
   throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}`);
+}
+
+/** Names that begin with the unknown one, such as the former "dinov2-l"; else the nearest, else all. */
+function unknownPreset(name: string, known: readonly string[]): string {
+  const longer = known.filter((other) => other.startsWith(`${name}-`));
+  return "there is no such preset" +
+    (longer.length
+      ? `; did you mean ${longer.join(", ")}?`
+      : hint(name, known, "") || `; choose one of ${known.join(", ")}`);
 }
 
 /** Why a name is unknown, and which one was meant. */

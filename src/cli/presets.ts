@@ -1,9 +1,10 @@
 // Named sets of options; the preset "tiny" is the defaults in config.ts.
 
+import { UsageError } from "../errors.ts";
 import type { AlignConfig, TrainDitConfig } from "./config.ts";
 
-/** AlignTok on DINOv2 (arXiv 2509.25162) at 256 x 256, batches of 256. */
-const DINOV2 = {
+/** AlignTok's tokenizer "f16d32" at 256 x 256 (arXiv 2509.25162): 16 pixels and 32 channels per latent cell, batches of 256. */
+const F16D32 = {
   latentChannels: 32,
   decoderChannels: 128,
   decoderMultiples: [1, 1, 2, 2, 4],
@@ -33,10 +34,34 @@ const DINOV2 = {
   saveEvery: 2000,
 } satisfies Partial<AlignConfig>;
 
+/** The same network on images of 512 x 512, in smaller micro-batches. */
+const AT_512 = { ...F16D32, imageSize: 512, batchSize: 2, accumulate: 128 } satisfies Partial<AlignConfig>;
+
 export const ALIGN_PRESETS = {
   tiny: {},
-  "dinov2-b": { ...DINOV2, encoder: "facebook/dinov2-base" },
-  "dinov2-l": { ...DINOV2, encoder: "facebook/dinov2-large" },
+  /** 64 x 64 pixels, 8 pixels and 32 channels per latent cell. */
+  small: {
+    imageSize: 64,
+    batchSize: 8,
+    latentChannels: 32,
+    decoderChannels: 16,
+    decoderMultiples: [1, 2, 4, 4],
+    decoderGroups: 8,
+    steps: [400, 1800, 500],
+    lr: [1.5e-3, 2e-3, 1e-3],
+    ema: 0.99,
+    ganStart: ["off", "off", 350],
+    discriminatorChannels: 32,
+  },
+  "dinov2-b-f16d32": { ...F16D32, encoder: "facebook/dinov2-base" },
+  "dinov2-l-f16d32": { ...F16D32, encoder: "facebook/dinov2-large" },
+  "dinov2-l-f16d64": { ...F16D32, encoder: "facebook/dinov2-large", latentChannels: 64 },
+  "dinov2-l-f16d32-512": { ...AT_512, encoder: "facebook/dinov2-large" },
+  "siglip2-b-f16d32": { ...F16D32, encoder: "google/siglip2-base-patch16-256" },
+  "siglip2-l-f16d32": { ...F16D32, encoder: "google/siglip2-large-patch16-256" },
+  "siglip2-l-f16d32-512": { ...AT_512, encoder: "google/siglip2-large-patch16-512" },
+  "mae-l-f16d32": { ...F16D32, encoder: "facebook/vit-mae-large" },
+  "mae-l-f16d32-512": { ...AT_512, encoder: "facebook/vit-mae-large" },
 } satisfies Record<AlignConfig["preset"], Partial<AlignConfig>>;
 
 export const TRAIN_DIT_PRESETS = {
@@ -55,3 +80,21 @@ export const TRAIN_DIT_PRESETS = {
     saveEvery: 5000,
   },
 } satisfies Record<TrainDitConfig["preset"], Partial<TrainDitConfig>>;
+
+/** The presets that train on generated images where no --data is given. */
+const GENERATED: readonly string[] = ["tiny", "small"];
+
+/**
+ * Checks that a preset for real images has some; a dry run needs none.
+ * @param given options with their values, one of which names the images
+ * @throws UsageError if none of them does
+ */
+export function requireData(preset: string, dryRun: boolean, given: Readonly<Record<string, unknown>>): void {
+  if (dryRun || GENERATED.includes(preset) || Object.values(given).some((value) => value !== undefined)) {
+    return;
+  }
+  const options = Object.keys(given).map((name) => `--${name} DIR`).join(" or ");
+  throw new UsageError(
+    `Cannot train "${preset}": it needs ${options}; give a folder of images, or choose --preset tiny, which generates its own`,
+  );
+}

@@ -49,6 +49,18 @@ const ENCODERS: Readonly<Record<string, [about: string, config: Record<string, u
   "dinov3-h-plus": ["DINOv3 ViT-H+/16", { ...dinov3, ...HUGE, ...gated }],
   "dinov3-7b": ["DINOv3 ViT-7B/16", { ...dinov3, ...B7, ...gated, query_bias: false, value_bias: false }],
   "siglip-b16-224": ["SigLIP ViT-B/16, vision tower without its pooling head", siglip],
+  "siglip2-b16-256": [
+    "SigLIP 2 ViT-B/16 at 256, vision tower without its pooling head",
+    { ...siglip, image_size: 256 },
+  ],
+  "siglip2-l16-256": [
+    "SigLIP 2 ViT-L/16 at 256, vision tower without its pooling head",
+    { ...siglip, ...LARGE, image_size: 256 },
+  ],
+  "siglip2-l16-512": [
+    "SigLIP 2 ViT-L/16 at 512, vision tower without its pooling head",
+    { ...siglip, ...LARGE, image_size: 512 },
+  ],
   "siglip-so400m-14-384": [
     "SigLIP ViT-So400m/14, vision tower without its pooling head",
     { ...siglip, ...SO400M, patch_size: 14, image_size: 384 },
@@ -56,6 +68,7 @@ const ENCODERS: Readonly<Record<string, [about: string, config: Record<string, u
   "clip-l14": ["CLIP ViT-L/14, vision tower", { model_type: "clip_vision_model", ...LARGE, patch_size: 14 }],
   "vit-b16": ["ViT-B/16 without its pooler", { model_type: "vit" }],
   "mae-b16": ["MAE ViT-B/16, without its fixed positions", { model_type: "vit_mae" }],
+  "mae-l16": ["MAE ViT-L/16, without its fixed positions", { model_type: "vit_mae", ...LARGE }],
 };
 
 /** Names on the Hugging Face hub of encoders whose sizes are known. */
@@ -64,6 +77,11 @@ const HUB_NAMES: Readonly<Record<string, string>> = {
   "facebook/dinov2-base": "dinov2-b",
   "facebook/dinov2-large": "dinov2-l",
   "facebook/dinov2-giant": "dinov2-g",
+  "google/siglip2-base-patch16-256": "siglip2-b16-256",
+  "google/siglip2-large-patch16-256": "siglip2-l16-256",
+  "google/siglip2-large-patch16-512": "siglip2-l16-512",
+  "facebook/vit-mae-base": "mae-b16",
+  "facebook/vit-mae-large": "mae-l16",
 };
 
 /** The architecture of a published encoder by its name on the Hugging Face hub; undefined if it is not known. */

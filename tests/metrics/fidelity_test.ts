@@ -211,7 +211,7 @@ Deno.test("a score that was asked for and cannot be taken ends with 2 and one li
     const { message } = await assertRejects(() => run("eval", ...args), UsageError);
     assert(!message.includes("\n") && words.every((word) => message.includes(word)), message);
   }
-  const { code, stderr } = await tok("align", "--preset", "dinov2-l");
+  const { code, stderr } = await tok("align", "--preset", "dinov2-l-f16d32", "--data", "photos");
   assertEquals([code, stderr.trim().split("\n").length], [2, 1], stderr);
   assert(stderr.includes("--lpips FILES") && stderr.includes("vgg.pth"), stderr);
 });

@@ -47,6 +47,12 @@ for (const name of CASES) {
   }
 }
 
+/** Parameters of a ViT with patches of 16 and feed-forwards of 4 C. @param rows position embeddings and CLS token */
+function vitParameters(C: number, layers: number, rows: number): number {
+  const block = 4 * (C * C + C) + 2 * 4 * C * C + 5 * C + 4 * C;
+  return layers * block + 2 * C + C * 3 * 16 ** 2 + C + rows * C;
+}
+
 Deno.test("published sizes have as many parameters as transformers' models have", async () => {
   await testDevice();
   // Counted on PyTorch's meta device, transformers 5.18.0: tensors with requires_grad, without poolers and heads.
@@ -70,7 +76,14 @@ Deno.test("published sizes have as many parameters as transformers' models have"
     "clip-l14": 303179776,
     "vit-b16": 85798656,
     "mae-b16": 85647360,
+    // The formula of a ViT: it gives the counts above of SigLIP and MAE at B/16.
+    "siglip2-b16-256": vitParameters(768, 12, 16 * 16),
+    "siglip2-l16-256": vitParameters(1024, 24, 16 * 16),
+    "siglip2-l16-512": vitParameters(1024, 24, 32 * 32),
+    "mae-l16": vitParameters(1024, 24, 1),
   };
+  assertEquals(vitParameters(768, 12, 14 * 14), expected["siglip-b16-224"]);
+  assertEquals(vitParameters(768, 12, 1), expected["mae-b16"]);
   const names = Object.keys(expected);
   assertEquals(
     Object.fromEntries(names.map((name) => [name, PUBLISHED.get(name)?.parameters()])),

@@ -1,6 +1,6 @@
 // The command line: exit codes, suggestions, help, precedence, and one clear line for bad input.
 
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import {
   type AlignConfig,
@@ -9,7 +9,9 @@ import {
   sampleConfig,
   trainDitConfig,
 } from "../../src/cli/config.ts";
+import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { UsageError } from "../../src/errors.ts";
+import { run } from "../helpers/commands.ts";
 import { resolveConfig } from "../../src/cli/flags.ts";
 import { helpOf } from "../../src/cli/help.ts";
 import { ganStartOf } from "../../src/train/align_config.ts";
@@ -125,9 +127,10 @@ Deno.test("an unknown command or option ends with 2 and one line that names the 
 
 Deno.test("a preset brings its encoder, and --gan-start off is the same however many steps there are", () => {
   const align = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
-  assertEquals(align("--preset", "dinov2-l").encoder, "facebook/dinov2-large");
-  assertEquals(align("--preset", "dinov2-b").encoder, "facebook/dinov2-base");
-  assertEquals(align("--preset", "dinov2-b", "--encoder", "mine").encoder, "mine");
+  assertEquals(align("--preset", "dinov2-l-f16d32").encoder, "facebook/dinov2-large");
+  assertEquals(align("--preset", "dinov2-b-f16d32").encoder, "facebook/dinov2-base");
+  assertEquals(align("--preset", "dinov2-b-f16d32", "--encoder", "mine").encoder, "mine");
+  for (const name of Object.keys(ALIGN_PRESETS)) assertEquals(align("--preset", name).preset, name);
   const starts = (...args: string[]) => [1, 2, 3].map((stage) => ganStartOf(align(...args), stage));
   assertEquals(starts("--steps", "300,900,110"), [Infinity, Infinity, 85]);
   assertEquals(starts("--gan-start", "off"), [Infinity, Infinity, Infinity]);
@@ -137,16 +140,47 @@ Deno.test("a preset brings its encoder, and --gan-start off is the same however 
   }
 });
 
+Deno.test("an unknown preset is an error that names those it may mean; one for real images refuses to train without", async () => {
+  for (
+    const [line, words] of [
+      ["align --preset dinov2-l", "did you mean dinov2-l-f16d32, dinov2-l-f16d64, dinov2-l-f16d32-512?"],
+      ["align --preset smal", "did you mean small?"],
+      ["align --preset huge", "choose one of tiny, small, dinov2-b-f16d32"],
+      ["train-dit --preset imagenot", "did you mean imagenet?"],
+    ] as const
+  ) assertThrows(() => parseCommandLine(line.split(" ")), UsageError, words);
+  for (
+    const [line, words] of [
+      [
+        "align --preset dinov2-l-f16d32",
+        'Cannot train "dinov2-l-f16d32": it needs --data DIR; give a folder',
+      ],
+      [
+        "train-dit --preset imagenet",
+        'Cannot train "imagenet": it needs --data DIR or --latents DIR; give a',
+      ],
+    ] as const
+  ) {
+    const [name = "", ...args] = line.split(" ");
+    await assertRejects(() => run(name, ...args), UsageError, words);
+  }
+  const cached = { HF_HUB_CACHE: await Deno.makeTempDir() };
+  const line = "align --preset mae-l-f16d32 --data photos --perceptual encoder";
+  const { code, stderr } = await tok(line.split(" "), { env: cached });
+  assertEquals([code, stderr.trim().split("\n").length], [2, 1], stderr);
+  assert(stderr.includes('"facebook/vit-mae-large"') && stderr.includes("fetch it with --download"), stderr);
+});
+
 Deno.test("flags go over the file, the file over the preset, the preset over the defaults", async () => {
   const file = await Deno.makeTempFile({ suffix: ".json" });
   await Deno.writeTextFile(file, JSON.stringify({ "batch-size": 5, latentChannels: 7 }));
   const resolve = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
   assertEquals(resolve().latentChannels, 16);
-  assertEquals(resolve("--preset", "dinov2-l").latentChannels, 32);
-  assertEquals(resolve("--preset", "dinov2-l", "--config", file).latentChannels, 7);
-  const all = resolve("--preset=dinov2-l", "--config", file, "--latent-channels", "9", "--flip");
+  assertEquals(resolve("--preset", "dinov2-l-f16d32").latentChannels, 32);
+  assertEquals(resolve("--preset", "dinov2-l-f16d32", "--config", file).latentChannels, 7);
+  const all = resolve("--preset=dinov2-l-f16d32", "--config", file, "--latent-channels", "9", "--flip");
   assertEquals([all.latentChannels, all.batchSize, all.flip, all.decoderChannels], [9, 5, true, 128]);
-  assertEquals(resolve("--preset", "dinov2-l", "--no-flip").flip, false);
+  assertEquals(resolve("--preset", "dinov2-l-f16d32", "--no-flip").flip, false);
   await Deno.writeTextFile(file, JSON.stringify({ latentChanels: 7 }));
   assertThrows(() => resolve("--config", file), UsageError, "latentChannels");
   await Deno.remove(file);

@@ -48,7 +48,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
     num_attention_heads: 12,
     image_size: 518,
   });
-  const dinov2 = { values: { ...ALIGN_PRESETS["dinov2-b"], accumulate: 1 }, encoder: base };
+  const dinov2 = { values: { ...ALIGN_PRESETS["dinov2-b-f16d32"], accumulate: 1 }, encoder: base };
   const { batchSize } = trainDitConfig.parse({});
   const tinyDit = { ...TINY, input_size: 4, in_channels: 16, num_classes: 10 };
   const small = DIT_SIZES["S/1"];
