@@ -154,9 +154,16 @@ export const optimizing = (beta1: number, beta2: number) => ({
     unit: "steps",
     advanced: true,
   }),
-  lrEnd: optimizer(z.number().min(0).max(1).default(0.1), "Final learning rate / initial one", {
-    advanced: true,
-  }),
+  lrSchedule: optimizer(
+    z.enum(["linear", "cosine", "constant"]).default("linear"),
+    "Decay of the learning rate after the warm-up, over a stage; constant: no decay",
+    { advanced: true },
+  ),
+  lrEnd: optimizer(
+    z.number().min(0).max(1).default(0.1),
+    "Final learning rate / initial one, of a linear or cosine decay",
+    { advanced: true },
+  ),
 });
 
 export const sampling = {

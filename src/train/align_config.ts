@@ -107,7 +107,7 @@ export function checkStages(
     const was = before.find(({ name }) => name === stage.name);
     if (was?.steps === stage.steps) continue;
     const done = stage.name === at.name ? n : 0;
-    const rate = (steps: number) => (stage.lr * schedule(done, steps, c.warmup, c.lrEnd)).toPrecision(3);
+    const rate = (steps: number) => (stage.lr * schedule(done, steps, c)).toPrecision(3);
     log.line(
       `stage "${stage.name}": ${was?.steps ?? 0} steps before, ${stage.steps} now` +
         (was && done ? `; its learning rate goes from ${rate(was.steps)} to ${rate(stage.steps)}` : "") +

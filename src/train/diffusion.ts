@@ -20,7 +20,7 @@ import type { Latents } from "../formats/latents.ts";
 import { type LatentBatch, latentBatches } from "./encode_latents.ts";
 import { cosineDistance, l2, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
-import { hyperAt, type OptimizerOptions, type Recipe, schedule } from "./recipe.ts";
+import { hyperAt, type OptimizerOptions, type Recipe, schedule, type ScheduleOptions } from "./recipe.ts";
 
 export interface DiffusionOptions {
   batchSize: number;
@@ -188,7 +188,7 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
 /** Reports how another number of steps changes the learning rate. @throws UsageError when they are done already */
 export function checkSteps(
   { path, step, config }: Resumed,
-  c: Pick<DiffusionRecipeOptions, "steps" | "lr" | "warmup" | "lrEnd">,
+  c: Pick<DiffusionRecipeOptions, "steps" | "lr"> & ScheduleOptions,
   log: Log,
 ): void {
   const before = (config as { steps?: number }).steps;
@@ -198,9 +198,12 @@ export function checkSteps(
       `Cannot resume from "${path}": it has done ${step} steps, and --steps is ${c.steps}; ask for more`,
     );
   }
-  const rate = (steps: number) => (c.lr * schedule(step, steps, c.warmup, c.lrEnd)).toPrecision(3);
+  const rate = (steps: number) => (c.lr * schedule(step, steps, c)).toPrecision(3);
   log.line(
-    `--steps was ${before} and is ${c.steps}: the learning rate now falls until step ${c.steps}, and goes from ` +
-      `${rate(before)} to ${rate(c.steps)} at step ${step}`,
+    `--steps was ${before} and is ${c.steps}` +
+      (c.lrSchedule === "constant"
+        ? ""
+        : `: the learning rate now falls until step ${c.steps}, and goes from ` +
+          `${rate(before)} to ${rate(c.steps)} at step ${step}`),
   );
 }

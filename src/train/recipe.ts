@@ -37,8 +37,11 @@ export interface Recipe<D = unknown> {
 /** AdamW's options. */
 export type OptimizerOptions = Pick<
   AlignConfig,
-  "beta1" | "beta2" | "weightDecay" | "clip" | "warmup" | "lrEnd"
+  "beta1" | "beta2" | "weightDecay" | "clip" | "warmup" | "lrSchedule" | "lrEnd"
 >;
+
+/** How the learning rate changes during a run. */
+export type ScheduleOptions = Pick<AlignConfig, "warmup" | "lrSchedule" | "lrEnd">;
 
 /**
  * Hyper-parameters of step `n` of `steps`.
@@ -47,10 +50,11 @@ export type OptimizerOptions = Pick<
 export function hyperAt(
   n: number,
   { steps, lr, ema }: { steps: number; lr: number; ema: number },
-  { beta1, beta2, weightDecay, clip, warmup, lrEnd }: OptimizerOptions,
+  options: OptimizerOptions,
 ): Hyper {
+  const { beta1, beta2, weightDecay, clip } = options;
   return {
-    lr: lr * schedule(n, steps, warmup, lrEnd),
+    lr: lr * schedule(n, steps, options),
     beta1,
     beta2,
     eps: 1e-8,
@@ -60,7 +64,14 @@ export function hyperAt(
   };
 }
 
-/** Factor of the learning rate: linear warm-up, then a linear decay from 1 to `last`. */
-export function schedule(n: number, steps: number, warmup: number, last: number): number {
-  return Math.min(1, (n + 1) / Math.max(1, warmup)) * (last + (1 - last) * (1 - n / steps));
+/** The decays from 1 to `last`, at the fraction `t` of a run. */
+const SCHEDULES: Readonly<Record<ScheduleOptions["lrSchedule"], (t: number, last: number) => number>> = {
+  linear: (t, last) => last + (1 - last) * (1 - t),
+  cosine: (t, last) => last + (1 - last) * (1 + Math.cos(Math.PI * t)) / 2,
+  constant: () => 1,
+};
+
+/** Factor of the learning rate of step `n` of `steps`: linear warm-up times the decay. */
+export function schedule(n: number, steps: number, { warmup, lrSchedule, lrEnd }: ScheduleOptions): number {
+  return Math.min(1, (n + 1) / Math.max(1, warmup)) * SCHEDULES[lrSchedule](n / steps, lrEnd);
 }

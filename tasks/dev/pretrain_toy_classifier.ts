@@ -21,6 +21,7 @@ import { Optimizer } from "../../src/train/optimizer.ts";
 
 const BATCH = 64, STEPS = Number(Deno.args[0] ?? 1200);
 const ADAMW = { beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0.01, clip: 1, emaDecay: 0 };
+const SCHEDULE = { warmup: 50, lrSchedule: "linear", lrEnd: 0.02 } as const;
 await openDevice();
 const classifier = new ToyClassifier();
 classifier.init(new Initializer(7));
@@ -34,7 +35,7 @@ const train = await capture("judge", inputs, ({ x, labels }) => {
 const images = new Shapes(1_000_000, 31);
 for (let step = 0; step < STEPS; step++) {
   const batch = await gather(images, Array.from({ length: BATCH }, (_, i) => step * BATCH + i), 32);
-  optimizer.set({ lr: 2e-3 * schedule(step, STEPS, 50, 0.02), ...ADAMW });
+  optimizer.set({ lr: 2e-3 * schedule(step, STEPS, SCHEDULE), ...ADAMW });
   train.run({ x: batch.images, labels: batch.labels });
   if (step % 200 === 199) {
     console.log(`step ${step + 1}: loss ${(await train.read(train.outputs.loss))[0]?.toFixed(4)}`);

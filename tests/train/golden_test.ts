@@ -24,6 +24,10 @@ const WITHOUT_GRADIENT = /\.(k|key)\.bias$/;
 /** Tables that training does not change. */
 const TABLES = /^(pos_embed|feat_rope\.|latent_)/;
 
+/** The schedule of make_golden.py. */
+const linear = ({ warmup, last }: { warmup: number; last: number }) =>
+  ({ warmup, lrEnd: last, lrSchedule: "linear" }) as const;
+
 /** Fills a module's tensors by the formula, but for its tables. */
 async function loadFormula(module: object): Promise<void> {
   const source = formulaSource(shapesOf(module));
@@ -100,7 +104,7 @@ for (const profile of PROFILES) {
     const metrics = await file.read("diffusion.metrics"), columns = DIFFUSION_METRICS.length;
     for (let n = 0; n < STEPS; n++) {
       diffusion.random.set(n);
-      const lr = hyper.lr * schedule(n, STEPS, hyper.warmup, hyper.last);
+      const lr = hyper.lr * schedule(n, STEPS, linear(hyper));
       diffusion.optimizer.set({ ...hyper, lr, emaDecay: c.ema });
       const labels = Uint32Array.from({ length: B }, (_, row) => (n + row) % num_classes);
       program.run({ x: batch(`latents.${n}`, B * S * S * C, 2), labels });
@@ -146,7 +150,7 @@ Deno.test("ten steps of each alignment stage equal PyTorch's, one stage after an
     const metrics = await file.read(`${stage.name}.metrics`), columns = RUNNING_METRICS.length;
     for (let n = 0; n < STEPS; n++) {
       const hyper = { ...optimizer, emaDecay: Math.min(stage.ema, (1 + n) / (10 + n)) };
-      run.optimizer.set({ ...hyper, lr: stage.lr * schedule(n, STEPS, optimizer.warmup, optimizer.last) });
+      run.optimizer.set({ ...hyper, lr: stage.lr * schedule(n, STEPS, linear(optimizer)) });
       run.discriminatorOptimizer?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
       (await run.program(n)).run({ x: batch(`images.${stage.name}.${n}`, B * image_size ** 2 * 3, 1) });
       const expected = metrics.subarray(n * columns, (n + 1) * columns);
