@@ -90,7 +90,12 @@ export const FAULTS = { value: 1, gradient: 2, update: 3 } as const;
 
 /** Sum of squares over all flats, as a scalar; not finite when any element is not. */
 export function squaredNorm(flats: readonly Tensor[]): Tensor {
-  const [first, ...rest] = flats.map((f) => sumOfSquares(f));
+  return sumOfScalars(flats.map((f) => sumOfSquares(f)));
+}
+
+/** Sum of scalars, in order. */
+export function sumOfScalars(scalars: readonly Tensor[]): Tensor {
+  const [first, ...rest] = scalars;
   check(first !== undefined, "take a norm", "there is nothing to measure");
   return rest.reduce((a, b) => pointwise(["x0 + x1"], [a, b]), first);
 }

@@ -8,8 +8,9 @@ import type { Optimizer } from "./optimizer.ts";
 import type { Recipe } from "./recipe.ts";
 
 /**
- * Logged every `logEvery` steps: means of the metrics over applied steps, the number of skipped steps, the loss scale if there
- * is one, and `data_wait`, the share of the time spent waiting for data.
+ * Logged every `logEvery` steps: means over applied steps of the metrics and of the gradient norm of each module
+ * (`grad_norm/NAME`, before clipping), the learning rate, the number of skipped steps, the loss scale if there is one, and
+ * `data_wait`, the share of the time spent waiting for data.
  */
 export interface LogRow {
   step: number;
@@ -77,6 +78,13 @@ export async function trainLoop<D>(
     before = now;
     const [{ applied }] = since as [typeof since[number]];
     if (applied > 0) metrics.forEach((name, i) => row[name] = (sums[i] as number) / applied);
+    for (const [i, optimizer] of optimizers.entries()) {
+      const steps = since[i]?.applied ?? 0;
+      for (const [name, sum] of await optimizer.readNorms()) {
+        if (steps > 0) row[`grad_norm/${name}`] = sum / steps;
+      }
+    }
+    row.lr = optimizers[0]?.lr ?? 0;
     row.skipped = since.reduce((sum, { skipped }) => sum + skipped, 0);
     const scale = Math.min(...now.map((p) => p.lossScale));
     if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;

@@ -16,11 +16,12 @@ import {
   progressVariable,
   record,
   restoreIfSkipped,
-  squaredNorm,
+  sumOfScalars,
 } from "../ops/adamw.ts";
-import { div, mul, square } from "../ops/math.ts";
+import { div, mul, sqrt, square } from "../ops/math.ts";
 import { concat, reshape } from "../ops/layout.ts";
-import { readTensor, type Tensor } from "../tensor/tensor.ts";
+import { sumOfSquares } from "../ops/reduce.ts";
+import { readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 
 interface Slot {
   set: ParameterSet;
@@ -40,6 +41,8 @@ export class Optimizer {
   /** A scalar of the step that is being captured; not finite if the step is skipped. */
   #verdict: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
+  /** Sums over the applied steps of each set's gradient norm, before clipping. */
+  readonly #norms: Tensor;
 
   /**
    * @param groups sets, each with a factor of the learning rate (1), with or without a moving average of the weights
@@ -59,6 +62,7 @@ export class Optimizer {
     }));
     this.#scaled = groups.some(({ set }) => set.working !== undefined);
     this.progress = progressVariable(this.#scaled);
+    this.#norms = variable([groups.length], { label: "gradient norms" });
   }
 
   /** All parameters that are trained. */
@@ -82,6 +86,13 @@ export class Optimizer {
     return { kind: kinds.find((kind) => FAULTS[kind] === code) ?? "gradient", value };
   }
 
+  /** Sums over the applied steps of each set's gradient norm, by its name; cleared. Waits for the device. */
+  async readNorms(): Promise<[name: string, sum: number][]> {
+    const sums = await readTensor(this.#norms);
+    this.#norms.storage.write(new Float32Array(sums.length));
+    return this.#slots.map(({ set }, i) => [set.name, sums[i] as number]);
+  }
+
   /** The weight of the largest magnitude. Waits for the device. */
   async readLargest(): Promise<{ name: string; magnitude: number }> {
     let largest = { name: "", magnitude: 0 };
@@ -94,8 +105,12 @@ export class Optimizer {
     return largest;
   }
 
+  /** Learning rate of the latest step, before the factors of the sets. */
+  lr = 0;
+
   /** Sets the hyper-parameters of the next step. */
   set(hyper: Hyper): void {
+    this.lr = hyper.lr;
     this.#hyper.storage.write(packHyper(hyper));
   }
 
@@ -151,7 +166,8 @@ export class Optimizer {
    * @returns the squared global norm before clipping
    */
   update(values: readonly Tensor[] = []): Tensor {
-    const norm2 = squaredNorm(this.#slots.flatMap(({ set }) => set.gradients().flats));
+    const squares = this.#slots.map(({ set }) => set.gradients().flats.map((flat) => sumOfSquares(flat)));
+    const norm2 = sumOfScalars(squares.flat());
     const flats = this.#slots.flatMap(({ set, lrFactor, m, v, ema }) =>
       set.flats.map((parameters, i) => ({
         parameters,
@@ -169,6 +185,8 @@ export class Optimizer {
       values: values.length ? joined(values) : undefined,
       fault: this.#fault,
     });
+    const norms = squares.map((sums) => sqrt(sumOfScalars(sums)));
+    this.report(scale ? norms.map((norm) => div(norm, scale)) : norms, this.#norms);
     return plain;
   }
 
@@ -206,7 +224,9 @@ export class Optimizer {
   }
 
   destroy(): void {
-    for (const tensor of [...this.state().values(), this.#hyper, this.#fault]) tensor.storage.destroy();
+    for (const tensor of [...this.state().values(), this.#hyper, this.#fault, this.#norms]) {
+      tensor.storage.destroy();
+    }
   }
 }
 
