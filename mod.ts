@@ -15,7 +15,7 @@ export { capture, Program } from "./src/gpu/program.ts";
 export { within } from "./src/gpu/scope.ts";
 export { Autoencoder } from "./src/models/autoencoder.ts";
 export { Decoder } from "./src/models/decoder.ts";
-export { Discriminator } from "./src/models/discriminator.ts";
+export { type Discriminator, PatchDiscriminator } from "./src/models/discriminator.ts";
 export { Dit } from "./src/models/dit.ts";
 export { Encoder, type ImageTokenizer, Tokenizer } from "./src/models/tokenizer.ts";
 export { Vit } from "./src/models/vit.ts";

@@ -1,5 +1,5 @@
-// PatchGAN: strided 4x4 convolutions that classify overlapping patches. Isola et al. (2017), in LDM's form (three layers, batch
-// norm, no bias before a norm). Tensor names are those of LDM's `main` sequence.
+// Discriminators of images: what every kind has, and PatchGAN, strided 4x4 convolutions that classify overlapping patches: Isola
+// et al. (2017), in LDM's form (three layers, batch norm, no bias before a norm), with tensors named as in LDM's `main` sequence.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -8,6 +8,16 @@ import { BatchNorm2d, Conv2d, type StatisticsMode } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 
+/** A discriminator; its tensors are those that are trained, and the state of its norms. */
+export interface Discriminator {
+  init(init: Initializer): void;
+  /**
+   * Images [B, H, W, 3] in -1..1 to logits [B, ...], positive where an image looks real.
+   * @param mode `train` updates the state of the norms, `frozen` does not
+   */
+  forward(x: Tensor, mode: StatisticsMode): Tensor;
+}
+
 export const discriminatorConfig = z.object({
   /** Channels after the first convolution; each layer doubles them, up to 8x. */
   ndf: count("channels").default(64),
@@ -15,7 +25,7 @@ export const discriminatorConfig = z.object({
 });
 export type DiscriminatorConfig = z.infer<typeof discriminatorConfig>;
 
-export class Discriminator {
+export class PatchDiscriminator implements Discriminator {
   /** Indices as in the published sequence, activations included. */
   readonly main: (Conv2d | BatchNorm2d | "leaky")[];
 

@@ -95,11 +95,20 @@ export class Encoder {
 
   /** Patch tokens after the final norm [B, side * side, C] of images [B, S, S, 3] in -1..1, resized to side x side patches. */
   patches(x: Tensor, side: number): Tensor {
+    return this.vit.forward(this.#input(x, side)).patches;
+  }
+
+  /** Patch tokens after each of the blocks `after` (numbers from 1), before the final norm; otherwise as {@link patches}. */
+  hidden(x: Tensor, side: number, after: readonly number[]): Tensor[] {
+    return this.vit.forward(this.#input(x, side), { after }).hidden;
+  }
+
+  #input(x: Tensor, side: number): Tensor {
     const pixels = side * this.vit.config.patch_size;
     const resized = x.dim(1) === pixels
       ? x
       : resize(x, pixels, pixels, { filter: "bicubic", antialias: true });
-    return this.vit.forward(add(mul(resized, this.#scale), this.#shift)).patches;
+    return add(mul(resized, this.#scale), this.#shift);
   }
 }
 

@@ -29,6 +29,8 @@ export interface VitOutput {
   cls?: Tensor;
   /** Register tokens after the final norm [B, R, C], if the model has them. */
   registers?: Tensor;
+  /** Patch tokens after each of the blocks that were asked for [B, T, C], before the final norm. */
+  hidden: Tensor[];
 }
 
 const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
@@ -224,9 +226,13 @@ export class Vit implements Published {
   /**
    * @param x normalised pixels [B, H, W, 3]; sides are multiples of the patch size, or the image size. If that is no multiple
    *   (SigLIP's 384 with patches of 14), the right and bottom margins are ignored, as in the published models
-   * @param mask [B, T, 1], 1 where a patch is replaced by the mask token
+   * @param options.mask [B, T, 1], 1 where a patch is replaced by the mask token
+   * @param options.after numbers of blocks, from 1: the output's `hidden` has the patch tokens after each of them
    */
-  forward(x: Tensor, mask?: Tensor): VitOutput {
+  forward(
+    x: Tensor,
+    { mask, after = [] }: { mask?: Tensor | undefined; after?: readonly number[] } = {},
+  ): VitOutput {
     const [B, H, W] = x.shape as [number, number, number];
     const { hidden_size: C, patch_size: P, num_register_tokens: R, num_attention_heads: NH } = this.config;
     const { cls: hasCls, positions, normed } = FAMILIES[this.config.model_type];
@@ -255,18 +261,22 @@ export class Vit implements Published {
     if (this.input_norm) y = this.input_norm.forward(y);
     const angles = positions === "rotary" ? this.#angles(K + R, h, w, C / NH) : undefined;
     const patchesOf = (z: Tensor) => slice(z, 1, K + R, K + R + T);
-    for (const block of this.encoder.layer) {
-      y = recomputable(block, (y) => block.forward(y, angles), y);
-    }
+    const blocks = this.encoder.layer,
+      outputs = blocks.map((block) => y = recomputable(block, (y) => block.forward(y, angles), y));
+    const hidden = after.map((n) => {
+      check(outputs[n - 1] !== undefined, "read a hidden layer", `${n} is outside 1..${blocks.length}`, x);
+      return patchesOf(outputs[n - 1] as Tensor);
+    });
     if (normed === "cls") {
       const token = this.layernorm.forward(slice(y, 1, 0, 1));
-      return { patches: patchesOf(y), cls: reshape(token, [B, C]) };
+      return { patches: patchesOf(y), cls: reshape(token, [B, C]), hidden };
     }
     const last = this.layernorm.forward(y);
     return {
       patches: patchesOf(last), // [B, T, C]
       ...(hasCls ? { cls: reshape(slice(last, 1, 0, 1), [B, C]) } : {}),
       ...(R ? { registers: slice(last, 1, K, K + R) } : {}),
+      hidden,
     };
   }
 

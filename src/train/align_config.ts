@@ -3,7 +3,7 @@
 import type { AlignConfig } from "../cli/config.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
-import { Discriminator } from "../models/discriminator.ts";
+import { PatchDiscriminator } from "../models/discriminator.ts";
 import { Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
@@ -37,9 +37,9 @@ export function tokenizerOf(
 }
 
 /** The discriminator; undefined where the adversarial loss is off. */
-export function discriminatorOf(c: AlignConfig): Discriminator | undefined {
+export function discriminatorOf(c: AlignConfig): PatchDiscriminator | undefined {
   if (c.gan === "none" || c.wGan === 0) return undefined;
-  return new Discriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
+  return new PatchDiscriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
 }
 
 /** First step of stage `n` (from 1) with the adversarial loss; Infinity: never. */

@@ -56,7 +56,7 @@ const train = await capture(
   { x: input([BATCH, SIZE, SIZE, 3]), labels: input([BATCH], "u32") },
   ({ x, labels }) => {
     const mask = pointwise(["select(T(0.0), T(1.0), x0 < s0)"], [uniform([BATCH, T, 1], state, 1)], [MASKED]);
-    const tokens = vit.forward(x, mask).patches; // [B, T, C]
+    const tokens = vit.forward(x, { mask }).patches; // [B, T, C]
     const classLoss = crossEntropy(heads.classes.forward(mean(tokens, [1])), labels);
     const pixelLoss = mean(square(sub(heads.pixels.forward(tokens), patches(x))));
     optimizer.minimise(add(classLoss, pixelLoss));

@@ -2,7 +2,7 @@
 
 import { Initializer } from "../../src/nn/init.ts";
 import { loadState } from "../../src/nn/layers.ts";
-import { Discriminator } from "../../src/models/discriminator.ts";
+import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import type { Lpips } from "../../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
@@ -83,7 +83,7 @@ export async function alignment(precision: Precision = "f32", variant: Variant =
       groups: 4,
     },
   }));
-  const discriminator = new Discriminator({ ndf: 8, n_layers: 2 });
+  const discriminator = new PatchDiscriminator({ ndf: 8, n_layers: 2 });
   const made = new Alignment(tokenizer, discriminator, lpips, precision);
   const init = new Initializer(0);
   tokenizer.init(init);

@@ -3,7 +3,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { Decoder, decoderConfig } from "../../src/models/decoder.ts";
-import { Discriminator } from "../../src/models/discriminator.ts";
+import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../src/models/dit.ts";
 import { Vit, vitConfig } from "../../src/models/vit.ts";
 import { countParameters, loadState, parameters, saveState, type TensorSource } from "../../src/nn/layers.ts";
@@ -44,10 +44,10 @@ for (const profile of PROFILES) {
     );
   });
 
-  Deno.test(`Discriminator equals PatchGAN in training, gradients and running statistics too (${profile} kernels)`, async () => {
+  Deno.test(`PatchDiscriminator equals PatchGAN in training, gradients and running statistics too (${profile} kernels)`, async () => {
     await testDevice(profile);
     const file = await open("patchgan");
-    const discriminator = new Discriminator({ ndf: 8, n_layers: 3 });
+    const discriminator = new PatchDiscriminator({ ndf: 8, n_layers: 3 });
     const trainable = { ...discriminator, config: undefined };
     const statistics = new Map<string, Float32Array>();
     for (const key of file.shapes.keys()) {

@@ -4,7 +4,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
-import { Discriminator } from "../../src/models/discriminator.ts";
+import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import { Dit, DIT_SIZES, ditConfig } from "../../src/models/dit.ts";
 import { Lpips } from "../../src/models/lpips.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
@@ -191,7 +191,7 @@ Deno.test("recomputation takes the activations of an alignment of DINOv2-B to le
         }));
         const a = new Alignment(
           tokenizer,
-          new Discriminator({ ndf: 64, n_layers: 3 }),
+          new PatchDiscriminator({ ndf: 64, n_layers: 3 }),
           new Lpips(),
           precision,
         );

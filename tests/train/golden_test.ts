@@ -3,7 +3,7 @@
 // discriminator and of the EMA after the last. tests/fixtures/make_golden.py is the PyTorch side.
 
 import { assert, assertEquals } from "@std/assert";
-import { Discriminator } from "../../src/models/discriminator.ts";
+import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { loadState, saveState } from "../../src/nn/layers.ts";
@@ -128,7 +128,7 @@ Deno.test("ten steps of each alignment stage equal PyTorch's, one stage after an
   const tokenizer = new Tokenizer(
     tokenizerConfig.parse({ image_size, image_mean, image_std, encoder, adapter_hidden, decoder }),
   );
-  const discriminator = new Discriminator(c.discriminator);
+  const discriminator = new PatchDiscriminator(c.discriminator);
   const alignment = new Alignment(tokenizer, discriminator);
   const parts = {
     encoder: tokenizer.encoder,
