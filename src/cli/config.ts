@@ -80,6 +80,11 @@ export const alignConfig = z.strictObject({
     "Compare latents after the adapter, or features before it",
     { advanced },
   ),
+  wKl: losses(
+    amount().default(0),
+    "Weight of the KL loss, mean over latent elements, for a Gaussian posterior; 0: a deterministic latent",
+    { advanced },
+  ),
   gan: losses(z.enum(["patch", "none"]).default("patch"), "Discriminator: PatchGAN or none"),
   wGan: losses(amount().default(0.05), "Factor of the adaptive adversarial weight"),
   ganStart: losses(

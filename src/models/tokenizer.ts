@@ -1,6 +1,6 @@
 // Interface of image tokenizers, and the tokenizer built from a vision encoder: encoder -> adapter -> latent -> convolutional
-// decoder (AlignTok, arXiv 2509.25162). The latent is deterministic: no KL, no sampling. The tokenizer stores its per-channel
-// mean and standard deviation, since diffusion works on (z - mean) / std.
+// decoder (AlignTok, arXiv 2509.25162). The latent is a point, or the mean of a Gaussian posterior. The tokenizer stores its
+// per-channel mean and standard deviation, since diffusion works on (z - mean) / std.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
@@ -10,10 +10,10 @@ import { Conv2d } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import { add, mul } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
-import { reshape } from "../ops/layout.ts";
 import { constant, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
+import type { Posterior } from "./posterior.ts";
 import { Vit, vitConfig } from "./vit.ts";
 
 /** Identity of a tokenizer's weights. Tokenizers that differ only in the decoder make the same latents. */
@@ -48,6 +48,35 @@ export interface ImageTokenizer {
   statistics(): Promise<LatentStatistics | undefined>;
 }
 
+/** The parts of a tokenizer; a stage of a training chooses among them. */
+export type Part = "encoder" | "adapter" | "decoder";
+
+/**
+ * A tokenizer that Alignment and StageRun train: images -> features -> posterior -> latent -> images. `encode` is `features`,
+ * then the mean of `posterior`.
+ */
+export interface TrainableTokenizer extends ImageTokenizer {
+  /** The module of each part, which becomes a parameter set; an empty object if the part has no parameters. */
+  readonly parts: Readonly<Record<Part, object>>;
+  /** Whether the posterior is Gaussian: training then samples it. */
+  readonly gaussian: boolean;
+  /** Weight of the decoder's last layer: the adaptive weight of the adversarial loss compares gradients there. */
+  readonly lastLayer: Tensor;
+  /** The encoder: [B,S,S,3] in -1..1 to what the adapter reads, such as patch tokens [B, side * side, features]. */
+  features(x: Tensor): Tensor;
+  /** The adapter: features to the posterior of the latent. */
+  posterior(features: Tensor): Posterior;
+  /**
+   * New modules like its vision encoder and adapter, for the frozen copies that the semantic loss compares with. Absent where the
+   * encoder is no vision encoder; Alignment then has no anchor.
+   */
+  copies?(): { reference: Encoder; anchor: Adapter };
+  /** Initialises all but a pretrained encoder. */
+  init(init: Initializer): void;
+  /** Sets what {@link statistics} returns. */
+  setStatistics(mean: ArrayLike<number>, std: ArrayLike<number>): Promise<void>;
+}
+
 /** Per-channel mean and standard deviation: diffusion works on (z - mean) / std. */
 export interface LatentStatistics {
   mean: Float32Array;
@@ -74,6 +103,8 @@ export const tokenizerConfig = z.object({
   image_mean: three,
   image_std: three,
   adapter_hidden: count("channels"),
+  /** Whether the adapter outputs mean and log-variance of a Gaussian posterior; absent: no. */
+  double_z: z.boolean().optional(),
   decoder: decoderConfig,
 });
 export type TokenizerConfig = z.infer<typeof tokenizerConfig>;
@@ -112,7 +143,7 @@ export class Encoder {
   }
 }
 
-export class Tokenizer implements ImageTokenizer {
+export class Tokenizer implements TrainableTokenizer {
   readonly encoder: Vit;
   readonly adapter: Adapter;
   readonly post_quant_conv: Conv2d;
@@ -126,7 +157,7 @@ export class Tokenizer implements ImageTokenizer {
   constructor(readonly config: TokenizerConfig) {
     const C = config.decoder.z_channels;
     this.encoder = new Vit(config.encoder);
-    this.adapter = new Adapter(config.encoder.hidden_size, C, config.adapter_hidden);
+    this.adapter = adapterOf(config);
     this.post_quant_conv = new Conv2d(C, C, 1);
     this.decoder = new Decoder(config.decoder);
     this.latent_mean = variable([C], { label: "latent_mean" });
@@ -139,6 +170,19 @@ export class Tokenizer implements ImageTokenizer {
     this.adapter.init(init);
     init.preserving(this.post_quant_conv);
     this.decoder.init(init);
+  }
+
+  get parts() {
+    const { encoder, adapter, post_quant_conv, decoder } = this;
+    return { encoder, adapter, decoder: { post_quant_conv, decoder } };
+  }
+
+  get gaussian(): boolean {
+    return this.config.double_z === true;
+  }
+
+  get lastLayer(): Tensor {
+    return this.decoder.lastLayer;
   }
 
   get channels(): number {
@@ -158,15 +202,22 @@ export class Tokenizer implements ImageTokenizer {
     return this.#input.patches(x, this.side(x.dim(1)));
   }
 
-  /** Features to latent: [B, side * side, features] -> [B, side, side, C]. */
-  adapt(features: Tensor): Tensor {
-    const side = Math.sqrt(features.dim(1));
-    return reshape(this.adapter.forward(features), [features.dim(0), side, side, -1]);
+  /** Features [B, side * side, features] to the posterior of the latent [B, side, side, C]. */
+  posterior(features: Tensor): Posterior {
+    return this.adapter.forward(features);
   }
 
-  /** Images [B,S,S,3] in -1..1 to latents [B,side,side,C]. */
+  copies(): { reference: Encoder; anchor: Adapter } {
+    const { encoder, image_mean, image_std } = this.config;
+    return {
+      reference: new Encoder(new Vit(encoder), image_mean, image_std),
+      anchor: adapterOf(this.config),
+    };
+  }
+
+  /** Images [B,S,S,3] in -1..1 to latents [B,side,side,C]: the mean of the posterior. */
   encode(x: Tensor): Tensor {
-    return this.adapt(this.features(x));
+    return this.posterior(this.features(x)).mean;
   }
 
   /** Latents to pixels, about -1..1, not clamped. */
@@ -178,4 +229,14 @@ export class Tokenizer implements ImageTokenizer {
     const [mean, std] = [await readTensor(this.latent_mean), await readTensor(this.latent_std)];
     return { mean, std, origin: "the tokenizer's own" };
   }
+
+  async setStatistics(mean: ArrayLike<number>, std: ArrayLike<number>): Promise<void> {
+    for (const [tensor, values] of [[this.latent_mean, mean], [this.latent_std, std]] as const) {
+      await tensor.storage.materialise();
+      tensor.storage.write(Float32Array.from(values));
+    }
+  }
 }
+
+const adapterOf = ({ encoder, decoder, adapter_hidden, double_z }: TokenizerConfig) =>
+  new Adapter(encoder.hidden_size, decoder.z_channels, adapter_hidden, double_z);

@@ -22,6 +22,11 @@ const FORMULAS = {
   div: { forward: "a / b", backward: ["dy / b", "-dy * y / b"] },
   scale: { forward: "a * s0", backward: ["dy * s0"] },
   shift: { forward: "a + s0", backward: ["dy"] },
+  // The gradient of torch.clamp: that of the identity within the bounds, both included.
+  clamp: {
+    forward: "clamp(a, T(s0), T(s1))",
+    backward: ["select(T(0.0), dy, (a >= T(s0)) & (a <= T(s1)))"],
+  },
   exp: { forward: "exp(a)", backward: ["dy * y"] },
   sqrt: { forward: "sqrt(a)", backward: ["dy * 0.5 / y"] },
   square: { forward: "a * a", backward: ["dy * 2.0 * a"] },
@@ -88,6 +93,8 @@ export const div = (a: Tensor, b: Tensor): Tensor => apply("div", [a, b]);
 export const scale = (a: Tensor, factor: number): Tensor => apply("scale", [a], [factor]);
 /** a + amount */
 export const shift = (a: Tensor, amount: number): Tensor => apply("shift", [a], [amount]);
+/** a limited to `low`..`high` */
+export const clamp = (a: Tensor, low: number, high: number): Tensor => apply("clamp", [a], [low, high]);
 export const neg = (a: Tensor): Tensor => apply("scale", [a], [-1]);
 export const exp = (a: Tensor): Tensor => apply("exp", [a]);
 export const sqrt = (a: Tensor): Tensor => apply("sqrt", [a]);

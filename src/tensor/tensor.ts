@@ -142,7 +142,7 @@ export async function readTensor(x: Tensor): Promise<Float32Array> {
 
 /** Throws a ShapeError unless `condition` holds; the message gets the tensors' shapes. */
 export function check(
-  condition: boolean,
+  condition: unknown,
   action: string,
   reason: string,
   ...tensors: Tensor[]

@@ -24,6 +24,7 @@ export function tokenizerOf(
     image_mean: mean,
     image_std: std,
     adapter_hidden: c.adapterHidden ?? encoder.hidden_size,
+    ...c.wKl > 0 ? { double_z: true } : {},
     decoder: {
       ch: c.decoderChannels,
       ch_mult: c.decoderMultiples,
@@ -59,7 +60,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
     const stage = table[n - 1] as typeof table[number];
     return {
       ...stage,
-      losses: { ...weightsOf(c, stage.name), gan: adversarial ? c.wGan : 0 },
+      losses: { ...weightsOf(c, stage), gan: adversarial ? c.wGan : 0 },
       steps: c.steps[n - 1] as number,
       lr: c.lr[n - 1] as number,
       ganStart: ganStartOf(c, n),

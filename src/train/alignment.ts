@@ -2,18 +2,15 @@
 // Source: arXiv 2509.25162.
 
 import type { AlignConfig } from "../cli/config.ts";
-import { Adapter } from "../models/adapter.ts";
+import type { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
-import { Encoder, type Tokenizer } from "../models/tokenizer.ts";
-import { Vit } from "../models/vit.ts";
+import type { Encoder, Part, TrainableTokenizer } from "../models/tokenizer.ts";
 import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
-import { type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
+import { check, type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
 import { l2, lpipsLoss } from "./losses.ts";
 import { copyTensors } from "./optimizer.ts";
-
-export type Part = "encoder" | "adapter" | "decoder";
 
 export type StageName = "latent" | "perceptual" | "refine";
 
@@ -29,48 +26,54 @@ export interface AlignmentOptions
 
 /** The models of an alignment, each in its own parameter set. */
 export class Alignment {
-  /** The original encoder, frozen: features for the perceptual and the semantic loss. */
-  readonly reference: Vit;
-  /** The adapter at the end of stage 1, frozen: the semantic loss compares with its latents. */
-  readonly anchor: Adapter;
-  readonly discriminator: Discriminator | undefined;
-  readonly sets: Record<Part | "anchor" | "reference", ParameterSet> & { discriminator?: ParameterSet };
-  readonly #reference: Encoder;
+  /**
+   * A frozen vision encoder, for the losses that compare features: a copy of the tokenizer's original encoder if that is a vision
+   * encoder, else the one that was given.
+   */
+  readonly reference: Encoder | undefined;
+  /** The adapter at the end of stage 1, frozen: the semantic loss compares with its latents. Only if `reference` is a copy. */
+  readonly anchor: Adapter | undefined;
+  readonly sets:
+    & Record<Part, ParameterSet>
+    & Partial<Record<"anchor" | "reference" | "discriminator", ParameterSet>>;
 
-  /** @param lpips the perceptual loss; by default the distance between features of the frozen encoder */
+  /**
+   * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
+   * @param reference for a tokenizer that has no vision encoder; its weights are the caller's matter
+   */
   constructor(
-    readonly tokenizer: Tokenizer,
-    discriminator: Discriminator | undefined,
+    readonly tokenizer: TrainableTokenizer,
+    readonly discriminator: Discriminator | undefined,
     readonly lpips?: Lpips,
     /** Of the activations while training. */
     readonly precision: Precision = "f32",
+    reference?: Encoder,
   ) {
-    const { config } = tokenizer;
-    this.reference = new Vit(config.encoder);
-    this.#reference = new Encoder(this.reference, config.image_mean, config.image_std);
-    this.anchor = new Adapter(config.encoder.hidden_size, config.decoder.z_channels, config.adapter_hidden);
-    this.discriminator = discriminator;
+    const copies = tokenizer.copies?.(), { encoder, adapter, decoder } = tokenizer.parts;
+    this.reference = copies?.reference ?? reference;
+    this.anchor = copies?.anchor;
     const set = (name: string, module: object) => new ParameterSet(name, module, precision);
     this.sets = {
-      encoder: set("encoder", tokenizer.encoder),
-      adapter: set("adapter", tokenizer.adapter),
-      decoder: set("decoder", { post_quant_conv: tokenizer.post_quant_conv, decoder: tokenizer.decoder }),
-      anchor: set("anchor", this.anchor),
-      reference: set("reference", this.reference),
-      ...(discriminator ? { discriminator: set("discriminator", discriminator) } : {}),
+      encoder: set("encoder", encoder),
+      adapter: set("adapter", adapter),
+      decoder: set("decoder", decoder),
+      ...this.anchor ? { anchor: set("anchor", this.anchor) } : {},
+      ...this.reference ? { reference: set("reference", this.reference.vit) } : {},
+      ...discriminator ? { discriminator: set("discriminator", discriminator) } : {},
     };
   }
 
   /** Copies the adapter into the anchor, at the end of stage 1. */
   async setAnchor(): Promise<void> {
-    await this.#copySet("adapter", "anchor");
+    await this.#copySet("adapter", this.sets.anchor);
   }
 
-  /** Copies the encoder into the frozen reference, before stage 1. */
+  /** Copies the encoder into the frozen reference, before stage 1, unless that was given. */
   async setReference(): Promise<void> {
-    await this.#copySet("encoder", "reference");
-    const own = state(this.tokenizer.encoder);
-    for (const [key, tensor] of state(this.reference)) {
+    if (!this.anchor || !this.reference) return;
+    await this.#copySet("encoder", this.sets.reference);
+    const own = state(this.tokenizer.parts.encoder);
+    for (const [key, tensor] of state(this.reference.vit)) {
       // A fixed table of positions is in no parameter set.
       if (tensor.storage.category !== "parameters") {
         tensor.storage.write(await readTensor(own.get(key) as Tensor));
@@ -83,7 +86,7 @@ export class Alignment {
     const parts = {
       tokenizer: this.tokenizer,
       anchor: this.anchor,
-      reference: this.reference,
+      reference: this.reference?.vit,
       discriminator: this.discriminator,
     };
     return new Map(
@@ -94,17 +97,21 @@ export class Alignment {
   }
 
   /** Perceptual loss of `y` against `x`. @param frozen the frozen encoder's patch tokens of `x` */
-  perceptual(y: Tensor, x: Tensor, frozen: Tensor): Tensor {
-    return this.lpips ? lpipsLoss(this.lpips, y, x) : l2(this.frozenFeatures(y), frozen);
+  perceptual(y: Tensor, x: Tensor, frozen: Tensor | undefined): Tensor {
+    if (this.lpips) return lpipsLoss(this.lpips, y, x);
+    check(frozen !== undefined, "compare features", "the alignment has no frozen encoder");
+    return l2(this.frozenFeatures(y), frozen);
   }
 
-  /** Patch tokens of the frozen encoder on the latent's grid. */
+  /** Patch tokens of the frozen encoder on the latent's grid. @throws ShapeError if there is none */
   frozenFeatures(x: Tensor): Tensor {
-    return this.#reference.patches(x, this.tokenizer.side(x.dim(1)));
+    check(this.reference !== undefined, "compare features", "the alignment has no frozen encoder");
+    return this.reference.patches(x, this.tokenizer.side(x.dim(1)));
   }
 
-  async #copySet(from: Part, to: "anchor" | "reference"): Promise<void> {
-    const { [from]: source, [to]: target } = this.sets;
+  async #copySet(from: Part, target: ParameterSet | undefined): Promise<void> {
+    if (!target) return;
+    const source = this.sets[from];
     await source.materialise();
     await copyTensors(source.flats.map((flat, i) => [flat, target.flats[i] as Tensor]));
   }

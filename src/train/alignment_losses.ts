@@ -2,11 +2,12 @@
 // adversarial loss, whose weight depends on the gradients of the others, is in stage_run.ts.
 
 import type { AlignConfig } from "../cli/config.ts";
+import type { Part } from "../models/tokenizer.ts";
+import type { Posterior } from "../models/posterior.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { reshape } from "../ops/layout.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { check, type Tensor } from "../tensor/tensor.ts";
 import type { Alignment, AlignmentOptions, StageName } from "./alignment.ts";
-import { cosineDistance, l1, l2 } from "./losses.ts";
+import { cosineDistance, klDivergence, l1, l2 } from "./losses.ts";
 
 /** What a loss may compare. */
 export interface LossInputs {
@@ -16,11 +17,18 @@ export interface LossInputs {
   x: Tensor;
   /** Their reconstructions [B,S,S,3]. */
   y: Tensor;
-  /** Latents [B,side,side,C]. */
-  z: Tensor;
-  /** Patch tokens of the encoder, and of the frozen encoder [B,T,features]. */
+  /** Of the latents [B,side,side,C]. */
+  posterior: Posterior;
+  /** What the encoder outputs: patch tokens [B,T,features]. */
   features: Tensor;
-  frozen: Tensor;
+  /** Patch tokens of the frozen encoder [B,T,features], if the alignment has one. */
+  frozen: Tensor | undefined;
+}
+
+/** A stage, as far as weights depend on it. */
+interface StageParts {
+  name: StageName;
+  train: readonly Part[];
 }
 
 interface Loss {
@@ -28,7 +36,9 @@ interface Loss {
   ofReconstruction: boolean;
   /** Reported even where its weight is 0 (false). */
   always?: boolean;
-  weight(c: AlignConfig, stage: StageName): number;
+  /** Whether it has a column in the log only where its weight is not 0 (false). */
+  optional?: boolean;
+  weight(c: AlignConfig, stage: StageParts): number;
   value(inputs: LossInputs): Tensor;
 }
 
@@ -42,12 +52,20 @@ export const LOSSES = {
   /** Holds the latents of stage 2 to those of stage 1. */
   semantic: {
     ofReconstruction: false,
-    weight: (c, stage) => stage === "perceptual" ? c.wSemantic : 0,
-    value({ alignment, options, z, features, frozen }) {
+    weight: (c, { name }) => name === "perceptual" ? c.wSemantic : 0,
+    value({ alignment: { anchor }, options, posterior, features, frozen }) {
       const distance = options.semanticLoss === "cosine" ? cosineDistance : l2;
+      check(anchor && frozen, "compute the semantic loss", "the tokenizer has no vision encoder");
       if (options.semanticAt === "before") return distance(features, frozen);
-      return distance(z, reshape(noGrad(() => alignment.anchor.forward(frozen)), z.shape));
+      return distance(posterior.mean, noGrad(() => anchor.forward(frozen).mean));
     },
+  },
+  /** Holds the posterior to N(0, 1) where the adapter is trained. */
+  kl: {
+    ofReconstruction: false,
+    optional: true,
+    weight: (c, { train }) => train.includes("adapter") ? c.wKl : 0,
+    value: ({ posterior }) => klDivergence(posterior),
   },
 } satisfies Record<string, Loss>;
 
@@ -57,7 +75,7 @@ export type LossName = keyof typeof LOSSES;
 export const LOSS_TABLE = Object.entries(LOSSES) as [LossName, Loss][];
 
 /** Weights of the losses in a stage. */
-export function weightsOf(c: AlignConfig, stage: StageName): Record<LossName, number> {
+export function weightsOf(c: AlignConfig, stage: StageParts): Record<LossName, number> {
   const weights = LOSS_TABLE.map(([name, { weight }]) => [name, weight(c, stage)]);
   return Object.fromEntries(weights) as Record<LossName, number>;
 }

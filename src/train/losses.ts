@@ -4,10 +4,11 @@ import { gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
-import { abs, add, div, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
+import type { Posterior } from "../models/posterior.ts";
+import { abs, add, div, exp, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, sumOfSquares } from "../ops/reduce.ts";
-import type { Tensor } from "../tensor/tensor.ts";
+import { check, type Tensor } from "../tensor/tensor.ts";
 
 /** mean |a - b| */
 export const l1 = (a: Tensor, b: Tensor): Tensor => within({ precision: "f32" }, () => mean(abs(sub(a, b))));
@@ -26,6 +27,18 @@ export function cosineDistance(a: Tensor, b: Tensor): Tensor {
     const norms2 = mul(sum(square(a), [-1]), sum(square(b), [-1]));
     return shift(neg(mean(div(dot, sqrt(shift(norms2, COSINE_EPS))))), 1);
   });
+}
+
+/**
+ * KL divergence of a Gaussian posterior from N(0, 1): 0.5 mean (mean^2 + exp(logvar) - 1 - logvar) over the elements of latents.
+ * LDM sums it, and the reconstruction loss, over an image: its `kl_weight` k is k C / (3 factor^2) here.
+ */
+export function klDivergence({ mean: mu, logvar }: Posterior): Tensor {
+  check(logvar !== undefined, "compute the KL loss", "the posterior is a point", mu);
+  return within(
+    { precision: "f32" },
+    () => scale(mean(shift(sub(add(square(mu), exp(logvar)), logvar), -1)), 0.5),
+  );
 }
 
 /** mean LPIPS of images from their originals, which get no gradient */

@@ -11,13 +11,16 @@ import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
 import { mul, scale } from "../ops/math.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
+import { normal, type RandomSource, randomWords } from "../ops/random.ts";
+import { sampleOf } from "../models/posterior.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
 import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 import { StepProgram } from "./step_program.ts";
-import type { Alignment, AlignmentOptions, Part, StageName } from "./alignment.ts";
+import type { Part } from "../models/tokenizer.ts";
+import type { Alignment, AlignmentOptions, StageName } from "./alignment.ts";
 
 export interface Stage {
   name: StageName;
@@ -34,27 +37,38 @@ export interface Stage {
   ganStart: number;
 }
 
-/** The running metrics of a step, in this order. */
-export const RUNNING_METRICS = [
-  "loss",
-  ...LOSS_TABLE.map(([name]) => name),
-  "gan",
-  "gan_weight",
-  "discriminator",
-  "grad_norm2",
-] as const;
-type Metric = (typeof RUNNING_METRICS)[number];
+/** The running metrics of a stage, in this order. @param weights of its losses */
+const metricsOf = (weights: Partial<Record<LossName, number>>) =>
+  [
+    "loss",
+    ...LOSS_TABLE.filter(([name, { optional }]) => !optional || weights[name]).map(([name]) => name),
+    "gan",
+    "gan_weight",
+    "discriminator",
+    "grad_norm2",
+  ] as const;
+type Metric = ReturnType<typeof metricsOf>[number];
+
+/** The running metrics of every stage; {@link StageRun.metrics} adds those of optional losses. */
+export const RUNNING_METRICS = metricsOf({});
+
+/** Streams of randomness inside a step. */
+const STREAMS = { posterior: 1 };
 
 /** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
 export class StageRun {
   readonly optimizer: Optimizer;
   readonly discriminatorOptimizer: Optimizer | undefined;
-  /** Sums of RUNNING_METRICS over the applied steps since they were last cleared. */
-  readonly runningMetrics: Tensor = variable([RUNNING_METRICS.length], { label: "running metrics" });
+  /** Names of the running metrics. */
+  readonly metrics: readonly Metric[];
+  /** Their sums over the applied steps since they were last cleared. */
+  readonly runningMetrics: Tensor;
   #program: { adversarial: boolean; program: StepProgram<Record<string, Tensor>> } | undefined;
 
   constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
     const { sets } = alignment;
+    this.metrics = metricsOf(stage.losses);
+    this.runningMetrics = variable([this.metrics.length], { label: "running metrics" });
     this.optimizer = new Optimizer(
       "optimizer",
       stage.train.map((part) => ({
@@ -91,8 +105,9 @@ export class StageRun {
     const inputs = {
       x: imageInput(B, S, this.options.bytes ?? false),
       ...this.options.flip ? { flips: input([B], "f32", "flips") } : {},
+      ...this.random ? { random: input([4], "u32", "random state") } : {},
     };
-    const count = RUNNING_METRICS.length - 1, discriminator = RUNNING_METRICS.indexOf("discriminator");
+    const count = this.metrics.length - 1, discriminator = this.metrics.indexOf("discriminator");
     const saved = adversarial ? this.#runningStatistics() : [];
     return within(
       { recompute, precision },
@@ -100,7 +115,8 @@ export class StageRun {
         StepProgram.capture(`stage ${this.stage.name}`, inputs, accumulate, {
           optimizers: discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer],
           saved,
-          gradients: ({ x, flips }) => this.#gradients(pixels(x as Tensor, flips), discriminatorOptimizer),
+          gradients: ({ x, flips, random }) =>
+            this.#gradients(pixels(x as Tensor, flips), random && { tensor: random }, discriminatorOptimizer),
           update: (means, before) => {
             const norm2 = optimizer.update(means);
             discriminatorOptimizer?.update([means[discriminator] as Tensor]);
@@ -109,6 +125,19 @@ export class StageRun {
           },
         }),
     );
+  }
+
+  /** Whether a step draws random numbers: the input `random` of its program then holds {@link randomInput}. */
+  get random(): boolean {
+    return this.alignment.tokenizer.gaussian;
+  }
+
+  /** What step `step` of a run draws from: a function of seed, step, and number of the image in the step. */
+  randomInput(seed: number, step: number): { random?: Uint32Array } {
+    if (!this.random) return {};
+    const { batchSize, accumulate } = this.options, words = new Uint32Array(4 * accumulate);
+    for (let i = 0; i < accumulate; i++) words.set(randomWords(seed, step, i * batchSize), 4 * i);
+    return { random: words };
   }
 
   /** The discriminator's running statistics, which a skipped step must not change. */
@@ -121,25 +150,32 @@ export class StageRun {
    * Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator.
    * @returns as `values` the metrics but the last, then the norms behind the adaptive weight
    */
-  #gradients(x: Tensor, discriminatorOptimizer: Optimizer | undefined) {
+  #gradients(
+    x: Tensor,
+    random: RandomSource | undefined,
+    discriminatorOptimizer: Optimizer | undefined,
+  ) {
     const { alignment, stage: { name: stage, train, losses }, options, optimizer } = this;
     const { tokenizer, discriminator } = alignment;
     const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
-    const frozen = noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
-    // In stage 1 the encoder still is the reference.
-    const features = stage === "latent"
+    const frozen = alignment.reference && noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
+    const encoderTrains = train.includes("encoder"),
+      adapterTrains = encoderTrains || train.includes("adapter");
+    // In stage 1 a frozen encoder still is the reference.
+    const features = stage === "latent" && !encoderTrains && alignment.anchor && frozen
       ? frozen
-      : unless(train.includes("encoder"), () => tokenizer.features(x));
-    const z = unless(train.includes("adapter"), () => tokenizer.adapt(features)); // [B, side, side, C]
-    const y = tokenizer.decode(z); // [B, S, S, 3]
+      : unless(encoderTrains, () => tokenizer.features(x));
+    const posterior = unless(adapterTrains, () => tokenizer.posterior(features)); // [B, side, side, C]
+    const noise = random && noGrad(() => normal(posterior.mean.shape, random, STREAMS.posterior));
+    const y = tokenizer.decode(sampleOf(posterior, noise)); // [B, S, S, 3]
 
     const zero = scalar(0);
-    const metrics = Object.fromEntries(RUNNING_METRICS.map((name) => [name, zero])) as Record<Metric, Tensor>;
+    const metrics = Object.fromEntries(this.metrics.map((name) => [name, zero])) as Record<Metric, Tensor>;
     const ofReconstruction: Weighted[] = [], others: Weighted[] = [];
     for (const [name, loss] of LOSS_TABLE) {
       const weight = losses[name] ?? 0;
       if (weight === 0 && !loss.always) continue;
-      metrics[name] = loss.value({ alignment, options, x, y, z, features, frozen });
+      metrics[name] = loss.value({ alignment, options, x, y, posterior, features, frozen });
       if (weight > 0) (loss.ofReconstruction ? ofReconstruction : others).push([metrics[name], weight]);
     }
     const reconstruction = weightedSum(ofReconstruction);
@@ -153,8 +189,7 @@ export class StageRun {
     if (discriminator && discriminatorOptimizer) {
       metrics.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
-      const { lastLayer } = tokenizer.decoder;
-      const adaptive = adaptiveWeight(y, lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      const adaptive = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
       metrics.gan_weight = adaptive.weight;
       norms.push(...adaptive.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
       roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
@@ -166,7 +201,7 @@ export class StageRun {
       roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });
     }
     gradients.unshift(gradOf(roots, optimizer.parameters));
-    return { values: [...RUNNING_METRICS.slice(0, -1).map((name) => metrics[name]), ...norms], gradients };
+    return { values: [...this.metrics.slice(0, -1).map((name) => metrics[name]), ...norms], gradients };
   }
 
   /** Names and tensors that a checkpoint of this stage holds besides the models. */
@@ -197,7 +232,6 @@ type AlignRecipeOptions = AlignmentOptions & OptimizerOptions & Pick<AlignConfig
 class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
   readonly name: string = this.stage.name;
   readonly steps: number = this.stage.steps;
-  readonly metrics = RUNNING_METRICS;
   readonly stepBytes: number;
   readonly optimizers: readonly Optimizer[];
 
@@ -242,7 +276,11 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
     const hyper = hyperAt(n, this.stage, this.options);
     this.optimizer.set(hyper);
     this.discriminatorOptimizer?.set({ ...hyper, lr: this.options.ganLr, weightDecay: 0 });
-    (await this.program(n)).run({ x: images, ...flips ? { flips } : {} });
+    (await this.program(n)).run({
+      x: images,
+      ...flips ? { flips } : {},
+      ...this.randomInput(this.options.seed, this.first + n),
+    });
   }
 
   override state(): Map<string, Tensor> {

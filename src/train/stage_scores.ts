@@ -10,7 +10,7 @@ import { infer } from "../metrics/batched.ts";
 import { LpipsScore } from "../metrics/lpips_score.ts";
 import { encoderProgram, scoreLatents, scoreReconstruction } from "../metrics/tokenizer.ts";
 import type { Lpips } from "../models/lpips.ts";
-import type { Tokenizer } from "../models/tokenizer.ts";
+import type { ImageTokenizer, TrainableTokenizer } from "../models/tokenizer.ts";
 import type { Resumed } from "../run/resume.ts";
 import { stageAt } from "./align_config.ts";
 import type { Stage } from "./stage_run.ts";
@@ -27,7 +27,7 @@ export class StageScores {
   /** @param probe labelled images to train the probe on; undefined: no scores of the latents */
   constructor(
     private readonly out: string,
-    private readonly tokenizer: Tokenizer,
+    private readonly tokenizer: ImageTokenizer,
     private readonly images: { size: number; heldOut: ImageSource; probe: ImageSource | undefined },
     private readonly lpips: Lpips | undefined,
   ) {}
@@ -87,7 +87,7 @@ const MIN_STD = 1e-6;
 
 /** Measures mean and deviation of the latents' channels over the first `images` of a source; the tokenizer keeps them. */
 export async function updateStatistics(
-  tokenizer: Tokenizer,
+  tokenizer: TrainableTokenizer,
   source: ImageSource,
   options: { size: number; batchSize: number; images: number },
 ): Promise<void> {
@@ -96,10 +96,5 @@ export async function updateStatistics(
   for await (const { outputs: { z } } of infer(program, source, options.images)) found.add(z, 1);
   program.destroy();
   const std = found.std().map((s) => Math.max(MIN_STD, s));
-  for (
-    const [tensor, values] of [[tokenizer.latent_mean, found.mean], [tokenizer.latent_std, std]] as const
-  ) {
-    await tensor.storage.materialise();
-    tensor.storage.write(Float32Array.from(values));
-  }
+  await tokenizer.setStatistics(found.mean, std);
 }

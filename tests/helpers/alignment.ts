@@ -63,7 +63,10 @@ interface Variant {
 }
 
 /** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
-export async function alignment(precision: Precision = "f32", variant: Variant = {}): Promise<Alignment> {
+export async function alignment(
+  precision: Precision = "f32",
+  variant: Variant = {},
+): Promise<Alignment & { tokenizer: Tokenizer }> {
   const { blocks = 0, attention = [], lpips } = variant;
   await testDevice();
   const encoder = await openEncoder();
@@ -92,5 +95,5 @@ export async function alignment(precision: Precision = "f32", variant: Variant =
   await encoder.load(tokenizer.encoder);
   await made.setReference();
   await made.setAnchor();
-  return made;
+  return Object.assign(made, { tokenizer });
 }

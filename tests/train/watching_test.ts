@@ -4,7 +4,7 @@ import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { readTensor, type Tensor } from "../../src/tensor/tensor.ts";
-import type { Part } from "../../src/train/alignment.ts";
+import type { Part } from "../../src/models/tokenizer.ts";
 import { schedule } from "../../src/train/recipe.ts";
 import { RUNNING_METRICS, StageRun } from "../../src/train/stage_run.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
