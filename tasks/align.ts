@@ -1,6 +1,7 @@
 // tok align: turns an encoder into a tokenizer in three stages.
 
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
+import { ALIGN_GRADES } from "../src/cli/grades.ts";
 import { ALIGN_PRESETS, requireData } from "../src/cli/presets.ts";
 import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { type ImageSource, part } from "../src/data/image_source.ts";
@@ -19,7 +20,7 @@ import { StageScores, updateStatistics } from "../src/train/stage_scores.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { openLpips } from "../src/zoo/networks.ts";
 import { saveTokenizer } from "../src/zoo/runs.ts";
-import { command, openAdapter, openOutput } from "./command.ts";
+import { command, explained, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageSource, openWorkers, SEEDS } from "./inputs.ts";
 
 export const align = command({
@@ -33,6 +34,7 @@ export const align = command({
   ],
   async run(c, context) {
     const { log } = context;
+    if (c.explain) return explained("align", alignConfig, c, ALIGN_GRADES, context);
     requireData(c.preset, c.dryRun, { data: c.data });
     const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
     if (byLpips && c.lpips === undefined && !c.dryRun) {

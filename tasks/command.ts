@@ -3,7 +3,9 @@
 
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
-import type { Schema } from "../src/cli/flags.ts";
+import { explain, explainTable } from "../src/cli/explain.ts";
+import type { Origin, Schema } from "../src/cli/flags.ts";
+import type { Evidence } from "../src/cli/grades.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import type { Log } from "../src/run/log.ts";
@@ -19,6 +21,8 @@ export interface Context {
   commandLine: string;
   /** Whether Ctrl-C or SIGTERM came: save and return. */
   stopping(): boolean;
+  /** Where the options come from; those with their defaults are left out. */
+  origins?: Readonly<Record<string, Origin>>;
   /** The command line that resumes after an interruption, once there is something to resume. */
   resumeCommand?: string;
 }
@@ -40,6 +44,22 @@ export interface Command<S extends Schema = Schema> {
 /** Defines a command; infers the type of its config. */
 export function command<S extends Schema>(definition: Command<S>): Command {
   return definition as unknown as Command;
+}
+
+/** `--explain`: prints the options that `grades` names, with their origin and grade. */
+export function explained<C extends { preset: string }>(
+  name: string,
+  schema: Schema,
+  config: C,
+  grades: Readonly<Record<string, readonly Evidence<C>[]>>,
+  { log, origins = {} }: Context,
+): Record<string, unknown> {
+  const rows = explain(schema, config, origins, grades);
+  log.begin();
+  log.line(log.bold(`tok ${name} --preset ${config.preset}`));
+  explainTable(rows, log.columns).forEach((line) => log.line(line));
+  const options = rows.map(({ name, value, from, grade, source }) => [name, { value, from, grade, source }]);
+  return { preset: config.preset, options: Object.fromEntries(options) };
 }
 
 /**

@@ -1,7 +1,7 @@
 // Parses the command line, runs the command, and maps errors to exit codes.
 
 import { Interrupted, UsageError } from "../src/errors.ts";
-import { hint, resolveConfig } from "../src/cli/flags.ts";
+import { hint, type Origin, resolveOptions } from "../src/cli/flags.ts";
 import { helpOf } from "../src/cli/help.ts";
 import { printKernelTimes } from "../src/gpu/debug.ts";
 import { closeDevice } from "../src/gpu/device.ts";
@@ -79,7 +79,8 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
       log.output(helpOf(command, { all: rest.includes("all"), columns: log.columns }));
       return 0;
     }
-    const { config } = parseCommandLine(args);
+    const { config, origins } = parseCommandLine(args);
+    context.origins = origins;
     const results = await command.run(config, context);
     log.begin();
     log.event("done", { command: name, interrupted: stopRequested() !== 0, ...results });
@@ -99,9 +100,12 @@ async function runCommand(args: readonly string[], log: Log): Promise<number> {
  * Parses a command line (without "tok"); runs nothing and opens no file but --config.
  * @throws UsageError for an unknown command, unknown options and wrong values
  */
-export function parseCommandLine(args: readonly string[]): { command: Command; config: never } {
+export function parseCommandLine(
+  args: readonly string[],
+): { command: Command; config: never; origins: Record<string, Origin> } {
   const [name = "", ...rest] = args, command = commandOf(name);
-  return { command, config: resolveConfig(command.schema, rest, { ...command, command: name }) as never };
+  const { config, origins } = resolveOptions(command.schema, rest, { ...command, command: name });
+  return { command, config: config as never, origins };
 }
 
 function commandOf(name: string): Command {

@@ -2,6 +2,7 @@
 
 import { dirname, join } from "@std/path";
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
+import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
@@ -20,7 +21,7 @@ import { checkLatents } from "../src/train/encode_latents.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { placesOf } from "../src/zoo/generator.ts";
 import { type KnownTokenizer, type ModelConfig, saveDit } from "../src/zoo/runs.ts";
-import { command, openAdapter, openOutput } from "./command.ts";
+import { command, explained, openAdapter, openOutput } from "./command.ts";
 import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { encodeShown } from "./output.ts";
 
@@ -38,6 +39,7 @@ export const trainDit = command({
   ],
   async run(c, context) {
     const { log } = context;
+    if (c.explain) return explained("train-dit", trainDitConfig, c, TRAIN_DIT_GRADES, context);
     requireData(c.preset, c.dryRun, { data: c.data, latents: c.latents });
     if (c.latents !== undefined && c.data !== undefined) {
       throw new UsageError("Cannot train on --data and --latents at once: give one of them");

@@ -68,6 +68,7 @@ export function triple(x: Tensor): Tensor {
       "  wSemantic: losses(",
       '  wMagnitude: losses(amount().default(0), "Weight of it"),\n  wSemantic: losses(',
     ]],
+    "src/cli/grades.ts": [["  wSemantic: [", "  wMagnitude: [],\n  wSemantic: ["]],
   },
   metric: {
     "src/metrics/table.ts": [[

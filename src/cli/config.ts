@@ -44,7 +44,8 @@ const ALIGN_PRESET_NAMES = [
 export const alignConfig = z.strictObject({
   preset: input(
     z.enum(ALIGN_PRESET_NAMES).default("tiny"),
-    "Named set of options, encoder included; other options override it",
+    `Options by name, encoder included; others override them: ${ALIGN_PRESET_NAMES.join(", ")}`,
+    { value: "NAME" },
   ),
   ...encoder,
   data: input(text(), "Folder of images", { ...DATA, free: true }),

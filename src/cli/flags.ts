@@ -37,13 +37,23 @@ export function placeholder(type: z.ZodType): string {
   return "TEXT";
 }
 
+/** Where the value of an option comes from. */
+export type Origin = "default" | "preset" | "config file" | "command line";
+
+/** The config of a command; arguments as {@link resolveOptions}. */
+export function resolveConfig<S extends Schema>(
+  ...args: Parameters<typeof resolveOptions<S>>
+): z.infer<S> {
+  return resolveOptions(...args).config;
+}
+
 /**
- * The config of a command.
+ * The config of a command, and where each value comes from.
  * @param options.argument field of the positional argument, if the command has one
  * @param options.presets values by the name of the preset
  * @throws UsageError for unknown flags, missing or wrong values
  */
-export function resolveConfig<S extends Schema>(
+export function resolveOptions<S extends Schema>(
   schema: S,
   args: readonly string[],
   { command, argument, presets = {} }: {
@@ -51,7 +61,7 @@ export function resolveConfig<S extends Schema>(
     argument?: string | undefined;
     presets?: Readonly<Record<string, object>> | undefined;
   },
-): z.infer<S> {
+): { config: z.infer<S>; origins: Record<string, Origin> } {
   const fields = Object.entries(schema.shape) as [string, z.ZodType][], names = fields.map(([name]) => name);
   const flagsOf = (test: (type: z.ZodType) => boolean) =>
     fields.filter(([, type]) => test(inner(type))).map(([name]) => kebab(name));
@@ -95,13 +105,17 @@ export function resolveConfig<S extends Schema>(
   if (schema.shape.preset && Object.keys(presets).length && !Object.hasOwn(presets, preset)) {
     throw new UsageError(`Cannot use --preset ${preset}: ${unknownPreset(preset, Object.keys(presets))}`);
   }
-  const values: Record<string, unknown> = {
-    ...presets[preset],
-    ...file,
-    ...flags,
-  };
+  const layers = { preset: presets[preset] ?? {}, "config file": file, "command line": flags };
+  const values: Record<string, unknown> = Object.assign({}, ...Object.values(layers));
   const result = schema.safeParse(values);
-  if (result.success) return result.data as z.infer<S>;
+  if (result.success) {
+    const origins: Record<string, Origin> = Object.fromEntries(
+      Object.entries(layers).flatMap(([origin, set]) =>
+        Object.keys(set).map((name) => [name, origin as Origin])
+      ),
+    );
+    return { config: result.data as z.infer<S>, origins };
+  }
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
   throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}`);
 }

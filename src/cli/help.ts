@@ -70,7 +70,7 @@ function exampleOf(line: string, columns: number): string {
 }
 
 /** Words in lines of at most `width` columns; longer words get lines of their own. */
-function wrapped(text: string, width: number, space = / /): string[] {
+export function wrapped(text: string, width: number, space = / /): string[] {
   const lines: string[] = [];
   for (const word of text.split(space)) {
     const last = lines.at(-1);

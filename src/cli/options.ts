@@ -129,6 +129,7 @@ export const running = {
     free: true,
   }),
   dryRun: output(flag(), "Print parameters, FLOPs and memory, then stop", { free: true }),
+  explain: output(flag(), "Print the value, origin and evidence of each option, then stop", { free: true }),
   saveEvery: output(
     z.number().int().nonnegative().default(500),
     "Steps between checkpoints; 0: only at the end",

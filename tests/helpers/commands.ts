@@ -17,12 +17,12 @@ export async function run(
   name: string,
   ...args: string[]
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
-  const { command, config } = parseCommandLine([name, ...args, "--cpu"]);
+  const { command, config, origins } = parseCommandLine([name, ...args, "--cpu"]);
   const { log, lines } = quietLog();
   try {
     return {
       lines,
-      result: await command.run(config, { log, commandLine: `tok ${name}`, stopping: () => false }),
+      result: await command.run(config, { log, commandLine: `tok ${name}`, stopping: () => false, origins }),
     };
   } finally {
     log.close();
