@@ -4,7 +4,7 @@ import { join } from "@std/path";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
 import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
-import { described, inputs, Sizes } from "../src/data/network_input.ts";
+import { described, Sizes } from "../src/data/network_input.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeNpz } from "../src/formats/npz.ts";
@@ -78,16 +78,16 @@ export const evaluate = command({
 async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const { c, selection, results, workers, log } = job;
   const { tokenizer, size } = await openTokenizerFor(c, run);
-  const sizes = new Sizes(), view = { square: size };
+  const sizes = new Sizes();
   const all = c.data === undefined
     ? generatedImages(workers, generated(c.num, log))
-    : inputs(await imageFolder(c.data, c.badImage, workers, log), view, sizes);
+    : await imageFolder(c.data, c.badImage, workers, log, sizes);
   const [train, test] = c.data === undefined
     ? [generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
     : splitInHalf(all);
   const images = { all, train, test, folder: c.data };
   await evaluateTokenizer(tokenizer, images, size, selection, job.options, results, log);
-  if (sizes.differ(size)) log.line(`"${c.data}": ${sizes}; each has ${described(view)}`);
+  if (sizes.differ(size)) log.line(`"${c.data}": ${sizes}; each has ${described({ square: size })}`);
 }
 
 async function scoreFiles(job: Job): Promise<void> {

@@ -3,6 +3,7 @@
 import { generatedImages, Workers } from "../src/data/decode_pool.ts";
 import { type BadImage, type Folder, openFolder } from "../src/data/image_folder.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
+import type { Sizes } from "../src/data/network_input.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { UsageError } from "../src/errors.ts";
 import { device } from "../src/gpu/device.ts";
@@ -81,9 +82,10 @@ export async function imageFolder(
   badImage: BadImage | undefined,
   workers: Workers,
   log: Log,
+  sizes?: Sizes,
 ): Promise<Folder> {
-  const folder = await openFolder(data, { badImage, workers, onBad: (message) => log.warn(message) });
-  await folder.image(0, 16); // a file that is no image is an error before any output
+  const folder = await openFolder(data, { badImage, workers, sizes, onBad: (message) => log.warn(message) });
+  await folder.bytes(0, 16); // a file that is no image is an error before any output
   const { length, classes, leftOut } = folder;
   const first = classes.slice(0, NAMED_CLASSES).join(", "), more = classes.length - NAMED_CLASSES;
   const named = `, ${classes.length} classes: ${first}${more > 0 ? `, and ${more} more` : ""}`;

@@ -2,14 +2,7 @@
 // interrupted one would have seen, and no state is saved. The next batches are loaded while the device works.
 
 import { ahead, depthOf } from "./prefetch.ts";
-import {
-  type Batch,
-  batchIndices,
-  flipsAt,
-  gatherForUpload,
-  type ImageSource,
-  type Upload,
-} from "./image_source.ts";
+import { type Batch, batchIndices, flipsAt, gather, type ImageSource } from "./image_source.ts";
 
 export interface BatchOptions {
   batchSize: number;
@@ -24,7 +17,7 @@ export interface BatchOptions {
 }
 
 /** Images of a step, and which of them are to be mirrored. */
-export interface TrainingBatch extends Batch<Upload> {
+export interface TrainingBatch extends Batch {
   /** 1 mirrors an image left to right, 0 does not; where some are mirrored. */
   flips?: Float32Array<ArrayBuffer>;
 }
@@ -33,10 +26,10 @@ export interface TrainingBatch extends Batch<Upload> {
 export function batches(source: ImageSource, options: BatchOptions): AsyncGenerator<TrainingBatch, void> {
   const { batchSize, imageSize, seed, step = 0, end = Infinity, flip = false } = options;
   const make = async (n: number): Promise<TrainingBatch> => {
-    const batch = await gatherForUpload(source, batchIndices(source.length, batchSize, seed, n), imageSize);
+    const batch = await gather(source, batchIndices(source.length, batchSize, seed, n), imageSize);
     if (!flip) return batch;
     return { ...batch, flips: Float32Array.from(flipsAt(batchSize, seed, n), Number) };
   };
-  const bytes = batchSize * imageSize ** 2 * (source.bytes ? 3 : 12);
+  const bytes = batchSize * imageSize ** 2 * 3;
   return ahead(make, { from: step, to: end, depth: depthOf(source, bytes) });
 }

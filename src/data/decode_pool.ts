@@ -109,11 +109,11 @@ export function generatedImages(workers: Workers, shapes: Shapes): ImageSource {
     identity: () => shapes.identity(),
     label: (i) => shapes.label(i),
     name: (i) => shapes.name(i),
-    image: async (index, size) => (await workers.run({ kind: "shape", seed: shapes.seed, index, size })).data,
+    bytes: async (index, size) => (await workers.run({ kind: "shape", seed: shapes.seed, index, size })).data,
   };
 }
 
-/** The same as network inputs, from images of side `side` that are rounded to bytes. */
+/** The same as network inputs, from images of side `side`. */
 export function generatedInputs(workers: Workers, shapes: Shapes, side: number): InputSource {
   const shape = (index: number) => ({ kind: "shape", seed: shapes.seed, index, size: side }) as const;
   return {

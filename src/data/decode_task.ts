@@ -2,7 +2,7 @@
 // gives the same bits on any thread.
 
 import { UsageError } from "../errors.ts";
-import { type Decoded, type Image, toBytes, withImage } from "../image/image.ts";
+import { type Decoded, type Image, withImage } from "../image/image.ts";
 import type { ImageMemory, SharedMemory } from "../image/memory.ts";
 import { inputOf, targetOfView, type View } from "./network_input.ts";
 import type { Pixels } from "./preprocess.ts";
@@ -12,22 +12,22 @@ import { drawShape } from "./toy_shapes.ts";
 
 export type Job =
   | Square
-  /** A generated image, pixels in [-1,1]. */
   | Shape
   /** A file, a generated image, or pixels at hand, as a network sees them. */
   | { kind: "input"; image: string | Shape | Image; view: View };
 
-/** A file: shorter side to `size`, central square, as bytes. */
+/** A file, or pixels at hand: shorter side to `size`, central square, as bytes. */
 interface Square {
   kind: "square";
-  path: string;
+  image: string | Image;
   size: number;
 }
 
-/** What a job gives: bytes as the file holds them, or floats. */
-export type PixelsOf<J extends Job> = J extends Square ? Pixels<Uint8Array<ArrayBuffer>> : Pixels;
+/** What a job gives: bytes, or a network's floats. */
+export type PixelsOf<J extends Job> = J extends Square | Shape ? Pixels<Uint8Array<ArrayBuffer>> : Pixels;
 type AnyPixels = PixelsOf<Job>;
 
+/** A generated image, as bytes. */
 interface Shape {
   kind: "shape";
   seed: number;
@@ -54,24 +54,28 @@ export interface Failure {
 export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels> {
   switch (job.kind) {
     case "square": {
-      const target = (original: Size) => squareOf(original, job.size);
-      return await fromFile(job.path, memory, target, (rows) => resizeRows(rows, target(rows.original)));
+      const { image } = job, target = (original: Size) => squareOf(original, job.size);
+      if (typeof image !== "string") return await resizeRows(rowsOf(image), target(image));
+      return await fromFile(image, memory, target, async (rows) => {
+        const { width, height } = rows.original;
+        return { ...await resizeRows(rows, target(rows.original)), original: { width, height } };
+      });
     }
     case "shape":
-      return { width: job.size, height: job.size, data: drawShape(job.seed, job.index, job.size) };
+      return shapeOf(job);
     case "input": {
       const { image, view } = job;
-      if (typeof image !== "string") return await inputOf(rowsOf(bytesOf(image)), view);
+      if (typeof image !== "string") {
+        return await inputOf(rowsOf("kind" in image ? shapeOf(image) : image), view);
+      }
       const target = (original: Size) => targetOfView(view, original);
       return await fromFile(image, memory, target, (rows) => inputOf(rows, view, rows.original));
     }
   }
 }
 
-function bytesOf(image: Shape | Image): Image {
-  if (!("kind" in image)) return image;
-  const { seed, index, size } = image;
-  return { width: size, height: size, data: toBytes(drawShape(seed, index, size)) };
+function shapeOf({ seed, index, size }: Shape): Image {
+  return { width: size, height: size, data: drawShape(seed, index, size) };
 }
 
 /** @param target the part of an image that is used; undefined: all of it */

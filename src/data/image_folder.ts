@@ -8,9 +8,8 @@ import { UsageError } from "../errors.ts";
 import { explained, openRegular } from "../formats/files.ts";
 import { type Foreign, foreign } from "../formats/foreign.ts";
 import { FORMATS } from "../image/header.ts";
-import type { InputSource, View } from "./network_input.ts";
+import type { InputSource, Sizes, View } from "./network_input.ts";
 import type { Job, PixelsOf } from "./decode_task.ts";
-import { toFloat } from "../image/image.ts";
 import type { Pixels } from "./preprocess.ts";
 import type { Identity } from "../formats/provenance.ts";
 import { type Found, LeftOut, searchImages } from "./find_images.ts";
@@ -32,6 +31,8 @@ export interface FolderOptions {
   onBad?: (message: string) => void;
   /** Threads that decode images [the calling thread]. */
   workers?: Workers | undefined;
+  /** Counts the original sizes of the images that {@link Folder.bytes} reads. */
+  sizes?: Sizes | undefined;
 }
 
 const NONE = new Workers(0);
@@ -84,13 +85,10 @@ export class Folder implements InputSource {
   }
 
   /** Resizes the shorter side to `size` (bicubic) and crops the central square. @throws UsageError for a damaged file, see FolderOptions */
-  async image(i: number, size: number): Promise<Float32Array> {
-    return toFloat(await this.bytes(i, size));
-  }
-
-  /** The same as RGB bytes. */
   async bytes(i: number, size: number): Promise<Uint8Array> {
-    return (await this.#pixels(i, (path) => ({ kind: "square", path, size }))).data;
+    const { data, original } = await this.#pixels(i, (path) => ({ kind: "square", image: path, size }));
+    if (original) this.options.sizes?.add(i, original);
+    return data;
   }
 
   /** @throws UsageError for a damaged file, see FolderOptions */

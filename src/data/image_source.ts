@@ -3,70 +3,68 @@
 
 import { BOUNDS } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
-import { wordsOf } from "../ops/pixels.ts";
+import { packImages, wordsOf } from "../ops/pixels.ts";
 import { permutation, uniform } from "../philox.ts";
 import { formatBytes } from "../formats/files.ts";
 import type { Identity } from "../formats/provenance.ts";
 
-/** A numbered set of labelled images. */
-export interface ImageSource {
+/** A numbered and labelled set. */
+interface Labelled {
   readonly length: number;
   /** Class names; a label is an index into them. Empty where images have no classes. */
   readonly classes: readonly string[];
   /** Number of images that are loaded at the same time on other threads (0). */
   readonly parallel?: number;
-  /** Name and fingerprint of the images, for records of what was made from them. */
-  identity?(): Identity;
   label(i: number): number;
   name(i: number): string;
-  /** Pixels in [-1,1], channels-last [size, size, 3]. */
-  image(i: number, size: number): Float32Array | Promise<Float32Array>;
-  /** The same as RGB bytes, where images are bytes. */
-  bytes?(i: number, size: number): Promise<Uint8Array>;
 }
 
-export interface Batch<A = Float32Array<ArrayBuffer>> {
-  /** As {@link imageInput} takes them: floats [count, size, size, 3], or packed bytes. */
+/** A numbered set of labelled images. */
+export interface ImageSource extends Labelled {
+  /** Name and fingerprint of the images, for records of what was made from them. */
+  identity?(): Identity;
+  /** RGB bytes [size, size, 3]. */
+  bytes(i: number, size: number): Uint8Array | Promise<Uint8Array>;
+}
+
+/** Images as a network's preprocessing makes them. */
+export interface NetworkInputs extends Labelled {
+  /** The input [size, size, 3]. */
+  floats(i: number, size: number): Float32Array | Promise<Float32Array>;
+}
+
+export interface Batch<A = Uint32Array<ArrayBuffer>> {
   images: A;
   labels: Uint32Array<ArrayBuffer>;
 }
 
-/** Images that are uploaded: floats, or packed bytes. */
-export type Upload = Float32Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
-
-/** Images `indices` of a source, one after another, as floats in -1..1. */
+/** Images `indices` of a source, as {@link imageInput} takes them. */
 export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
   checkBatch(indices.length, size);
-  const images = new Float32Array(indices.length * size * size * 3);
-  const labels = await loadEach(source, indices, async (i) => await source.image(i, size), (image, k) => {
-    images.set(image, k * size * size * 3);
+  const each = size * wordsOf(size), images = new Uint32Array(indices.length * each);
+  const labels = await loadEach(source, indices, async (i) => await source.bytes(i, size), (image, k) => {
+    packImages(image, size, images.subarray(k * each, (k + 1) * each));
   });
   return { images, labels };
 }
 
-/** The same as bytes, where the images are bytes: a quarter of the memory. Rows are padded to whole u32s. */
-export async function gatherForUpload(
-  source: ImageSource,
+/** Inputs `indices` of a network, [count, size, size, 3]. */
+export async function gatherFloats(
+  source: NetworkInputs,
   indices: readonly number[],
   size: number,
-): Promise<Batch<Upload>> {
-  if (!source.bytes) return await gather(source, indices, size);
+): Promise<Batch<Float32Array<ArrayBuffer>>> {
   checkBatch(indices.length, size);
-  const images = new Uint32Array(indices.length * size * wordsOf(size)), all = new Uint8Array(images.buffer);
-  const row = 3 * size, padded = 4 * wordsOf(size);
-  const load = (i: number) => bytesOf(source)(i, size);
-  const labels = await loadEach(source, indices, load, (image, k) => {
-    if (row === padded) return all.set(image, k * size * row);
-    for (let y = 0; y < size; y++) all.set(image.subarray(y * row, (y + 1) * row), (k * size + y) * padded);
+  const each = size * size * 3, images = new Float32Array(indices.length * each);
+  const labels = await loadEach(source, indices, async (i) => await source.floats(i, size), (image, k) => {
+    images.set(image, k * each);
   });
   return { images, labels };
 }
-
-const bytesOf = (source: ImageSource) => source.bytes?.bind(source) as NonNullable<ImageSource["bytes"]>;
 
 /** Passes images on in the order of `indices`, so that of several damaged ones the first is reported. @returns labels */
 async function loadEach<T>(
-  source: ImageSource,
+  source: Labelled,
   indices: readonly number[],
   load: (i: number) => Promise<T>,
   use: (image: T, k: number) => void,
@@ -122,7 +120,7 @@ function orderOf(seed: number, epoch: number, length: number): Uint32Array<Array
   return latest.order;
 }
 
-/** `length` images of a source as floats: number i is image `at(i)`. */
+/** `length` images of a source: number i is image `at(i)`. */
 export function subset(source: ImageSource, length: number, at = (i: number) => i): ImageSource {
   return {
     length,
@@ -130,16 +128,13 @@ export function subset(source: ImageSource, length: number, at = (i: number) => 
     parallel: source.parallel ?? 0,
     label: (i) => source.label(at(i)),
     name: (i) => source.name(at(i)),
-    image: (i, size) => source.image(at(i), size),
+    bytes: (i, size) => source.bytes(at(i), size),
   };
 }
 
 /** Images from..to-1 of a source, as a source of their own. */
 export function part(source: ImageSource, from: number, to: number): ImageSource {
-  return {
-    ...subset(source, Math.max(0, to - from), (i) => from + i),
-    ...source.bytes ? { bytes: (i: number, size: number) => bytesOf(source)(from + i, size) } : {},
-  };
+  return subset(source, Math.max(0, to - from), (i) => from + i);
 }
 
 /** Images of even index to train on, those of odd index to test on. */

@@ -6,7 +6,7 @@ import { interpolate, type Sampling } from "../image/interpolate.ts";
 import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
 import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
 import { fullImage, type Rows, rowsOf } from "../image/rows.ts";
-import { type ImageSource, subset } from "./image_source.ts";
+import type { ImageSource, NetworkInputs } from "./image_source.ts";
 
 /** How an image becomes a network's input; plain data for worker threads. */
 export interface View {
@@ -74,8 +74,12 @@ export function described({ square, network }: View): string {
 /** How many images there are of each size. */
 export class Sizes {
   readonly #counts = new Map<string, number>();
+  readonly #counted = new Set<number>(); // the last batch is filled up with its last image
 
-  add({ width, height }: { width: number; height: number }): void {
+  /** Counts image `i`, once. */
+  add(i: number, { width, height }: Size): void {
+    if (this.#counted.has(i)) return;
+    this.#counted.add(i);
     const key = `${width} x ${height}`;
     this.#counts.set(key, (this.#counts.get(key) ?? 0) + 1);
   }
@@ -102,18 +106,20 @@ export class Sizes {
   }
 }
 
-/** A source of square network inputs. @param sizes counts the original sizes, each image once */
-export function inputs(source: InputSource, view: View, sizes?: Sizes): ImageSource {
-  const counted = new Set<number>(); // the last batch is filled up with its last image
+/** Square network inputs of a source. @param sizes counts the original sizes, each image once */
+export function inputs(source: InputSource, view: View, sizes?: Sizes): NetworkInputs {
   return {
-    ...subset(source, source.length),
-    image: async (i, size) => {
+    length: source.length,
+    classes: source.classes,
+    parallel: source.parallel ?? 0,
+    label: (i) => source.label(i),
+    name: (i) => source.name(i),
+    floats: async (i, size) => {
       const { width, height, data, original } = await source.input(i, view);
       if (width !== size || height !== size) {
         throw new Error(`image ${i} became ${width} x ${height}, not ${size} x ${size}`);
       }
-      if (original && !counted.has(i)) sizes?.add(original);
-      counted.add(i);
+      if (original) sizes?.add(i, original);
       return data;
     },
   };

@@ -4,6 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import type { InputSource, View } from "./network_input.ts";
+import type { Image } from "../image/rows.ts";
 import type { NpyHeader } from "../formats/npy.ts";
 import { type NpzFile, openNpz } from "../formats/npz.ts";
 import type { Pixels } from "./preprocess.ts";
@@ -40,15 +41,18 @@ export class NpzImages implements InputSource {
     return String(i);
   }
 
-  async image(i: number, size: number): Promise<Float32Array> {
-    return (await this.input(i, { square: size })).data;
+  async bytes(i: number, size: number): Promise<Uint8Array> {
+    return (await this.workers.run({ kind: "square", image: await this.#image(i), size })).data;
   }
 
   async input(i: number, view: View): Promise<Pixels> {
+    return await this.workers.run({ kind: "input", image: await this.#image(i), view });
+  }
+
+  async #image(i: number): Promise<Image> {
     const row = this.#turn.then(() => this.#row(i)); // one after another, in the order of the calls
     this.#turn = row.catch(() => {});
-    const { width, height } = this, data = await row;
-    return await this.workers.run({ kind: "input", image: { width, height, data }, view });
+    return { width: this.width, height: this.height, data: await row };
   }
 
   async #row(i: number): Promise<Uint8Array<ArrayBuffer>> {

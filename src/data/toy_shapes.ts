@@ -51,13 +51,13 @@ export class Shapes implements ImageSource {
     return `${String(i).padStart(6, "0")}_${this.classes[this.label(i)]}.png`;
   }
 
-  image(i: number, size: number): Float32Array {
+  bytes(i: number, size: number): Uint8Array<ArrayBuffer> {
     return drawShape(this.seed, i, size);
   }
 }
 
-/** Image `i` of `seed`: `[size,size,3]` in [-1,1]. */
-export function drawShape(seed: number, i: number, size: number): Float32Array<ArrayBuffer> {
+/** Image `i` of `seed`: RGB bytes `[size,size,3]`. */
+export function drawShape(seed: number, i: number, size: number): Uint8Array<ArrayBuffer> {
   const random = uniform(seed, STREAM, 24, 0, i);
   let drawn = 0;
   const next = (low = 0, high = 1) => low + (high - low) * (random[drawn++] as number);
@@ -76,7 +76,7 @@ export function drawShape(seed: number, i: number, size: number): Float32Array<A
   const [along, across] = [Math.cos(direction), Math.sin(direction)];
   const inside = (SHAPES[i % SHAPES.length] as (typeof SHAPES)[number])[1];
 
-  const pixels = new Float32Array(size * size * 3);
+  const pixels = new Uint8ClampedArray(size * size * 3); // clamps and rounds
   const n = size * SUPERSAMPLING;
   for (let row = 0; row < size; row++) {
     for (let column = 0; column < size; column++) {
@@ -93,9 +93,9 @@ export function drawShape(seed: number, i: number, size: number): Float32Array<A
       const slope = slopeX * x + slopeY * y;
       for (let c = 0; c < 3; c++) {
         const value = cover * ((front[c] as number) + wave) + (1 - cover) * ((back[c] as number) + slope);
-        pixels[(row * size + column) * 3 + c] = 2 * Math.min(1, Math.max(0, value)) - 1;
+        pixels[(row * size + column) * 3 + c] = 255 * value;
       }
     }
   }
-  return pixels;
+  return new Uint8Array(pixels.buffer);
 }

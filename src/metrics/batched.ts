@@ -6,50 +6,63 @@ import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
 import { notFinite } from "../formats/finite.ts";
-import { gather, type ImageSource, type Upload } from "../data/image_source.ts";
+import {
+  type Batch,
+  gather,
+  gatherFloats,
+  type ImageSource,
+  type NetworkInputs,
+} from "../data/image_source.ts";
 import { noGrad } from "../tensor/autograd.ts";
+import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import type { Features } from "./frechet.ts";
 
-/** A program over images `x` [B,H,W,3]. */
+/** A program over images `x`: an {@link imageInput}, or a network's input [B,H,W,3]. */
 export type ImageProgram<K extends string> = Program<{ x: Tensor }, Record<K, Tensor>>;
 
 /**
- * A prepared program x [B,S,S,3] -> y for `n` images; an image's output does not depend on its batch.
+ * A prepared program over images; the outputs of an image do not depend on its batch.
+ * @param fn gets the pixels [B,S,S,3] in -1..1
  * @param options.n number of images it will run on
+ * @param options.floats runs on {@link NetworkInputs} instead of images
  */
-export function imageProgram(
-  fn: (x: Tensor) => Tensor,
-  options: { label?: string; batchSize: number; size: number; n: number },
-): Promise<ImageProgram<"y">> {
-  const { label = "features", batchSize, size, n } = options;
-  const x = input([batchSize, size, size, 3], "f32", "images");
-  const runs = Math.ceil(n / batchSize);
-  return capture(label, { x }, ({ x }) => noGrad(() => ({ y: fn(x) })), { runs, batchInvariant: true })
-    .prepare();
+export function imageProgram<K extends string>(
+  label: string,
+  fn: (x: Tensor) => Record<K, Tensor>,
+  options: { batchSize: number; size: number; n?: number; floats?: boolean },
+): Promise<ImageProgram<K>> {
+  const { batchSize: B, size: S, n, floats = false } = options;
+  const inputs = { x: floats ? input([B, S, S, 3], "f32", "images") : imageInput(B, S) };
+  return capture(label, inputs, ({ x }) => noGrad(() => fn(floats ? x : pixels(x))), {
+    ...n === undefined ? {} : { runs: Math.ceil(n / B) },
+    batchInvariant: true,
+  }).prepare();
 }
 
-/** One batch: `count` images from index `first` on, their pixels and labels, and the program's outputs. */
-export interface Inferred<K extends string, A = Float32Array> {
+type Upload = Uint32Array<ArrayBuffer> | Float32Array<ArrayBuffer>;
+
+/** One batch: `count` images from index `first` on as they were uploaded, their labels, and the program's outputs. */
+export interface Inferred<K extends string> {
   first: number;
   count: number;
-  images: A;
+  images: Upload;
   labels: Uint32Array;
   outputs: Record<K, Float32Array>;
 }
 
-/** Runs a program on images 0 to `n - 1` of a source. */
+/** Runs a program on images 0 to `n - 1` of a source, or on a network's inputs. */
 export function infer<K extends string>(
   program: ImageProgram<K>,
-  source: ImageSource,
+  source: ImageSource | NetworkInputs,
   n: number = source.length,
 ): AsyncGenerator<Inferred<K>> {
   const [B, S] = program.inputs.x.shape as [number, number];
-  return inferBatches(
-    program,
-    (first) => gather(source, Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1)), S),
-    { n, parallel: source.parallel ?? 0, nameOf: (i) => source.name(i) },
-  );
+  const make = (first: number): Promise<Batch<Upload>> => {
+    const indices = Array.from({ length: B }, (_, i) => Math.min(first + i, n - 1));
+    return "floats" in source ? gatherFloats(source, indices, S) : gather(source, indices, S);
+  };
+  return inferBatches(program, make, { n, parallel: source.parallel ?? 0, nameOf: (i) => source.name(i) });
 }
 
 /**
@@ -57,11 +70,11 @@ export function infer<K extends string>(
  * @param options.from a multiple of the batch size (0)
  * @param options.parallel how many images are loaded at the same time, off this thread
  */
-export async function* inferBatches<K extends string, A extends Upload>(
+export async function* inferBatches<K extends string>(
   program: ImageProgram<K>,
-  make: (first: number) => Promise<{ images: A; labels: Uint32Array }>,
+  make: (first: number) => Promise<Batch<Upload>>,
   options: { n: number; from?: number; parallel: number; nameOf: (i: number) => string },
-): AsyncGenerator<Inferred<K, A>> {
+): AsyncGenerator<Inferred<K>> {
   const { n, from = 0, parallel, nameOf } = options;
   const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
   const depth = depthOf({ parallel }, 4 * size);
@@ -81,7 +94,7 @@ export async function* inferBatches<K extends string, A extends Upload>(
     yield {
       first,
       count,
-      images: images.subarray(0, count * each) as A,
+      images: images.subarray(0, count * each),
       labels: labels.subarray(0, count),
       outputs,
     };
@@ -89,15 +102,15 @@ export async function* inferBatches<K extends string, A extends Upload>(
   }
 }
 
-/** Runs a program on images in memory, [n,S,S,3]; yields the outputs of each batch. */
+/** Runs a program on images in memory, RGB bytes [n,S,S,3]; yields the outputs of each batch. */
 export async function* inferImages<K extends string>(
   program: ImageProgram<K>,
-  images: Float32Array,
+  images: Uint8Array,
 ): AsyncGenerator<Record<K, Float32Array>> {
-  const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
-  for (let at = 0; at < images.length; at += size) {
-    const part = images.subarray(at, at + size), x = new Float32Array(size);
-    x.set(part);
+  const { size } = program.inputs.x, [B, S] = program.inputs.x.shape as [number, number], each = 3 * S * S;
+  for (let at = 0; at < images.length; at += B * each) {
+    const part = images.subarray(at, at + B * each), x = new Uint32Array(size);
+    packImages(part, S, x);
     throwIfStopped();
     program.run({ x });
     yield await readOutputs(program, part.length / each, (i) => `image ${at / each + i}`);
@@ -140,7 +153,7 @@ export interface LabelledFeatures {
 export async function collect<K extends string>(
   program: ImageProgram<K>,
   output: K,
-  source: ImageSource,
+  source: ImageSource | NetworkInputs,
 ): Promise<LabelledFeatures> {
   const rows = new Rows(), n = source.length;
   const labels = new Uint32Array(n);

@@ -28,7 +28,11 @@ export class EncoderFeatures {
     const { batchSize, n, square } = options, vit = new Vit(encoder.config);
     await encoder.load(vit);
     const preprocessor = squares(encoder.preprocessor, encoder.config), size = sideOf(preprocessor) as number;
-    const program = await imageProgram((x) => mean(vit.forward(x).patches, [1]), { batchSize, size, n });
+    const program = await imageProgram(
+      "features",
+      (x) => ({ y: mean(vit.forward(x).patches, [1]) }),
+      { batchSize, size, n, floats: true },
+    );
     return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } });
   }
 

@@ -285,6 +285,7 @@ export class SetEvaluation {
         batchSize,
         input,
         kinds,
+        floats: true,
       });
       const progress = log.progress(`inception (${set.name})`, n, "images");
       const sizes = new Sizes(), source = inputs(set.images, view, sizes);

@@ -1,21 +1,18 @@
 // Inception features of a set of images: their moments, the features themselves, the Inception score. Only the requested
 // kinds are computed and kept: a Frechet distance of 50,000 images takes no more memory than one of 50.
 
-import { noGrad } from "../tensor/autograd.ts";
 import { device } from "../gpu/device.ts";
-import { capture } from "../gpu/program.ts";
-import type { ImageSource } from "../data/image_source.ts";
+import type { NetworkInputs } from "../data/image_source.ts";
 import {
   type Inception,
   INCEPTION_WIDTHS,
   type InceptionInput,
   type InceptionOutput,
 } from "../models/inception.ts";
-import { input } from "../tensor/tensor.ts";
 import { InceptionScore } from "./fidelity.ts";
 import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
-import { type ImageProgram, infer, inferImages, Rows } from "./batched.ts";
-import type { Images, PairScore } from "./tokenizer.ts";
+import { type ImageProgram, imageProgram, infer, inferImages, Rows } from "./batched.ts";
+import type { PairScore } from "./tokenizer.ts";
 
 /** What can be computed of a set. */
 export type FeatureKind = "moments" | "spatial" | "features" | "score";
@@ -42,33 +39,41 @@ const OUTPUT: Record<FeatureKind, InceptionOutput> = {
   score: "logits",
 };
 
-/** Inception prepared for images of one size and the requested kinds of features. */
+/** Inception prepared for images of one size, or for its own inputs, and the requested kinds of features. */
 export class InceptionFeatures {
   private constructor(
     private readonly program: ImageProgram<InceptionOutput>,
     readonly kinds: readonly FeatureKind[],
   ) {}
 
-  /** @param options.batchSize upper limit; smaller if the device cannot bind that much */
+  /**
+   * @param options.batchSize upper limit; smaller if the device cannot bind that much
+   * @param options.floats for {@link extract} instead of {@link add}
+   */
   static async open(
     inception: Inception,
-    options: { size: number; batchSize: number; input: InceptionInput; kinds: readonly FeatureKind[] },
+    options: {
+      size: number;
+      batchSize: number;
+      input: InceptionInput;
+      kinds: readonly FeatureKind[];
+      floats?: boolean;
+    },
   ): Promise<InceptionFeatures> {
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
-    const B = Math.max(1, Math.min(options.batchSize, most));
+    const batchSize = Math.max(1, Math.min(options.batchSize, most));
     const wanted = [...new Set(options.kinds.map((q) => OUTPUT[q]))];
-    const x = input([B, options.size, options.size, 3], "f32", "images");
-    const program = await capture("inception", { x }, ({ x }) =>
-      noGrad(() => {
-        const all = inception.forward(x, options.input);
-        return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
-      }), { batchInvariant: true }).prepare();
+    const { size, floats = false } = options;
+    const program = await imageProgram("inception", (x) => {
+      const all = inception.forward(x, options.input);
+      return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
+    }, { batchSize, size, floats });
     return new InceptionFeatures(program, options.kinds);
   }
 
-  /** Features of images 0 to n - 1 of a source. */
+  /** Features of the first `n` inputs. */
   async extract(
-    source: ImageSource,
+    source: NetworkInputs,
     n: number = source.length,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
@@ -80,8 +85,8 @@ export class InceptionFeatures {
     return stats.view();
   }
 
-  /** Adds images in memory, [n,S,S,3] in -1..1, to `stats`. */
-  async add(images: Float32Array, stats: FeatureStats): Promise<void> {
+  /** Adds images in memory, RGB bytes [n,S,S,3], to `stats`. */
+  async add(images: Uint8Array, stats: FeatureStats): Promise<void> {
     for await (const outputs of inferImages(this.program, images)) stats.add(outputs);
   }
 
@@ -133,9 +138,9 @@ export class ReconstructionFrechet implements PairScore {
   /** @param inception opened for moments; destroy() destroys it */
   constructor(readonly inception: InceptionFeatures) {}
 
-  async add(originals: Images, reconstructions: Images): Promise<void> {
-    await this.inception.add(originals.floats, this.#originals);
-    await this.inception.add(reconstructions.floats, this.#reconstructions);
+  async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
+    await this.inception.add(originals, this.#originals);
+    await this.inception.add(reconstructions, this.#reconstructions);
   }
 
   async scores(): Promise<Record<string, number>> {

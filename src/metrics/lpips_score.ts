@@ -6,8 +6,9 @@ import { device } from "../gpu/device.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { notFinite } from "../formats/finite.ts";
 import type { Lpips } from "../models/lpips.ts";
-import { input, type Tensor } from "../tensor/tensor.ts";
-import type { Images, PairScore } from "./tokenizer.ts";
+import { imageInput, packImages, pixels } from "../ops/pixels.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { PairScore } from "./tokenizer.ts";
 
 export class LpipsScore implements PairScore {
   #sum = 0;
@@ -20,25 +21,25 @@ export class LpipsScore implements PairScore {
     const { size: S } = options;
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / (4 * S * S * 64));
     const B = Math.max(1, Math.min(options.batchSize, most));
-    const images = () => input([B, S, S, 3], "f32", "images");
+    const images = () => imageInput(B, S);
     const program = capture(
       "lpips",
       { x: images(), y: images() },
-      ({ x, y }) => noGrad(() => ({ d: lpips.forward(x, y) })),
+      ({ x, y }) => noGrad(() => ({ d: lpips.forward(pixels(x), pixels(y)) })),
       { batchInvariant: true },
     );
     return new LpipsScore(await program.prepare());
   }
 
-  async add({ floats: originals }: Images, { floats: reconstructions }: Images): Promise<void> {
-    const { size } = this.program.inputs.x, each = size / this.program.inputs.x.dim(0);
-    for (let at = 0; at < originals.length; at += size) {
-      const x = new Float32Array(size), y = new Float32Array(size);
-      x.set(originals.subarray(at, at + size));
-      y.set(reconstructions.subarray(at, at + size));
+  async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
+    const { size, shape } = this.program.inputs.x, [B, S] = shape as [number, number], each = 3 * S * S;
+    for (let at = 0; at < originals.length; at += B * each) {
+      const x = new Uint32Array(size), y = new Uint32Array(size);
+      packImages(originals.subarray(at, at + B * each), S, x);
+      packImages(reconstructions.subarray(at, at + B * each), S, y);
       this.program.run({ x, y });
       const distances = await this.program.read(this.program.outputs.d);
-      const count = Math.min(size, originals.length - at) / each;
+      const count = Math.min(B, (originals.length - at) / each);
       const fault = notFinite(distances.subarray(0, count));
       if (fault !== undefined) {
         throw new UsageError(

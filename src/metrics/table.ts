@@ -1,7 +1,7 @@
 // The table of metrics: what each one scores, what it needs, and how it is computed. `tok eval` selects, checks and computes
 // from this table alone; a new metric is one entry here. Entries of one name are scores that are always taken together.
 
-import { inputs, type InputSource } from "../data/network_input.ts";
+import type { InputSource } from "../data/network_input.ts";
 import type { Log } from "../run/log.ts";
 import type { Inception, InceptionInput } from "../models/inception.ts";
 import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
@@ -186,13 +186,12 @@ export const METRICS: readonly Metric[] = [
     async compute({ fake, batchSize }) {
       if (fake?.side !== TOY_CLASSIFIER_SIZE) return {};
       const classifier = await openToyClassifier();
-      const program = await imageProgram((x) => classifier.forward(x), {
+      const program = await imageProgram("features", (x) => ({ y: classifier.forward(x) }), {
         batchSize,
         size: TOY_CLASSIFIER_SIZE,
         n: fake.images.length,
       });
-      const images = inputs(fake.images, { square: TOY_CLASSIFIER_SIZE });
-      const { features } = await collect(program, "y", images).finally(() => program.destroy());
+      const { features } = await collect(program, "y", fake.images).finally(() => program.destroy());
       return { class_agreement_independent: accuracy(argmax(features), fake.labels) };
     },
   },

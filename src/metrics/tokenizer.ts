@@ -1,25 +1,18 @@
 // Scores of a tokenizer: reconstruction of held-out images (PSNR, SSIM, MSE on bytes, means over images), and how much its
 // latents tell about classes (linear probe and 5 nearest neighbours on the flattened latent, trained on other images).
 
-import { capture } from "../gpu/program.ts";
-import { toBytes, toFloat } from "../image/image.ts";
+import { toBytes } from "../image/image.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { noGrad } from "../tensor/autograd.ts";
-import { input } from "../tensor/tensor.ts";
+import { unpackImages } from "../ops/pixels.ts";
 import { collect, imageProgram, infer, type LabelledFeatures } from "./batched.ts";
 import { accuracy, nearest, predict, trainProbe } from "./linear_probe.ts";
 import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
 
-/** Images [n,S,S,3] of a batch, as bytes and as floats in -1..1. */
-export interface Images {
-  bytes: Uint8Array<ArrayBuffer>;
-  floats: Float32Array;
-}
-
 /** A score of images against their reconstructions, accumulated over batches. */
 export interface PairScore {
-  add(originals: Images, reconstructions: Images): Promise<void> | void;
+  /** Adds a batch: RGB bytes [n,S,S,3] of both. */
+  add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> | void;
   scores(): Promise<Record<string, number>> | Record<string, number>;
   destroy?(): void;
 }
@@ -35,7 +28,7 @@ export class ImageMean implements PairScore {
     readonly compare: (a: Uint8Array, b: Uint8Array, side: number) => number,
   ) {}
 
-  add({ bytes: a }: Images, { bytes: b }: Images): void {
+  add(a: Uint8Array, b: Uint8Array): void {
     const each = this.side ** 2 * 3;
     for (let at = 0; at < a.length; at += each) {
       this.#sum += this.compare(a.subarray(at, at + each), b.subarray(at, at + each), this.side) / this.n;
@@ -56,18 +49,13 @@ export function imageMeans(n: number, side: number): PairScore[] {
 
 /** A prepared program x -> latent z for `n` images. */
 export function encoderProgram(tokenizer: ImageTokenizer, batchSize: number, size: number, n: number) {
-  return capture(
-    "encode",
-    { x: input([batchSize, size, size, 3], "f32", "images") },
-    ({ x }) => noGrad(() => ({ z: tokenizer.encode(x) })),
-    { runs: Math.ceil(n / batchSize), batchInvariant: true },
-  ).prepare();
+  return imageProgram("encode", (x) => ({ z: tokenizer.encode(x) }), { batchSize, size, n });
 }
 
 /** A prepared program x -> reconstruction y for `n` images. */
 export function tokenizerProgram(tokenizer: ImageTokenizer, batchSize: number, size: number, n: number) {
-  const options = { label: "tokenize", batchSize, size, n };
-  return imageProgram((x) => tokenizer.decode(tokenizer.encode(x)), options);
+  const options = { batchSize, size, n };
+  return imageProgram("tokenize", (x) => ({ y: tokenizer.decode(tokenizer.encode(x)) }), options);
 }
 
 /**
@@ -92,12 +80,12 @@ export async function scoreReconstruction(
   const program = await tokenizerProgram(tokenizer, batchSize, size, n);
   try {
     for await (const { first, count, images, outputs } of infer(program, source, n)) {
-      const originals = { bytes: toBytes(images), floats: images }, bytes = toBytes(outputs.y);
-      const reconstructions = { bytes, floats: toFloat(bytes) };
+      const originals = unpackImages(images as Uint32Array<ArrayBuffer>, size);
+      const reconstructions = toBytes(outputs.y);
       for (const score of scores) await score.add(originals, reconstructions);
       for (let i = 0; visit && i < count; i++) {
-        const [a, b] = [originals.bytes, bytes].map((all) => all.subarray(i * each, (i + 1) * each));
-        await visit(first + i, a as typeof bytes, b as typeof bytes);
+        const pixels = (all: typeof originals) => all.subarray(i * each, (i + 1) * each);
+        await visit(first + i, pixels(originals), pixels(reconstructions));
       }
     }
   } finally {

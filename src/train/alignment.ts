@@ -16,8 +16,6 @@ export type StageName = "latent" | "perceptual" | "refine";
 
 export interface AlignmentOptions
   extends Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt"> {
-  /** Images come as packed bytes instead of floats (false). */
-  bytes?: boolean;
   /** Mirrors the images that a batch's `flips` names (false). */
   flip?: boolean;
   /** Recomputes blocks in the backward pass instead of keeping their activations (false). */

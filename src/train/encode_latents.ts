@@ -6,7 +6,7 @@ import { differences, fingerprintOf, type Provenance } from "../formats/provenan
 import type { Log } from "../run/log.ts";
 import { ahead } from "../data/prefetch.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
-import { batchIndices, flipsAt, gatherForUpload, type ImageSource } from "../data/image_source.ts";
+import { batchIndices, flipsAt, gather, type ImageSource } from "../data/image_source.ts";
 import { inferBatches } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
@@ -66,7 +66,7 @@ export async function encodeTo(
   const record = latentsRecord(tokenizer, source, options);
   const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
   options.onStart?.(writer.length);
-  const images = imageInput(batchSize, size, source.bytes !== undefined);
+  const images = imageInput(batchSize, size);
   const program = await capture("encode", { x: images }, ({ x: images }) =>
     noGrad(() => {
       const x = pixels(images);
@@ -78,7 +78,7 @@ export async function encodeTo(
   const from = Math.floor(writer.length / batchSize) * batchSize;
   const last = source.length - 1;
   const load = (first: number) =>
-    gatherForUpload(source, Array.from({ length: batchSize }, (_, i) => Math.min(first + i, last)), size);
+    gather(source, Array.from({ length: batchSize }, (_, i) => Math.min(first + i, last)), size);
   const batches = inferBatches(program, load, {
     n: source.length,
     from,

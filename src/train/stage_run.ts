@@ -103,7 +103,7 @@ export class StageRun {
     const { alignment: { precision }, optimizer } = this;
     const discriminatorOptimizer = adversarial ? this.discriminatorOptimizer : undefined;
     const inputs = {
-      x: imageInput(B, S, this.options.bytes ?? false),
+      x: imageInput(B, S),
       ...this.options.flip ? { flips: input([B], "f32", "flips") } : {},
       ...this.random ? { random: input([4], "u32", "random state") } : {},
     };
@@ -244,8 +244,8 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
     private readonly first: number,
   ) {
     super(alignment, stage, options);
-    const { batchSize, accumulate, imageSize, bytes } = options;
-    this.stepBytes = batchSize * accumulate * imageSize ** 2 * (bytes ? 3 : 12);
+    const { batchSize, accumulate, imageSize } = options;
+    this.stepBytes = batchSize * accumulate * imageSize ** 2 * 3;
     this.optimizers = this.discriminatorOptimizer
       ? [this.optimizer, this.discriminatorOptimizer]
       : [this.optimizer];
@@ -300,10 +300,9 @@ export function alignRecipes(
   options: AlignRecipeOptions,
   source: ImageSource | undefined,
 ): Recipe<TrainingBatch>[] {
-  const all = { ...options, bytes: source?.bytes !== undefined };
   let end = 0;
   return stages.map((stage) =>
-    new StageRecipe(alignment, stage, all, source, (end += stage.steps) - stage.steps)
+    new StageRecipe(alignment, stage, options, source, (end += stage.steps) - stage.steps)
   );
 }
 

@@ -13,6 +13,7 @@ import { Linear, saveState } from "../../src/nn/layers.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { add, square, sub } from "../../src/ops/math.ts";
+import { imageInput, pixels } from "../../src/ops/pixels.ts";
 import { pointwise } from "../../src/ops/pointwise.ts";
 import { RandomState, uniform } from "../../src/ops/random.ts";
 import { mean } from "../../src/ops/reduce.ts";
@@ -53,8 +54,9 @@ const patches = (x: Tensor) =>
 
 const train = await capture(
   "pretrain",
-  { x: input([BATCH, SIZE, SIZE, 3]), labels: input([BATCH], "u32") },
-  ({ x, labels }) => {
+  { images: imageInput(BATCH, SIZE), labels: input([BATCH], "u32") },
+  ({ images, labels }) => {
+    const x = pixels(images);
     const mask = pointwise(["select(T(0.0), T(1.0), x0 < s0)"], [uniform([BATCH, T, 1], state, 1)], [MASKED]);
     const tokens = vit.forward(x, { mask }).patches; // [B, T, C]
     const classLoss = crossEntropy(heads.classes.forward(mean(tokens, [1])), labels);
@@ -74,7 +76,7 @@ for (let step = 0; step < STEPS; step++) {
   const warm = Math.min(1, (step + 1) / 100), cosine = 0.5 + 0.5 * Math.cos(Math.PI * step / STEPS);
   optimizer.set({ lr: LR * warm * (0.02 + 0.98 * cosine), ...ADAMW });
   state.set(step);
-  train.run({ x: batch.images, labels: batch.labels });
+  train.run({ images: batch.images, labels: batch.labels });
   if (step % 200 === 199 || step === 49) {
     const [a, b] = [await train.read(train.outputs.classLoss), await train.read(train.outputs.pixelLoss)];
     console.log(
@@ -84,7 +86,8 @@ for (let step = 0; step < STEPS; step++) {
   }
 }
 
-const test = await capture("test", { x: input([BATCH, SIZE, SIZE, 3]) }, ({ x }) => {
+const test = await capture("test", { images: imageInput(BATCH, SIZE) }, ({ images }) => {
+  const x = pixels(images);
   const tokens = vit.forward(x).patches;
   return {
     logits: heads.classes.forward(mean(tokens, [1])),
@@ -95,7 +98,7 @@ const heldOut = new Shapes(1024, 999);
 let hits = 0, error = 0;
 for (let at = 0; at < heldOut.length; at += BATCH) {
   const batch = await gather(heldOut, Array.from({ length: BATCH }, (_, i) => at + i), SIZE);
-  test.run({ x: batch.images });
+  test.run({ images: batch.images });
   const logits = await test.read(test.outputs.logits);
   error += (await test.read(test.outputs.error))[0] as number;
   for (let i = 0; i < BATCH; i++) {

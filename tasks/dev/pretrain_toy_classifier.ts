@@ -1,13 +1,12 @@
 // Trains the independent classifier of generated shapes (src/models/toy_classifier.ts) and stores it next to the tiny encoder.
 // Run: deno run -A tasks/dev/pretrain_toy_classifier.ts [steps]
 
-import { noGrad } from "../../src/tensor/autograd.ts";
 import { closeDevice, openDevice } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
-import { collect } from "../../src/metrics/batched.ts";
+import { collect, imageProgram } from "../../src/metrics/batched.ts";
 import { ToyClassifier } from "../../src/models/toy_classifier.ts";
 import { TOY_CLASSIFIER_FILE } from "../../src/zoo/networks.ts";
 import { accuracy } from "../../src/metrics/linear_probe.ts";
@@ -15,6 +14,7 @@ import { saveState } from "../../src/nn/layers.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { crossEntropy } from "../../src/ops/softmax.ts";
+import { imageInput, pixels } from "../../src/ops/pixels.ts";
 import { input } from "../../src/tensor/tensor.ts";
 import { schedule } from "../../src/train/recipe.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
@@ -26,9 +26,9 @@ await openDevice();
 const classifier = new ToyClassifier();
 classifier.init(new Initializer(7));
 const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", classifier) }]);
-const inputs = { x: input([BATCH, 32, 32, 3]), labels: input([BATCH], "u32") };
+const inputs = { x: imageInput(BATCH, 32), labels: input([BATCH], "u32") };
 const train = await capture("judge", inputs, ({ x, labels }) => {
-  const loss = crossEntropy(classifier.forward(x), labels);
+  const loss = crossEntropy(classifier.forward(pixels(x)), labels);
   optimizer.minimise(loss);
   return { loss };
 }).prepare();
@@ -41,11 +41,10 @@ for (let step = 0; step < STEPS; step++) {
     console.log(`step ${step + 1}: loss ${(await train.read(train.outputs.loss))[0]?.toFixed(4)}`);
   }
 }
-const test = await capture(
-  "test",
-  { x: input([BATCH, 32, 32, 3]) },
-  ({ x }) => noGrad(() => ({ y: classifier.forward(x) })),
-).prepare();
+const test = await imageProgram("test", (x) => ({ y: classifier.forward(x) }), {
+  batchSize: BATCH,
+  size: 32,
+});
 const { features, labels } = await collect(test, "y", new Shapes(1000, 999));
 const predicted = Array.from({ length: features.rows }, (_, r) => {
   const row = features.data.subarray(10 * r, 10 * r + 10);

@@ -294,7 +294,7 @@ async function disk(subject: Subject): Promise<void> {
 try {
   const shapes = new Shapes(40, 3);
   for (let i = 0; i < shapes.length; i++) {
-    const data = Uint8Array.from(shapes.image(i, 32), (v) => Math.round((v + 1) * 127.5));
+    const data = shapes.bytes(i, 32);
     await Deno.mkdir(join(work, "data"), { recursive: true });
     await writePng(join(work, "data", `${i}.png`), { width: 32, height: 32, data });
   }

@@ -104,7 +104,7 @@ Deno.test("what an encoder sees is the same from a worker, and so is a preproces
     "Cannot crop 999 x 999 pixels",
   );
   await assertRejects(
-    () => workers.run({ kind: "square", path: "/nowhere.png", size: 8 }),
+    () => workers.run({ kind: "square", image: "/nowhere.png", size: 8 }),
     UsageError,
     'Cannot read "/nowhere.png": it does not exist',
   );

@@ -11,7 +11,7 @@ import {
 import { ShapeError, UsageError } from "../../src/errors.ts";
 import { batches } from "../../src/data/batches.ts";
 import { type BadImage, openFolder } from "../../src/data/image_folder.ts";
-import { toFloat, writePng } from "../../src/image/image.ts";
+import { writePng } from "../../src/image/image.ts";
 import { LatentsWriter, openLatents } from "../../src/formats/latents.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
 import type { ImageSource } from "../../src/data/image_source.ts";
@@ -46,7 +46,7 @@ Deno.test("openFolder() takes a flat folder without classes, and a single file",
   assertEquals([namesOf(source), source.classes, labelsOf(source)], [["10.png", "2.png"], [], [0, 0]]);
   const single = await openFolder(`${root}/2.png`);
   assertEquals([namesOf(single), single.classes], [["2.png"], []]);
-  assertEquals(await single.image(0, 1), toFloat(new Uint8Array([2, 2, 2])));
+  assertEquals(await single.bytes(0, 1), new Uint8Array([2, 2, 2]));
 });
 
 Deno.test("images beside class folders get a class of their own, and grid.png is no image of a set", async () => {
@@ -174,14 +174,14 @@ Deno.test("only regular files are images, links to others included", async () =>
   const folder = await openFolder(root);
   Deno.removeSync(`${root}/1.png`); // and then something else takes its name
   await new Deno.Command("mkfifo", { args: [`${root}/1.png`] }).output();
-  await assertRejects(() => Promise.resolve(folder.image(0, 2)), UsageError, "it is a named pipe (FIFO)");
+  await assertRejects(() => folder.bytes(0, 2), UsageError, "it is a named pipe (FIFO)");
 });
 
-Deno.test("a Folder gives images in [-1,1] of the size that is asked for", async () => {
+Deno.test("a Folder gives images as bytes of the size that is asked for", async () => {
   const source = await openFolder(await folderOf("255.png"));
-  assertEquals(await source.image(0, 8), new Float32Array(8 * 8 * 3).fill(1));
+  assertEquals(await source.bytes(0, 8), new Uint8Array(8 * 8 * 3).fill(255));
   const fixture = await openFolder(new URL("../fixtures/images/rgb.png", import.meta.url).pathname);
-  assertEquals((await fixture.image(0, 16)).length, 16 * 16 * 3);
+  assertEquals((await fixture.bytes(0, 16)).length, 16 * 16 * 3);
 });
 
 Deno.test("a damaged image is an error in a small set, and replaced within its class where it may be skipped", async () => {
@@ -190,13 +190,13 @@ Deno.test("a damaged image is an error in a small set, and replaced within its c
   const load = async (badImage?: BadImage) => {
     const told: string[] = [];
     const source = await openFolder(root, { badImage, onBad: (message) => told.push(message) });
-    const [pixel] = await source.image(1, 1);
-    await source.image(1, 1);
+    const [pixel] = await source.bytes(1, 1);
+    await source.bytes(1, 1);
     return { pixel, told, bad: [...source.bad] };
   };
   await assertRejects(() => load(), UsageError, "the file is empty");
   const { pixel, told, bad } = await load("skip");
-  assertEquals(pixel, Math.fround(1 / 127.5 - 1)); // a/1.png, not the next in the list
+  assertEquals(pixel, 1); // a/1.png, not the next in the list
   assertEquals([told.length, bad], [1, ["a/2.png"]]);
   Deno.writeTextFileSync(`${root}/a/1.png`, "no image");
   await assertRejects(() => load("skip"), UsageError, 'no image of the class "a" can be decoded');
@@ -216,13 +216,13 @@ Deno.test("fingerprint() changes with names and sizes, and with nothing else", a
 
 // Batches
 
-/** Image i is a row of pixels i, i + 0.5 in all channels. */
+/** Image i has the bytes i and i + 100 in its columns. */
 const numbers: ImageSource = {
   length: 10,
   classes: ["even", "odd"],
   label: (i) => i % 2,
   name: (i) => `${i}`,
-  image: (i) => Float32Array.from({ length: 12 }, (_, k) => i + (k % 6 < 3 ? 0 : 0.5)),
+  bytes: (i) => Uint8Array.from({ length: 12 }, (_, k) => i + (k % 6 < 3 ? 0 : 100)),
 };
 
 async function take(count: number, step: number, seed: number, flip = false) {
@@ -242,7 +242,7 @@ Deno.test("batches() gives a resumed run the batches that it would have seen", a
 
 Deno.test("batches() shows every image once in each epoch, in another order, with its label", async () => {
   const taken = await take(5, 0, 1),
-    numbersOf = ({ images }: typeof taken[number]) => [0, 12, 24, 36].map((i) => images[i] ?? NaN);
+    numbersOf = ({ images }: typeof taken[number]) => [0, 4, 8, 12].map((k) => (images[k] ?? NaN) & 255);
   const indices = taken.flatMap(numbersOf);
   const epochs = [indices.slice(0, 10), indices.slice(10, 20)];
   for (const epoch of epochs) assertEquals(epoch.toSorted((a, b) => a - b), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
@@ -260,7 +260,7 @@ Deno.test("batches() has about half of the images mirrored where told to", async
 });
 
 Deno.test("batches() passes an image's error on when its turn has come", async () => {
-  const broken = { ...numbers, image: () => Promise.reject(new UsageError("broken")) };
+  const broken = { ...numbers, bytes: () => Promise.reject(new UsageError("broken")) };
   await assertRejects(
     async () => await batches(broken, { batchSize: 2, imageSize: 2, seed: 0 }).next(),
     UsageError,

@@ -117,7 +117,7 @@ Deno.test("options have bounds of their kind, and a batch has one in bytes", asy
     await refused(use(sampleConfig, "--num", "1000000000000")),
     "Cannot use --num 1000000000000: at most 100,000,000 images are supported",
   );
-  const source = { length: 1, classes: [], label: () => 0, name: () => "", image: () => new Float32Array() };
+  const source = { length: 1, classes: [], label: () => 0, name: () => "", bytes: () => new Uint8Array() };
   assertEquals(
     await refused(() => gather(source, new Array(65_536).fill(0), 256)),
     "Cannot load 65536 images of 256 x 256 at a time: they take 51.5 GB, at most 8.6 GB are supported; use a smaller " +

@@ -27,7 +27,7 @@ Deno.test("an encoding that is stopped or killed anywhere goes on to the bytes o
       identity: () => shapes.identity(),
       label: (i) => shapes.label(i),
       name: (i) => shapes.name(i),
-      image: (i, size) => (images++, shapes.image(i, size)),
+      bytes: (i, size) => (images++, shapes.bytes(i, size)),
     };
     const options = { size: 8, batchSize: 5, mirrored: true, perShard: 6 };
     const whole = join(folder, "whole");
@@ -70,8 +70,8 @@ Deno.test("the mirrored latents of an encoding are the latents of the mirrored i
       classes: shapes.classes,
       label: (i) => shapes.label(i),
       name: (i) => shapes.name(i),
-      image: async (i, size) => {
-        const image = await shapes.image(i, size), row = 3 * size;
+      bytes: (i, size) => {
+        const image = shapes.bytes(i, size), row = 3 * size;
         return image.map((_, k) => image[k - k % row + row - 3 - (k % row - k % 3) + k % 3] as number);
       },
     };

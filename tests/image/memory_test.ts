@@ -47,7 +47,7 @@ Deno.test("an image that is made smaller by rows has the same bits as one that i
   assertEquals(await readImage(path), { width, height, data });
   for (const size of [1, 32, 401]) {
     assertEquals(
-      (await workers.run({ kind: "square", path, size })).data,
+      (await workers.run({ kind: "square", image: path, size })).data,
       (await square({ width, height, data }, size)).data,
     );
   }
@@ -74,7 +74,7 @@ Deno.test("a PNG of 36 million pixels is read in less than 80 MB, one of 2 x 1,0
     const before = Deno.memoryUsage().rss;
     let most = 0;
     const timer = setInterval(() => most = Math.max(most, Deno.memoryUsage().rss - before), 5);
-    const { data } = await workers.run({ kind: "square", path, size: 8 });
+    const { data } = await workers.run({ kind: "square", image: path, size: 8 });
     clearInterval(timer);
     assertLess(most, 80e6, `${width} x ${height}`);
     // Each output pixel is a mean over many levels: none of it is lost.
@@ -142,7 +142,7 @@ Deno.test("threads that share too little memory for two images still make all of
   const folder = await Deno.makeTempDir(), path = `${folder}/1.jpg`;
   Deno.copyFileSync(JPEG, path);
   using workers = new Workers(3, 12_000);
-  const job = { kind: "square", path, size: 17 } as const;
+  const job = { kind: "square", image: path, size: 17 } as const;
   const made = await Promise.all(Array.from({ length: 30 }, () => workers.run(job)));
   using alone = new Workers(0);
   for (const pixels of made) assertEquals(pixels, await alone.run(job));

@@ -3,7 +3,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
-import { toFloat } from "../../src/image/image.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { gather } from "../../src/data/image_source.ts";
@@ -11,6 +10,7 @@ import { InceptionScore, kernelDistance } from "../../src/metrics/fidelity.ts";
 import { type Features, gaussian } from "../../src/metrics/frechet.ts";
 import { precisionRecall } from "../../src/metrics/precision_recall.ts";
 import { GramBlocks } from "../../src/metrics/gram.ts";
+import { unpackImages } from "../../src/ops/pixels.ts";
 import { testDevice } from "../helpers/check.ts";
 import { run } from "../helpers/commands.ts";
 import fixture from "../fixtures/fidelity.json" with { type: "json" };
@@ -132,10 +132,11 @@ Deno.test("images of an NPZ file come in any order, with their labels; other arr
   assert(images);
   assertEquals([images.length, images.width, images.height], [COUNT, SIDE, SIDE]);
   assertEquals([images.classes, images.label(3)], [["0", "5"], 1]);
-  const each = SIDE * SIDE * 3, at = (i: number) => toFloat(data.subarray(i * each, (i + 1) * each));
+  const each = SIDE * SIDE * 3, at = (i: number) => data.subarray(i * each, (i + 1) * each);
   for (const indices of [[0, 1, 2, 2], [7, 3], [0, 7]]) {
     const batch = await gather(images, indices, SIDE);
-    indices.forEach((i, k) => assertEquals(batch.images.subarray(k * each, (k + 1) * each), at(i)));
+    const pixels = unpackImages(batch.images, SIDE);
+    indices.forEach((i, k) => assertEquals(pixels.subarray(k * each, (k + 1) * each), at(i)));
   }
   await writeNpz(path, [{ name: "other", shape: [2], data: new Float32Array(2) }]);
   await assertRejects(() => openNpzSet(path), UsageError, '"other"');

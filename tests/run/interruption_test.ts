@@ -10,7 +10,8 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { infer } from "../../src/metrics/batched.ts";
 import { exp } from "../../src/ops/math.ts";
 import { mean } from "../../src/ops/reduce.ts";
-import { input, variable } from "../../src/tensor/tensor.ts";
+import { imageInput, pixels } from "../../src/ops/pixels.ts";
+import { variable } from "../../src/tensor/tensor.ts";
 import type { Optimizer } from "../../src/train/optimizer.ts";
 import { trainLoop } from "../../src/train/loop.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -46,7 +47,7 @@ Deno.test("a stop is asked for between batches, and held off while there is some
 Deno.test("a program stops before a kernel is compiled, and inference between two batches", async () => {
   await testDevice("cpu");
   const make = (side: number) =>
-    capture("t", { x: input([2, side, side, 3]) }, ({ x }) => ({ y: mean(exp(x), [1, 2]) }));
+    capture("t", { x: imageInput(2, side) }, ({ x }) => ({ y: mean(exp(pixels(x)), [1, 2]) }));
   await stopped(() => assertRejects(() => make(5).prepare(), Interrupted));
   const program = await make(7).prepare();
   let batches = 0;

@@ -110,7 +110,7 @@ Deno.test("a score that fails late does not lose the others, and is still an err
     add: () => Promise.reject(new ShapeError("later")),
     scores: () => Promise.resolve({ lpips: 1 }),
   });
-  const images = { bytes: new Uint8Array(3), floats: new Float32Array(3) };
+  const images = new Uint8Array(3);
   await pair.add(images, images);
   assertEquals(await pair.scores(), {});
   assertEquals(results.scores, { fid: 3, is: 2 });

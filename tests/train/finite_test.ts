@@ -6,8 +6,8 @@ import { GpuError, UsageError } from "../../src/errors.ts";
 import { LatentsWriter, openLatents } from "../../src/formats/latents.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
-import { infer } from "../../src/metrics/batched.ts";
-import { scoreReconstruction, tokenizerProgram } from "../../src/metrics/tokenizer.ts";
+import { imageProgram, infer } from "../../src/metrics/batched.ts";
+import { scoreReconstruction } from "../../src/metrics/tokenizer.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
@@ -237,15 +237,20 @@ Deno.test("latents and reconstructions that overflow are refused with their imag
 
 Deno.test("the image whose output is not finite is the one that is named", async () => {
   const made = await tokenizer();
-  const pixels = (i: number) => new Float32Array(8 * 8 * 3).fill(i === 4 ? NaN : 0.1 * i);
+  const floats = (i: number) => new Float32Array(8 * 8 * 3).fill(i === 4 ? NaN : 0.1 * i);
   const source = {
     length: 5,
     classes: [],
     label: () => 0,
     name: (i: number) => `image-${i}.png`,
-    image: pixels,
+    floats,
   };
-  const program = await tokenizerProgram(made, 3, 8, 5);
+  const program = await imageProgram("tokenize", (x) => ({ y: made.decode(made.encode(x)) }), {
+    batchSize: 3,
+    size: 8,
+    n: 5,
+    floats: true,
+  });
   const seen: number[] = [];
   await refuses(
     async () => {

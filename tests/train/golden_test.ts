@@ -7,6 +7,7 @@ import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { loadState, saveState } from "../../src/nn/layers.ts";
+import { packImages, wordsOf } from "../../src/ops/pixels.ts";
 import { readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Alignment } from "../../src/train/alignment.ts";
 import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/stage_run.ts";
@@ -39,6 +40,13 @@ async function loadFormula(module: object): Promise<void> {
 /** A batch as make_golden.py makes it: uniform in -bound..bound. */
 const batch = (name: string, size: number, bound: number) =>
   Float32Array.from(units(name, size), (u) => bound * (2 * u - 1));
+
+/** A batch of images as make_golden.py makes it: uniform bytes. */
+function imageBatch(name: string, B: number, S: number): Uint32Array {
+  const images = new Uint32Array(B * S * wordsOf(S));
+  packImages(Uint8Array.from(units(name, B * S * S * 3), (u) => 256 * u), S, images);
+  return images;
+}
 
 /** A number may be wrong by 1e-4 of `scale`, and by what ten roundings of a f32 parameter of this magnitude make. */
 const isNear = (got: number, expected: number, scale: number, magnitude = 0) =>
@@ -152,7 +160,7 @@ Deno.test("ten steps of each alignment stage equal PyTorch's, one stage after an
       const hyper = { ...optimizer, emaDecay: Math.min(stage.ema, (1 + n) / (10 + n)) };
       run.optimizer.set({ ...hyper, lr: stage.lr * schedule(n, STEPS, linear(optimizer)) });
       run.discriminatorOptimizer?.set({ ...hyper, lr: optimizer.ganLr, weightDecay: 0 });
-      (await run.program(n)).run({ x: batch(`images.${stage.name}.${n}`, B * image_size ** 2 * 3, 1) });
+      (await run.program(n)).run({ x: imageBatch(`images.${stage.name}.${n}`, B, image_size) });
       const expected = metrics.subarray(n * columns, (n + 1) * columns);
       await compareMetrics(`step ${n}, stage "${stage.name}"`, RUNNING_METRICS, run.runningMetrics, expected);
     }
