@@ -11,10 +11,10 @@ import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
-import { add, mul, sigmoid, sub } from "../ops/math.ts";
+import { add, div, mul, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { permute, reshape } from "../ops/layout.ts";
-import { input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
+import { constant, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import type { Plan } from "../gpu/plan.ts";
 import type { Latents } from "../formats/latents.ts";
 import { type LatentBatch, latentBatches } from "./encode_latents.ts";
@@ -32,8 +32,8 @@ export interface DiffusionOptions {
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
-  /** Latents come as files hold them, [B,C,S,S] instead of [B,S,S,C] (false). */
-  channelsFirst?: boolean;
+  /** Latents come as files hold them, [B,C,S,S], to be normalised with these statistics; else normalised, [B,S,S,C]. */
+  stored?: { mean: Float32Array; std: Float32Array };
   /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
   recompute?: boolean;
 }
@@ -64,16 +64,15 @@ export class Diffusion {
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step, to be made ready by {@link prepare}: inputs are normalised latents and class numbers [B]. */
+  /** Records one step, to be made ready by {@link prepare}: inputs are latents and class numbers [B]. */
   capture(): DiffusionProgram {
-    const { batchSize: B, labelDropout, channelsFirst = false, precision = "f32", recompute = false } =
-      this.options;
+    const { batchSize: B, labelDropout, stored, precision = "f32", recompute = false } = this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
-    const latents = input(channelsFirst ? [B, C, S, S] : [B, S, S, C], "f32", "latents");
+    const latents = input(stored ? [B, C, S, S] : [B, S, S, C], "f32", "latents");
     const inputs = { x: latents, labels: input([B], "u32", "labels") };
-    return capture("diffusion", inputs, ({ x: stored, labels }) => {
+    return capture("diffusion", inputs, ({ x: latents, labels }) => {
       const { xt, v, t, y } = noGrad(() => {
-        const x = channelsFirst ? permute(stored, [0, 2, 3, 1]) : stored;
+        const x = stored ? normalised(permute(latents, [0, 2, 3, 1]), stored) : latents;
         const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
         const t = sigmoid(normal([B, 1, 1, 1], this.random, STREAMS.time));
         const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
@@ -111,6 +110,12 @@ export class Diffusion {
   }
 }
 
+/** (z - mean) / std per channel: z [B,S,S,C]. */
+function normalised(z: Tensor, { mean, std }: { mean: Float32Array; std: Float32Array }): Tensor {
+  const channels = (values: Float32Array, label: string) => constant(values, [values.length], label);
+  return div(sub(z, channels(mean, "latent mean")), channels(std, "latent std"));
+}
+
 export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptions {
   steps: number;
   lr: number;
@@ -140,7 +145,8 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
     const { input_size: S, in_channels: C } = dit.config;
     this.steps = options.steps;
     this.stepBytes = options.batchSize * C * S * S * 4;
-    this.diffusion = new Diffusion(dit, { ...options, channelsFirst: true });
+    const stored = latents ?? { mean: new Float32Array(C), std: new Float32Array(C).fill(1) };
+    this.diffusion = new Diffusion(dit, { ...options, stored });
     this.optimizers = [this.diffusion.optimizer];
     this.runningMetrics = this.diffusion.runningMetrics;
     this.#program = this.diffusion.capture();

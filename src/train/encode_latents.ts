@@ -145,9 +145,9 @@ export function checkLatents(
   );
 }
 
-/** Normalised latents [B, C, side, side] and their labels. */
+/** Latents [B, C, side, side] as files hold them, and their labels. */
 export interface LatentBatch {
-  x: Float32Array;
+  x: Float32Array<ArrayBuffer>;
   labels: Uint32Array<ArrayBuffer>;
 }
 
@@ -165,18 +165,13 @@ async function latentBatch(
   options: { batchSize: number; seed: number; step: number; flip: boolean },
 ): Promise<LatentBatch> {
   const { batchSize, seed, step } = options;
-  const [C, H, W] = latents.shape, P = H * W;
+  const [C, H, W] = latents.shape, size = C * H * W;
   const indices = batchIndices(latents.length, batchSize, seed, step);
   const flips = options.flip ? flipsAt(batchSize, seed, step) : [];
-  const x = new Float32Array(batchSize * C * P), labels = new Uint32Array(batchSize);
+  const x = new Float32Array(batchSize * size), labels = new Uint32Array(batchSize);
   await Promise.all(indices.map(async (i, n) => {
-    const z = await latents.latent(i, flips[n] ?? false);
+    x.set(await latents.latent(i, flips[n] ?? false), n * size);
     labels[n] = latents.labels[i] as number;
-    // In f64 on the host: f32 on the device would change the last bits of every training.
-    z.forEach((value, k) => {
-      const c = Math.floor(k / P);
-      x[n * C * P + k] = (value - (latents.mean[c] as number)) / (latents.std[c] as number);
-    });
   }));
   return { x, labels };
 }

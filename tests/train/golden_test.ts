@@ -41,6 +41,15 @@ async function loadFormula(module: object): Promise<void> {
 const batch = (name: string, size: number, bound: number) =>
   Float32Array.from(units(name, size), (u) => bound * (2 * u - 1));
 
+/** Latents [B,C,P] as files hold them, which normalise to a batch x [B,P,C]. */
+function storedLatents(x: Float32Array, P: number, { mean, std }: Record<"mean" | "std", Float32Array>) {
+  const C = mean.length;
+  return Float32Array.from(x, (_, i) => {
+    const b = Math.floor(i / (C * P)), c = Math.floor(i / P) % C, p = i % P;
+    return (mean[c] as number) + (std[c] as number) * (x[(b * P + p) * C + c] as number);
+  });
+}
+
 /** A batch of images as make_golden.py makes it: uniform bytes. */
 function imageBatch(name: string, B: number, S: number): Uint32Array {
   const images = new Uint32Array(B * S * wordsOf(S));
@@ -105,7 +114,18 @@ for (const profile of PROFILES) {
     const { batch: B, optimizer: hyper, labelDropout, directionWeight, seed } = c;
     const dit = new Dit(ditConfig.parse(c.model));
     const { input_size: S, in_channels: C, num_classes } = dit.config;
-    const diffusion = new Diffusion(dit, { batchSize: B, labelDropout, directionWeight, ema: true, seed });
+    const stored = {
+      mean: Float32Array.from({ length: C }, (_, c) => c - 1.5),
+      std: Float32Array.from({ length: C }, (_, c) => 0.7 + 0.3 * c),
+    };
+    const diffusion = new Diffusion(dit, {
+      batchSize: B,
+      labelDropout,
+      directionWeight,
+      ema: true,
+      seed,
+      stored,
+    });
     await loadFormula(dit);
     await diffusion.optimizer.startEma();
     const program = await diffusion.capture().prepare();
@@ -115,7 +135,8 @@ for (const profile of PROFILES) {
       const lr = hyper.lr * schedule(n, STEPS, linear(hyper));
       diffusion.optimizer.set({ ...hyper, lr, emaDecay: c.ema });
       const labels = Uint32Array.from({ length: B }, (_, row) => (n + row) % num_classes);
-      program.run({ x: batch(`latents.${n}`, B * S * S * C, 2), labels });
+      const x = storedLatents(batch(`latents.${n}`, B * S * S * C, 2), S * S, stored);
+      program.run({ x, labels });
       const expected = metrics.subarray(n * columns, (n + 1) * columns);
       await compareMetrics(`step ${n}`, DIFFUSION_METRICS, diffusion.runningMetrics, expected);
     }
