@@ -34,6 +34,11 @@ const FORMULAS = {
   relu: { forward: "max(a, T(0.0))", backward: ["select(T(0.0), dy, a > T(0.0))"] },
   leakyRelu: { forward: "select(a * s0, a, a > T(0.0))", backward: ["select(dy * s0, dy, a > T(0.0))"] },
   sigmoid: { forward: "1.0 / (1.0 + exp(-a))", backward: ["dy * y * (1.0 - y)"] },
+  // log(1 + exp(a)) without overflow.
+  softplus: {
+    forward: "max(a, T(0.0)) + log(1.0 + exp(-abs(a)))",
+    backward: ["dy / (1.0 + exp(-a))"],
+  },
   silu: {
     forward: "a / (1.0 + exp(-a))",
     backward: ["dy * (1.0 + a * (1.0 - 1.0 / (1.0 + exp(-a)))) / (1.0 + exp(-a))"],
@@ -103,6 +108,8 @@ export const abs = (a: Tensor): Tensor => apply("abs", [a]);
 export const relu = (a: Tensor): Tensor => apply("relu", [a]);
 export const leakyRelu = (a: Tensor, slope = 0.2): Tensor => apply("leakyRelu", [a], [slope]);
 export const sigmoid = (a: Tensor): Tensor => apply("sigmoid", [a]);
+/** log(1 + exp(a)) */
+export const softplus = (a: Tensor): Tensor => apply("softplus", [a]);
 /** a * sigmoid(a) */
 export const silu = (a: Tensor): Tensor => apply("silu", [a]);
 /** a * Phi(a), with the error function. */

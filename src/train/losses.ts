@@ -5,7 +5,21 @@ import { within } from "../gpu/scope.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { Posterior } from "../models/posterior.ts";
-import { abs, add, div, exp, mul, neg, relu, scale, shift, sqrt, square, sub } from "../ops/math.ts";
+import {
+  abs,
+  add,
+  div,
+  exp,
+  mul,
+  neg,
+  relu,
+  scale,
+  shift,
+  softplus,
+  sqrt,
+  square,
+  sub,
+} from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { mean, sum, sumOfSquares } from "../ops/reduce.ts";
 import { check, type Tensor } from "../tensor/tensor.ts";
@@ -47,14 +61,25 @@ export function lpipsLoss(lpips: Lpips, y: Tensor, original: Tensor): Tensor {
   return within({ precision: "f32" }, () => mean(lpips.compare(expected, got)));
 }
 
-/** Hinge loss of the generator: -mean D(fake). */
+/** Adversarial loss of the generator, LDM's for every loss of the discriminator: -mean D(fake). */
 export const generatorLoss = (fake: Tensor): Tensor => within({ precision: "f32" }, () => neg(mean(fake)));
 
-/** Hinge loss of the discriminator. */
-export function discriminatorLoss(discriminator: Discriminator, real: Tensor, fake: Tensor): Tensor {
+/** What logits of fakes cost the discriminator, and logits of real images with the other sign. */
+const PENALTIES = { hinge: (x: Tensor) => relu(shift(x, 1)), vanilla: softplus };
+/** Losses of the discriminator: hinge, or binary cross-entropy. */
+export const GAN_LOSSES = Object.keys(PENALTIES) as ["hinge", "vanilla"];
+export type GanLoss = typeof GAN_LOSSES[number];
+
+/** Loss of the discriminator: half of the mean penalties of real images and of fakes; LDM's hinge_d_loss and vanilla_d_loss. */
+export function discriminatorLoss(
+  discriminator: Discriminator,
+  real: Tensor,
+  fake: Tensor,
+  loss: GanLoss = "hinge",
+): Tensor {
   const logits = [real, fake].map((x) => discriminator.forward(x, "train")) as [Tensor, Tensor];
   return within({ precision: "f32" }, () => {
-    const [onReal, onFake] = [neg(logits[0]), logits[1]].map((x) => mean(relu(shift(x, 1)))) as [
+    const [onReal, onFake] = [neg(logits[0]), logits[1]].map((x) => mean(PENALTIES[loss](x))) as [
       Tensor,
       Tensor,
     ];

@@ -56,6 +56,7 @@ const one: [string, (a: Tensor) => Tensor, (a: number) => number, "positive"?][]
   ["relu", math.relu, (a) => Math.max(a, 0)],
   ["leakyRelu", (a) => math.leakyRelu(a, 0.25), (a) => a > 0 ? a : 0.25 * a],
   ["sigmoid", math.sigmoid, sigmoid],
+  ["softplus", math.softplus, (a) => Math.log1p(Math.exp(a))],
   ["silu", math.silu, (a) => a * sigmoid(a)],
   ["gelu", math.gelu, (a) => 0.5 * a * (1 + erf(a / Math.SQRT2))],
   [
@@ -88,6 +89,7 @@ Deno.test("activations of huge arguments stay finite", async () => {
     "leakyRelu",
     "silu",
     "sigmoid",
+    "softplus",
     "gelu",
     "geluTanh",
     "quickGelu",

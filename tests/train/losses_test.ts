@@ -82,23 +82,30 @@ Deno.test("generatorLoss() is minus the mean of the logits", async () => {
   await checkOp({ op: generatorLoss, reference: meanOf((a = 0) => -a), shapes: [[[1]], [[2, 5, 5, 1]]] });
 });
 
-Deno.test("discriminatorLoss() is half of mean relu(1 - D(real)) + mean relu(1 + D(fake)), with running statistics updated", async () => {
-  const modes: string[] = [];
-  // Logits 1.5 x: on both sides of the hinge.
-  const discriminator = {
-    forward: (x: Tensor, mode: string) => (modes.push(mode), scale(x, 1.5)),
-  } as unknown as Discriminator;
-  await checkOp({
-    op: (real, fake) => discriminatorLoss(discriminator, real, fake),
-    reference: (real, fake) => {
-      const [r] = meanOf((a = 0) => Math.max(0, 1 - 1.5 * a))(real).data;
-      const [f] = meanOf((a = 0) => Math.max(0, 1 + 1.5 * a))(fake).data;
-      return scalar(((r as number) + (f as number)) / 2);
-    },
-    shapes: [[[2, 5, 5, 1], [2, 5, 5, 1]], [[1, 3, 2, 1], [1, 3, 2, 1]]],
+for (
+  const [loss, penalty, formula] of [
+    ["hinge", (a: number) => Math.max(0, 1 + a), "relu(1 - D(real)) + mean relu(1 + D(fake))"],
+    ["vanilla", (a: number) => Math.log1p(Math.exp(a)), "softplus(-D(real)) + mean softplus(D(fake))"],
+  ] as const
+) {
+  Deno.test(`discriminatorLoss() "${loss}" is half of mean ${formula}, with running statistics updated`, async () => {
+    const modes: string[] = [];
+    // Logits 1.5 x: on both sides of the hinge.
+    const discriminator = {
+      forward: (x: Tensor, mode: string) => (modes.push(mode), scale(x, 1.5)),
+    } as unknown as Discriminator;
+    await checkOp({
+      op: (real, fake) => discriminatorLoss(discriminator, real, fake, loss),
+      reference: (real, fake) => {
+        const [r] = meanOf((a = 0) => penalty(-1.5 * a))(real).data;
+        const [f] = meanOf((a = 0) => penalty(1.5 * a))(fake).data;
+        return scalar(((r as number) + (f as number)) / 2);
+      },
+      shapes: [[[2, 5, 5, 1], [2, 5, 5, 1]], [[1, 3, 2, 1], [1, 3, 2, 1]]],
+    });
+    assert(modes.every((mode) => mode === "train"));
   });
-  assert(modes.every((mode) => mode === "train"));
-});
+}
 
 Deno.test("lpipsLoss() is the mean over images, and the original gets no gradient", async () => {
   // One map of features x^2, weighted by 0.7; per image the sum of squared differences.
