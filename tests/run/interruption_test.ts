@@ -67,7 +67,8 @@ Deno.test("a training loop that is stopped while kernels of a later step compile
   const runningMetrics = variable([1]);
   await runningMetrics.storage.materialise();
   const readProgress = () => Promise.resolve({ applied: 0, skipped: 0, lossScale: 1 });
-  const optimizer = { label: "none", readProgress } as unknown as Optimizer;
+  const readNorms = () => Promise.resolve([]);
+  const optimizer = { label: "none", readProgress, readNorms } as unknown as Optimizer;
   for (const [at, saved, held] of [[3, [3], true], [0, [], false]] as const) {
     const saves: number[] = [];
     const run = () =>
