@@ -1,4 +1,4 @@
-// Folders of images, the stream of batches, and folders of latents.
+// Folders of images, batches, and folders of latents.
 
 import {
   assert,
@@ -49,7 +49,7 @@ Deno.test("openFolder() takes a flat folder without classes, and a single file",
   assertEquals(await single.bytes(0, 1), new Uint8Array([2, 2, 2]));
 });
 
-Deno.test("images beside class folders get a class of their own, and grid.png is no image of a set", async () => {
+Deno.test("images next to class folders form a class of their own, and grid.png is skipped", async () => {
   const source = await openFolder(await folderOf("cat/1.png", "2.png", "grid.png"));
   assertEquals([namesOf(source), source.classes, labelsOf(source)], [["2.png", "cat/1.png"], [".", "cat"], [
     0,
@@ -58,7 +58,7 @@ Deno.test("images beside class folders get a class of their own, and grid.png is
   assertEquals(namesOf(await openFolder(await folderOf("grid.png"))), ["grid.png"]);
 });
 
-Deno.test("openFolder() says that there is nothing, or nothing of use", async () => {
+Deno.test("openFolder() reports an empty folder, and one without usable files", async () => {
   await assertRejects(() => openFolder("/nowhere"), UsageError, "it does not exist");
   const root = await Deno.makeTempDir();
   await assertRejects(
@@ -70,7 +70,7 @@ Deno.test("openFolder() says that there is nothing, or nothing of use", async ()
   await assertRejects(() => openFolder(root), UsageError, "there is no image");
 });
 
-Deno.test("openFolder() follows links, but not in a circle, and passes over dead ones", async () => {
+Deno.test("openFolder() follows links except in a cycle, and skips broken ones", async () => {
   const root = await folderOf("cat/1.png");
   Deno.symlinkSync(root, `${root}/cat/again`);
   Deno.symlinkSync(`${root}/cat/1.png`, `${root}/cat/2.png`);
@@ -79,7 +79,7 @@ Deno.test("openFolder() follows links, but not in a circle, and passes over dead
   assertEquals(namesOf(await openFolder(root)), ["cat/1.png", "cat/2.png"]);
 });
 
-Deno.test("what is left out of a folder is counted by reason, with the first names", async () => {
+Deno.test("skipped files of a folder are counted by reason, with the first names", async () => {
   const root = await folderOf("cat/1.png", "cat/2.jfif", "dog/3.JPEG", "dog/4.jpe", "grid.png");
   for (const n of [1, 2, 3, 4]) Deno.writeTextFileSync(`${root}/cat/${n}.heic`, "");
   Deno.writeTextFileSync(`${root}/cat/._1.png`, "");
@@ -97,7 +97,7 @@ Deno.test("what is left out of a folder is counted by reason, with the first nam
   assertEquals(`${(await openFolder(await folderOf("1.png"))).leftOut}`, "");
 });
 
-Deno.test("a class folder without images is an error that says what is in it", async () => {
+Deno.test("a class folder without images is an error that lists its contents", async () => {
   const root = await folderOf("a/1.png", "c/2.png");
   Deno.mkdirSync(`${root}/b`);
   await assertRejects(
@@ -115,7 +115,7 @@ Deno.test("a class folder without images is an error that says what is in it", a
   );
 });
 
-Deno.test("a folder of archives is an error that names them and says what to do", async () => {
+Deno.test("a folder of archives is an error that names them and a remedy", async () => {
   const root = await Deno.makeTempDir();
   Deno.mkdirSync(`${root}/data`);
   Deno.writeFileSync(`${root}/data/train.parquet`, new TextEncoder().encode("PAR1 and so on"));
@@ -127,7 +127,7 @@ Deno.test("a folder of archives is an error that names them and says what to do"
   );
 });
 
-Deno.test("a file name that is not UTF-8 is left out by that reason, a folder with one is an error", async () => {
+Deno.test("a file whose name is not UTF-8 is skipped with that reason, such a folder is an error", async () => {
   const root = await folderOf("a/1.png", "b/2.png");
   const make = (command: string) =>
     new Deno.Command("sh", { args: ["-c", `cd "$1" && ${command}`, "sh", root] }).output();
@@ -145,7 +145,7 @@ Deno.test("a file name that is not UTF-8 is left out by that reason, a folder wi
   );
 });
 
-Deno.test("folders that link to each other are read once, under the name of the place where they lie", async () => {
+Deno.test("folders that link to each other are read once, under their real path", async () => {
   const names = Array.from({ length: 9 }, (_, i) => `${i}`);
   const root = await folderOf(...names.map((i) => `x/${i}/${i}.png`));
   for (const i of names) for (const j of names) Deno.symlinkSync(`../${j}`, `${root}/x/${i}/a${j}`);
@@ -164,7 +164,7 @@ Deno.test("folders that link to each other are read once, under the name of the 
   assertEquals((await openFolder(linked)).classes, ["a", "b"]);
 });
 
-Deno.test("only regular files are images, links to others included", async () => {
+Deno.test("only regular files, and links to them, are images", async () => {
   const root = await folderOf("1.png");
   await new Deno.Command("mkfifo", { args: [`${root}/2.png`] }).output();
   Deno.symlinkSync("/dev/zero", `${root}/3.png`);
@@ -177,14 +177,14 @@ Deno.test("only regular files are images, links to others included", async () =>
   await assertRejects(() => folder.bytes(0, 2), UsageError, "it is a named pipe (FIFO)");
 });
 
-Deno.test("a Folder gives images as bytes of the size that is asked for", async () => {
+Deno.test("a Folder returns images as bytes of the requested size", async () => {
   const source = await openFolder(await folderOf("255.png"));
   assertEquals(await source.bytes(0, 8), new Uint8Array(8 * 8 * 3).fill(255));
   const fixture = await openFolder(new URL("../fixtures/images/rgb.png", import.meta.url).pathname);
   assertEquals((await fixture.bytes(0, 16)).length, 16 * 16 * 3);
 });
 
-Deno.test("a damaged image is an error in a small set, and replaced within its class where it may be skipped", async () => {
+Deno.test("a damaged image is an error in a small set, else replaced by another image of its class", async () => {
   const root = await folderOf("a/1.png", "a/2.png", "b/3.png", "b/4.png");
   Deno.writeTextFileSync(`${root}/a/2.png`, "");
   const load = async (badImage?: BadImage) => {
@@ -202,7 +202,7 @@ Deno.test("a damaged image is an error in a small set, and replaced within its c
   await assertRejects(() => load("skip"), UsageError, 'no image of the class "a" can be decoded');
 });
 
-Deno.test("fingerprint() changes with names and sizes, and with nothing else", async () => {
+Deno.test("fingerprint() changes with names and sizes only", async () => {
   const root = await folderOf("1.png", "2.png");
   const print = async () => (await openFolder(root)).fingerprint();
   const first = await print();
@@ -234,10 +234,12 @@ async function take(count: number, step: number, seed: number, flip = false) {
   return taken;
 }
 
-Deno.test("batches() gives a resumed run the batches that it would have seen", async () => {
-  const straight = await take(9, 0, 5, true);
-  for (const step of [1, 2, 3, 7]) assertEquals(await take(2, step, 5, true), straight.slice(step, step + 2));
-  assertNotEquals(await take(9, 0, 6, true), straight);
+Deno.test("batches() gives a resumed run the batches of the uninterrupted run", async () => {
+  const uninterrupted = await take(9, 0, 5, true);
+  for (const step of [1, 2, 3, 7]) {
+    assertEquals(await take(2, step, 5, true), uninterrupted.slice(step, step + 2));
+  }
+  assertNotEquals(await take(9, 0, 6, true), uninterrupted);
 });
 
 Deno.test("batches() shows every image once in each epoch, in another order, with its label", async () => {
@@ -250,7 +252,7 @@ Deno.test("batches() shows every image once in each epoch, in another order, wit
   for (const batch of taken) assertEquals([...batch.labels], numbersOf(batch).map((i) => i % 2));
 });
 
-Deno.test("batches() has about half of the images mirrored where told to", async () => {
+Deno.test("batches() mirrors about half of the images with flip", async () => {
   let mirrored = 0;
   for (const { flips } of await take(50, 0, 3, true)) {
     assertEquals(flips?.length, 4);
@@ -259,7 +261,7 @@ Deno.test("batches() has about half of the images mirrored where told to", async
   assert(mirrored > 70 && mirrored < 130, `${mirrored} of 200`);
 });
 
-Deno.test("batches() passes an image's error on when its turn has come", async () => {
+Deno.test("batches() throws an image's error at its step", async () => {
   const broken = { ...numbers, bytes: () => Promise.reject(new UsageError("broken")) };
   await assertRejects(
     async () => await batches(broken, { batchSize: 2, imageSize: 2, seed: 0 }).next(),
@@ -270,7 +272,7 @@ Deno.test("batches() passes an image's error on when its turn has come", async (
 
 // Latents
 
-Deno.test("latents come back from their shards in order, with the statistics of all", async () => {
+Deno.test("latents are read from their shards in order, with the statistics of all", async () => {
   const folder = `${await Deno.makeTempDir()}/latents`;
   const writer = new LatentsWriter(folder, [2, 1, 2], 3);
   const values = Float32Array.from({ length: 7 * 4 }, (_, i) => Math.sin(i) * 3 + i / 7);
@@ -312,7 +314,7 @@ Deno.test("latents come back from their shards in order, with the statistics of 
   latents.close();
 });
 
-Deno.test("LatentsWriter clears what an interrupted run left, and refuses finished latents and wrong sizes", async () => {
+Deno.test("LatentsWriter removes the files of an interrupted run, and refuses finished latents and wrong sizes", async () => {
   const folder = await Deno.makeTempDir();
   const value = new Float32Array(2);
   const interrupted = new LatentsWriter(folder, [2, 1, 1], 1);

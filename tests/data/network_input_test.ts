@@ -1,5 +1,5 @@
-// Images as networks see them: each by itself, whatever the sizes of the others, with the numbers of PyTorch and TensorFlow 1.
-// fixtures/fid_sizes.json is made by fixtures/fid_sizes.py.
+// Network inputs: each image is preprocessed by itself, with the numbers of PyTorch and TensorFlow 1. fixtures/fid_sizes.py
+// made fixtures/fid_sizes.json.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -51,7 +51,7 @@ const PREPROCESSOR: Preprocessor = {
   std: [0.2, 0.3, 0.4],
 };
 
-Deno.test("an input is the same from a folder, from an NPZ, on a worker, and in any batch", async () => {
+Deno.test("a network input is the same from a folder, an NPZ and a worker, and in any batch", async () => {
   const folder = await Deno.makeTempDir(), image = picture("wide", [40, 24]);
   await Deno.mkdir(join(folder, "set"));
   await writePng(join(folder, "set/a.png"), image);
@@ -86,7 +86,7 @@ Deno.test("an input is the same from a folder, from an NPZ, on a worker, and in 
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("sizes and views are said in words", () => {
+Deno.test("sizes and views have readable descriptions", () => {
   const sizes = new Sizes();
   [1, 2, 2, 3, 4, 5].forEach((n, i) => sizes.add(i, { width: 10 * n, height: 7 }));
   assertEquals(sizes.toString(), "2 images of 20 x 7, 1 of 10 x 7, 1 of 30 x 7, 2 of 2 other sizes");
@@ -103,7 +103,7 @@ Deno.test("sizes and views are said in words", () => {
   );
 });
 
-Deno.test("the Frechet distance of sets with images of several sizes is pytorch-fid's, both ways round", async () => {
+Deno.test("the Frechet distance of sets with images of several sizes is pytorch-fid's, in both orders", async () => {
   await testDevice("cpu");
   const inception = new Inception();
   await loadState(inception, folded(formulaSource(inceptionShapes())));

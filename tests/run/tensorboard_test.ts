@@ -111,13 +111,13 @@ Deno.test("crc32c() gives the vectors of RFC 3720, B.4", () => {
   }
 });
 
-Deno.test("a record is that of TensorFlow, byte by byte", () => {
+Deno.test("a record has the bytes of TensorFlow's", () => {
   // The first record of event files: wall_time 0, file_version "brain.Event:2"; the length's checksum is known from many files.
   const record = tfRecord(hex("09" + "0000000000000000" + "1a0d" + "627261696e2e4576656e743a32"));
   assertEquals([...record.subarray(0, 12)], [...hex("1800000000000000a37f4b22")]);
 });
 
-Deno.test("an event file holds scalars, images and the step that a run was resumed from", async () => {
+Deno.test("an event file holds scalars, images and the step at which a run was resumed", async () => {
   await inFolder(async (folder) => {
     const warnings: string[] = [], png = Uint8Array.from({ length: 300 }, (_, i) => i);
     {

@@ -1,5 +1,5 @@
-// Steps that must not happen: whatever is not finite leaves weights, moments, averages and running statistics as they were to
-// the last bit, is said with its cause, and ends the run where nothing is learned any more.
+// Skipped steps: a value that is not finite leaves weights, moments, averages and running statistics bitwise unchanged, is
+// reported with its cause, and ends the run if every step is skipped.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { GpuError, UsageError } from "../../src/errors.ts";
@@ -37,7 +37,7 @@ function changed(before: Saved, after: Saved): string[] {
 }
 
 for (const profile of PROFILES) {
-  Deno.test(`an update that overflows anywhere, or a reported value that is not finite, changes nothing, profile ${profile}`, async () => {
+  Deno.test(`an update that overflows, or a reported value that is not finite, changes nothing, profile ${profile}`, async () => {
     await testDevice(profile);
     const flat = (label: string, data: Float32Array) => variable([N], { label, init: () => data });
     const start = randomArray(N, 1), g = randomArray(N, 2).map((v) => Math.abs(v) + 0.1);
@@ -85,7 +85,7 @@ for (const profile of PROFILES) {
   });
 }
 
-Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of the discriminator leaves its running statistics", async () => {
+Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped discriminator step keeps its running statistics", async () => {
   const a = await alignment(), run = new StageRun(a, STAGES.refine, OPTIONS);
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   const program = await run.program(0);
@@ -120,7 +120,7 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of th
   run.destroy();
 });
 
-Deno.test("a run that learns nothing any more says why and ends; its good checkpoints stay", async () => {
+Deno.test("a run whose steps are all skipped reports why and ends; its good checkpoints stay", async () => {
   await testDevice();
   for (
     const [name, lr, bad, good, cause, remedy] of [
@@ -206,7 +206,7 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
   }
 });
 
-Deno.test("what was learned before a damaged latent is saved", async () => {
+Deno.test("the steps before a damaged latent are saved", async () => {
   await testDevice();
   let steps = 0;
   const saved: number[] = [], counts = { applied: 1, skipped: 0, inARow: 0, lossScale: 1 };
