@@ -128,7 +128,7 @@ async function training(
 /** Training and held-out images; `probe`, for generated images only, trains the linear probe that scores latents. */
 async function openImages(c: AlignConfig, workers: Workers, log: Log) {
   const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
-  const all = await imageSource(c.data, generated, c.badImage, workers, log);
+  const all = await imageSource(c.data, generated, c, workers, log);
   const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
   // Held-out images: generated ones have another seed, of files the first --held-out, at most a tenth, are held out.
   if (c.data === undefined) {

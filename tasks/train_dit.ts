@@ -74,9 +74,7 @@ async function training(
 ): Promise<Training> {
   const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
   const generated = { length: c.images, seed: SEEDS.train + c.seed };
-  const source = c.latents === undefined
-    ? await imageSource(c.data, generated, c.badImage, workers, log)
-    : undefined;
+  const source = c.latents === undefined ? await imageSource(c.data, generated, c, workers, log) : undefined;
   const folder = c.latents ?? join(out ?? "", "latents");
   if (source && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
     await encodeShown(folder, tokenizer, source, { size, batchSize: 50, mirrored: c.flip }, log);

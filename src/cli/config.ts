@@ -22,7 +22,8 @@ import {
 } from "./options.ts";
 
 const { input, output, data, model, training, losses, metrics, sample } = GROUPS;
-const DATA = { value: "DIR", otherwise: "generated shapes" };
+const DATA = { value: "PATH", otherwise: "generated shapes" };
+const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}.tar) or .parquet files";
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
@@ -48,7 +49,7 @@ export const alignConfig = z.strictObject({
     { value: "NAME" },
   ),
   ...encoder,
-  data: input(text(), "Folder of images", { ...DATA, free: true }),
+  data: input(text(), IMAGES, { ...DATA, free: true }),
   lpips,
   ...running,
   imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
@@ -138,7 +139,7 @@ export const trainDitConfig = z.strictObject({
     "Named set of options; other options override it",
   ),
   tokenizer,
-  data: input(text(), "Folder of images", { ...DATA, free: true }),
+  data: input(text(), IMAGES, { ...DATA, free: true }),
   latents: input(text(), "Folder of latents from `tok encode`, instead of --data", { value: "DIR" }),
   ...running,
   model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
@@ -187,7 +188,7 @@ export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
   tokenizer,
-  input: input(text(), "Folder of images, or one image", DATA),
+  input: input(text(), `${IMAGES}; or one image`, DATA),
   out: output(text(), "Folder for the images", NEW),
   grid: output(z.boolean().default(true), "Do not write grid.png (originals above reconstructions)"),
   imageSize,
@@ -199,7 +200,7 @@ export const reconstructConfig = z.strictObject({
 
 export const encodeConfig = z.strictObject({
   tokenizer,
-  data: input(text(), "Folder of images", DATA),
+  data: input(text(), IMAGES, DATA),
   out: output(text(), "Folder for the latents", NEW),
   imageSize,
   images: data(count("images").default(6000), "Number of generated images, without --data"),
@@ -211,7 +212,7 @@ export const encodeConfig = z.strictObject({
 
 export const featuresConfig = z.strictObject({
   ...encoder,
-  input: input(text(), "Folder of images, or one image", { value: "DIR", otherwise: "16 generated shapes" }),
+  input: input(text(), `${IMAGES}; or one image`, { value: "PATH", otherwise: "16 generated shapes" }),
   out: output(
     z.string().default("features.safetensors"),
     "File for patch_tokens [N,T,C] and cls_token [N,C]",
@@ -237,9 +238,9 @@ export const evalConfig = z.strictObject({
     "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
     { value: "RUN" },
   ),
-  data: input(text(), "Images for a tokenizer", DATA),
-  real: input(text(), "Folder or NPZ of real images, or NPZ of their statistics", DATA),
-  fake: input(text(), "Folder or NPZ of images to compare with --real", { value: "DIR" }),
+  data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
+  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics", DATA),
+  fake: input(text(), "Images to compare with --real: as --data, or NPZ", { value: "PATH" }),
   out: output(text(), "Folder for metrics.json", NEW),
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
     otherwise: "all that apply",

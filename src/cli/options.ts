@@ -91,6 +91,18 @@ export const reading = {
     advanced: true,
     free: true,
   }),
+  imageColumn: data(text(), "Column of the images in Parquet files", {
+    value: "NAME",
+    otherwise: "the one of structs with bytes",
+    advanced: true,
+    free: true,
+  }),
+  labelColumn: data(text(), "Column of the classes in Parquet files", {
+    value: "NAME",
+    otherwise: '"label", else the only class column',
+    advanced: true,
+    free: true,
+  }),
   workers: data(
     z.number().int().min(0).max(64).optional(),
     "Threads that load images; 0: load on the main thread",

@@ -5,7 +5,8 @@ import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { ahead, depthOf } from "../../src/data/prefetch.ts";
 import { batches } from "../../src/data/batches.ts";
-import { type BadImage, type Folder, openFolder } from "../../src/data/image_folder.ts";
+import type { BadImage, Images } from "../../src/data/images.ts";
+import { openImages } from "../../src/data/open_images.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather, part, splitInHalf } from "../../src/data/image_source.ts";
@@ -36,14 +37,14 @@ async function folder(damaged: boolean): Promise<string> {
 async function forEachCount<T>(
   root: string,
   badImage: BadImage | undefined,
-  use: (source: Folder, told: string[]) => Promise<T>,
+  use: (source: Images, told: string[]) => Promise<T>,
 ): Promise<T[]> {
   const results: T[] = [];
   for (const count of COUNTS) {
     using workers = new Workers(count);
     const told: string[] = [];
     const onBad = (message: string) => told.push(message);
-    results.push(await use(await openFolder(root, { badImage, workers, onBad }), told));
+    results.push(await use(await openImages(root, { badImage, workers, onBad }), told));
   }
   return results;
 }

@@ -3,7 +3,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { openFolder } from "../../src/data/image_folder.ts";
+import { openImages } from "../../src/data/open_images.ts";
 import { toFloat, writePng } from "../../src/image/image.ts";
 import { described, inputOf, inputs, Sizes } from "../../src/data/network_input.ts";
 import { interpolate } from "../../src/image/interpolate.ts";
@@ -58,7 +58,7 @@ Deno.test("a network input is the same from a folder, an NPZ and a worker, and i
   await writePng(join(folder, "set/b.png"), picture("tall", [24, 31]));
   await writeNpz(join(folder, "set.npz"), [{ name: "arr_0", shape: [1, 24, 40, 3], data: image.data }]);
   using workers = new Workers(1);
-  const files = await openFolder(join(folder, "set"), { workers });
+  const files = await openImages(join(folder, "set"), { workers });
   const { images } = await openNpzSet(join(folder, "set.npz"), workers);
   assert(images);
   const encoder = { network: { kind: "encoder", preprocessor: PREPROCESSOR } } as const;
@@ -113,7 +113,7 @@ Deno.test("the Frechet distance of sets with images of several sizes is pytorch-
     for (const [i, size] of fixture.sets.sizes[name].entries()) {
       await writePng(join(folder, name, `${i}.png`), picture(`${name}.${i}`, size));
     }
-    return { name, images: await openFolder(join(folder, name)) };
+    return { name, images: await openImages(join(folder, name)) };
   }));
   const [real, fake] = sets as [ImageSet, ImageSet], said: string[] = [];
   const distance = async (a: ImageSet, b: ImageSet, batchSize: number) => {
