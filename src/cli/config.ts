@@ -42,6 +42,14 @@ const ALIGN_PRESET_NAMES = [
   "mae-l-f16d32-512",
 ] as const;
 
+const decay = z.number().min(0).lt(1);
+const PARTS = ["encoder", "adapter", "decoder"];
+/** Whether a text names parts of a tokenizer, each once. */
+const isPartList = (text: string) => {
+  const names = text.split("+");
+  return names.every((name, i) => PARTS.includes(name) && names.indexOf(name) === i);
+};
+
 export const alignConfig = z.strictObject({
   preset: input(
     z.enum(ALIGN_PRESET_NAMES).default("tiny"),
@@ -55,7 +63,10 @@ export const alignConfig = z.strictObject({
   imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
   batchSize: data(count("batch").default(16), "Images of a micro-batch"),
   accumulate: data(count().default(1), "Micro-batches per step"),
-  heldOut: data(count("images").default(256), "Held-out images for the metrics of each stage"),
+  heldOut: data(
+    count("images").default(256),
+    "Held-out images for the metrics of each stage",
+  ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   ...reading,
   stages: training(
@@ -64,10 +75,20 @@ export const alignConfig = z.strictObject({
   ),
   steps: training(z.array(count()).length(3).default([120, 500, 110]), "Steps of the three stages"),
   lr: training(three(2e-3, 3e-3, 1.5e-3), "Learning rates of the three stages"),
-  encoderLr: training(amount().default(1), "Factor of the encoder's learning rate in stage 2", { advanced }),
-  ema: training(z.number().min(0).lt(1).default(0.98), "Decay of the EMA in stage 2; 0: no EMA", {
-    advanced,
-  }),
+  train: training(
+    z.array(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"')).length(3)
+      .default(["adapter+decoder", "encoder+adapter+decoder", "decoder"]),
+    "Modules that each of the three stages trains",
+    { value: "M+M,M+M,M", advanced },
+  ),
+  encoderLr: training(amount().default(1), "Factor of the encoder's learning rate", { advanced }),
+  adapterLr: training(amount().default(1), "Factor of the adapter's learning rate", { advanced }),
+  decoderLr: training(amount().default(1), "Factor of the decoder's learning rate", { advanced }),
+  ema: training(
+    z.union([decay, z.array(decay).length(3)]).default(0.98),
+    "Decay of the EMA in stage 2, or in each of the three stages; 0: no EMA",
+    { value: "N|N,N,N", advanced },
+  ),
   ...optimizing(0.9, 0.95),
   wL1: losses(amount().default(1), "Weight of the L1 loss", { advanced }),
   perceptual: losses(

@@ -172,6 +172,9 @@ function valueOf(type: z.ZodType, value: unknown, flag: string): unknown {
   }
   const number = (text: string) => text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
   const numeric = (t: z.ZodType) => t instanceof z.ZodNumber || t instanceof z.ZodUnion;
+  const list = t instanceof z.ZodUnion && value.includes(",") &&
+    t.options.find((o) => o instanceof z.ZodArray);
+  if (list) return valueOf(list, value, flag);
   if (numeric(t)) return number(value);
   if (t instanceof z.ZodArray) {
     const parts = value.split(",").map((part) => part.trim());

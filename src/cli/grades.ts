@@ -59,7 +59,16 @@ export const ALIGN_GRADES: Record<
   stages: [of([1, 2, 3], "S", "latent alignment, perceptual alignment, decoder refinement")],
   steps: [],
   lr: [ldm([1e-4, 1e-4, 1e-4])],
+  train: [
+    of(
+      ["adapter+decoder", "encoder+adapter+decoder", "decoder"],
+      "S",
+      "what each of the three stages trains",
+    ),
+  ],
   encoderLr: [ldm(0.1)],
+  adapterLr: [],
+  decoderLr: [],
   ema: [of(0.9999, "I", "code of VA-VAE; that there is an EMA: N"), of(0, "N", ABLATED)],
   precision: [],
   recompute: [],

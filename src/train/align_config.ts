@@ -4,10 +4,11 @@ import type { AlignConfig } from "../cli/config.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
 import { PatchDiscriminator } from "../models/discriminator.ts";
-import { Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
+import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
+import type { StageName } from "./alignment.ts";
 import type { Stage } from "./stage_run.ts";
 import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
@@ -51,21 +52,28 @@ export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
 
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
-  const table: Pick<Stage, "name" | "train" | "encoderLr" | "ema">[] = [
-    { name: "latent", train: ["adapter", "decoder"], encoderLr: 0, ema: 0 },
-    { name: "perceptual", train: ["encoder", "adapter", "decoder"], encoderLr: c.encoderLr, ema: c.ema },
-    { name: "refine", train: ["decoder"], encoderLr: 0, ema: 0 },
-  ];
   return [...new Set(c.stages)].sort().map((n) => {
-    const stage = table[n - 1] as typeof table[number];
+    const stage = { name: STAGE_NAMES[n - 1] as StageName, train: partsOf(c, n) };
     return {
       ...stage,
       losses: { ...weightsOf(c, stage), gan: adversarial ? c.wGan : 0 },
       steps: c.steps[n - 1] as number,
       lr: c.lr[n - 1] as number,
+      encoderLr: c.encoderLr,
+      adapterLr: c.adapterLr,
+      decoderLr: c.decoderLr,
+      ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : n === 2 ? c.ema : 0,
       ganStart: ganStartOf(c, n),
     };
   });
+}
+
+const STAGE_NAMES: readonly StageName[] = ["latent", "perceptual", "refine"];
+
+/** The parts that stage `n` (from 1) trains, in the order of data. */
+function partsOf({ train }: AlignConfig, n: number): Part[] {
+  const names = (train[n - 1] ?? "").split("+");
+  return (["encoder", "adapter", "decoder"] as const).filter((part) => names.includes(part));
 }
 
 /** The stage that `step` steps have reached (the end of a stage belongs to it), and the number of steps of earlier stages. */

@@ -31,6 +31,9 @@ export interface Stage {
   lr: number;
   /** Factor of the rate for the encoder. */
   encoderLr: number;
+  /** The same for adapter and decoder (1). */
+  adapterLr?: number;
+  decoderLr?: number;
   /** Decay of the moving average of the weights that become the result of the stage; 0 for none. */
   ema: number;
   /** Step of the stage from which the adversarial loss counts. */
@@ -73,7 +76,7 @@ export class StageRun {
       "optimizer",
       stage.train.map((part) => ({
         set: sets[part],
-        lrFactor: part === "encoder" ? stage.encoderLr : 1,
+        lrFactor: stage[`${part}Lr`] ?? 1,
         ema: stage.ema > 0,
       })),
     );
