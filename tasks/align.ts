@@ -3,9 +3,7 @@
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
 import { ALIGN_GRADES } from "../src/cli/grades.ts";
 import { ALIGN_PRESETS, requireData } from "../src/cli/presets.ts";
-import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
-import { type ImageSource, part } from "../src/data/image_source.ts";
-import { Shapes } from "../src/data/toy_shapes.ts";
+import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
 import { Lpips, LPIPS_FILES } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
@@ -21,7 +19,7 @@ import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { openLpips } from "../src/zoo/networks.ts";
 import { saveTokenizer } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput } from "./command.ts";
-import { chosenEncoder, imageSource, openWorkers, SEEDS } from "./inputs.ts";
+import { chosenEncoder, openWorkers, splitImages } from "./inputs.ts";
 
 export const align = command({
   name: "align",
@@ -81,13 +79,22 @@ async function training(
     : undefined;
   const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined, c.precision);
   const stages = stagesOf(c, discriminator !== undefined);
-  const images = out === undefined ? undefined : await openImages(c, workers, log);
+  const images = out === undefined ? undefined : await splitImages(c, workers, log);
   const init = new Initializer(c.seed);
   tokenizer.init(init);
   discriminator?.init(init);
   const fingerprint = images && await encoder.load(tokenizer.encoder);
   if (images) await alignment.setReference();
-  const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, lpips);
+  const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, {
+    lpips,
+    tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
+  });
+  const save = async (folder: string) => {
+    const { train } = images as NonNullable<typeof images>;
+    const measured = { size: c.imageSize, batchSize: 32, images: Math.min(1000, train.length) };
+    await updateStatistics(tokenizer, train, measured);
+    await saveTokenizer(folder, tokenizer);
+  };
   return {
     recipes: alignRecipes(alignment, stages, c, images?.train),
     parameters: {
@@ -100,43 +107,33 @@ async function training(
     madeFrom: {
       encoder: { name: c.encoder ?? "the embedded one", fingerprint: fingerprint ?? "" },
       ...images?.all.identity ? { data: images.all.identity() } : {},
+      ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
     },
     metrics: scores?.stages ?? {},
+    validation: scores && {
+      every: c.valEvery,
+      best: c.best ?? (c.valEvery > 0 ? "psnr" : undefined),
+      metrics: scores.metrics,
+      score: (index, step) => scores.validate(stages[index] as typeof stages[number], step),
+      save,
+    },
     checkSchedule: (resumed) => checkStages(resumed, c, stages, log),
     begin: (resumed) => resumed && scores?.resume(resumed, stages),
-    async afterRecipe(index, dataWait) {
+    async afterRecipe(index, step, dataWait) {
       const stage = stages[index] as typeof stages[number];
-      const found = await (scores as StageScores).score(stage, index);
+      const result = await (scores as StageScores).score(stage, index, step), { scores: found } = result;
       const text = Object.entries(found).map(([k, v]) => `${k} ${v.toFixed(k === "n" ? 0 : 3)}`).join(", ");
       const title = log.bold(`stage ${index + 1} (${stage.name})`);
       log.line(`${title}: ${text}; waited for data ${percent(dataWait)}`);
       // Times are not reproducible, so they are not in metrics.json.
       log.event("stage", { stage: stage.name, ...found, data_wait: dataWait });
+      return result;
     },
     async finish(dataWaits) {
-      const { train } = images as NonNullable<typeof images>;
-      const measured = { size: c.imageSize, batchSize: 32, images: Math.min(1000, train.length) };
-      await updateStatistics(tokenizer, train, measured);
-      await saveTokenizer(out as string, tokenizer);
+      await save(out as string);
       const all = (scores as StageScores).stages;
       return { stages: all, ...Object.values(all).at(-1) ?? {}, data_wait: dataWaits };
     },
   };
-}
-
-/** Training and held-out images; `probe`, for generated images only, trains the linear probe that scores latents. */
-async function openImages(c: AlignConfig, workers: Workers, log: Log) {
-  const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
-  const all = await imageSource(c.data, generated, c, workers, log);
-  const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
-  // Held-out images: generated ones have another seed, of files the first --held-out, at most a tenth, are held out.
-  if (c.data === undefined) {
-    const heldOut = shapes(c.heldOut, SEEDS.heldOut);
-    return { all, train: all, heldOut, probe: shapes(500, SEEDS.probe) };
-  }
-  const n = Math.min(c.heldOut, Math.max(1, Math.floor(all.length / 10)));
-  const train = part(all, n, all.length), heldOut = part(all, 0, n);
-  if (train.length === 0) throw new UsageError(`Cannot train on "${c.data}": one image is not enough`);
-  return { all, train, heldOut, probe: undefined };
 }

@@ -1,6 +1,7 @@
 // Inputs of the commands: encoder, tokenizer, the newest run, images in files or generated, and the threads that decode.
 
 import { generatedImages, Workers } from "../src/data/decode_pool.ts";
+import { heldOutOf, type Split, splitOff } from "../src/data/held_out.ts";
 import type { BadImage, Images } from "../src/data/images.ts";
 import { openImages } from "../src/data/open_images.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
@@ -110,6 +111,25 @@ export async function imageFiles(
 
 /** Seeds of generated images; held-out images differ from training images. */
 export const SEEDS = { train: 1, heldOut: 999, probe: 555 };
+
+/** Training images, held-out ones, and labelled ones for a linear probe; with `validation`, those of --val. */
+export async function splitImages(
+  c: Reading & { data?: string | undefined; val?: string | undefined; heldOut: number; seed: number },
+  workers: Workers,
+  log: Log,
+): Promise<Split & { all: ImageSource; validation?: ImageSource }> {
+  const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
+  const all = await imageSource(c.data, generated, c, workers, log);
+  const name = c.data ?? "generated shapes";
+  if (c.val !== undefined) {
+    const validation = await imageFiles(c.val, c, workers, log);
+    return { all, validation, ...heldOutOf(all, validation, c.heldOut, { train: name, validation: c.val }) };
+  }
+  if (c.data !== undefined) return { all, ...splitOff(all, c.heldOut, name) };
+  // Generated images of other seeds.
+  const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
+  return { all, train: all, heldOut: shapes(c.heldOut, SEEDS.heldOut), probe: shapes(500, SEEDS.probe) };
+}
 
 /** Default limit of image threads; a software adapter needs the cores itself. */
 const MAX_WORKERS = { gpu: 8, software: 1 };

@@ -99,7 +99,8 @@ async function training(
     use_qknorm: c.qkNorm,
   }, "the options"));
   dit.init(new Initializer(c.seed));
-  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema };
+  const steadied = c.qkNorm ? [] : ["--qk-norm"];
+  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
   const parameters = { dit: countParameters(dit) };
   return {
     recipes: [new DiffusionRecipe(dit, options, latents)],

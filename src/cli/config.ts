@@ -19,6 +19,7 @@ import {
   text,
   three,
   tokenizer,
+  validating,
 } from "./options.ts";
 
 const { input, output, data, model, training, losses, metrics, sample } = GROUPS;
@@ -60,12 +61,13 @@ export const alignConfig = z.strictObject({
   data: input(text(), IMAGES, { ...DATA, free: true }),
   lpips,
   ...running,
+  ...validating,
   imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
   batchSize: data(count("batch").default(16), "Images of a micro-batch"),
   accumulate: data(count().default(1), "Micro-batches per step"),
   heldOut: data(
     count("images").default(256),
-    "Held-out images for the metrics of each stage",
+    "Held-out images for the metrics; with --val: the most that are used",
   ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   ...reading,

@@ -3,7 +3,7 @@
 // where nothing is known, and every value is tok's own choice.
 
 import type { AlignConfig, TrainDitConfig } from "./config.ts";
-import type { general, reading, running } from "./options.ts";
+import type { general, reading, running, validating } from "./options.ts";
 
 /** S stated by the authors, N independent notes that agree, C one note, I inferred. */
 export type Grade = "S" | "N" | "C" | "I";
@@ -35,7 +35,7 @@ const CONSTANT = {
 };
 
 /** Options that decide no result, or that name the inputs. */
-type Plumbing = keyof (typeof general & typeof reading & typeof running);
+type Plumbing = keyof (typeof general & typeof reading & typeof running & typeof validating);
 
 export const ALIGN_GRADES: Record<
   Exclude<keyof AlignConfig, Plumbing | "preset" | "data" | "lpips" | "download">,

@@ -148,7 +148,31 @@ export const running = {
     { free: true },
   ),
   keep: output(count().default(2), "Number of checkpoints to keep", { advanced: true, free: true }),
+  keepEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Also save, and never remove, a checkpoint every N steps of the run; 0: none",
+    { advanced: true, free: true },
+  ),
+  tensorboard: output(flag(), "Also write TensorBoard event files to the run directory", { free: true }),
   logEvery: output(count().default(50), "Steps between log lines", { advanced: true, free: true }),
+};
+
+export const validating = {
+  val: input(text(), "Held-out images for the metrics, as --data and with its classes", {
+    value: "DIR",
+    otherwise: "a part of --data",
+    free: true,
+  }),
+  valEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Steps of the run between validations of the averaged weights; 0: only after each stage",
+    { free: true },
+  ),
+  best: output(
+    z.enum(["psnr", "ssim", "lpips", "fd-encoder", "probe", "knn"]).optional(),
+    "Metric of the validation that chooses the checkpoint to keep as the best",
+    { otherwise: "psnr with --val-every, else none", advanced: true, free: true },
+  ),
 };
 
 export const optimizing = (beta1: number, beta2: number) => ({

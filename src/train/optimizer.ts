@@ -212,6 +212,27 @@ export class Optimizer {
     await copyTensors(this.#slots[index]?.ema?.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
   }
 
+  /** Runs `use` with the averages in place of the weights, which are then restored to the last bit. */
+  async withEma<T>(use: () => Promise<T>): Promise<T> {
+    await this.#swapEma();
+    try {
+      return await use();
+    } finally {
+      await this.#swapEma();
+    }
+  }
+
+  /** Exchanges weights and averages; needs memory for one flat buffer. The fp16 working copies stay as they are. */
+  async #swapEma(): Promise<void> {
+    for (const { set, ema } of this.#slots) {
+      for (const [i, average] of (ema ?? []).entries()) {
+        const weights = set.flats[i] as Tensor, spare = variable(weights.shape, { label: "weights aside" });
+        await copyTensors([[weights, spare], [average, weights], [spare, average]]);
+        spare.storage.destroy();
+      }
+    }
+  }
+
   /** Tensors of a checkpoint besides the parameters, by name. */
   state(): Map<string, Tensor> {
     const found = new Map<string, Tensor>([[`${this.key}.progress`, this.progress]]);

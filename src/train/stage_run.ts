@@ -290,6 +290,10 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
     return new Map([...this.alignment.state(), ...super.state()]);
   }
 
+  withResult<T>(use: () => Promise<T>): Promise<T> {
+    return this.optimizer.withEma(use);
+  }
+
   override async finish(): Promise<void> {
     await super.finish();
     if (this.stage.name === "latent") await this.alignment.setAnchor();

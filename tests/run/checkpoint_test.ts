@@ -4,11 +4,13 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
 import {
   checkpointPath,
+  keepBest,
   listCheckpoints,
   newestCheckpoint,
   newestRun,
   openCheckpoint,
   openRun,
+  readBest,
   saveCheckpoint,
 } from "../../src/run/checkpoint.ts";
 import {
@@ -109,6 +111,49 @@ Deno.test("formatBytes() chooses the unit", () => {
     "1.5 GB",
     "2000.0 TB",
   ]);
+});
+
+// Retention
+
+Deno.test("the best checkpoint and those of every N steps stay, whatever else is removed", async () => {
+  const run = await Deno.makeTempDir();
+  const save = (step: number) => saveCheckpoint(run, step, tensor(step), {}, { keep: 2, keepEvery: 300 });
+  assertEquals(readBest(run), undefined);
+  for (let step = 100; step <= 1000; step += 100) {
+    await save(step);
+    if (step === 200 || step === 400) keepBest(run, { step, metric: "psnr", value: step / 10 });
+  }
+  assertEquals(listCheckpoints(run), [1000, 900, 600, 300]);
+  assertEquals(readBest(run), { step: 400, metric: "psnr", value: 40 });
+  const best = await openCheckpoint(`${run}/checkpoints/best.safetensors`);
+  assertEquals([best.step, [...await best.file.read("x")]], [400, [400, 400, 400]]);
+  best.file.close();
+  assertEquals((await newestCheckpoint(run, never))?.step, 1000, "the best is no newest one");
+  keepBest(run, { step: 900, metric: "psnr", value: 41 });
+  keepBest(run, { step: 900, metric: "psnr", value: 41 }); // the same file
+  assertEquals(names(`${run}/checkpoints`).filter((name) => !name.startsWith("step_")), [
+    "best.json",
+    "best.safetensors",
+  ]);
+  // A file system without hard links.
+  const link = Deno.linkSync;
+  Deno.linkSync = () => {
+    throw new Error("not supported");
+  };
+  try {
+    keepBest(run, { step: 600, metric: "psnr", value: 42 });
+  } finally {
+    Deno.linkSync = link;
+  }
+  const copied = await openCheckpoint(`${run}/checkpoints/best.safetensors`);
+  copied.file.close();
+  assertEquals([copied.step, readBest(run)?.step], [600, 600]);
+  // A checkpoint that is missing is an error, and then no record describes the file.
+  assertThrows(() => keepBest(run, { step: 5, metric: "psnr", value: 50 }), UsageError, "best.safetensors");
+  assertEquals(readBest(run), undefined);
+  // A run that goes back removes later ones, also those to keep.
+  await save(500);
+  assertEquals(listCheckpoints(run), [500, 300]);
 });
 
 // Crashes

@@ -133,7 +133,15 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
         "no step was applied, so numbers overflow in the networks",
       ],
       ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr"],
-      ["divergence", 1e-3, NaN, 3, '"loss" is not finite', "the training has diverged"],
+      [
+        "divergence",
+        1e-3,
+        NaN,
+        3,
+        '"loss" is not finite',
+        "the training has diverged: go on from an earlier checkpoint or begin again, with a smaller --lr, " +
+        "a smaller --clip or --qk-norm",
+      ],
     ] as const
   ) {
     const config = ditConfig.parse({
@@ -168,6 +176,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
           metrics: DIFFUSION_METRICS,
           optimizers: [diffusion.optimizer],
           stepBytes: 1,
+          steadied: ["--qk-norm"],
           async *data() {
             for (;;) yield x;
           },
