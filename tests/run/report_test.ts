@@ -4,8 +4,7 @@ import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { writeJson } from "../../src/formats/files.ts";
 import { grid, writePng } from "../../src/image/image.ts";
-import { duration, Log } from "../../src/run/log.ts";
-import { columnsOf } from "../../src/run/terminal.ts";
+import { columnsOf, duration, Log } from "../../src/run/log.ts";
 import { writeReport } from "../../src/run/report.ts";
 
 Deno.test("report.html has curves, images, scores and options, and no external references", async () => {
