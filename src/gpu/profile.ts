@@ -22,12 +22,9 @@ export interface KernelTime {
   flops: number;
 }
 
-/** Sums the times of launches by kernel, longest first. @param times sums of earlier runs, which are added to */
-export function timesByKernel(
-  launches: readonly Launch[],
-  milliseconds: readonly number[],
-  times = new Map<string, KernelTime>(),
-): KernelTime[] {
+/** Sums the times of launches by kernel, longest first. */
+export function timesByKernel(launches: readonly Launch[], milliseconds: readonly number[]): KernelTime[] {
+  const times = new Map<string, KernelTime>();
   launches.forEach(({ kernel: { label }, flops }, i) => {
     const sum = times.get(label) ?? { label, launches: 0, milliseconds: 0, flops: 0 };
     sum.launches++;

@@ -1,5 +1,4 @@
-// Sizes from files and options are bounded before anything is allocated: without bounds, each of these ended in hours,
-// gigabytes or a stack overflow.
+// Sizes of others are bounded before anything is built: each of these ended in hours, gigabytes or an overflowing stack.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
@@ -37,7 +36,7 @@ const header = (json: string, data = 0) => {
 };
 const utf8 = (text: string) => new TextEncoder().encode(text);
 
-Deno.test("a config.json with ten million layers is refused by the field's name", async () => {
+Deno.test("a config.json with ten million layers is refused by the name of the field", async () => {
   const sizes = { hidden_size: 64, num_attention_heads: 4 };
   for (
     const [config, reason] of [
@@ -62,7 +61,7 @@ Deno.test("a config.json with ten million layers is refused by the field's name"
   }
 });
 
-Deno.test("tensor names of a hundred million blocks are refused for every model", async () => {
+Deno.test("tensors that are named for a hundred million blocks are refused, whatever the model", async () => {
   const dit = new Map<string, number[]>([
     ["x_embedder.proj.weight", [64, 4, 1, 1]],
     ["blocks.0.norm1.weight", [64]],
@@ -99,7 +98,7 @@ Deno.test("tensor names of a hundred million blocks are refused for every model"
   assert(!ditConfig.safeParse({ input_size: 4096, hidden_size: 384 }).success);
 });
 
-Deno.test("options have upper bounds, and a batch has a bound in bytes", async () => {
+Deno.test("options have bounds of their kind, and a batch has one in bytes", async () => {
   const use = (schema: unknown, ...args: string[]) => () =>
     resolveConfig(schema as Schema, args, { command: "x" });
   assertEquals(
@@ -126,7 +125,7 @@ Deno.test("options have upper bounds, and a batch has a bound in bytes", async (
   );
 });
 
-Deno.test("JSON that is too deep or too large is not parsed", async () => {
+Deno.test("JSON is not parsed where it is nested or large beyond reason", async () => {
   const path = join(folder, "brackets.json");
   Deno.writeFileSync(path, utf8("[".repeat(10_000_000)));
   assertEquals(

@@ -1,4 +1,4 @@
-// Mutations of files for fuzz tests: changed bytes and bits, truncation, inserted bytes.
+// What happens to files: bytes and bits change, ends are lost, bytes come in between. For the readers' fuzz tests.
 
 import fc from "fast-check";
 
