@@ -1,11 +1,11 @@
 // AdamW (Loshchilov and Hutter, 2019) with global-norm clipping and a moving average of the weights, one launch a flat set:
 //   g' = g * min(1, clip / norm);  m = b1 m + (1 - b1) g';  v = b2 v + (1 - b2) g'^2;
 //   p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd p);  ema = d ema + (1 - d) p
-// Gradients come multiplied by the loss scale (1 in fp32). A step: `judge` and `check_update` copy norm2, the squared global norm,
-// into the verdict, or a number that is not finite if a reported value, a gradient or an updated number is not. The other kernels
-// bind the verdict as norm2; if it is not finite, the step is skipped. `advance` counts it, `adamw` updates, `rescale` divides the
-// loss scale by 2 after a skipped step and doubles it after GROWTH applied ones, `record` adds the reported values to running
-// sums, `restore` undoes what else a skipped step changed.
+// Gradients come multiplied by the loss scale (1 in fp32). A step: `check_values` copies norm2, the squared global norm, into
+// checked_norm2, or the first reported value that is not finite; `check_update` makes it infinite if an updated number is not
+// finite. The other kernels bind checked_norm2 as norm2 and skip the step if it is not finite. `advance` counts the step, `adamw`
+// updates, `rescale` divides the loss scale by 2 after a skipped step and doubles it after GROWTH applied ones, `record` adds the
+// reported values to running sums, `restore` undoes what else a skipped step changed.
 
 struct Params {
   size: u32, // vec4s; of record: values
@@ -23,7 +23,7 @@ var<storage> norm2: array<f32>;
 var<storage> progress: array<f32>;   // steps applied, steps skipped, loss scale, steps in a row (< 0: skipped)
 var<storage> values: array<f32>;     // what a step reports
 var<storage> sums: array<f32>;
-var<storage> verdict: array<f32>;    // replaces norm2
+var<storage> checked_norm2: array<f32>; // norm2, or not finite if the step is to be skipped
 var<storage> fault: array<f32>;      // of the latest skipped step: 1 value, 2 gradient, 3 update; index of the value
 
 const UNROLL = 4u; // vec4s of a thread
@@ -43,12 +43,12 @@ fn advance() {
 }
 
 @compute @workgroup_size(1)
-fn judge() {
-  store_verdict(0, norm2(0));
+fn check_values() {
+  store_checked_norm2(0, norm2(0));
   if (!finite(norm2(0))) { store_fault(0, 2.0); }
   for (var i = 0u; i < params.size; i++) {
     if (!finite(values(i))) {
-      store_verdict(0, values(i));
+      store_checked_norm2(0, values(i));
       store_fault(0, 1.0);
       store_fault(1, f32(i));
       return;
@@ -117,7 +117,7 @@ fn check_update(id: Invocation) {
       let fits = all(abs(next.p) <= vec4<f32>(LARGEST_WEIGHT));
       if (!(fits && all_finite(next.p) && all_finite(next.m) && all_finite(next.v))) {
         var infinite = 0x7f800000u; // no constant: those must be finite
-        store_verdict(0, bitcast<f32>(infinite));
+        store_checked_norm2(0, bitcast<f32>(infinite));
         store_fault(0, 3.0);
       }
     }

@@ -24,7 +24,7 @@ export const encode = command({
     using workers = openWorkers(c);
     const { tokenizer, size } = await openTokenizerFor(c, run);
     const generated = { length: c.images, seed: SEEDS.train + c.seed };
-    const source = await imageSource(c.data, generated, c.badImage, workers, log);
+    const source = await imageSource(c.data, generated, c, workers, log);
     using output = openOutput(c.out, "latents");
     const out = output.folder;
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);

@@ -23,7 +23,7 @@ import { generate } from "../src/sampling/generate.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
-import { chosenEncoder, imageFolder, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
+import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { reportScores } from "./output.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 
@@ -81,7 +81,7 @@ async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const sizes = new Sizes();
   const all = c.data === undefined
     ? generatedImages(workers, generated(c.num, log))
-    : await imageFolder(c.data, c.badImage, workers, log, sizes);
+    : await imageFiles(c.data, c, workers, log, sizes);
   const [train, test] = c.data === undefined
     ? [generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
     : splitInHalf(all);
@@ -139,7 +139,7 @@ async function openSet(path: string | undefined, side: number, { c, workers, log
     return { name: "generated shapes", images: generatedInputs(workers, shapes, side) };
   }
   if (/\.np[yz]$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
-  return { name: path, images: await imageFolder(path, c.badImage, workers, log) };
+  return { name: path, images: await imageFiles(path, c, workers, log) };
 }
 
 function generated(length: number, log: Log): Shapes {

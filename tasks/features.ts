@@ -7,7 +7,7 @@ import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeTokens } from "../src/metrics/encoder_features.ts";
 import { Output } from "../src/run/output.ts";
 import { command, openAdapter } from "./command.ts";
-import { chosenEncoder, imageFolder, openWorkers, SEEDS } from "./inputs.ts";
+import { chosenEncoder, imageFiles, openWorkers, SEEDS } from "./inputs.ts";
 
 export const features = command({
   name: "features",
@@ -27,7 +27,7 @@ export const features = command({
     // Generated images are made at the encoder's size.
     const [images, preprocessor] = c.input === undefined
       ? [generatedInputs(workers, new Shapes(16, SEEDS.heldOut), side), resized(own, "native")]
-      : [await imageFolder(c.input, c.badImage, workers, log), own];
+      : [await imageFiles(c.input, c, workers, log), own];
     const progress = log.progress("encoding", images.length, "images");
     const { N, T, C, cls } = await writeTokens(c.out, encoder, images, {
       preprocessor,

@@ -31,7 +31,7 @@ export const reconstruct = command({
     using workers = openWorkers(c);
     const { tokenizer, size } = await openTokenizerFor(c, run);
     const generated = { length: c.num, seed: SEEDS.heldOut };
-    const source = await imageSource(c.input, generated, c.badImage, workers, log);
+    const source = await imageSource(c.input, generated, c, workers, log);
     const names = targets(source, c.grid ? ["grid.png"] : []);
     const { fingerprint, name } = tokenizer.identity;
     beginPictures(out, "reconstruct", {

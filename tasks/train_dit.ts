@@ -74,9 +74,7 @@ async function training(
 ): Promise<Training> {
   const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
   const generated = { length: c.images, seed: SEEDS.train + c.seed };
-  const source = c.latents === undefined
-    ? await imageSource(c.data, generated, c.badImage, workers, log)
-    : undefined;
+  const source = c.latents === undefined ? await imageSource(c.data, generated, c, workers, log) : undefined;
   const folder = c.latents ?? join(out ?? "", "latents");
   if (source && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
     await encodeShown(folder, tokenizer, source, { size, batchSize: 50, mirrored: c.flip }, log);
@@ -101,7 +99,8 @@ async function training(
     use_qknorm: c.qkNorm,
   }, "the options"));
   dit.init(new Initializer(c.seed));
-  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema };
+  const steadied = c.qkNorm ? [] : ["--qk-norm"];
+  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
   const parameters = { dit: countParameters(dit) };
   return {
     recipes: [new DiffusionRecipe(dit, options, latents)],

@@ -130,7 +130,7 @@ function copy(from: string, to: string): void {
   }
 }
 
-Deno.test("each kind of addition takes the files that src/README.md names, and no other", async () => {
+Deno.test("each kind of addition touches the files that src/README.md names, and no other", async () => {
   const scratch = await Deno.makeTempDir(), at = (path: string) => join(scratch, path);
   try {
     for (const folder of ["src", "kernels", "tasks", "tests/types"]) {

@@ -74,7 +74,7 @@ Deno.test("there are no import cycles", () => {
   assertEquals(cycles, []);
 });
 
-Deno.test("only src/gpu says GPUDevice", () => {
+Deno.test("only src/gpu uses GPUDevice", () => {
   assertEquals(product.filter((p) => !p.startsWith("src/gpu/") && /\bGPUDevice\b/.test(read(p))), []);
 });
 
@@ -104,11 +104,11 @@ Deno.test("a command is at most 150 lines, and captures no program", () => {
   assertEquals(tasks.filter((path) => /\b(capture|noGrad)\(/.test(read(path))), []);
 });
 
-Deno.test("every file begins by saying what it owns", () => {
+Deno.test("every file begins with a header that says what it owns", () => {
   assertEquals([...SOURCES, ...WGSL].filter((path) => !/^(\/\/ |\/\*\*)/.test(read(path))), []);
 });
 
-Deno.test("a compiled program brings along what is opened by its path", () => {
+Deno.test("a compiled program includes the files that are opened by path", () => {
   const included = [...read("deno.json").matchAll(/--include (\S+)/g)].map((m) => m[1] as string);
   const opened = product.filter((path) => !path.startsWith("tasks/dev/")).flatMap((path) =>
     [...read(path).matchAll(/new URL\("([^"]+)", import\.meta\.url\)/g)].map((m) =>
@@ -119,7 +119,7 @@ Deno.test("a compiled program brings along what is opened by its path", () => {
   assertEquals(opened.filter((path) => !included.some((i) => path === i || path.startsWith(`${i}/`))), []);
 });
 
-Deno.test("the top level holds what it should and nothing else", () => {
+Deno.test("the top level holds the listed entries and no other", () => {
   const allowed = new Set([
     ".ci",
     ".git",
@@ -144,7 +144,7 @@ Deno.test("the top level holds what it should and nothing else", () => {
   assertEquals([...Deno.readDirSync(TOP)].map(({ name }) => name).filter((name) => !allowed.has(name)), []);
 });
 
-Deno.test("nothing is left to be done later, and nothing names a machine", () => {
+Deno.test("there are no TODOs and no machine paths", () => {
   // Spelled in pieces, so that this file does not find itself.
   const left = new RegExp(
     ["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"].map((w) => `\\b${w}\\b`).join("|"),

@@ -13,16 +13,18 @@ import {
   imageSize,
   lpips,
   optimizing,
-  perStage,
   reading,
   running,
   sampling,
   text,
+  three,
   tokenizer,
+  validating,
 } from "./options.ts";
 
 const { input, output, data, model, training, losses, metrics, sample } = GROUPS;
-const DATA = { value: "DIR", otherwise: "generated shapes" };
+const DATA = { value: "PATH", otherwise: "generated shapes" };
+const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}.tar) or .parquet files";
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
@@ -41,43 +43,54 @@ const ALIGN_PRESET_NAMES = [
   "mae-l-f16d32-512",
 ] as const;
 
+const decay = z.number().min(0).lt(1);
+const PARTS = ["encoder", "adapter", "decoder"];
+/** Whether a text names parts of a tokenizer, each once. */
+const isPartList = (text: string) => {
+  const names = text.split("+");
+  return names.every((name, i) => PARTS.includes(name) && names.indexOf(name) === i);
+};
+
 export const alignConfig = z.strictObject({
   preset: input(
     z.enum(ALIGN_PRESET_NAMES).default("tiny"),
     `Options by name, encoder included; others override them: ${ALIGN_PRESET_NAMES.join(", ")}`,
     { value: "NAME" },
   ),
-  recipe: input(
-    z.enum(["aligntok", "vae", "va-vae", "va-vae-vit", "rae"]).default("aligntok"),
-    "Method: AlignTok, or a baseline in one stage: LDM's VAE; VA-VAE; VA-VAE with a vision transformer from scratch; RAE-style " +
-      "(frozen encoder without an adapter, convolutional decoder)",
-  ),
   ...encoder,
-  data: input(text(), "Folder of images", { ...DATA, free: true }),
+  data: input(text(), IMAGES, { ...DATA, free: true }),
   lpips,
   ...running,
+  ...validating,
   imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
   batchSize: data(count("batch").default(16), "Images of a micro-batch"),
   accumulate: data(count().default(1), "Micro-batches per step"),
-  heldOut: data(count("images").default(256), "Held-out images for the metrics of each stage"),
+  heldOut: data(
+    count("images").default(256),
+    "Held-out images for the metrics; with --val: the most that are used",
+  ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   ...reading,
   stages: training(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
     "Stages to run: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: training(
-    perStage(count()).default([120, 500, 110]),
-    "Steps of the three stages; of a baseline: of its stage, by default their sum",
+  steps: training(z.array(count()).length(3).default([120, 500, 110]), "Steps of the three stages"),
+  lr: training(three(2e-3, 3e-3, 1.5e-3), "Learning rates of the three stages"),
+  train: training(
+    z.array(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"')).length(3)
+      .default(["adapter+decoder", "encoder+adapter+decoder", "decoder"]),
+    "Modules that each of the three stages trains",
+    { value: "M+M,M+M,M", advanced },
   ),
-  lr: training(
-    perStage(amount()).default([2e-3, 3e-3, 1.5e-3]),
-    "Learning rates of the three stages, or of one",
+  encoderLr: training(amount().default(1), "Factor of the encoder's learning rate", { advanced }),
+  adapterLr: training(amount().default(1), "Factor of the adapter's learning rate", { advanced }),
+  decoderLr: training(amount().default(1), "Factor of the decoder's learning rate", { advanced }),
+  ema: training(
+    z.union([decay, z.array(decay).length(3)]).default(0.98),
+    "Decay of the EMA in stage 2, or in each of the three stages; 0: no EMA",
+    { value: "N|N,N,N", advanced },
   ),
-  encoderLr: training(amount().default(1), "Factor of the encoder's learning rate in stage 2", { advanced }),
-  ema: training(z.number().min(0).lt(1).default(0.98), "Decay of the EMA in stage 2; 0: no EMA", {
-    advanced,
-  }),
   ...optimizing(0.9, 0.95),
   wL1: losses(amount().default(1), "Weight of the L1 loss", { advanced }),
   perceptual: losses(
@@ -90,16 +103,6 @@ export const alignConfig = z.strictObject({
   semanticAt: losses(
     z.enum(["after", "before"]).default("after"),
     "Compare latents after the adapter, or features before it",
-    { advanced },
-  ),
-  wVf: losses(
-    amount().default(0),
-    "Factor of the adaptive weight of VA-VAE's vision foundation loss",
-    { otherwise: "0.1 in the VA-VAE recipes", advanced },
-  ),
-  vfMargins: losses(
-    z.array(z.number().min(0).max(2)).length(2).default([0.5, 0.25]),
-    "Margins of that loss: cosine similarity, distance matrix",
     { advanced },
   ),
   wKl: losses(
@@ -131,11 +134,6 @@ export const alignConfig = z.strictObject({
     otherwise: "the encoder's width",
     advanced,
   }),
-  encoderBlocks: model(
-    count("layers").optional(),
-    "Residual blocks per level of the convolutional encoder; VA-VAE: 2",
-    { otherwise: "--decoder-blocks, at least 1", advanced },
-  ),
   decoderChannels: model(
     count("channels").default(16),
     "Channels of the decoder at full resolution; VA-VAE: 128",
@@ -164,7 +162,7 @@ export const trainDitConfig = z.strictObject({
     "Named set of options; other options override it",
   ),
   tokenizer,
-  data: input(text(), "Folder of images", { ...DATA, free: true }),
+  data: input(text(), IMAGES, { ...DATA, free: true }),
   latents: input(text(), "Folder of latents from `tok encode`, instead of --data", { value: "DIR" }),
   ...running,
   model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
@@ -213,7 +211,7 @@ export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
   tokenizer,
-  input: input(text(), "Folder of images, or one image", DATA),
+  input: input(text(), `${IMAGES}; or one image`, DATA),
   out: output(text(), "Folder for the images", NEW),
   grid: output(z.boolean().default(true), "Do not write grid.png (originals above reconstructions)"),
   imageSize,
@@ -225,7 +223,7 @@ export const reconstructConfig = z.strictObject({
 
 export const encodeConfig = z.strictObject({
   tokenizer,
-  data: input(text(), "Folder of images", DATA),
+  data: input(text(), IMAGES, DATA),
   out: output(text(), "Folder for the latents", NEW),
   imageSize,
   images: data(count("images").default(6000), "Number of generated images, without --data"),
@@ -237,7 +235,7 @@ export const encodeConfig = z.strictObject({
 
 export const featuresConfig = z.strictObject({
   ...encoder,
-  input: input(text(), "Folder of images, or one image", { value: "DIR", otherwise: "16 generated shapes" }),
+  input: input(text(), `${IMAGES}; or one image`, { value: "PATH", otherwise: "16 generated shapes" }),
   out: output(
     z.string().default("features.safetensors"),
     "File for patch_tokens [N,T,C] and cls_token [N,C]",
@@ -263,9 +261,9 @@ export const evalConfig = z.strictObject({
     "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
     { value: "RUN" },
   ),
-  data: input(text(), "Images for a tokenizer", DATA),
-  real: input(text(), "Folder or NPZ of real images, or NPZ of their statistics", DATA),
-  fake: input(text(), "Folder or NPZ of images to compare with --real", { value: "DIR" }),
+  data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
+  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics", DATA),
+  fake: input(text(), "Images to compare with --real: as --data, or NPZ", { value: "PATH" }),
   out: output(text(), "Folder for metrics.json", NEW),
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
     otherwise: "all that apply",

@@ -33,13 +33,16 @@ export function explain<C extends Record<string, unknown>>(
     return [{
       name,
       value,
-      text: value === undefined ? otherwise ?? "none" : show(value),
+      text: value === undefined ? otherwise ?? "none" : breakable(show(value)),
       from: origins[name] ?? "default",
       grade: found?.grade ?? "tok",
       source: found?.source ?? (first ? `recipe: ${show(first.value)} (${first.grade})` : ""),
     }];
   });
 }
+
+/** A long list with spaces, so that it can be wrapped. */
+const breakable = (text: string) => text.length > 2 * VALUE ? text.replaceAll(",", ", ") : text;
 
 const same = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b);
 

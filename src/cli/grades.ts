@@ -3,7 +3,7 @@
 // where nothing is known, and every value is tok's own choice.
 
 import type { AlignConfig, TrainDitConfig } from "./config.ts";
-import type { general, reading, running } from "./options.ts";
+import type { general, reading, running, validating } from "./options.ts";
 
 /** S stated by the authors, N independent notes that agree, C one note, I inferred. */
 export type Grade = "S" | "N" | "C" | "I";
@@ -35,17 +35,12 @@ const CONSTANT = {
 };
 
 /** Options that decide no result, or that name the inputs. */
-type Plumbing = keyof (typeof general & typeof reading & typeof running);
+type Plumbing = keyof (typeof general & typeof reading & typeof running & typeof validating);
 
 export const ALIGN_GRADES: Record<
   Exclude<keyof AlignConfig, Plumbing | "preset" | "data" | "lpips" | "download">,
   readonly Evidence<AlignConfig>[]
 > = {
-  recipe: [
-    of("aligntok", "S", "the paper's method"),
-    of("vae", "N", "a baseline of the paper"),
-    of("va-vae", "N", "a baseline of the paper; its losses from code of VA-VAE (I)"),
-  ],
   encoder: [
     of("facebook/dinov2-large", "N", "DINOv2-L/14, 304 M parameters"),
     of("google/siglip2-base-patch16-256", "I", "the paper compares SigLIP 2 (N); its size is unknown"),
@@ -63,8 +58,17 @@ export const ALIGN_GRADES: Record<
   flip: [],
   stages: [of([1, 2, 3], "S", "latent alignment, perceptual alignment, decoder refinement")],
   steps: [],
-  lr: [ldm([1e-4, 1e-4, 1e-4]), ldm([1e-4])],
+  lr: [ldm([1e-4, 1e-4, 1e-4])],
+  train: [
+    of(
+      ["adapter+decoder", "encoder+adapter+decoder", "decoder"],
+      "S",
+      "what each of the three stages trains",
+    ),
+  ],
   encoderLr: [ldm(0.1)],
+  adapterLr: [],
+  decoderLr: [],
   ema: [of(0.9999, "I", "code of VA-VAE; that there is an EMA: N"), of(0, "N", ABLATED)],
   precision: [],
   recompute: [],
@@ -88,8 +92,6 @@ export const ALIGN_GRADES: Record<
     of("cosine", "N", ABLATED),
   ],
   semanticAt: [of("after", "S", "after the adapter"), of("before", "C", ABLATED)],
-  wVf: [ldm(0.1)],
-  vfMargins: [ldm([0.5, 0.25])],
   wKl: [of(0, "N", "deterministic latent; the paper tried KL without gain")],
   gan: [of("patch", "I", "PatchGAN with hinge loss, code of VA-VAE; that there is a discriminator: N")],
   wGan: [of(0.5, "I", "code of VA-VAE; that the weight is adaptive: C")],
@@ -99,7 +101,6 @@ export const ALIGN_GRADES: Record<
   ganLr: [ldm(1e-4)],
   latentChannels: [of(32, "N", "f16d32"), of(64, "N", "f16d64")],
   adapterHidden: [of(undefined, "I", "the encoder's width; that the adapter has two layers: C")],
-  encoderBlocks: [ldm(2)],
   decoderChannels: [of(128, "I", "VA-VAE's decoder; that it has 41.4 M parameters: C")],
   decoderMultiples: [of([1, 1, 2, 2, 4], "I", "VA-VAE's decoder; the factor 16: N")],
   decoderBlocks: [of(2, "I", "VA-VAE's decoder")],

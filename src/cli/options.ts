@@ -53,9 +53,9 @@ export function freeOptions({ shape }: z.ZodObject<z.ZodRawShape>): ReadonlySet<
 export const text = () => z.string().optional();
 export const flag = () => z.boolean().default(false);
 export const amount = () => z.number().nonnegative();
-/** A value for each of the three stages, or for the only stage of a recipe. */
-export const perStage = (value: z.ZodNumber) =>
-  z.array(value).refine((values) => values.length === 1 || values.length === 3, "give three values, or one");
+/** A value for each of the three stages. */
+export const three = (a: number, b: number, c: number) =>
+  z.array(z.number().nonnegative()).length(3).default([a, b, c]);
 
 export const general = {
   seed: common(z.number().int().nonnegative().default(0), "Random seed"),
@@ -88,6 +88,18 @@ export const encoder = {
 export const reading = {
   badImage: data(z.enum(["skip", "error"]).optional(), "What to do with a broken image", {
     otherwise: "error below 1,000 images, else skip",
+    advanced: true,
+    free: true,
+  }),
+  imageColumn: data(text(), "Column of the images in Parquet files", {
+    value: "NAME",
+    otherwise: "the one of structs with bytes",
+    advanced: true,
+    free: true,
+  }),
+  labelColumn: data(text(), "Column of the classes in Parquet files", {
+    value: "NAME",
+    otherwise: '"label", else the only class column',
     advanced: true,
     free: true,
   }),
@@ -136,7 +148,31 @@ export const running = {
     { free: true },
   ),
   keep: output(count().default(2), "Number of checkpoints to keep", { advanced: true, free: true }),
+  keepEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Also save, and never remove, a checkpoint every N steps of the run; 0: none",
+    { advanced: true, free: true },
+  ),
+  tensorboard: output(flag(), "Also write TensorBoard event files to the run directory", { free: true }),
   logEvery: output(count().default(50), "Steps between log lines", { advanced: true, free: true }),
+};
+
+export const validating = {
+  val: input(text(), "Held-out images for the metrics, as --data and with its classes", {
+    value: "DIR",
+    otherwise: "a part of --data",
+    free: true,
+  }),
+  valEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Steps of the run between validations of the averaged weights; 0: only after each stage",
+    { free: true },
+  ),
+  best: output(
+    z.enum(["psnr", "ssim", "lpips", "fd-encoder", "probe", "knn"]).optional(),
+    "Metric of the validation that chooses the checkpoint to keep as the best",
+    { otherwise: "psnr with --val-every, else none", advanced: true, free: true },
+  ),
 };
 
 export const optimizing = (beta1: number, beta2: number) => ({

@@ -5,6 +5,8 @@ import { UsageError } from "../errors.ts";
 import { type Decoded, type Image, withImage } from "../image/image.ts";
 import type { ImageMemory, SharedMemory } from "../image/memory.ts";
 import { inputOf, targetOfView, type View } from "./network_input.ts";
+import type { ImageFile, PageValue } from "./entries.ts";
+import { parquetValues } from "../formats/parquet.ts";
 import type { Pixels } from "./preprocess.ts";
 import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
 import { rowsOf } from "../image/rows.ts";
@@ -13,13 +15,13 @@ import { drawShape } from "./toy_shapes.ts";
 export type Job =
   | Square
   | Shape
-  /** A file, a generated image, or pixels at hand, as a network sees them. */
-  | { kind: "input"; image: string | Shape | Image; view: View };
+  /** A file or a part of one, a generated image, or pixels at hand, as a network sees them. */
+  | { kind: "input"; image: ImageFile | Shape | Image; view: View };
 
-/** A file, or pixels at hand: shorter side to `size`, central square, as bytes. */
+/** A file or a part of one, or pixels at hand: shorter side to `size`, central square, as bytes. */
 interface Square {
   kind: "square";
-  image: string | Image;
+  image: ImageFile | Image;
   size: number;
 }
 
@@ -55,7 +57,7 @@ export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels>
   switch (job.kind) {
     case "square": {
       const { image } = job, target = (original: Size) => squareOf(original, job.size);
-      if (typeof image !== "string") return await resizeRows(rowsOf(image), target(image));
+      if (isPixels(image)) return await resizeRows(rowsOf(image), target(image));
       return await fromFile(image, memory, target, async (rows) => {
         const { width, height } = rows.original;
         return { ...await resizeRows(rows, target(rows.original)), original: { width, height } };
@@ -65,14 +67,16 @@ export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels>
       return shapeOf(job);
     case "input": {
       const { image, view } = job;
-      if (typeof image !== "string") {
-        return await inputOf(rowsOf("kind" in image ? shapeOf(image) : image), view);
-      }
+      if (isPixels(image)) return await inputOf(rowsOf(image), view);
+      if (typeof image === "object" && "kind" in image) return await inputOf(rowsOf(shapeOf(image)), view);
       const target = (original: Size) => targetOfView(view, original);
       return await fromFile(image, memory, target, (rows) => inputOf(rows, view, rows.original));
     }
   }
 }
+
+const isPixels = (image: ImageFile | Shape | Image): image is Image =>
+  typeof image === "object" && "data" in image;
 
 function shapeOf({ seed, index, size }: Shape): Image {
   return { width: size, height: size, data: drawShape(seed, index, size) };
@@ -80,15 +84,32 @@ function shapeOf({ seed, index, size }: Shape): Image {
 
 /** @param target the part of an image that is used; undefined: all of it */
 async function fromFile<P extends AnyPixels>(
-  path: string,
+  file: ImageFile,
   memory: ImageMemory,
   target: (original: Size) => Target | undefined,
   make: (rows: Decoded) => Promise<P>,
 ): Promise<P> {
-  return await withImage(path, { memory, enough: (original) => target(original)?.size }, async (rows) => {
+  const image = typeof file === "object" && "page" in file ? valueOf(file) : file;
+  return await withImage(image, { memory, enough: (original) => target(original)?.size }, async (rows) => {
     const pixels = await make(rows);
     return rows.notes.length > 0 ? { ...pixels, notes: rows.notes } : pixels;
   });
+}
+
+/** The values of the latest page: images that are read in order share it. */
+let latest: { key: string; values: ReturnType<typeof parquetValues> } | undefined;
+
+/** @throws UsageError if the page is damaged, or has no such value */
+function valueOf(
+  { path, name, layout, page, index }: PageValue,
+): { name: string; bytes: Uint8Array<ArrayBuffer> } {
+  const key = `${path} ${page.offset}`;
+  if (latest?.key !== key) latest = { key, values: parquetValues(path, layout, page) };
+  const bytes = latest.values[index];
+  if (!bytes) {
+    throw new UsageError(`Cannot read the image "${name}": it is null; remove the row, or embed its file`);
+  }
+  return { name, bytes };
 }
 
 export function failureOf(error: unknown): Failure {

@@ -3,74 +3,22 @@
 
 import { extname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
+import { Growing, TextList, type Texts } from "./entries.ts";
 import { explained } from "../formats/files.ts";
+import { LeftOut } from "./left_out.ts";
 
 /** Extensions of image files; the format is detected from the contents. */
-const EXTENSIONS = new Set(
+export const EXTENSIONS = new Set(
   [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"],
 );
 
-/** A file; `name` is its path relative to the folder, with "/". */
-export interface Found {
-  readonly name: string;
-  readonly path: string;
-  readonly size: number;
-}
-
-/** Reasons for leaving out files; other extensions stand for themselves. */
-const REASONS = {
-  hidden: ["hidden image", "hidden images"],
-  dead: ["link to nothing", "links to nothing"],
-  special: ["pipe, socket or device", "pipes, sockets or devices"],
-  linked: ["link to a folder that is read already", "links to folders that are read already"],
-  encoding: ["file whose name is not UTF-8 (rename it)", "files whose names are not UTF-8 (rename them)"],
-  overview: ["overview that tok made", "overviews that tok made"],
-} as const;
-
-const NAMED = 3;
-
-/** Files left out of a set, by reason. */
-export class LeftOut {
-  readonly #names = new Map<string, string[]>();
-
-  add(reason: keyof typeof REASONS | `.${string}` | "", name: string): void {
-    const names = this.#names.get(reason);
-    if (names) names.push(name);
-    else this.#names.set(reason, [name]);
-  }
-
-  /** All names. */
-  get names(): string[] {
-    return [...this.#names.values()].flat();
-  }
-
-  /** Names below a folder, or the folder itself. */
-  within(folder: string): LeftOut {
-    const part = new LeftOut();
-    for (const [reason, names] of this.#names) {
-      const inside = names.filter((name) => name === folder || name.startsWith(`${folder}/`));
-      if (inside.length > 0) part.#names.set(reason, inside);
-    }
-    return part;
-  }
-
-  /** "3 .heic files (a/0.heic, a/1.heic, a/2.heic), 1 link to nothing (b.png)"; empty without any. */
-  toString(): string {
-    const groups = [...this.#names].sort(([a, x], [b, y]) => y.length - x.length || (a < b ? -1 : 1));
-    return groups.map(([reason, names]) => {
-      const [one, many] = REASONS[reason as keyof typeof REASONS] ??
-        (reason
-          ? [`${reason} file`, `${reason} files`]
-          : ["file without an extension", "files without an extension"]);
-      names.sort();
-      const first = names.slice(0, NAMED).join(", "), more = names.length > NAMED ? ", ..." : "";
-      return `${names.length} ${names.length === 1 ? one : many} (${first}${more})`;
-    }).join(", ");
-  }
-}
-
 export interface Search {
-  files: Found[];
+  /** Paths of the images relative to the folder, with "/". */
+  names: Texts;
+  /** Their sizes, bytes. */
+  sizes: Float64Array<ArrayBuffer>;
+  /** Folders that were read, relative to the folder, and the times of their last change. */
+  read: { names: Texts; times: Float64Array<ArrayBuffer> };
   /** Folders of the first level, links included, hidden ones not. */
   folders: string[];
   leftOut: LeftOut;
@@ -78,12 +26,15 @@ export interface Search {
 
 /** @throws UsageError for a folder that cannot be listed or whose name is not UTF-8 */
 export function searchImages(root: string): Search {
-  const files: Found[] = [], folders: string[] = [], leftOut = new LeftOut();
+  const names = new TextList(), sizes = new Growing((n) => new Float64Array(n)), folders: string[] = [];
+  const readNames = new TextList(), times = new Growing((n) => new Float64Array(n)), leftOut = new LeftOut();
   const seen = new Set<string>(), links: { path: string; name: string }[] = [];
   const read = (folder: string, parent: string) => {
     let real: string, inside: Deno.DirEntry[];
     try {
       real = Deno.realPathSync(folder);
+      readNames.add(parent);
+      times.push(Deno.statSync(folder).mtime?.getTime() ?? 0); // before its names are read
       inside = seen.has(real) ? [] : [...Deno.readDirSync(folder)];
     } catch (error) {
       throw explained(error, "list the folder", folder);
@@ -109,12 +60,16 @@ export function searchImages(root: string): Search {
         else read(path, name);
       } else if (!isImage) leftOut.add(extension as `.${string}`, name);
       else if (!info.isFile) leftOut.add("special", name);
-      else files.push({ name, path, size: info.size });
+      else {
+        names.add(name);
+        sizes.push(info.size);
+      }
     }
   };
   read(root, "");
   for (let link = links.shift(); link; link = links.shift()) read(link.path, link.name);
-  return { files, folders, leftOut };
+  const folderTimes = { names: readNames.texts(), times: times.array() };
+  return { names: names.texts(), sizes: sizes.array(), read: folderTimes, folders, leftOut };
 }
 
 /** Undefined if nothing is found. */

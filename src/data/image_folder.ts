@@ -1,164 +1,122 @@
-// A folder of images as a source: searched recursively, in name order; the first level of sub-folders are the classes.
-// Hidden files are skipped, and so is "grid.png" next to other images, tok's own overview. Images next to
-// class folders make a class "." of their own rather than taking a wrong label, and a class without images is an error.
+// A folder of images: searched recursively, in name order; the first level of sub-folders are the classes. Hidden files are
+// skipped, and so is "grid.png" next to other images, tok's own overview. Images next to class folders make a class "." of
+// their own rather than taking a wrong label, and a class without images is an error.
 
-import { createHash } from "node:crypto";
-import { basename, join } from "@std/path";
+import { join, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { explained, openRegular } from "../formats/files.ts";
+import { readIndex, writeIndex } from "../formats/cache.ts";
+import { openRegular } from "../formats/files.ts";
 import { type Foreign, foreign } from "../formats/foreign.ts";
 import { FORMATS } from "../image/header.ts";
-import type { InputSource, Sizes, View } from "./network_input.ts";
-import type { Job, PixelsOf } from "./decode_task.ts";
-import type { Pixels } from "./preprocess.ts";
-import type { Identity } from "../formats/provenance.ts";
-import { type Found, LeftOut, searchImages } from "./find_images.ts";
-import { Workers } from "./decode_pool.ts";
+import { type ImageSet, LabelList, rowsFingerprint, Texts } from "./entries.ts";
+import { type Search, searchImages } from "./find_images.ts";
+import { LeftOut, type LeftOutJson } from "./left_out.ts";
 
 /** Name of the overview that tok writes into a folder of images. */
 const OVERVIEW = "grid.png";
 
-/** Number of images from which damaged ones are skipped by default. */
-const MIN_TO_SKIP = 1000;
-
-/** Handling of a file that cannot be decoded: stop, or use another image of its class instead. */
-export type BadImage = "skip" | "error";
-
-export interface FolderOptions {
-  /** "error" for fewer than 1,000 images, otherwise "skip". */
-  badImage?: BadImage | undefined;
-  /** Called once for each skipped file and once for each kind of note on decoding. */
-  onBad?: (message: string) => void;
-  /** Threads that decode images [the calling thread]. */
-  workers?: Workers | undefined;
-  /** Counts the original sizes of the images that {@link Folder.bytes} reads. */
-  sizes?: Sizes | undefined;
+/** The images that a search found. @throws UsageError if there are none, or none of a class */
+export function folderSet(root: string, search: Search): ImageSet {
+  const { names, sizes, folders, leftOut } = search;
+  if (names.length === 0) {
+    throw new UsageError(
+      `Cannot use "${root}": there is no image (${FORMATS}) in it or below it${insteadOf(root, leftOut)}`,
+    );
+  }
+  const all = names.sorted(), overview = all.findIndex((i) => names.at(i) === OVERVIEW);
+  const order = overview >= 0 && all.length > 1 ? all.filter((_, k) => k !== overview) : all;
+  if (order.length < all.length) leftOut.add("overview", OVERVIEW);
+  const list = new LabelList();
+  for (const i of order) list.push(classOf(names.at(i)));
+  const { values, names: classes } = list.named();
+  checkClasses(root, folders.filter((name) => !classes.includes(name)).sort(), leftOut);
+  return {
+    entries: {
+      length: order.length,
+      name: (i) => names.at(order[i] as number),
+      file: (i) => join(root, names.at(order[i] as number)),
+      label: (i) => values[i] as number,
+    },
+    classes: classes.length === 1 && classes[0] === "." ? [] : classes,
+    leftOut,
+    fingerprint: () => rowsFingerprint(order.values().map((i) => `${names.at(i)}\0${sizes[i]}\n`)),
+  };
 }
 
-const NONE = new Workers(0);
-
-interface Entry extends Found {
-  readonly label: number;
+/** The folder of the first level that an image is in; ".": none. */
+export function classOf(name: string): string {
+  const end = name.indexOf("/");
+  return end < 0 ? "." : name.slice(0, end);
 }
 
-export class Folder implements InputSource {
-  /** Names of the images that could not be decoded so far. */
-  readonly bad = new Set<string>();
-  /** Kinds of notes already reported. */
-  readonly #noted = new Set<string>();
+/** Number of images from which a folder's list is remembered: reading it anew takes seconds. */
+const MIN_TO_REMEMBER = 50_000;
+/** Images whose size is compared with a remembered list: files that were overwritten leave no other trace. */
+const COMPARED = 1000;
+/** Milliseconds in which a folder may change twice under the same time. */
+const TICK = 2000;
 
-  constructor(
-    readonly root: string,
-    readonly classes: readonly string[],
-    private readonly entries: readonly Entry[],
-    private readonly options: FolderOptions = {},
-    /** Files of the folder that are not part of the source. */
-    readonly leftOut: LeftOut = new LeftOut(),
-  ) {}
+/** A search as it is remembered. */
+interface Facts {
+  folders: string[];
+  leftOut: LeftOutJson;
+}
+interface Arrays {
+  names: Uint8Array;
+  ends: Float64Array;
+  sizes: Float64Array<ArrayBuffer>;
+  read: Uint8Array;
+  readEnds: Float64Array;
+  times: Float64Array<ArrayBuffer>;
+}
 
-  get length(): number {
-    return this.entries.length;
+/** searchImages(), from the index of an earlier search if no folder has changed since. */
+export async function search(root: string, cache?: string, least = MIN_TO_REMEMBER): Promise<Search> {
+  const source = resolve(root),
+    stamp = "folder",
+    index = await readIndex<Facts, Arrays>(source, stamp, cache);
+  if (index) {
+    const { facts: { folders, leftOut }, arrays: { names, ends, sizes, read, readEnds, times } } = index;
+    const remembered: Search = {
+      names: new Texts(names, ends),
+      sizes,
+      read: { names: new Texts(read, readEnds), times },
+      folders,
+      leftOut: LeftOut.of(leftOut),
+    };
+    if (isCurrent(source, remembered)) return remembered;
   }
-
-  label(i: number): number {
-    return this.#entry(i).label;
+  const found = searchImages(root), { names, sizes, read, folders, leftOut } = found;
+  if (names.length >= least && read.times.every((time) => time < Date.now() - TICK)) {
+    const arrays = {
+      names: names.bytes,
+      ends: names.ends,
+      sizes,
+      read: read.names.bytes,
+      readEnds: read.names.ends,
+      times: read.times,
+    };
+    await writeIndex(source, stamp, { facts: { folders, leftOut }, arrays }, cache);
   }
+  return found;
+}
 
-  /** Path from the root, for example "cats/1.png". */
-  name(i: number): string {
-    return this.#entry(i).name;
-  }
-
-  /** A hash of all names and sizes: changes when files are added, removed, renamed or replaced by others. */
-  fingerprint(): string {
-    const hash = createHash("sha256");
-    for (const { name, size } of this.entries) hash.update(`${name}\0${size}\n`);
-    return hash.digest("hex").slice(0, 16);
-  }
-
-  identity(): Identity {
-    return { name: this.root, fingerprint: this.fingerprint() };
-  }
-
-  get parallel(): number {
-    return this.options.workers?.count ?? 0;
-  }
-
-  /** Resizes the shorter side to `size` (bicubic) and crops the central square. @throws UsageError for a damaged file, see FolderOptions */
-  async bytes(i: number, size: number): Promise<Uint8Array> {
-    const { data, original } = await this.#pixels(i, (path) => ({ kind: "square", image: path, size }));
-    if (original) this.options.sizes?.add(i, original);
-    return data;
-  }
-
-  /** @throws UsageError for a damaged file, see FolderOptions */
-  input(i: number, view: View): Promise<Pixels> {
-    return this.#pixels(i, (path) => ({ kind: "input", image: path, view }));
-  }
-
-  /** Runs the job that `jobOf` returns for image `i`. @throws UsageError for a damaged file, see FolderOptions */
-  async #pixels<J extends Job>(i: number, jobOf: (path: string) => J): Promise<PixelsOf<J>> {
-    const { badImage = this.length < MIN_TO_SKIP ? "error" : "skip", onBad, workers = NONE } = this.options;
-    for (let k = 0; k < this.length; k++) {
-      const { name, path, label } = this.#entry((i + k) % this.length);
-      if (label !== this.label(i) || this.bad.has(name)) continue;
-      try {
-        const pixels = await workers.run(jobOf(path));
-        for (const { kind, text } of pixels.notes ?? []) {
-          if (this.#noted.has(kind)) continue;
-          this.#noted.add(kind);
-          onBad?.(text);
-        }
-        return pixels;
-      } catch (error) {
-        if (badImage === "error" || !(error instanceof UsageError)) throw error;
-        if (this.bad.has(name)) continue; // found damaged meanwhile
-        this.bad.add(name);
-        onBad?.(error.message);
-      }
+function isCurrent(root: string, { names, sizes, read }: Search): boolean {
+  const unchanged = (name: string, is: (info: Deno.FileInfo) => boolean) => {
+    try {
+      return is(Deno.statSync(join(root, name)));
+    } catch {
+      return false;
     }
-    throw new UsageError(
-      `Cannot use "${this.root}": no image of the class "${
-        this.classes[this.label(i)] ?? ""
-      }" can be decoded`,
-    );
+  };
+  for (const [i, time] of read.times.entries()) {
+    if (!unchanged(read.names.at(i), ({ mtime }) => mtime?.getTime() === time)) return false;
   }
-
-  #entry(i: number): Entry {
-    const entry = this.entries[i];
-    if (!entry) throw new RangeError(`There is no image ${i}: the folder has ${this.length}`);
-    return entry;
+  const step = Math.max(1, Math.floor(names.length / COMPARED));
+  for (let i = 0; i < names.length; i += step) {
+    if (!unchanged(names.at(i), ({ size }) => size === sizes[i])) return false;
   }
-}
-
-/** Opens a folder of images, or a single file. @throws UsageError for a folder or a class folder without images */
-export async function openFolder(path: string, options: FolderOptions = {}): Promise<Folder> {
-  let info: Deno.FileInfo;
-  try {
-    info = Deno.statSync(path);
-  } catch (error) {
-    throw explained(error, "use", path);
-  }
-  if (!info.isDirectory) {
-    openRegular(path).file.close(); // reports what it is instead
-    return new Folder(path, [], [{ name: basename(path), path, size: info.size, label: 0 }], options);
-  }
-  const { files: found, folders, leftOut } = searchImages(path);
-  if (found.length === 0) {
-    throw new UsageError(
-      `Cannot use "${path}": there is no image (${FORMATS}) in it or below it${insteadOf(path, leftOut)}`,
-    );
-  }
-  const files = found.length > 1 ? found.filter(({ name }) => name !== OVERVIEW) : found;
-  if (files.length < found.length) leftOut.add("overview", OVERVIEW);
-  files.sort((a, b) => a.name < b.name ? -1 : 1);
-  const classOf = (name: string) => name.includes("/") ? name.slice(0, name.indexOf("/")) : ".";
-  const names = [...new Set(files.map(({ name }) => classOf(name)))].sort();
-  checkClasses(path, folders.filter((name) => !names.includes(name)).sort(), leftOut);
-  const classes = names.length === 1 && names[0] === "." ? [] : names;
-  const labels = new Map(names.map((name, label) => [name, label]));
-  const entries = files.map((entry) => ({ ...entry, label: labels.get(classOf(entry.name)) ?? 0 }));
-  return new Folder(path, classes, entries, options, leftOut);
+  return true;
 }
 
 /** A class without images would shift the labels of those after it. */

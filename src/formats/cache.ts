@@ -20,11 +20,11 @@ export function cacheFolder(
 }
 
 /** What is remembered of a file or folder. */
-export interface Index {
-  /** JSON values. */
-  facts: Readonly<Record<string, unknown>>;
+export interface Index<Facts = unknown, Arrays = Readonly<Record<string, TensorArray>>> {
+  /** A JSON value. */
+  facts: Facts;
   /** Flat arrays by name. */
-  arrays: Readonly<Record<string, TensorArray>>;
+  arrays: Arrays;
 }
 
 /** Kinds of arrays that an index holds. */
@@ -46,11 +46,11 @@ const fileOf = (source: string, folder: string) =>
  * The index of `source` (an absolute path) if it was stored under the same stamp, and undefined otherwise.
  * @param stamp of the source now: its size and times
  */
-export async function readIndex(
+export async function readIndex<Facts, Arrays>(
   source: string,
   stamp: string,
   folder = cacheFolder(),
-): Promise<Index | undefined> {
+): Promise<Index<Facts, Arrays> | undefined> {
   try {
     const file = await openSafetensors(fileOf(source, folder)), { metadata } = file;
     try {
@@ -61,7 +61,7 @@ export async function readIndex(
       for (const [name, { dtype }] of file.tensors) {
         arrays[name] = (ARRAYS[dtype] as typeof ARRAYS[string])((await file.readBytes(name)).buffer);
       }
-      return { facts: JSON.parse(metadata.get("facts") as string), arrays };
+      return { facts: JSON.parse(metadata.get("facts") as string), arrays: arrays as Arrays };
     } finally {
       file.close();
     }

@@ -52,13 +52,7 @@ export function addRun(label: string, launches: readonly Launch[], milliseconds:
   const add = async () => {
     const times = await milliseconds.catch(() => undefined); // who reads the results is told why a run failed
     if (!times) return;
-    for (const time of timesByKernel(launches, times)) {
-      const sum = table.kernels.get(time.label) ?? { ...time, launches: 0, milliseconds: 0, flops: 0 };
-      sum.launches += time.launches;
-      sum.milliseconds += time.milliseconds;
-      sum.flops += time.flops;
-      table.kernels.set(time.label, sum);
-    }
+    timesByKernel(launches, times, table.kernels);
     table.runs++;
   };
   added = added.then(add);

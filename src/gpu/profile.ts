@@ -22,9 +22,12 @@ export interface KernelTime {
   flops: number;
 }
 
-/** Sums the times of launches by kernel, longest first. */
-export function timesByKernel(launches: readonly Launch[], milliseconds: readonly number[]): KernelTime[] {
-  const times = new Map<string, KernelTime>();
+/** Sums the times of launches by kernel, longest first. @param times sums of earlier runs, which are added to */
+export function timesByKernel(
+  launches: readonly Launch[],
+  milliseconds: readonly number[],
+  times = new Map<string, KernelTime>(),
+): KernelTime[] {
   launches.forEach(({ kernel: { label }, flops }, i) => {
     const sum = times.get(label) ?? { label, launches: 0, milliseconds: 0, flops: 0 };
     sum.launches++;

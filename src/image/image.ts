@@ -49,6 +49,15 @@ export interface DecodeOptions {
   enough?: (original: Size) => Size | undefined;
 }
 
+/** A part of a file, such as a member of an archive. */
+export interface FilePart {
+  path: string;
+  /** For messages. */
+  name: string;
+  offset: number;
+  size: number;
+}
+
 /** Decodes a file. @throws UsageError as decodeImage(), and if it is not a regular file or not readable */
 export async function readImage(path: string): Promise<Image> {
   return await withImage(path, {}, fullImage);
@@ -60,26 +69,33 @@ export async function readImage(path: string): Promise<Image> {
  * @throws UsageError for an unknown format, a damaged or truncated file, and more than 100 megapixels
  */
 export async function decodeImage(bytes: Uint8Array<ArrayBuffer>, name: string): Promise<Image> {
-  return await decoded(
-    { name, size: bytes.length, read: (length) => bytes.subarray(0, length) },
-    {},
-    fullImage,
-  );
+  return await withImage({ name, bytes }, {}, fullImage);
 }
 
 /**
- * Calls `use` with the rows of an image file, while reserving the memory that decoding needs.
+ * Calls `use` with the rows of an image, while reserving the memory that decoding needs.
+ * @param image a file, a part of one, or its bytes
  * @throws UsageError as readImage(), and if the memory limit is too small for the image
  */
 export async function withImage<T>(
-  path: string,
+  image: string | FilePart | { name: string; bytes: Uint8Array<ArrayBuffer> },
   options: DecodeOptions,
   use: (image: Decoded) => Promise<T>,
 ): Promise<T> {
-  const { file, size } = openRegular(path, MAX_BYTES.image);
+  if (typeof image === "object" && "bytes" in image) {
+    const { name, bytes } = image;
+    return await decoded(
+      { name, size: bytes.length, read: (length) => bytes.subarray(0, length) },
+      options,
+      use,
+    );
+  }
+  const { path, name, offset } = typeof image === "string" ? { path: image, name: image, offset: 0 } : image;
+  const { file, size: all } = openRegular(path, typeof image === "string" ? MAX_BYTES.image : Infinity);
   try {
-    const bytes = new Uint8Array(size);
+    const size = typeof image === "string" ? all : image.size, bytes = new Uint8Array(size);
     let at = 0;
+    if (offset > 0) file.seekSync(offset, Deno.SeekMode.Start);
     const read = (length: number) => {
       try {
         for (let n: number | null = 1; n && at < length; at += n ?? 0) {
@@ -90,7 +106,7 @@ export async function withImage<T>(
       }
       return bytes.subarray(0, Math.min(at, length));
     };
-    return await decoded({ name: path, size, read }, options, use);
+    return await decoded({ name, size, read }, options, use);
   } finally {
     file.close();
   }
@@ -110,6 +126,9 @@ async function decoded<T>(
 ): Promise<T> {
   const refuse = (reason: string) => new UsageError(`Cannot decode the image "${name}": ${reason}`);
   if (size === 0) throw refuse("the file is empty");
+  if (size > MAX_BYTES.image) {
+    throw refuse(`it has ${formatBytes(size)}, at most ${formatBytes(MAX_BYTES.image)} are supported`);
+  }
   const head = read(Math.min(size, HEAD));
   let header = imageHeader(head);
   if (header && !header.width && size > head.length) header = imageHeader(read(size)); // the frame may be further back

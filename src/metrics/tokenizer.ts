@@ -96,19 +96,27 @@ export async function scoreReconstruction(
   return { ...all, n };
 }
 
-/** Accuracy of a linear probe and of nearest neighbours on latents. */
+/** Maximum of rows x columns x classes of a linear probe: about a minute. */
+const MAX_PROBE = 1e8;
+
+/** Accuracy of a linear probe (where it is not too large to train) and of nearest neighbours on latents. */
 export async function scoreLatents(
   tokenizer: ImageTokenizer,
   train: ImageSource,
   test: ImageSource,
   options: { size: number; batchSize: number },
-): Promise<{ probe: number; knn: number }> {
+): Promise<{ probe?: number; knn: number }> {
   const latents = await latentFeatures(tokenizer, train, test, options);
+  const knn = neighbourAccuracy(latents.train, latents.test);
+  if (!canProbe(tokenizer, train, options.size)) return { knn };
   const probe = trainProbe(latents.train.features, latents.train.labels, train.classes.length);
-  return {
-    probe: accuracy(predict(probe, latents.test.features), latents.test.labels),
-    knn: neighbourAccuracy(latents.train, latents.test),
-  };
+  return { probe: accuracy(predict(probe, latents.test.features), latents.test.labels), knn };
+}
+
+/** Whether {@link scoreLatents} trains a linear probe. */
+export function canProbe(tokenizer: ImageTokenizer, train: ImageSource, size: number): boolean {
+  const columns = tokenizer.side(size) ** 2 * tokenizer.channels;
+  return train.length * columns * train.classes.length <= MAX_PROBE;
 }
 
 /** Latents of training and of test images. */

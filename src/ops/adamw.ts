@@ -116,10 +116,10 @@ export function adamw(
   progress: Tensor,
   { values, fault }: { values?: Tensor | undefined; fault?: Tensor } = {},
 ): Tensor {
-  const norm2 = empty([], "f32", "verdict");
+  const norm2 = empty([], "f32", "checked_norm2");
   launch(
-    kernel(source, "judge"),
-    { norm2: gradientNorm2, values: values ?? 0, verdict: norm2, fault: fault ?? 0 },
+    kernel(source, "check_values"),
+    { norm2: gradientNorm2, values: values ?? 0, checked_norm2: norm2, fault: fault ?? 0 },
     { size: values?.size ?? 0, factor: 1 },
     [1],
     { iterations: values?.size ?? 0 },
@@ -128,7 +128,7 @@ export function adamw(
     const size = p.size / 4;
     launch(
       kernel(source, "check_update"),
-      { p, g, m, v, hyper, norm2: gradientNorm2, progress, verdict: norm2, fault: fault ?? 0 },
+      { p, g, m, v, hyper, norm2: gradientNorm2, progress, checked_norm2: norm2, fault: fault ?? 0 },
       { size, factor: lrFactor },
       fold(Math.ceil(size / 256)),
     );

@@ -106,7 +106,7 @@ export const sqrt = (a: Tensor): Tensor => apply("sqrt", [a]);
 export const square = (a: Tensor): Tensor => apply("square", [a]);
 export const abs = (a: Tensor): Tensor => apply("abs", [a]);
 export const relu = (a: Tensor): Tensor => apply("relu", [a]);
-export const leakyRelu = (a: Tensor, slope = 0.2): Tensor => apply("leakyRelu", [a], [slope]);
+export const leakyRelu = (a: Tensor, slope: number): Tensor => apply("leakyRelu", [a], [slope]);
 export const sigmoid = (a: Tensor): Tensor => apply("sigmoid", [a]);
 /** log(1 + exp(a)) */
 export const softplus = (a: Tensor): Tensor => apply("softplus", [a]);

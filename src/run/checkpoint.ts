@@ -1,9 +1,9 @@
 // The folder of a run: its checkpoints, its lock, and which run is the newest. checkpoints/step_00000500.safetensors has the
-// complete state after a step, and the run's configuration in its metadata.
+// complete state after a step, and the run's configuration in its metadata; best.safetensors is the best one of these.
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { exists, removeLeftovers } from "../formats/files.ts";
+import { exists, explained, readJson, removeLeftovers, writeJson } from "../formats/files.ts";
 import { Output } from "./output.ts";
 import {
   openSafetensors,
@@ -30,6 +30,7 @@ export function checkpointPath(run: string, step: number): string {
 
 /**
  * Saves the state after `step` steps, then removes all but the newest `keep` checkpoints (2: one to fall back to).
+ * @param options.keepEvery checkpoints of multiples of this step stay, too; 0: none
  * @returns the path
  * @throws UsageError when the file system refuses; older checkpoints are then still there
  */
@@ -38,7 +39,7 @@ export async function saveCheckpoint(
   step: number,
   tensors: Iterable<TensorData>,
   config: unknown,
-  { keep = 2 }: { keep?: number } = {},
+  { keep = 2, keepEvery = 0 }: { keep?: number; keepEvery?: number } = {},
 ): Promise<string> {
   const path = checkpointPath(run, step);
   await writeSafetensors(path, tensors, {
@@ -48,9 +49,51 @@ export async function saveCheckpoint(
   });
   const others = listCheckpoints(run).filter((n) => n !== step);
   // Checkpoints of later steps are of before the run was resumed from an earlier one.
-  const kept = others.filter((n) => n < step).slice(0, Math.max(0, keep - 1));
+  const kept = others.filter((n) => n < step)
+    .filter((n, i) => i < keep - 1 || (keepEvery > 0 && n % keepEvery === 0));
   for (const n of others) if (!kept.includes(n)) Deno.removeSync(checkpointPath(run, n));
   return path;
+}
+
+/** The best checkpoint of a run. */
+export interface Best {
+  step: number;
+  /** The metric that chose it, and its value. */
+  metric: string;
+  value: number;
+}
+
+export const textOfBest = ({ step, metric, value }: Best): string =>
+  `step ${step}, ${metric} ${Number(value.toPrecision(5))}`;
+
+const bestFile = (run: string, extension: string) => join(run, "checkpoints", `best.${extension}`);
+
+/**
+ * Keeps the checkpoint of `best.step` as checkpoints/best.safetensors, which is never removed; no copy where the file system
+ * has hard links. best.json describes it.
+ */
+export function keepBest(run: string, best: Best): void {
+  const from = checkpointPath(run, best.step), to = bestFile(run, "safetensors");
+  const temporary = `${to}.tok-${Deno.pid}-0.tmp`;
+  try {
+    if (exists(bestFile(run, "json"))) Deno.removeSync(bestFile(run, "json"));
+    try {
+      Deno.linkSync(from, temporary);
+    } catch {
+      Deno.copyFileSync(from, temporary);
+    }
+    Deno.renameSync(temporary, to);
+    if (exists(temporary)) Deno.removeSync(temporary); // both were the same file already
+  } catch (error) {
+    throw explained(error, "write", to);
+  }
+  writeJson(bestFile(run, "json"), best);
+}
+
+/** The best checkpoint so far; undefined if there is none. */
+export function readBest(run: string): Best | undefined {
+  const path = bestFile(run, "json");
+  return exists(path) ? readJson(path) as Best : undefined;
 }
 
 /** Steps of a run's checkpoints, newest first; the files may be damaged. */
@@ -117,6 +160,17 @@ export function newestRun(runs: string, kind: RunKind): string | undefined {
 /** Files that only a folder of a run has. */
 const TRACES = ["config.json", "log.jsonl", "checkpoints", "tokenizer", "model"];
 
+/** Folders of a run that files are written to. */
+const WRITTEN = [
+  "checkpoints",
+  "images",
+  "images/validation",
+  "tokenizer",
+  "model",
+  "best/tokenizer",
+  "best/model",
+];
+
 /**
  * Creates and locks a run's folder, and removes temporary files of interrupted writes.
  * @param run the folder, or an output that is already open
@@ -136,7 +190,7 @@ export function openRun(run: string | Output, { resume = false }: { resume?: boo
           `continue that one with --resume or choose another --out`,
       );
     }
-    for (const name of ["checkpoints", "images", "tokenizer", "model"]) removeLeftovers(join(folder, name));
+    for (const name of WRITTEN) removeLeftovers(join(folder, name));
     return output;
   } catch (error) {
     output.release();

@@ -4,7 +4,7 @@ import type { Log, Progress } from "./log.ts";
 
 /** Progress over named parts of known length. */
 export function progressOf(log: Log, parts: readonly (readonly [string, number])[]) {
-  let current: Progress | undefined, note = "";
+  let current: Progress | undefined, note = "", scores = "";
   let part = parts[0];
   return {
     begin(name: string): void {
@@ -24,11 +24,16 @@ export function progressOf(log: Log, parts: readonly (readonly [string, number])
     },
     step(n: number): void {
       current ??= log.progress(part?.[0] ?? "", part?.[1] ?? n, "steps", n - 1);
-      current.update(n, note);
+      current.update(n, [scores, note].filter(Boolean).join("  "));
     },
     /** Shows from now on which share of the time steps have waited for data. */
     row(row: Record<string, number>): void {
       note = `waiting for data ${percent(row.data_wait ?? 0)}`;
+    },
+    /** Shows the latest validation from now on. */
+    validation(text: string): void {
+      scores = text;
+      current?.end();
     },
     end(): void {
       current?.end();

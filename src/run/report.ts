@@ -1,8 +1,9 @@
-// report.html of a run: a self-contained page with curves from log.jsonl, pictures, the scores of each stage and the
+// report.html of a run: a self-contained page with curves of training and validation from log.jsonl, pictures, the scores of each stage and the
 // configuration. Curves are SVG; colors follow the system's light or dark mode.
 
 import { basename, join } from "@std/path";
 import { exists, readJson, writeAtomic } from "../formats/files.ts";
+import { readBest, textOfBest } from "./checkpoint.ts";
 
 type Row = Record<string, unknown>;
 
@@ -11,6 +12,32 @@ const escape = (text: unknown) =>
     /[&<>"]/g,
     (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string,
   );
+
+/** Rows of one kind, by step. Where a run went back to an earlier step, its last course counts. */
+function courseOf(rows: readonly Row[], event: string): Row[] {
+  let found: Row[] = [];
+  for (const row of rows) {
+    if (row.event === "start") found = found.filter((r) => Number(r.step) <= Number(row.step));
+    if (row.event === event) found.push(row);
+  }
+  return [...new Map(found.map((r) => [Number(r.step), r])).values()].sort((a, b) =>
+    Number(a.step) - Number(b.step)
+  );
+}
+
+/** A chart for each number of the rows. */
+function chartsOf(rows: readonly Row[], stages: string[], prefix: string): string[] {
+  const names = [...new Set(rows.flatMap((r) => Object.keys(r)))].filter((k) =>
+    !["event", "step", "stage", "best", "n"].includes(k)
+  );
+  return names.map((name) =>
+    chart(
+      `${prefix}${name}`,
+      rows.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")]),
+      stages,
+    )
+  ).filter(Boolean);
+}
 
 /** Writes RUN/report.html from the files of the run. */
 export async function writeReport(
@@ -31,6 +58,42 @@ export async function writeReport(
   writeAtomic(join(run, "report.html"), page(title, run, line, rows, config, metrics, pictures(run)));
 }
 
+/** Maximum number of validations in the picture of reconstructions over time. */
+const MAX_ROWS = 24;
+
+/** Reconstructions of the same images, one row a validation of the last course. */
+function overTime(run: string, validations: readonly Row[]): string {
+  const folder = join(run, "images", "validation");
+  const rows = validations.map(({ step, stage }) => ({
+    label: `step ${step}${stage ? `, ${stage}` : ""}`,
+    path: join(folder, `step_${String(step).padStart(8, "0")}.png`),
+  })).filter(({ path }) => exists(path));
+  if (rows.length < 2) return "";
+  const some = rows.filter((_, i) =>
+    rows.length <= MAX_ROWS ||
+    Math.floor(i * (MAX_ROWS - 1) / (rows.length - 1)) !==
+      Math.floor((i - 1) * (MAX_ROWS - 1) / (rows.length - 1))
+  );
+  const originals = { label: "originals", path: join(folder, "originals.png") };
+  const shown = [...some, ...exists(originals.path) ? [originals] : []].map(({ label, path }) =>
+    `<tr><td>${escape(label)}</td><td><img alt="${escape(label)}" src="${uriOf(path)}"></td></tr>`
+  );
+  return `<h2>Reconstructions over time</h2><div class="card"><table class="rows">${
+    shown.join("")
+  }</table></div>`;
+}
+
+/** The best checkpoint, if one is kept. */
+function bestOf(run: string): string {
+  const best = readBest(run);
+  if (!best) return "";
+  return `<p>Best checkpoint: ${
+    escape(textOfBest(best))
+  } (checkpoints/best.safetensors, tokenizer or model in best/)</p>`;
+}
+
+const uriOf = (path: string) => `data:image/png;base64,${Deno.readFileSync(path).toBase64()}`;
+
 function pictures(run: string): { name: string; uri: string }[] {
   const folder = join(run, "images");
   const files = exists(folder)
@@ -39,7 +102,7 @@ function pictures(run: string): { name: string; uri: string }[] {
   for (const name of ["grid.png"]) if (exists(join(run, name))) files.push(join(run, name));
   return files.filter((f) => f.endsWith(".png")).map((file) => ({
     name: basename(file, ".png").replace(/^\d+_/, "").replaceAll("_", " "),
-    uri: `data:image/png;base64,${Deno.readFileSync(file).toBase64()}`,
+    uri: uriOf(file),
   }));
 }
 
@@ -52,24 +115,9 @@ function page(
   metrics: Row,
   images: { name: string; uri: string }[],
 ): string {
-  let steps: Row[] = [];
-  for (const row of rows) {
-    // A run resumed from an earlier step has logged rows beyond it before.
-    if (row.event === "start") steps = steps.filter((r) => Number(r.step) <= Number(row.step));
-    if (row.event === "step") steps.push(row);
-  }
-  const names = [...new Set(steps.flatMap((r) => Object.keys(r)))].filter((k) =>
-    !["event", "step", "stage"].includes(k)
-  );
+  const steps = courseOf(rows, "step"), validations = courseOf(rows, "validation");
   const stages = [...new Set(steps.map((r) => String(r.stage ?? "")))].filter(Boolean);
-  // A resumed run logs some steps again: the later row counts.
-  const latest = [...new Map(steps.map((r) => [Number(r.step), r])).values()].sort((a, b) =>
-    Number(a.step) - Number(b.step)
-  );
-  const charts = names.map((name) =>
-    chart(name, latest.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")]), stages)
-  )
-    .filter(Boolean);
+  const charts = chartsOf(steps, stages, ""), scores = chartsOf(validations, stages, "validation ");
   return `<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>${escape(title)} · ${escape(basename(run))}</title>
@@ -85,11 +133,14 @@ figure img { width: 100%; image-rendering: pixelated; display: block; border-rad
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; } td:first-child, th:first-child { text-align: left; } details summary { cursor: pointer; color: var(--soft); }
 .big { display: flex; flex-wrap: wrap; gap: 1rem; } .big div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem 1rem; }
-.big b { display: block; font-size: 1.35rem; font-weight: 600; } .big span { color: var(--soft); font-size: 13px; } svg text { fill: var(--soft); font-size: 11px; }
+.big b { display: block; font-size: 1.35rem; font-weight: 600; } .big span { color: var(--soft); font-size: 13px; } .rows td { text-align: left; } .rows img { width: 100%; image-rendering: pixelated; display: block; } .rows td:first-child { width: 9rem; color: var(--soft); } svg text { fill: var(--soft); font-size: 11px; }
 </style>
 <h1>${escape(title)}</h1><p>${escape(run)}</p><p><code>${escape(line)}</code></p>
 ${scoreCards(metrics)}
 ${stageTable(metrics)}
+${bestOf(run)}
+${scores.length ? `<h2>Validation</h2><div class="cards">${scores.join("")}</div>` : ""}
+${overTime(run, validations)}
 ${
     images.length
       ? `<h2>Pictures</h2>${

@@ -3,6 +3,7 @@
 
 import { join } from "@std/path";
 import { reasonOf } from "../formats/files.ts";
+import { encodePng, type Image } from "../image/image.ts";
 
 /** CRC-32C (Castagnoli), reflected. */
 const TABLE = Uint32Array.from({ length: 256 }, (_, i) => {
@@ -83,6 +84,19 @@ export class EventFile implements Disposable {
     this.#try(() => this.#file = Deno.openSync(path, { append: true, create: true }));
     this.#event(0, bytes(3, "brain.Event:2"));
     if (step > 0) this.#event(step, bytes(7, SESSION_START));
+  }
+
+  /** Running metrics as train/NAME; names with a slash, such as grad_norm/encoder, as they are. */
+  training(step: number, row: Readonly<Record<string, number>>): void {
+    const values = Object.entries(row).filter(([name]) => name !== "step")
+      .map(([name, value]) => [name.includes("/") ? name : `train/${name}`, value] as const);
+    this.scalars(step, Object.fromEntries(values));
+  }
+
+  /** Scores as val/NAME, and a picture of reconstructions. */
+  async validation(step: number, scores: Readonly<Record<string, number>>, picture?: Image): Promise<void> {
+    this.scalars(step, Object.fromEntries(Object.entries(scores).map(([name, v]) => [`val/${name}`, v])));
+    if (picture) this.image(step, "val/reconstructions", { ...picture, png: await encodePng(picture) });
   }
 
   /** @param values by their tag */

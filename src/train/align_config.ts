@@ -1,67 +1,40 @@
 // What the options of `tok align` describe: the tokenizer, the discriminator and the stages.
 
 import type { AlignConfig } from "../cli/config.ts";
-import { kebab } from "../cli/flags.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
-import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
 import { PatchDiscriminator } from "../models/discriminator.ts";
-import { Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
+import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
+import type { StageName } from "./alignment.ts";
 import type { Stage } from "./stage_run.ts";
-import { ALIGN_RECIPES } from "./align_recipes.ts";
 import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
 
-/** The convolutional networks: levels of the decoder, and of the encoder that mirrors it. */
-function convolutions(c: AlignConfig, z_channels: number) {
-  return {
-    ch: c.decoderChannels,
-    ch_mult: c.decoderMultiples,
-    num_res_blocks: c.decoderBlocks,
-    attn_resolutions: c.decoderAttention.filter((side) => side > 0),
-    resolution: c.imageSize,
-    z_channels,
-    groups: c.decoderGroups,
-  };
-}
-
-/** The convolutional autoencoder, with as many moments as its posterior has. @throws UsageError for sizes that do not fit */
-export function autoencoderOf(c: AlignConfig): TrainableAutoencoder {
-  const decoder = convolutions(c, c.latentChannels);
-  return new TrainableAutoencoder(validated(autoencoderConfig, {
-    image_size: c.imageSize,
-    embed_dim: c.latentChannels,
-    encoder: {
-      ...decoder,
-      num_res_blocks: c.encoderBlocks ?? Math.max(1, c.decoderBlocks),
-      double_z: c.wKl > 0,
-    },
-    decoder,
-  }, "the options"));
-}
-
-/**
- * The tokenizer with a vision encoder.
- * @param mean, std the encoder's normalisation of pixels in 0..1
- * @throws UsageError for sizes that do not fit
- */
+/** The tokenizer. @param mean, std the encoder's normalisation of pixels in 0..1 @throws UsageError for sizes that do not fit */
 export function tokenizerOf(
   c: AlignConfig,
   encoder: VitConfig,
   { mean, std }: { mean: readonly number[]; std: readonly number[] },
 ): Tokenizer {
-  const bare = ALIGN_RECIPES[c.recipe].encoder === "frozen", features = encoder.hidden_size;
   return new Tokenizer(validated(tokenizerConfig, {
     image_size: c.imageSize,
     encoder,
     image_mean: mean,
     image_std: std,
-    ...bare ? {} : { adapter_hidden: c.adapterHidden ?? features },
+    adapter_hidden: c.adapterHidden ?? encoder.hidden_size,
     ...c.wKl > 0 ? { double_z: true } : {},
-    decoder: convolutions(c, bare ? features : c.latentChannels),
+    decoder: {
+      ch: c.decoderChannels,
+      ch_mult: c.decoderMultiples,
+      num_res_blocks: c.decoderBlocks,
+      attn_resolutions: c.decoderAttention.filter((side) => side > 0),
+      resolution: c.imageSize,
+      z_channels: c.latentChannels,
+      groups: c.decoderGroups,
+    },
   }, "the options"));
 }
 
@@ -79,31 +52,28 @@ export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
 
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
-  const { stages: kinds } = ALIGN_RECIPES[c.recipe], count = kinds.length;
-  for (const option of ["steps", "lr", "ganStart"] as const) {
-    const n = c[option].length;
-    if (n === count || (option === "ganStart" && n === 1)) continue;
-    throw new UsageError(
-      `Cannot use --${kebab(option)} ${c[option]}: give ${
-        count === 1 ? "one value" : `one for each of the ${count} stages`
-      } ` +
-        `with --recipe ${c.recipe}`,
-    );
-  }
-  const chosen = count === 1 ? [1] : [...new Set(c.stages)].sort();
-  return chosen.map((n) => {
-    const { name, train, ema } = kinds[n - 1] as typeof kinds[number];
+  return [...new Set(c.stages)].sort().map((n) => {
+    const stage = { name: STAGE_NAMES[n - 1] as StageName, train: partsOf(c, n) };
     return {
-      name,
-      train,
-      encoderLr: train.includes("encoder") ? c.encoderLr : 0,
-      ema: ema ? c.ema : 0,
-      losses: { ...weightsOf(c, { name, train }), gan: adversarial ? c.wGan : 0 },
+      ...stage,
+      losses: { ...weightsOf(c, stage), gan: adversarial ? c.wGan : 0 },
       steps: c.steps[n - 1] as number,
       lr: c.lr[n - 1] as number,
+      encoderLr: c.encoderLr,
+      adapterLr: c.adapterLr,
+      decoderLr: c.decoderLr,
+      ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : n === 2 ? c.ema : 0,
       ganStart: ganStartOf(c, n),
     };
   });
+}
+
+const STAGE_NAMES: readonly StageName[] = ["latent", "perceptual", "refine"];
+
+/** The parts that stage `n` (from 1) trains, in the order of data. */
+function partsOf({ train }: AlignConfig, n: number): Part[] {
+  const names = (train[n - 1] ?? "").split("+");
+  return (["encoder", "adapter", "decoder"] as const).filter((part) => names.includes(part));
 }
 
 /** The stage that `step` steps have reached (the end of a stage belongs to it), and the number of steps of earlier stages. */
@@ -129,8 +99,7 @@ export function checkStages(
   now: readonly Stage[],
   log: Log,
 ): void {
-  // Checkpoints of tok 0.2.0 do not say the recipe.
-  const options = { ...c, recipe: "aligntok", ...config as object } as AlignConfig;
+  const options = { ...c, ...config as object } as AlignConfig;
   const before = stagesOf(options, now.some(({ losses }) => losses.gan > 0));
   const { index, begin } = stageAt(before, step), at = before[index] as Stage, n = step - begin;
   const fixed = before.slice(0, index).find((stage, i) =>

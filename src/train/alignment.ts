@@ -6,17 +6,16 @@ import type { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { Encoder, Part, TrainableTokenizer } from "../models/tokenizer.ts";
-import { type Linear, state } from "../nn/layers.ts";
+import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { check, type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
-import { reshape } from "../ops/layout.ts";
 import { l2, lpipsLoss } from "./losses.ts";
 import { copyTensors } from "./optimizer.ts";
 
+export type StageName = "latent" | "perceptual" | "refine";
+
 export interface AlignmentOptions
-  extends
-    Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt">,
-    Partial<Pick<AlignConfig, "vfMargins">> {
+  extends Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt"> {
   /** Mirrors the images that a batch's `flips` names (false). */
   flip?: boolean;
   /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
@@ -34,12 +33,11 @@ export class Alignment {
   readonly anchor: Adapter | undefined;
   readonly sets:
     & Record<Part, ParameterSet>
-    & Partial<Record<"anchor" | "reference" | "projection" | "discriminator", ParameterSet>>;
+    & Partial<Record<"anchor" | "reference" | "discriminator", ParameterSet>>;
 
   /**
    * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
    * @param reference for a tokenizer that has no vision encoder; its weights are the caller's matter
-   * @param projection from the latent's channels to those of the reference, for the vision foundation loss
    */
   constructor(
     readonly tokenizer: TrainableTokenizer,
@@ -48,7 +46,6 @@ export class Alignment {
     /** Of the activations while training. */
     readonly precision: Precision = "f32",
     reference?: Encoder,
-    readonly projection?: Linear,
   ) {
     const copies = tokenizer.copies?.(), { encoder, adapter, decoder } = tokenizer.parts;
     this.reference = copies?.reference ?? reference;
@@ -60,7 +57,6 @@ export class Alignment {
       decoder: set("decoder", decoder),
       ...this.anchor ? { anchor: set("anchor", this.anchor) } : {},
       ...this.reference ? { reference: set("reference", this.reference.vit) } : {},
-      ...projection ? { projection: set("projection", projection) } : {},
       ...discriminator ? { discriminator: set("discriminator", discriminator) } : {},
     };
   }
@@ -89,7 +85,6 @@ export class Alignment {
       tokenizer: this.tokenizer,
       anchor: this.anchor,
       reference: this.reference?.vit,
-      projection: this.projection,
       discriminator: this.discriminator,
     };
     return new Map(
@@ -110,17 +105,6 @@ export class Alignment {
   frozenFeatures(x: Tensor): Tensor {
     check(this.reference !== undefined, "compare features", "the alignment has no frozen encoder");
     return this.reference.patches(x, this.tokenizer.side(x.dim(1)));
-  }
-
-  /** Latents [B,side,side,C] as tokens with the channels of the reference [B,T,features]. */
-  projected(z: Tensor): Tensor {
-    check(
-      this.projection !== undefined,
-      "compare latents with features",
-      "the alignment has no projection",
-      z,
-    );
-    return this.projection.forward(reshape(z, [z.dim(0), -1, z.dim(-1)]));
   }
 
   async #copySet(from: Part, target: ParameterSet | undefined): Promise<void> {

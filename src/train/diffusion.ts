@@ -123,6 +123,8 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
   emaDecay: number;
   /** Uses the flipped latents for half of a batch. */
   flip: boolean;
+  /** As in {@link Recipe.steadied}. */
+  steadied?: readonly string[];
 }
 
 /** Flow matching as a recipe. */
@@ -133,6 +135,7 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
   readonly stepBytes: number;
   readonly optimizers: readonly Optimizer[];
   readonly runningMetrics: Tensor;
+  readonly steadied: readonly string[];
   readonly diffusion: Diffusion;
   readonly #program: DiffusionProgram;
 
@@ -144,6 +147,7 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
   ) {
     const { input_size: S, in_channels: C } = dit.config;
     this.steps = options.steps;
+    this.steadied = options.steadied ?? [];
     this.stepBytes = options.batchSize * C * S * S * 4;
     const stored = latents ?? { mean: new Float32Array(C), std: new Float32Array(C).fill(1) };
     this.diffusion = new Diffusion(dit, { ...options, stored });
@@ -179,6 +183,10 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
 
   state(): Map<string, Tensor> {
     return this.diffusion.state();
+  }
+
+  withResult<T>(use: () => Promise<T>): Promise<T> {
+    return this.diffusion.optimizer.withEma(use);
   }
 
   /** The weight average becomes the weights. */

@@ -23,12 +23,16 @@ export interface LoopOptions {
   logEvery: number;
   /** Steps between checkpoints; 0 for only the last. */
   saveEvery: number;
+  /** Whether a checkpoint is also due after `n` steps. */
+  keeps?(n: number): boolean;
   onLog(row: LogRow): void;
   /** Called when steps were skipped, with their number and the cause. */
   onSkipped?(message: string): void;
   onStep?(n: number): void;
   /** Saves the state after `n` steps. */
   save(n: number): Promise<void>;
+  /** Called after each step but the last; may score the weights. @returns whether it saved the state */
+  validate?(n: number): Promise<boolean>;
   /** Asked between steps; true saves and returns. */
   stopping(): boolean;
 }
@@ -42,7 +46,7 @@ const AHEAD_BYTES = 256 * 1024 * 1024;
 /** What the loop needs of a recipe. */
 export type Steps<D> = Pick<
   Recipe<D>,
-  "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "data" | "step"
+  "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "steadied" | "data" | "step"
 >;
 
 /**
@@ -105,7 +109,11 @@ export async function trainLoop<D>(
       if (inARow >= STALLED || most) {
         throw new GpuError(
           `Cannot go on: nothing is learned any more, the last ${inARow} steps were skipped (${optimizer.label}): ` +
-            `${cause}; ${await remedyOf(optimizer, inARow < n - o.from, row.loss_scale !== undefined)}`,
+            `${cause}; ${await remedyOf(optimizer, {
+              learned: inARow < n - o.from,
+              scaled: row.loss_scale !== undefined,
+              more: recipe.steadied ?? [],
+            })}`,
         );
       }
     }
@@ -136,11 +144,22 @@ export async function trainLoop<D>(
     if (n === o.from) holds.use(holdOff());
     o.onStep?.(n + 1);
     checkConditions();
-    const done = n + 1, stop = o.stopping();
+    const done = n + 1;
+    let stop = o.stopping();
     if (done % o.logEvery === 0 || done === steps || stop) await log(done);
     else if (done % ahead === 0) await readTensor(runningMetrics); // waits for the device
-    const due = o.saveEvery > 0 && done % o.saveEvery === 0;
-    if (stop || done === steps || (due && !await stalling())) await o.save(saved = done);
+    if (!stop && done < steps && o.validate) {
+      try {
+        if (await o.validate(done)) saved = done;
+      } catch (error) {
+        if (error instanceof UsageError && done !== saved) await o.save(done);
+        if (!(error instanceof Interrupted)) throw error;
+        stop = true;
+        await log(done);
+      }
+    }
+    const due = o.saveEvery > 0 && done % o.saveEvery === 0 || o.keeps?.(done);
+    if (saved !== done && (stop || done === steps || (due && !await stalling()))) await o.save(saved = done);
     if (stop && done < steps) return { done, dataWait: share(all) };
   }
   return { done: steps, dataWait: share(all) };
@@ -159,13 +178,23 @@ async function causeOf(optimizer: Optimizer, metrics: readonly string[]): Promis
     : "its loss is not finite";
 }
 
-/** What may help. @param learned whether any step was applied @param scaled whether there is a loss scale */
-async function remedyOf(optimizer: Optimizer, learned: boolean, scaled: boolean): Promise<string> {
+/**
+ * What may help.
+ * @param run.learned whether any step was applied
+ * @param run.scaled whether there is a loss scale
+ * @param run.more options of the recipe that help against divergence
+ */
+async function remedyOf(
+  optimizer: Optimizer,
+  { learned, scaled, more }: { learned: boolean; scaled: boolean; more: readonly string[] },
+): Promise<string> {
   if ((await optimizer.readFault()).kind === "update") return "use a smaller --lr";
   const { name, magnitude } = await optimizer.readLargest();
   const weights = `the largest weight is ${magnitude.toPrecision(2)} ("${name}")`;
   if (learned) {
-    return `${weights}, the training has diverged: go on from an earlier checkpoint or begin again, with a smaller --lr`;
+    const options = ["a smaller --lr", "a smaller --clip", ...scaled ? ["--precision f32"] : [], ...more];
+    return `${weights}, the training has diverged: go on from an earlier checkpoint or begin again, with ` +
+      `${options.slice(0, -1).join(", ")} or ${options.at(-1)}`;
   }
   return `${weights}, and no step was applied, so numbers overflow in the networks: ` +
     (scaled ? "use --precision f32" : "use other weights, or leave a loss out");

@@ -39,7 +39,7 @@ export class Optimizer {
   /** Whether gradients are multiplied by a loss scale, because activations are fp16. */
   readonly #scaled: boolean;
   /** A scalar of the step that is being captured; not finite if the step is skipped. */
-  #verdict: Tensor | undefined;
+  #checkedNorm2: Tensor | undefined;
   readonly #fault: Tensor = faultVariable();
   /** Sums over the applied steps of each set's gradient norm, before clipping. */
   readonly #norms: Tensor;
@@ -181,7 +181,7 @@ export class Optimizer {
     );
     const scale = this.lossScale();
     const plain = scale ? div(norm2, square(scale)) : norm2;
-    this.#verdict = adamw(flats, this.#hyper, norm2, this.progress, {
+    this.#checkedNorm2 = adamw(flats, this.#hyper, norm2, this.progress, {
       values: values.length ? joined(values) : undefined,
       fault: this.#fault,
     });
@@ -192,12 +192,12 @@ export class Optimizer {
 
   /** Records, after an update, that `values` (scalars) are added to `sums` if the update is applied. */
   report(values: readonly Tensor[], sums: Tensor): void {
-    record(joined(values), sums, this.#verdict as Tensor);
+    record(joined(values), sums, this.#checkedNorm2 as Tensor);
   }
 
   /** Records, after an update, that `x` is restored to `before` if the update is skipped. */
   restoreIfSkipped(x: Tensor, before: Tensor): void {
-    restoreIfSkipped(x, before, this.#verdict as Tensor);
+    restoreIfSkipped(x, before, this.#checkedNorm2 as Tensor);
   }
 
   /** Copies the weights into the averages. */
@@ -210,6 +210,27 @@ export class Optimizer {
   /** Overwrites `target`, a set of the same layout as the `index`-th group, with that group's averages. */
   async readEmaInto(index: number, target: ParameterSet): Promise<void> {
     await copyTensors(this.#slots[index]?.ema?.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
+  }
+
+  /** Runs `use` with the averages in place of the weights, which are then restored to the last bit. */
+  async withEma<T>(use: () => Promise<T>): Promise<T> {
+    await this.#swapEma();
+    try {
+      return await use();
+    } finally {
+      await this.#swapEma();
+    }
+  }
+
+  /** Exchanges weights and averages; needs memory for one flat buffer. The fp16 working copies stay as they are. */
+  async #swapEma(): Promise<void> {
+    for (const { set, ema } of this.#slots) {
+      for (const [i, average] of (ema ?? []).entries()) {
+        const weights = set.flats[i] as Tensor, spare = variable(weights.shape, { label: "weights aside" });
+        await copyTensors([[weights, spare], [average, weights], [spare, average]]);
+        spare.storage.destroy();
+      }
+    }
   }
 
   /** Tensors of a checkpoint besides the parameters, by name. */

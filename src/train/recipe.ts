@@ -19,6 +19,8 @@ export interface Recipe<D = unknown> {
   readonly runningMetrics: Tensor;
   /** Bytes uploaded by a step: bounds how far the host runs ahead. */
   readonly stepBytes: number;
+  /** Options that make the training less likely to diverge, besides those of every optimizer; for messages. */
+  readonly steadied?: readonly string[];
   /** Plan of the largest step; nothing is allocated. */
   plan(): Plan;
   /** Data of the steps `from` to `to` - 1, in order. */
@@ -29,6 +31,8 @@ export interface Recipe<D = unknown> {
   step(n: number, data: D): Promise<void>;
   /** Tensors of a checkpoint, by name. */
   state(): Map<string, Tensor>;
+  /** Runs `use` with the weights that would be the result now: the averages, where the recipe keeps them. */
+  withResult<T>(use: () => Promise<T>): Promise<T>;
   /** Called after the last step. */
   finish(): Promise<void>;
   destroy(): void;

@@ -2,25 +2,28 @@
 // in order, and checkpoints count the steps of all of them, so that a resumed run ends with the same bits.
 
 import { join } from "@std/path";
-import { writeJson } from "../formats/files.ts";
+import { exists, writeJson } from "../formats/files.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { restore, snapshot } from "../nn/layers.ts";
-import { openRun, type RunKind, saveCheckpoint } from "../run/checkpoint.ts";
+import type { Image } from "../image/rows.ts";
+import { checkpointPath, openRun, type RunKind, saveCheckpoint, textOfBest } from "../run/checkpoint.ts";
 import type { Log } from "../run/log.ts";
 import type { Output } from "../run/output.ts";
 import { progressOf } from "../run/progress.ts";
 import { writeReport } from "../run/report.ts";
 import { checkResumed, openResumed, resumeCommandOf, type Resumed } from "../run/resume.ts";
+import { EventFile } from "../run/tensorboard.ts";
 import { type LogRow, trainLoop } from "./loop.ts";
 import { planTable } from "./plan_table.ts";
 import type { AlignConfig } from "../cli/config.ts";
 import type { Schema } from "../cli/flags.ts";
 import type { Recipe } from "./recipe.ts";
+import { metricOf, type Scores, type Validation, Validator } from "./validation.ts";
 
 /** The options that every training command has. */
 type RunConfig = Pick<
   AlignConfig,
-  "out" | "resume" | "logEvery" | "saveEvery" | "keep" | "dryRun" | "recompute"
+  "out" | "resume" | "logEvery" | "saveEvery" | "keep" | "keepEvery" | "tensorboard" | "dryRun" | "recompute"
 >;
 
 export interface RunOptions {
@@ -62,8 +65,15 @@ export interface Training {
   checkSchedule(resumed: Resumed): void;
   /** Called before the first step. */
   begin?(resumed: Resumed | undefined): void;
-  /** Called after recipe `index`. @param dataWait share of its time spent waiting for data */
-  afterRecipe?(index: number, dataWait: number): Promise<void>;
+  /** How the weights are scored during the run. */
+  validation?: Validation | undefined;
+  /**
+   * Called after recipe `index`.
+   * @param step steps of the run until its end
+   * @param dataWait share of its time spent waiting for data
+   * @returns scores of the weights, which count as a validation
+   */
+  afterRecipe?(index: number, step: number, dataWait: number): Promise<{ scores: Scores; picture?: Image }>;
   /** Writes the result. @returns fields of the last JSON line */
   finish(dataWaits: Readonly<Record<string, number>>): Promise<Record<string, unknown>>;
   /** Frees what the run has opened. */
@@ -93,6 +103,7 @@ export async function run(
   );
   const training = await make(out);
   try {
+    if (training.validation) metricOf(training.validation); // an error before anything is written
     const resumed = await openResumed(config.resume, { out, command, log });
     if (resumed) {
       const { madeFrom } = training;
@@ -111,13 +122,16 @@ export async function run(
       return { out, finished: false };
     }
     const results = await training.finish(dataWaits);
-    await writeReport(out, { title: options.title, line: options.context.commandLine });
+    await report(out, options);
     log.line(`${options.result}: ${join(out, options.result)}, report: ${join(out, "report.html")}`);
     return { out, finished: true, ...results };
   } finally {
     training.close?.();
   }
 }
+
+const report = (out: string, { title, context }: RunOptions) =>
+  writeReport(out, { title, line: context.commandLine });
 
 /** Contents of config.json. */
 function recordOf({ command, config }: RunOptions, { madeFrom, record }: Training): Record<string, unknown> {
@@ -131,8 +145,19 @@ async function train(
   options: RunOptions,
   resumed: Resumed | undefined,
 ): Promise<Record<string, number> | undefined> {
-  const { recipes } = training, { config, context: { log, stopping } } = options;
+  const { recipes, validation } = training, { config, context: { log, stopping } } = options;
   const progress = progressOf(log, recipes.map(({ name, steps }) => [name, steps]));
+  const first = resumed?.step ?? 0;
+  using events = config.tensorboard ? new EventFile(out, first, (text) => log.warn(text)) : undefined;
+  const validator = validation && new Validator(out, validation, {
+    log,
+    show: progress.validation,
+    record: async (step, scores, picture) => {
+      await events?.validation(step, scores, picture);
+      await report(out, options);
+    },
+  });
+  if (resumed) validator?.resume(resumed);
   const dataWaits: Record<string, number> = {};
   let resume = resumed, begin = 0; // steps of the recipes before
   for (const [index, recipe] of recipes.entries()) {
@@ -145,24 +170,36 @@ async function train(
     resume = undefined;
     progress.begin(recipe.name);
     await recipe.prepare(from, progress.compile);
+    const save = async (n: number) => {
+      const metrics = training.metrics ? { metrics: training.metrics } : {};
+      const record = { ...recordOf(options, training), ...metrics, validated: validator?.latest };
+      await saveCheckpoint(out, offset + n, await snapshot(recipe.state()), record, config);
+    };
+    const validate = async (n: number) => {
+      if (!validator?.isDue(offset + n)) return false;
+      const best = await recipe.withResult(() => validator.run(index, recipe.name, offset + n));
+      if (!best) return false;
+      await save(n);
+      validator.keep();
+      return true;
+    };
+    // A validation that was due when the run was stopped.
+    if (from > 0 && from < recipe.steps) await validate(from);
     const { done, dataWait } = await trainLoop(recipe, {
       from,
       logEvery: config.logEvery,
       saveEvery: config.saveEvery,
+      keeps: (n) => config.keepEvery > 0 && (offset + n) % config.keepEvery === 0,
       onStep: progress.step,
       onLog: (row: LogRow) => {
         progress.row(row);
-        log.event("step", { stage: recipe.name, ...row, step: offset + row.step });
+        const step = offset + row.step;
+        log.event("step", { stage: recipe.name, ...row, step });
+        events?.training(step, row);
       },
       onSkipped: (message) => log.warn(message),
-      save: async (n) =>
-        void await saveCheckpoint(
-          out,
-          offset + n,
-          await snapshot(recipe.state()),
-          { ...recordOf(options, training), ...training.metrics ? { metrics: training.metrics } : {} },
-          { keep: config.keep },
-        ),
+      save,
+      validate,
       stopping,
     });
     progress.end();
@@ -170,10 +207,13 @@ async function train(
       recipe.destroy();
       return undefined;
     }
+    if (validator && !exists(checkpointPath(out, end))) await save(recipe.steps); // resumed elsewhere, at its end
     await recipe.finish();
     dataWaits[recipe.name] = dataWait;
-    await training.afterRecipe?.(index, dataWait);
+    const found = await training.afterRecipe?.(index, end, dataWait);
+    if (found && await validator?.add(recipe.name, end, found.scores, found.picture)) validator?.keep();
     recipe.destroy();
   }
+  if (validator?.best) log.line(`best: ${textOfBest(validator.best)}, kept in ${join(out, "best")}`);
   return dataWaits;
 }

@@ -9,26 +9,18 @@ import type { Plan } from "../gpu/plan.ts";
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
-import { add, mul, scale } from "../ops/math.ts";
+import { mul, scale } from "../ops/math.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
 import { normal, type RandomSource, randomWords } from "../ops/random.ts";
 import { sampleOf } from "../models/posterior.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
-import {
-  adaptiveWeight,
-  discriminatorLoss,
-  generatorLoss,
-  gradientRatio,
-  type Weighted,
-  weightedSum,
-} from "./losses.ts";
+import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 import { StepProgram } from "./step_program.ts";
 import type { Part } from "../models/tokenizer.ts";
-import type { StageName } from "./align_recipes.ts";
-import type { Alignment, AlignmentOptions } from "./alignment.ts";
+import type { Alignment, AlignmentOptions, StageName } from "./alignment.ts";
 
 export interface Stage {
   name: StageName;
@@ -39,6 +31,9 @@ export interface Stage {
   lr: number;
   /** Factor of the rate for the encoder. */
   encoderLr: number;
+  /** The same for adapter and decoder (1). */
+  adapterLr?: number;
+  decoderLr?: number;
   /** Decay of the moving average of the weights that become the result of the stage; 0 for none. */
   ema: number;
   /** Step of the stage from which the adversarial loss counts. */
@@ -50,7 +45,6 @@ const metricsOf = (weights: Partial<Record<LossName, number>>) =>
   [
     "loss",
     ...LOSS_TABLE.filter(([name, { optional }]) => !optional || weights[name]).map(([name]) => name),
-    ...weights.vf ? ["vf_weight"] as const : [],
     "gan",
     "gan_weight",
     "discriminator",
@@ -78,15 +72,14 @@ export class StageRun {
     const { sets } = alignment;
     this.metrics = metricsOf(stage.losses);
     this.runningMetrics = variable([this.metrics.length], { label: "running metrics" });
-    const projection = stage.losses.vf ? sets.projection : undefined; // not in the result: no average of it
-    this.optimizer = new Optimizer("optimizer", [
-      ...stage.train.map((part) => ({
+    this.optimizer = new Optimizer(
+      "optimizer",
+      stage.train.map((part) => ({
         set: sets[part],
-        lrFactor: part === "encoder" ? stage.encoderLr : 1,
+        lrFactor: stage[`${part}Lr`] ?? 1,
         ema: stage.ema > 0,
       })),
-      ...projection ? [{ set: projection }] : [],
-    ]);
+    );
     const set = sets.discriminator;
     this.discriminatorOptimizer = stage.losses.gan > 0 && set
       ? new Optimizer("discriminator optimizer", [{ set }], "critic") // the prefix of its tensors in checkpoints
@@ -177,18 +170,16 @@ export class StageRun {
       : unless(encoderTrains, () => tokenizer.features(x));
     const posterior = unless(adapterTrains, () => tokenizer.posterior(features)); // [B, side, side, C]
     const noise = random && noGrad(() => normal(posterior.mean.shape, random, STREAMS.posterior));
-    const z = sampleOf(posterior, noise);
-    const y = tokenizer.decode(z); // [B, S, S, 3]
+    const y = tokenizer.decode(sampleOf(posterior, noise)); // [B, S, S, 3]
 
     const zero = scalar(0);
     const metrics = Object.fromEntries(this.metrics.map((name) => [name, zero])) as Record<Metric, Tensor>;
-    const ofReconstruction: Weighted[] = [], adaptive: Weighted[] = [], others: Weighted[] = [];
+    const ofReconstruction: Weighted[] = [], others: Weighted[] = [];
     for (const [name, loss] of LOSS_TABLE) {
       const weight = losses[name] ?? 0;
       if (weight === 0 && !loss.always) continue;
-      metrics[name] = loss.value({ alignment, options, x, y, posterior, z, features, frozen });
-      const kind = loss.ofReconstruction ? ofReconstruction : loss.adaptive ? adaptive : others;
-      if (weight > 0) kind.push([metrics[name], weight]);
+      metrics[name] = loss.value({ alignment, options, x, y, posterior, features, frozen });
+      if (weight > 0) (loss.ofReconstruction ? ofReconstruction : others).push([metrics[name], weight]);
     }
     const reconstruction = weightedSum(ofReconstruction);
     metrics.loss = weightedSum([[reconstruction, 1], ...others]);
@@ -201,22 +192,13 @@ export class StageRun {
     if (discriminator && discriminatorOptimizer) {
       metrics.gan = generatorLoss(discriminator.forward(y, "frozen"));
       const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
-      const gan = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
-      metrics.gan_weight = gan.weight;
-      norms.push(...gan.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
+      const adaptive = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      metrics.gan_weight = adaptive.weight;
+      norms.push(...adaptive.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
       roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
       metrics.discriminator = discriminatorLoss(discriminator, x, detach(y));
       const { parameters } = discriminatorOptimizer;
       gradients.push(grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(share))));
-    }
-    for (const [loss, factor] of adaptive) {
-      const pair = [{ y, dy: dRec }, { y: loss, dy: optimizer.scaled(full([], 1)) }] as const;
-      const limits = { factor, max: 1e8, lossScale: optimizer.lossScale() };
-      const { weight, norms: both } = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
-      metrics.vf_weight = weight;
-      metrics.loss = add(metrics.loss, mul(loss, weight));
-      norms.push(...both.map(shared));
-      roots.push({ y: loss, dy: optimizer.scaled(shared(weight)) });
     }
     for (const [loss, weight] of others) {
       roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });
@@ -306,6 +288,10 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
 
   override state(): Map<string, Tensor> {
     return new Map([...this.alignment.state(), ...super.state()]);
+  }
+
+  withResult<T>(use: () => Promise<T>): Promise<T> {
+    return this.optimizer.withEma(use);
   }
 
   override async finish(): Promise<void> {

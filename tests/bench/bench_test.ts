@@ -1,5 +1,5 @@
-// The benchmark measures what it says: every case can be planned, has a name of its own and the arithmetic of its sizes, and
-// wrong options are refused. How long anything takes is no matter of tests.
+// The benchmark: every case can be planned, has a unique name and the FLOPs of its sizes, and wrong options are refused.
+// Tests do not depend on measured times.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl } from "@std/path";
@@ -13,7 +13,7 @@ import { testDevice } from "../helpers/check.ts";
 
 const PEAKS = { fma: 1e3, copy: 1e3, copies: [{ bytes: 1, rate: 1e3 }], gemm: 1 };
 
-Deno.test("every kernel case plans the arithmetic and the bytes of its sizes, in both precisions", async () => {
+Deno.test("every kernel case plans the FLOPs and bytes of its sizes, in both precisions", async () => {
   await testDevice();
   for (const precision of ["f32", "f16"] as const) {
     const cases = kernelCases(precision, true);
@@ -54,7 +54,7 @@ Deno.test("every step of a transformer can be planned, in both precisions", asyn
   }
 });
 
-Deno.test("a measured row agrees with its plan, and its time is divided", async () => {
+Deno.test("a measured row agrees with its plan, and its time is per repetition", async () => {
   await testDevice();
   const { memory } = device(), before = memory.live;
   const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
@@ -73,7 +73,7 @@ Deno.test("a measured row agrees with its plan, and its time is divided", async 
   assertEquals(memory.live, before);
 });
 
-Deno.test("what cannot be prepared is freed again, and its error passed on", async () => {
+Deno.test("a case that cannot be prepared is freed, and its error passed on", async () => {
   await testDevice();
   const { memory } = device(), before = memory.live;
   const c = { name: "g", precision: "f32", op: "gemm", layout: "NT", M: 16, N: 16, K: 16 } as const;
@@ -88,7 +88,7 @@ Deno.test("what cannot be prepared is freed again, and its error passed on", asy
   assertEquals(memory.live, before);
 });
 
-Deno.test("the benchmark refuses what is not an option, and explains itself", async () => {
+Deno.test("the benchmark refuses unknown options and has a help text", async () => {
   const bench = fromFileUrl(new URL("../../tasks/dev/bench.ts", import.meta.url));
   const config = fromFileUrl(new URL("../../deno.json", import.meta.url));
   const run = async (...args: string[]) => {

@@ -1,4 +1,4 @@
-// Measured tiles: where they are remembered, what a damaged file does, and that they reach the GEMMs.
+// Measured tiles: where they are stored, damaged files, and their use by GEMMs.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
@@ -28,7 +28,7 @@ async function inFolder(fn: (file: string) => Promise<void> | void): Promise<voi
   }
 }
 
-Deno.test("measured tiles are remembered for each adapter, in the folder that the system has for it", async () => {
+Deno.test("measured tiles are stored per adapter in the system's cache folder", async () => {
   assertEquals(tilesFile({ HOME: "/h" }, "linux"), "/h/.cache/tok/tiles.json");
   assertEquals(tilesFile({ HOME: "/h", XDG_CACHE_HOME: "/c" }, "linux"), "/c/tok/tiles.json");
   assertEquals(tilesFile({ HOME: "/h" }, "darwin"), "/h/Library/Caches/tok/tiles.json");
@@ -53,7 +53,7 @@ Deno.test("measured tiles are remembered for each adapter, in the folder that th
   });
 });
 
-Deno.test("a damaged file of tiles is reported, counts as none, and is replaced", async () => {
+Deno.test("a damaged tile file is reported, ignored and replaced", async () => {
   await inFolder((file) => {
     const good = onlyTile("cpu", [24, 24]);
     rememberTiles(file, "k", good);
@@ -77,7 +77,7 @@ Deno.test("a damaged file of tiles is reported, counts as none, and is replaced"
   });
 });
 
-Deno.test("tuning measures every tile once, remembers, and decides what GEMMs use", async () => {
+Deno.test("tuning measures every tile once, stores the result, and selects the tiles of GEMMs", async () => {
   await testDevice("cpu");
   await inFolder(async (file) => {
     const lines: string[] = [];
@@ -100,7 +100,7 @@ Deno.test("tuning measures every tile once, remembers, and decides what GEMMs us
   });
 });
 
-Deno.test("what the tiles of software adapters are measured at fills every one of them", async () => {
+Deno.test("the sizes that tune software adapters fill every tile", async () => {
   await testDevice("cpu");
   const { S, map: [, H = 0, W = 0], channels } = tuningSizes();
   for (const [m, n] of TILES.cpu) {
@@ -111,7 +111,7 @@ Deno.test("what the tiles of software adapters are measured at fills every one o
   }
 });
 
-Deno.test("tuning of the gpu kernels measures those tiles that the adapter has room for", async () => {
+Deno.test("tuning of the gpu kernels measures the tiles within the adapter's limits", async () => {
   await testDevice("gpu");
   const table = await measureTiles("nn");
   for (const tile of TILES.gpu) {

@@ -1,11 +1,12 @@
-// Worker threads that make images: the same bits, order and errors as without them, however many there are.
+// Worker threads that decode images: the same bits, order and errors for any number of threads.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { ahead, depthOf } from "../../src/data/prefetch.ts";
 import { batches } from "../../src/data/batches.ts";
-import { type BadImage, type Folder, openFolder } from "../../src/data/image_folder.ts";
+import type { BadImage, Images } from "../../src/data/images.ts";
+import { openImages } from "../../src/data/open_images.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather, part, splitInHalf } from "../../src/data/image_source.ts";
@@ -36,19 +37,19 @@ async function folder(damaged: boolean): Promise<string> {
 async function forEachCount<T>(
   root: string,
   badImage: BadImage | undefined,
-  use: (source: Folder, told: string[]) => Promise<T>,
+  use: (source: Images, told: string[]) => Promise<T>,
 ): Promise<T[]> {
   const results: T[] = [];
   for (const count of COUNTS) {
     using workers = new Workers(count);
     const told: string[] = [];
     const onBad = (message: string) => told.push(message);
-    results.push(await use(await openFolder(root, { badImage, workers, onBad }), told));
+    results.push(await use(await openImages(root, { badImage, workers, onBad }), told));
   }
   return results;
 }
 
-Deno.test("batches of files are the same bits in the same order with 0, 1 and 3 workers", async () => {
+Deno.test("batches of files have the same bits and order with 0, 1 and 3 workers", async () => {
   const all = await forEachCount(await folder(false), undefined, async (source) => {
     const taken = [];
     const options = { batchSize: 5, imageSize: SIZE, seed: 3, step: 2, end: 9, flip: true };
@@ -60,7 +61,7 @@ Deno.test("batches of files are the same bits in the same order with 0, 1 and 3 
   for (const other of all.slice(1)) assertEquals(other, all[0]);
 });
 
-Deno.test("a damaged file is skipped, or ends the run, with the same words from a worker", async () => {
+Deno.test("a damaged file is skipped, or ends the run, with the same message from a worker", async () => {
   const root = await folder(true);
   const skipped = await forEachCount(root, "skip", async (source, told) => {
     const { images, labels } = await gather(source, Array.from({ length: source.length }, (_, i) => i), SIZE);
@@ -78,7 +79,7 @@ Deno.test("a damaged file is skipped, or ends the run, with the same words from 
   for (const other of errors.slice(1)) assertEquals(other, errors[0]);
 });
 
-Deno.test("what an encoder sees is the same from a worker, and so is a preprocessor's refusal", async () => {
+Deno.test("an encoder's input is the same from a worker, and so is a preprocessor's error", async () => {
   const preprocessor = preprocessorOf({ size: 30, crop_size: 28 }, "CLIPImageProcessor", "test");
   const path = join(FIXTURES, "rgb.png");
   const [plain, ...others] = await Promise.all(COUNTS.map(async (count) => {
@@ -119,7 +120,7 @@ Deno.test("workers draw the generated images", async () => {
   assertEquals([part(drawn, 0, 5).parallel, splitInHalf(drawn)[1].parallel], [2, 2]);
 });
 
-Deno.test("a worker that stops fails all that is under way and all that follows, with one clear error", async () => {
+Deno.test("a stopped worker fails all running and all later jobs with one clear error", async () => {
   for (
     const program of [
       `self.onmessage = () => { setTimeout(() => { throw new Error("out of luck"); }) }`,
@@ -140,7 +141,7 @@ Deno.test("a worker that stops fails all that is under way and all that follows,
   }
 });
 
-Deno.test("jobs that are under way when the workers are disposed of fail instead of hanging", async () => {
+Deno.test("jobs that run when the workers are disposed of fail instead of hanging", async () => {
   let pending: Promise<unknown>;
   {
     using workers = new Workers(1);
@@ -149,7 +150,7 @@ Deno.test("jobs that are under way when the workers are disposed of fail instead
   await assertRejects(() => pending, Error, "its worker was ended");
 });
 
-Deno.test("ahead() keeps the order and its depth, ends where it should, and throws when an error's turn comes", async () => {
+Deno.test("ahead() keeps order and depth, ends at the last value, and throws an error at its position", async () => {
   let started = 0;
   const make = async (n: number) => {
     started++;
@@ -171,7 +172,7 @@ Deno.test("ahead() keeps the order and its depth, ends where it should, and thro
   assertEquals(whole, [0, 1, 2]);
 });
 
-Deno.test("batches ahead are bounded by their bytes, and one where there are no workers", () => {
+Deno.test("prefetched batches are bounded by their bytes, and one without workers", () => {
   assertEquals(depthOf({}, 1), 1);
   assertEquals(depthOf({ parallel: 4 }, 1), 16);
   assertEquals(depthOf({ parallel: 4 }, 50 * 2 ** 20), 2);

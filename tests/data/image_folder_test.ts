@@ -1,4 +1,4 @@
-// Folders of images, the stream of batches, and folders of latents.
+// Folders of images, batches, and folders of latents.
 
 import {
   assert,
@@ -10,7 +10,8 @@ import {
 } from "@std/assert";
 import { ShapeError, UsageError } from "../../src/errors.ts";
 import { batches } from "../../src/data/batches.ts";
-import { type BadImage, openFolder } from "../../src/data/image_folder.ts";
+import type { BadImage } from "../../src/data/images.ts";
+import { openImages } from "../../src/data/open_images.ts";
 import { writePng } from "../../src/image/image.ts";
 import { LatentsWriter, openLatents } from "../../src/formats/latents.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
@@ -29,64 +30,64 @@ async function folderOf(...names: string[]): Promise<string> {
 const namesOf = (source: ImageSource) => Array.from({ length: source.length }, (_, i) => source.name(i));
 const labelsOf = (source: ImageSource) => Array.from({ length: source.length }, (_, i) => source.label(i));
 
-Deno.test("openFolder() finds images below a folder in name order; the first level are the classes", async () => {
+Deno.test("openImages() finds images below a folder in name order; the first level are the classes", async () => {
   const root = await folderOf("dog/b/2.png", "dog/1.PNG", "cat/3.jpg", "Übel/4.webp");
   Deno.writeTextFileSync(`${root}/dog/notes.txt`, "");
   await writePng(`${root}/dog/.hidden.png`, { width: 1, height: 1, data: new Uint8Array(3) });
-  const source = await openFolder(root);
+  const source = await openImages(root);
   assertEquals(namesOf(source), ["cat/3.jpg", "dog/1.PNG", "dog/b/2.png", "Übel/4.webp"]);
   assertEquals(source.classes, ["cat", "dog", "Übel"]);
   assertEquals(labelsOf(source), [0, 1, 1, 2]);
   assertThrows(() => source.name(4), RangeError);
 });
 
-Deno.test("openFolder() takes a flat folder without classes, and a single file", async () => {
+Deno.test("openImages() takes a flat folder without classes, and a single file", async () => {
   const root = await folderOf("2.png", "10.png");
-  const source = await openFolder(root);
+  const source = await openImages(root);
   assertEquals([namesOf(source), source.classes, labelsOf(source)], [["10.png", "2.png"], [], [0, 0]]);
-  const single = await openFolder(`${root}/2.png`);
+  const single = await openImages(`${root}/2.png`);
   assertEquals([namesOf(single), single.classes], [["2.png"], []]);
   assertEquals(await single.bytes(0, 1), new Uint8Array([2, 2, 2]));
 });
 
-Deno.test("images beside class folders get a class of their own, and grid.png is no image of a set", async () => {
-  const source = await openFolder(await folderOf("cat/1.png", "2.png", "grid.png"));
+Deno.test("images next to class folders form a class of their own, and grid.png is skipped", async () => {
+  const source = await openImages(await folderOf("cat/1.png", "2.png", "grid.png"));
   assertEquals([namesOf(source), source.classes, labelsOf(source)], [["2.png", "cat/1.png"], [".", "cat"], [
     0,
     1,
   ]]);
-  assertEquals(namesOf(await openFolder(await folderOf("grid.png"))), ["grid.png"]);
+  assertEquals(namesOf(await openImages(await folderOf("grid.png"))), ["grid.png"]);
 });
 
-Deno.test("openFolder() says that there is nothing, or nothing of use", async () => {
-  await assertRejects(() => openFolder("/nowhere"), UsageError, "it does not exist");
+Deno.test("openImages() reports an empty folder, and one without usable files", async () => {
+  await assertRejects(() => openImages("/nowhere"), UsageError, "it does not exist");
   const root = await Deno.makeTempDir();
   await assertRejects(
-    () => openFolder(root),
+    () => openImages(root),
     UsageError,
     "in it or below it; choose another folder",
   );
   await Deno.mkdir(`${root}/folder.png`);
-  await assertRejects(() => openFolder(root), UsageError, "there is no image");
+  await assertRejects(() => openImages(root), UsageError, "there is no image");
 });
 
-Deno.test("openFolder() follows links, but not in a circle, and passes over dead ones", async () => {
+Deno.test("openImages() follows links except in a cycle, and skips broken ones", async () => {
   const root = await folderOf("cat/1.png");
   Deno.symlinkSync(root, `${root}/cat/again`);
   Deno.symlinkSync(`${root}/cat/1.png`, `${root}/cat/2.png`);
   Deno.symlinkSync(`${root}/nothing`, `${root}/cat/3.png`);
   Deno.symlinkSync(`${root}/cat/4.png`, `${root}/cat/4.png`);
-  assertEquals(namesOf(await openFolder(root)), ["cat/1.png", "cat/2.png"]);
+  assertEquals(namesOf(await openImages(root)), ["cat/1.png", "cat/2.png"]);
 });
 
-Deno.test("what is left out of a folder is counted by reason, with the first names", async () => {
+Deno.test("skipped files of a folder are counted by reason, with the first names", async () => {
   const root = await folderOf("cat/1.png", "cat/2.jfif", "dog/3.JPEG", "dog/4.jpe", "grid.png");
   for (const n of [1, 2, 3, 4]) Deno.writeTextFileSync(`${root}/cat/${n}.heic`, "");
   Deno.writeTextFileSync(`${root}/cat/._1.png`, "");
   Deno.writeTextFileSync(`${root}/README`, "");
   Deno.symlinkSync("nothing", `${root}/dog/5.png`);
   await new Deno.Command("mkfifo", { args: [`${root}/dog/6.png`] }).output();
-  const folder = await openFolder(root);
+  const folder = await openImages(root);
   assertEquals(namesOf(folder), ["cat/1.png", "cat/2.jfif", "dog/3.JPEG", "dog/4.jpe"]);
   assertEquals(
     `${folder.leftOut}`,
@@ -94,62 +95,62 @@ Deno.test("what is left out of a folder is counted by reason, with the first nam
       "1 link to nothing (dog/5.png), 1 hidden image (cat/._1.png), 1 overview that tok made (grid.png), " +
       "1 pipe, socket or device (dog/6.png)",
   );
-  assertEquals(`${(await openFolder(await folderOf("1.png"))).leftOut}`, "");
+  assertEquals(`${(await openImages(await folderOf("1.png"))).leftOut}`, "");
 });
 
-Deno.test("a class folder without images is an error that says what is in it", async () => {
+Deno.test("a class folder without images is an error that lists its contents", async () => {
   const root = await folderOf("a/1.png", "c/2.png");
   Deno.mkdirSync(`${root}/b`);
   await assertRejects(
-    () => openFolder(root),
+    () => openImages(root),
     UsageError,
     `Cannot use "${root}": the class folder "b" has no image (`,
   );
   Deno.writeFileSync(`${root}/b/1.heic`, new TextEncoder().encode("\0\0\0 ftypheic"));
   Deno.mkdirSync(`${root}/d/e`, { recursive: true });
   await assertRejects(
-    () => openFolder(root),
+    () => openImages(root),
     UsageError,
     '), and 1 more (d), but 1 .heic file (b/1.heic); "b/1.heic" is a HEIC image: convert it to PNG first, ' +
       "or remove the folder, or put its images there",
   );
 });
 
-Deno.test("a folder of archives is an error that names them and says what to do", async () => {
+Deno.test("a folder of archives is an error that names them and a remedy", async () => {
   const root = await Deno.makeTempDir();
   Deno.mkdirSync(`${root}/data`);
-  Deno.writeFileSync(`${root}/data/train.parquet`, new TextEncoder().encode("PAR1 and so on"));
+  Deno.writeFileSync(`${root}/data/train.zip`, new TextEncoder().encode("PK\x03\x04 and so on"));
   await assertRejects(
-    () => openFolder(root),
+    () => openImages(root),
     UsageError,
-    'in it or below it, but 1 .parquet file (data/train.parquet); "data/train.parquet" is a Parquet table: ' +
-      "write its images as files, one folder for each class",
+    'in it or below it, but 1 .zip file (data/train.zip); "data/train.zip" is a zip archive: ' +
+      "unpack it into a folder of images, one folder for each class",
   );
 });
 
-Deno.test("a file name that is not UTF-8 is left out by that reason, a folder with one is an error", async () => {
+Deno.test("a file whose name is not UTF-8 is skipped with that reason, such a folder is an error", async () => {
   const root = await folderOf("a/1.png", "b/2.png");
   const make = (command: string) =>
     new Deno.Command("sh", { args: ["-c", `cd "$1" && ${command}`, "sh", root] }).output();
   await make("cp a/1.png \"$(printf 'a/\\351.png')\"");
-  const folder = await openFolder(root);
+  const folder = await openImages(root);
   assertEquals(
     [folder.length, `${folder.leftOut}`],
     [2, "1 file whose name is not UTF-8 (rename it) (a/\ufffd.png)"],
   );
   await make("mkdir \"$(printf '\\351')\"");
   await assertRejects(
-    () => openFolder(root),
+    () => openImages(root),
     UsageError,
     "is not UTF-8, so that it cannot be opened; rename it",
   );
 });
 
-Deno.test("folders that link to each other are read once, under the name of the place where they lie", async () => {
+Deno.test("folders that link to each other are read once, under their real path", async () => {
   const names = Array.from({ length: 9 }, (_, i) => `${i}`);
   const root = await folderOf(...names.map((i) => `x/${i}/${i}.png`));
   for (const i of names) for (const j of names) Deno.symlinkSync(`../${j}`, `${root}/x/${i}/a${j}`);
-  const folder = await openFolder(root);
+  const folder = await openImages(root);
   assertEquals(namesOf(folder), names.map((i) => `x/${i}/${i}.png`));
   assert(
     `${folder.leftOut}`.startsWith("81 links to folders that are read already (x/0/a0, "),
@@ -158,38 +159,38 @@ Deno.test("folders that link to each other are read once, under the name of the 
 
   const linked = await folderOf("b/1.png");
   Deno.symlinkSync("b", `${linked}/a`);
-  await assertRejects(() => openFolder(linked), UsageError, 'the class folder "a" has no image');
+  await assertRejects(() => openImages(linked), UsageError, 'the class folder "a" has no image');
   Deno.removeSync(`${linked}/a`);
   Deno.symlinkSync(root, `${linked}/a`);
-  assertEquals((await openFolder(linked)).classes, ["a", "b"]);
+  assertEquals((await openImages(linked)).classes, ["a", "b"]);
 });
 
-Deno.test("only regular files are images, links to others included", async () => {
+Deno.test("only regular files, and links to them, are images", async () => {
   const root = await folderOf("1.png");
   await new Deno.Command("mkfifo", { args: [`${root}/2.png`] }).output();
   Deno.symlinkSync("/dev/zero", `${root}/3.png`);
-  assertEquals((await openFolder(root)).length, 1);
-  await assertRejects(() => openFolder(`${root}/2.png`), UsageError, "it is a named pipe (FIFO)");
-  await assertRejects(() => openFolder(`${root}/3.png`), UsageError, "it is a device");
-  const folder = await openFolder(root);
+  assertEquals((await openImages(root)).length, 1);
+  await assertRejects(() => openImages(`${root}/2.png`), UsageError, "it is a named pipe (FIFO)");
+  await assertRejects(() => openImages(`${root}/3.png`), UsageError, "it is a device");
+  const folder = await openImages(root);
   Deno.removeSync(`${root}/1.png`); // and then something else takes its name
   await new Deno.Command("mkfifo", { args: [`${root}/1.png`] }).output();
   await assertRejects(() => folder.bytes(0, 2), UsageError, "it is a named pipe (FIFO)");
 });
 
-Deno.test("a Folder gives images as bytes of the size that is asked for", async () => {
-  const source = await openFolder(await folderOf("255.png"));
+Deno.test("a folder returns images as bytes of the requested size", async () => {
+  const source = await openImages(await folderOf("255.png"));
   assertEquals(await source.bytes(0, 8), new Uint8Array(8 * 8 * 3).fill(255));
-  const fixture = await openFolder(new URL("../fixtures/images/rgb.png", import.meta.url).pathname);
+  const fixture = await openImages(new URL("../fixtures/images/rgb.png", import.meta.url).pathname);
   assertEquals((await fixture.bytes(0, 16)).length, 16 * 16 * 3);
 });
 
-Deno.test("a damaged image is an error in a small set, and replaced within its class where it may be skipped", async () => {
+Deno.test("a damaged image is an error in a small set, else replaced by another image of its class", async () => {
   const root = await folderOf("a/1.png", "a/2.png", "b/3.png", "b/4.png");
   Deno.writeTextFileSync(`${root}/a/2.png`, "");
   const load = async (badImage?: BadImage) => {
     const told: string[] = [];
-    const source = await openFolder(root, { badImage, onBad: (message) => told.push(message) });
+    const source = await openImages(root, { badImage, onBad: (message) => told.push(message) });
     const [pixel] = await source.bytes(1, 1);
     await source.bytes(1, 1);
     return { pixel, told, bad: [...source.bad] };
@@ -202,9 +203,9 @@ Deno.test("a damaged image is an error in a small set, and replaced within its c
   await assertRejects(() => load("skip"), UsageError, 'no image of the class "a" can be decoded');
 });
 
-Deno.test("fingerprint() changes with names and sizes, and with nothing else", async () => {
+Deno.test("fingerprint() changes with names and sizes only", async () => {
   const root = await folderOf("1.png", "2.png");
-  const print = async () => (await openFolder(root)).fingerprint();
+  const print = async () => (await openImages(root)).fingerprint();
   const first = await print();
   assertEquals(await print(), first);
   Deno.renameSync(`${root}/1.png`, `${root}/3.png`);
@@ -234,10 +235,12 @@ async function take(count: number, step: number, seed: number, flip = false) {
   return taken;
 }
 
-Deno.test("batches() gives a resumed run the batches that it would have seen", async () => {
-  const straight = await take(9, 0, 5, true);
-  for (const step of [1, 2, 3, 7]) assertEquals(await take(2, step, 5, true), straight.slice(step, step + 2));
-  assertNotEquals(await take(9, 0, 6, true), straight);
+Deno.test("batches() gives a resumed run the batches of the uninterrupted run", async () => {
+  const uninterrupted = await take(9, 0, 5, true);
+  for (const step of [1, 2, 3, 7]) {
+    assertEquals(await take(2, step, 5, true), uninterrupted.slice(step, step + 2));
+  }
+  assertNotEquals(await take(9, 0, 6, true), uninterrupted);
 });
 
 Deno.test("batches() shows every image once in each epoch, in another order, with its label", async () => {
@@ -250,7 +253,7 @@ Deno.test("batches() shows every image once in each epoch, in another order, wit
   for (const batch of taken) assertEquals([...batch.labels], numbersOf(batch).map((i) => i % 2));
 });
 
-Deno.test("batches() has about half of the images mirrored where told to", async () => {
+Deno.test("batches() mirrors about half of the images with flip", async () => {
   let mirrored = 0;
   for (const { flips } of await take(50, 0, 3, true)) {
     assertEquals(flips?.length, 4);
@@ -259,7 +262,7 @@ Deno.test("batches() has about half of the images mirrored where told to", async
   assert(mirrored > 70 && mirrored < 130, `${mirrored} of 200`);
 });
 
-Deno.test("batches() passes an image's error on when its turn has come", async () => {
+Deno.test("batches() throws an image's error at its step", async () => {
   const broken = { ...numbers, bytes: () => Promise.reject(new UsageError("broken")) };
   await assertRejects(
     async () => await batches(broken, { batchSize: 2, imageSize: 2, seed: 0 }).next(),
@@ -270,7 +273,7 @@ Deno.test("batches() passes an image's error on when its turn has come", async (
 
 // Latents
 
-Deno.test("latents come back from their shards in order, with the statistics of all", async () => {
+Deno.test("latents are read from their shards in order, with the statistics of all", async () => {
   const folder = `${await Deno.makeTempDir()}/latents`;
   const writer = new LatentsWriter(folder, [2, 1, 2], 3);
   const values = Float32Array.from({ length: 7 * 4 }, (_, i) => Math.sin(i) * 3 + i / 7);
@@ -312,7 +315,7 @@ Deno.test("latents come back from their shards in order, with the statistics of 
   latents.close();
 });
 
-Deno.test("LatentsWriter clears what an interrupted run left, and refuses finished latents and wrong sizes", async () => {
+Deno.test("LatentsWriter removes the files of an interrupted run, and refuses finished latents and wrong sizes", async () => {
   const folder = await Deno.makeTempDir();
   const value = new Float32Array(2);
   const interrupted = new LatentsWriter(folder, [2, 1, 1], 1);

@@ -1,11 +1,11 @@
-// The generated images: a function of seed and number, and varied as they should be.
+// Generated images: deterministic by seed and index, varied in colour, place and size; and batches of them.
 
 import { assert, assertEquals } from "@std/assert";
 import { batchIndices, gather, part } from "../../src/data/image_source.ts";
 import { unpackImages } from "../../src/ops/pixels.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 
-Deno.test("image i is a function of the seed and i, at any length of the set", () => {
+Deno.test("image i is a function of seed and i, for any length of the set", () => {
   assertEquals(new Shapes(10, 3).bytes(7, 32), new Shapes(10_000, 3).bytes(7, 32));
   assert(new Shapes(10, 4).bytes(7, 32).some((v, k) => v !== new Shapes(10, 3).bytes(7, 32)[k]));
 });
@@ -30,7 +30,7 @@ Deno.test("the same shape varies in colour, place and size from image to image",
   }
 });
 
-Deno.test("each epoch of batches has every image once, in another order, and any step can be made alone", () => {
+Deno.test("each epoch has every image once, in another order, and any step is computed independently", () => {
   const steps = Array.from({ length: 10 }, (_, s) => batchIndices(20, 4, 5, s));
   const sorted = (list: number[]) => [...list].sort((a, b) => a - b);
   assertEquals(sorted(steps.slice(0, 5).flat()), Array.from({ length: 20 }, (_, i) => i));
@@ -39,7 +39,7 @@ Deno.test("each epoch of batches has every image once, in another order, and any
   assertEquals(batchIndices(20, 4, 5, 7), steps[7]);
 });
 
-Deno.test("gather() puts images one after another, part() renumbers them", async () => {
+Deno.test("gather() packs images in order, part() renumbers them", async () => {
   const shapes = new Shapes(50, 2), some = part(shapes, 10, 20);
   assertEquals(some.length, 10);
   const batch = await gather(some, [0, 3], 16);

@@ -1,4 +1,5 @@
-// Sizes of others are bounded before anything is built: each of these ended in hours, gigabytes or an overflowing stack.
+// Sizes from files and options are bounded before anything is allocated: without bounds, each of these ended in hours,
+// gigabytes or a stack overflow.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
@@ -36,7 +37,7 @@ const header = (json: string, data = 0) => {
 };
 const utf8 = (text: string) => new TextEncoder().encode(text);
 
-Deno.test("a config.json with ten million layers is refused by the name of the field", async () => {
+Deno.test("a config.json with ten million layers is refused by the field's name", async () => {
   const sizes = { hidden_size: 64, num_attention_heads: 4 };
   for (
     const [config, reason] of [
@@ -61,7 +62,7 @@ Deno.test("a config.json with ten million layers is refused by the name of the f
   }
 });
 
-Deno.test("tensors that are named for a hundred million blocks are refused, whatever the model", async () => {
+Deno.test("tensor names of a hundred million blocks are refused for every model", async () => {
   const dit = new Map<string, number[]>([
     ["x_embedder.proj.weight", [64, 4, 1, 1]],
     ["blocks.0.norm1.weight", [64]],
@@ -98,7 +99,7 @@ Deno.test("tensors that are named for a hundred million blocks are refused, what
   assert(!ditConfig.safeParse({ input_size: 4096, hidden_size: 384 }).success);
 });
 
-Deno.test("options have bounds of their kind, and a batch has one in bytes", async () => {
+Deno.test("options have upper bounds, and a batch has a bound in bytes", async () => {
   const use = (schema: unknown, ...args: string[]) => () =>
     resolveConfig(schema as Schema, args, { command: "x" });
   assertEquals(
@@ -125,7 +126,7 @@ Deno.test("options have bounds of their kind, and a batch has one in bytes", asy
   );
 });
 
-Deno.test("JSON is not parsed where it is nested or large beyond reason", async () => {
+Deno.test("JSON that is too deep or too large is not parsed", async () => {
   const path = join(folder, "brackets.json");
   Deno.writeFileSync(path, utf8("[".repeat(10_000_000)));
   assertEquals(

@@ -1,10 +1,10 @@
-// Per-channel statistics against two passes in f64, in both layouts and in any number of parts.
+// Per-channel statistics against two passes in f64, in both layouts and any number of batches.
 
 import { assertAlmostEquals, assertEquals } from "@std/assert";
 import { ChannelStatistics } from "../../src/formats/channel_statistics.ts";
 import { normal } from "../../src/philox.ts";
 
-Deno.test("statistics of channels are those of two passes, however the values come", () => {
+Deno.test("channel statistics equal those of two passes, for any batches of values", () => {
   const C = 3, P = 40, N = 5;
   const last = normal(1, 0, N * P * C).map((v, i) => v * (i % C + 1) + 100); // [N, P, C]
   const first = last.map((_, i) => {

@@ -1,5 +1,5 @@
-// What lies in the place of weights, statistics and configurations, and what to do: pointers, pages, answers of servers,
-// archives. Each was called a header of 2336927755350992246 bytes, or damaged.
+// Other files in place of weights, statistics and configurations, with a remedy: Git LFS pointers, web pages, server errors,
+// archives. Without detection they were reported as damaged.
 
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
@@ -68,7 +68,7 @@ const CASES: [Uint8Array | string, weights: string, arrays: string][] = [
   ],
 ];
 
-Deno.test("what lies in the place of weights and of arrays is named, with what to do", async () => {
+Deno.test("other files in place of weights and arrays are named, with a remedy", async () => {
   const folder = Deno.makeTempDirSync();
   try {
     for (const [content, weights, arrays] of CASES) {
@@ -87,7 +87,7 @@ Deno.test("what lies in the place of weights and of arrays is named, with what t
   }
 });
 
-Deno.test("a config.json that is a pointer or a page is called by its name", () => {
+Deno.test("a config.json that is a Git LFS pointer or a web page is named as such", () => {
   const path = Deno.makeTempFileSync();
   try {
     for (
@@ -101,7 +101,7 @@ Deno.test("a config.json that is a pointer or a page is called by its name", () 
   }
 });
 
-Deno.test("a folder with a model of another kind is called by its kind, with what to do", async () => {
+Deno.test("a folder with a model of another kind is named by its kind, with a remedy", async () => {
   const folder = Deno.makeTempDirSync();
   const message = async (open: (path: string) => Promise<unknown>, config: unknown) => {
     Deno.writeTextFileSync(join(folder, "config.json"), JSON.stringify(config));

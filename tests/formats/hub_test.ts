@@ -1,5 +1,5 @@
-// Models by name: found in the Hugging Face cache without a network, fetched into it only when that is asked for, and never
-// left half-fetched. The hub is a server in this process, its file store another one.
+// Models by name: found in the Hugging Face cache without a network, fetched only on request, and never left incomplete. The
+// hub is a server in this process, its file store another one.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -115,7 +115,7 @@ async function modelFiles(folder: string, sharded = false): Promise<Map<string, 
   return files;
 }
 
-Deno.test("the cache is where huggingface_hub has it", () => {
+Deno.test("the cache has the path of huggingface_hub", () => {
   const at = (env: Record<string, string>) => hubCache((name) => env[name]);
   assertEquals(at({ HOME: "/h" }), "/h/.cache/huggingface/hub");
   assertEquals(at({ HOME: "/h", XDG_CACHE_HOME: "/x" }), "/x/huggingface/hub");
@@ -135,7 +135,7 @@ Deno.test("the cache is where huggingface_hub has it", () => {
   ]);
 });
 
-Deno.test("--download fetches what is needed into the cache's layout, once, and the token stays with the hub", async () => {
+Deno.test("--download fetches the needed files into the cache's layout, once, and sends the token to the hub only", async () => {
   await testDevice();
   for (const sharded of [false, true]) {
     await inFolder(async (folder) => {
@@ -171,7 +171,7 @@ Deno.test("--download fetches what is needed into the cache's layout, once, and 
   }
 });
 
-Deno.test("a name that is not in the cache is refused with where it was looked for and the remedy; nothing is fetched", async () => {
+Deno.test("a name that is not in the cache is refused with the searched paths and the remedy; nothing is fetched", async () => {
   await withCache({ HF_ENDPOINT: "http://127.0.0.1:9" }, async (cache) => {
     const { message } = await assertRejects(() => openEncoder(NAME), UsageError);
     assert(message.includes(NAME) && message.includes(cache) && message.includes("--download"), message);
@@ -194,7 +194,7 @@ Deno.test("a name that is not in the cache is refused with where it was looked f
   });
 });
 
-Deno.test("a cache without refs/main is read where it has one snapshot, and what is in the cache in part is said", async () => {
+Deno.test("a cache without refs/main is read if it has one snapshot, and incomplete entries are reported", async () => {
   await withCache({}, async (cache) => {
     await inFolder(async (folder) => {
       const model = join(cache, "models--someone--some-encoder"), snapshots = join(model, "snapshots");
@@ -241,7 +241,7 @@ Deno.test("a cache without refs/main is read where it has one snapshot, and what
   });
 });
 
-Deno.test("what the hub refuses, spoils or has not got ends in one line, and the cache stays without it", async () => {
+Deno.test("refused, damaged and missing files of the hub end in one line, and leave no file in the cache", async () => {
   await inFolder(async (folder) => {
     const files = await modelFiles(folder);
     const without = new Map([...files].filter(([name]) => name !== "model.safetensors"));
@@ -285,7 +285,7 @@ function* view(folder: string): Generator<string> {
   }
 }
 
-Deno.test("tok features takes an encoder by its name", async () => {
+Deno.test("tok features opens an encoder by its Hugging Face name", async () => {
   await withCache({}, async (cache) => {
     const snapshots = join(cache, "models--someone--some-encoder/snapshots");
     await Deno.mkdir(snapshots, { recursive: true });

@@ -1,4 +1,4 @@
-// Folders of latents: encoding that goes on where it stopped, to the same bytes, and sets that are not whole or not one.
+// Folders of latents: interrupted encodings resume to the same bytes; incomplete and mixed folders are refused.
 
 import { assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -16,7 +16,7 @@ const files = (folder: string) =>
   [...Deno.readDirSync(folder)].map(({ name }) => name).sort()
     .map((name) => [name, Deno.readFileSync(join(folder, name))] as const);
 
-Deno.test("an encoding that is stopped or killed anywhere goes on to the bytes of one that was not", async () => {
+Deno.test("an encoding that is stopped or killed resumes to the bytes of an uninterrupted one", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const tokenizer = await openTokenizer(fixturePath("vavae_tiny.pt")), shapes = new Shapes(23, 7);
@@ -92,7 +92,7 @@ Deno.test("the mirrored latents of an encoding are the latents of the mirrored i
   });
 });
 
-Deno.test("unfinished latents of another tokenizer, of other images or settings are left alone, with both names", async () => {
+Deno.test("unfinished latents of another tokenizer, other images or other settings are refused with both names", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const a = await openTokenizer(fixturePath("vavae_tiny.pt"));
@@ -121,7 +121,7 @@ Deno.test("unfinished latents of another tokenizer, of other images or settings 
   });
 });
 
-Deno.test("latents by LightningDiT's names are read as they are, which train-dit says once", async () => {
+Deno.test("latents with LightningDiT's file names are read, which train-dit reports once", async () => {
   await inFolder(async (folder) => {
     const latents = join(folder, "latents"), writer = new LatentsWriter(latents, [8, 4, 4], 2);
     const values = (n: number) => Float32Array.from({ length: n * 128 }, (_, i) => Math.sin(i));
@@ -143,7 +143,7 @@ Deno.test("latents by LightningDiT's names are read as they are, which train-dit
   });
 });
 
-Deno.test("latents with a shard or a class too few, or with a foreign shard, are refused", async () => {
+Deno.test("latents with a missing shard, a missing class or a shard of another folder are refused", async () => {
   await inFolder(async (folder) => {
     const value = Float32Array.of(1, 2);
     const make = async (name: string, labels: number[], print: string) => {

@@ -1,4 +1,4 @@
-// .npz files: NumPy's own are read, ours are read by NumPy's rules, damaged ones are refused.
+// .npz files: NumPy's are read, tok's follow NumPy's format, damaged ones are refused.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import fc from "fast-check";
@@ -10,7 +10,7 @@ const fixture = (name: string) => new URL(`../fixtures/${name}`, import.meta.url
 
 // fixtures/numpy.npz: numpy 2.4 savez_compressed; fixtures/objects.npz: savez of an object array.
 
-Deno.test("openNpz() reads what NumPy compressed, in any byte order and memory order", async () => {
+Deno.test("openNpz() reads NumPy's compressed arrays in any byte order and memory order", async () => {
   const npz = await openNpz(fixture("numpy.npz"));
   try {
     assertEquals([...npz.arrays.keys()], ["arr_0", "mu", "sigma", "big", "half", "labels", "flag"]);
@@ -46,7 +46,7 @@ async function writeSamples(path: string): Promise<void> {
   ]);
 }
 
-Deno.test("writeNpz() and openNpz() give back every array", async () => {
+Deno.test("writeNpz() and openNpz() round-trip every array", async () => {
   const path = `${await Deno.makeTempDir()}/samples.npz`;
   await writeSamples(path);
   const npz = await openNpz(path);
@@ -57,7 +57,7 @@ Deno.test("writeNpz() and openNpz() give back every array", async () => {
   npz.close();
 });
 
-Deno.test("writeNpz() gives equal bytes for equal arrays, ZIP64 throughout", async () => {
+Deno.test("writeNpz() writes equal bytes for equal arrays, always as ZIP64", async () => {
   const folder = await Deno.makeTempDir();
   await writeSamples(`${folder}/a.npz`);
   await writeSamples(`${folder}/b.npz`);
@@ -129,6 +129,6 @@ Deno.test("a damaged .npz ends in a UsageError or in the right numbers, at every
   }
 });
 
-Deno.test("openNpz() says that a file is not there", async () => {
+Deno.test("openNpz() reports a missing file", async () => {
   await assertRejects(() => openNpz("/nowhere/a.npz"), UsageError, "it does not exist");
 });

@@ -32,7 +32,7 @@ Deno.test("images and labels are read from pages of every kind: compressed or no
   }
 });
 
-Deno.test("a binary column is images where it is the only one; labels may be texts, and no label is guessed", async () => {
+Deno.test("the only binary column holds the images; labels may be texts, and no label is guessed", async () => {
   const path = table("binary");
   assertEquals((await openParquet(path, {})).labels, undefined);
   assertEquals(await levels(path), LEVELS);
@@ -55,7 +55,7 @@ Deno.test("a table that cannot be used is an error that names the row, or lists 
   await refused("snappy", 'it has no column "class"; its columns are "image", "label"', { label: "class" });
 });
 
-Deno.test("a table that is cut off, or has a wrong byte in its pages, is an error and no other image", async () => {
+Deno.test("a truncated table, or one with a wrong byte in its pages, is an error", async () => {
   const bytes = Deno.readFileSync(table("plain")), path = await Deno.makeTempFile();
   for (const length of [0, 3, 8, 200, bytes.length - 100, bytes.length - 1]) {
     Deno.writeFileSync(path, bytes.subarray(0, length));

@@ -1,5 +1,5 @@
-// The pickle machine: what Python writes is read, in every protocol; whatever is hostile or damaged ends in one line, and
-// nothing runs, grows without bound or hangs.
+// The pickle reader: every protocol of Python is read; hostile and damaged pickles end in one line, and nothing is executed,
+// grows without bound or hangs.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
@@ -35,7 +35,7 @@ function plain(value: Value): unknown {
     : value;
 }
 
-Deno.test("unpickle() reads the same value from every protocol of Python's", () => {
+Deno.test("unpickle() reads the same value from every pickle protocol", () => {
   const { protocols } = JSON.parse(
     Deno.readTextFileSync(new URL("../fixtures/pickles.json", import.meta.url)),
   ) as { protocols: string[] };
@@ -58,7 +58,7 @@ Deno.test("unpickle() reads the same value from every protocol of Python's", () 
   }
 });
 
-Deno.test("unpickle() reads what older Pythons and other writers use", () => {
+Deno.test("unpickle() reads opcodes of older Pythons and other writers", () => {
   const cases: [Part, unknown][] = [
     [["U", 3, "abc"], "abc"],
     [["T", little(3, 4), "abc"], "abc"],
@@ -95,7 +95,7 @@ Deno.test("unpickle() reads what older Pythons and other writers use", () => {
   for (const [parts, value] of cases) assertEquals(plain(read(pickle(parts))), value);
 });
 
-Deno.test("unpickle() says where a pickle ends, wherever it begins, also beyond its window of bytes", () => {
+Deno.test("unpickle() returns the end of a pickle at any offset, also beyond its window of bytes", () => {
   const first = pickle(text("a".repeat(100_000))),
     second = pickle("(", new Uint8Array(70_000).fill(0x4e), "t");
   const source = guarded(bytes("??", first, second, "??"));
@@ -105,7 +105,7 @@ Deno.test("unpickle() says where a pickle ends, wherever it begins, also beyond 
   assertEquals([(next.value as Sequence).items.length, next.end], [70_000, source.size - 2]);
 });
 
-Deno.test("keys from the prototype are keys like others", () => {
+Deno.test("keys named like members of Object.prototype are plain keys", () => {
   const value = read(pickle(dict({ ["__proto__"]: dict({ polluted: int(1) }), constructor: int(2) })));
   assertEquals(plain(value), { dict: [["__proto__", { dict: [["polluted", 1]] }], ["constructor", 2]] });
   assertEquals(({} as Record<string, unknown>)["polluted"], undefined);
@@ -126,7 +126,7 @@ const NAMES: [string, Part, string][] = [
   ["a name across lines", [text("os\n"), text("system"), "\x93"], "os\\n.system"],
 ];
 for (const [what, parts, name] of NAMES) {
-  Deno.test(`unpickle() refuses ${what} by its name`, () => {
+  Deno.test(`unpickle() refuses ${what} by name`, () => {
     const { message } = assertThrows(
       () => read(pickle(parts)),
       UsageError,
@@ -166,7 +166,7 @@ const CARRIED: [string, Part, unknown][] = [
   ],
 ];
 for (const [what, parts, value] of CARRIED) {
-  Deno.test(`unpickle() makes an object of a name, and calls nothing, for ${what}`, () => {
+  Deno.test(`unpickle() creates an object with a class name, and calls nothing, for ${what}`, () => {
     assertEquals(plain(read(pickle(parts))), value);
   });
 }
@@ -213,7 +213,7 @@ for (const [what, parts, reason] of WRONG) {
   });
 }
 
-Deno.test("a pickle that is cut off anywhere is refused", () => {
+Deno.test("a pickle truncated at any byte is refused", () => {
   const whole = pickle(
     dict({ a: tuple(int(1), text("é")), b: call("collections.OrderedDict") }),
     "p3\n",
@@ -225,7 +225,7 @@ Deno.test("a pickle that is cut off anywhere is refused", () => {
   }
 });
 
-Deno.test("lists that hold themselves, and a million nested tuples, are read without recursion", () => {
+Deno.test("lists that contain themselves, and a million nested tuples, are read without recursion", () => {
   const self = read(pickle("]q\x00h\x00a")) as Sequence;
   assertEquals(self.items[0], self);
   let depth = 0;
@@ -234,7 +234,7 @@ Deno.test("lists that hold themselves, and a million nested tuples, are read wit
   assertEquals(depth, 1_000_000);
 });
 
-Deno.test("one list in a hundred thousand dicts is copied so often only", () => {
+Deno.test("one list in a hundred thousand dicts is copied a bounded number of times", () => {
   const pair = tuple(int(1), int(2));
   const pairs: Part[] = ["](", ...Array(200).fill(pair), "e", "q\x00"];
   const once = bytes(global("collections.OrderedDict"), "h\x00\x85R0");

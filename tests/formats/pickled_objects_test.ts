@@ -1,6 +1,6 @@
-// Weights beside other objects in a pickle, as training scripts save them: the weights are read, the objects are carried
-// along by the names of their classes, nothing of them runs, and weights inside them are refused by name.
-// tests/fixtures/company.py wrote the files with PyTorch 1.13.
+// Weights next to other objects in a pickle, as training scripts save them: the weights are read, the objects are listed by
+// class and never executed, and weights inside them are refused by name. tests/fixtures/company.py wrote the files with
+// PyTorch 1.13.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { openBytes } from "../../src/formats/bytes.ts";
@@ -47,7 +47,7 @@ const OBJECTS: Record<string, [type: string, holdsTensors: boolean]> = {
 };
 
 for (const name of ["company.pth", "company_legacy.pth"]) {
-  Deno.test(`weights beside seventeen kinds of objects are read, and the objects are listed by name (${name})`, async () => {
+  Deno.test(`weights next to seventeen kinds of objects are read, and the objects are listed by name (${name})`, async () => {
     const file = readTorch(openBytes(fixture(name)));
     try {
       assertEquals([...file.shapes], [["model.w", [2, 3]], ["model.sub", [2, 3]]]);
@@ -66,7 +66,7 @@ for (const name of ["company.pth", "company_legacy.pth"]) {
   });
 }
 
-Deno.test("a weight inside an object is refused by its name and the name of its class", async () => {
+Deno.test("a weight inside an object is refused by name and class", async () => {
   const file = zipped(dict({
     weight: call("torch._utils._rebuild_sparse_tensor", global("torch.sparse_coo"), tuple(tensor())),
     bias: tensor({ shape: [2], stride: [1] }),
@@ -82,7 +82,7 @@ Deno.test("a weight inside an object is refused by its name and the name of its 
   assertEquals(again.message, message);
 });
 
-Deno.test("a file that is one object with weights inside says so", () => {
+Deno.test("a file that is one object with weights inside is refused as such", () => {
   const module: Part = [global("torch.nn.modules.linear.Linear"), ")\x81", dict({ weight: tensor() }), "b"];
   assertThrows(
     () => zipped(dict({ model: module })),
@@ -92,7 +92,7 @@ Deno.test("a file that is one object with weights inside says so", () => {
   );
 });
 
-Deno.test("a list in twenty thousand objects is there once, and the search for tensors ends", () => {
+Deno.test("a list in twenty thousand objects is kept once, and the search for tensors ends", () => {
   const list: Part = ["](", ...Array(10_000).fill(int(1)), "e", "q\x000"];
   const object: Part = [global("a.B"), "h\x00\x85R"];
   const before = Deno.memoryUsage().rss;
@@ -101,7 +101,7 @@ Deno.test("a list in twenty thousand objects is there once, and the search for t
   assert(Deno.memoryUsage().rss - before < 300e6, `${(Deno.memoryUsage().rss - before) / 1e6} MB`);
 });
 
-Deno.test("objects that hold each other are searched once", () => {
+Deno.test("objects that reference each other are searched once", () => {
   const file = zipped([
     "(",
     tensor(),

@@ -1,5 +1,5 @@
-// What things were made from: fingerprints, classes of latents, and models that know their tokenizer.
-// Commands run inside this process, on a tokenizer of a few thousand weights.
+// Provenance: fingerprints, classes of latents, and models that identify their tokenizer. Commands run inside this process,
+// on a tokenizer of a few thousand weights.
 
 import { assert, assertEquals, assertMatch, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -18,7 +18,7 @@ import { testDevice } from "../helpers/check.ts";
 import { changed, DECODES, ENCODES, inFolder, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
 
-Deno.test("a fingerprint of weights is of names, shapes and values, in any order and from any file", async () => {
+Deno.test("a fingerprint of weights depends on names, shapes and values, not on their order or file", async () => {
   const one = new WeightsFingerprint(), two = new WeightsFingerprint();
   one.add("a", [2], Float32Array.of(1, 2));
   one.add("b", [1], Float32Array.of(3));
@@ -51,7 +51,7 @@ Deno.test("a fingerprint of weights is of names, shapes and values, in any order
   });
 });
 
-Deno.test("differences name both sides, and take no notice of names and of what only one side says", () => {
+Deno.test("differences() names both sides, and ignores names and entries of one side only", () => {
   const before = { tokenizer: { name: "a", fingerprint: "11" }, "image size": 32, flip: true };
   assertEquals(differences(before, { ...before, tokenizer: { name: "moved/a", fingerprint: "11" } }), []);
   assertEquals(differences(before, { tokenizer: { name: "a", fingerprint: "22" }, "image size": 64 }), [
@@ -61,7 +61,7 @@ Deno.test("differences name both sides, and take no notice of names and of what 
   assertNotEquals(fingerprintOf("a", "b"), fingerprintOf("ab"));
 });
 
-Deno.test("class names and numbers come through encode and --latents, as through --data", async () => {
+Deno.test("class names and labels are the same through encode and --latents as through --data", async () => {
   await inFolder(async (folder) => {
     const names = Array.from({ length: 12 }, (_, i) => String(i)), sorted = [...names].sort();
     for (const name of names) await writeImages(join(folder, "data", name), 1);
@@ -79,7 +79,7 @@ Deno.test("class names and numbers come through encode and --latents, as through
   });
 });
 
-Deno.test("train-dit refuses latents of another tokenizer, given or left in its run, with both names", async () => {
+Deno.test("train-dit refuses latents of another tokenizer, given or in its run, with both names", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const other = await changed(join(folder, "other.safetensors"), ENCODES);
@@ -166,7 +166,7 @@ async function modelOf(run: string, tokenizer: string, change: (config: ModelCon
   return opened.identity;
 }
 
-Deno.test("a model finds its tokenizer by its weights, wherever both are and whatever has its name", async () => {
+Deno.test("a model finds its tokenizer by the fingerprint of its weights, in any folder and under any name", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const here = Deno.cwd();
@@ -196,7 +196,7 @@ Deno.test("a model finds its tokenizer by its weights, wherever both are and wha
       Deno.renameSync(join(folder, "one"), join(folder, "three"));
       Deno.chdir(join(folder, "three/runs"));
       assertEquals(await opened("dit"), right("../tokenizer.safetensors"));
-      // Alone, beside another tokenizer of that name: refused with both.
+      // Moved next to another tokenizer of that name: refused with both.
       Deno.chdir(folder);
       const alone = await assertRejects(() => opened("two/runs/copy"), UsageError);
       assertMatch(
@@ -208,7 +208,7 @@ Deno.test("a model finds its tokenizer by its weights, wherever both are and wha
       );
       Deno.renameSync("two/tokenizer.safetensors", "two/other.safetensors");
       await assertRejects(() => opened("two/runs/copy"), UsageError, 'and there is nothing at "');
-      // A tokenizer of tok is found under another name beside the run.
+      // A tokenizer of tok is found under another name next to the run.
       await saveTokenizer("two/runs/align", smallTokenizer());
       const own = await modelOf("two/runs/dit", "two/runs/align");
       Deno.renameSync("two/runs/align", "two/runs/photos");
@@ -232,7 +232,7 @@ Deno.test("a model finds its tokenizer by its weights, wherever both are and wha
   });
 });
 
-Deno.test("a model of tok 0.2.0 takes the tokenizer that its path leads to, and says so", async () => {
+Deno.test("a model of tok 0.2.0 uses the tokenizer at its path, and reports it", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const vae = fixturePath("vavae_tiny.pt"), model = join(folder, "dit");
@@ -258,7 +258,7 @@ Deno.test("a model of tok 0.2.0 takes the tokenizer that its path leads to, and 
   });
 });
 
-Deno.test("statistics of other latents, or of another length, are refused where a model shall use them", async () => {
+Deno.test("a model refuses statistics of other latents or of another length", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const vae = fixturePath("vavae_tiny.pt"), model = join(folder, "dit");
@@ -295,7 +295,7 @@ Deno.test("statistics of other latents, or of another length, are refused where 
   });
 });
 
-Deno.test("weights that are not those that config.json was written with are refused", async () => {
+Deno.test("weights that do not match the fingerprint in config.json are refused", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const vae = fixturePath("vavae_tiny.pt");

@@ -1,4 +1,4 @@
-// Only regular files are opened, whatever a path or a link leads to, and small files have a size limit.
+// Only regular files are opened, also through links, and small files have a size limit.
 
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";

@@ -1,10 +1,10 @@
-// The safetensors file that is filled row by row: the same bytes as the one written at once, or no file.
+// Safetensors files written row by row: the bytes of a file written at once, or no file.
 
 import { assertEquals, assertThrows } from "@std/assert";
 import { ShapeError } from "../../src/errors.ts";
 import { RowsWriter, writeSafetensors } from "../../src/formats/safetensors.ts";
 
-Deno.test("RowsWriter writes the bytes of writeSafetensors() from parts in any order, or nothing", async () => {
+Deno.test("RowsWriter writes the bytes of writeSafetensors() from parts in any order, or no file", async () => {
   const folder = await Deno.makeTempDir();
   const patches = Float32Array.from({ length: 24 }, (_, i) => i), cls = Float32Array.from([7, 8, 9, 10]);
   const shapes = [{ name: "patch_tokens", shape: [2, 3, 4] }, { name: "cls_token", shape: [2, 2] }];

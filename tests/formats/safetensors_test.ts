@@ -1,5 +1,4 @@
-// The reader against the reference's own files and against everything that is wrong; the writer byte for byte against the
-// reference; sharded models.
+// The reader against the reference library's files and damaged ones; the writer against the reference's bytes; sharded models.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import fc from "fast-check";
@@ -167,7 +166,7 @@ for (const [what, path, reason] of WRONG) {
   });
 }
 
-Deno.test("openSafetensors() says what is wrong with the path", async () => {
+Deno.test("openSafetensors() reports what is wrong with the path", async () => {
   await assertRejects(() => openSafetensors(folder), UsageError, "it is a folder and not a file");
   await assertRejects(() => openSafetensors(`${folder}/none`), UsageError, "it does not exist");
   Deno.symlinkSync(`${folder}/loop`, `${folder}/loop`);
@@ -192,7 +191,7 @@ Deno.test("openSafetensors() accepts trailing spaces, empty tensors, rank 0 and 
   });
 });
 
-Deno.test("openSafetensors() reads every dtype of the reference's files as numbers", async () => {
+Deno.test("openSafetensors() reads every dtype of the reference files as numbers", async () => {
   await reading(fixture("reference.safetensors"), async (file) => {
     assertEquals(file.metadata.get("format"), "pt");
     assertEquals(file.shapes.get("b.weight"), [2, 3]);
@@ -210,7 +209,7 @@ Deno.test("openSafetensors() reads every dtype of the reference's files as numbe
   });
 });
 
-Deno.test("readIntegers() refuses values beyond 32 bits instead of losing digits", async () => {
+Deno.test("readIntegers() refuses values beyond 32 bits", async () => {
   const path = `${folder}/large.safetensors`;
   await writeSafetensors(path, [{ name: "x", shape: [1], data: new BigInt64Array([1n << 40n]) }]);
   await reading(
@@ -219,7 +218,7 @@ Deno.test("readIntegers() refuses values beyond 32 bits instead of losing digits
   );
 });
 
-Deno.test("a tensor whose data is not aligned is read all the same", async () => {
+Deno.test("a tensor whose data is not aligned is read", async () => {
   const data = new Uint8Array(9);
   new DataView(data.buffer).setFloat32(1, 2.5, true);
   new DataView(data.buffer).setFloat32(5, -1, true);
@@ -239,7 +238,7 @@ Deno.test("a file that shrinks while it is open gives a UsageError", async () =>
   });
 });
 
-Deno.test("writeSafetensors() writes the reference's file, byte for byte", async () => {
+Deno.test("writeSafetensors() writes the bytes of the reference file", async () => {
   const path = `${folder}/ours.safetensors`;
   await writeSafetensors(path, [
     { name: "b.weight", shape: [2, 3], data: Float32Array.from([0, 0.25, 0.5, 0.75, 1, 1.25]) },
@@ -252,7 +251,7 @@ Deno.test("writeSafetensors() writes the reference's file, byte for byte", async
   assertEquals(Deno.readFileSync(path), Deno.readFileSync(fixture("reference.safetensors")));
 });
 
-Deno.test("writeSafetensors() refuses data that does not fill its shape, and names that are taken", async () => {
+Deno.test("writeSafetensors() refuses data that does not fill its shape, and duplicate names", async () => {
   const path = `${folder}/refused.safetensors`;
   const data = new Float32Array(3);
   for (
@@ -324,7 +323,7 @@ Deno.test("openModel() reads shards as one model, a single file, and a path to a
   }
 });
 
-Deno.test("openModel() refuses missing shards, shards elsewhere, and indices that are wrong", async () => {
+Deno.test("openModel() refuses missing shards, shards of another folder, and wrong indices", async () => {
   const refuses = async (reason: string, change: Parameters<typeof sharded>[0]) => {
     const model = await sharded(change);
     await assertRejects(() => openModel(model), UsageError, reason);
@@ -345,7 +344,7 @@ Deno.test("openModel() refuses missing shards, shards elsewhere, and indices tha
   await assertRejects(() => openModel(empty), UsageError, "it is not JSON");
 });
 
-Deno.test("renamed() gives tensors and their rows under other names, and leaves out what is not there", async () => {
+Deno.test("renamed() reads tensors and their rows by other names, and omits missing ones", async () => {
   const path = `${folder}/fused.safetensors`;
   const data = Float32Array.from({ length: 12 }, (_, i) => i);
   await writeSafetensors(path, [{ name: "qkv", shape: [6, 2], data }, {

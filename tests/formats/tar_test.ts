@@ -1,4 +1,4 @@
-// Tar archives: members by offset as an independent reader has them, and archives that are cut off, damaged or joined.
+// Tar archives: members by offset as an independent reader finds them; truncated, damaged and concatenated archives.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { fromFileUrl } from "@std/path";
@@ -30,7 +30,7 @@ Deno.test("TarFile finds the members that modern-tar unpacks, with GNU and pax l
   }
 });
 
-Deno.test("folders and links in an archive are passed over, and an old name without a prefix is read", async () => {
+Deno.test("folders and links in an archive are skipped, and an old name without a prefix is read", async () => {
   const root = await Deno.makeTempDir();
   Deno.mkdirSync(`${root}/a/b`, { recursive: true });
   Deno.writeTextFileSync(`${root}/a/b/1.txt`, "one");
@@ -44,7 +44,7 @@ Deno.test("folders and links in an archive are passed over, and an old name with
   }
 });
 
-Deno.test("an archive that ends early is an error wherever it ends, and names the place", () => {
+Deno.test("a truncated archive is an error that names the offset", () => {
   const bytes = Deno.readFileSync(SHARDS[0] as string), end = 18432; // two empty blocks follow
   for (let length = 0; length <= end; length += 256) {
     const path = withBytes(bytes.subarray(0, length));

@@ -1,5 +1,5 @@
-// Torch files that no PyTorch wrote: each thing that can be wrong with views, storages, archives, the legacy form and the
-// contents ends in one line that says so, and nothing of them is run.
+// Hostile torch files: each fault of views, storages, archives, the legacy form and the contents ends in one line, and
+// nothing in them is executed.
 
 import { assert, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
@@ -63,7 +63,7 @@ const WRONG: [string, () => unknown, string][] = [
   ],
   ["a shape that overflows", sizes({ shape: [1n << 40n, 1n << 40n], stride: [0, 0] }), "which overflows"],
   [
-    "a shape that overflows beside a zero",
+    "a shape that overflows next to a zero",
     sizes({ shape: [...Array(22).fill((1n << 53n) - 1n), 0], stride: Array(23).fill(0) }),
     "which overflows",
   ],

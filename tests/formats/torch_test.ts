@@ -1,5 +1,5 @@
-// Torch files: what PyTorch wrote is read as PyTorch reads it, in both forms; files that are cut off, shrink or have wrong
-// checksums are refused; ten thousand mutations of each form never crash, hang or read outside the file.
+// Torch files: both forms are read as PyTorch reads them; truncated, shrinking and corrupt files are refused; ten thousand
+// mutations of each form never crash, hang or read outside of the file.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import fc from "fast-check";
@@ -54,7 +54,7 @@ for (const form of ["zip", "legacy"]) {
   });
 }
 
-Deno.test("both forms and another protocol hold the same plain values, as JSON", async () => {
+Deno.test("both file forms and another protocol give the same plain values, as JSON", async () => {
   const [zip, legacy, other] = await Promise.all(
     ["zip", "legacy", "protocol4"].map((form) => readTorch(openBytes(fixture(`torch_${form}.pth`)))),
   );
@@ -99,7 +99,7 @@ Deno.test("both forms and another protocol hold the same plain values, as JSON",
   for (const file of [zip, legacy, other]) file?.close();
 });
 
-Deno.test("openModel() goes by what is in a file, and takes the names that folders have used", async () => {
+Deno.test("openModel() detects the format by content, and finds the file names that folders use", async () => {
   const folder = await Deno.makeTempDir();
   Deno.copyFileSync(fixture("torch_zip.pth"), `${folder}/weights.safetensors`);
   Deno.copyFileSync(fixture("torch_expected.safetensors"), `${folder}/weights.pth`);
@@ -126,7 +126,7 @@ Deno.test("openModel() goes by what is in a file, and takes the names that folde
   assertThrows(() => openBytes(folder), UsageError, "it is a folder and not a file");
 });
 
-Deno.test("openModel() is not misled by a safetensors file that begins like a zip archive or a pickle", async () => {
+Deno.test("openModel() opens a safetensors file that begins like a zip archive or a pickle", async () => {
   const path = `${await Deno.makeTempDir()}/model.safetensors`;
   const head = '{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}';
   for (const length of [0x4b50, 0x0280]) {
@@ -137,7 +137,7 @@ Deno.test("openModel() is not misled by a safetensors file that begins like a zi
   }
 });
 
-Deno.test("a tensor alone is called tensor, and lists go by their indices", async () => {
+Deno.test('a single tensor is named "tensor", and list items by their indices', async () => {
   assertEquals([...zipped(tensor()).shapes], [["tensor", [2, 3]]]);
   const file = zipped([
     "](",
@@ -149,7 +149,7 @@ Deno.test("a tensor alone is called tensor, and lists go by their indices", asyn
   assertEquals([...await file.read("1")], [0, 1, 2, 3, 4, 5]);
 });
 
-Deno.test("views of any strides are gathered, whole and by rows", async () => {
+Deno.test("strided views are gathered, all at once and by rows", async () => {
   const views: [number[], number[], number, number[]][] = [
     [[3, 2], [1, 3], 0, [0, 3, 1, 4, 2, 5]],
     [[2, 2], [3, 2], 1, [1, 3, 4, 6]],
@@ -171,7 +171,7 @@ Deno.test("views of any strides are gathered, whole and by rows", async () => {
   }
 });
 
-Deno.test("a transposed matrix of many blocks is read in one pass, and equals itself", async () => {
+Deno.test("a transposed matrix of many blocks is read in one pass, with the right elements", async () => {
   const [M, N] = [1301, 977];
   const data = Uint32Array.from({ length: M * N }, (_, i) => i);
   const count = M * N,
@@ -194,7 +194,7 @@ Deno.test("a transposed matrix of many blocks is read in one pass, and equals it
   assert(values.every((value, i) => value === (i % M) * N + Math.floor(i / M)));
 });
 
-Deno.test("a storage whose checksum is wrong is refused once it has been read through", async () => {
+Deno.test("a storage with a wrong checksum is refused after it was read to its end", async () => {
   const file = zipped(dict({ w: tensor(), part: tensor({ shape: [2], stride: [1] }) }), {
     "x/data/0": { crc: 1 },
   });
@@ -203,7 +203,7 @@ Deno.test("a storage whose checksum is wrong is refused once it has been read th
   assertThrows(() => [...file.parts("w")], UsageError, 'the checksum of "x/data/0" is wrong');
 });
 
-Deno.test("a file is closed once, by its store or by what was wrong with it", () => {
+Deno.test("a file is closed once, by its store or by the error", () => {
   for (
     const content of [zip(members(model)), zip(members(int(1))), bytes("PK"), legacy(model), legacy(int(1))]
   ) {
@@ -229,7 +229,7 @@ Deno.test("a file that shrinks while it is open gives a UsageError", async () =>
 for (const form of ["zip", "legacy"]) {
   const whole = Deno.readFileSync(fixture(`torch_${form}.pth`));
 
-  Deno.test(`the ${form} form cut off at any byte is refused`, () => {
+  Deno.test(`the ${form} form truncated at any byte is refused`, () => {
     for (let n = 0; n < whole.length; n++) assertThrows(() => open(whole.slice(0, n)), UsageError);
   });
 

@@ -1,4 +1,4 @@
-// The accessors that are printed for the arrays of a kernel, in every form that an operand may have.
+// Generated accessors of kernel arrays, for every form of operand.
 
 import { assertEquals, assertThrows } from "@std/assert";
 import { GpuError } from "../../src/errors.ts";

@@ -1,4 +1,4 @@
-// What TOK_DEBUG prints, and that results do not depend on it.
+// The output of TOK_DEBUG, and that results do not depend on it.
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { hasTimestamps } from "../../src/gpu/profile.ts";

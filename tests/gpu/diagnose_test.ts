@@ -1,4 +1,4 @@
-// What tok says about a machine without a proper adapter: the reason and the command that mends it.
+// What tok reports on a machine without a proper adapter: the reason and the command that fixes it.
 
 import { assertEquals, assertMatch } from "@std/assert";
 import type { AdapterFacts } from "../../src/gpu/device.ts";
@@ -49,11 +49,11 @@ Deno.test("diagnose() finds nothing wrong with a software adapter on a machine w
 });
 
 if (onLinux) {
-  Deno.test("diagnose() tells an adapter that answers through OpenGL from one that has Vulkan", () => {
+  Deno.test("diagnose() distinguishes an adapter through OpenGL from one with Vulkan", () => {
     withRoot([LOADER], (root) => assertMatch(problems(LLVMPIPE, root), /^there is no Vulkan .*OpenGL/));
   });
 
-  Deno.test("diagnose() sees a GPU whose driver is invisible, as in a container without the graphics part", () => {
+  Deno.test("diagnose() finds a GPU whose driver is not visible, as in a container without graphics libraries", () => {
     withRoot([LOADER, LAVAPIPE, "/dev/nvidiactl"], (root) => {
       assertMatch(problems(LLVMPIPE, root), /NVIDIA GPU is plugged in.*only llvmpipe answers/);
     });
@@ -62,7 +62,7 @@ if (onLinux) {
     });
   });
 
-  Deno.test("diagnose() finds a driver named in the environment that is not there, by the variable that is set", () => {
+  Deno.test("diagnose() finds a missing driver that an environment variable names", () => {
     withRoot([LOADER, LAVAPIPE], (root) => {
       for (const variable of ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]) {
         assertEquals(diagnose(LLVMPIPE, root, { [variable]: "/nowhere.json" }), [{
@@ -87,7 +87,7 @@ if (onLinux) {
       "(libnvidia-gl)",
   };
 
-  Deno.test("diagnose() finds a driver whose library cannot be loaded, in place of advice to install the driver", () => {
+  Deno.test("diagnose() reports a driver library that cannot be loaded instead of advising to install the driver", () => {
     withRoot([LOADER, LAVAPIPE, NVIDIA, "/dev/nvidiactl"], (root) => {
       Deno.writeTextFileSync(root + NVIDIA, manifest(LIBRARY));
       assertEquals(diagnose(LLVMPIPE, root, {}, () => false), [lost]);
@@ -100,7 +100,7 @@ if (onLinux) {
     });
   });
 
-  Deno.test("diagnose() finds the library of a manifest that a variable names, also without a GPU", () => {
+  Deno.test("diagnose() finds the library of a manifest in an environment variable, also without a GPU", () => {
     withRoot([LOADER, LAVAPIPE, NVIDIA], (root) => {
       Deno.writeTextFileSync(root + NVIDIA, manifest(LIBRARY));
       assertEquals(diagnose(LLVMPIPE, root, { VK_ICD_FILENAMES: NVIDIA }, () => false), [

@@ -23,7 +23,7 @@ import { PROFILES, randomArray, relativeError, testDevice } from "../helpers/che
 
 const bits = (values: Float16Array) => new Uint16Array(values.buffer);
 
-Deno.test("packing rounds to the nearest half, ties to even, and what is too large becomes infinite", async () => {
+Deno.test("packing rounds to the nearest fp16 number, ties to even, and overflows to infinity", async () => {
   const bytes = new DataView(new ArrayBuffer(4));
   const float = (word: number) => (bytes.setUint32(0, word), bytes.getFloat32(0));
   const special = [0, -0, 1, 65504, 65519, 65520, 1e9, -65520, Infinity, -Infinity, 2 ** -14, 6.2e-5];
@@ -50,7 +50,7 @@ Deno.test("packing rounds to the nearest half, ties to even, and what is too lar
   program.destroy();
 });
 
-Deno.test("numbers below the smallest normal fp16 number keep their sign and come near zero", async () => {
+Deno.test("subnormal fp16 numbers keep their sign and are near zero", async () => {
   await testDevice();
   const values = Float32Array.from({ length: 64 }, (_, i) => (i % 2 ? 1 : -1) * 2 ** (-14 - i / 4));
   const program = await capture("small", { x: input([64]) }, ({ x }) => {
@@ -170,7 +170,7 @@ const CASES: readonly Case[] = [
   { name: "flip", op: (x) => flip(x, 0), shapes: [[3, 8]] },
 ];
 
-Deno.test("every op in fp16 gives its f32 result, rounded; and so do its gradients", async () => {
+Deno.test("results and gradients of every op in fp16 are those of f32, rounded", async () => {
   for (const { name, op, shapes, weights = [], single = false } of CASES) {
     const fp16 = shapes.map((shape, i) =>
       new Float16Array(randomArray(shape.reduce((a, b) => a * b), i + 1))

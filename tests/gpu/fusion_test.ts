@@ -1,6 +1,6 @@
-// Fusion: the same numbers with and without it, in fewer launches, and never across a write to what is read. Sums are computed in
-// the same order; the driver may contract a multiplication and an addition that meet in one kernel, which changes the last bit:
-// hence 1e-6 and not equality.
+// Fusion: the same numbers with and without it, in fewer launches, and never across a write to an operand. Sums have the same
+// order; the driver may contract a multiplication and an addition of one kernel, which changes the last bit: hence 1e-6 and
+// not equality.
 
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
@@ -135,7 +135,7 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; e
       add(groupNorm(x as Tensor, 2, w as Tensor, b as Tensor, 1e-6, { silu: true }), x as Tensor),
     saves: 2,
   },
-  "products inside reductions, and what is computed from them": {
+  "matmuls inside reductions, and ops on their results": {
     shapes: [[6, 9, 8], [6, 9, 8]],
     fn: (a, b) => [
       shift(scale(sum(mul(a as Tensor, b as Tensor), [1]), 0.5), 1),
@@ -180,7 +180,7 @@ const CASES: Record<string, { shapes: readonly Shape[]; fn: Fn; saves: number; e
 };
 
 for (const [name, { shapes, fn, saves, epilogues = 0 }] of Object.entries(CASES)) {
-  Deno.test(`fused, ${name} give the same numbers in fewer launches`, async () => {
+  Deno.test(`${name}: fused, they give the same numbers in fewer launches`, async () => {
     for (const profile of PROFILES) {
       await testDevice(profile);
       const { worst, fused, plain } = await bothWays(shapes, fn);
@@ -194,7 +194,7 @@ for (const [name, { shapes, fn, saves, epilogues = 0 }] of Object.entries(CASES)
   });
 }
 
-Deno.test("work is not moved across a change of what it reads", async () => {
+Deno.test("an op is not fused across a write to its operand", async () => {
   await testDevice();
   for (const fusing of [true, false]) {
     device().fusing = fusing;
@@ -291,7 +291,7 @@ Deno.test("fp16 elements that would be stored one by one are not fused into a pe
 /** Hyper-parameters of a step that changes no weight. */
 const STILL = { lr: 0, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, clip: 0, emaDecay: 0.9 };
 
-/** Gradients of a whole step from the same state, with fusion and without. */
+/** Gradients of a complete step from the same state, with fusion and without. */
 async function wholeStep(
   set: readonly ParameterSet[],
   make: () => Program<Record<string, Tensor>, Record<string, Tensor>>,
@@ -316,7 +316,7 @@ async function wholeStep(
   };
 }
 
-Deno.test("a DiT's training step has the same gradients when fused, in two thirds of the launches", async () => {
+Deno.test("a fused training step of a DiT has the same gradients in two thirds of the launches", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const dit = new Dit(ditConfig.parse({
@@ -344,7 +344,7 @@ Deno.test("a DiT's training step has the same gradients when fused, in two third
   }
 });
 
-Deno.test("a step of the second stage has the same gradients when fused, in 85 % of the launches", async () => {
+Deno.test("a fused step of stage 2 has the same gradients in 85 % of the launches", async () => {
   const models = await alignment();
   const stage = new StageRun(models, {
     name: "perceptual",

@@ -1,5 +1,5 @@
-// The bound on a thread's loop iterations: every kernel with a loop says how many it runs, and counting them on the device
-// shows that it says enough. A kernel that is new, or that nothing here launches, fails the last test.
+// The bound on a thread's loop iterations: every kernel with a loop declares its iterations, and counting them on the device
+// verifies it. A kernel that nothing here launches fails the last test.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -76,7 +76,7 @@ function withCounters(text: string): string {
 interface Case {
   inputs: Record<string, readonly number[]>;
   fn: (inputs: Record<string, Tensor>) => Tensor;
-  /** Its matrix products are counted too: they compile for seconds, and some cases would only repeat others. */
+  /** Its matmuls are counted, too: they compile for seconds, and some cases would only repeat others. */
   gemms?: boolean;
 }
 
@@ -151,7 +151,7 @@ const CASES: Readonly<Record<string, Case>> = {
 const launched = new Set<string>();
 
 for (const profile of PROFILES) {
-  Deno.test(`no thread runs more loop iterations than its launch says: ${profile} kernels`, async () => {
+  Deno.test(`no thread runs more loop iterations than its launch declares: ${profile} kernels`, async () => {
     await testDevice(profile);
     const counted = new Set<string>(), all: Tensor[] = [];
     for (const [name, { inputs, fn, gemms }] of Object.entries(CASES)) {
@@ -220,7 +220,7 @@ for (const profile of PROFILES) {
   });
 }
 
-Deno.test("the loops of every kernel are counted by the tests above", async () => {
+Deno.test("the tests above count the loops of every kernel", async () => {
   for await (const { name } of Deno.readDir("kernels")) {
     if (!name.endsWith(".wgsl")) continue;
     const text = (await Deno.readTextFile(`kernels/${name}`)).replace(/\/\/[^\n]*/g, "");
@@ -235,7 +235,7 @@ Deno.test("the loops of every kernel are counted by the tests above", async () =
   for (const entry of ["gemm", "pointwise", "multiply_adds"]) assert(launched.has(entry), entry);
 });
 
-Deno.test("a launch that does not say how long its loops are, or says too much, is refused", () => {
+Deno.test("a launch with missing or too large loop bounds is refused", () => {
   const text = `struct Params { n: u32 }
 var<storage> y: array<f32>;
 @compute @workgroup_size(1)
@@ -250,7 +250,7 @@ fn spin() { for (var i = 0u; i < params.n; i++) { store_y(i, 1.0); } }`;
   spin({ iterations: MAX_ITERATIONS });
 });
 
-Deno.test("a loop is open where its header names more than its variable and the text's constants", () => {
+Deno.test("a loop is unbounded if its header names more than its variable and constants", () => {
   const constants = new Set(["THREADS"]);
   for (
     const [text, open] of [
@@ -264,7 +264,7 @@ Deno.test("a loop is open where its header names more than its variable and the 
   ) assertEquals(hasOpenLoop(text, constants), open, text);
 });
 
-Deno.test("parts are few and keep every thread, with the loops around the long one, within the bound", () => {
+Deno.test("a long loop is split into few parts, each within the bound of iterations per thread", () => {
   for (const n of [1, 12_288, 12_289, 65_535, 25e6, 1e9]) {
     for (const loops of [1, 2, 3]) {
       const parts = partsOf(n, loops);

@@ -1,5 +1,4 @@
-// Planned memory is real memory: what a prepared step holds on the device is what its plan said before anything was
-// allocated, and pooling saves what it is there for.
+// Planned memory is allocated memory: a prepared step holds the bytes of its plan, and pooling reduces them.
 
 import { assert, assertEquals } from "@std/assert";
 import { device } from "../../src/gpu/device.ts";
@@ -36,7 +35,7 @@ const diffusionOf = (config: Record<string, unknown>, batchSize: number) =>
     seed: 0,
   });
 
-Deno.test("a DiT training step takes the memory that its plan says, and gives it back", async () => {
+Deno.test("a DiT training step uses the memory of its plan, and frees it", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const { memory } = device(), before = memory.live;
@@ -76,7 +75,7 @@ Deno.test("constants that a captured function makes are destroyed with the progr
   }
 });
 
-Deno.test("an alignment step takes the memory that its plan says", async () => {
+Deno.test("an alignment step uses the memory of its plan", async () => {
   await testDevice();
   const { memory } = device(), before = memory.live;
   const c = { ...alignConfig.parse({}), stages: [2], batchSize: 2 }, encoder = await openEncoder();
@@ -106,7 +105,7 @@ Deno.test("an alignment step takes the memory that its plan says", async () => {
   run.destroy();
 });
 
-Deno.test("memory of another program of the same shapes is counted once it is made, and off once it is destroyed", async () => {
+Deno.test("memory of a second program of the same shapes is counted until it is destroyed", async () => {
   await testDevice();
   const { memory } = device(), before = memory.live;
   const make = () =>
@@ -121,7 +120,7 @@ Deno.test("memory of another program of the same shapes is counted once it is ma
   assertEquals(memory.live, before);
 });
 
-Deno.test("a training step of DiT-S/1 at a batch of 8 plans at most half of what keeping every intermediate takes", async () => {
+Deno.test("a training step of DiT-S/1 at batch 8 plans at most half of the bytes of all intermediates", async () => {
   await testDevice();
   const { plan } = diffusionOf(DIT_SIZES["S/1"], 8).capture();
   const { unpooledBytes, bytes } = plan;

@@ -18,7 +18,7 @@ import { empty, input, readTensor, type Tensor, variable } from "../../src/tenso
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { evaluate, PROFILES, randomArray, relativeError, testDevice } from "../helpers/check.ts";
 
-Deno.test("launches whose results nobody reads are removed", async () => {
+Deno.test("launches with unused results are removed", async () => {
   await testDevice();
   const program = capture("t", { x: input([8, 8]) }, ({ x }) => {
     matmul(x, x);
@@ -28,7 +28,7 @@ Deno.test("launches whose results nobody reads are removed", async () => {
   assertEquals(program.plan.launches.length, 1);
 });
 
-Deno.test("intermediates that do not live at once share memory", async () => {
+Deno.test("intermediates with disjoint lifetimes share memory", async () => {
   await testDevice();
   const bytes = 4 * 64 * 64;
   const chain = capture("t", { x: input([64, 64]) }, ({ x }) => {
@@ -40,7 +40,7 @@ Deno.test("intermediates that do not live at once share memory", async () => {
   assert(pool <= 2 * bytes + 4096, `${pool} bytes`);
 });
 
-Deno.test("a gradient is computed where it is stored: the copy is elided", async () => {
+Deno.test("a gradient is computed in its final place: the copy is elided", async () => {
   await testDevice();
   const layer = new Linear(8, 4);
   const set = new ParameterSet("t", layer);
@@ -71,7 +71,7 @@ Deno.test("a gradient is computed where it is stored: the copy is elided", async
   program.destroy();
 });
 
-Deno.test("no copy is elided where a launch would then read and write one buffer", async () => {
+Deno.test("a copy is kept if a launch would otherwise read and write one buffer", async () => {
   await testDevice();
   const n = 64, flat = variable([2 * n]); // parts of 256 bytes
   const parts = [0, 1].map((i) => {
@@ -156,7 +156,7 @@ Deno.test("recompute() gives the gradients of the plain pass with less memory", 
   }
 });
 
-Deno.test("what runs under noGrad() gets no gradient", async () => {
+Deno.test("ops under noGrad() get no gradient", async () => {
   await testDevice();
   const { d } = await evaluate({ x: { shape: [4], data: randomArray(4, 1) } }, (t) => {
     const x = t.x as Tensor;
@@ -189,7 +189,7 @@ var<storage> y: array<f32>;
 @compute @workgroup_size(64) fn twice(@builtin(global_invocation_id) id: vec3<u32>) { if (id.x < params.n) { store_y(id.x, 2.0 * x(id.x)); } }
 `;
 
-Deno.test("a kernel is called by names: a missing or unknown one throws", async () => {
+Deno.test("a missing or unknown kernel argument throws", async () => {
   await testDevice();
   const call = (buffers: Record<string, Tensor>, params: Record<string, number>) =>
     capture("t", {}, () => (launch(kernel(SOURCE, "twice"), buffers, params, [1]), {}));
@@ -202,7 +202,7 @@ Deno.test("a kernel is called by names: a missing or unknown one throws", async 
   assertThrows(() => kernel(SOURCE, "thrice"), GpuError, "no such function");
 });
 
-Deno.test("a kernel that does not compile is a GpuError with the line of its text", async () => {
+Deno.test("a kernel that does not compile is a GpuError with the line of its source", async () => {
   await testDevice();
   const wrong = SOURCE.replace("x(id.x)", "missing[id.x]");
   const program = capture("t", { x: input([4]) }, () => {
@@ -230,7 +230,7 @@ Deno.test("a plan knows its bytes and FLOPs before anything is allocated", async
   assertEquals([...parameters(layer).keys()], ["weight", "bias"]);
 });
 
-Deno.test("a variable is updated in place, run after run", async () => {
+Deno.test("a variable is updated in place by every run", async () => {
   await testDevice();
   const total = variable([3]);
   const program = await capture("t", { x: input([3]) }, ({ x }) => {
@@ -242,13 +242,13 @@ Deno.test("a variable is updated in place, run after run", async () => {
   program.destroy();
 });
 
-Deno.test("a program repeated in one submission does what as many runs do", async () => {
+Deno.test("a program repeated in one submission equals the same number of runs", async () => {
   const n = 24, first = randomArray(n * n, 3), matrix = randomArray(n * n, 4).map((v) => v / n);
   for (const profile of PROFILES) {
     await testDevice(profile);
     const state = variable([n, n], { init: () => first });
     const program = await capture("t", { w: input([n, n]) }, ({ w }) => {
-      copy(matmul(state, w), state); // read as a texture where products are staged, and written
+      copy(matmul(state, w), state); // read as a texture where matmul operands are staged, and written
       return {};
     }).prepare();
     program.run({ w: matrix });
@@ -264,7 +264,7 @@ Deno.test("a program repeated in one submission does what as many runs do", asyn
   }
 });
 
-Deno.test("a program refuses inputs that it does not have or that are too long", async () => {
+Deno.test("a program refuses unknown inputs and inputs of the wrong length", async () => {
   await testDevice();
   const program = await capture("t", { x: input([4]) }, ({ x }) => ({ y: square(x) })).prepare();
   const wild = program as unknown as { run(data: Record<string, Float32Array>): void };
@@ -317,7 +317,7 @@ async function onOwnDevice(fn: () => Promise<void>): Promise<void> {
   }
 }
 
-Deno.test("a buffer that cannot be bound is a GpuError of prepare()", async () => {
+Deno.test("prepare() throws a GpuError for a buffer that cannot be bound", async () => {
   await testDevice();
   await onOwnDevice(async () => {
     const x = variable([4]), whole = new Storage(64, { persistent: true });
@@ -327,7 +327,7 @@ Deno.test("a buffer that cannot be bound is a GpuError of prepare()", async () =
   });
 });
 
-Deno.test("after the device is lost, running, reading and preparing are GpuErrors that say so", async () => {
+Deno.test("after the device is lost, running, reading and preparing throw a GpuError that says so", async () => {
   await testDevice();
   await onOwnDevice(async () => {
     const make = () => capture("t", { x: input([4]) }, ({ x }) => ({ y: square(x) }));

@@ -1,4 +1,4 @@
-// Reads that take their bytes as soon as the device is done.
+// Readback: reads that complete as soon as the device is done.
 
 import { assert, assertEquals } from "@std/assert";
 import { capture } from "../../src/gpu/program.ts";
@@ -7,7 +7,7 @@ import { addInPlace } from "../../src/gpu/memory.ts";
 import { readTensor, variable } from "../../src/tensor/tensor.ts";
 import { testDevice } from "../helpers/check.ts";
 
-Deno.test("each of many reads sees all that ran before it, at every size", async () => {
+Deno.test("each read sees all earlier runs, at every size", async () => {
   await testDevice();
   for (const n of [1, 3, 1024, 1025, 70_000, 1_500_000]) {
     const sum = variable([n], { init: () => new Float32Array(n) });
@@ -24,7 +24,7 @@ Deno.test("each of many reads sees all that ran before it, at every size", async
   }
 });
 
-Deno.test("reads at the same time do not meet", async () => {
+Deno.test("concurrent reads do not interfere", async () => {
   await testDevice();
   const parts = Array.from(
     { length: 20 },
@@ -50,7 +50,7 @@ Deno.test("timers run between reads", async () => {
   x.storage.destroy();
 });
 
-Deno.test("a part of a buffer is read, at any length", async () => {
+Deno.test("a range of a buffer is read, at any length", async () => {
   await testDevice();
   const x = variable([8], { init: () => Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8) });
   await x.storage.materialise();

@@ -1,4 +1,4 @@
-// checkOp and assertClose find one wrong element, wherever it is and however small.
+// checkOp and assertClose find one wrong element, at any place and of any size.
 
 import { AssertionError, assertRejects, assertThrows } from "@std/assert";
 import { concat, reshape, slice } from "../../src/ops/layout.ts";
@@ -41,21 +41,21 @@ const check = (wrong: { result?: number; gradient?: number }) =>
     profiles: ["cpu"],
   });
 
-Deno.test("checkOp() passes an op that is right and finds one wrong element of the result, the smallest too", async () => {
+Deno.test("checkOp() passes a correct op and finds one wrong element of the result, also the smallest", async () => {
   await check({});
   for (const result of [0, 31, N - 1, smallest]) {
     await assertRejects(() => check({ result }), AssertionError, `element ${result} is`);
   }
 });
 
-Deno.test("checkOp() finds one wrong element of the gradient, the first, the last, or one that is no sample", async () => {
+Deno.test("checkOp() finds one wrong element of the gradient: the first, the last, or one between the samples", async () => {
   for (const gradient of [0, N - 1]) {
     await assertRejects(() => check({ gradient }), AssertionError, `element ${gradient} is`);
   }
   await assertRejects(() => check({ gradient: 31 }), AssertionError, "direction");
 });
 
-Deno.test("assertClose() holds small elements to their own size, unless they accumulate, and NaN to nothing", () => {
+Deno.test("assertClose() compares small elements relative to their size, unless they accumulate, and refuses NaN", () => {
   const expected = [1000, 1e-3], tolerance = 1e-5;
   assertClose([1000.005, 1.005e-3], expected, { tolerance }, "x");
   assertThrows(

@@ -1,4 +1,4 @@
-// Commands inside the process of a test: seconds less than starting tok, and an error comes as it was thrown.
+// Runs commands inside the test process: seconds faster than starting tok, and errors arrive as thrown.
 
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";

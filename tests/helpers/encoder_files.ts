@@ -1,4 +1,4 @@
-// Encoders on a disk, for tests: folders in Hugging Face layout made of a fixture's weights.
+// Encoder folders in Hugging Face layout, written from a fixture's weights.
 
 import { join } from "@std/path";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";

@@ -1,4 +1,4 @@
-// What happens to files: bytes and bits change, ends are lost, bytes come in between. For the readers' fuzz tests.
+// Mutations of files for fuzz tests: changed bytes and bits, truncation, inserted bytes.
 
 import fc from "fast-check";
 

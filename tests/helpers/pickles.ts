@@ -1,4 +1,4 @@
-// Pickles, zip archives and torch files put together byte by byte, as no library would: what the readers' tests feed them.
+// Hand-assembled pickles, zip archives and torch files, including ones that no library writes, for the readers' tests.
 
 import { crc32 } from "node:zlib";
 import type { ByteSource } from "../../src/formats/bytes.ts";

@@ -1,5 +1,5 @@
-// Checkpoints in the published layouts, made for tests: weights come from the formula that the fixtures' metadata state, so
-// that no fixture stores them.
+// Checkpoints in the published layouts. Their weights come from the formula in the fixtures' metadata, so no fixture stores
+// them.
 
 import { fromFileUrl, join } from "@std/path";
 import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";

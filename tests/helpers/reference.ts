@@ -1,4 +1,4 @@
-// Every op as plain loops over f64: slow, obvious, and what the kernels are compared to.
+// Reference implementations of all ops: plain loops over f64 that the kernels are compared with.
 
 /** A row-major array of f64. */
 export interface Nd {

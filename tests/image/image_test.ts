@@ -160,12 +160,12 @@ Deno.test("decodeImage() works again after a damaged file, a thousand times over
   }
 });
 
-Deno.test("readImage() says what is wrong with the path", async () => {
+Deno.test("readImage() reports what is wrong with the path", async () => {
   await assertRejects(() => readImage(folder), UsageError, "it is a folder and not a file");
   await assertRejects(() => readImage(folder + "none.png"), UsageError, "it does not exist");
 });
 
-Deno.test("encodePng() and decodeImage() give back every byte", async () => {
+Deno.test("encodePng() and decodeImage() round-trip every byte", async () => {
   for (const [width, height] of [[1, 1], [7, 3], [256, 64]] as const) {
     const data = Uint8Array.from({ length: 3 * width * height }, (_, i) => Math.imul(i, 2654435761) >>> 24);
     const png = await encodePng({ width, height, data });
@@ -178,14 +178,14 @@ Deno.test("encodePng() and decodeImage() give back every byte", async () => {
   );
 });
 
-Deno.test("writePng() leaves one whole file", async () => {
+Deno.test("writePng() leaves one complete file", async () => {
   const path = `${await Deno.makeTempDir()}/a/1.png`;
   const image = { width: 2, height: 1, data: new Uint8Array([1, 2, 3, 4, 5, 6]) };
   await writePng(path, image);
   assertEquals(await readImage(path), image);
 });
 
-Deno.test("toFloat() and toBytes() are inverse, and toBytes() rounds, clamps and has an answer to NaN", () => {
+Deno.test("toBytes() inverts toFloat(), rounds, clamps and maps NaN to 0", () => {
   const all = Uint8Array.from({ length: 256 }, (_, i) => i);
   assertEquals(toBytes(toFloat(all)), all);
   assertEquals([...toFloat(new Uint8Array([0, 255]))], [-1, 1]);
@@ -199,7 +199,7 @@ Deno.test("toFloat() and toBytes() are inverse, and toBytes() rounds, clamps and
   ]);
 });
 
-Deno.test("pairGrid() keeps second images below first ones where the last row is short", () => {
+Deno.test("pairGrid() keeps second images below first ones in a short last row", () => {
   const pairs = [10, 20, 30].map((v) => [new Uint8Array(3).fill(v), new Uint8Array(3).fill(v + 1)] as const);
   const white = new Uint8Array(3).fill(255), images = [10, 20, 11, 21, 30, 255, 31, 255];
   const expected = grid(images.map((v) => v === 255 ? white : new Uint8Array(3).fill(v)), 1, 2);

@@ -1,4 +1,4 @@
-// The memory that decoding takes: bounded for all threads together, and small where a format can be read by rows.
+// Memory for decoding: bounded over all threads together, and small for formats that are read row by row.
 
 import { assert, assertEquals, assertLess, assertLessOrEqual, assertRejects } from "@std/assert";
 import { crc32, deflateSync } from "node:zlib";
@@ -38,7 +38,7 @@ function tallPng(width: number, height: number): Uint8Array {
   ]);
 }
 
-Deno.test("an image that is made smaller by rows has the same bits as one that is decoded whole", async () => {
+Deno.test("an image downscaled row by row has the same bits as a fully decoded one", async () => {
   const width = 400, height = 900; // more than one band
   const data = Uint8Array.from({ length: 3 * width * height }, (_, i) => Math.imul(i, 2654435761) >>> 24);
   const path = `${await Deno.makeTempDir()}/1.png`;
@@ -82,7 +82,7 @@ Deno.test("a PNG of 36 million pixels is read in less than 80 MB, one of 2 x 1,0
   }
 });
 
-Deno.test("a JPEG that does not fit in the memory is decoded at reduced size, and it is said", async () => {
+Deno.test("a JPEG that does not fit in memory is decoded at reduced size, with a note", async () => {
   const whole = await withImage(JPEG, {}, fullImage);
   const read = (limit: number, least: number) => {
     const options = { memory: new ImageMemory(limit), enough: () => ({ width: least, height: least }) };
@@ -117,7 +117,7 @@ Deno.test("a JPEG that does not fit in the memory is decoded at reduced size, an
   );
 });
 
-Deno.test("shares of the memory never exceed the limit, and everybody gets one", async () => {
+Deno.test("reservations never exceed the memory limit, and every job gets one", async () => {
   const memory = new ImageMemory(100 * 4096), other = ImageMemory.of(memory.shared);
   let most = 0, held = 0;
   const hold = (bytes: number, by: ImageMemory) =>
@@ -138,7 +138,7 @@ Deno.test("shares of the memory never exceed the limit, and everybody gets one",
   assertEquals([memory.used, other.used], [0, 0]);
 });
 
-Deno.test("threads that share too little memory for two images still make all of them", async () => {
+Deno.test("threads whose memory holds one image at a time decode all images", async () => {
   const folder = await Deno.makeTempDir(), path = `${folder}/1.jpg`;
   Deno.copyFileSync(JPEG, path);
   using workers = new Workers(3, 12_000);

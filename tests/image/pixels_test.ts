@@ -17,7 +17,7 @@ const { cells }: { cells: Record<string, Cell> } = JSON.parse(
   ),
 );
 
-Deno.test("the matrix of pixels has at least 200 cells, and their pixels differ", () => {
+Deno.test("the pixel fixture has at least 200 cells with different pixels", () => {
   assertGreaterOrEqual(Object.keys(cells).length, 200);
   assertGreaterOrEqual(new Set(Object.values(cells).map(({ pixels }) => pixels)).size, 50);
 });

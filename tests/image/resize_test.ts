@@ -34,7 +34,7 @@ Deno.test("resizeRows() to a central square gives the bytes of Hugging Face's pr
   }
 });
 
-Deno.test("resizeRows() cuts out what it says, and nothing beyond the image", async () => {
+Deno.test("resizeRows() crops the given rectangle, and nothing beyond the image", async () => {
   const image = noise([5, 3]), size = { width: 5, height: 3 };
   const crop = (left: number, top: number, width: number, height: number) =>
     resizeRows(rowsOf(image), { size, left, top, width, height });

@@ -42,7 +42,7 @@ function assertNear(got: number | undefined, expected: number, tolerance: number
   );
 }
 
-Deno.test("InceptionScore of three splits equals NumPy's, however the rows arrive", () => {
+Deno.test("InceptionScore of three splits equals NumPy's, for any batches of rows", () => {
   const { data } = features("logits", 23, 7, 6, -3);
   const inParts = (...ends: number[]) => {
     const score = new InceptionScore(7, 10);
@@ -57,7 +57,7 @@ Deno.test("InceptionScore of three splits equals NumPy's, however the rows arriv
   assertEquals(inParts(), inParts(4, 11, 20));
 });
 
-Deno.test("kernelDistance() of whole sets equals NumPy's; subsets repeat by seed and scatter around it", async () => {
+Deno.test("kernelDistance() of full sets equals NumPy's; subsets are deterministic by seed and scatter around it", async () => {
   await testDevice();
   const a = features("kid.real", 30, 12, 4), b = features("kid.fake", 30, 12, 4, 0.25);
   assertNear(await kernelDistance(a, b), fixture.kernelDistance, 1e-4);
@@ -69,7 +69,7 @@ Deno.test("kernelDistance() of whole sets equals NumPy's; subsets repeat by seed
   await assertRejects(() => kernelDistance({ ...a, rows: 1 }, b), UsageError, "too few");
 });
 
-Deno.test("precisionRecall() equals NumPy's, far from the origin too, and needs neighbours", async () => {
+Deno.test("precisionRecall() equals NumPy's, also far from the origin, and refuses sets without enough neighbours", async () => {
   await testDevice();
   for (const far of [0, 500]) {
     const real = features("pr.real", 60, 5, 1, far), fake = features("pr.fake", 50, 5, 0.8, 0.4 + far);
@@ -83,7 +83,7 @@ Deno.test("precisionRecall() equals NumPy's, far from the origin too, and needs 
   }
 });
 
-Deno.test("GramBlocks cover sets of more than a block, pair by pair", async () => {
+Deno.test("GramBlocks cover every pair of sets larger than a block", async () => {
   await testDevice();
   const a = features("a", 2050, 4, 2, -1), b = features("b", 3, 4, 2, -1);
   const program = await GramBlocks.open(2050, 4);
@@ -118,7 +118,7 @@ function bytes(name: string, share: number): Uint8Array {
 const writeSet = (path: string, data: Uint8Array) =>
   writeNpz(path, [{ name: "arr_0", shape: [COUNT, SIDE, SIDE, 3], data }]);
 
-Deno.test("images of an NPZ file come in any order, with their labels; other arrays are refused", async () => {
+Deno.test("images of an NPZ file are read in any order, with their labels; other arrays are refused", async () => {
   const path = await Deno.makeTempFile({ suffix: ".npz" }), data = bytes("set.real", 0.5);
   await writeNpz(path, [
     { name: "arr_0", shape: [COUNT, SIDE, SIDE, 3], data },
@@ -150,7 +150,7 @@ Deno.test("images of an NPZ file come in any order, with their labels; other arr
   await Deno.remove(path);
 });
 
-Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the official networks and NumPy do", async () => {
+Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the official networks with NumPy", async () => {
   const folder = await Deno.makeTempDir(), path = (name: string) => join(folder, name);
   await writeFormula(path("inception.safetensors"), inceptionShapes());
   await writeSet(path("real.npz"), bytes("set.real", 0.5));
@@ -194,7 +194,7 @@ Deno.test("tok eval takes FID, sFID, IS, KID, precision and recall as the offici
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("a score that was asked for and cannot be taken ends with 2 and one line that says what is missing", async () => {
+Deno.test("a requested score that cannot be computed ends with exit 2 and one line that says what is missing", async () => {
   for (
     const [args, ...words] of [
       [["--fake", "x", "--metrics", "fid"], '"fid"', "--inception", "pt_inception-2015-12-05-6726825d.pth"],
@@ -217,7 +217,7 @@ Deno.test("a score that was asked for and cannot be taken ends with 2 and one li
   assert(stderr.includes("--lpips FILES") && stderr.includes("vgg.pth"), stderr);
 });
 
-Deno.test("tok align --perceptual lpips trains by LPIPS, says so, and scores it; tok eval scores LPIPS and rFID", async () => {
+Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it; tok eval scores LPIPS and rFID", async () => {
   const folder = await Deno.makeTempDir(), path = (name: string) => join(folder, name);
   await writeFormula(path("lpips.safetensors"), shapesOf(new Lpips()));
   await writeFormula(path("inception.safetensors"), inceptionShapes());

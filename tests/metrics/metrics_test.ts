@@ -63,7 +63,7 @@ function orthonormal(n: number): Float64Array {
   return rows;
 }
 
-Deno.test("Moments of rows that come in parts are those of two passes, far from zero too", () => {
+Deno.test("Moments of rows in batches equal those of two passes, also far from zero", () => {
   const n = 7, rows = 700, data = normal(2, 1, rows * n).map((v, i) => 1000 * (i % n) + v * (1 + i % n));
   const moments = new Moments(n);
   for (const [from, to] of [[0, 1], [1, 300], [300, 301], [301, rows]] as const) {
@@ -98,7 +98,7 @@ Deno.test("gaussian() refuses too few images and features that are not finite", 
   );
 });
 
-Deno.test("psnr() and mse() follow their definitions, ssim() is one for equal images and falls with noise", () => {
+Deno.test("psnr() and mse() equal their definitions; ssim() is 1 for equal images and falls with noise", () => {
   const a = Uint8Array.from({ length: 16 * 16 * 3 }, (_, i) => (i * 37) % 256);
   const b = a.map((v) => v < 250 ? v + 5 : v - 5);
   assertEquals(mse(a, b), 25);
@@ -116,7 +116,7 @@ Deno.test("ssim() of two flat images is the luminance term alone", () => {
   );
 });
 
-Deno.test("a probe separates what a line separates, nearest neighbours follow the angle, both repeatably", () => {
+Deno.test("a probe separates linearly separable classes, nearest neighbours go by the angle, both deterministically", () => {
   const rows = 300, columns = 6, classes = 3, noise = normal(3, 1, rows * columns);
   const labels = Uint32Array.from({ length: rows }, (_, r) => r % classes);
   const data = noise.map((v, i) =>

@@ -1,5 +1,5 @@
-// The autoencoder against its official implementations on weights that a formula fills: moments, pictures and all gradients,
-// under LDM's and diffusers' names. How each fixture was made stands in its metadata.
+// The autoencoder against its official implementations on formula weights: moments, images and all gradients, under LDM's
+// and diffusers' names. The metadata of each fixture say how it was made.
 
 import { assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -96,7 +96,7 @@ function toFileOrder(data: Float32Array, shape?: readonly number[]): Float32Arra
   });
 }
 
-Deno.test("the architecture is read off the tensors, each half's attention and the quant convs included", async () => {
+Deno.test("the architecture is inferred from the tensors, with attention of encoder and decoder and the quant convs", async () => {
   const inferred = async (name: keyof typeof FIXTURES) => {
     const { source, layout } = autoencoderIn(memoryStore((await made(name)).weights));
     return { layout, ...inferAutoencoder(source, { imageSize: SIZE, groups: FIXTURES[name] }) };
@@ -112,7 +112,7 @@ Deno.test("the architecture is read off the tensors, each half's attention and t
   assertEquals([bare.embed_dim, bare.encoder.num_res_blocks, bare.decoder.num_res_blocks], [8, 2, 2]);
 });
 
-Deno.test("every spelling of diffusers and LDM gives the same weights, wrapped or not, whatever lies beside", async () => {
+Deno.test("every naming of diffusers and LDM gives the same weights, wrapped or not, next to any other tensors", async () => {
   await testDevice();
   const { weights } = await made("autoencoder_diffusers");
   const bits = async (variant: Weights) => {

@@ -1,5 +1,5 @@
-// What an image gives depends on the image alone: the same bits in a batch of 1, 3 or 8, whatever else is in it. Models are
-// wide enough that K is split in GEMMs with few rows, which changes bits.
+// Batch invariance: outputs of an image have the same bits in batches of 1, 3 and 8, with any other images. The models are
+// wide enough for split-K GEMMs with few rows, which could change bits.
 
 import { assert, assertEquals } from "@std/assert";
 import { noGrad } from "../../src/tensor/autograd.ts";

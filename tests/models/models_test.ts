@@ -1,5 +1,5 @@
-// Every model against its official implementation on random weights: outputs and all gradients. How each fixture was
-// made stands in its metadata.
+// Every model against its official implementation on random weights: outputs and all gradients. The metadata of each
+// fixture say how it was made.
 
 import { assert, assertEquals } from "@std/assert";
 import { Decoder, decoderConfig } from "../../src/models/decoder.ts";
@@ -79,7 +79,7 @@ for (const profile of PROFILES) {
   });
 }
 
-Deno.test("a model that was saved and loaded again has the same bits, and wrong files name every wrong key", async () => {
+Deno.test("a saved and loaded model has the same bits, and the error of a wrong file names every wrong key", async () => {
   await testDevice();
   const config = vitConfig.parse({
     hidden_size: 8,

@@ -1,5 +1,5 @@
-// The networks that metrics look through, at their published sizes, against the official implementations on weights that a
-// formula fills. How each fixture was made stands in its metadata.
+// The networks behind metrics, at their published sizes, against the official implementations on formula weights. The
+// metadata of each fixture say how it was made.
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -50,7 +50,7 @@ for (const profile of PROFILES) {
   });
 }
 
-Deno.test("Lpips has a finite gradient where a pixel has no features at all", async () => {
+Deno.test("Lpips has a finite gradient where all features of a pixel are zero", async () => {
   await testDevice();
   const lpips = new Lpips(); // all weights are zero, and so are all features
   const data = Float32Array.from(units("dead", 16 * 16 * 3), (u) => 2 * u - 1);
@@ -166,7 +166,7 @@ Deno.test("LPIPS loads from torchvision's file and the linear layers, or from th
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("another Inception is refused in one line that names the right file", async () => {
+Deno.test("weights of another Inception are refused in one line that names the right file", async () => {
   await testDevice();
   const folder = await Deno.makeTempDir(), path = join(folder, "other.safetensors");
   const refused = async (shapes: Map<string, Shape>, ...words: string[]) => {

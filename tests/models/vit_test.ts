@@ -1,5 +1,5 @@
-// The vision transformers of every family against transformers on random weights: outputs and all gradients, positions
-// interpolated where there are any. How each fixture was made stands in its metadata.
+// Vision transformers of every family against transformers on random weights: outputs and all gradients, with interpolated
+// positions where the family has positions. The metadata of each fixture say how it was made.
 
 import { assertEquals } from "@std/assert";
 import { PUBLISHED } from "../../src/models/sizes.ts";
@@ -53,7 +53,7 @@ function vitParameters(C: number, layers: number, rows: number): number {
   return layers * block + 2 * C + C * 3 * 16 ** 2 + C + rows * C;
 }
 
-Deno.test("published sizes have as many parameters as transformers' models have", async () => {
+Deno.test("published sizes have the numbers of parameters of transformers' models", async () => {
   await testDevice();
   // Counted on PyTorch's meta device, transformers 5.18.0: tensors with requires_grad, without poolers and heads.
   const expected = {

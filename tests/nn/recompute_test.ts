@@ -1,5 +1,5 @@
-// Training with recomputed blocks (--recompute): the same bits as without, in less memory. In fp16 a few roundings differ: a
-// fused launch does not round what it does not store, and which launches are fused depends on what is kept.
+// Training with recomputed blocks (--recompute) gives the same bits in less memory. In fp16 a few roundings differ: a fused
+// launch does not round intermediates, and what is fused depends on which activations are kept.
 
 import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";
@@ -96,7 +96,7 @@ async function trainDit(precision: Precision, recompute: boolean) {
   return { left: left.map(({ name, data }) => ({ name, data: data.slice() })), plan: program.plan };
 }
 
-Deno.test("a DiT that is trained with recomputed blocks gets the same losses and weights", async () => {
+Deno.test("a DiT trained with recomputed blocks has the same losses and weights", async () => {
   for (const precision of PRECISIONS) {
     await testDevice();
     const plain = await trainDit(precision, false), again = await trainDit(precision, true);
@@ -121,7 +121,7 @@ const STAGES: Stage[] = [
 const everyBlock = (precision: Precision, byLpips: boolean): Promise<Alignment> =>
   alignment(precision, { blocks: 1, attention: [8], lpips: byLpips ? new Lpips() : undefined });
 
-Deno.test("each stage of an alignment with recomputed blocks gets the same losses and weights", async () => {
+Deno.test("each stage of an alignment with recomputed blocks has the same losses and weights", async () => {
   const { images } = await gather(new Shapes(4, 1), [0, 1, 2, 3], 32);
   for (const precision of PRECISIONS) {
     await testDevice();
@@ -157,7 +157,7 @@ Deno.test("each stage of an alignment with recomputed blocks gets the same losse
 /** Planned bytes of activations, without and with recomputation. */
 const compare = (plan: (recompute: boolean) => number) => [plan(false), plan(true)] as [number, number];
 
-Deno.test("recomputation takes a DiT-S/1's activations to less than a quarter", async () => {
+Deno.test("recomputation reduces a DiT-S/1's activations to less than a quarter", async () => {
   await testDevice("gpu"); // without the textures of software adapters
   for (const precision of PRECISIONS) {
     const [plain, again] = compare((recompute) => {
@@ -169,7 +169,7 @@ Deno.test("recomputation takes a DiT-S/1's activations to less than a quarter", 
   }
 });
 
-Deno.test("recomputation takes the activations of an alignment of DINOv2-B to less than half", async () => {
+Deno.test("recomputation reduces the activations of an alignment of DINOv2-B to less than half", async () => {
   await testDevice("gpu");
   for (const precision of PRECISIONS) {
     for (const stage of STAGES) {

@@ -1,4 +1,4 @@
-// The optimizer against f64 loops: clipping, decay, bias correction, averaging, and steps that must not happen.
+// The optimizer against f64 loops: clipping, decay, bias correction, averaging, and skipped steps.
 
 import { assert, assertEquals } from "@std/assert";
 import { capture } from "../../src/gpu/program.ts";
@@ -57,7 +57,7 @@ Deno.test("adamw() follows the f64 loop for twenty steps, with clipping, decay a
   }
 });
 
-Deno.test("a gradient that is not finite changes nothing and is counted", async () => {
+Deno.test("a step with a gradient that is not finite changes nothing and is counted", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     for (const poison of [NaN, Infinity]) {

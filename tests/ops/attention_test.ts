@@ -1,4 +1,4 @@
-// Softmax, cross entropy, attention, rotary positions, embedding and the parts of a DiT block, against loops.
+// Softmax, cross entropy, attention, rotary positions, embedding and the parts of a DiT block against f64 loops.
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -101,7 +101,7 @@ Deno.test("attention() and its gradients match the reference", async () => {
   });
 });
 
-Deno.test("attention() to many keys, whose weights are not kept, matches the reference too", async () => {
+Deno.test("attention() to many keys, which does not store the weights, matches the reference", async () => {
   await checkOp({
     op: attention,
     reference: attentionReference,
@@ -112,7 +112,7 @@ Deno.test("attention() to many keys, whose weights are not kept, matches the ref
   });
 });
 
-Deno.test("chunkedAttention() of parts of images, of one and of several at a time matches the reference", async () => {
+Deno.test("chunkedAttention() matches the reference in chunks of a part of an image, one image and several images", async () => {
   // Blocks of 16 and of 32 queries, of two images, and all at once.
   for (const bytes of [1, 4 * 2 * 33 * 52, 4 * 2 * 2 * 50 * 52, 4 * 3 * 2 * 50 * 52]) {
     await checkOp({
@@ -124,7 +124,7 @@ Deno.test("chunkedAttention() of parts of images, of one and of several at a tim
   }
 });
 
-Deno.test("blocks of attention take no more bytes than they may", async () => {
+Deno.test("the score matrix of an attention chunk stays within its limit of bytes", async () => {
   await testDevice();
   for (const [B, T, NH] of [[3, 519, 6], [2, 700, 5], [1, 1025, 3], [4, 520, 1]] as const) {
     for (const bytes of [1 << 18, 1 << 20, 3_000_001, 1 << 23]) {
@@ -140,7 +140,7 @@ Deno.test("blocks of attention take no more bytes than they may", async () => {
   }
 });
 
-Deno.test("attention() to many keys keeps none of their weights for the backward pass", async () => {
+Deno.test("attention() to many keys stores no weights for the backward pass", async () => {
   const T = 640, shape = [1, T, 2, 16], weights = 4 * 2 * T * T;
   for (const profile of PROFILES) {
     await testDevice(profile);
@@ -155,7 +155,7 @@ Deno.test("attention() to many keys keeps none of their weights for the backward
   }
 });
 
-Deno.test("attention() of wide heads matches the reference too", async () => {
+Deno.test("attention() of wide heads matches the reference", async () => {
   await checkOp({
     op: attention,
     reference: attentionReference,
@@ -202,7 +202,7 @@ Deno.test("rotary() rotates pairs, and its gradient rotates back", async () => {
   });
 });
 
-Deno.test("rotary() of halves rotates channel i with channel i + HS / 2, and its gradient rotates back", async () => {
+Deno.test("rotary() by half heads rotates channel i with channel i + HS / 2, and its gradient rotates back", async () => {
   const { cos, sin } = rotaryTablesCentred(1, 2, 3, 8);
   await checkOp({
     op: (x) => rotary(x, constant(cos, [7, 8]), constant(sin, [7, 8]), "half"),
@@ -228,7 +228,7 @@ Deno.test("rotaryTablesCentred() leaves the leading tokens alone and spans -1 to
   assert(relativeError(sin.subarray(t * 8, t * 8 + 8), angles.map(Math.sin)) < 1e-6);
 });
 
-Deno.test("rotaryTables2d() turns the first half with the row and the second with the column", () => {
+Deno.test("rotaryTables2d() rotates the first half of a head by the row and the second by the column", () => {
   const { cos, sin } = rotaryTables2d(3, 4, 8, 100);
   const t = 2 * 4 + 3; // row 2, column 3
   assert(
@@ -239,7 +239,7 @@ Deno.test("rotaryTables2d() turns the first half with the row and the second wit
   );
 });
 
-Deno.test("embedding() picks rows and adds up the gradients of equal ids", async () => {
+Deno.test("embedding() selects rows and accumulates the gradients of equal ids", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const table = randomArray(5 * 3, 1), dy = randomArray(4 * 3, 2);

@@ -1,4 +1,4 @@
-// Convolutions of every kind that tok's models use, against loops.
+// Convolutions of every kind that tok's models use against f64 loops.
 
 import { conv2d, type ConvOptions } from "../../src/ops/conv.ts";
 import { assert } from "@std/assert";
@@ -56,11 +56,11 @@ const CASES: [string, ConvOptions, number[][][]][] = [
     [8, 3, 3, 8],
     [8],
   ]]],
-  ["3x3 of channels that fill slabs, whose taps are cut apart", { padding: 1 }, [
+  ["3x3 of channels that fill K-tiles, with separate taps", { padding: 1 }, [
     [[1, 6, 6, 32], [8, 3, 3, 32], [8]],
     [[1, 5, 3, 16], [32, 3, 3, 16], [32]],
   ]],
-  ["3x3 with stride 2 of channels that fill slabs", { stride: 2, padding: 1 }, [[
+  ["3x3 with stride 2 of channels that fill K-tiles", { stride: 2, padding: 1 }, [[
     [1, 5, 6, 16],
     [32, 3, 3, 16],
     [32],
@@ -80,7 +80,7 @@ for (const [name, options, shapes] of CASES) {
   });
 }
 
-Deno.test("a convolution of many channels, whose taps are the outer loops, agrees between the profiles", async () => {
+Deno.test("a convolution of many channels, with its taps as outer loops, is equal in both profiles", async () => {
   const shapes = { x: [1, 32, 32, 80], w: [64, 3, 3, 80] };
   const conv = { H: 32, W: 32, C: 80, Ho: 32, Wo: 32, Co: 64, KH: 3, KW: 3, stride: 1, top: 1, left: 1 };
   assert(!usesKxInner({ source: { kind: "conv" }, conv, K: 9 * 80 }));

@@ -81,7 +81,7 @@ for (const which of [...AUGMENTATIONS.map((name) => [name]), AUGMENTATIONS, []])
   });
 }
 
-Deno.test("translations reach an eighth of the side both ways, cutouts every pixel, and no number leaves that range", async () => {
+Deno.test("translations reach an eighth of the side in both directions and no further, cutouts reach every pixel", async () => {
   const S = 16, numbers = [0, 2 ** -24, 0.5, 1 - 2 ** -24, 1], B = numbers.length;
   for (const profile of PROFILES) {
     await testDevice(profile);
@@ -130,7 +130,7 @@ Deno.test("an image's random numbers depend on seed, step and its number, not on
   program.destroy();
 });
 
-Deno.test("in fp16 images are augmented in fp32", async () => {
+Deno.test("fp16 images are augmented in fp32", async () => {
   await testDevice();
   const u = randomArray(14, 2);
   asNumbers(u);

@@ -1,4 +1,5 @@
-// The choice of tiles: every tile gives the same bits, so that tuning changes speed alone; the rule picks by padded work.
+// The choice of GEMM tiles: every tile gives the same bits, so tuning changes speed only; the default rule minimises padded
+// work.
 
 import { assertEquals, assertNotEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -80,7 +81,7 @@ for (const profile of PROFILES) {
   }
 }
 
-Deno.test("tiles are chosen by padded work, and narrow GEMMs get narrow ones", () => {
+Deno.test("tiles are chosen by padded work, and narrow GEMMs get narrow tiles", () => {
   const at = (M: number, N: number, kind: GemmKind = "nt", count = 1, vector = true, runs = 1000) =>
     chooseTile({ profile: "cpu", threads: 8, storage: 32768, runs }, {
       kind,
@@ -110,7 +111,7 @@ Deno.test("tiles are chosen by padded work, and narrow GEMMs get narrow ones", (
   assertNotEquals(gpu(8192, 8192, 16384), "128x128"); // does not fit the workgroup memory
 });
 
-Deno.test("K is cut by the shape alone, into parts that fill the machine", () => {
+Deno.test("split-K depends on the shape alone, and its parts fill the device", () => {
   assertEquals(splitLength("cpu", 512, 512, 512, 1), 512);
   assertEquals(splitLength("cpu", 16, 16, 4096, 1), 128);
   assertEquals(splitLength("gpu", 384, 384, 65536, 1) % 16, 0);

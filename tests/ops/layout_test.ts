@@ -1,4 +1,4 @@
-// Ops that move elements: reshape, permute, slice, split, concat, pad, flip and broadcastTo, their gradients and refusals.
+// Ops that move elements: reshape, permute, slice, split, concat, pad, flip and broadcastTo, their gradients and errors.
 
 import { assertThrows } from "@std/assert";
 import { ShapeError } from "../../src/errors.ts";
@@ -46,7 +46,7 @@ Deno.test("reshape() keeps the elements in order, and infers one size", async ()
   }
 });
 
-Deno.test("permute() puts axis axes[a] of x at a, for two to five axes", async () => {
+Deno.test("permute() moves axis axes[a] of x to a, for two to five axes", async () => {
   const cases: [number[], number[]][] = [
     [[3, 5], [1, 0]],
     [[33, 68], [1, 0]],
@@ -73,7 +73,7 @@ Deno.test("permute() puts axis axes[a] of x at a, for two to five axes", async (
   }
 });
 
-Deno.test("slice() takes a part of an axis, and its gradient is zero around it", async () => {
+Deno.test("slice() selects a range of an axis, and its gradient is zero outside of it", async () => {
   const cases: [number[], number, number, number][] = [
     [[7], 0, 2, 5],
     [[4, 6], 0, 3, 4],
@@ -92,7 +92,7 @@ Deno.test("slice() takes a part of an axis, and its gradient is zero around it",
   }
 });
 
-Deno.test("split() gives consecutive parts; a part that is not used has a gradient of zero", async () => {
+Deno.test("split() returns consecutive parts; an unused part has a gradient of zero", async () => {
   const cases: [number[], number[], number][] = [
     [[7], [2, 5], 0],
     [[3, 12], [4, 4, 4], 1],
@@ -111,7 +111,7 @@ Deno.test("split() gives consecutive parts; a part that is not used has a gradie
   }
 });
 
-Deno.test("concat() joins tensors along any axis", async () => {
+Deno.test("concat() concatenates tensors along any axis", async () => {
   const cases: [number, number[][]][] = [
     [0, [[3], [1], [4]]],
     [0, [[2, 5], [3, 5]]],
@@ -125,7 +125,7 @@ Deno.test("concat() joins tensors along any axis", async () => {
   }
 });
 
-Deno.test("pad() surrounds with zeros", async () => {
+Deno.test("pad() adds zeros on all sides", async () => {
   const cases: [number[], [number, number][]][] = [
     [[4], [[2, 3]]],
     [[3, 5], [[0, 1], [2, 0]]],
@@ -184,7 +184,7 @@ Deno.test("broadcastTo() repeats axes of one element and new leading ones; its g
   }
 });
 
-Deno.test("layout ops refuse what does not fit", async () => {
+Deno.test("layout ops refuse shapes and ranges that do not fit", async () => {
   await testDevice();
   const x = () => input([2, 3, 4]);
   const refused: (() => unknown)[] = [

@@ -1,6 +1,6 @@
-// Sums that are long: 100 million elements, gradients over a million pixels. Some drivers end a thread's loops after 65,535
-// iterations without an error, and f32 loses digits in sums that are made one element after another; both show here.
-// What does not fit into one binding (128 MiB on some adapters) is broadcast from small inputs, and never stored.
+// Long sums: 100 million elements, gradients over a million pixels. Some drivers end a thread's loops after 65,535
+// iterations without an error, and sequential f32 sums lose digits; these tests show both. Operands larger than one binding
+// (128 MiB on some adapters) are broadcast from small inputs and never stored.
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -65,7 +65,7 @@ Deno.test("sums, means and squares of 100 million elements are right to 2e-6, an
   }
 });
 
-Deno.test("sums of 100 million equal elements are right to 2e-6: their rounding errors all have one sign", async () => {
+Deno.test("sums of 100 million equal elements, whose rounding errors have one sign, are right to 2e-6", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     for (const value of [1 / 3, Math.PI]) {
@@ -181,7 +181,7 @@ Deno.test("gradients of a group norm's weight and bias over a map of 512x512 are
   }
 });
 
-Deno.test("a batch norm of a million pixels has their mean and variance", async () => {
+Deno.test("a batch norm of a million pixels normalises by the mean and variance of all", async () => {
   const P = 1 << 20, C = 4;
   const x = randomArray(P * C, 7).map((v, i) => v + i % C);
   const means = new Float64Array(C), variances = new Float64Array(C);
@@ -204,7 +204,7 @@ Deno.test("a batch norm of a million pixels has their mean and variance", async 
   }
 });
 
-Deno.test("rows of a million elements have their norm, softmax and cross entropy", async () => {
+Deno.test("norm, softmax and cross entropy of rows of a million elements match the reference", async () => {
   const C = 1 << 20, x = randomArray(C, 8);
   const mean = sumOf(x) / C, variance = sumOf(x.map((v) => (v - mean) ** 2)) / C;
   const exponents = Float64Array.from(x, Math.exp), all = sumOf(exponents);

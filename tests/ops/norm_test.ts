@@ -39,7 +39,7 @@ Deno.test("layerNorm() and its gradients match the reference", async () => {
   });
 });
 
-Deno.test("layerNorm() of single elements is their bias, and their gradient no more than rounding", async () => {
+Deno.test("layerNorm() of single elements is the bias, and its gradient is within rounding of zero", async () => {
   await checkOp({
     op: (x, w, b) => layerNorm(x, w, b, 1e-5),
     reference: rowReference(false, 1e-5),
@@ -59,7 +59,7 @@ Deno.test("rmsNorm() and its gradients match the reference", async () => {
   });
 });
 
-Deno.test("gradients of norms of one or two elements, which cancel almost entirely, are no more than rounding", async () => {
+Deno.test("gradients of norms of one or two elements, which cancel, are within rounding of zero", async () => {
   const tolerances = { gradientTolerance: 1e-4 };
   const layer = rowReference(false, 1e-5), rms = rowReference(true, 1e-6);
   await checkOp({
@@ -233,7 +233,7 @@ Deno.test("batchNorm() with given statistics and its gradients match the referen
   });
 });
 
-Deno.test("batchNorm() keeps updating its running statistics in place, step after step", async () => {
+Deno.test("batchNorm() updates its running statistics in place at every step", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const C = 3, rows = 50, mean = variable([C]), variance = variable([C]);
@@ -259,7 +259,7 @@ Deno.test("batchNorm() keeps updating its running statistics in place, step afte
   }
 });
 
-Deno.test("batchNorm() updates its running statistics as PyTorch does and uses them when told", async () => {
+Deno.test("batchNorm() updates its running statistics as PyTorch does, and uses them in evaluation", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const shape = [2, 3, 3, 4],
@@ -320,7 +320,7 @@ Deno.test("on a software adapter a small norm and all its gradients take few lau
   assertEquals(launches([2, 4, 4, 64], group).length, 6);
 });
 
-Deno.test("norms stay accurate when the mean is a thousand times the spread", async () => {
+Deno.test("norms stay accurate when the mean is a thousand times the deviation", async () => {
   for (const profile of PROFILES) {
     await testDevice(profile);
     const data = randomArray(2 * 8 * 8 * 8, 5).map((v) => v + 1000);

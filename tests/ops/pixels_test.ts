@@ -1,5 +1,4 @@
-// Images as programs take them: bytes that are converted on the device are the floats that the host would make of them, and
-// mirroring on the device moves the same bits.
+// Images as programs take them: the device converts bytes to the same floats as the host, and mirroring moves the same bits.
 
 import { assertEquals } from "@std/assert";
 import { gather, type ImageSource } from "../../src/data/image_source.ts";

@@ -1,4 +1,4 @@
-// Upsampling, pooling and resizing against loops.
+// Upsampling, pooling and resizing against f64 loops.
 
 import { assert } from "@std/assert";
 import { averagePool, maxPool, upsampleNearest2x } from "../../src/ops/pool.ts";
@@ -62,7 +62,7 @@ for (const [K, stride, padding] of [[2, 2, 0], [3, 2, 1], [3, 1, 1]] as const) {
 
 for (const filter of ["bilinear", "bicubic"] as const) {
   for (const antialias of [false, true]) {
-    Deno.test(`resize() ${filter}${antialias ? " with antialias" : ""} and its gradient are the products with its tables`, async () => {
+    Deno.test(`resize() ${filter}${antialias ? " with antialias" : ""} and its gradient are matmuls with its tables`, async () => {
       for (const [from, to] of [[[4, 5], [8, 3]], [[7, 7], [5, 16]], [[1, 2], [3, 2]]] as const) {
         const options = { filter, antialias };
         const rows = resizeTable(from[0], to[0], options), columns = resizeTable(from[1], to[1], options);
@@ -95,21 +95,21 @@ const TORCH: {
 } = JSON.parse(Deno.readTextFileSync(new URL("../fixtures/resize_torch.json", import.meta.url)));
 
 /** The table applied to squares. */
-const ofSquares = (table: Float32Array, size: number) =>
+const squaresOf = (table: Float32Array, size: number) =>
   Array.from(
     { length: size },
     (_, i) => [0, 1, 2, 3, 4].reduce((s, j) => s + (table[i * 5 + j] as number) * j * j, 0),
   );
 for (const [size, filter, antialias, expected] of TORCH.cases) {
   Deno.test(`resizeTable() from 5 to ${size}, ${filter}, antialias ${antialias}, gives PyTorch's values`, () => {
-    const got = ofSquares(resizeTable(5, size, { filter, antialias }), size);
+    const got = squaresOf(resizeTable(5, size, { filter, antialias }), size);
     assert(relativeError(got, expected) < 2e-6, `${got} against ${expected}`);
   });
 }
 
-Deno.test("resizeTable() with a step of its own gives PyTorch's values for a scale_factor", () => {
+Deno.test("resizeTable() with an explicit step gives PyTorch's values for a scale_factor", () => {
   for (const [size, antialias, expected] of TORCH.scaled) {
-    const got = ofSquares(resizeTable(5, size, { filter: "bicubic", antialias }, 5 / (size + 0.1)), size);
+    const got = squaresOf(resizeTable(5, size, { filter: "bicubic", antialias }, 5 / (size + 0.1)), size);
     assert(relativeError(got, expected) < 2e-6, `${size}, ${antialias}: ${got} against ${expected}`);
   }
 });

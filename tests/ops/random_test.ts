@@ -52,7 +52,7 @@ Deno.test("uniform and normal numbers have the moments of their distributions", 
   assert(u.every((v) => v > 0 && v < 1) && n.every(Number.isFinite));
 });
 
-Deno.test("permutation() is an order of all numbers, another one for another stream", () => {
+Deno.test("permutation() has every number once, in another order for another stream", () => {
   const a = host.permutation(7, 1, 100), b = host.permutation(7, 2, 100);
   assertEquals([...a].sort((x, y) => x - y), Array.from({ length: 100 }, (_, i) => i));
   assertEquals(a, host.permutation(7, 1, 100));

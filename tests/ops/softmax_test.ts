@@ -1,4 +1,4 @@
-// Softmax and cross entropy where they are delicate: single classes, many rows, huge logits, wrong labels.
+// Edge cases of softmax and cross entropy: single classes, many rows, huge logits, wrong labels.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";

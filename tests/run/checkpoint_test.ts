@@ -1,14 +1,16 @@
-// Atomic files, checkpoints that survive a crash at any write point, locks, and the choice of a run.
+// Atomic files, checkpoints that survive a crash at any write, locks, and the choice of a run.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
 import {
   checkpointPath,
+  keepBest,
   listCheckpoints,
   newestCheckpoint,
   newestRun,
   openCheckpoint,
   openRun,
+  readBest,
   saveCheckpoint,
 } from "../../src/run/checkpoint.ts";
 import {
@@ -29,7 +31,7 @@ const never = (message: string) => {
 
 // Atomic files
 
-Deno.test("writeAtomic() makes folders, replaces a file, and leaves nothing else", async () => {
+Deno.test("writeAtomic() creates folders, replaces a file, and leaves no other file", async () => {
   const folder = await Deno.makeTempDir();
   writeAtomic(`${folder}/a/b/c.txt`, "one");
   writeAtomic(`${folder}/a/b/c.txt`, new TextEncoder().encode("two"));
@@ -37,7 +39,7 @@ Deno.test("writeAtomic() makes folders, replaces a file, and leaves nothing else
   assertEquals(names(`${folder}/a/b`), ["c.txt"]);
 });
 
-Deno.test("AtomicFile.patch() overwrites and goes on at the end", async () => {
+Deno.test("AtomicFile.patch() overwrites bytes and keeps the write position", async () => {
   const path = `${await Deno.makeTempDir()}/x`;
   const file = new AtomicFile(path);
   file.write(new Uint8Array([1, 2, 3]));
@@ -67,7 +69,7 @@ for (const code of ["ENOSPC", "EIO", "EACCES", "EDQUOT", "EROFS"]) {
   }
 }
 
-Deno.test("a full device is explained", () => {
+Deno.test("a full disk is reported as such", () => {
   if (Deno.build.os !== "linux") return; // only there is /dev/full
   using full = Deno.openSync("/dev/full", { write: true });
   const error = assertThrows(() => full.writeSync(new Uint8Array(1)));
@@ -85,7 +87,7 @@ Deno.test("a file larger than the free space is refused before anything is writt
   assertEquals(names(folder), []);
 });
 
-Deno.test("a file where a folder should be is explained, and so are unreadable and broken JSON files", async () => {
+Deno.test("a file in place of a folder, an unreadable and a broken JSON file are reported as such", async () => {
   const folder = await Deno.makeTempDir();
   Deno.writeTextFileSync(`${folder}/file`, "{");
   assertThrows(() => writeAtomic(`${folder}/file/x`, ""), UsageError, "make the folder");
@@ -96,7 +98,7 @@ Deno.test("a file where a folder should be is explained, and so are unreadable a
   assertThrows(() => writeAtomic(`${folder}/${"n".repeat(300)}`, ""), UsageError, "the name is too long");
 });
 
-Deno.test("an error that is not the file system's is not dressed up", () => {
+Deno.test("an error that is not the file system's is passed on unchanged", () => {
   const error = new TypeError("a mistake of ours");
   assertEquals(explained(error, "write", "x"), error);
 });
@@ -111,9 +113,52 @@ Deno.test("formatBytes() chooses the unit", () => {
   ]);
 });
 
+// Retention
+
+Deno.test("the best checkpoint and those of every N steps stay, whatever else is removed", async () => {
+  const run = await Deno.makeTempDir();
+  const save = (step: number) => saveCheckpoint(run, step, tensor(step), {}, { keep: 2, keepEvery: 300 });
+  assertEquals(readBest(run), undefined);
+  for (let step = 100; step <= 1000; step += 100) {
+    await save(step);
+    if (step === 200 || step === 400) keepBest(run, { step, metric: "psnr", value: step / 10 });
+  }
+  assertEquals(listCheckpoints(run), [1000, 900, 600, 300]);
+  assertEquals(readBest(run), { step: 400, metric: "psnr", value: 40 });
+  const best = await openCheckpoint(`${run}/checkpoints/best.safetensors`);
+  assertEquals([best.step, [...await best.file.read("x")]], [400, [400, 400, 400]]);
+  best.file.close();
+  assertEquals((await newestCheckpoint(run, never))?.step, 1000, "the best is no newest one");
+  keepBest(run, { step: 900, metric: "psnr", value: 41 });
+  keepBest(run, { step: 900, metric: "psnr", value: 41 }); // the same file
+  assertEquals(names(`${run}/checkpoints`).filter((name) => !name.startsWith("step_")), [
+    "best.json",
+    "best.safetensors",
+  ]);
+  // A file system without hard links.
+  const link = Deno.linkSync;
+  Deno.linkSync = () => {
+    throw new Error("not supported");
+  };
+  try {
+    keepBest(run, { step: 600, metric: "psnr", value: 42 });
+  } finally {
+    Deno.linkSync = link;
+  }
+  const copied = await openCheckpoint(`${run}/checkpoints/best.safetensors`);
+  copied.file.close();
+  assertEquals([copied.step, readBest(run)?.step], [600, 600]);
+  // A checkpoint that is missing is an error, and then no record describes the file.
+  assertThrows(() => keepBest(run, { step: 5, metric: "psnr", value: 50 }), UsageError, "best.safetensors");
+  assertEquals(readBest(run), undefined);
+  // A run that goes back removes later ones, also those to keep.
+  await save(500);
+  assertEquals(listCheckpoints(run), [500, 300]);
+});
+
 // Crashes
 
-Deno.test("kill -9 at any write point leaves the checkpoint before or the new one, whole", async () => {
+Deno.test("kill -9 at any write leaves the old or the new checkpoint complete", async () => {
   const seen = new Set<string>();
   for (let point = 0; point < 100; point++) {
     const run = await Deno.makeTempDir();
@@ -156,7 +201,7 @@ Deno.test("kill -9 at any write point leaves the checkpoint before or the new on
 
 // Checkpoints
 
-Deno.test("saveCheckpoint() keeps the newest ones, and forgets a course that was left", async () => {
+Deno.test("saveCheckpoint() keeps the newest checkpoints, and removes those of an abandoned course", async () => {
   const run = await Deno.makeTempDir();
   for (const step of [100, 200, 300]) await saveCheckpoint(run, step, tensor(step), {});
   assertEquals(listCheckpoints(run), [300, 200]);
@@ -167,7 +212,7 @@ Deno.test("saveCheckpoint() keeps the newest ones, and forgets a course that was
   assertEquals(names(`${run}/checkpoints`), ["step_00000250.safetensors"]);
 });
 
-Deno.test("newestCheckpoint() passes over damaged ones with a warning and does not look at others", async () => {
+Deno.test("newestCheckpoint() skips damaged checkpoints with a warning and ignores other files", async () => {
   const run = await Deno.makeTempDir();
   assertEquals(await newestCheckpoint(run, never), undefined);
   for (const step of [100, 200, 300]) await saveCheckpoint(run, step, tensor(step), { step }, { keep: 9 });
@@ -205,7 +250,7 @@ Deno.test("openRun() refuses a folder that holds another run unless it is resume
   openRun(run, { resume: true }).release();
 });
 
-Deno.test("openRun() keeps a second process out, and lets it in when the first has died", async () => {
+Deno.test("openRun() refuses a second process until the first has ended", async () => {
   const run = await Deno.makeTempDir();
   const child = new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--no-check", new URL("../fixtures/hold_run.ts", import.meta.url).pathname, run],
@@ -221,7 +266,7 @@ Deno.test("openRun() keeps a second process out, and lets it in when the first h
   assertThrows(() => openRun(run), UsageError, `process ${Deno.pid} is writing to it`);
 });
 
-Deno.test("newestRun() finds the run whose model was finished last", async () => {
+Deno.test("newestRun() finds the run with the newest model", async () => {
   const runs = await Deno.makeTempDir();
   assertEquals(newestRun(`${runs}/none`, "model"), undefined);
   const finish = (name: string, kind: string, time: number, files = ["config.json", "model.safetensors"]) => {

@@ -29,7 +29,7 @@ async function stopped<T>(test: () => T | Promise<T>): Promise<T> {
   }
 }
 
-Deno.test("a stop is asked for between batches, and held off while there is something to save", async () => {
+Deno.test("a stop is checked between batches, and delayed while there is something to save", async () => {
   throwIfStopped();
   await stopped(() => {
     assertEquals(stopRequested(), 130);
@@ -62,12 +62,13 @@ Deno.test("a program stops before a kernel is compiled, and inference between tw
   program.destroy();
 });
 
-Deno.test("a training loop that is stopped while kernels of a later step compile saves the steps before", async () => {
+Deno.test("a training loop stopped while kernels of a later step compile saves the earlier steps", async () => {
   await testDevice("cpu");
   const runningMetrics = variable([1]);
   await runningMetrics.storage.materialise();
   const readProgress = () => Promise.resolve({ applied: 0, skipped: 0, lossScale: 1 });
-  const optimizer = { label: "none", readProgress } as unknown as Optimizer;
+  const readNorms = () => Promise.resolve([]);
+  const optimizer = { label: "none", readProgress, readNorms } as unknown as Optimizer;
   for (const [at, saved, held] of [[3, [3], true], [0, [], false]] as const) {
     const saves: number[] = [];
     const run = () =>
@@ -131,7 +132,7 @@ async function signalled(
   return { code, last, stderr: await stderr };
 }
 
-Deno.test("Ctrl-C while the command's thread is blocked by one long batch ends it with 130, in the middle of the batch", async () => {
+Deno.test("Ctrl-C during a long batch ends the command with exit 130 before the batch is done", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const { code, last, stderr } = await signalled(
@@ -148,7 +149,7 @@ Deno.test("Ctrl-C while the command's thread is blocked by one long batch ends i
   }
 });
 
-Deno.test("SIGTERM between batches ends a command with 143, says how to go on, and leaves nothing behind", async () => {
+Deno.test("SIGTERM between batches ends a command with exit 143 and the command to resume, and leaves no temporary files", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const data = new Uint8Array(3 * 32 * 32).fill(7);
@@ -169,7 +170,7 @@ Deno.test("SIGTERM between batches ends a command with 143, says how to go on, a
   }
 });
 
-Deno.test("a second signal ends a command at once, though its thread is blocked", async () => {
+Deno.test("a second signal ends a command at once, also while its thread is blocked", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const args = ["features", "--image-size", "1024", "--batch-size", "16"];

@@ -1,4 +1,4 @@
-// Places that commands write to: one process at a time, nothing of anybody else's touched, nothing left behind.
+// Outputs of commands: one process at a time, other files untouched, no temporary files left.
 
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
@@ -28,7 +28,7 @@ async function deadProcess(): Promise<number> {
 
 const open = { folder: Output.folder, file: (path: string) => Output.file(`${path}/f.safetensors`) };
 for (const [kind, start] of Object.entries(open)) {
-  Deno.test(`a ${kind} to write to is locked until it is released, and no lock stays`, () =>
+  Deno.test(`an output ${kind} is locked until it is released, and leaves no lock`, () =>
     inFolder((folder) => {
       {
         using _output = start(folder);
@@ -40,21 +40,21 @@ for (const [kind, start] of Object.entries(open)) {
     }));
 }
 
-Deno.test("files in one folder are locked each by itself", () =>
+Deno.test("files in one folder are locked separately", () =>
   inFolder((folder) => {
     using _a = Output.file(`${folder}/a`);
     using _b = Output.file(`${folder}/b`);
     assertThrows(() => Output.file(`${folder}/a`), UsageError, "is writing to it");
   }));
 
-Deno.test("numbered folders are claimed, so that two processes never get the same", () =>
+Deno.test("two processes never get the same numbered folder", () =>
   inFolder((folder) => {
     using a = Output.numbered(`${folder}/runs`, "align");
     using b = Output.numbered(`${folder}/runs`, "align");
     assertEquals([a.folder, b.folder], [`${folder}/runs/align-001`, `${folder}/runs/align-002`]);
   }));
 
-Deno.test("folders that were made for an output and stayed empty are removed with it, others stay", () =>
+Deno.test("empty folders created for an output are removed with it, others stay", () =>
   inFolder((folder) => {
     Output.folder(`${folder}/a/b/c`).release();
     Output.numbered(`${folder}/runs`, "eval").release();
@@ -68,7 +68,7 @@ Deno.test("folders that were made for an output and stayed empty are removed wit
     assertEquals(names(folder), ["full", "users"]);
   }));
 
-Deno.test("an output folder that is deleted or replaced ends the work with a line, and is not made again", () =>
+Deno.test("a deleted or replaced output folder ends the work with one line, and is not recreated", () =>
   inFolder((folder) => {
     for (const replaced of [false, true]) {
       using output = Output.folder(`${folder}/out`);
@@ -87,7 +87,7 @@ Deno.test("an output folder that is deleted or replaced ends the work with a lin
     throwIfStopped();
   }));
 
-Deno.test("only what tok left of interrupted writes is removed: by its own name, and when its process has ended", () =>
+Deno.test("only temporary files of tok whose process has ended are removed", () =>
   inFolder(async (folder) => {
     const dead = await deadProcess(), old = Date.now() / 1000 - 4000;
     const users = ["notes.tmp", "a.png.tmp", `x.${dead}-0.tmp`, "x.2026-11.tmp", `x.tok-${dead}-0.tmp.bak`];
@@ -108,7 +108,7 @@ Deno.test("only what tok left of interrupted writes is removed: by its own name,
     writing.abort();
   }));
 
-Deno.test("a file to write to is cleaned of its own leftovers only", () =>
+Deno.test("an output file removes its own temporary files only", () =>
   inFolder(async (folder) => {
     const dead = await deadProcess();
     for (const name of ["a", "b"]) Deno.writeTextFileSync(`${folder}/${name}.tok-${dead}-0.tmp`, "");
@@ -116,7 +116,7 @@ Deno.test("a file to write to is cleaned of its own leftovers only", () =>
     assertEquals(names(folder), [`b.tok-${dead}-0.tmp`]);
   }));
 
-Deno.test("what cannot be written is said when it is opened", () =>
+Deno.test("an output that cannot be written is an error when it is opened", () =>
   inFolder((folder) => {
     Deno.writeTextFileSync(`${folder}/file`, "");
     assertThrows(() => Output.folder(`${folder}/file`), UsageError, "Cannot");
@@ -128,7 +128,7 @@ Deno.test("what cannot be written is said when it is opened", () =>
 
 // What a folder holds already
 
-Deno.test("the results of another command, and files of something else, are never written over", () =>
+Deno.test("results of another command and other files are never overwritten", () =>
   inFolder((folder) => {
     refuseOthers(folder, "sample");
     writeAtomic(`${folder}/config.json`, '{"command": "align"}');
@@ -138,7 +138,7 @@ Deno.test("the results of another command, and files of something else, are neve
     assertThrows(() => refuseOthers(folder, "sample"), UsageError, 'a "config.json" of something else');
   }));
 
-Deno.test("pictures go on with the same options only, and are never mixed with others", () =>
+Deno.test("samples are continued with the same options only, and are never mixed with others", () =>
   inFolder((folder) => {
     const begin = (cfg: number, num = 1, fingerprint = "a") => {
       const madeFrom = { model: { name: "m", fingerprint } };

@@ -1,14 +1,13 @@
-// The report and the log: one page that needs nothing else, from whatever a run has left.
+// The report and the log: one self-contained page from any state of a run's folder.
 
 import { assert, assertEquals } from "@std/assert";
 import { join } from "@std/path";
 import { writeJson } from "../../src/formats/files.ts";
 import { grid, writePng } from "../../src/image/image.ts";
-import { duration, Log } from "../../src/run/log.ts";
-import { columnsOf } from "../../src/run/terminal.ts";
+import { columnsOf, duration, Log } from "../../src/run/log.ts";
 import { writeReport } from "../../src/run/report.ts";
 
-Deno.test("report.html has curves, pictures, scores and options, and refers to nothing outside", async () => {
+Deno.test("report.html has curves, images, scores and options, and no external references", async () => {
   const run = await Deno.makeTempDir();
   try {
     const rows = Array.from(
@@ -42,7 +41,7 @@ Deno.test("report.html has curves, pictures, scores and options, and refers to n
   }
 });
 
-Deno.test("the curves of a run that went back to an earlier step are those of its last course, with its sources named", async () => {
+Deno.test("the curves of a run resumed from an earlier step show the latest course, with its sources named", async () => {
   const run = await Deno.makeTempDir();
   try {
     const rows = [
@@ -65,7 +64,7 @@ Deno.test("the curves of a run that went back to an earlier step are those of it
   }
 });
 
-Deno.test("events go to the run's log as one JSON object a line", async () => {
+Deno.test("events are written to the run's log as one JSON object per line", async () => {
   const run = await Deno.makeTempDir();
   try {
     const log = new Log({ json: false, terminal: { stdout: false, stderr: false } });
@@ -82,7 +81,7 @@ Deno.test("events go to the run's log as one JSON object a line", async () => {
   }
 });
 
-Deno.test("durations read well at any length", () => {
+Deno.test("durations are readable at any length", () => {
   assertEquals([5, 59.6, 75, 3600, 7325].map(duration), ["5s", "1m00s", "1m15s", "1h00m", "2h02m"]);
 });
 
@@ -107,7 +106,7 @@ function captured(
   return said;
 }
 
-Deno.test("the progress line never reaches the last column, from 40 columns on it shows count and time left", () => {
+Deno.test("the progress line never reaches the last column, and shows count and time left from 40 columns on", () => {
   const labels = [
     "encoding",
     "refine: compiling",
@@ -132,7 +131,7 @@ Deno.test("the progress line never reaches the last column, from 40 columns on i
   assertEquals(columnsOf("a推é…"), 5);
 });
 
-Deno.test("on a full disk rows are kept with one warning, and written in order when there is room", async () => {
+Deno.test("on a full disk rows are kept with one warning, and written in order once there is space", async () => {
   const run = await Deno.makeTempDir();
   const original = Deno.FsFile.prototype.writeSync;
   let room = 0; // bytes
@@ -166,7 +165,7 @@ Deno.test("on a full disk rows are kept with one warning, and written in order w
   }
 });
 
-Deno.test("stdout that is full gives one line on stderr, one whose reader went away gives none", () => {
+Deno.test("a full stdout gives one line on stderr, a closed one gives none", () => {
   const outcomes = [[Object.assign(new Error("x"), { code: "ENOSPC" }), true], [
     new Deno.errors.BrokenPipe("x"),
     false,
@@ -187,7 +186,7 @@ Deno.test("stdout that is full gives one line on stderr, one whose reader went a
   }
 });
 
-Deno.test("lines that are held appear in order at the first progress, or are forgotten for an error", () => {
+Deno.test("held lines appear in order at the first progress, or are discarded by an error", () => {
   const options = { json: false, terminal: { stdout: false, stderr: false }, hold: true };
   const { err } = captured(() => {
     const log = new Log(options);

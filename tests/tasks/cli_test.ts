@@ -111,7 +111,7 @@ function readmes(folder: string): string[] {
   });
 }
 
-Deno.test("an unknown command or option ends with 2 and one line that names the nearest", async () => {
+Deno.test("an unknown command or option ends with exit 2 and one line that names the nearest", async () => {
   const { code, stderr, stdout } = await tok(["smaple"]);
   assertEquals([code, stdout, stderr.trim().split("\n").length], [2, "", 1]);
   assert(stderr.includes("did you mean sample?"), stderr);
@@ -125,7 +125,7 @@ Deno.test("an unknown command or option ends with 2 and one line that names the 
   ) assertThrows(() => parseCommandLine(line.split(" ")), UsageError, nearest);
 });
 
-Deno.test("a preset brings its encoder, and --gan-start off is the same however many steps there are", () => {
+Deno.test("a preset selects its encoder, and --gan-start off does not depend on the steps", () => {
   const align = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
   assertEquals(align("--preset", "dinov2-l-f16d32").encoder, "facebook/dinov2-large");
   assertEquals(align("--preset", "dinov2-b-f16d32").encoder, "facebook/dinov2-base");
@@ -171,7 +171,7 @@ Deno.test("an unknown preset is an error that names those it may mean; one for r
   assert(stderr.includes('"facebook/vit-mae-large"') && stderr.includes("fetch it with --download"), stderr);
 });
 
-Deno.test("flags go over the file, the file over the preset, the preset over the defaults", async () => {
+Deno.test("options override the config file, the file the preset, the preset the defaults", async () => {
   const file = await Deno.makeTempFile({ suffix: ".json" });
   await Deno.writeTextFile(file, JSON.stringify({ "batch-size": 5, latentChannels: 7 }));
   const resolve = (...args: string[]) => parseCommandLine(["align", ...args]).config as AlignConfig;
@@ -186,7 +186,7 @@ Deno.test("flags go over the file, the file over the preset, the preset over the
   await Deno.remove(file);
 });
 
-Deno.test("values are checked: type, range, number of parts, choices, repetition", () => {
+Deno.test("values are checked for type, range, number of parts, choices and repetition", () => {
   const wrong: [string[], string][] = [
     [["--batch-size", "0"], "--batch-size 0"],
     [["--batch-size", "many"], "--batch-size many"],
@@ -210,7 +210,7 @@ Deno.test("values are checked: type, range, number of parts, choices, repetition
   assertEquals(resolveConfig(trainDitConfig, ["--model", "XL/1"], { command: "train-dit" }).model, "XL/1");
 });
 
-Deno.test("every list option takes spaces at its commas, in one argument or several", async () => {
+Deno.test("every list option accepts spaces at its commas, in one argument or several", async () => {
   const resolve = (...args: string[]) => resolveConfig(sampleConfig, args, { command: "sample" });
   for (
     const args of [["0,1"], ["0, 1"], [" 0 , 1 "], ["0,", "1"], ["0", ",1"], ["0", ",", "1"]]
@@ -237,7 +237,7 @@ Deno.test("every list option takes spaces at its commas, in one argument or seve
   await Deno.remove(file);
 });
 
-Deno.test("bad input ends with 2 and one line that says what, where and why", async () => {
+Deno.test("bad input ends with exit 2 and one line that says what, where and why", async () => {
   const folder = await Deno.makeTempDir();
   try {
     await Deno.mkdir(join(folder, "empty"));
@@ -297,7 +297,7 @@ Deno.test("a machine without an adapter gets one line that says what to install,
   }
 });
 
-Deno.test("--json prints one object a line on stdout, the last one done; people read on stderr", async () => {
+Deno.test('--json prints one object per line on stdout, the last one "done"; text for people goes to stderr', async () => {
   const { code, stdout, stderr } = await tok(["align", "--dry-run", "--json"], { env: { NO_COLOR: "1" } });
   assertEquals(code, 0, stderr);
   const rows = stdout.trim().split("\n").map((line) => JSON.parse(line));
@@ -307,7 +307,7 @@ Deno.test("--json prints one object a line on stdout, the last one done; people 
   assert(stderr.includes("GFLOP") && !stderr.includes("\x1b["));
 });
 
-Deno.test("a full stdout gives one line on stderr and 1, a closed one gives nothing", async () => {
+Deno.test("a full stdout gives one line on stderr and exit 1, a closed one gives no message", async () => {
   if (Deno.build.os !== "linux") return; // only there is /dev/full
   const shell = async (line: string) => {
     const words = [Deno.execPath(), "run", "--no-check", "-A", "--config", CONFIG, MAIN];

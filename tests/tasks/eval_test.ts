@@ -1,4 +1,4 @@
-// What tok eval leaves out, refuses and keeps: before anything is computed where it can be known, with what is computed written.
+// What tok eval omits, refuses and keeps: before any computation where possible, and with the finished scores written.
 
 import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import { join } from "@std/path";
@@ -41,7 +41,7 @@ async function writeImages(folder: string, sizes: readonly (readonly [number, nu
 
 const readScores = async (out: string) => JSON.parse(await Deno.readTextFile(join(out, "metrics.json")));
 
-Deno.test("a tokenizer's default scores leave out what the images do not allow; asked for, it is an error before any", async () => {
+Deno.test("default scores omit what the images do not allow; requested by name, it is an error before any score", async () => {
   const root = await Deno.makeTempDir(), data = join(root, "data"), tokenizer = join(root, "run");
   await saveTokenizer(tokenizer, (await alignment()).tokenizer);
   for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[40, 32]]);
@@ -74,7 +74,7 @@ Deno.test("a tokenizer's default scores leave out what the images do not allow; 
   await Deno.remove(root, { recursive: true });
 });
 
-Deno.test("an encoder sees each image by its own preprocessing: the distance of sets is the same both ways round", async () => {
+Deno.test("each image is preprocessed as the encoder requires: the distance of two sets is symmetric", async () => {
   const root = await Deno.makeTempDir(), at = (name: string) => join(root, name);
   await writeImages(at("a"), [[64, 64], [64, 64], [50, 33], [64, 64]]);
   await writeImages(at("b"), [[32, 32], [32, 32], [32, 32], [32, 32]]);
@@ -101,7 +101,7 @@ Deno.test("an encoder sees each image by its own preprocessing: the distance of 
   await Deno.remove(root, { recursive: true });
 });
 
-Deno.test("a score that fails late does not lose the others, and is still an error", async () => {
+Deno.test("a score that fails late keeps the others, and is still an error", async () => {
   const results = new Results();
   await results.add(() => Promise.resolve({ fid: 3 }));
   await results.add(() => Promise.reject(new UsageError("Cannot take a kernel distance")));
@@ -118,7 +118,7 @@ Deno.test("a score that fails late does not lose the others, and is still an err
   await assertRejects(() => results.add(() => Promise.reject(new Error("device lost"))), Error, "lost");
 });
 
-Deno.test("scores that sets do not allow are known before any is computed", () => {
+Deno.test("scores that sets do not allow are excluded before any is computed", () => {
   const obstacle = (name: string, real: SetFacts, fake: SetFacts) =>
     obstacleOf(METRICS.find((metric) => metric.name === name)!, real, fake);
   const statistics = (n: number) => ({ mean: new Float64Array(n), covariance: new Float64Array(n * n) });
@@ -139,7 +139,7 @@ Deno.test("scores that sets do not allow are known before any is computed", () =
   assertEquals(obstacle("sfid", other, many), '"other" holds neither images nor spatial statistics');
 });
 
-Deno.test("metrics are left out with one note a reason; where none is left, the reasons are the error", () => {
+Deno.test("metrics are omitted with one note per reason; if none is left, the reasons are the error", () => {
   const notes: string[] = [], nothing = { metrics: undefined, inception: undefined, lpips: undefined };
   const selection = new Selection("sets", nothing);
   selection.settle((line) => notes.push(line));
@@ -156,7 +156,7 @@ Deno.test("metrics are left out with one note a reason; where none is left, the 
   assertEquals(notes.length, 1);
 });
 
-Deno.test("an option that would be ignored and a lone array are refused with what to give instead", async () => {
+Deno.test("an option without effect and a single array are refused with a remedy", async () => {
   const refused = async (options: Record<string, unknown>, ...words: string[]) => {
     const { error, lines } = await tokEval(options);
     assert(error instanceof UsageError, `${error}`);
@@ -170,7 +170,7 @@ Deno.test("an option that would be ignored and a lone array are refused with wha
   await refused({ fake: "nowhere.NPZ" }, 'Cannot read "nowhere.NPZ": it does not exist');
 });
 
-Deno.test("an npz with unusable images, labels or statistics is refused by what is wrong with it", async () => {
+Deno.test("an npz with unusable images, labels or statistics is refused with the reason", async () => {
   const root = await Deno.makeTempDir(), path = join(root, "set.npz");
   const images = { name: "arr_0", shape: [3, 4, 6, 3], data: new Uint8Array(216) };
   const labels = (data: Float64Array | BigInt64Array, shape = [data.length]) => ({

@@ -1,4 +1,4 @@
-// What commands write to: one process at a time, sampling goes on where it stopped, and no folder mixes two runs.
+// Existing outputs: one process at a time, sampling resumes where it stopped, and no folder mixes two runs.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -29,7 +29,7 @@ function files(folder: string): Record<string, string> {
 }
 
 for (const folders of ["--no-folders", "--folders"]) {
-  Deno.test(`sampling that stopped goes on to the same files and makes no picture twice (${folders})`, () =>
+  Deno.test(`interrupted sampling resumes to the same files and generates no image twice (${folders})`, () =>
     inFolder(async (folder) => {
       const [whole, parts] = [join(folder, "whole"), join(folder, "parts")];
       await sample("--num", "11", "--npz", folders, "--out", whole);
@@ -68,7 +68,7 @@ for (const folders of ["--no-folders", "--folders"]) {
     }));
 }
 
-Deno.test("samples with other options, weights or statistics never go into a folder that holds some, nor beside other pictures", () =>
+Deno.test("samples with other options, weights or statistics are never mixed with existing samples or other images", () =>
   inFolder(async (folder) => {
     const out = join(folder, "out");
     await sample("--num", "2", "--out", out);
@@ -96,7 +96,7 @@ Deno.test("samples with other options, weights or statistics never go into a fol
     assertEquals(Object.keys(files(users)), ["0.png", "1.png"]);
   }));
 
-Deno.test("reconstruct never writes over its input, mixes with older pictures, or gives two images one name", () =>
+Deno.test("reconstruct never overwrites its input, mixes with older images, or gives two images one name", () =>
   inFolder(async (folder) => {
     const photos = join(folder, "photos"), out = join(folder, "out");
     const reconstruct = (input: string, to: string) =>
@@ -155,7 +155,7 @@ const WRITERS: [string, ...string[]][] = [
   ["inspect", TENSORS, "--convert"],
 ];
 
-Deno.test("no command writes where another process does, and each says so before its work", () =>
+Deno.test("every command refuses an output folder of another process before its work", () =>
   inFolder(async (folder) => {
     const out = join(folder, "out.safetensors");
     for (const [name, ...args] of WRITERS) {
@@ -173,7 +173,7 @@ Deno.test("no command writes where another process does, and each says so before
     assertEquals([...Deno.readDirSync(folder)], []);
   }));
 
-Deno.test("no command writes where nothing can be written, and each says so before its work", () =>
+Deno.test("every command refuses an output folder that cannot be written before its work", () =>
   inFolder(async (folder) => {
     Deno.writeTextFileSync(join(folder, "file"), "");
     const out = join(folder, "file/out.safetensors");
@@ -185,7 +185,7 @@ Deno.test("no command writes where nothing can be written, and each says so befo
     }
   }));
 
-Deno.test("a command whose output folder is deleted while it works ends with a line and does not make it again", () =>
+Deno.test("a command whose output folder is deleted during its work ends with one line and does not recreate it", () =>
   inFolder(async (folder) => {
     for (const [name, ...args] of WRITERS.slice(2, -1)) {
       const place = join(folder, name);
@@ -199,7 +199,7 @@ Deno.test("a command whose output folder is deleted while it works ends with a l
     }
   }));
 
-Deno.test("images too small for SSIM are reconstructed, and that score is left out", () =>
+Deno.test("images too small for SSIM are reconstructed without that score", () =>
   inFolder(async (folder) => {
     const args = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--image-size", "8", "--num", "3", "--out"];
     const { lines, result } = await run("reconstruct", ...args, join(folder, "out"));
@@ -207,7 +207,7 @@ Deno.test("images too small for SSIM are reconstructed, and that score is left o
     assert(lines.at(-1)?.includes("no SSIM below 11 x 11 pixels over 3 images"), lines.at(-1));
   }));
 
-Deno.test("encode where the same latents are complete does nothing, and other ones are refused", () =>
+Deno.test("encode does nothing if the same latents are complete, and refuses others", () =>
   inFolder(async (folder) => {
     const out = join(folder, "out");
     const encode = (images: string) =>

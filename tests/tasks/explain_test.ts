@@ -25,7 +25,7 @@ Deno.test("every option that decides the result of a training has a grade", () =
   }
 });
 
-Deno.test("--explain tells default, preset, config file and command line apart, and grades the value in effect", async () => {
+Deno.test("--explain distinguishes default, preset, config file and command line, and grades the effective value", async () => {
   const file = await Deno.makeTempFile({ suffix: ".json" });
   await Deno.writeTextFile(file, JSON.stringify({ wSemantic: 3, "batch-size": 4 }));
   const rows = explained(

@@ -1,4 +1,4 @@
-// tok inspect: what it lists of each kind of file, what it converts, and the numbers of parameters of published sizes.
+// tok inspect: the listing of each kind of file, conversion, and the parameter counts of published sizes.
 
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl } from "@std/path";
@@ -41,7 +41,7 @@ Deno.test("inspect lists the tensors of torch files and of .npz files", async ()
   assertEquals(JSON.parse(npz.last).found[0].tensors[0], { name: "arr_0", dtype: "u1", shape: [2, 3, 4, 3] });
 });
 
-Deno.test("inspect lists the objects beside weights by the names of their classes", async () => {
+Deno.test("inspect lists the objects next to weights by the names of their classes", async () => {
   const found = await tok(fixture("company.pth"));
   assertEquals(found.code, 0, found.err);
   assert(/model\.w +F32 +\[2, 3\]/.test(found.err), found.err);
@@ -119,7 +119,7 @@ Deno.test("inspect --preset prints the published numbers of parameters", async (
   assert(err.includes("675.26 M"), err);
 });
 
-Deno.test("inspect refuses what it cannot read in one line, and writes nothing then", async () => {
+Deno.test("inspect refuses unreadable files in one line, and writes nothing", async () => {
   Deno.writeTextFileSync(`${folder}/text.txt`, "hello, world");
   Deno.writeFileSync(`${folder}/cut.pth`, Deno.readFileSync(fixture("torch_zip.pth")).slice(0, 5000));
   const hidden = zip(members(dict({ "a\x1b[31m\nb": tensor() })));

@@ -1,4 +1,4 @@
-// The single file: what it unpacks is complete or not used, whatever happens to the cache or to the file.
+// The single-file package: it unpacks completely or not at all, with any state of the cache or the file.
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
@@ -50,7 +50,7 @@ function unpacked(cache: string): string {
   return join(cache, name);
 }
 
-Deno.test("a cache that is damaged, half-written or changed is unpacked again", () =>
+Deno.test("a damaged, incomplete or changed cache is unpacked again", () =>
   inFolder(async (folder, tok) => {
     const env = { HOME: folder };
     assertEquals(await start(tok, env), RAN);
@@ -76,7 +76,7 @@ Deno.test("a cache that is damaged, half-written or changed is unpacked again", 
     }
   }));
 
-Deno.test("parallel first starts leave one copy, and what a killed one left is removed", () =>
+Deno.test("parallel first starts leave one copy, and remove the leftovers of a killed one", () =>
   inFolder(async (folder, tok) => {
     const env = { XDG_CACHE_HOME: join(folder, "cache") }, cache = join(folder, "cache/tok");
     const child = new Deno.Command("true").spawn();
@@ -90,7 +90,7 @@ Deno.test("parallel first starts leave one copy, and what a killed one left is r
     unpacked(cache);
   }));
 
-Deno.test("a folder that others can write, or own, is not trusted; without HOME a private one is used", () =>
+Deno.test("a folder that other users own or can write is not used; without HOME a private one is", () =>
   inFolder(async (folder, tok) => {
     const uid = Deno.uid(), temporary = join(folder, "tmp"), own = join(temporary, `tok-${uid}`);
     Deno.mkdirSync(temporary);
@@ -130,7 +130,7 @@ Deno.test("a folder that others can write, or own, is not trusted; without HOME 
     assert((await start(tok, { ...env, HOME: folder })).out === RAN.out);
   }));
 
-Deno.test("a file whose download was cut off, or that is damaged, says so and leaves nothing", () =>
+Deno.test("a truncated or damaged file reports it and leaves nothing", () =>
   inFolder(async (folder, tok) => {
     const bytes = Deno.readFileSync(tok), env = { HOME: folder };
     Deno.writeFileSync(tok, bytes.subarray(0, bytes.length - 100));

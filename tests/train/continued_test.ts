@@ -1,4 +1,4 @@
-// Going on from a checkpoint: for more steps, in another folder, with other options or data; and what must be the same.
+// Continuing from a checkpoint: for more steps, in another folder, with other options or data; and what must be equal.
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
@@ -19,7 +19,7 @@ const metadata = async (path: string) => {
   return JSON.parse(file.metadata.get("config") as string);
 };
 
-Deno.test("in its folder a run goes on only as it was; from another one, differences are said", () => {
+Deno.test("a run resumes in its own folder only with the same options; from another folder, differences are reported", () => {
   const { recompute } = optimizing(0.9, 0.95);
   const options = { lr: 1, seed: 3, out: "a", tokenizer: "t" };
   const saved = { ...options, made_from: { data: { name: "d", fingerprint: "11" } } };
@@ -73,7 +73,7 @@ Deno.test("in its folder a run goes on only as it was; from another one, differe
   );
 });
 
-Deno.test("train-dit goes on for more steps in another folder to the bits of one that had them at once", async () => {
+Deno.test("train-dit continued with more steps in another folder has the bits of an uninterrupted run", async () => {
   await inFolder(async (folder) => {
     const at = (name: string) => join(folder, name);
     // A constant rate, so that the schedule does not depend on the number of steps.
@@ -109,7 +109,7 @@ Deno.test("train-dit goes on for more steps in another folder to the bits of one
   });
 });
 
-Deno.test("align goes on with more steps and stages, keeps earlier scores, and refuses other images and encoders", async () => {
+Deno.test("align continues with more steps and stages, keeps earlier scores, and refuses other images and encoders", async () => {
   await inFolder(async (folder) => {
     const at = (name: string) => join(folder, name);
     await writeImages(at("data"), 20);
@@ -178,7 +178,7 @@ Deno.test("align goes on with more steps and stages, keeps earlier scores, and r
   });
 });
 
-Deno.test("the line that goes on after an interruption names the newest checkpoint, not the one that it began with", () => {
+Deno.test("the command to resume after an interruption names the newest checkpoint, not the one it began with", () => {
   const again = (line: string, out?: string) => resumeCommandOf({ commandLine: line }, out, true);
   for (
     const file of ["--resume a/step_1", "--resume=a/step_1", "--resume 'a b'", "'--resume=a b'", "--resume"]
@@ -194,7 +194,7 @@ Deno.test("the line that goes on after an interruption names the newest checkpoi
   assertEquals(resumeCommandOf({ commandLine: "tok sample" }, "x"), "tok sample --out x");
 });
 
-Deno.test("a checkpoint is of another folder where the run that saved it lies elsewhere, however the path is written", async () => {
+Deno.test("a checkpoint counts as another folder's by where its run lies, however the path is written", async () => {
   await inFolder(async (folder) => {
     const at = join(folder, "run"), path = await saveCheckpoint(at, 1, [], { stages: [1] });
     const { log, lines } = quietLog();

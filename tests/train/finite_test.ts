@@ -1,4 +1,4 @@
-// Numbers that are not finite never become pictures, features, scores or files: a line names the tensor, the file, the image.
+// Numbers that are not finite never become images, features, scores or files: an error names the tensor, the file, the image.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -9,7 +9,6 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { imageProgram, infer } from "../../src/metrics/batched.ts";
 import { scoreReconstruction } from "../../src/metrics/tokenizer.ts";
 import { Initializer } from "../../src/nn/init.ts";
-import type { Adapter } from "../../src/models/adapter.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { saveState, snapshot, state } from "../../src/nn/layers.ts";
@@ -107,7 +106,7 @@ const SAMPLING = {
   labels: [0, 1, 0, 1],
 } as const;
 
-Deno.test("weights with a NaN or an infinity are refused with the tensor's name and the file's", async () => {
+Deno.test("weights with a NaN or an infinity are refused with the names of tensor and file", async () => {
   const made = await tokenizer(), model = await dit();
   await withFolder(async (folder) => {
     await saveTokenizer(folder, made);
@@ -197,7 +196,7 @@ Deno.test("statistics that are not finite or not above zero are refused with the
     poison(shard, "latents", 17 * 4 + 2, NaN);
     const latents = await openLatents(join(folder, "latents"));
     assertEquals([...await latents.latent(16)], [16, 17, 18, 19]);
-    assertEquals([...await latents.latent(17, true)], [17, 18, 19, 20]); // the mirrored one is whole
+    assertEquals([...await latents.latent(17, true)], [17, 18, 19, 20]); // the mirrored one is undamaged
     await refuses(() => latents.latent(17), UsageError, "latent 17 holds NaN", "latents_00000.safetensors");
     const batches = latentBatches(latents, { batchSize: 20, seed: 0, step: 0, end: 3, flip: false });
     await refuses(() => batches.next(), UsageError, "latent 17 holds NaN");
@@ -205,10 +204,10 @@ Deno.test("statistics that are not finite or not above zero are refused with the
   });
 });
 
-Deno.test("latents and reconstructions that overflow are refused with their image, and no statistics are made of them", async () => {
+Deno.test("latents and reconstructions that overflow are refused by image, and leave the statistics unchanged", async () => {
   const made = await tokenizer(), source = new Shapes(3, 0);
-  await enlarge((made.adapter as Adapter).fc1.weight, 1e38);
-  await enlarge((made.adapter as Adapter).fc2.weight, 1e38);
+  await enlarge(made.adapter.fc1.weight, 1e38);
+  await enlarge(made.adapter.fc2.weight, 1e38);
   const before = await readTensor(made.latent_mean);
   await refuses(
     () => scoreReconstruction(made, source, { size: 8, batchSize: 2 }),
@@ -236,7 +235,7 @@ Deno.test("latents and reconstructions that overflow are refused with their imag
   });
 });
 
-Deno.test("the image whose output is not finite is the one that is named", async () => {
+Deno.test("the error of an output that is not finite names its image", async () => {
   const made = await tokenizer();
   const floats = (i: number) => new Float32Array(8 * 8 * 3).fill(i === 4 ? NaN : 0.1 * i);
   const source = {
@@ -265,7 +264,7 @@ Deno.test("the image whose output is not finite is the one that is named", async
   program.destroy();
 });
 
-Deno.test("a latent or a picture that overflows ends sampling with the image's number", async () => {
+Deno.test("a latent or an image that overflows ends sampling with the index of the image", async () => {
   const made = await tokenizer(), model = await dit();
   const draw = async () => {
     for await (const _ of generate(model, made, SAMPLING)) assert(false, "a picture was drawn");
@@ -281,7 +280,7 @@ Deno.test("a latent or a picture that overflows ends sampling with the image's n
 
 Deno.test("weights and states that are not finite are not saved", async () => {
   const made = await tokenizer();
-  await enlarge((made.adapter as Adapter).fc1.weight, NaN);
+  await enlarge(made.adapter.fc1.weight, NaN);
   await refuses(() => saveState(made), GpuError, '"adapter.fc1.weight"', "holds NaN");
   const v = variable([3], { init: () => new Float32Array([1, Infinity, 2]) });
   await v.storage.materialise();

@@ -1,4 +1,4 @@
-// Training in fp16: the loss scale and its undoing, memory, and steps and curves that follow those in f32.
+// Training in fp16: the loss scale, memory, and steps and curves that follow those in f32.
 
 import { assert, assertEquals } from "@std/assert";
 import { grad } from "../../src/tensor/autograd.ts";
@@ -37,7 +37,7 @@ import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { randomArray, relativeError, testDevice } from "../helpers/check.ts";
 import { formulaSource, shapesOf, units } from "../helpers/formula.ts";
 
-Deno.test("the loss scale falls with a step that overflowed, which is skipped, and grows after 500 good ones", async () => {
+Deno.test("the loss scale falls at a step that overflows, which is skipped, and grows after 500 good steps", async () => {
   await testDevice();
   const n = 64, g = input([n]), start = randomArray(n, 1);
   const flat = (init?: () => Float32Array) => variable([n], init ? { init } : {});
@@ -145,7 +145,7 @@ Deno.test("flow matching in fp16 follows f32 within 2 %", async () => {
   );
 });
 
-Deno.test("the loss scale is undone: a scaled step with clipping equals the plain one, also when the scale changes", async () => {
+Deno.test("a loss-scaled step with clipping equals the plain one, also when the scale changes", async () => {
   await testDevice();
   const n = 64, start = randomArray(n, 1);
   const hyper: Hyper = {
@@ -274,7 +274,7 @@ Deno.test("every published size can be trained in fp16", async () => {
   }
 });
 
-Deno.test("a step of each stage in fp16 follows f32: losses, adversarial weight, norm of the gradients", async () => {
+Deno.test("losses, adversarial weight and gradient norm of each stage in fp16 follow f32", async () => {
   const options = { ...OPTIONS, batchSize: 2, accumulate: 2 };
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   for (const stage of Object.values(STAGES)) {

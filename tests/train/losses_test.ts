@@ -58,7 +58,7 @@ Deno.test("cosineDistance() is the mean of 1 - cos over the last axis", async ()
   });
 });
 
-Deno.test("where both images are equal the losses are zero, where vectors are zero their gradients are finite", async () => {
+Deno.test("losses of equal images are zero, and their gradients at zero vectors are finite", async () => {
   const shape = [2, 3, 8], data = randomArray(48, 1), zeros = new Float32Array(48);
   for (const profile of PROFILES) {
     await testDevice(profile);
@@ -107,7 +107,7 @@ for (
   });
 }
 
-Deno.test("lpipsLoss() is the mean over images, and the original gets no gradient", async () => {
+Deno.test("lpipsLoss() is the mean over images and has no gradient for the original", async () => {
   // One map of features x^2, weighted by 0.7; per image the sum of squared differences.
   const lpips = {
     describe: (x: Tensor) => [square(x)],

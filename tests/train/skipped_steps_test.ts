@@ -1,7 +1,6 @@
-// Steps that must not happen: whatever is not finite leaves weights, moments, averages and running statistics as they were to
-// the last bit, is said with its cause, and ends the run where nothing is learned any more.
+// Skipped steps: a value that is not finite leaves weights, moments, averages and running statistics bitwise unchanged, is
+// reported with its cause, and ends the run if every step is skipped.
 
-import type { Adapter } from "../../src/models/adapter.ts";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { GpuError, UsageError } from "../../src/errors.ts";
 import { capture } from "../../src/gpu/program.ts";
@@ -38,7 +37,7 @@ function changed(before: Saved, after: Saved): string[] {
 }
 
 for (const profile of PROFILES) {
-  Deno.test(`an update that overflows anywhere, or a reported value that is not finite, changes nothing, profile ${profile}`, async () => {
+  Deno.test(`an update that overflows, or a reported value that is not finite, changes nothing, profile ${profile}`, async () => {
     await testDevice(profile);
     const flat = (label: string, data: Float32Array) => variable([N], { label, init: () => data });
     const start = randomArray(N, 1), g = randomArray(N, 2).map((v) => Math.abs(v) + 0.1);
@@ -86,7 +85,7 @@ for (const profile of PROFILES) {
   });
 }
 
-Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of the discriminator leaves its running statistics", async () => {
+Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped discriminator step keeps its running statistics", async () => {
   const a = await alignment(), run = new StageRun(a, STAGES.refine, OPTIONS);
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   const program = await run.program(0);
@@ -102,7 +101,7 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of th
   };
   const rates = { generator: 1e-3, discriminator: 1e-3 };
   const first = await step(rates);
-  const { bias } = (a.tokenizer.adapter as Adapter).fc2, good = await readTensor(bias as Tensor); // not trained in this stage
+  const { bias } = a.tokenizer.adapter.fc2, good = await readTensor(bias as Tensor); // not trained in this stage
   bias?.storage.write(good.map(() => NaN));
   submit(rates);
   bias?.storage.write(good);
@@ -121,7 +120,7 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped one of th
   run.destroy();
 });
 
-Deno.test("a run that learns nothing any more says why and ends; its good checkpoints stay", async () => {
+Deno.test("a run whose steps are all skipped reports why and ends; its good checkpoints stay", async () => {
   await testDevice();
   for (
     const [name, lr, bad, good, cause, remedy] of [
@@ -134,7 +133,15 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
         "no step was applied, so numbers overflow in the networks",
       ],
       ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr"],
-      ["divergence", 1e-3, NaN, 3, '"loss" is not finite', "the training has diverged"],
+      [
+        "divergence",
+        1e-3,
+        NaN,
+        3,
+        '"loss" is not finite',
+        "the training has diverged: go on from an earlier checkpoint or begin again, with a smaller --lr, " +
+        "a smaller --clip or --qk-norm",
+      ],
     ] as const
   ) {
     const config = ditConfig.parse({
@@ -169,6 +176,7 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
           metrics: DIFFUSION_METRICS,
           optimizers: [diffusion.optimizer],
           stepBytes: 1,
+          steadied: ["--qk-norm"],
           async *data() {
             for (;;) yield x;
           },
@@ -207,7 +215,7 @@ Deno.test("a run that learns nothing any more says why and ends; its good checkp
   }
 });
 
-Deno.test("what was learned before a damaged latent is saved", async () => {
+Deno.test("the steps before a damaged latent are saved", async () => {
   await testDevice();
   let steps = 0;
   const saved: number[] = [], counts = { applied: 1, skipped: 0, inARow: 0, lossScale: 1 };

@@ -1,4 +1,4 @@
-// The recipes learn: each stage of the alignment, the discriminator, flow matching; and what must not matter does not.
+// The recipes learn: each stage of the alignment, the discriminator, flow matching; and invariances of a step.
 
 import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";
@@ -49,7 +49,7 @@ async function curve(a: Alignment, stage: Stage, options = OPTIONS, steps = stag
   return [thirds[0], thirds[2]] as [(typeof thirds)[number], (typeof thirds)[number]];
 }
 
-Deno.test("stage by stage the reconstruction loss falls, and the encoder stays near its anchor", async () => {
+Deno.test("the reconstruction loss falls in each stage, and the encoder stays near its anchor", async () => {
   const a = await alignment();
   const [first, last] = await curve(a, STAGES.latent);
   assert(last.loss < 0.8 * first.loss, `stage 1: ${first.loss} to ${last.loss}`);
@@ -65,7 +65,7 @@ Deno.test("stage by stage the reconstruction loss falls, and the encoder stays n
   );
 });
 
-Deno.test("the variants of the semantic loss run and are zero where nothing has moved", async () => {
+Deno.test("the variants of the semantic loss are zero before the weights change", async () => {
   for (const semanticLoss of ["l2", "cosine"] as const) {
     for (const semanticAt of ["after", "before"] as const) {
       const [first] = await curve(await alignment(), { ...STAGES.perceptual, lr: 0 }, {
@@ -78,7 +78,7 @@ Deno.test("the variants of the semantic loss run and are zero where nothing has 
   }
 });
 
-Deno.test("two or four micro-batches give the step of one batch of their size", async () => {
+Deno.test("two or four micro-batches give the step of one batch of the same images", async () => {
   const weights: Float32Array[] = [];
   for (const accumulate of [1, 2, 4]) {
     const options = { ...OPTIONS, batchSize: 4 / accumulate, accumulate };
@@ -90,7 +90,7 @@ Deno.test("two or four micro-batches give the step of one batch of their size", 
   for (const other of others) assert(relativeError(one, other) < 1e-3);
 });
 
-Deno.test("more micro-batches are replays: they take no more memory, and record no more launches", async () => {
+Deno.test("more micro-batches take no more memory and record no more launches", async () => {
   const a = await alignment();
   const [two, eight] = [2, 8].map((accumulate) => {
     const options = { ...OPTIONS, batchSize: 2, accumulate };
@@ -101,7 +101,7 @@ Deno.test("more micro-batches are replays: they take no more memory, and record 
   assert((eight?.launches.length ?? 0) > 3 * (two?.launches.length ?? 0));
 });
 
-Deno.test("flow matching learns two classes apart, and samples with guidance land on them", async () => {
+Deno.test("flow matching learns two classes, and guided samples land on them", async () => {
   await testDevice();
   const S = 2, C = 4, B = 32;
   const dit = new Dit(
@@ -160,7 +160,7 @@ Deno.test("flow matching learns two classes apart, and samples with guidance lan
   }
 });
 
-Deno.test("a sample depends on its number, not on its batch; guidance of one is no guidance", async () => {
+Deno.test("a sample depends on its index, not on its batch; guidance of 1 is no guidance", async () => {
   await testDevice();
   const dit = new Dit(
     ditConfig.parse({
@@ -208,7 +208,7 @@ Deno.test("a sample depends on its number, not on its batch; guidance of one is 
   assert(relativeError(await draw(2, 0, { cfg: 3 }), plain) > 1e-2, "inside it does something");
 });
 
-Deno.test("timeGrid() runs from 0 to 1 and bends by the shift", () => {
+Deno.test("timeGrid() runs from 0 to 1 and is bent by the shift", () => {
   assert(relativeError(timeGrid(4, 1), [0, 0.25, 0.5, 0.75, 1]) < 1e-12);
   const bent = timeGrid(4, 0.3);
   assert(

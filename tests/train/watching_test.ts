@@ -1,4 +1,4 @@
-// What a long run shows of itself: gradient norms of each module, learning rates.
+// Monitoring of long runs: gradient norms of each module, learning rates.
 
 import { assert, assertEquals } from "@std/assert";
 import { Shapes } from "../../src/data/toy_shapes.ts";

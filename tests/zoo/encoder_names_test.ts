@@ -1,5 +1,5 @@
-// Every naming that encoders are published under: the authors' fused projections, wrapped models, text towers beside the
-// encoder, both spellings of DINOv3; and the names that a tokenizer keeps.
+// Every naming of published encoders: the authors' fused projections, wrapped models, text towers next to the encoder,
+// both namings of DINOv3; and the names that a tokenizer keeps.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
@@ -37,7 +37,7 @@ function filled(config: Record<string, unknown>): Vit {
   return vit;
 }
 
-Deno.test("MAE's own file, with its fused projections and its decoder, is the model that Hugging Face's names describe", async () => {
+Deno.test("MAE's own file, with fused projections and a decoder, gives the model of Hugging Face's names", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const config = {
@@ -115,7 +115,7 @@ async function loadedAs(
   return vit;
 }
 
-Deno.test("wrapped encoders, both spellings of DINOv3, and towers beside a text tower are found; strangers are not let in", async () => {
+Deno.test("wrapped encoders, both namings of DINOv3, and vision towers next to a text tower are found; others are refused", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const cases: [Record<string, unknown>, (name: string) => string, string[]][] = [
@@ -188,7 +188,7 @@ function tokenizerOf(model_type: string): Tokenizer {
   }));
 }
 
-Deno.test("every family serves in a tokenizer, which keeps its published names and is the same when it is opened again", async () => {
+Deno.test("every family works in a tokenizer, which keeps its published names and is equal when opened again", async () => {
   await testDevice();
   const folder = await Deno.makeTempDir();
   const names: Record<string, string> = {
@@ -224,7 +224,7 @@ Deno.test("every family serves in a tokenizer, which keeps its published names a
   await Deno.remove(folder, { recursive: true });
 });
 
-Deno.test("an authors' file with keys too few and too many is refused with their names", async () => {
+Deno.test("an authors' file with missing and unknown keys is refused with their names", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const { tensors } = await weightsOf("dinov2_authors_registers"), path = join(folder, "cut.safetensors");
@@ -240,7 +240,7 @@ Deno.test("an authors' file with keys too few and too many is refused with their
   });
 });
 
-Deno.test("a fixed table of positions is no parameter, and is saved all the same", async () => {
+Deno.test("a fixed position table is no parameter, and is saved", async () => {
   await testDevice();
   const vit = filled({ model_type: "vit_mae", ...SMALL });
   assert(!parameters(vit).has("embeddings.position_embeddings"));
@@ -248,7 +248,7 @@ Deno.test("a fixed table of positions is no parameter, and is saved all the same
   assertEquals([...fileShape(table)], [1, 5, 8]);
 });
 
-Deno.test("the frozen copy of an encoder has its fixed positions too", async () => {
+Deno.test("the frozen copy of an encoder has its fixed positions", async () => {
   await testDevice();
   const tokenizer = tokenizerOf("vit_mae"), alignment = new Alignment(tokenizer, undefined);
   [...state(tokenizer.encoder).values()].forEach((t, i) =>

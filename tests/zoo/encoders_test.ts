@@ -1,5 +1,5 @@
-// Encoders as they are published: whole feature extractions against transformers' processor and model; the authors' own
-// files against the authors' own code; and one clear line for what cannot be used.
+// Published encoders: complete feature extractions against transformers' processor and model, the authors' files against
+// the authors' code, and one-line errors for unusable files.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -46,7 +46,7 @@ async function run(args: string[]): Promise<Map<string, Float32Array>> {
   return found;
 }
 
-Deno.test("tok features gives what transformers' processor and model give, at the native grid and away from it", async () => {
+Deno.test("tok features equals transformers' processor and model, on the native grid and others", async () => {
   await inFolder(async (folder) => {
     const fixture = await open("features");
     const preprocessors = JSON.parse(fixture.metadata.get("preprocessors") as string) as Record<
@@ -93,7 +93,7 @@ Deno.test("tok features gives what transformers' processor and model give, at th
   });
 });
 
-Deno.test("the authors' files give what the authors' code gives, their interpolation of positions included", async () => {
+Deno.test("the authors' files give the outputs of the authors' code, with their interpolation of positions", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const heads = { num_hidden_layers: 1, num_attention_heads: 1, hidden_size: 64 };
@@ -151,7 +151,7 @@ Deno.test("the authors' files give what the authors' code gives, their interpola
   });
 });
 
-Deno.test("what cannot be used is refused in one line that says what and why", async () => {
+Deno.test("unusable encoders are refused in one line that says what and why", async () => {
   await inFolder(async (folder) => {
     const refused = async (config: unknown, ...parts: string[]) => {
       const path = await Deno.makeTempDir({ dir: folder });
@@ -198,7 +198,7 @@ Deno.test("what cannot be used is refused in one line that says what and why", a
   });
 });
 
-Deno.test("an offset of the interpolation belongs to stored positions only", async () => {
+Deno.test("an interpolation offset is accepted for stored positions only", async () => {
   await inFolder(async (folder) => {
     const path = await encoderFolder(folder, "dinov2");
     assertEquals((await openEncoder(path)).config.interpolate_offset, 0);

@@ -1,5 +1,4 @@
-// Published checkpoints as files: what is opened as what, the statistics of latents, refusals in one line, and the commands
-// that take them.
+// Published checkpoints as files: detection, latent statistics, one-line errors, and the commands that use them.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -53,7 +52,7 @@ async function refuses(open: () => Promise<unknown>, ...parts: string[]): Promis
 }
 
 for (const name of ["lightningdit", "lightningdit_qknorm"]) {
-  Deno.test(`a checkpoint's architecture is read off its tensors (${name}), and its average goes first`, async () => {
+  Deno.test(`a checkpoint's architecture is inferred from its tensors (${name}), and its EMA is preferred`, async () => {
     await testDevice();
     const { config, weights } = await ditWeights(name);
     assertEquals(inferDit(name, memoryStore(weights).shapes), ditConfig.parse(config));
@@ -72,7 +71,7 @@ for (const name of ["lightningdit", "lightningdit_qknorm"]) {
   });
 }
 
-Deno.test("torch files open as tokenizer and diffusion model, wrappers, losses and optimizer beside them or not", async () => {
+Deno.test("torch files open as tokenizer and diffusion model, with or without wrappers, losses and optimizer", async () => {
   await testDevice();
   const base = Float32Array.from(Float16Array.from(randomArray(13824, 1).map((v) => v / 16)));
   const tokenizer = await openTokenizer(fixturePath("vavae_tiny.pt"));
@@ -98,7 +97,7 @@ Deno.test("torch files open as tokenizer and diffusion model, wrappers, losses a
   assertEquals(model.config.latent_std, [...randomArray(8, 4).map((v) => Math.abs(v) + 0.5)]);
 });
 
-Deno.test("latents are normalised by the file beside the tokenizer, else by what its configuration says", async () => {
+Deno.test("latents are normalised by the file next to the tokenizer, else by its configuration", async () => {
   await testDevice();
   const [first, bare] = [await made("autoencoder_diffusers"), await made("autoencoder_diffusers_bare")];
   await inFolder(async (folder) => {
@@ -130,7 +129,7 @@ Deno.test("latents are normalised by the file beside the tokenizer, else by what
   });
 });
 
-Deno.test("what is no supported tokenizer is refused by name", async () => {
+Deno.test("an unsupported tokenizer is refused by name", async () => {
   await testDevice();
   const { config, weights } = await made("autoencoder_diffusers");
   const ldm = rename(weights, (key) => ldmKey(key, 2));
@@ -184,7 +183,7 @@ Deno.test("what is no supported tokenizer is refused by name", async () => {
   });
 });
 
-Deno.test("what is no supported diffusion model, or does not fit its tokenizer, is refused by name", async () => {
+Deno.test("an unsupported diffusion model, or one that does not fit its tokenizer, is refused by name", async () => {
   await testDevice();
   const { weights } = await ditWeights("lightningdit");
   const tensor = (...shape: number[]) => ({ shape, data: new Float32Array(shape.reduce((a, b) => a * b)) });
@@ -246,7 +245,7 @@ async function tok(cwd: string, ...args: string[]): Promise<void> {
   assertEquals(code, 0, `${args.join(" ")}: ${new TextDecoder().decode(stderr)}`);
 }
 
-Deno.test("reconstruct gives the same pictures from LDM's file, diffusers' folder and its name in the cache", async () => {
+Deno.test("reconstruct writes the same images from LDM's file, diffusers' folder and its name in the cache", async () => {
   const { config, weights } = await made("autoencoder_diffusers");
   await inFolder(async (folder) => {
     // LDM's norms always have 32 groups.
@@ -275,7 +274,7 @@ Deno.test("reconstruct gives the same pictures from LDM's file, diffusers' folde
   });
 });
 
-Deno.test("sample draws from a LightningDiT and a VA-VAE in torch files", async () => {
+Deno.test("sample generates from a LightningDiT and a VA-VAE in torch files", async () => {
   await inFolder(async (folder) => {
     await tok(
       folder,

@@ -1,4 +1,4 @@
-// One list of wrappers for every loader: whatever a training script puts around a model's names, the same tensors are found.
+// One list of wrappers for every loader: tensors are found under any prefix that training scripts add to a model's names.
 
 import { assertEquals, assertThrows } from "@std/assert";
 import { fromFileUrl } from "@std/path";
@@ -17,7 +17,7 @@ const chunked = (key: string) => key.replace(/^blocks\.(\d+)\./, "blocks.$1.$1."
 const below = (prefix: string) => (key: string) => `${prefix}${key}`;
 
 /** How a training script spells a name, and what else lies in its file. */
-const SPELLINGS: [what: string, spell: (key: string) => string, beside: (key: string) => string[]][] = [
+const SPELLINGS: [what: string, spell: (key: string) => string, others: (key: string) => string[]][] = [
   ["DINOv2's teacher", below("teacher.backbone."), () => ["teacher.dino_head.mlp.0.weight"]],
   [
     "DINOv2's teacher in chunks",
@@ -33,18 +33,18 @@ const SPELLINGS: [what: string, spell: (key: string) => string, beside: (key: st
   ["FSDP", below("_fsdp_wrapped_module."), () => []],
   ["a backbone", below("backbone."), () => ["head.weight"]],
   ["Lightning", below("state_dict.model."), () => []],
-  ["an average of weights beside them", below("ema."), (k) => [`model.${k}`]],
+  ["an average of the weights next to them", below("ema."), (k) => [`model.${k}`]],
   ["timm's average", below("state_dict_ema."), (k) => [`state_dict.${k}`]],
   ["I-JEPA's target", below("target_encoder.module."), (k) => [`encoder.module.${k}`]],
 ];
 
-for (const [what, spell, beside] of SPELLINGS) {
+for (const [what, spell, others] of SPELLINGS) {
   Deno.test(`an authors' encoder is found as ${what}`, async () => {
     const file = readTorch(openBytes(AUTHORS)), plain = authorsModel(file);
     try {
-      // The file's tensors under the names of the training script; what lies beside is another model's.
+      // The file's tensors under the names of the training script; the others are another model's.
       const origin = new Map([...file.shapes.keys()].map((key) => [spell(key), key]));
-      const extra = [...file.shapes.keys()].flatMap(beside).map((key) => [key, [1]] as const);
+      const extra = [...file.shapes.keys()].flatMap(others).map((key) => [key, [1]] as const);
       const shapes = new Map([
         ...extra,
         ...[...origin].map(([key, k]) => [key, file.shapes.get(k) ?? []] as const),
@@ -65,7 +65,7 @@ for (const [what, spell, beside] of SPELLINGS) {
   });
 }
 
-Deno.test("Hugging Face's names are found below any wrapper, with a family's own inside it", () => {
+Deno.test("Hugging Face's names are found below any wrapper, with the family's prefix inside it", () => {
   const names = ["embeddings.patch_embeddings.projection.weight", "encoder.layer.0.norm1.weight"];
   for (const prefix of ["", "module.", "model.module.", "module.dinov2.", "student.dinov2."]) {
     const keys = names.map((name) => `${prefix}${name}`);
@@ -83,7 +83,7 @@ Deno.test("Hugging Face's names are found below any wrapper, with a family's own
   }
 });
 
-Deno.test("two blocks of one number in different chunks are refused with both names", () => {
+Deno.test("two blocks with one index in different chunks are refused with both names", () => {
   const keys = ["patch_embed.proj.weight", "blocks.0.1.norm1.weight", "blocks.1.1.norm1.weight"];
   assertThrows(
     () => authorsModel({ name: "x.pth", shapes: new Map(keys.map((key) => [key, [64, 3, 8, 8]])) }),
@@ -92,7 +92,7 @@ Deno.test("two blocks of one number in different chunks are refused with both na
   );
 });
 
-Deno.test("what is no wrapper is not taken for one, and messages name it", () => {
+Deno.test("prefixes that are no wrappers are not removed, and errors name them", () => {
   assertEquals(wrapperOf(["optimizer.patch_embed.proj.weight"], "patch_embed.proj.weight"), undefined);
   assertEquals(
     underNote(["optimizer.patch_embed.proj.weight"], "patch_embed.proj.weight"),

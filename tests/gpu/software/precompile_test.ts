@@ -1,4 +1,4 @@
-// Pipelines of a program's kernels, some of which a second device compiles first.
+// Precompilation: a second device compiles some pipelines of a program first.
 
 import { assert, assertEquals } from "@std/assert";
 import { device } from "../../../src/gpu/device.ts";
@@ -8,7 +8,7 @@ import { softmax } from "../../../src/ops/softmax.ts";
 import { input } from "../../../src/tensor/tensor.ts";
 import { testDevice } from "../../helpers/check.ts";
 
-Deno.test("every kernel gets its pipeline once, and all are counted", async () => {
+Deno.test("every kernel is compiled once, and all are counted", async () => {
   await testDevice("cpu");
   const { plan } = capture("t", { a: input([40, 24]), b: input([24, 40]) }, ({ a, b }) => {
     const y = matmul(a, b);

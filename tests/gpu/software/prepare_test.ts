@@ -1,4 +1,4 @@
-// The software adapter's threads: each pool's are held to different processors.
+// The software adapter's threads: each pool is pinned to different processors.
 
 import { assert, assertEquals } from "@std/assert";
 import { spread, threads } from "../../../src/gpu/software/prepare.ts";
@@ -7,7 +7,7 @@ import { spread, threads } from "../../../src/gpu/software/prepare.ts";
 const allowed = (thread: number): string =>
   /Cpus_allowed_list:\s*(\S+)/.exec(Deno.readTextFileSync(`/proc/self/task/${thread}/status`))?.[1] ?? "";
 
-Deno.test("spread() holds threads to processors in turn, and leaves few threads alone", () => {
+Deno.test("spread() pins threads to processors round-robin, and leaves few threads unpinned", () => {
   const all = threads(), own = Deno.pid, before = allowed(own);
   assert(all.length > 1 && all.includes(own));
   const processors = before.split(",").reduce((n, part) => {

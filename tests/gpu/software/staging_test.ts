@@ -53,7 +53,7 @@ for (const [C, stride] of [[8, 1], [12, 2]] as const) {
   });
 }
 
-Deno.test("no staging texture has a height for which llvmpipe would compile its kernel once more", async () => {
+Deno.test("no staging texture has a height for which llvmpipe compiles the kernel again", async () => {
   await testDevice("cpu");
   for (const rows of [1, 2, 3, 4, 8, 11, 16]) {
     const K = 64, N = 1024 * 4 * rows / K;
@@ -69,7 +69,7 @@ Deno.test("no staging texture has a height for which llvmpipe would compile its 
   }
 });
 
-Deno.test("a staged operand is copied again after it was written, and only then", async () => {
+Deno.test("a staged operand is copied again only after a write", async () => {
   await testDevice("cpu");
   const S = 72; // more than one row of a texture, and a part of the next
   const a = variable([S, S], { init: () => randomArray(S * S, 1) });
