@@ -59,7 +59,7 @@ export async function writeReport(
 }
 
 /** Maximum number of validations in the picture of reconstructions over time. */
-const MAX_ROWS = 24;
+const MAX_ROWS = 16;
 
 /** Reconstructions of the same images, one row a validation of the last course. */
 function overTime(run: string, validations: readonly Row[]): string {

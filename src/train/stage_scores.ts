@@ -20,8 +20,11 @@ import type { Resumed } from "../run/resume.ts";
 import { stageAt } from "./align_config.ts";
 import type { Stage } from "./stage_run.ts";
 
-/** Held-out images in the picture of a stage, in a row of it, and in the row of a validation. */
-const SHOWN = 20, COLUMNS = 10, WATCHED = 8;
+/** Held-out images in the picture of a stage, and in a row of it. */
+const SHOWN = 20, COLUMNS = 10;
+
+/** Number of images in the row of a validation: about 1,000 pixels, so that reports of large images stay small. */
+const watchedOf = (size: number) => Math.min(8, Math.max(2, Math.floor(1024 / size)));
 
 type Scores = Record<string, number>;
 type Pair = readonly [original: Uint8Array, reconstruction: Uint8Array];
@@ -106,7 +109,7 @@ export class StageScores {
   async #row(pairs: readonly Pair[], step: number): Promise<Image> {
     const folder = join(this.out, "images", "validation"), { size } = this.images;
     makeFolder(folder);
-    const row = (k: 0 | 1) => grid(pairs.map((pair) => pair[k]), size, WATCHED);
+    const row = (k: 0 | 1) => grid(pairs.map((pair) => pair[k]), size, pairs.length);
     await writePng(join(folder, "originals.png"), row(0));
     const picture = row(1);
     await writePng(join(folder, `step_${String(step).padStart(8, "0")}.png`), picture);
@@ -121,7 +124,7 @@ export class StageScores {
     const features = tokens && n > 1
       ? await FeatureFrechet.open(tokens, { ...batch, n, originals: this.#originals })
       : undefined;
-    const many = Math.min(WATCHED, n);
+    const many = Math.min(watchedOf(size), n);
     const spread = new Set(Array.from({ length: many }, (_, k) => Math.floor(k * n / many)));
     const scores: Scores = await scoreReconstruction(
       this.tokenizer,

@@ -64,6 +64,50 @@ Deno.test("the curves of a run resumed from an earlier step show the latest cour
   }
 });
 
+Deno.test("the report shows validations of the last course as curves, and at most 16 of them as rows of images", async () => {
+  const run = await Deno.makeTempDir();
+  try {
+    const validation = (step: number, psnr: number) => ({
+      event: "validation",
+      stage: "latent",
+      step,
+      psnr,
+      best: true,
+    });
+    const rows = [
+      { event: "start", step: 0 },
+      ...Array.from({ length: 40 }, (_, i) => validation(i + 1, 20 + i)),
+      validation(41, 999),
+      { event: "start", step: 40 },
+      validation(50, 61.5),
+    ];
+    Deno.writeTextFileSync(join(run, "log.jsonl"), rows.map((row) => JSON.stringify(row)).join("\n"));
+    Deno.mkdirSync(join(run, "images/validation"), { recursive: true });
+    const picture = grid([new Uint8Array(12).fill(9)], 2, 1);
+    for (
+      const name of [
+        "originals",
+        ...[...Array(41).keys(), 49].map((i) => `step_${String(i + 1).padStart(8, "0")}`),
+      ]
+    ) {
+      await writePng(join(run, `images/validation/${name}.png`), picture);
+    }
+    await writeReport(run, { title: "Alignment", line: "tok align" });
+    const page = () => Deno.readTextFileSync(join(run, "report.html"));
+    const labels = [...page().matchAll(/alt="(step \d+, latent|originals)"/g)].map(([, label]) => label);
+    assertEquals(labels.length, 17);
+    assertEquals([labels[0], ...labels.slice(-2)], ["step 1, latent", "step 50, latent", "originals"]);
+    assert(page().includes(">validation psnr<") && page().includes(">61.5<") && !page().includes(">999<"));
+    assert(!page().includes(">validation best<") && !page().includes("Best checkpoint"));
+    Deno.mkdirSync(join(run, "checkpoints"));
+    writeJson(join(run, "checkpoints/best.json"), { step: 30, metric: "fd_encoder", value: 1.234567 });
+    await writeReport(run, { title: "Alignment", line: "tok align" });
+    assert(page().includes("Best checkpoint: step 30, fd_encoder 1.2346 (checkpoints/best.safetensors"));
+  } finally {
+    await Deno.remove(run, { recursive: true });
+  }
+});
+
 Deno.test("events are written to the run's log as one JSON object per line", async () => {
   const run = await Deno.makeTempDir();
   try {

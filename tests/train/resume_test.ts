@@ -71,7 +71,8 @@ Deno.test("an alignment killed in any stage resumes to the bits of the run that 
         "--out",
         "killed",
         ...SMALL,
-        // Where images are made, and what is recomputed, changes nothing.
+        // Where images are made, what is recomputed, and what is validated changes nothing.
+        ...["--val-every", "4", "--tensorboard"],
         ...(step > 3 ? ["--resume", "--workers", "0", "--recompute"] : []),
       );
     }

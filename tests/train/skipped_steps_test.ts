@@ -86,7 +86,8 @@ for (const profile of PROFILES) {
 }
 
 Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped discriminator step keeps its running statistics", async () => {
-  const a = await alignment(), run = new StageRun(a, STAGES.refine, OPTIONS);
+  const a = await alignment(), run = new StageRun(a, { ...STAGES.refine, ema: 0.9 }, OPTIONS);
+  await run.optimizer.startEma();
   const { images } = await gather(new Shapes(8, 1), [0, 1, 2, 3], 32);
   const program = await run.program(0);
   const all = new Map([...a.state(), ...run.state()]);
@@ -101,6 +102,7 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped discrimin
   };
   const rates = { generator: 1e-3, discriminator: 1e-3 };
   const first = await step(rates);
+  assert(first.some(({ name }) => name === "optimizer.decoder.ema.0"), "the averages are compared, too");
   const { bias } = a.tokenizer.adapter.fc2, good = await readTensor(bias as Tensor); // not trained in this stage
   bias?.storage.write(good.map(() => NaN));
   submit(rates);

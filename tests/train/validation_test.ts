@@ -5,12 +5,13 @@ import { join } from "@std/path";
 import { heldOutOf } from "../../src/data/held_out.ts";
 import { gather, subset } from "../../src/data/image_source.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
-import { UsageError } from "../../src/errors.ts";
+import { Interrupted, UsageError } from "../../src/errors.ts";
 import { FeatureFrechet } from "../../src/metrics/feature_frechet.ts";
 import { checkpointPath, listCheckpoints, openCheckpoint, readBest } from "../../src/run/checkpoint.ts";
 import { reshape } from "../../src/ops/layout.ts";
 import { snapshot } from "../../src/nn/layers.ts";
-import { readTensor } from "../../src/tensor/tensor.ts";
+import { readTensor, variable } from "../../src/tensor/tensor.ts";
+import { trainLoop } from "../../src/train/loop.ts";
 import { StageRun } from "../../src/train/stage_run.ts";
 import { Validator } from "../../src/train/validation.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
@@ -241,5 +242,53 @@ Deno.test("the best checkpoint is the highest or the lowest score, whichever the
       assertEquals(saved, [...chosen]);
       assertEquals([5, 0, 50].map((n) => validator.isDue(n)), [false, false, true]);
     }
+  });
+});
+
+Deno.test("the loop saves after an interrupted or failed validation, and not twice after one that saved", async () => {
+  await testDevice();
+  const counts = { applied: 1, skipped: 0, inARow: 0, lossScale: 1 };
+  const optimizer = {
+    readProgress: () => Promise.resolve(counts),
+    readNorms: () => Promise.resolve([]),
+    lr: 1,
+    label: "optimizer",
+  };
+  const loop = async (validate: (n: number) => Promise<boolean>) => {
+    const saved: number[] = [];
+    const done = await trainLoop({
+      steps: 6,
+      runningMetrics: variable([1]),
+      metrics: ["loss"],
+      optimizers: [optimizer] as never,
+      stepBytes: 1,
+      async *data() {
+        for (;;) yield 0;
+      },
+      step: () => Promise.resolve(),
+    }, {
+      from: 0,
+      logEvery: 100,
+      saveEvery: 2,
+      keeps: (n) => n === 5,
+      onLog: () => {},
+      save: (n) => Promise.resolve(void saved.push(n)),
+      validate,
+      stopping: () => false,
+    }).then(({ done }) => done, (error) => (error as Error).message);
+    return { done, saved };
+  };
+  const asked: number[] = [];
+  // Best, and therefore saved by the validation, after two steps.
+  assertEquals(await loop((n) => Promise.resolve(asked.push(n) > 0 && n === 2)), {
+    done: 6,
+    saved: [4, 5, 6],
+  });
+  assertEquals(asked, [1, 2, 3, 4, 5]);
+  const failing = (error: Error) => (n: number) => n === 3 ? Promise.reject(error) : Promise.resolve(false);
+  assertEquals(await loop(failing(new Interrupted())), { done: 3, saved: [2, 3] });
+  assertEquals(await loop(failing(new UsageError("image 7 is damaged"))), {
+    done: "image 7 is damaged",
+    saved: [2, 3],
   });
 });
