@@ -57,6 +57,13 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
           `again, or name a diffusers folder`,
       );
     }
+    if (partOf(join(path, "best"), "tokenizer") !== undefined) {
+      throw new UsageError(
+        `Cannot use "${path}": its run is not finished; name its best tokenizer so far, "${
+          join(path, "best")
+        }"`,
+      );
+    }
     throw new UsageError(
       `Cannot use "${path}": it does not hold a tokenizer; make one with "tok align", or name a diffusers folder, one in ` +
         `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,

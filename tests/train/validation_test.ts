@@ -87,6 +87,9 @@ Deno.test("validation changes no bit of an alignment, also of one that is resume
     assertEquals(step, best?.step);
     assertEquals(listCheckpoints(at("watched")), [10, 5]);
     assertEquals((await openTokenizer(at("watched/best"))).channels, 4);
+    Deno.renameSync(at("watched/tokenizer"), at("aside"));
+    await assertRejects(() => openTokenizer(at("watched")), UsageError, "its run is not finished");
+    Deno.renameSync(at("aside"), at("watched/tokenizer"));
     const page = Deno.readTextFileSync(at("watched/report.html"));
     for (
       const part of [
