@@ -2,16 +2,23 @@
 
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
 import { ALIGN_GRADES } from "../src/cli/grades.ts";
-import { ALIGN_PRESETS, requireData } from "../src/cli/presets.ts";
+import { ALIGN_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
-import { UsageError } from "../src/errors.ts";
-import { Lpips, LPIPS_FILES } from "../src/models/lpips.ts";
+import { Lpips } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
-import { checkStages, discriminatorOf, stagesOf, tokenizerOf } from "../src/train/align_config.ts";
+import {
+  checkOptions,
+  checkStages,
+  discriminatorOf,
+  stagesOf,
+  tokenizerOf,
+} from "../src/train/align_config.ts";
 import { Alignment } from "../src/train/alignment.ts";
+import { stepsOfStages } from "../src/train/epochs.ts";
+import { fitMemory } from "../src/train/fit_memory.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { alignRecipes } from "../src/train/stage_run.ts";
 import { StageScores, updateStatistics } from "../src/train/stage_scores.ts";
@@ -33,30 +40,26 @@ export const align = command({
   async run(c, context) {
     const { log } = context;
     if (c.explain) return explained("align", alignConfig, c, ALIGN_GRADES, context);
-    requireData(c.preset, c.dryRun, { data: c.data });
-    const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
-    if (byLpips && c.lpips === undefined && !c.dryRun) {
-      throw new UsageError(
-        `Cannot compute the perceptual loss: --perceptual lpips needs --lpips FILES (${LPIPS_FILES}); ` +
-          `or choose --perceptual encoder`,
-      );
-    }
+    checkOptions(c, context.origins);
     const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
+    const planned = (c: AlignConfig) =>
+      training({ ...c, epochs: undefined }, encoder, workers, log, undefined);
+    const config = await fitMemory(c, log, planned);
     const options = {
       command: "align",
       title: "Alignment",
       result: "tokenizer",
-      config: c,
+      config,
       schema: alignConfig,
       schedule: ["steps", "stages"],
       remedies: ["a smaller --batch-size with --accumulate"],
       context,
       output: () => openOutput(c.out, "align"),
     } as const;
-    return await run(options, (out) => training(c, encoder, workers, log, out));
+    return await run(options, (out) => training(config, encoder, workers, log, out));
   },
 });
 
@@ -78,8 +81,11 @@ async function training(
     ? new Lpips()
     : undefined;
   const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined, c.precision);
-  const stages = stagesOf(c, discriminator !== undefined);
-  const images = out === undefined ? undefined : await splitImages(c, workers, log);
+  const counted = out !== undefined || c.epochs !== undefined && c.data !== undefined;
+  const listed = counted ? await splitImages(c, workers, log) : undefined;
+  const images = out === undefined ? undefined : listed;
+  const steps = stepsOfStages(c, listed?.train.length, log);
+  const stages = stagesOf({ ...c, steps }, discriminator !== undefined);
   const init = new Initializer(c.seed);
   tokenizer.init(init);
   discriminator?.init(init);
@@ -110,6 +116,7 @@ async function training(
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
     },
+    record: { steps },
     metrics: scores?.stages ?? {},
     validation: scores && {
       every: c.valEvery,
@@ -118,7 +125,7 @@ async function training(
       score: (index, step) => scores.validate(stages[index] as typeof stages[number], step),
       save,
     },
-    checkSchedule: (resumed) => checkStages(resumed, c, stages, log),
+    checkSchedule: (resumed) => checkStages(resumed, { ...c, steps }, stages, log),
     begin: (resumed) => resumed && scores?.resume(resumed, stages),
     async afterRecipe(index, step, dataWait) {
       const stage = stages[index] as typeof stages[number];

@@ -5,6 +5,7 @@ import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
 import { measurePeaks } from "../src/bench/peak.ts";
+import { rememberRates } from "../src/bench/remembered_peaks.ts";
 import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/bench/gemm_tuning.ts";
 import { command, openAdapter } from "./command.ts";
 
@@ -56,6 +57,7 @@ export const doctor = command({
     const result = { adapter: best.description, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
     const { fma, copy, gemm } = await measurePeaks();
+    rememberRates(adapterKey(facts, profile), { gemm, fma }, say.warn);
     log.line(`FMA ${fma.toFixed(1)} GFLOP/s, copy ${copy.toFixed(1)} GB/s, GEMM ${gemm.toFixed(1)} GFLOP/s`);
     return { ...result, gflops: fma, gbps: copy, gemm };
   },

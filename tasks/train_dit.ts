@@ -1,29 +1,31 @@
 // tok train-dit: a LightningDiT on a tokenizer's latents.
 
-import { dirname, join } from "@std/path";
+import { join } from "@std/path";
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
 import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
-import { exists, makeFolder, readJson, validated } from "../src/formats/files.ts";
-import { openLatents } from "../src/formats/latents.ts";
+import { makeFolder, validated } from "../src/formats/files.ts";
+import type { Latents } from "../src/formats/latents.ts";
 import { writePng } from "../src/image/image.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
+import { newestRun } from "../src/run/checkpoint.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { drawPreview } from "../src/sampling/preview.ts";
 import { checkSteps, DiffusionRecipe } from "../src/train/diffusion.ts";
-import { checkLatents } from "../src/train/encode_latents.ts";
+import { checkEpochs, IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
+import { fitMemory } from "../src/train/fit_memory.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { placesOf } from "../src/zoo/generator.ts";
 import { type KnownTokenizer, type ModelConfig, saveDit } from "../src/zoo/runs.ts";
-import { command, explained, openAdapter, openOutput } from "./command.ts";
-import { imageSource, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
-import { encodeShown } from "./output.ts";
+import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
+import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
+import { openTrainingLatents, plannedTokenizer, resumedTokenizer } from "./training_latents.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
@@ -41,13 +43,18 @@ export const trainDit = command({
     const { log } = context;
     if (c.explain) return explained("train-dit", trainDitConfig, c, TRAIN_DIT_GRADES, context);
     requireData(c.preset, c.dryRun, { data: c.data, latents: c.latents });
+    checkEpochs(c, context.origins, { repeats: true });
     if (c.latents !== undefined && c.data !== undefined) {
       throw new UsageError("Cannot train on --data and --latents at once: give one of them");
     }
-    const tokenizerRun = inputRun(c.tokenizer ?? resumedTokenizer(c, log), "tokenizer", log);
+    const given = c.tokenizer ?? resumedTokenizer(c, log);
+    const none = c.dryRun && given === undefined && newestRun(RUNS, "tokenizer") === undefined;
+    const tokenizerRun = none ? undefined : inputRun(given, "tokenizer", log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
-    const { tokenizer } = await openTokenizerFor(c, tokenizerRun);
+    const { tokenizer } = tokenizerRun === undefined
+      ? plannedTokenizer(log)
+      : await openTokenizerFor(c, tokenizerRun);
     const options = {
       command: "train-dit",
       title: "Diffusion training",
@@ -59,7 +66,7 @@ export const trainDit = command({
       context,
       output: () => openOutput(c.out, "dit"),
     } as const;
-    return await run(options, (out) => training(c, tokenizerRun, tokenizer, workers, log, out));
+    return await run(options, (out) => training(c, tokenizerRun ?? "", tokenizer, workers, log, out));
   },
 });
 
@@ -72,42 +79,35 @@ async function training(
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
-  const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
-  const generated = { length: c.images, seed: SEEDS.train + c.seed };
-  const source = c.latents === undefined ? await imageSource(c.data, generated, c, workers, log) : undefined;
-  const folder = c.latents ?? join(out ?? "", "latents");
-  if (source && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
-    await encodeShown(folder, tokenizer, source, { size, batchSize: 50, mirrored: c.flip }, log);
-  }
-  const latents = out === undefined && source ? undefined : await openLatents(folder);
-  const madeFrom = latents ? checkLatents(latents, tokenizer, { ...c, size, source, log }) : {};
-  const known = latents?.record?.classes ?? source?.classes ?? [];
-  const highest = latents ? latents.labels.reduce((a, b) => Math.max(a, b), 0) : 0;
-  const classes = known.length ? [...known] : Array.from({ length: highest + 1 }, (_, i) => String(i));
-  const shape = latents?.shape ?? [tokenizer.channels, side, side];
-  const misfit = shape[0] !== tokenizer.channels
-    ? `its latents have ${shape[0]} channels, the tokenizer ${tokenizer.channels}`
-    : c.imageSize !== undefined && shape[1] !== side
-    ? `its latents are ${shape[1]} cells wide, images of side ${size} give ${side}`
-    : undefined;
-  if (misfit !== undefined) throw new UsageError(`Cannot train on "${folder}": ${misfit}`);
-  const dit = new Dit(validated(ditConfig, {
-    ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
-    input_size: shape[1],
-    in_channels: shape[0],
-    num_classes: classes.length,
-    use_qknorm: c.qkNorm,
-  }, "the options"));
+  const side = tokenizer.side(c.imageSize ?? tokenizer.config.image_size);
+  const ditOf = (shape: readonly number[], classes: number) =>
+    new Dit(validated(ditConfig, {
+      ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
+      input_size: shape[1],
+      in_channels: shape[0],
+      num_classes: classes,
+      use_qknorm: c.qkNorm,
+    }, "the options"));
+  const recipeOf = (dit: Dit, c: TrainDitConfig, latents?: Latents) => {
+    const steadied = c.qkNorm ? [] : ["--qk-norm"];
+    const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
+    return new DiffusionRecipe(dit, options, latents);
+  };
+  const planned = () => ditOf([tokenizer.channels, side], IMAGENET.classes);
+  await fitMemory(c, log, (c) => Promise.resolve({ recipes: [recipeOf(planned(), c)] })); // before anything is encoded
+  const data = await openTrainingLatents(c, tokenizer, workers, log, out);
+  const { latents, madeFrom, classes } = data;
+  const epochs = c.epochs === undefined ? [] : [c.epochs];
+  const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize, log);
+  const dit = ditOf(data.shape, classes.length);
   dit.init(new Initializer(c.seed));
-  const steadied = c.qkNorm ? [] : ["--qk-norm"];
-  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
   const parameters = { dit: countParameters(dit) };
   return {
-    recipes: [new DiffusionRecipe(dit, options, latents)],
+    recipes: [recipeOf(dit, { ...c, steps }, latents)],
     parameters,
     madeFrom,
-    record: { tokenizer: tokenizerRun },
-    checkSchedule: (resumed) => checkSteps(resumed, c, log),
+    record: { tokenizer: tokenizerRun, steps },
+    checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
       if (!latents || out === undefined) return {};
       const places = placesOf(tokenizerRun, join(out, "model"));
@@ -125,18 +125,8 @@ async function training(
       makeFolder(join(out, "images"));
       await writePng(join(out, "images", `samples_with_guidance_${sampling.cfg}.png`), picture);
       log.line(`${percent(dataWait)} of the training time was spent waiting for data`);
-      return { steps: c.steps, parameters: parameters.dit, data_wait: dataWait };
+      return { steps, parameters: parameters.dit, data_wait: dataWait };
     },
     close: () => latents?.close(),
   };
-}
-
-/** The tokenizer of the run that is resumed, which need not be the newest any more; undefined where it is not said. */
-function resumedTokenizer({ resume, out }: TrainDitConfig, log: Log): string | undefined {
-  if (resume === undefined) return undefined;
-  const run = resume === "" ? out ?? "" : dirname(dirname(resume)), file = join(run, "config.json");
-  const { tokenizer } = (exists(file) ? readJson(file) ?? {} : {}) as { tokenizer?: unknown };
-  if (typeof tokenizer !== "string" || !exists(tokenizer)) return undefined;
-  log.line(`tokenizer: ${tokenizer} (the run's)`);
-  return tokenizer;
 }

@@ -76,6 +76,14 @@ export const alignConfig = z.strictObject({
     "Stages to run: 1 latent, 2 perceptual, 3 refine",
   ),
   steps: training(z.array(count()).length(3).default([120, 500, 110]), "Steps of the three stages"),
+  epochs: training(
+    z.array(z.number().positive()).min(1).max(3).refine(
+      (epochs) => epochs.length !== 2,
+      "give one value, or one for each of the three stages",
+    ).optional(),
+    "Steps of the three stages as passes over the images of --data",
+    { value: "N,...", otherwise: "--steps", free: true },
+  ),
   lr: training(three(2e-3, 3e-3, 1.5e-3), "Learning rates of the three stages"),
   train: training(
     z.array(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"')).length(3)
@@ -172,6 +180,10 @@ export const trainDitConfig = z.strictObject({
   flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),
   ...reading,
   steps: training(count().default(900), "Training steps"),
+  epochs: training(z.number().positive().optional(), "Steps as passes over the images", {
+    otherwise: "--steps",
+    free: true,
+  }),
   batchSize: training(count("batch").default(24), "Latents per step"),
   lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4"),
   labelDropout: training(z.number().min(0).max(1).default(0.1), "Label dropout, for guidance", { advanced }),

@@ -35,7 +35,10 @@ const CONSTANT = {
 };
 
 /** Options that decide no result, or that name the inputs. */
-type Plumbing = keyof (typeof general & typeof reading & typeof running & typeof validating);
+type Plumbing =
+  | keyof (typeof general & typeof reading & typeof running & typeof validating)
+  | "epochs"
+  | "memory";
 
 export const ALIGN_GRADES: Record<
   Exclude<keyof AlignConfig, Plumbing | "preset" | "data" | "lpips" | "download">,

@@ -3,6 +3,7 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
+import { parseBytes } from "../formats/files.ts";
 
 /** What help and resuming know about an option. */
 export interface About {
@@ -183,6 +184,12 @@ export const optimizing = (beta1: number, beta2: number) => ({
   recompute: training(flag(), "Activation recomputation: less memory, about 1/3 more compute", {
     free: true,
   }),
+  memory: training(
+    z.string().refine((size) => parseBytes(size) !== undefined, "give a size such as 24 gb or 24 gib")
+      .optional(),
+    "Choose the largest micro-batch that fits, and the accumulation that keeps the batch; --dry-run: list what fits",
+    { value: "SIZE", otherwise: "--batch-size as it is", free: true },
+  ),
   beta1: optimizer(z.number().min(0).lt(1).default(beta1), "AdamW's beta1", { advanced: true }),
   beta2: optimizer(z.number().min(0).lt(1).default(beta2), "AdamW's beta2", { advanced: true }),
   weightDecay: optimizer(amount().default(0), "AdamW's weight decay", { advanced: true }),

@@ -339,3 +339,11 @@ export function formatBytes(bytes: number): string {
   const unit = Math.min(units.length - 1, bytes < 1000 ? 0 : Math.floor(Math.log10(bytes) / 3));
   return `${unit ? (bytes / 1000 ** unit).toFixed(1) : bytes} ${units[unit]}`;
 }
+
+/** Bytes of a size such as "24GB", "24 GB" or "512MiB"; undefined if it is none. */
+export function parseBytes(text: string): number | undefined {
+  const [, number, prefix = "", binary] = /^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b$/i.exec(text.trim()) ?? [];
+  if (number === undefined || (binary && !prefix)) return undefined;
+  const bytes = Number(number) * (binary ? 1024 : 1000) ** " kmgt".indexOf(prefix.toLowerCase() || " ");
+  return bytes >= 1 ? Math.floor(bytes) : undefined;
+}

@@ -62,7 +62,7 @@ export function bytesOf(
 }
 
 /** The storage that is bound with the most bytes. */
-export function largestBinding({ places }: Plan): Storage | undefined {
+export function largestBinding({ places }: Pick<Plan, "places">): Storage | undefined {
   return [...places.keys()].reduce<Storage | undefined>((a, b) => a && a.bytes >= b.bytes ? a : b, undefined);
 }
 

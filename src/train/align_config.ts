@@ -1,15 +1,19 @@
 // What the options of `tok align` describe: the tokenizer, the discriminator and the stages.
 
 import type { AlignConfig } from "../cli/config.ts";
+import type { Origin } from "../cli/flags.ts";
+import { requireData } from "../cli/presets.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
 import { PatchDiscriminator } from "../models/discriminator.ts";
+import { LPIPS_FILES } from "../models/lpips.ts";
 import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
 import type { StageName } from "./alignment.ts";
 import type { Stage } from "./stage_run.ts";
+import { checkEpochs } from "./epochs.ts";
 import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
 
@@ -36,6 +40,20 @@ export function tokenizerOf(
       groups: c.decoderGroups,
     },
   }, "the options"));
+}
+
+/**
+ * Checks what the options require of one another. A dry run needs neither images nor weights.
+ * @throws UsageError where images, the weights of LPIPS, or the meaning of --epochs are missing
+ */
+export function checkOptions(c: AlignConfig, origins?: Readonly<Record<string, Origin>>): void {
+  requireData(c.preset, c.dryRun, { data: c.data });
+  checkEpochs(c, origins);
+  if (c.perceptual !== "lpips" || c.wPerceptual === 0 || c.lpips !== undefined || c.dryRun) return;
+  throw new UsageError(
+    `Cannot compute the perceptual loss: --perceptual lpips needs --lpips FILES (${LPIPS_FILES}); ` +
+      `or choose --perceptual encoder`,
+  );
 }
 
 /** The discriminator; undefined where the adversarial loss is off. */

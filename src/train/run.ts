@@ -23,7 +23,16 @@ import { metricOf, type Scores, type Validation, Validator } from "./validation.
 /** The options that every training command has. */
 type RunConfig = Pick<
   AlignConfig,
-  "out" | "resume" | "logEvery" | "saveEvery" | "keep" | "keepEvery" | "tensorboard" | "dryRun" | "recompute"
+  | "out"
+  | "resume"
+  | "logEvery"
+  | "saveEvery"
+  | "keep"
+  | "keepEvery"
+  | "tensorboard"
+  | "dryRun"
+  | "recompute"
+  | "memory"
 >;
 
 export interface RunOptions {
@@ -92,7 +101,8 @@ export async function run(
   const { command, config, context: { log } } = options;
   if (config.dryRun) {
     const { parameters, recipes } = await make(undefined);
-    return planTable(parameters, recipes, log, { recompute: config.recompute, remedies: options.remedies });
+    const { remedies } = options, target = config.memory !== undefined;
+    return planTable(parameters, recipes, log, { recompute: config.recompute, remedies, target });
   }
   using lock = openRun(options.output(), { resume: config.resume !== undefined });
   const out = lock.folder;

@@ -1,0 +1,206 @@
+// What a dry run says, and --memory and --epochs: nothing is allocated, the largest micro-batch that fits is found, and a real run
+// uses it.
+
+import { assert, assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { join } from "@std/path";
+import { adapterKey } from "../../src/bench/gemm_tuning.ts";
+import { ratesFile, rememberedRates, rememberRates } from "../../src/bench/remembered_peaks.ts";
+import { type AlignConfig, alignConfig } from "../../src/cli/config.ts";
+import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
+import { UsageError } from "../../src/errors.ts";
+import { parseBytes, readJson } from "../../src/formats/files.ts";
+import { device } from "../../src/gpu/device.ts";
+import type { Plan } from "../../src/gpu/plan.ts";
+import { Storage } from "../../src/gpu/storage.ts";
+import { Lpips } from "../../src/models/lpips.ts";
+import { discriminatorOf, stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
+import { Alignment } from "../../src/train/alignment.ts";
+import { largestMicroBatch } from "../../src/train/fit_memory.ts";
+import { spelled } from "../../src/train/plan_table.ts";
+import { alignRecipes } from "../../src/train/stage_run.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
+import { testDevice } from "../helpers/check.ts";
+import { inFolder, run, writeImages } from "../helpers/commands.ts";
+
+Deno.test("sizes of memory are decimal or binary, and anything else is refused", () => {
+  const sizes = ["24GB", "24 gb", "1.5MB", "2GiB", "512kib", "100B"].map(parseBytes);
+  assertEquals(sizes, [24e9, 24e9, 1.5e6, 2 * 2 ** 30, 2 ** 19, 100]);
+  for (const wrong of ["24", "GB", "-1GB", "0GB", "1 iB", "1 quart"]) {
+    assertEquals(parseBytes(wrong), undefined, wrong);
+    assertThrows(() => parseCommandLine(["align", `--memory=${wrong}`]), UsageError, "Cannot use --memory");
+  }
+});
+
+/** A recipe whose step needs `fixed` bytes and `each` bytes an image, in buffers of `binding` bytes an image. */
+function recipe(fixed: number, each: number, binding: number, planned: number[]) {
+  return (microBatch: number) => ({
+    steps: 10,
+    plan() {
+      planned.push(microBatch);
+      const activations = each * microBatch;
+      const bytes = { activations, inputs: 0, gradients: 0 }, storage = new Storage(binding * microBatch);
+      return {
+        bytes,
+        totalBytes: fixed + activations,
+        flops: 7,
+        places: new Map([[storage, { root: storage, offset: 0, slot: 0 }]]),
+      } as unknown as Plan;
+    },
+  });
+}
+
+Deno.test("the largest micro-batch that divides the batch and fits is found with few plans", async () => {
+  for (
+    const [budget, limit, expected] of [
+      [1000, Infinity, 8], // 100 + 8 x 100, and 500 + 8 x 50
+      [899, Infinity, 6],
+      [150, Infinity, 0],
+      [1e6, Infinity, 24],
+      [1e6, 60, 6], // 60 of 10 an image
+    ] as const
+  ) {
+    const planned: number[] = [];
+    const all = [recipe(100, 100, 10, planned), recipe(500, 50, 10, planned)];
+    const found = await largestMicroBatch(
+      24,
+      { budget, limit },
+      (size) => Promise.resolve({ recipes: all.map((make) => make(size)) }),
+    );
+    assertEquals(found.microBatch, expected, `${budget}, ${limit}`);
+    assertEquals(found.flops, 2 * 10 * 7);
+    if (expected) assertEquals(found.bytes, Math.max(100 + 100 * expected, 500 + 50 * expected));
+    assert(planned.length <= (limit === Infinity ? 6 : 12), `${planned}`);
+  }
+});
+
+Deno.test("a dry run with --memory lists what fits with and without fp16 and recomputation, and a larger micro-batch does not", async () => {
+  const sized = ["--image-size", "16", "--stages", "3", "--gan", "none", "--dry-run"];
+  const bytesOf = async (...options: string[]) => {
+    const { result } = await run("align", ...sized, ...options);
+    return (result.plans as { totalBytes: number }[]).map(({ totalBytes }) => totalBytes)[0] as number;
+  };
+  const whole = ["--batch-size", "24"], budget = Math.floor(0.9 * await bytesOf(...whole));
+  const { lines, result } = await run("align", ...sized, ...whole, "--memory", `${budget}B`);
+  const rows = lines.filter((line) => line.includes("--batch-size "));
+  assertEquals(rows.length, 4, lines.join("\n"));
+  for (const row of rows.slice(0, 2)) {
+    const options = row.slice(row.indexOf("--batch-size")).split(" ");
+    const [, size, , times] = options as [string, string, string, string];
+    assertEquals(Number(size) * Number(times), 24);
+    assert(await bytesOf(...options) <= budget, row);
+    const larger = [24, 12, 8, 6, 4, 3, 2, 1].findLast((n) => n > Number(size));
+    if (larger === undefined) continue;
+    const next = await bytesOf(
+      "--batch-size",
+      `${larger}`,
+      "--accumulate",
+      `${24 / larger}`,
+      ...options.slice(4),
+    );
+    assert(next > budget, `${row}: ${larger} fit, too`);
+  }
+  assert((result.plans as { totalBytes: number }[])[0]?.totalBytes as number <= budget);
+  await assertRejects(
+    () => run("align", ...sized, ...whole, "--memory", "100kB"),
+    UsageError,
+    "Cannot fit micro-batches of 1",
+  );
+});
+
+Deno.test("a run uses the micro-batch of --memory and the steps of --epochs, records both, and resumes with them", async () => {
+  await inFolder(async (folder) => {
+    await writeImages(join(folder, "images"), 9);
+    const options = ["--data", join(folder, "images"), "--out", join(folder, "run"), "--stages", "3"];
+    const sized = ["align", ...options, "--gan", "none", "--held-out", "1"] as const;
+    const planned = await run(...sized, "--batch-size", "4", "--accumulate", "2", "--dry-run");
+    const [{ totalBytes }] = planned.result.plans as [{ totalBytes: number }];
+    const fitted = ["--batch-size", "8", "--memory", `${totalBytes}B`, "--epochs", "1.5"];
+    const { lines } = await run(...sized, ...fitted);
+    assert(
+      lines.some((line) => line.startsWith("memory: --batch-size 4 --accumulate 2 needs")),
+      lines.join("\n"),
+    );
+    const record = readJson(join(folder, "run", "config.json")) as AlignConfig;
+    assertEquals([record.batchSize, record.accumulate, record.steps], [4, 2, [2, 2, 2]]); // 1.5 x 8 / 8
+    const again = await run(...sized, ...fitted, "--resume");
+    assertEquals(again.result.finished, true);
+  });
+});
+
+Deno.test("--epochs needs images that repeat, and excludes --steps", async () => {
+  await assertRejects(() => run("align", "--epochs", "2"), UsageError, "Cannot use --epochs without --data");
+  for (const name of ["align --steps 1,1,1", "train-dit --steps 3"]) {
+    const [command = "", ...args] = name.split(" ");
+    await assertRejects(
+      () => run(command, ...args, "--epochs", "2", "--dry-run"),
+      UsageError,
+      "--epochs and --steps",
+    );
+  }
+  const { lines, result } = await run(
+    "align",
+    "--dry-run",
+    "--epochs",
+    "1,2,0.5",
+    "--batch-size",
+    "1000",
+    "--stages",
+    "1,3",
+  );
+  assert(lines.some((line) => line.includes("1,281,167 images (ImageNet's")), lines.join("\n"));
+  assertEquals((result.plans as { steps: number }[]).map(({ steps }) => steps), [1282, 641]);
+});
+
+Deno.test("a dry run says FLOPs of the complete run, and hours at the rate that doctor --bench remembers", async () => {
+  await inFolder(async (folder) => {
+    await testDevice();
+    const before = Deno.env.get("XDG_CACHE_HOME");
+    Deno.env.set("XDG_CACHE_HOME", folder);
+    try {
+      const options = ["--dry-run", "--stages", "1", "--steps", "1000,1,1", "--image-size", "16"];
+      const unknown = await run("align", ...options);
+      assert(unknown.lines.some((line) => line.includes('after "tok doctor --bench"')));
+      const { facts, profile } = device(), key = adapterKey(facts, profile);
+      rememberRates(key, { gemm: 2000, fma: 3000 }, (text) => assert(false, text));
+      assertEquals([rememberedRates(key)?.gemm, rememberedRates("other")], [2000, undefined]);
+      const { lines, result } = await run("align", ...options);
+      const [plan] = result.plans as [{ flops: number }];
+      assertEquals(result.flops, 1000 * plan.flops);
+      assertAlmostEquals(result.seconds as number, result.flops as number / 2e12, 1e-9);
+      assert(
+        lines.some((line) => line.includes("at the 2.0 TFLOP/s of a large GEMM measured here")),
+        lines.join("\n"),
+      );
+      Deno.writeTextFileSync(ratesFile(), "{");
+      assertEquals(rememberedRates(key), undefined);
+    } finally {
+      if (before === undefined) Deno.env.delete("XDG_CACHE_HOME");
+      else Deno.env.set("XDG_CACHE_HOME", before);
+    }
+  });
+  assertEquals([30, 100, 15000, 4.2 * 86400, 1e9].map(spelled), [
+    "30.0 seconds",
+    "1.7 minutes",
+    "4.2 hours",
+    "4.2 days",
+    "31.7 years",
+  ]);
+});
+
+Deno.test("stage 2 of dinov2-l-f16d32 plans within 24 GB at micro-batches of 4, and allocates nothing", async () => {
+  await testDevice();
+  const c = alignConfig.parse({
+    preset: "dinov2-l-f16d32",
+    ...ALIGN_PRESETS["dinov2-l-f16d32"],
+    batchSize: 4,
+    accumulate: 64,
+  });
+  const { config, preprocessor } = await openEncoder(c.encoder, { planOnly: true });
+  const before = device().memory.live;
+  const alignment = new Alignment(tokenizerOf(c, config, preprocessor), discriminatorOf(c), new Lpips());
+  const stage = stagesOf(c, true).filter(({ name }) => name === "perceptual");
+  const plan = alignRecipes(alignment, stage, c, undefined)[0]?.plan() as Plan;
+  assert(plan.totalBytes < 24e9 && plan.bytes.parameters > 2.5e9, `${plan.totalBytes}`);
+  assertEquals(device().memory.live, before);
+});
