@@ -10,6 +10,7 @@ import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import {
+  addLora,
   checkOptions,
   checkStages,
   discriminatorOf,
@@ -86,9 +87,11 @@ async function training(
   const images = out === undefined ? undefined : listed;
   const steps = stepsOfStages(c, listed?.train.length, log);
   const stages = stagesOf({ ...c, steps }, discriminator !== undefined);
+  addLora(alignment, c, stages);
   const init = new Initializer(c.seed);
   tokenizer.init(init);
   discriminator?.init(init);
+  alignment.lora?.init(init);
   const fingerprint = images && await encoder.load(tokenizer.encoder);
   if (images) await alignment.setReference();
   const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, {
@@ -105,6 +108,7 @@ async function training(
     recipes: alignRecipes(alignment, stages, c, images?.train),
     parameters: {
       encoder: countParameters(tokenizer.encoder),
+      ...(alignment.lora ? { lora: countParameters(alignment.lora) } : {}),
       adapter: countParameters(tokenizer.adapter),
       decoder: countParameters(tokenizer.decoder) + countParameters(tokenizer.post_quant_conv),
       ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),

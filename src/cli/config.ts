@@ -118,6 +118,11 @@ export const alignConfig = z.strictObject({
     "Weight of the KL loss, mean over latent elements, for a Gaussian posterior; 0: a deterministic latent",
     { advanced },
   ),
+  noiseTau: losses(
+    amount().default(0),
+    "Largest standard deviation of the noise on the decoder's latents in stages 1 and 3, uniform per image",
+    { advanced },
+  ),
   gan: losses(z.enum(["patch", "none"]).default("patch"), "Discriminator: PatchGAN or none"),
   wGan: losses(amount().default(0.05), "Factor of the adaptive adversarial weight"),
   ganStart: losses(
@@ -137,6 +142,21 @@ export const alignConfig = z.strictObject({
     advanced,
   }),
   ganLr: losses(amount().default(2e-4), "Learning rate of the discriminator", { advanced }),
+  layers: model(
+    z.array(count("layers")).min(1).refine((n) => new Set(n).size === n.length, "name each layer once")
+      .optional(),
+    "Encoder blocks, from 1, whose normalised patch tokens are summed",
+    { otherwise: "the last block", advanced },
+  ),
+  loraRank: model(
+    countOrNone("channels").default(0),
+    "Rank of LoRA on the encoder's linear layers in stage 2; 0: train all weights",
+    { advanced },
+  ),
+  loraAlpha: model(amount().optional(), "Scale of LoRA: its update is multiplied by alpha / rank", {
+    otherwise: "the rank",
+    advanced,
+  }),
   latentChannels: model(count("channels").default(16), "Channels of the latent"),
   adapterHidden: model(count("channels").optional(), "Hidden width of the adapter", {
     otherwise: "the encoder's width",

@@ -102,6 +102,8 @@ export const tokenizerConfig = z.object({
   /** The encoder's normalisation of pixels in 0..1. */
   image_mean: three,
   image_std: three,
+  /** Numbers of the encoder's blocks, from 1, whose patch tokens are summed; absent: the last one. */
+  encoder_layers: z.array(count("layers")).min(1).optional(),
   adapter_hidden: count("channels"),
   /** Whether the adapter outputs mean and log-variance of a Gaussian posterior; absent: no. */
   double_z: z.boolean().optional(),
@@ -114,7 +116,22 @@ export class Encoder {
   readonly #scale: Tensor;
   readonly #shift: Tensor;
 
-  constructor(readonly vit: Vit, mean: readonly number[], std: readonly number[]) {
+  /**
+   * @param layers numbers of the blocks whose patch tokens are summed, from 1; undefined: the last one
+   * @throws UsageError if there is no such block
+   */
+  constructor(
+    readonly vit: Vit,
+    mean: readonly number[],
+    std: readonly number[],
+    private readonly layers?: readonly number[],
+  ) {
+    const depth = vit.config.num_hidden_layers;
+    if (layers?.some((n) => n > depth)) {
+      throw new UsageError(
+        `Cannot sum the layers ${layers}: the encoder has ${depth} blocks; choose from 1 to ${depth}`,
+      );
+    }
     // ((x + 1) / 2 - mean) / std for x in -1..1
     this.#scale = constant(Float32Array.from(std, (s) => 0.5 / s), [3], "image scale");
     this.#shift = constant(
@@ -124,9 +141,12 @@ export class Encoder {
     );
   }
 
-  /** Patch tokens after the final norm [B, side * side, C] of images [B, S, S, 3] in -1..1, resized to side x side patches. */
+  /**
+   * Patch tokens after the final norm [B, side * side, C] of images [B, S, S, 3] in -1..1, resized to side x side patches; see
+   * {@link Vit.patches} for several layers.
+   */
   patches(x: Tensor, side: number): Tensor {
-    return this.vit.forward(this.#input(x, side)).patches;
+    return this.vit.patches(this.#input(x, side), this.layers);
   }
 
   /** Patch tokens after each of the blocks `after` (numbers from 1), before the final norm; otherwise as {@link patches}. */
@@ -162,7 +182,7 @@ export class Tokenizer implements TrainableTokenizer {
     this.decoder = new Decoder(config.decoder);
     this.latent_mean = variable([C], { label: "latent_mean" });
     this.latent_std = variable([C], { label: "latent_std", init: () => new Float32Array(C).fill(1) });
-    this.#input = new Encoder(this.encoder, config.image_mean, config.image_std);
+    this.#input = new Encoder(this.encoder, config.image_mean, config.image_std, config.encoder_layers);
   }
 
   /** Initialises all but the pretrained encoder. */
@@ -208,9 +228,9 @@ export class Tokenizer implements TrainableTokenizer {
   }
 
   copies(): { reference: Encoder; anchor: Adapter } {
-    const { encoder, image_mean, image_std } = this.config;
+    const { encoder, image_mean, image_std, encoder_layers } = this.config;
     return {
-      reference: new Encoder(new Vit(encoder), image_mean, image_std),
+      reference: new Encoder(new Vit(encoder), image_mean, image_std, encoder_layers),
       anchor: adapterOf(this.config),
     };
   }

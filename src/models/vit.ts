@@ -223,6 +223,33 @@ export class Vit implements Published {
     for (const norm of [this.input_norm, this.layernorm]) if (norm) init.norm(norm);
   }
 
+  /** The linear layers of the blocks by name, such as `0.query` and `0.fc1`. */
+  linears(): Map<string, Linear> {
+    const found = new Map<string, Linear>();
+    for (const [i, { attention, mlp }] of this.encoder.layer.entries()) {
+      const layers = { ...attention.attention, dense: attention.output.dense, ...mlp };
+      for (const [name, layer] of Object.entries(layers)) {
+        if (layer instanceof Linear) found.set(`${i}.${name}`, layer);
+      }
+    }
+    return found;
+  }
+
+  /**
+   * Patch tokens [B, T, C] of the last layer, or the sum of those of several layers, each as the last layer's are: after the final
+   * norm (CLIP: without).
+   * @param layers numbers of blocks, from 1
+   */
+  patches(x: Tensor, layers: readonly number[] = []): Tensor {
+    const last = this.encoder.layer.length, inner = layers.filter((n) => n !== last);
+    const { patches, hidden } = this.forward(x, { after: inner });
+    if (inner.length === 0) return patches;
+    const normed = FAMILIES[this.config.model_type].normed === "all"
+      ? hidden.map((tokens) => this.layernorm.forward(tokens))
+      : hidden;
+    return (layers.includes(last) ? [...normed, patches] : normed).reduce(add);
+  }
+
   /**
    * @param x normalised pixels [B, H, W, 3]; sides are multiples of the patch size, or the image size. If that is no multiple
    *   (SigLIP's 384 with patches of 14), the right and bottom margins are ignored, as in the published models

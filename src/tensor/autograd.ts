@@ -110,7 +110,14 @@ function nodesBetween(ys: readonly Tensor[], wrt: ReadonlySet<Tensor>): Node[] {
       }
     }
   }
-  const ordered = [...reached].sort((a, b) => a.id - b.id);
+  // An eager node comes right before its first user.
+  const place = new Map([...reached].map((node) => [node, node.eager ? Infinity : node.id]));
+  for (const { id, inputs } of reached) {
+    for (const { node } of inputs) {
+      if (node?.eager) place.set(node, Math.min(place.get(node) ?? Infinity, id - 0.5));
+    }
+  }
+  const ordered = [...reached].sort((a, b) => (place.get(a) as number) - (place.get(b) as number));
   for (const node of ordered) {
     onPath.set(
       node,

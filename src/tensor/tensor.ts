@@ -21,6 +21,8 @@ export interface Node {
   /** The working precision of the forward pass, and so of the backward pass. */
   readonly precision: Precision;
   readonly backward: (...dys: (Tensor | undefined)[]) => readonly (Tensor | undefined)[];
+  /** Its inputs are leaves, and its backward pass runs as soon as the gradients of its outputs are complete. */
+  readonly eager?: boolean;
 }
 
 export class Tensor implements Bindable {

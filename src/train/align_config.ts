@@ -11,7 +11,7 @@ import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
-import type { StageName } from "./alignment.ts";
+import type { Alignment, StageName } from "./alignment.ts";
 import type { Stage } from "./stage_run.ts";
 import { checkEpochs } from "./epochs.ts";
 import { weightsOf } from "./alignment_losses.ts";
@@ -30,6 +30,7 @@ export function tokenizerOf(
     image_std: std,
     adapter_hidden: c.adapterHidden ?? encoder.hidden_size,
     ...c.wKl > 0 ? { double_z: true } : {},
+    ...c.layers ? { encoder_layers: c.layers } : {},
     decoder: {
       ch: c.decoderChannels,
       ch_mult: c.decoderMultiples,
@@ -82,6 +83,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
       decoderLr: c.decoderLr,
       ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : n === 2 ? c.ema : 0,
       ganStart: ganStartOf(c, n),
+      noiseTau: stage.name === "perceptual" ? 0 : c.noiseTau,
     };
   });
 }
@@ -92,6 +94,17 @@ const STAGE_NAMES: readonly StageName[] = ["latent", "perceptual", "refine"];
 function partsOf({ train }: AlignConfig, n: number): Part[] {
   const names = (train[n - 1] ?? "").split("+");
   return (["encoder", "adapter", "decoder"] as const).filter((part) => names.includes(part));
+}
+
+/** Adds LoRA as the options say. @throws UsageError if no stage trains a pretrained encoder */
+export function addLora(alignment: Alignment, c: AlignConfig, stages: readonly Stage[]): void {
+  if (c.loraRank === 0) return;
+  if (!alignment.anchor || !stages.some(({ train }) => train.includes("encoder"))) {
+    throw new UsageError(
+      `Cannot use --lora-rank ${c.loraRank}: no stage trains a pretrained encoder; add stage 2, or leave --lora-rank out`,
+    );
+  }
+  alignment.addLora({ rank: c.loraRank, alpha: c.loraAlpha ?? c.loraRank });
 }
 
 /** The stage that `step` steps have reached (the end of a stage belongs to it), and the number of steps of earlier stages. */

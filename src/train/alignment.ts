@@ -6,7 +6,11 @@ import type { Adapter } from "../models/adapter.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { Encoder, Part, TrainableTokenizer } from "../models/tokenizer.ts";
+import type { Linear } from "../nn/layers.ts";
 import { state } from "../nn/layers.ts";
+import { Lora } from "../nn/lora.ts";
+import { copy } from "../gpu/memory.ts";
+import { Vit } from "../models/vit.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { check, type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
 import { l2, lpipsLoss } from "./losses.ts";
@@ -33,7 +37,8 @@ export class Alignment {
   readonly anchor: Adapter | undefined;
   readonly sets:
     & Record<Part, ParameterSet>
-    & Partial<Record<"anchor" | "reference" | "discriminator", ParameterSet>>;
+    & Partial<Record<"anchor" | "reference" | "discriminator" | "lora", ParameterSet>>;
+  #lora: Lora | undefined;
 
   /**
    * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
@@ -61,6 +66,37 @@ export class Alignment {
     };
   }
 
+  /** Where training the encoder trains low-rank updates of its linear layers only; the frozen reference holds their W0. */
+  get lora(): Lora | undefined {
+    return this.#lora;
+  }
+
+  /** Adds low-rank updates; the tokenizer must have a vision encoder. */
+  addLora(config: { rank: number; alpha: number }): Lora {
+    const { encoder } = this.tokenizer.parts, base = this.reference?.vit.linears();
+    check(this.anchor && base && encoder instanceof Vit, "add LoRA", "there is no vision encoder");
+    const weights = [...encoder.linears()].map(([name, { weight }]) => ({
+      name,
+      weight,
+      base: (base.get(name) as Linear).weight,
+    }));
+    this.#lora = new Lora(weights, config);
+    this.sets.lora = new ParameterSet("lora", this.#lora.updates, this.precision);
+    return this.#lora;
+  }
+
+  /** The parameters that training a part trains. */
+  trained(part: Part): ParameterSet {
+    return (part === "encoder" ? this.sets.lora : undefined) ?? this.sets[part];
+  }
+
+  /** Records that the encoder's weights follow the low-rank updates. */
+  mergeLora(): void {
+    this.#lora?.merge();
+    const { flats, working } = this.sets.encoder;
+    working?.forEach((to, i) => copy(flats[i] as Tensor, to));
+  }
+
   /** Copies the adapter into the anchor, at the end of stage 1. */
   async setAnchor(): Promise<void> {
     await this.#copySet("adapter", this.sets.anchor);
@@ -86,6 +122,7 @@ export class Alignment {
       anchor: this.anchor,
       reference: this.reference?.vit,
       discriminator: this.discriminator,
+      lora: this.#lora?.updates,
     };
     return new Map(
       Object.entries(parts).flatMap(([name, part]) =>

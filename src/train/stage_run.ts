@@ -6,13 +6,14 @@ import type { AlignConfig } from "../cli/config.ts";
 import { batches, type TrainingBatch } from "../data/batches.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import type { Plan } from "../gpu/plan.ts";
+import { capture } from "../gpu/program.ts";
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
 import { mul, scale } from "../ops/math.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
-import { normal, type RandomSource, randomWords } from "../ops/random.ts";
-import { sampleOf } from "../models/posterior.ts";
+import { type RandomSource, randomWords } from "../ops/random.ts";
+import { perturbed, sampleOf } from "../models/posterior.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
 import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
@@ -38,6 +39,8 @@ export interface Stage {
   ema: number;
   /** Step of the stage from which the adversarial loss counts. */
   ganStart: number;
+  /** Largest standard deviation of the noise that is added to what the decoder sees (0). */
+  noiseTau?: number;
 }
 
 /** The running metrics of a stage, in this order. @param weights of its losses */
@@ -54,9 +57,6 @@ type Metric = ReturnType<typeof metricsOf>[number];
 
 /** The running metrics of every stage; {@link StageRun.metrics} adds those of optional losses. */
 export const RUNNING_METRICS = metricsOf({});
-
-/** Streams of randomness inside a step. */
-const STREAMS = { posterior: 1 };
 
 /** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
 export class StageRun {
@@ -75,7 +75,7 @@ export class StageRun {
     this.optimizer = new Optimizer(
       "optimizer",
       stage.train.map((part) => ({
-        set: sets[part],
+        set: alignment.trained(part),
         lrFactor: stage[`${part}Lr`] ?? 1,
         ema: stage.ema > 0,
       })),
@@ -118,10 +118,18 @@ export class StageRun {
         StepProgram.capture(`stage ${this.stage.name}`, inputs, accumulate, {
           optimizers: discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer],
           saved,
-          gradients: ({ x, flips, random }) =>
-            this.#gradients(pixels(x as Tensor, flips), random && { tensor: random }, discriminatorOptimizer),
+          gradients: ({ x, flips, random }) => {
+            const of = () =>
+              this.#gradients(
+                pixels(x as Tensor, flips),
+                random && { tensor: random },
+                discriminatorOptimizer,
+              );
+            return this.#lora?.tracked(of) ?? of();
+          },
           update: (means, before) => {
             const norm2 = optimizer.update(means);
+            if (this.#lora) this.alignment.mergeLora();
             discriminatorOptimizer?.update([means[discriminator] as Tensor]);
             saved.forEach((x, i) => discriminatorOptimizer?.restoreIfSkipped(x, before[i] as Tensor));
             optimizer.report([...means.slice(0, count), norm2], this.runningMetrics);
@@ -132,7 +140,12 @@ export class StageRun {
 
   /** Whether a step draws random numbers: the input `random` of its program then holds {@link randomInput}. */
   get random(): boolean {
-    return this.alignment.tokenizer.gaussian;
+    return this.alignment.tokenizer.gaussian || (this.stage.noiseTau ?? 0) > 0;
+  }
+
+  /** The low-rank updates, if this stage trains them. */
+  get #lora() {
+    return this.stage.train.includes("encoder") ? this.alignment.lora : undefined;
   }
 
   /** What step `step` of a run draws from: a function of seed, step, and number of the image in the step. */
@@ -158,7 +171,7 @@ export class StageRun {
     random: RandomSource | undefined,
     discriminatorOptimizer: Optimizer | undefined,
   ) {
-    const { alignment, stage: { name: stage, train, losses }, options, optimizer } = this;
+    const { alignment, stage: { name: stage, train, losses, noiseTau = 0 }, options, optimizer } = this;
     const { tokenizer, discriminator } = alignment;
     const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
     const frozen = alignment.reference && noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
@@ -169,8 +182,8 @@ export class StageRun {
       ? frozen
       : unless(encoderTrains, () => tokenizer.features(x));
     const posterior = unless(adapterTrains, () => tokenizer.posterior(features)); // [B, side, side, C]
-    const noise = random && noGrad(() => normal(posterior.mean.shape, random, STREAMS.posterior));
-    const y = tokenizer.decode(sampleOf(posterior, noise)); // [B, S, S, 3]
+    const z = random ? sampleOf(posterior, random) : posterior.mean;
+    const y = tokenizer.decode(random && noiseTau > 0 ? perturbed(z, noiseTau, random) : z); // [B, S, S, 3]
 
     const zero = scalar(0);
     const metrics = Object.fromEntries(this.metrics.map((name) => [name, zero])) as Record<Metric, Tensor>;
@@ -216,9 +229,18 @@ export class StageRun {
   async finish(): Promise<void> {
     if (this.stage.ema > 0) {
       for (const [i, part] of this.stage.train.entries()) {
-        await this.optimizer.readEmaInto(i, this.alignment.sets[part]);
+        await this.optimizer.readEmaInto(i, this.alignment.trained(part));
       }
+      await this.applyLora();
     }
+  }
+
+  /** Makes the encoder's weights follow low-rank updates that were changed outside a step. */
+  protected async applyLora(): Promise<void> {
+    if (!this.#lora) return;
+    const program = await capture("merge LoRA", {}, () => (this.alignment.mergeLora(), {})).prepare();
+    program.run();
+    program.destroy();
   }
 
   destroy(): void {
@@ -290,8 +312,15 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
     return new Map([...this.alignment.state(), ...super.state()]);
   }
 
-  withResult<T>(use: () => Promise<T>): Promise<T> {
-    return this.optimizer.withEma(use);
+  async withResult<T>(use: () => Promise<T>): Promise<T> {
+    try {
+      return await this.optimizer.withEma(async () => {
+        await this.applyLora();
+        return await use();
+      });
+    } finally {
+      await this.applyLora();
+    }
   }
 
   override async finish(): Promise<void> {

@@ -4,7 +4,7 @@ import { Initializer } from "../../src/nn/init.ts";
 import { loadState } from "../../src/nn/layers.ts";
 import { PatchDiscriminator } from "../../src/models/discriminator.ts";
 import type { Lpips } from "../../src/models/lpips.ts";
-import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
+import { Tokenizer, type TokenizerConfig, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
 import type { Stage } from "../../src/train/stage_run.ts";
@@ -60,6 +60,9 @@ interface Variant {
   attention?: readonly number[];
   /** The perceptual loss, with weights by the formula. */
   lpips?: Lpips | undefined;
+  /** Fields of the tokenizer's config. */
+  config?: Partial<TokenizerConfig>;
+  lora?: { rank: number; alpha: number };
 }
 
 /** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
@@ -67,7 +70,7 @@ export async function alignment(
   precision: Precision = "f32",
   variant: Variant = {},
 ): Promise<Alignment & { tokenizer: Tokenizer }> {
-  const { blocks = 0, attention = [], lpips } = variant;
+  const { blocks = 0, attention = [], lpips, config, lora } = variant;
   await testDevice();
   const encoder = await openEncoder();
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
@@ -85,12 +88,14 @@ export async function alignment(
       z_channels: 8,
       groups: 4,
     },
+    ...config,
   }));
   const discriminator = new PatchDiscriminator({ ndf: 8, n_layers: 2 });
   const made = new Alignment(tokenizer, discriminator, lpips, precision);
   const init = new Initializer(0);
   tokenizer.init(init);
   discriminator.init(init);
+  if (lora) made.addLora(lora).init(init);
   if (lpips) await loadState(lpips, formulaSource(shapesOf(lpips)));
   await encoder.load(tokenizer.encoder);
   await made.setReference();

@@ -1,0 +1,255 @@
+// What a training may choose about the latent and the encoder: Gaussian posteriors, noise, several layers, LoRA. Frozen modules do
+// not change, the semantic loss begins at 0, and a checkpoint goes on to the same bits.
+
+import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import { join } from "@std/path";
+import { alignConfig } from "../../src/cli/config.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+import { gather } from "../../src/data/image_source.ts";
+import { UsageError } from "../../src/errors.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { Encoder } from "../../src/models/tokenizer.ts";
+import { type Linear, restore, snapshot, state } from "../../src/nn/layers.ts";
+import { add, scale } from "../../src/ops/math.ts";
+import { linear } from "../../src/ops/matmul.ts";
+import { noGrad } from "../../src/tensor/autograd.ts";
+import { input, type Precision, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
+import { addLora, stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
+import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
+import { type Stage, StageRun } from "../../src/train/stage_run.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
+import { openTokenizer } from "../../src/zoo/runs.ts";
+import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
+import { randomArray, relativeError, testDevice } from "../helpers/check.ts";
+import { inFolder, run as tok } from "../helpers/commands.ts";
+
+const TWO: AlignmentOptions = { ...OPTIONS, batchSize: 2 };
+const LORA = { rank: 4, alpha: 8 };
+/** Every choice at once. */
+const EVERYTHING = { config: { double_z: true, encoder_layers: [2, 4] }, lora: LORA };
+
+/** With the loss of a Gaussian posterior, and noise in stages 1 and 3. */
+const gaussian = (stage: Stage): Stage => ({
+  ...stage,
+  losses: { ...stage.losses, kl: stage.name === "refine" ? 0 : 0.1 },
+  noiseTau: stage.name === "perceptual" ? 0 : 0.5,
+});
+
+const images = async (n: number) =>
+  (await gather(new Shapes(8, 1), Array.from({ length: n }, (_, i) => i), 32)).images;
+
+/** Runs the steps `from` to `to` - 1. @returns the metrics of each */
+async function steps(run: StageRun, from: number, to: number, seed = 3): Promise<Record<string, number>[]> {
+  const { batchSize, accumulate } = run.options, x = await images(batchSize * accumulate);
+  const rows = [];
+  for (let n = from; n < to; n++) {
+    run.optimizer.set({ ...HYPER, lr: run.stage.lr });
+    run.discriminatorOptimizer?.set({ ...HYPER, lr: 5e-4 });
+    (await run.program(n)).run({ x, ...run.randomInput(seed, n) });
+    const sums = await readTensor(run.runningMetrics);
+    run.runningMetrics.storage.write(new Float32Array(sums.length));
+    rows.push(Object.fromEntries(run.metrics.map((name, i) => [name, sums[i] as number])));
+  }
+  return rows;
+}
+
+/** Copies of tensors. */
+const copies = async (tensors: ReadonlyMap<string, Tensor>) =>
+  new Map((await snapshot(tensors)).map(({ name, data }) => [name, data.slice()]));
+
+Deno.test("modules that a stage freezes are bitwise unchanged after it, and those that it trains are not", async () => {
+  for (const lora of [undefined, LORA]) {
+    const a = await alignment("f32", lora ? { ...EVERYTHING, lora } : {}), { sets } = a;
+    const adapted = new Set([...a.tokenizer.encoder.linears().values()].map(({ weight }) => weight));
+    for (const stage of Object.values(STAGES)) {
+      const run = new StageRun(a, lora ? gaussian(stage) : stage, TWO);
+      if (stage.ema > 0) await run.optimizer.startEma();
+      const all = Object.entries(sets).flatMap(([set, { tensors }]) =>
+        [...tensors].map(([name, tensor]) => ({ set, name, tensor }))
+      );
+      const values = () => copies(new Map(all.map(({ set, name, tensor }) => [`${set}.${name}`, tensor])));
+      const before = await values();
+      await steps(run, 0, 2);
+      await run.finish();
+      const after = await values();
+      const trained = new Set(stage.train.map((part) => a.trained(part).name));
+      if (run.discriminatorOptimizer) trained.add("discriminator");
+      for (const { set, name, tensor } of all) {
+        const key = `${set}.${name}`, was = before.get(key);
+        const merged = set === "encoder" && trained.has("lora") && adapted.has(tensor);
+        if (!trained.has(set) && !merged) assertEquals(after.get(key), was, `${stage.name}: ${key}`);
+        // Biases may have no gradient.
+        else if (tensor.rank > 1 && !name.endsWith("mask_token")) {
+          assertNotEquals(after.get(key), was, `${stage.name}: ${key}`);
+        }
+      }
+      run.destroy();
+      if (stage.name === "latent") await a.setAnchor();
+    }
+  }
+});
+
+Deno.test("the semantic loss is exactly 0 at the first step of stage 2, wherever it is measured", async () => {
+  const cases: [Precision, Partial<AlignmentOptions>, typeof EVERYTHING | undefined][] = [
+    ["f32", {}, undefined],
+    ["f32", { semanticAt: "before", recompute: true }, EVERYTHING],
+    ["f32", { accumulate: 2, batchSize: 1 }, EVERYTHING],
+    ["f16", {}, EVERYTHING],
+  ];
+  for (const [precision, options, variant] of cases) {
+    const a = await alignment(precision, variant);
+    const of = (stage: Stage) => variant ? gaussian(stage) : stage, stage = of(STAGES.perceptual);
+    const first = new StageRun(a, of(STAGES.latent), { ...TWO, ...options });
+    await steps(first, 0, 2);
+    first.destroy();
+    await a.setAnchor();
+    const run = new StageRun(a, { ...stage, losses: { ...stage.losses, semantic: 10 } }, {
+      ...TWO,
+      ...options,
+    });
+    const rows = await steps(run, 0, 3);
+    assertEquals(rows[0]?.semantic, 0, `${precision} ${JSON.stringify(options)}`);
+    assert((rows[2]?.semantic ?? 0) > 0, "it does not stay 0");
+    run.destroy();
+  }
+});
+
+Deno.test("noise is a function of seed and step, and only the decoder of stages 1 and 3 sees it", async () => {
+  const a = await alignment();
+  const loss = async (stage: Stage, seed: number, n: number) => {
+    const run = new StageRun(a, { ...stage, lr: 0 }, TWO), [row] = await steps(run, n, n + 1, seed);
+    run.destroy();
+    return row?.l1 as number;
+  };
+  const noisy = { ...STAGES.latent, noiseTau: 1 };
+  const once = await loss(noisy, 3, 0);
+  assertEquals(await loss(noisy, 3, 0), once);
+  const others = [await loss(noisy, 3, 1), await loss(noisy, 4, 0), await loss(STAGES.latent, 3, 0)];
+  assertEquals(new Set([once, ...others]).size, 4);
+  const c = alignConfig.parse({ noiseTau: 0.8, wKl: 0.1 });
+  assertEquals(stagesOf(c, true).map(({ noiseTau }) => noiseTau), [0.8, 0, 0.8]);
+  assertEquals(stagesOf(c, true).map(({ losses }) => losses.kl), [0.1, 0.1, 0]);
+});
+
+Deno.test("a training with every choice goes on from its checkpoint to the same bits, in fp16 with micro-batches", async () => {
+  const stage = gaussian(STAGES.perceptual),
+    options = { ...TWO, batchSize: 1, accumulate: 2, recompute: true };
+  const begin = async () => {
+    const a = await alignment("f16", EVERYTHING), run = new StageRun(a, stage, options);
+    return { a, run, state: () => new Map([...a.state(), ...run.state()]) };
+  };
+  const whole = await begin();
+  await whole.run.optimizer.startEma();
+  await steps(whole.run, 0, 2);
+  const saved = await copies(whole.state());
+  assert(
+    [...saved.keys()].filter((key) => /^lora\..*\.[AB]$/.test(key)).length > 0,
+    "a checkpoint has A and B",
+  );
+  const again = await begin();
+  const shapes = new Map([...again.state()].map(([key, { shape }]) => [key, shape]));
+  const read = (key: string) => Promise.resolve(saved.get(key) as Float32Array);
+  await restore(again.state(), { name: "saved", shapes, read });
+  for (const { run } of [whole, again]) {
+    await steps(run, 2, 4);
+    await run.finish();
+  }
+  assertEquals(await copies(again.state()), await copies(whole.state()));
+  whole.run.destroy();
+  again.run.destroy();
+});
+
+Deno.test("merged LoRA gives the outputs of the base and its update apart", async () => {
+  const a = await alignment("f32", { lora: LORA });
+  const run = new StageRun(a, { ...STAGES.perceptual, lr: 0.05, ema: 0 }, TWO);
+  await steps(run, 0, 2);
+  const merged = a.tokenizer.encoder.linears(), base = a.reference?.vit.linears();
+  for (const [name, { A, B }] of Object.entries(a.lora?.updates ?? {})) {
+    const { weight, bias } = merged.get(name) as Linear, frozen = base?.get(name) as Linear;
+    const x = input([5, A.dim(1)]);
+    const program = await capture("lora", { x }, ({ x }) =>
+      noGrad(() => ({
+        merged: linear(x, weight, bias),
+        apart: add(linear(x, frozen.weight, bias), scale(linear(linear(x, A), B), LORA.alpha / LORA.rank)),
+        base: linear(x, frozen.weight, bias),
+      }))).prepare();
+    program.run({ x: randomArray(x.size, 1) });
+    const { merged: y, apart, base: before } = program.outputs;
+    const [got, expected, was] = await Promise.all([y, apart, before].map((t) => program.read(t)));
+    assert(relativeError(got as Float32Array, expected as Float32Array) < 1e-5, name);
+    assert(relativeError(was as Float32Array, expected as Float32Array) > 1e-3, `${name} was trained`);
+    program.destroy();
+  }
+  run.destroy();
+});
+
+Deno.test("LoRA takes less memory than training all weights: no moments, and one weight's gradient at a time", async () => {
+  const plans = [];
+  for (const lora of [undefined, LORA]) {
+    const a = await alignment("f32", lora ? { lora } : {});
+    plans.push(new StageRun(a, STAGES.perceptual, TWO).capture(false).plan.bytes);
+  }
+  const [all, low] = plans as [typeof plans[0], typeof plans[0]];
+  const adapted = [...(await alignment()).tokenizer.encoder.linears().values()]
+    .reduce((sum, { weight }) => sum + 4 * weight.size, 0);
+  const { activations } = low, { optimizer, gradients } = low;
+  assert(optimizer < all.optimizer - 1.5 * adapted, `${optimizer} of ${all.optimizer} bytes`);
+  assert(gradients < all.gradients - 0.75 * adapted, `${gradients} of ${all.gradients} bytes`);
+  assert(
+    activations < all.activations + 0.25 * adapted,
+    `${activations} after ${all.activations}, ${adapted}`,
+  );
+});
+
+Deno.test("tok align with every choice makes a tokenizer that the other commands open", async () => {
+  await inFolder(async (folder) => {
+    const out = join(folder, "run"), small = ["--held-out", "8", "--batch-size", "2", "--workers", "0"];
+    const choices = ["--w-kl", "0.01", "--noise-tau", "0.5", "--layers", "2,4", "--lora-rank", "2"];
+    await tok("align", "--out", out, "--steps", "1,1,1", ...small, ...choices);
+    const { config } = await openTokenizer(out) as unknown as { config: Record<string, unknown> };
+    assertEquals([config.double_z, config.encoder_layers], [true, [2, 4]]);
+    const pictures = ["--tokenizer", out, "--num", "4", "--batch-size", "4", "--workers", "0"];
+    const scores = async (to: string) =>
+      (await tok("reconstruct", ...pictures, "--out", join(folder, to))).result.psnr;
+    assertEquals(await scores("one"), await scores("two"), "the latent is the posterior's mean");
+  });
+});
+
+Deno.test("the last block alone is the default to the bit; one beyond the depth is refused", async () => {
+  await testDevice();
+  const a = await alignment(), { vit } = a.reference as Encoder, x = input([1, 32, 32, 3]);
+  const of = (layers?: number[]) => new Encoder(vit, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2], layers);
+  const encoders = { plain: of(), last: of([4]), one: of([2]), sum: of([2, 4]) };
+  const program = await capture("layers", { x }, ({ x }) =>
+    noGrad(() => {
+      const outputs = Object.entries(encoders).map(([name, encoder]) => [name, encoder.patches(x, 4)]);
+      return Object.fromEntries(outputs) as Record<keyof typeof encoders, Tensor>;
+    })).prepare();
+  program.run({ x: randomArray(x.size, 1) });
+  const { plain, last, one, sum } = program.outputs;
+  const [p, l, o, s] = await Promise.all(
+    [plain, last, one, sum].map((t) => program.read(t)),
+  ) as Float32Array[];
+  program.destroy();
+  assertEquals(l, p);
+  assertEquals(s, p?.map((v, i) => v + (o?.[i] as number)));
+  assertThrows(
+    () => of([2, 5]),
+    UsageError,
+    "Cannot sum the layers 2,5: the encoder has 4 blocks; choose from 1 to 4",
+  );
+});
+
+Deno.test("LoRA without a stage that trains the encoder is refused", async () => {
+  await testDevice();
+  const encoder = await openEncoder(), c = alignConfig.parse({ loraRank: 4, stages: [1, 3] });
+  const a = new Alignment(tokenizerOf(c, encoder.config, encoder.preprocessor), undefined);
+  assertThrows(
+    () => addLora(a, c, stagesOf(c, false)),
+    UsageError,
+    "Cannot use --lora-rank 4: no stage trains",
+  );
+  addLora(a, { ...c, loraAlpha: 2 }, stagesOf({ ...c, stages: [2] }, false));
+  assertEquals(a.lora?.config, { rank: 4, alpha: 2 });
+  assertEquals([...state(a.lora?.updates as object).keys()].slice(0, 2), ["0.query.A", "0.query.B"]);
+});
