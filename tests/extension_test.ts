@@ -58,7 +58,7 @@ export function triple(x: Tensor): Tensor {
       ["/** mean (a - b)^2 */", "export const magnitude = (a: Tensor): Tensor => mean(square(a));\n"],
     ],
     "src/train/alignment_losses.ts": [
-      ["import { cosineDistance, l1, l2 }", "import { cosineDistance, l1, l2, magnitude }"],
+      ["klDivergence, l1, l2 }", "klDivergence, l1, l2, magnitude }"],
       [
         "LOSSES = {",
         "LOSSES = { magnitude: { ofReconstruction: true, weight: (c) => c.wMagnitude, value: ({ y }) => magnitude(y) },",
