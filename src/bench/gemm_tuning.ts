@@ -8,6 +8,7 @@ import { grad } from "../tensor/autograd.ts";
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, device, type Profile } from "../gpu/device.ts";
 import { capture } from "../gpu/program.ts";
+import { cacheFolder } from "../formats/cache.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../formats/files.ts";
 import { conv2d } from "../ops/conv.ts";
 import {
@@ -33,18 +34,9 @@ const fileSchema = z.strictObject({
   ),
 });
 
-/** The file that remembers: in $XDG_CACHE_HOME, %LOCALAPPDATA%, ~/Library/Caches or ~/.cache, as the system has it. */
-export function tilesFile(
-  environment: Readonly<Record<string, string | undefined>> = Deno.env.toObject(),
-  os: string = Deno.build.os,
-): string {
-  const home = environment.HOME || environment.USERPROFILE || ".";
-  const own = os === "windows"
-    ? environment.LOCALAPPDATA
-    : os === "darwin"
-    ? join(home, "Library", "Caches")
-    : "";
-  return join(environment.XDG_CACHE_HOME || own || join(home, ".cache"), "tok", "tiles.json");
+/** The file that remembers, in tok's cache folder. */
+export function tilesFile(...system: Parameters<typeof cacheFolder>): string {
+  return join(cacheFolder(...system), "tiles.json");
 }
 
 /** What rates belong to: the adapter, the kernels, and the version of tok that has them. */

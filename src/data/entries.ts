@@ -29,6 +29,9 @@ export interface Entries {
   label(i: number): number;
 }
 
+/** Images of a shard from which its index is stored in the user's cache: smaller ones are read as fast. */
+export const MIN_TO_REMEMBER = 32;
+
 /** Images and what is known of them. */
 export interface ImageSet {
   entries: Entries;

@@ -10,7 +10,7 @@ import {
   type ParquetImages,
   type ParquetPages,
 } from "../formats/parquet.ts";
-import { type Entries, type ImageSet, joined, lastAtMost, united } from "./entries.ts";
+import { type Entries, type ImageSet, joined, lastAtMost, MIN_TO_REMEMBER, united } from "./entries.ts";
 import { LeftOut } from "./left_out.ts";
 
 /** Digits of a row in an image's name. */
@@ -78,6 +78,8 @@ async function openFile(
     return { ...facts, classes: facts.classes ?? undefined, labels, pages };
   }
   const { labels, pages, ...facts } = await openParquet(path, columns);
-  await writeIndex(source, stamp, { facts, arrays: { ...pages, ...labels ? { labels } : {} } }, cache);
+  if (facts.rows >= MIN_TO_REMEMBER || cache !== undefined) {
+    await writeIndex(source, stamp, { facts, arrays: { ...pages, ...labels ? { labels } : {} } }, cache);
+  }
   return { ...facts, labels, pages };
 }

@@ -19,6 +19,7 @@ import {
   joined,
   LabelList,
   type Labels,
+  MIN_TO_REMEMBER,
   TextList,
   Texts,
   united,
@@ -124,7 +125,9 @@ async function openShard(path: string, cache: string | undefined): Promise<Shard
   const shard = readShard(path), { names, offsets, sizes, labels, labelled, leftOut, fingerprint } = shard;
   const arrays = { names: names.bytes, ends: names.ends, offsets, sizes, values: labels.values };
   const facts = { classes: labels.names ?? null, labelled, leftOut, fingerprint };
-  await writeIndex(source, stamp, { facts, arrays }, cache);
+  if (names.length >= MIN_TO_REMEMBER || cache !== undefined) {
+    await writeIndex(source, stamp, { facts, arrays }, cache);
+  }
   return shard;
 }
 

@@ -82,7 +82,7 @@ export class TarFile implements Disposable {
         throw this.#refusal(`${reason}, so it is cut off; fetch it again`);
       }
       const header = this.read(at, BLOCK);
-      if (header.every((byte) => byte === 0)) return this.#checkTail(at);
+      if (header[0] === 0 && header.every((byte) => byte === 0)) return this.#checkTail(at);
       checkHeader(header) || this.#refuseHeader(at, header);
       const type = String.fromCharCode(header[156] as number);
       const name = longName ?? nameOf(header), size = longSize ?? numberOf(header, 124, 12);
@@ -140,9 +140,11 @@ export class TarFile implements Disposable {
   }
 }
 
+const decoder = new TextDecoder();
+
 const text = (bytes: Uint8Array) => {
   const end = bytes.indexOf(0);
-  return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
+  return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
 };
 
 /** POSIX splits long names in two; GNU tar has other fields there. */
@@ -172,7 +174,7 @@ function* paxRecords(bytes: Uint8Array): Generator<[key: string, value: string]>
   for (let at = 0; at < bytes.length;) {
     const space = bytes.indexOf(32, at), length = Number(text(bytes.subarray(at, space)));
     if (space < 0 || !(length > space - at)) return;
-    const record = new TextDecoder().decode(bytes.subarray(space + 1, at + length - 1)),
+    const record = decoder.decode(bytes.subarray(space + 1, at + length - 1)),
       equals = record.indexOf("=");
     yield [record.slice(0, equals), record.slice(equals + 1)];
     at += length;

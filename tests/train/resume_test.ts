@@ -1,4 +1,4 @@
-// A run that is killed resumes to the same bits: alignment across its stages, and diffusion training in fp16.
+// A run that is killed resumes to the same bits: alignment on tar shards across its stages, and diffusion training in fp16.
 
 import { assert, assertEquals } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
@@ -41,7 +41,12 @@ async function killAt(step: number, folder: string, run: string, ...args: string
   await child.stderr.cancel();
 }
 
+/** Nine images in two shards. */
+const SHARDS = fromFileUrl(new URL("../fixtures/data/", import.meta.url)) + "shard-{000..001}.tar";
+
 const SMALL = [
+  "--data",
+  SHARDS,
   "--steps",
   "6,6,4",
   "--held-out",
