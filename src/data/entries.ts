@@ -54,18 +54,60 @@ export class Texts {
     return decoder.decode(this.bytes.subarray(this.ends[i - 1] ?? 0, this.ends[i]));
   }
 
+  /** Length in bytes. */
+  size(i: number): number {
+    return (this.ends[i] as number) - (this.ends[i - 1] ?? 0);
+  }
+
+  /** Whether texts `i` and `j` have the same first `length` bytes. */
+  alike(i: number, j: number, length: number): boolean {
+    const beginI = this.ends[i - 1] ?? 0, beginJ = this.ends[j - 1] ?? 0;
+    if (this.size(i) < length || this.size(j) < length) return false;
+    for (let k = 0; k < length; k++) if (this.bytes[beginI + k] !== this.bytes[beginJ + k]) return false;
+    return true;
+  }
+
   /** Numbers of the texts in the order of `<` on strings, that is of their UTF-16 code units. */
   sorted(): Uint32Array<ArrayBuffer> {
-    const { bytes, ends } = this;
-    return Uint32Array.from(ends.keys()).sort((a, b) => {
-      const beginA = ends[a - 1] ?? 0, beginB = ends[b - 1] ?? 0;
-      const lengthA = (ends[a] as number) - beginA, lengthB = (ends[b] as number) - beginB;
-      for (let k = 0, n = Math.min(lengthA, lengthB); k < n; k++) {
+    const { bytes, ends } = this, order = Uint32Array.from(ends.keys());
+    const compare = (a: number, b: number) => {
+      const beginA = ends[a - 1] ?? 0, beginB = ends[b - 1] ?? 0, sizeA = this.size(a), sizeB = this.size(b);
+      for (let k = 0, n = Math.min(sizeA, sizeB); k < n; k++) {
         const byteA = bytes[beginA + k] as number, byteB = bytes[beginB + k] as number;
         if (byteA !== byteB) return utf16Rank(byteA) - utf16Rank(byteB);
       }
-      return lengthA - lengthB;
-    });
+      return sizeA - sizeB;
+    };
+    return order.every((i) => i === 0 || compare(i - 1, i) <= 0) ? order : order.sort(compare);
+  }
+
+  /** Hash of the texts `order`, each with a zero and what `end` says of it. */
+  fingerprint(order: Iterable<number>, end: (i: number) => string): string {
+    const hash = createHash("sha256"), block = new Uint8Array(1 << 16), { bytes, ends } = this;
+    let at = 0;
+    const flush = () => {
+      hash.update(block.subarray(0, at));
+      at = 0;
+    };
+    const push = (byte: number) => {
+      if (at === block.length) flush();
+      block[at++] = byte;
+    };
+    for (const i of order) {
+      for (let k = ends[i - 1] ?? 0, last = ends[i] as number; k < last; k++) push(bytes[k] as number);
+      push(0);
+      const text = end(i); // mostly digits, for which a call of the encoder would take longest
+      for (let k = 0; k < text.length; k++) {
+        const code = text.charCodeAt(k);
+        if (code < 128) push(code);
+        else {
+          encoder.encode(text.slice(k)).forEach(push);
+          break;
+        }
+      }
+    }
+    flush();
+    return hash.digest("hex").slice(0, 16);
   }
 
   /** Texts `order` of these. */
@@ -249,17 +291,4 @@ export function below(name: string): string {
     part !== "" && part !== "." && part !== ".." && !/^[A-Za-z]:$/.test(part)
   )
     .join("/");
-}
-
-/** Hash of rows of text, one an image. */
-export function rowsFingerprint(rows: Iterable<string>): string {
-  const hash = createHash("sha256");
-  let block = "";
-  for (const row of rows) {
-    block += row;
-    if (block.length < 1 << 16) continue;
-    hash.update(block);
-    block = "";
-  }
-  return hash.update(block).digest("hex").slice(0, 16);
 }

@@ -8,7 +8,7 @@ import { readIndex, writeIndex } from "../formats/cache.ts";
 import { openRegular } from "../formats/files.ts";
 import { type Foreign, foreign } from "../formats/foreign.ts";
 import { FORMATS } from "../image/header.ts";
-import { type ImageSet, LabelList, rowsFingerprint, Texts } from "./entries.ts";
+import { type ImageSet, LabelList, Texts } from "./entries.ts";
 import { type Search, searchImages } from "./find_images.ts";
 import { LeftOut, type LeftOutJson } from "./left_out.ts";
 
@@ -23,11 +23,19 @@ export function folderSet(root: string, search: Search): ImageSet {
       `Cannot use "${root}": there is no image (${FORMATS}) in it or below it${insteadOf(root, leftOut)}`,
     );
   }
-  const all = names.sorted(), overview = all.findIndex((i) => names.at(i) === OVERVIEW);
+  const all = names.sorted();
+  const overview = all.findIndex((i) => names.size(i) === OVERVIEW.length && names.at(i) === OVERVIEW);
   const order = overview >= 0 && all.length > 1 ? all.filter((_, k) => k !== overview) : all;
   if (order.length < all.length) leftOut.add("overview", OVERVIEW);
   const list = new LabelList();
-  for (const i of order) list.push(classOf(names.at(i)));
+  let latest = { i: 0, name: "", size: 0 }; // names of a class lie together: most need no decoding
+  for (const i of order) {
+    if (!latest.size || !names.alike(i, latest.i, latest.size)) {
+      const name = classOf(names.at(i));
+      latest = { i, name, size: name === "." ? 0 : new TextEncoder().encode(`${name}/`).length };
+    }
+    list.push(latest.name);
+  }
   const { values, names: classes } = list.named();
   checkClasses(root, folders.filter((name) => !classes.includes(name)).sort(), leftOut);
   return {
@@ -39,7 +47,7 @@ export function folderSet(root: string, search: Search): ImageSet {
     },
     classes: classes.length === 1 && classes[0] === "." ? [] : classes,
     leftOut,
-    fingerprint: () => rowsFingerprint(order.values().map((i) => `${names.at(i)}\0${sizes[i]}\n`)),
+    fingerprint: () => names.fingerprint(order, (i) => `${sizes[i]}\n`),
   };
 }
 
@@ -86,12 +94,13 @@ export async function search(root: string, cache?: string, least = MIN_TO_REMEMB
     };
     if (isCurrent(source, remembered)) return remembered;
   }
-  const found = searchImages(root), { names, sizes, read, folders, leftOut } = found;
-  if (names.length >= least && read.times.every((time) => time < Date.now() - TICK)) {
+  const found = searchImages(root), { read, folders, leftOut } = found;
+  if (found.names.length >= least && read.times.every((time) => time < Date.now() - TICK)) {
+    const order = found.names.sorted(), names = found.names.reordered(order);
     const arrays = {
       names: names.bytes,
       ends: names.ends,
-      sizes,
+      sizes: Float64Array.from(order, (i) => found.sizes[i] as number),
       read: read.names.bytes,
       readEnds: read.names.ends,
       times: read.times,

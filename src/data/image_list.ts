@@ -5,17 +5,7 @@ import { dirname, isAbsolute, join, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { readIndex, stampOf, writeIndex } from "../formats/cache.ts";
 import { readRegular, reasonOf } from "../formats/files.ts";
-import {
-  below,
-  Growing,
-  type ImageSet,
-  isLabel,
-  LabelList,
-  rowsFingerprint,
-  TextList,
-  Texts,
-  united,
-} from "./entries.ts";
+import { below, Growing, type ImageSet, isLabel, LabelList, TextList, Texts, united } from "./entries.ts";
 import { LeftOut } from "./left_out.ts";
 
 const MAX_BYTES = 2 ** 32;
@@ -47,7 +37,6 @@ export async function listSet(path: string, cache?: string, least = MIN_TO_REMEM
   const folder = dirname(path), { paths, sizes, values, names } = await openList(path, cache, least);
   const { classes } = united(path, [{ name: path, labels: values && { values, names } }]);
   const label = (i: number) => values?.[i] ?? 0;
-  const row = (i: number) => `${paths.at(i)}\0${sizes[i]}\0${values ? classes[label(i)] : ""}\n`;
   return {
     entries: {
       length: paths.length,
@@ -57,7 +46,8 @@ export async function listSet(path: string, cache?: string, least = MIN_TO_REMEM
     },
     classes,
     leftOut: new LeftOut(),
-    fingerprint: () => rowsFingerprint(sizes.keys().map(row)),
+    fingerprint: () =>
+      paths.fingerprint(sizes.keys(), (i) => `${sizes[i]}\0${values ? classes[label(i)] : ""}\n`),
   };
 }
 

@@ -3,8 +3,9 @@
 import { basename, dirname, join, relative } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists, explained, openRegular } from "../formats/files.ts";
+import { fingerprintOf } from "../formats/provenance.ts";
 import type { ParquetColumns } from "../formats/parquet.ts";
-import { type ImageSet, rowsFingerprint } from "./entries.ts";
+import type { ImageSet } from "./entries.ts";
 import { folderSet, search } from "./image_folder.ts";
 import { listSet } from "./image_list.ts";
 import { Images, type ImagesOptions } from "./images.ts";
@@ -85,7 +86,7 @@ async function setOf(
   if (/\.(txt|lst)$/i.test(path)) return { set: await listSet(path, cache) };
   if (kindOf(path)) return await shards([path]);
   const entries = { length: 1, name: () => basename(path), file: () => path, label: () => 0 };
-  const fingerprint = () => rowsFingerprint([`${basename(path)}\0${info.size}\n`]);
+  const fingerprint = () => fingerprintOf(`${basename(path)}\0${info.size}`);
   return { set: { entries, classes: [], leftOut: new LeftOut(), fingerprint } };
 }
 
