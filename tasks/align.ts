@@ -9,15 +9,9 @@ import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
-import {
-  addLora,
-  checkOptions,
-  checkStages,
-  discriminatorOf,
-  stagesOf,
-  tokenizerOf,
-} from "../src/train/align_config.ts";
+import { addLora, checkOptions, checkStages, stagesOf, tokenizerOf } from "../src/train/align_config.ts";
 import { Alignment } from "../src/train/alignment.ts";
+import { type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
 import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import { run, type Training } from "../src/train/run.ts";
@@ -44,10 +38,12 @@ export const align = command({
     checkOptions(c, context.origins);
     const encoder = await chosenEncoder(c, log);
     log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
+    const open = (spec: string) => chosenEncoder({ ...c, encoder: spec, interpolateOffset: undefined }, log);
+    const judge = await openDiscriminator(c, encoder, open, log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
     const planned = (c: AlignConfig) =>
-      training({ ...c, epochs: undefined }, encoder, workers, log, undefined);
+      training({ ...c, epochs: undefined }, encoder, judge, workers, log, undefined);
     const config = await fitMemory(c, log, planned);
     const options = {
       command: "align",
@@ -60,7 +56,7 @@ export const align = command({
       context,
       output: () => openOutput(c.out, "align"),
     } as const;
-    return await run(options, (out) => training(config, encoder, workers, log, out));
+    return await run(options, (out) => training(config, encoder, judge, workers, log, out));
   },
 });
 
@@ -68,20 +64,22 @@ export const align = command({
 async function training(
   c: AlignConfig,
   encoder: EncoderSource,
+  judge: DiscriminatorSource,
   workers: Workers,
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
   const tokenizer = tokenizerOf(c, encoder.config, encoder.preprocessor);
   tokenizer.side(c.imageSize);
-  const discriminator = discriminatorOf(c), byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
+  const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
   // Given weights also score the stages, whatever the perceptual loss is; a dry run needs the sizes of the network only.
   const lpips = c.lpips !== undefined && out !== undefined
     ? await openLpips(c.lpips)
     : byLpips
     ? new Lpips()
     : undefined;
-  const alignment = new Alignment(tokenizer, discriminator, byLpips ? lpips : undefined, c.precision);
+  const alignment = new Alignment(tokenizer, judge.make, byLpips ? lpips : undefined, c.precision);
+  const { discriminator } = alignment;
   const counted = out !== undefined || c.epochs !== undefined && c.data !== undefined;
   const listed = counted ? await splitImages(c, workers, log) : undefined;
   const images = out === undefined ? undefined : listed;
@@ -105,7 +103,7 @@ async function training(
     await saveTokenizer(folder, tokenizer);
   };
   return {
-    recipes: alignRecipes(alignment, stages, c, images?.train),
+    recipes: alignRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
     parameters: {
       encoder: countParameters(tokenizer.encoder),
       ...(alignment.lora ? { lora: countParameters(alignment.lora) } : {}),
@@ -116,6 +114,7 @@ async function training(
     },
     madeFrom: {
       encoder: { name: c.encoder ?? "the embedded one", fingerprint: fingerprint ?? "" },
+      ...images ? await judge.load(discriminator) : {},
       ...images?.all.identity ? { data: images.all.identity() } : {},
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},

@@ -4,6 +4,8 @@
 import { z } from "zod";
 import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { METRIC_NAMES } from "../metrics/table.ts";
+import { AUGMENTATIONS } from "../ops/diffaug.ts";
+import { GAN_LOSSES } from "../train/losses.ts";
 import {
   amount,
   encoder,
@@ -123,7 +125,27 @@ export const alignConfig = z.strictObject({
     "Largest standard deviation of the noise on the decoder's latents in stages 1 and 3, uniform per image",
     { advanced },
   ),
-  gan: losses(z.enum(["patch", "none"]).default("patch"), "Discriminator: PatchGAN or none"),
+  gan: losses(
+    z.enum(["patch", "dino", "none"]).default("patch"),
+    "Discriminator: PatchGAN, or heads on features of a frozen encoder, or none",
+  ),
+  ganEncoder: losses(text(), "Encoder of --gan dino, as in --encoder; RAE: facebook/dino-vits8", {
+    value: "MODEL",
+    otherwise: "the original encoder",
+  }),
+  ganLoss: losses(
+    z.enum(GAN_LOSSES).default("hinge"),
+    "Loss of the discriminator: hinge, or binary cross-entropy (vanilla)",
+    { advanced },
+  ),
+  diffaug: losses(
+    z.array(z.enum([...AUGMENTATIONS, "none"])).min(1).refine(
+      (names) => names.length === 1 || !names.includes("none"),
+      "none stands alone",
+    ).optional(),
+    `Augmentations of what the discriminator sees: any of ${AUGMENTATIONS.join(", ")}`,
+    { value: "NAME,...|none", otherwise: "all with --gan dino, else none", advanced },
+  ),
   wGan: losses(amount().default(0.05), "Factor of the adaptive adversarial weight"),
   ganStart: losses(
     z.array(z.union([z.literal("off"), z.number().int().nonnegative()])).min(1).max(3).refine(
@@ -133,14 +155,17 @@ export const alignConfig = z.strictObject({
     "First step of each stage with the adversarial loss; off: never",
     { value: "off|N,..." },
   ),
-  discriminatorChannels: losses(
-    count("channels").default(16),
-    "Base channels of the discriminator; LDM: 64",
+  ganWarmup: losses(
+    z.number().int().nonnegative().default(0),
+    "Steps that the discriminator trains before --gan-start",
     { advanced },
   ),
-  discriminatorLayers: losses(count("levels").default(2), "Layers of the discriminator; LDM: 3", {
-    advanced,
-  }),
+  discriminatorChannels: losses(
+    count("channels").default(16),
+    "Base channels of PatchGAN; LDM: 64",
+    { advanced },
+  ),
+  discriminatorLayers: losses(count("levels").default(2), "Layers of PatchGAN; LDM: 3", { advanced }),
   ganLr: losses(amount().default(2e-4), "Learning rate of the discriminator", { advanced }),
   layers: model(
     z.array(count("layers")).min(1).refine((n) => new Set(n).size === n.length, "name each layer once")

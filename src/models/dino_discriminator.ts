@@ -92,6 +92,10 @@ export class DinoDiscriminator implements Discriminator {
     this.heads = this.#layers.map(() => new Head(hidden_size));
   }
 
+  get encoder(): Encoder {
+    return this.#encoder;
+  }
+
   /** PyTorch's default of convolutions, norms 1 and 0. */
   init(init: Initializer): void {
     for (const head of this.heads) head.init(init);

@@ -7,9 +7,12 @@ import { leakyRelu } from "../ops/math.ts";
 import { BatchNorm2d, Conv2d, type StatisticsMode } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import type { Tensor } from "../tensor/tensor.ts";
+import type { Encoder } from "./tokenizer.ts";
 
 /** A discriminator; its tensors are those that are trained, and the state of its norms. */
 export interface Discriminator {
+  /** The frozen encoder whose features it judges; no tensor of it is the discriminator's. */
+  readonly encoder?: Encoder;
   init(init: Initializer): void;
   /**
    * Images [B, H, W, 3] in -1..1 to logits [B, ...], positive where an image looks real.

@@ -10,7 +10,7 @@ import { check, constant, empty, type Tensor } from "../tensor/tensor.ts";
 import { concat, reshape, slice } from "./layout.ts";
 import { add, mul, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
-import { type RandomState, uniform } from "./random.ts";
+import { type RandomSource, uniform } from "./random.ts";
 import { mean } from "./reduce.ts";
 
 /** The augmentations, in the order in which they are applied. */
@@ -27,7 +27,7 @@ const COUNT = 7;
 const STREAM = 0xa06;
 
 /** Random numbers for {@link diffAugment}, [B, 7]. */
-export const augmentationNumbers = (B: number, state: RandomState): Tensor =>
+export const augmentationNumbers = (B: number, state: RandomSource): Tensor =>
   uniform([B, COUNT], state, STREAM);
 
 /**

@@ -5,7 +5,6 @@ import type { Origin } from "../cli/flags.ts";
 import { requireData } from "../cli/presets.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
-import { PatchDiscriminator } from "../models/discriminator.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
 import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
@@ -57,12 +56,6 @@ export function checkOptions(c: AlignConfig, origins?: Readonly<Record<string, O
   );
 }
 
-/** The discriminator; undefined where the adversarial loss is off. */
-export function discriminatorOf(c: AlignConfig): PatchDiscriminator | undefined {
-  if (c.gan === "none" || c.wGan === 0) return undefined;
-  return new PatchDiscriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
-}
-
 /** First step of stage `n` (from 1) with the adversarial loss; Infinity: never. */
 export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
   const start = ganStart[n - 1] ?? ganStart[0] ?? "off";
@@ -84,6 +77,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
       ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : n === 2 ? c.ema : 0,
       ganStart: ganStartOf(c, n),
       noiseTau: stage.name === "perceptual" ? 0 : c.noiseTau,
+      discriminatorStart: Math.max(0, ganStartOf(c, n) - c.ganWarmup),
     };
   });
 }

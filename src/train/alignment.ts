@@ -13,13 +13,18 @@ import { copy } from "../gpu/memory.ts";
 import { Vit } from "../models/vit.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { check, type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
-import { l2, lpipsLoss } from "./losses.ts";
+import type { Augmentation } from "../ops/diffaug.ts";
+import { type GanLoss, l2, lpipsLoss } from "./losses.ts";
 import { copyTensors } from "./optimizer.ts";
 
 export type StageName = "latent" | "perceptual" | "refine";
 
 export interface AlignmentOptions
   extends Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt"> {
+  /** Loss of the discriminator (hinge). */
+  ganLoss?: GanLoss;
+  /** Augmentations of the images that the discriminator sees (none). */
+  augmentations?: readonly Augmentation[];
   /** Mirrors the images that a batch's `flips` names (false). */
   flip?: boolean;
   /** Recomputes blocks in the backward pass instead of keeping their activations (false). */
@@ -37,16 +42,20 @@ export class Alignment {
   readonly anchor: Adapter | undefined;
   readonly sets:
     & Record<Part, ParameterSet>
-    & Partial<Record<"anchor" | "reference" | "discriminator" | "lora", ParameterSet>>;
+    & Partial<
+      Record<"anchor" | "reference" | "discriminator" | "discriminatorEncoder" | "lora", ParameterSet>
+    >;
+  readonly discriminator: Discriminator | undefined;
   #lora: Lora | undefined;
 
   /**
+   * @param discriminator or a function that makes it, given `reference`
    * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
    * @param reference for a tokenizer that has no vision encoder; its weights are the caller's matter
    */
   constructor(
     readonly tokenizer: TrainableTokenizer,
-    readonly discriminator: Discriminator | undefined,
+    discriminator: Discriminator | undefined | ((reference: Encoder | undefined) => Discriminator),
     readonly lpips?: Lpips,
     /** Of the activations while training. */
     readonly precision: Precision = "f32",
@@ -55,6 +64,8 @@ export class Alignment {
     const copies = tokenizer.copies?.(), { encoder, adapter, decoder } = tokenizer.parts;
     this.reference = copies?.reference ?? reference;
     this.anchor = copies?.anchor;
+    this.discriminator = typeof discriminator === "function" ? discriminator(this.reference) : discriminator;
+    const frozen = this.discriminator?.encoder;
     const set = (name: string, module: object) => new ParameterSet(name, module, precision);
     this.sets = {
       encoder: set("encoder", encoder),
@@ -62,7 +73,10 @@ export class Alignment {
       decoder: set("decoder", decoder),
       ...this.anchor ? { anchor: set("anchor", this.anchor) } : {},
       ...this.reference ? { reference: set("reference", this.reference.vit) } : {},
-      ...discriminator ? { discriminator: set("discriminator", discriminator) } : {},
+      ...this.discriminator ? { discriminator: set("discriminator", this.discriminator) } : {},
+      ...frozen && frozen !== this.reference
+        ? { discriminatorEncoder: set("discriminator encoder", frozen.vit) }
+        : {},
     };
   }
 

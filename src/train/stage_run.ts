@@ -11,6 +11,7 @@ import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
 import { mul, scale } from "../ops/math.ts";
+import { type Augmentation, augmentationNumbers, diffAugment } from "../ops/diffaug.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
 import { type RandomSource, randomWords } from "../ops/random.ts";
 import { perturbed, sampleOf } from "../models/posterior.ts";
@@ -41,7 +42,12 @@ export interface Stage {
   ganStart: number;
   /** Largest standard deviation of the noise that is added to what the decoder sees (0). */
   noiseTau?: number;
+  /** Step of the stage from which the discriminator trains (`ganStart`). */
+  discriminatorStart?: number;
 }
+
+/** Adversarial part of a step: none, the discriminator alone (its warm-up), or the discriminator and the loss of the decoder. */
+type Adversarial = "none" | "discriminator" | "both";
 
 /** The running metrics of a stage, in this order. @param weights of its losses */
 const metricsOf = (weights: Partial<Record<LossName, number>>) =>
@@ -58,7 +64,7 @@ type Metric = ReturnType<typeof metricsOf>[number];
 /** The running metrics of every stage; {@link StageRun.metrics} adds those of optional losses. */
 export const RUNNING_METRICS = metricsOf({});
 
-/** One stage under way: its optimizers and its programs (before and after the adversarial loss starts). */
+/** One stage under way: its optimizers and the program of its steps, which changes where the adversarial loss starts. */
 export class StageRun {
   readonly optimizer: Optimizer;
   readonly discriminatorOptimizer: Optimizer | undefined;
@@ -66,7 +72,7 @@ export class StageRun {
   readonly metrics: readonly Metric[];
   /** Their sums over the applied steps since they were last cleared. */
   readonly runningMetrics: Tensor;
-  #program: { adversarial: boolean; program: StepProgram<Record<string, Tensor>> } | undefined;
+  #program: { adversarial: Adversarial; program: StepProgram<Record<string, Tensor>> } | undefined;
 
   constructor(readonly alignment: Alignment, readonly stage: Stage, readonly options: AlignmentOptions) {
     const { sets } = alignment;
@@ -91,7 +97,7 @@ export class StageRun {
     n: number,
     progress?: (done: number, total: number) => void,
   ): Promise<StepProgram<Record<string, Tensor>>> {
-    const adversarial = this.discriminatorOptimizer !== undefined && n >= this.stage.ganStart;
+    const adversarial = this.#adversarialAt(n);
     if (this.#program?.adversarial !== adversarial) {
       this.#program?.program.destroy();
       this.#program = { adversarial, program: await this.capture(adversarial).prepare(progress) };
@@ -100,18 +106,26 @@ export class StageRun {
     return this.#program.program;
   }
 
-  /** Records one step of `accumulate` micro-batches; nothing is allocated yet. */
-  capture(adversarial: boolean): StepProgram<Record<string, Tensor>> {
+  #adversarialAt(n: number): Adversarial {
+    const { ganStart, discriminatorStart = ganStart } = this.stage;
+    if (this.discriminatorOptimizer === undefined || n < discriminatorStart) return "none";
+    return n < ganStart ? "discriminator" : "both";
+  }
+
+  /** Records one step of `accumulate` micro-batches, by default the last of the stage; nothing is allocated yet. */
+  capture(
+    adversarial: Adversarial = this.#adversarialAt(this.stage.steps - 1),
+  ): StepProgram<Record<string, Tensor>> {
     const { batchSize: B, imageSize: S, accumulate, recompute = false } = this.options;
     const { alignment: { precision }, optimizer } = this;
-    const discriminatorOptimizer = adversarial ? this.discriminatorOptimizer : undefined;
+    const discriminatorOptimizer = adversarial === "none" ? undefined : this.discriminatorOptimizer;
     const inputs = {
       x: imageInput(B, S),
       ...this.options.flip ? { flips: input([B], "f32", "flips") } : {},
       ...this.random ? { random: input([4], "u32", "random state") } : {},
     };
     const count = this.metrics.length - 1, discriminator = this.metrics.indexOf("discriminator");
-    const saved = adversarial ? this.#runningStatistics() : [];
+    const saved = adversarial === "none" ? [] : this.#discriminatorState();
     return within(
       { recompute, precision },
       () =>
@@ -123,7 +137,7 @@ export class StageRun {
               this.#gradients(
                 pixels(x as Tensor, flips),
                 random && { tensor: random },
-                discriminatorOptimizer,
+                adversarial,
               );
             return this.#lora?.tracked(of) ?? of();
           },
@@ -140,7 +154,12 @@ export class StageRun {
 
   /** Whether a step draws random numbers: the input `random` of its program then holds {@link randomInput}. */
   get random(): boolean {
-    return this.alignment.tokenizer.gaussian || (this.stage.noiseTau ?? 0) > 0;
+    const augments = this.discriminatorOptimizer !== undefined && this.#augmentations.length > 0;
+    return augments || this.alignment.tokenizer.gaussian || (this.stage.noiseTau ?? 0) > 0;
+  }
+
+  get #augmentations(): readonly Augmentation[] {
+    return this.options.augmentations ?? [];
   }
 
   /** The low-rank updates, if this stage trains them. */
@@ -156,8 +175,8 @@ export class StageRun {
     return { random: words };
   }
 
-  /** The discriminator's running statistics, which a skipped step must not change. */
-  #runningStatistics(): Tensor[] {
+  /** State of the discriminator's norms, which a skipped step must not change. */
+  #discriminatorState(): Tensor[] {
     const all = this.alignment.discriminator ? [...state(this.alignment.discriminator).values()] : [];
     return all.filter(({ storage }) => storage.category !== "parameters");
   }
@@ -169,9 +188,10 @@ export class StageRun {
   #gradients(
     x: Tensor,
     random: RandomSource | undefined,
-    discriminatorOptimizer: Optimizer | undefined,
+    adversarial: Adversarial,
   ) {
     const { alignment, stage: { name: stage, train, losses, noiseTau = 0 }, options, optimizer } = this;
+    const discriminatorOptimizer = adversarial === "none" ? undefined : this.discriminatorOptimizer;
     const { tokenizer, discriminator } = alignment;
     const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
     const frozen = alignment.reference && noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
@@ -202,14 +222,18 @@ export class StageRun {
     const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
     const roots = [{ y, dy: shared(dRec) }];
     const gradients: Tensor[][] = [], norms: Tensor[] = [];
-    if (discriminator && discriminatorOptimizer) {
-      metrics.gan = generatorLoss(discriminator.forward(y, "frozen"));
+    const augmented = this.#augmentation(random);
+    if (discriminator && adversarial === "both") {
+      metrics.gan = generatorLoss(discriminator.forward(augmented(y), "frozen"));
       const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
       const adaptive = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
       metrics.gan_weight = adaptive.weight;
       norms.push(...adaptive.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
       roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
-      metrics.discriminator = discriminatorLoss(discriminator, x, detach(y));
+    }
+    if (discriminator && discriminatorOptimizer) {
+      const [real, fake] = [augmented(x), augmented(detach(y))];
+      metrics.discriminator = discriminatorLoss(discriminator, real, fake, options.ganLoss);
       const { parameters } = discriminatorOptimizer;
       gradients.push(grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(share))));
     }
@@ -218,6 +242,14 @@ export class StageRun {
     }
     gradients.unshift(gradOf(roots, optimizer.parameters));
     return { values: [...this.metrics.slice(0, -1).map((name) => metrics[name]), ...norms], gradients };
+  }
+
+  /** DiffAug by this step's random numbers: the same for an image, its reconstruction, and both passes of it. */
+  #augmentation(random: RandomSource | undefined): (x: Tensor) => Tensor {
+    const which = this.#augmentations;
+    if (!random || !which.length) return (x) => x;
+    const numbers = augmentationNumbers(this.options.batchSize, random);
+    return (x) => diffAugment(x, which, numbers);
   }
 
   /** Names and tensors that a checkpoint of this stage holds besides the models. */
@@ -251,7 +283,10 @@ export class StageRun {
   }
 }
 
-type AlignRecipeOptions = AlignmentOptions & OptimizerOptions & Pick<AlignConfig, "ganLr" | "seed" | "flip">;
+type AlignRecipeOptions =
+  & AlignmentOptions
+  & OptimizerOptions
+  & Pick<AlignConfig, "ganLr" | "seed" | "flip">;
 
 /** A stage as a recipe. The result of an alignment depends only on the config, the encoder and the images. */
 class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
@@ -277,7 +312,7 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
   }
 
   plan(): Plan {
-    return this.capture(this.optimizers.length > 1 && this.stage.ganStart < this.steps).plan;
+    return this.capture().plan;
   }
 
   data(from: number, to: number): AsyncGenerator<TrainingBatch, void> {

@@ -360,7 +360,7 @@ Deno.test("a fused step of stage 2 has the same gradients in 85 % of the launche
   const { encoder: e, adapter, decoder } = models.sets;
   const { worst, fused, plain } = await wholeStep(
     [e, adapter, decoder],
-    () => stage.capture(false).parts[0]?.program as never,
+    () => stage.capture("none").parts[0]?.program as never,
     { x: Uint32Array.from({ length: 2 * 32 * wordsOf(32) }, (_, i) => Math.imul(i + 1, 2654435761)) },
   );
   assert(worst < 1e-5, `${worst}`);

@@ -197,7 +197,7 @@ Deno.test("recomputation reduces the activations of an alignment of DINOv2-B to 
         );
         const options = { batchSize: 4, accumulate: 1, imageSize: 256, recompute } as const;
         const run = new StageRun(a, stage, { ...options, semanticLoss: "l2", semanticAt: "after" });
-        return run.capture(true).plan.bytes.activations;
+        return run.capture("both").plan.bytes.activations;
       });
       assert(again < 0.5 * plain, `${stage.name} in ${precision}: ${again} of ${plain} bytes`);
     }

@@ -187,7 +187,7 @@ Deno.test("LoRA takes less memory than training all weights: no moments, and one
   const plans = [];
   for (const lora of [undefined, LORA]) {
     const a = await alignment("f32", lora ? { lora } : {});
-    plans.push(new StageRun(a, STAGES.perceptual, TWO).capture(false).plan.bytes);
+    plans.push(new StageRun(a, STAGES.perceptual, TWO).capture("none").plan.bytes);
   }
   const [all, low] = plans as [typeof plans[0], typeof plans[0]];
   const adapted = [...(await alignment()).tokenizer.encoder.linears().values()]

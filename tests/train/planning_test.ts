@@ -13,8 +13,9 @@ import { device } from "../../src/gpu/device.ts";
 import type { Plan } from "../../src/gpu/plan.ts";
 import { Storage } from "../../src/gpu/storage.ts";
 import { Lpips } from "../../src/models/lpips.ts";
-import { discriminatorOf, stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
+import { stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
 import { Alignment } from "../../src/train/alignment.ts";
+import { discriminatorOf } from "../../src/train/discriminators.ts";
 import { largestMicroBatch } from "../../src/train/fit_memory.ts";
 import { spelled } from "../../src/train/plan_table.ts";
 import { alignRecipes } from "../../src/train/stage_run.ts";
@@ -197,9 +198,10 @@ Deno.test("stage 2 of dinov2-l-f16d32 plans within 24 GB at micro-batches of 4, 
     batchSize: 4,
     accumulate: 64,
   });
-  const { config, preprocessor } = await openEncoder(c.encoder, { planOnly: true });
+  const encoder = await openEncoder(c.encoder, { planOnly: true }), { config, preprocessor } = encoder;
   const before = device().memory.live;
-  const alignment = new Alignment(tokenizerOf(c, config, preprocessor), discriminatorOf(c), new Lpips());
+  const tokenizer = tokenizerOf(c, config, preprocessor);
+  const alignment = new Alignment(tokenizer, discriminatorOf(c, encoder), new Lpips());
   const stage = stagesOf(c, true).filter(({ name }) => name === "perceptual");
   const plan = alignRecipes(alignment, stage, c, undefined)[0]?.plan() as Plan;
   assert(plan.totalBytes < 24e9 && plan.bytes.parameters > 2.5e9, `${plan.totalBytes}`);

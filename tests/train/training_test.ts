@@ -94,7 +94,7 @@ Deno.test("more micro-batches take no more memory and record no more launches", 
   const a = await alignment();
   const [two, eight] = [2, 8].map((accumulate) => {
     const options = { ...OPTIONS, batchSize: 2, accumulate };
-    return new StageRun(a, { ...STAGES.latent }, options).capture(false).plan;
+    return new StageRun(a, { ...STAGES.latent }, options).capture("none").plan;
   });
   assertEquals(eight?.bytes, two?.bytes);
   assertEquals(eight?.recorded, two?.recorded);

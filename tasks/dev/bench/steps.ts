@@ -19,7 +19,8 @@ import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { TINY } from "../../train_dit.ts";
 import { Sampler } from "../../../src/sampling/sampler.ts";
-import { discriminatorOf, ganStartOf, stagesOf, tokenizerOf } from "../../../src/train/align_config.ts";
+import { ganStartOf, stagesOf, tokenizerOf } from "../../../src/train/align_config.ts";
+import { discriminatorOf } from "../../../src/train/discriminators.ts";
 import type { Measurable } from "./measure.ts";
 
 /** A step; its sizes are for the peers. */
@@ -119,12 +120,13 @@ function alignment(name: string, number: 1 | 2 | 3, precision: Precision, preset
     const embedded = await openEncoder(), encoder = preset?.encoder ?? embedded.config;
     const tokenizer = tokenizerOf(c, encoder, embedded.preprocessor);
     const adversarial = ganStartOf(c, number) < (c.steps[number - 1] as number);
-    const discriminator = adversarial ? discriminatorOf(c) : undefined;
+    const { preprocessor } = embedded;
+    const discriminator = adversarial ? discriminatorOf(c, { config: encoder, preprocessor }) : undefined;
     tokenizer.init(new Initializer(0));
-    discriminator?.init(new Initializer(1));
     const lpips = c.perceptual === "lpips" ? new Lpips() : undefined;
     const lpipsSets = lpips ? [new ParameterSet("lpips", lpips)] : []; // freed with the others
     const models = new Alignment(tokenizer, discriminator, lpips, precision);
+    models.discriminator?.init(new Initializer(1));
     const [stage] = stagesOf({ ...c, stages: [number] }, adversarial);
     if (!stage) throw new Error(`Cannot measure stage ${number}: there is none`);
     const run = new StageRun(models, stage, { ...c, semanticLoss: c.semanticLoss });
