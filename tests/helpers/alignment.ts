@@ -2,9 +2,14 @@
 
 import { Initializer } from "../../src/nn/init.ts";
 import { loadState } from "../../src/nn/layers.ts";
-import { PatchDiscriminator } from "../../src/models/discriminator.ts";
+import { type Discriminator, PatchDiscriminator } from "../../src/models/discriminator.ts";
 import type { Lpips } from "../../src/models/lpips.ts";
-import { Tokenizer, type TokenizerConfig, tokenizerConfig } from "../../src/models/tokenizer.ts";
+import {
+  type Encoder,
+  Tokenizer,
+  type TokenizerConfig,
+  tokenizerConfig,
+} from "../../src/models/tokenizer.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
 import type { Stage } from "../../src/train/stage_run.ts";
@@ -63,6 +68,8 @@ interface Variant {
   /** Fields of the tokenizer's config. */
   config?: Partial<TokenizerConfig>;
   lora?: { rank: number; alpha: number };
+  /** The discriminator, given the frozen encoder; PatchGAN where it is absent. */
+  discriminator?: (reference: Encoder | undefined) => Discriminator;
 }
 
 /** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
@@ -70,7 +77,14 @@ export async function alignment(
   precision: Precision = "f32",
   variant: Variant = {},
 ): Promise<Alignment & { tokenizer: Tokenizer }> {
-  const { blocks = 0, attention = [], lpips, config, lora } = variant;
+  const {
+    blocks = 0,
+    attention = [],
+    lpips,
+    config,
+    lora,
+    discriminator = () => new PatchDiscriminator({ ndf: 8, n_layers: 2 }),
+  } = variant;
   await testDevice();
   const encoder = await openEncoder();
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
@@ -90,11 +104,10 @@ export async function alignment(
     },
     ...config,
   }));
-  const discriminator = new PatchDiscriminator({ ndf: 8, n_layers: 2 });
   const made = new Alignment(tokenizer, discriminator, lpips, precision);
   const init = new Initializer(0);
   tokenizer.init(init);
-  discriminator.init(init);
+  made.discriminator?.init(init);
   if (lora) made.addLora(lora).init(init);
   if (lpips) await loadState(lpips, formulaSource(shapesOf(lpips)));
   await encoder.load(tokenizer.encoder);
