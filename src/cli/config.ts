@@ -69,7 +69,7 @@ export const alignConfig = z.strictObject({
   accumulate: data(count().default(1), "Micro-batches per step"),
   heldOut: data(
     count("images").default(256),
-    "Held-out images for the metrics; with --val: the most that are used",
+    "Number of held-out images for the metrics; with --val: at most",
   ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   ...reading,

@@ -151,7 +151,7 @@ export const running = {
   keep: output(count().default(2), "Number of checkpoints to keep", { advanced: true, free: true }),
   keepEvery: output(
     z.number().int().nonnegative().default(0),
-    "Also save, and never remove, a checkpoint every N steps of the run; 0: none",
+    "Steps of the run between checkpoints that are never removed; 0: none",
     { advanced: true, free: true },
   ),
   tensorboard: output(flag(), "Also write TensorBoard event files to the run directory", { free: true }),
@@ -160,7 +160,7 @@ export const running = {
 
 export const validating = {
   val: input(text(), "Held-out images for the metrics, as --data and with its classes", {
-    value: "DIR",
+    value: "PATH",
     otherwise: "a part of --data",
     free: true,
   }),
@@ -171,7 +171,7 @@ export const validating = {
   ),
   best: output(
     z.enum(["psnr", "ssim", "lpips", "fd-encoder", "probe", "knn"]).optional(),
-    "Metric of the validation that chooses the checkpoint to keep as the best",
+    "Metric that chooses the best checkpoint, which is never removed",
     { otherwise: "psnr with --val-every, else none", advanced: true, free: true },
   ),
 };
@@ -200,7 +200,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   }),
   lrSchedule: optimizer(
     z.enum(["linear", "cosine", "constant"]).default("linear"),
-    "Decay of the learning rate after the warm-up, over a stage; constant: no decay",
+    "Decay of the learning rate from the warm-up to the end of a stage; constant: no decay",
     { advanced: true },
   ),
   lrEnd: optimizer(
