@@ -2,7 +2,7 @@
 
 import type { z } from "zod";
 import { kebab, type Origin, type Schema, show } from "./flags.ts";
-import { wrapped } from "./help.ts";
+import { breakable, wrapped } from "./help.ts";
 import type { Evidence, Grade } from "./grades.ts";
 import { aboutOption } from "./options.ts";
 
@@ -40,9 +40,6 @@ export function explain<C extends Record<string, unknown>>(
     }];
   });
 }
-
-/** A long list with spaces, so that it can be wrapped. */
-const breakable = (text: string) => text.length > 2 * VALUE ? text.replaceAll(",", ", ") : text;
 
 const same = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b);
 

@@ -54,7 +54,7 @@ function entry(
   const shown = otherwise ??
     (standard === undefined || typeof standard === "boolean"
       ? undefined
-      : `${show(standard)}${unit ? ` ${unit}` : ""}`);
+      : `${breakable(show(standard))}${unit ? ` ${unit}` : ""}`);
   const said = otherwise !== undefined && unit ? `${help}, ${unit}` : help;
   const lines = wrapped(
     `${said}${shown === undefined ? "" : ` [${shown}]`}`,
@@ -63,6 +63,9 @@ function entry(
   const first = flag.length < FLAGS ? `${flag.padEnd(FLAGS)}${lines.shift()}` : flag;
   return [first, ...lines.map((line) => " ".repeat(FLAGS) + line)].join("\n");
 }
+
+/** A long list with spaces after its commas, so that it can be wrapped. */
+export const breakable = (list: string): string => list.length > 40 ? list.replaceAll(",", ", ") : list;
 
 /** An example that can be pasted: a long one continues after a backslash. */
 function exampleOf(line: string, columns: number): string {
