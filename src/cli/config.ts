@@ -72,6 +72,11 @@ export const alignConfig = z.strictObject({
     "Number of held-out images for the metrics; with --val: at most",
   ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
+  crop: data(
+    z.enum(["center", "adm", "random", "resize"]).default("center"),
+    "Squares of training images: shorter side bicubic, then the center; ADM's center or random crop; resize without aspect",
+    { advanced },
+  ),
   ...reading,
   stages: training(
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),

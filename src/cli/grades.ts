@@ -59,6 +59,7 @@ export const ALIGN_GRADES: Record<
   accumulate: [BATCH],
   heldOut: [],
   flip: [],
+  crop: [],
   stages: [of([1, 2, 3], "S", "latent alignment, perceptual alignment, decoder refinement")],
   steps: [],
   lr: [ldm([1e-4, 1e-4, 1e-4])],

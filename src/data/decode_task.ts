@@ -4,11 +4,12 @@
 import { UsageError } from "../errors.ts";
 import { type Decoded, type Image, withImage } from "../image/image.ts";
 import type { ImageMemory, SharedMemory } from "../image/memory.ts";
+import { type Crop, croppedSquare, targetOfCrop } from "./crops.ts";
 import { inputOf, targetOfView, type View } from "./network_input.ts";
 import type { ImageFile, PageValue } from "./entries.ts";
 import { parquetValues } from "../formats/parquet.ts";
 import type { Pixels } from "./preprocess.ts";
-import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
+import type { Size, Target } from "../image/resize.ts";
 import { rowsOf } from "../image/rows.ts";
 import { drawShape } from "./toy_shapes.ts";
 
@@ -18,11 +19,13 @@ export type Job =
   /** A file or a part of one, a generated image, or pixels at hand, as a network sees them. */
   | { kind: "input"; image: ImageFile | Shape | Image; view: View };
 
-/** A file or a part of one, or pixels at hand: shorter side to `size`, central square, as bytes. */
+/** A file or a part of one, or pixels at hand, as a square of side `size`, as bytes. */
 interface Square {
   kind: "square";
   image: ImageFile | Image;
   size: number;
+  /** ["center"] */
+  crop?: Crop | undefined;
 }
 
 /** What a job gives: bytes, or a network's floats. */
@@ -56,11 +59,12 @@ export interface Failure {
 export async function perform(job: Job, memory: ImageMemory): Promise<AnyPixels> {
   switch (job.kind) {
     case "square": {
-      const { image } = job, target = (original: Size) => squareOf(original, job.size);
-      if (isPixels(image)) return await resizeRows(rowsOf(image), target(image));
+      const { image, size, crop = "center" } = job;
+      if (isPixels(image)) return await croppedSquare(rowsOf(image), crop, size);
+      const target = (original: Size) => targetOfCrop(crop, original, size);
       return await fromFile(image, memory, target, async (rows) => {
         const { width, height } = rows.original;
-        return { ...await resizeRows(rows, target(rows.original)), original: { width, height } };
+        return { ...await croppedSquare(rows, crop, size, rows.original), original: { width, height } };
       });
     }
     case "shape":

@@ -7,6 +7,7 @@ import { packImages, wordsOf } from "../ops/pixels.ts";
 import { permutation, uniform } from "../philox.ts";
 import { formatBytes } from "../formats/files.ts";
 import type { Identity } from "../formats/provenance.ts";
+import type { Crop } from "./crops.ts";
 
 /** A numbered and labelled set. */
 interface Labelled {
@@ -23,8 +24,8 @@ interface Labelled {
 export interface ImageSource extends Labelled {
   /** Name and fingerprint of the images, for records of what was made from them. */
   identity?(): Identity;
-  /** RGB bytes [size, size, 3]. */
-  bytes(i: number, size: number): Uint8Array | Promise<Uint8Array>;
+  /** RGB bytes [size, size, 3]. @param crop ["center"]; generated images are squares already */
+  bytes(i: number, size: number, crop?: Crop): Uint8Array | Promise<Uint8Array>;
 }
 
 /** Images as a network's preprocessing makes them. */
@@ -38,11 +39,17 @@ export interface Batch<A = Uint32Array<ArrayBuffer>> {
   labels: Uint32Array<ArrayBuffer>;
 }
 
-/** Images `indices` of a source, as {@link imageInput} takes them. */
-export async function gather(source: ImageSource, indices: readonly number[], size: number): Promise<Batch> {
+/** Images `indices` of a source, as {@link imageInput} takes them. @param crops of each image ["center"] */
+export async function gather(
+  source: ImageSource,
+  indices: readonly number[],
+  size: number,
+  crops?: readonly Crop[],
+): Promise<Batch> {
   checkBatch(indices.length, size);
   const each = size * wordsOf(size), images = new Uint32Array(indices.length * each);
-  const labels = await loadEach(source, indices, async (i) => await source.bytes(i, size), (image, k) => {
+  const load = async (i: number, k: number) => await source.bytes(i, size, crops?.[k]);
+  const labels = await loadEach(source, indices, load, (image, k) => {
     packImages(image, size, images.subarray(k * each, (k + 1) * each));
   });
   return { images, labels };
@@ -66,7 +73,7 @@ export async function gatherFloats(
 async function loadEach<T>(
   source: Labelled,
   indices: readonly number[],
-  load: (i: number) => Promise<T>,
+  load: (i: number, k: number) => Promise<T>,
   use: (image: T, k: number) => void,
 ): Promise<Uint32Array<ArrayBuffer>> {
   const loading = indices.map(load);
@@ -128,7 +135,7 @@ export function subset(source: ImageSource, length: number, at = (i: number) => 
     parallel: source.parallel ?? 0,
     label: (i) => source.label(at(i)),
     name: (i) => source.name(at(i)),
-    bytes: (i, size) => source.bytes(at(i), size),
+    bytes: (i, size, crop) => source.bytes(at(i), size, crop),
   };
 }
 

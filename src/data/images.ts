@@ -1,6 +1,7 @@
 // Images in files as a source: decoded by worker threads, cropped to squares, damaged ones skipped or refused.
 
 import { UsageError } from "../errors.ts";
+import type { Crop } from "./crops.ts";
 import type { InputSource, Sizes, View } from "./network_input.ts";
 import type { Job, PixelsOf } from "./decode_task.ts";
 import type { Pixels } from "./preprocess.ts";
@@ -76,9 +77,12 @@ export class Images implements InputSource {
     return this.options.workers?.count ?? 0;
   }
 
-  /** Resizes the shorter side to `size` (bicubic) and crops the central square. @throws UsageError for a damaged file, see ImagesOptions */
-  async bytes(i: number, size: number): Promise<Uint8Array> {
-    const { data, original } = await this.#pixels(i, (file) => ({ kind: "square", image: file, size }));
+  /**
+   * By default resizes the shorter side to `size` (bicubic) and crops the central square.
+   * @throws UsageError for a damaged file, see ImagesOptions
+   */
+  async bytes(i: number, size: number, crop?: Crop): Promise<Uint8Array> {
+    const { data, original } = await this.#pixels(i, (file) => ({ kind: "square", image: file, size, crop }));
     if (original) this.options.sizes?.add(i, original);
     return data;
   }

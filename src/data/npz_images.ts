@@ -3,6 +3,7 @@
 // ones). 50,000 images of 256 x 256 are 9.8 GB, so images are read in order and only the latest are kept.
 
 import { UsageError } from "../errors.ts";
+import type { Crop } from "./crops.ts";
 import type { InputSource, View } from "./network_input.ts";
 import type { Image } from "../image/rows.ts";
 import type { NpyHeader } from "../formats/npy.ts";
@@ -41,8 +42,8 @@ export class NpzImages implements InputSource {
     return String(i);
   }
 
-  async bytes(i: number, size: number): Promise<Uint8Array> {
-    return (await this.workers.run({ kind: "square", image: await this.#image(i), size })).data;
+  async bytes(i: number, size: number, crop?: Crop): Promise<Uint8Array> {
+    return (await this.workers.run({ kind: "square", image: await this.#image(i), size, crop })).data;
   }
 
   async input(i: number, view: View): Promise<Pixels> {

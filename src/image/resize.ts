@@ -80,6 +80,44 @@ function roundFixedPoint(sum: number): number {
   return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
+/** The first pass of a row of `band` from `from` on, into `out` from `at` on; an array of bytes is rounded. */
+function resampleRow(
+  band: Uint8Array,
+  from: number,
+  across: readonly Taps[],
+  out: Uint8Array | Float64Array,
+  at: number,
+): void {
+  const rounded = out instanceof Uint8Array;
+  for (const { first, weights } of across) {
+    let r = 0, g = 0, b = 0;
+    for (let k = 0, i = from + 3 * first; k < weights.length; k++, i += 3) {
+      const w = weights[k] as number;
+      r += w * (band[i] as number);
+      g += w * (band[i + 1] as number);
+      b += w * (band[i + 2] as number);
+    }
+    out[at] = rounded ? roundFixedPoint(r) : r;
+    out[at + 1] = rounded ? roundFixedPoint(g) : g;
+    out[at + 2] = rounded ? roundFixedPoint(b) : b;
+    at += 3;
+  }
+}
+
+/** A term of the second pass: adds a row of `rows` to the sums. */
+function addRow(rows: Uint8Array | Float64Array, from: number, weight: number, sums: Float64Array): void {
+  for (let c = 0; c < sums.length; c++) {
+    sums[c] = (sums[c] as number) + weight * (rows[from + c] as number);
+  }
+}
+
+function storeRow(sums: Float64Array, out: Uint8Array | Float64Array, at: number): void {
+  const rounded = out instanceof Uint8Array;
+  for (let c = 0; c < sums.length; c++) {
+    out[at + c] = rounded ? roundFixedPoint(sums[c] as number) : sums[c] as number;
+  }
+}
+
 /** Resamples rows incrementally: keeps the target's columns of the rows that its second pass reads. */
 class Resampler<A extends Uint8Array | Float64Array> {
   readonly #across: Taps[];
@@ -124,43 +162,23 @@ class Resampler<A extends Uint8Array | Float64Array> {
   add(band: Uint8Array): boolean {
     const stride = 3 * this.from.width;
     for (let at = 0; at < band.length && this.#y < this.#end; at += stride, this.#y++) {
-      if (this.#y >= this.#first) this.#row(band, at, 3 * this.target.width * (this.#y - this.#first));
+      if (this.#y < this.#first) continue;
+      resampleRow(band, at, this.#across, this.#kept, 3 * this.target.width * (this.#y - this.#first));
     }
     return this.#y < this.#end;
-  }
-
-  #row(band: Uint8Array, from: number, at: number): void {
-    const out = this.#kept, rounded = out instanceof Uint8Array;
-    for (const { first, weights } of this.#across) {
-      let r = 0, g = 0, b = 0;
-      for (let k = 0, i = from + 3 * first; k < weights.length; k++, i += 3) {
-        const w = weights[k] as number;
-        r += w * (band[i] as number);
-        g += w * (band[i + 1] as number);
-        b += w * (band[i + 2] as number);
-      }
-      out[at] = rounded ? roundFixedPoint(r) : r;
-      out[at + 1] = rounded ? roundFixedPoint(g) : g;
-      out[at + 2] = rounded ? roundFixedPoint(b) : b;
-      at += 3;
-    }
   }
 
   /** The second pass. @returns `[height,width,3]` of the target @throws Error if rows are missing */
   finish(): A {
     if (this.#y < this.#end) throw new Error("the decoder returned too few rows");
-    const { width, height } = this.target, stride = 3 * width, kept = this.#kept;
-    const out = this.array(height * stride), rounded = out instanceof Uint8Array;
-    const sums = new Float64Array(stride);
+    const { width, height } = this.target, stride = 3 * width;
+    const out = this.array(height * stride), sums = new Float64Array(stride);
     this.#down.forEach(({ first, weights }, y) => {
       sums.fill(0);
       for (let k = 0; k < weights.length; k++) {
-        const w = weights[k] as number, from = (first - this.#first + k) * stride;
-        for (let c = 0; c < stride; c++) sums[c] = (sums[c] as number) + w * (kept[from + c] as number);
+        addRow(this.#kept, (first - this.#first + k) * stride, weights[k] as number, sums);
       }
-      for (let c = 0; c < stride; c++) {
-        out[y * stride + c] = rounded ? roundFixedPoint(sums[c] as number) : sums[c] as number;
-      }
+      storeRow(sums, out, y * stride);
     });
     return out;
   }
@@ -192,6 +210,36 @@ export async function resizeRows(rows: Rows, target: Target, filter: Filter = "b
  */
 export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
   return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
+}
+
+/** An image at half its size, rounded down, by the box filter, row by row: a few rows are in memory. */
+export function halved(rows: Rows): Rows {
+  const width = Math.floor(rows.width / 2), height = Math.floor(rows.height / 2), stride = 3 * width;
+  const across = tapsOf(rows.width, width, 0, width, "box").map(toFixedPoint);
+  const down = tapsOf(rows.height, height, 0, height, "box").map(toFixedPoint);
+  return {
+    width,
+    height,
+    async *bands() {
+      const kept: Uint8Array[] = [], sums = new Float64Array(stride); // rows after the first pass
+      let begin = 0, next = 0; // number of the first row in `kept`, and of the next row of the result
+      for await (const band of rows.bands()) {
+        for (let at = 0; at < band.length; at += 3 * rows.width) {
+          const row = new Uint8Array(stride);
+          resampleRow(band, at, across, row, 0);
+          const y = begin + kept.push(row);
+          for (let taps = down[next]; taps && taps.first + taps.weights.length <= y; taps = down[++next]) {
+            const { first, weights } = taps, out = new Uint8Array(stride);
+            sums.fill(0);
+            weights.forEach((w, k) => addRow(kept[first - begin + k] as Uint8Array, 0, w, sums));
+            storeRow(sums, out, 0);
+            yield out;
+            for (; begin < (down[next + 1]?.first ?? 0); begin++) kept.shift();
+          }
+        }
+      }
+    },
+  };
 }
 
 /** Size with the shorter side `size`; the longer one keeps the aspect ratio, rounded down as in torchvision. */

@@ -49,6 +49,12 @@ export function tokenizerOf(
 export function checkOptions(c: AlignConfig, origins?: Readonly<Record<string, Origin>>): void {
   requireData(c.preset, c.dryRun, { data: c.data });
   checkEpochs(c, origins);
+  if (c.crop !== "center" && c.data === undefined && !c.dryRun) {
+    throw new UsageError(
+      `Cannot use --crop ${c.crop} with generated shapes: they are squares already; name images with --data, or leave ` +
+        `--crop out`,
+    );
+  }
   if (c.perceptual !== "lpips" || c.wPerceptual === 0 || c.lpips !== undefined || c.dryRun) return;
   throw new UsageError(
     `Cannot compute the perceptual loss: --perceptual lpips needs --lpips FILES (${LPIPS_FILES}); ` +

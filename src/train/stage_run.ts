@@ -286,7 +286,7 @@ export class StageRun {
 type AlignRecipeOptions =
   & AlignmentOptions
   & OptimizerOptions
-  & Pick<AlignConfig, "ganLr" | "seed" | "flip">;
+  & Pick<AlignConfig, "ganLr" | "seed" | "flip" | "crop">;
 
 /** A stage as a recipe. The result of an alignment depends only on the config, the encoder and the images. */
 class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
@@ -316,7 +316,7 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
   }
 
   data(from: number, to: number): AsyncGenerator<TrainingBatch, void> {
-    const { batchSize, accumulate, imageSize, seed, flip } = this.options;
+    const { batchSize, accumulate, imageSize, seed, flip, crop } = this.options;
     return batches(this.source as ImageSource, {
       batchSize: batchSize * accumulate,
       imageSize,
@@ -324,6 +324,7 @@ class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
       step: this.first + from,
       end: this.first + to,
       flip,
+      crop,
     });
   }
 
