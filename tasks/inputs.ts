@@ -105,6 +105,7 @@ export async function imageFiles(
   const first = classes.slice(0, NAMED_CLASSES).join(", "), more = classes.length - NAMED_CLASSES;
   const named = `, ${classes.length} classes: ${first}${more > 0 ? `, and ${more} more` : ""}`;
   log.line(`data: ${length} images in "${data}"${classes.length ? named : ""}`);
+  if (images.note) log.warn(images.note);
   if (leftOut.names.length > 0) log.warn(`left out of "${data}": ${leftOut}`);
   return images;
 }

@@ -100,16 +100,27 @@ async function fromFile<P extends AnyPixels>(
   });
 }
 
-/** The values of the latest page: images that are read in order share it. */
-let latest: { key: string; values: ReturnType<typeof parquetValues> } | undefined;
+/** Bytes of Parquet pages that a thread keeps; at least the latest page. */
+const KEPT_BYTES = 1 << 27;
+
+/** The latest pages, oldest first: images that are read in order share them. */
+const pages = new Map<string, { values: ReturnType<typeof parquetValues>; bytes: number }>();
 
 /** @throws UsageError if the page is damaged, or has no such value */
 function valueOf(
   { path, name, layout, page, index }: PageValue,
 ): { name: string; bytes: Uint8Array<ArrayBuffer> } {
-  const key = `${path} ${page.offset}`;
-  if (latest?.key !== key) latest = { key, values: parquetValues(path, layout, page) };
-  const bytes = latest.values[index];
+  const key = `${path} ${page.offset}`, size = page.dictionarySize + page.size;
+  const found = pages.get(key) ?? { values: parquetValues(path, layout, page), bytes: size };
+  pages.delete(key);
+  pages.set(key, found);
+  let all = pages.values().reduce((sum, { bytes }) => sum + bytes, 0);
+  for (const [oldest, { bytes }] of pages) {
+    if (all <= KEPT_BYTES || oldest === key) break;
+    pages.delete(oldest);
+    all -= bytes;
+  }
+  const bytes = found.values[index];
   if (!bytes) {
     throw new UsageError(`Cannot read the image "${name}": it is null; remove the row, or embed its file`);
   }

@@ -37,6 +37,8 @@ export interface ImageSet {
   entries: Entries;
   classes: readonly string[];
   leftOut: LeftOut;
+  /** What makes reading slow, and the remedy. */
+  note?: string | undefined;
   /** Hash of names, sizes and labels. */
   fingerprint(): string;
 }

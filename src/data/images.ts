@@ -55,6 +55,11 @@ export class Images implements InputSource {
     return this.set.leftOut;
   }
 
+  /** What makes reading slow, and the remedy. */
+  get note(): string | undefined {
+    return this.set.note;
+  }
+
   label(i: number): number {
     return this.set.entries.label(this.#checked(i));
   }

@@ -2,6 +2,7 @@
 
 import { basename, resolve } from "@std/path";
 import { readIndex, stampOf, writeIndex } from "../formats/cache.ts";
+import { formatBytes } from "../formats/files.ts";
 import { fingerprintOf } from "../formats/provenance.ts";
 import {
   openParquet,
@@ -51,12 +52,29 @@ export async function parquetSet(
     entries: joined(entries),
     classes,
     leftOut: new LeftOut(),
+    note: slowness(paths, files),
     fingerprint: () =>
       fingerprintOf(
         ...files.map(({ fingerprint }, k) => `${names[k]} ${fingerprint}`),
         ...Object.values(columns),
       ),
   };
+}
+
+/** Bytes of a page from which reading at random is slow. */
+const LARGE_PAGE = 1 << 24;
+
+/** A warning about pages of many images, which pyarrow writes by default. */
+function slowness(paths: readonly string[], files: readonly ParquetImages[]): string | undefined {
+  for (const [k, { pages: { size, dictionarySize } }] of files.entries()) {
+    const bytes = size.reduce((most, n, i) => Math.max(most, n + (dictionarySize[i] as number)), 0);
+    if (bytes < LARGE_PAGE) continue;
+    return `"${paths[k]}" has pages of ${
+      formatBytes(bytes)
+    }, which are read again for each image in random ` +
+      `order; write it with pyarrow's use_dictionary=False and write_batch_size=8, or as tar shards`;
+  }
+  return undefined;
 }
 
 async function openFile(

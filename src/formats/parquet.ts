@@ -1,6 +1,6 @@
 // Images in Parquet files as Hugging Face's datasets writes them: a column of structs {bytes, path} or of binary values, and a
 // column of labels, whose class names the "huggingface" metadata may hold. The pages of the image column are located once,
-// from their headers, so that an image costs its page (1 MB as pyarrow writes them) and not its row group.
+// from their headers, so that an image costs its page and not its row group; pyarrow's default pages hold 1,000 images.
 // https://parquet.apache.org/docs/file-format/
 
 import { createHash } from "node:crypto";
