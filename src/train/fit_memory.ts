@@ -2,7 +2,7 @@
 // image bound those of more: activations grow with the batch at most in proportion, parameters and optimizer not at all. So
 // one plan of each recipe and one or two of the largest decide.
 
-import { UsageError } from "../errors.ts";
+import { GpuError, UsageError } from "../errors.ts";
 import { formatBytes, parseBytes } from "../formats/files.ts";
 import { device } from "../gpu/device.ts";
 import { largestBinding, type Plan } from "../gpu/plan.ts";
@@ -107,8 +107,8 @@ export async function largestMicroBatch(
       const known = atMost <= budget && atMost < worst(size) &&
         (largestBinding(single)?.bytes ?? 0) * size <= limit;
       if (known) continue;
-      const plan = size === 1 ? single : recipe.plan();
-      if (!usable(plan)) return undefined;
+      const plan = size === 1 ? single : planned(recipe);
+      if (!plan || !usable(plan)) return undefined;
       if (plan.totalBytes <= most) continue;
       most = plan.totalBytes;
       grown = (plan.bytes.activations + plan.bytes.inputs) /
@@ -131,6 +131,16 @@ export async function largestMicroBatch(
     if (bytes !== undefined) found = { microBatch, bytes };
   }
   return { ...found ?? { microBatch: 0, bytes: worst(1) }, flops };
+}
+
+/** Undefined where a tensor has more elements than a kernel can address. */
+function planned(recipe: Pick<Recipe, "plan">): Plan | undefined {
+  try {
+    return recipe.plan();
+  } catch (error) {
+    if (error instanceof GpuError) return undefined;
+    throw error;
+  }
 }
 
 /** The options of a fit, as on the command line. */

@@ -1,9 +1,9 @@
 // What a dry run prints: parameters, FLOPs and device memory of each recipe, whether it fits, and how long the run takes.
 
-import { UsageError } from "../errors.ts";
+import { GpuError, UsageError } from "../errors.ts";
 import { formatBytes } from "../formats/files.ts";
 import { device } from "../gpu/device.ts";
-import { largestBinding } from "../gpu/plan.ts";
+import { largestBinding, type Plan } from "../gpu/plan.ts";
 import { adapterKey } from "../bench/gemm_tuning.ts";
 import { rememberedRates } from "../bench/remembered_peaks.ts";
 import type { Log } from "../run/log.ts";
@@ -28,7 +28,7 @@ export function planTable(
   const { facts, profile, limits: { maxStorageBufferBindingSize: limit } } = device();
   const advice = [...recompute ? [] : ["--recompute"], ...remedies].join(", or ");
   const rows = recipes.map((recipe) => {
-    const { flops, launches, bytes, totalBytes, unpooledBytes, ...plan } = recipe.plan();
+    const { flops, launches, bytes, totalBytes, unpooledBytes, ...plan } = planOf(recipe, remedies);
     const binding = largestBinding(plan), { name, steps } = recipe;
     log.line(
       `${log.bold(name)}: ${steps} steps of ${
@@ -84,6 +84,19 @@ export function planTable(
     );
   }
   return { parameters, recompute, plans: rows, flops, ...seconds === undefined ? {} : { seconds } };
+}
+
+/** @throws UsageError where a tensor has more elements than a kernel can address, 2^32, on any adapter */
+function planOf(recipe: Recipe, remedies: readonly string[]): Plan {
+  try {
+    return recipe.plan();
+  } catch (error) {
+    if (!(error instanceof GpuError)) throw error;
+    throw new UsageError(
+      `Cannot plan "${recipe.name}": its tensors are too large for any adapter (${error.message}); use ` +
+        remedies.join(", or "),
+    );
+  }
 }
 
 const formatRate = (gflops: number) =>

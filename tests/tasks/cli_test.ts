@@ -307,6 +307,42 @@ Deno.test('--json prints one object per line on stdout, the last one "done"; tex
   assert(stderr.includes("GFLOP") && !stderr.includes("\x1b["));
 });
 
+Deno.test("a dry run that does not fit prints its table first and ends with 2; train-dit plans without a tokenizer", async () => {
+  const large = await tok([
+    "align",
+    "--dry-run",
+    "--stages",
+    "1",
+    "--batch-size",
+    "32768",
+    "--image-size",
+    "48",
+  ]);
+  const lines = large.stderr.trim().split("\n");
+  assertEquals(large.code, 2, large.stderr);
+  assert(lines.some((line) => /^latent: 120 steps of [\d.]+ GFLOP/.test(line)), large.stderr);
+  assertMatch(lines.at(-1) as string, /^tok: Cannot fit the run: it needs .+ are free; use --recompute, or /);
+  await assertRejects(
+    () => run("align", "--dry-run", "--stages", "1", "--batch-size", "65536", "--image-size", "64"),
+    UsageError,
+    'Cannot plan "latent": its tensors are too large for any adapter',
+  );
+  const folder = await Deno.makeTempDir();
+  try {
+    const sized = ["--model", "S/1", "--batch-size", "8", "--epochs", "2", "--memory", "80GB"];
+    const args = ["train-dit", ...sized, "--dry-run", "--json"];
+    const { code, stdout, stderr } = await tok(args, { cwd: folder });
+    assertEquals(code, 0, stderr);
+    const { plans: [plan], parameters } = JSON.parse(stdout.trim().split("\n").at(-1) as string);
+    assertEquals([plan.steps, Math.round(parameters.dit / 1e6)], [Math.ceil(2 * 1281167 / 8), 33]);
+    assertEquals(stderr.split("\n").filter((line) => line.includes("--batch-size 8")).length, 4, stderr);
+    assert(stderr.includes("planned for latents of 32 channels"), stderr);
+    assertEquals([...Deno.readDirSync(folder)], []);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
 Deno.test("a full stdout gives one line on stderr and exit 1, a closed one gives no message", async () => {
   if (Deno.build.os !== "linux") return; // only there is /dev/full
   const shell = async (line: string) => {
