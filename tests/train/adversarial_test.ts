@@ -114,7 +114,7 @@ Deno.test("a resumed run goes on with the same bits, singular vectors and augmen
   for (const { run } of [whole, begun, resumed]) run.destroy();
 });
 
-Deno.test("micro-batches, fp16 and recomputation give the losses and gradients of one batch", async () => {
+Deno.test("micro-batches, fp16 and recomputation give the losses of one batch; augmentations and the kind of loss change them", async () => {
   const REST = { generator: 0, discriminator: 0 };
   const measure = async (options: Parameters<typeof start>[0] = {}) => {
     const { a, run, step, metrics } = await start(options);
@@ -139,6 +139,12 @@ Deno.test("micro-batches, fp16 and recomputation give the losses and gradients o
   };
   await compare({ batchSize: 2, accumulate: 2, recompute: true }, 2e-4, 0.1);
   await compare({ precision: "f16" }, 3e-2, 0.01);
+  const other = await measure({ ganLoss: "vanilla", augmentations: [] });
+  // Logits near 0 cost about 1 by the hinge and log 2 by cross-entropy.
+  assert(Math.abs((one.discriminator ?? 0) - 1) < 0.1, `hinge ${one.discriminator}`);
+  assert(Math.abs((other.discriminator ?? 0) - Math.LN2) < 0.1, `vanilla ${other.discriminator}`);
+  const difference = Math.abs((other.gan as number) - (one.gan as number));
+  assert(difference > 1e-3, `gan without augmentations: ${other.gan} instead of ${one.gan}`);
 });
 
 /** Sets `u` to the left singular vector of the largest singular value of w [Cout, ...]. */
