@@ -47,6 +47,7 @@ Deno.test("div() and its gradients match the reference under broadcasting", asyn
 const sigmoid = (a: number) => 1 / (1 + Math.exp(-a));
 const one: [string, (a: Tensor) => Tensor, (a: number) => number, "positive"?][] = [
   ["exp", math.exp, Math.exp],
+  ["clamp", (a) => math.clamp(a, -0.5, 1), (a) => Math.min(Math.max(a, -0.5), 1)],
   ["sqrt", math.sqrt, Math.sqrt, "positive"],
   ["square", math.square, (a) => a * a],
   ["abs", math.abs, Math.abs],

@@ -1,15 +1,16 @@
 // What a training may choose about the latent and the encoder: Gaussian posteriors, noise, several layers, LoRA. Frozen modules do
 // not change, the semantic loss begins at 0, and a checkpoint goes on to the same bits.
 
-import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { alignConfig } from "../../src/cli/config.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { UsageError } from "../../src/errors.ts";
 import { capture } from "../../src/gpu/program.ts";
+import { type Posterior, posteriorOf } from "../../src/models/posterior.ts";
 import { Encoder } from "../../src/models/tokenizer.ts";
-import { type Linear, restore, snapshot, state } from "../../src/nn/layers.ts";
+import { countParameters, type Linear, restore, snapshot, state } from "../../src/nn/layers.ts";
 import { add, scale } from "../../src/ops/math.ts";
 import { linear } from "../../src/ops/matmul.ts";
 import { noGrad } from "../../src/tensor/autograd.ts";
@@ -20,7 +21,7 @@ import { type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
-import { randomArray, relativeError, testDevice } from "../helpers/check.ts";
+import { evaluate, randomArray, relativeError, testDevice } from "../helpers/check.ts";
 import { inFolder, run as tok } from "../helpers/commands.ts";
 
 const TWO: AlignmentOptions = { ...OPTIONS, batchSize: 2 };
@@ -238,6 +239,45 @@ Deno.test("the last block alone is the default to the bit; one beyond the depth 
     UsageError,
     "Cannot sum the layers 2,5: the encoder has 4 blocks; choose from 1 to 4",
   );
+});
+
+Deno.test("a dry run counts LoRA's parameters, and wrong layers and ranks are one clear error", async () => {
+  const dry = (...args: string[]) => tok("align", "--dry-run", "--steps", "1,1,1", ...args);
+  const { result } = await dry(
+    "--lora-rank",
+    "2",
+    "--w-kl",
+    "1",
+    "--noise-tau",
+    "1",
+    "--layers",
+    "2,4",
+    "--stages",
+    "2",
+  );
+  const a = await alignment("f32", { lora: { rank: 2, alpha: 2 } });
+  assertEquals((result.parameters as Record<string, number>).lora, countParameters(a.lora as object));
+  const refused: [string[], string][] = [
+    [["--layers", "2,5"], "Cannot sum the layers 2,5: the encoder has 4 blocks"],
+    [["--layers", "2,2"], "Cannot use --layers 2,2: name each layer once"],
+    [["--layers", "0"], "Cannot use --layers 0"],
+    [
+      ["--lora-rank", "2", "--stages", "1,3"],
+      "Cannot use --lora-rank 2: no stage trains a pretrained encoder",
+    ],
+    [["--w-kl", "-1"], "Cannot use --w-kl -1"],
+    [["--noise-tau", "-1"], "Cannot use --noise-tau -1"],
+  ];
+  for (const [args, message] of refused) await assertRejects(() => dry(...args), UsageError, message);
+});
+
+Deno.test("log-variances are clamped to -30..20", async () => {
+  const m = { shape: [1, 1, 1, 6], data: Float32Array.of(1, 2, 3, -100, 0.5, 100) };
+  const { mean, logvar } = await evaluate(
+    { m },
+    ({ m }) => posteriorOf(m as Tensor, 3) as Required<Posterior>,
+  );
+  assertEquals([[...mean], [...logvar]], [[1, 2, 3], [-30, 0.5, 20]]);
 });
 
 Deno.test("LoRA without a stage that trains the encoder is refused", async () => {
