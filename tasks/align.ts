@@ -9,11 +9,12 @@ import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
-import { addLora, checkOptions, checkStages, stagesOf, tokenizerOf } from "../src/train/align_config.ts";
-import { Alignment } from "../src/train/alignment.ts";
+import { addLora, checkOptions, checkStages, stagesOf } from "../src/train/align_config.ts";
 import { type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
 import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
+import { alignmentOf, loadEncoder, recipeTokenizer, usesEncoder } from "../src/train/align_models.ts";
+import { ALIGN_RECIPES } from "../src/train/align_recipes.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { alignRecipes } from "../src/train/stage_run.ts";
 import { StageScores, updateStatistics } from "../src/train/stage_scores.ts";
@@ -28,6 +29,7 @@ export const align = command({
   purpose: "Turn an encoder into an image tokenizer (three stages)",
   schema: alignConfig,
   presets: ALIGN_PRESETS,
+  recipes: ALIGN_RECIPES,
   examples: [
     "tok align",
     "tok align --preset dinov2-l-f16d32 --data photos --lpips vgg16.pth,vgg.pth --out runs/photos",
@@ -36,8 +38,10 @@ export const align = command({
     const { log } = context;
     if (c.explain) return explained("align", alignConfig, c, ALIGN_GRADES, context);
     checkOptions(c, context.origins);
-    const encoder = await chosenEncoder(c, log);
-    log.line(`encoder: ${c.encoder ?? "the embedded one"}`);
+    const encoder = usesEncoder(c) ? await chosenEncoder(c, log) : undefined;
+    log.line(
+      `encoder: ${encoder ? c.encoder ?? "the embedded one" : `none: --recipe ${c.recipe} trains its own`}`,
+    );
     const open = (spec: string) => chosenEncoder({ ...c, encoder: spec, interpolateOffset: undefined }, log);
     const judge = await openDiscriminator(c, encoder, open, log);
     await openAdapter(c, log, { tune: !c.dryRun });
@@ -63,13 +67,13 @@ export const align = command({
 /** Models, images and stages. @param out the run's folder; undefined: a dry run, for which nothing is read */
 async function training(
   c: AlignConfig,
-  encoder: EncoderSource,
+  encoder: EncoderSource | undefined,
   judge: DiscriminatorSource,
   workers: Workers,
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
-  const tokenizer = tokenizerOf(c, encoder.config, encoder.preprocessor);
+  const tokenizer = recipeTokenizer(c, encoder);
   tokenizer.side(c.imageSize);
   const byLpips = c.perceptual === "lpips" && c.wPerceptual > 0;
   // Given weights also score the stages, whatever the perceptual loss is; a dry run needs the sizes of the network only.
@@ -78,7 +82,7 @@ async function training(
     : byLpips
     ? new Lpips()
     : undefined;
-  const alignment = new Alignment(tokenizer, judge.make, byLpips ? lpips : undefined, c.precision);
+  const alignment = alignmentOf(c, tokenizer, encoder, judge.make, byLpips ? lpips : undefined);
   const { discriminator } = alignment;
   const counted = out !== undefined || c.epochs !== undefined && c.data !== undefined;
   const listed = counted ? await splitImages(c, workers, log) : undefined;
@@ -90,8 +94,8 @@ async function training(
   tokenizer.init(init);
   discriminator?.init(init);
   alignment.lora?.init(init);
-  const fingerprint = images && await encoder.load(tokenizer.encoder);
-  if (images) await alignment.setReference();
+  if (alignment.projection) init.torchDefault(alignment.projection);
+  const fingerprint = images && await loadEncoder(c, alignment, encoder, init);
   const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, {
     lpips,
     tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
@@ -105,15 +109,17 @@ async function training(
   return {
     recipes: alignRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
     parameters: {
-      encoder: countParameters(tokenizer.encoder),
+      ...Object.fromEntries(
+        Object.entries(tokenizer.parts).map(([name, part]) => [name, countParameters(part)]),
+      ),
       ...(alignment.lora ? { lora: countParameters(alignment.lora) } : {}),
-      adapter: countParameters(tokenizer.adapter),
-      decoder: countParameters(tokenizer.decoder) + countParameters(tokenizer.post_quant_conv),
       ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),
       ...(alignment.lpips ? { lpips: countParameters(alignment.lpips) } : {}),
     },
     madeFrom: {
-      encoder: { name: c.encoder ?? "the embedded one", fingerprint: fingerprint ?? "" },
+      ...encoder
+        ? { encoder: { name: c.encoder ?? "the embedded one", fingerprint: fingerprint ?? "" } }
+        : {},
       ...images ? await judge.load(discriminator) : {},
       ...images?.all.identity ? { data: images.all.identity() } : {},
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},

@@ -15,11 +15,11 @@ import {
   imageSize,
   lpips,
   optimizing,
+  perStage,
   reading,
   running,
   sampling,
   text,
-  three,
   tokenizer,
   validating,
 } from "./options.ts";
@@ -59,6 +59,11 @@ export const alignConfig = z.strictObject({
     `Options by name, encoder included; others override them: ${ALIGN_PRESET_NAMES.join(", ")}`,
     { value: "NAME" },
   ),
+  recipe: input(
+    z.enum(["aligntok", "vae", "va-vae", "va-vae-vit", "rae"]).default("aligntok"),
+    "Method: AlignTok, or a baseline in one stage: LDM's VAE; VA-VAE; VA-VAE with a vision transformer from scratch; RAE-style " +
+      "(frozen encoder without an adapter, convolutional decoder)",
+  ),
   ...encoder,
   data: input(text(), IMAGES, { ...DATA, free: true }),
   lpips,
@@ -82,7 +87,10 @@ export const alignConfig = z.strictObject({
     z.array(z.number().int().min(1).max(3)).min(1).default([1, 2, 3]),
     "Stages to run: 1 latent, 2 perceptual, 3 refine",
   ),
-  steps: training(z.array(count()).length(3).default([120, 500, 110]), "Steps of the three stages"),
+  steps: training(
+    perStage(count()).default([120, 500, 110]),
+    "Steps of the three stages; of a baseline: of its stage, by default their sum",
+  ),
   epochs: training(
     z.array(z.number().positive()).min(1).max(3).refine(
       (epochs) => epochs.length !== 2,
@@ -91,9 +99,12 @@ export const alignConfig = z.strictObject({
     "Steps of the three stages as passes over the images of --data",
     { value: "N,...", otherwise: "--steps", free: true },
   ),
-  lr: training(three(2e-3, 3e-3, 1.5e-3), "Learning rates of the three stages"),
+  lr: training(
+    perStage(amount()).default([2e-3, 3e-3, 1.5e-3]),
+    "Learning rates of the three stages, or of one",
+  ),
   train: training(
-    z.array(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"')).length(3)
+    perStage(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"'))
       .default(["adapter+decoder", "encoder+adapter+decoder", "decoder"]),
     "Modules that each of the three stages trains",
     { value: "M+M,M+M,M", advanced },
@@ -118,6 +129,16 @@ export const alignConfig = z.strictObject({
   semanticAt: losses(
     z.enum(["after", "before"]).default("after"),
     "Compare latents after the adapter, or features before it",
+    { advanced },
+  ),
+  wVf: losses(
+    amount().default(0),
+    "Factor of the adaptive weight of VA-VAE's vision foundation loss",
+    { otherwise: "0.1 in the VA-VAE recipes", advanced },
+  ),
+  vfMargins: losses(
+    z.array(z.number().min(0).max(2)).length(2).default([0.5, 0.25]),
+    "Margins of that loss: cosine similarity, distance matrix",
     { advanced },
   ),
   wKl: losses(
@@ -192,6 +213,11 @@ export const alignConfig = z.strictObject({
     otherwise: "the encoder's width",
     advanced,
   }),
+  encoderBlocks: model(
+    count("layers").optional(),
+    "Residual blocks per level of the convolutional encoder; VA-VAE: 2",
+    { otherwise: "--decoder-blocks, at least 1", advanced },
+  ),
   decoderChannels: model(
     count("channels").default(16),
     "Channels of the decoder at full resolution; VA-VAE: 128",

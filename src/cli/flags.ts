@@ -1,4 +1,4 @@
-// From argv to a command's config: flags over --config FILE over --preset over defaults. Every error is one line that names the
+// From argv to a command's config: flags over --config FILE over --recipe over --preset over defaults. Every error is one line that names the
 // flag, and for an unknown one the nearest valid one.
 
 import { parseArgs } from "@std/cli/parse-args";
@@ -38,7 +38,7 @@ export function placeholder(type: z.ZodType): string {
 }
 
 /** Where the value of an option comes from. */
-export type Origin = "default" | "preset" | "config file" | "command line";
+export type Origin = "default" | "preset" | "recipe" | "config file" | "command line";
 
 /** The config of a command; arguments as {@link resolveOptions}. */
 export function resolveConfig<S extends Schema>(
@@ -47,19 +47,29 @@ export function resolveConfig<S extends Schema>(
   return resolveOptions(...args).config;
 }
 
+/** A method of a command, chosen by --recipe: other defaults, and options that do nothing in it. */
+export interface RecipeOptions {
+  /** Values in place of those of the preset. @param preset all options as the preset has them */
+  options(preset: never): Readonly<Record<string, unknown>>;
+  /** Options that are refused, with the reason. */
+  without: Readonly<Record<string, string>>;
+}
+
 /**
  * The config of a command, and where each value comes from.
  * @param options.argument field of the positional argument, if the command has one
  * @param options.presets values by the name of the preset
- * @throws UsageError for unknown flags, missing or wrong values
+ * @param options.recipes methods by name
+ * @throws UsageError for unknown flags, missing or wrong values, and options that the recipe does not have
  */
 export function resolveOptions<S extends Schema>(
   schema: S,
   args: readonly string[],
-  { command, argument, presets = {} }: {
+  { command, argument, presets = {}, recipes = {} }: {
     command: string;
     argument?: string | undefined;
     presets?: Readonly<Record<string, object>> | undefined;
+    recipes?: Readonly<Record<string, RecipeOptions>> | undefined;
   },
 ): { config: z.infer<S>; origins: Record<string, Origin> } {
   const fields = Object.entries(schema.shape) as [string, z.ZodType][], names = fields.map(([name]) => name);
@@ -67,8 +77,8 @@ export function resolveOptions<S extends Schema>(
     fields.filter(([, type]) => test(inner(type))).map(([name]) => kebab(name));
   const booleans = flagsOf((t) => t instanceof z.ZodBoolean), known = [...names.map(kebab), "help"];
   const words = withListsJoined(args, flagsOf((t) => t instanceof z.ZodArray));
-  const given = words.map((arg) => /^--(?:no-)?([^=]+)/.exec(arg)?.[1]).filter((flag) => flag !== undefined);
-  const twice = given.find((flag, i) => given.includes(flag, i + 1));
+  const named = words.map((arg) => /^--(?:no-)?([^=]+)/.exec(arg)?.[1]).filter((flag) => flag !== undefined);
+  const twice = named.find((flag, i) => named.includes(flag, i + 1));
   if (twice !== undefined) throw new UsageError(`Cannot use --${twice} twice`);
   const parsed = parseArgs(words, {
     string: known.filter((flag) => !booleans.includes(flag)),
@@ -84,7 +94,7 @@ export function resolveOptions<S extends Schema>(
   const flags: Record<string, unknown> = {};
   for (const [name, type] of fields) {
     const flag = kebab(name);
-    if (given.includes(flag)) flags[name] = valueOf(type, parsed[flag], flag);
+    if (named.includes(flag)) flags[name] = valueOf(type, parsed[flag], flag);
   }
   const [word, ...more] = parsed._.map(String);
   if (word !== undefined && (argument === undefined || more.length)) {
@@ -101,11 +111,12 @@ export function resolveOptions<S extends Schema>(
       file[name] = valueOf(type, file[name], kebab(name));
     }
   }
-  const preset = String(flags.preset ?? file.preset ?? "tiny");
-  if (schema.shape.preset && Object.keys(presets).length && !Object.hasOwn(presets, preset)) {
-    throw new UsageError(`Cannot use --preset ${preset}: ${unknownPreset(preset, Object.keys(presets))}`);
+  const name = String(flags.preset ?? file.preset ?? "tiny"), preset = presets[name] ?? {};
+  if (schema.shape.preset && Object.keys(presets).length && !Object.hasOwn(presets, name)) {
+    throw new UsageError(`Cannot use --preset ${name}: ${unknownPreset(name, Object.keys(presets))}`);
   }
-  const layers = { preset: presets[preset] ?? {}, "config file": file, "command line": flags };
+  const recipe = recipeValues(recipes, { ...file, ...flags }, () => schema.parse(preset));
+  const layers = { preset, recipe, "config file": file, "command line": flags };
   const values: Record<string, unknown> = Object.assign({}, ...Object.values(layers));
   const result = schema.safeParse(values);
   if (result.success) {
@@ -118,6 +129,28 @@ export function resolveOptions<S extends Schema>(
   }
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
   throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}`);
+}
+
+/**
+ * What the chosen recipe sets.
+ * @param preset makes all options as the preset has them
+ * @throws UsageError for an option that it does not have
+ */
+function recipeValues(
+  recipes: Readonly<Record<string, RecipeOptions>>,
+  given: Readonly<Record<string, unknown>>,
+  preset: () => Record<string, unknown>,
+): Readonly<Record<string, unknown>> {
+  const [standard = ""] = Object.keys(recipes), name = String(given.recipe ?? standard);
+  const recipe = Object.hasOwn(recipes, name) ? recipes[name] : undefined;
+  if (!recipe) return {}; // there are none, or the schema refuses the name
+  const wrong = Object.keys(given).find((option) => Object.hasOwn(recipe.without, option));
+  if (wrong !== undefined) {
+    throw new UsageError(
+      `Cannot use --${kebab(wrong)} with --recipe ${name}: ${recipe.without[wrong]}; leave it out`,
+    );
+  }
+  return recipe.options(preset() as never);
 }
 
 /** Names that begin with the unknown one, such as the former "dinov2-l"; else the nearest, else all. */

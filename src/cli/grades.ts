@@ -44,6 +44,11 @@ export const ALIGN_GRADES: Record<
   Exclude<keyof AlignConfig, Plumbing | "preset" | "data" | "lpips" | "download">,
   readonly Evidence<AlignConfig>[]
 > = {
+  recipe: [
+    of("aligntok", "S", "the paper's method"),
+    of("vae", "N", "a baseline of the paper"),
+    of("va-vae", "N", "a baseline of the paper; its losses from code of VA-VAE (I)"),
+  ],
   encoder: [
     of("facebook/dinov2-large", "N", "DINOv2-L/14, 304 M parameters"),
     of("google/siglip2-base-patch16-256", "I", "the paper compares SigLIP 2 (N); its size is unknown"),
@@ -62,7 +67,7 @@ export const ALIGN_GRADES: Record<
   crop: [],
   stages: [of([1, 2, 3], "S", "latent alignment, perceptual alignment, decoder refinement")],
   steps: [],
-  lr: [ldm([1e-4, 1e-4, 1e-4])],
+  lr: [ldm([1e-4, 1e-4, 1e-4]), ldm([1e-4])],
   train: [
     of(
       ["adapter+decoder", "encoder+adapter+decoder", "decoder"],
@@ -96,6 +101,8 @@ export const ALIGN_GRADES: Record<
     of("cosine", "N", ABLATED),
   ],
   semanticAt: [of("after", "S", "after the adapter"), of("before", "C", ABLATED)],
+  wVf: [ldm(0.1)],
+  vfMargins: [ldm([0.5, 0.25])],
   wKl: [of(0, "N", "deterministic latent; the paper tried KL without gain")],
   noiseTau: [of(0, "N", "no noise"), of(0.8, "I", "RAE")],
   layers: [of(undefined, "I", "patch tokens of the last layer")],
@@ -113,6 +120,7 @@ export const ALIGN_GRADES: Record<
   ganLr: [ldm(1e-4)],
   latentChannels: [of(32, "N", "f16d32"), of(64, "N", "f16d64")],
   adapterHidden: [of(undefined, "I", "the encoder's width; that the adapter has two layers: C")],
+  encoderBlocks: [ldm(2)],
   decoderChannels: [of(128, "I", "VA-VAE's decoder; that it has 41.4 M parameters: C")],
   decoderMultiples: [of([1, 1, 2, 2, 4], "I", "VA-VAE's decoder; the factor 16: N")],
   decoderBlocks: [of(2, "I", "VA-VAE's decoder")],

@@ -54,9 +54,9 @@ export function freeOptions({ shape }: z.ZodObject<z.ZodRawShape>): ReadonlySet<
 export const text = () => z.string().optional();
 export const flag = () => z.boolean().default(false);
 export const amount = () => z.number().nonnegative();
-/** A value for each of the three stages. */
-export const three = (a: number, b: number, c: number) =>
-  z.array(z.number().nonnegative()).length(3).default([a, b, c]);
+/** A value for each of the three stages, or for the only stage of a recipe. */
+export const perStage = <T extends z.ZodType>(value: T) =>
+  z.array(value).refine((values) => values.length === 1 || values.length === 3, "give three values, or one");
 
 export const general = {
   seed: common(z.number().int().nonnegative().default(0), "Random seed"),

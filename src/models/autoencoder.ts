@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
+import type { Initializer } from "../nn/init.ts";
 import { Conv2d, GroupNorm } from "../nn/layers.ts";
 import { slice } from "../ops/layout.ts";
 import type { Tensor } from "../tensor/tensor.ts";
@@ -12,17 +13,23 @@ import {
   AttnBlock,
   Decoder,
   decoderConfig,
+  initBlocks,
   type Level,
   Middle,
   ResBlock,
   throughLevel,
   widthsOf,
 } from "./decoder.ts";
+import { type Posterior, posteriorOf } from "./posterior.ts";
 import {
   cellsAlong,
   type ImageTokenizer,
   type LatentStatistics,
+  readStatistics,
+  statisticsVariables,
   type TokenizerIdentity,
+  type TrainableTokenizer,
+  writeStatistics,
 } from "./tokenizer.ts";
 
 export const convEncoderConfig = decoderConfig.omit({ out_ch: true }).extend({
@@ -86,6 +93,10 @@ export class ConvEncoder {
     this.conv_out = new Conv2d(C, (config.double_z ? 2 : 1) * config.z_channels, 3, { padding: 1 });
   }
 
+  init(init: Initializer): void {
+    initBlocks({ ...this, config: undefined }, init);
+  }
+
   /** Images [B, H, W, 3] in -1..1 to moments [B, h, w, 2 x z_channels] (or z_channels). */
   forward(x: Tensor): Tensor {
     let y = this.conv_in.forward(x);
@@ -145,5 +156,57 @@ export class Autoencoder implements ImageTokenizer {
 
   statistics(): Promise<LatentStatistics | undefined> {
     return Promise.resolve(this.#statistics);
+  }
+}
+
+/** An autoencoder that tok trains from scratch: the same tensor names, and the statistics of its latents. */
+export class TrainableAutoencoder extends Autoencoder implements TrainableTokenizer {
+  readonly latent_mean: Tensor;
+  readonly latent_std: Tensor;
+
+  constructor(config: AutoencoderConfig) {
+    super(config);
+    ({ latent_mean: this.latent_mean, latent_std: this.latent_std } = statisticsVariables(config.embed_dim));
+  }
+
+  init(init: Initializer): void {
+    this.encoder.init(init);
+    for (const conv of [this.quant_conv, this.post_quant_conv]) if (conv) init.preserving(conv);
+    this.decoder.init(init);
+  }
+
+  get parts() {
+    const { encoder, quant_conv, post_quant_conv, decoder } = this;
+    return { encoder, adapter: { quant_conv }, decoder: { post_quant_conv, decoder } };
+  }
+
+  get gaussian(): boolean {
+    return this.config.encoder.double_z;
+  }
+
+  get lastLayer(): Tensor {
+    return this.decoder.lastLayer;
+  }
+
+  /** VA-VAE's choice: before the quant conv. */
+  get lastEncodingLayer(): Tensor {
+    return this.encoder.conv_out.weight;
+  }
+
+  /** Outputs of the encoder [B, side, side, 2 x z_channels]. */
+  features(x: Tensor): Tensor {
+    return this.encoder.forward(x);
+  }
+
+  posterior(features: Tensor): Posterior {
+    return posteriorOf(this.quant_conv?.forward(features) ?? features, this.channels);
+  }
+
+  override statistics(): Promise<LatentStatistics> {
+    return readStatistics(this);
+  }
+
+  setStatistics(mean: ArrayLike<number>, std: ArrayLike<number>): Promise<void> {
+    return writeStatistics(this, mean, std);
   }
 }

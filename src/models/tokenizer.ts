@@ -10,7 +10,8 @@ import { Conv2d } from "../nn/layers.ts";
 import type { Initializer } from "../nn/init.ts";
 import { add, mul } from "../ops/math.ts";
 import { resize } from "../ops/resize.ts";
-import { constant, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
+import { reshape } from "../ops/layout.ts";
+import { check, constant, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import { Adapter } from "./adapter.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
 import type { Posterior } from "./posterior.ts";
@@ -62,6 +63,8 @@ export interface TrainableTokenizer extends ImageTokenizer {
   readonly gaussian: boolean;
   /** Weight of the decoder's last layer: the adaptive weight of the adversarial loss compares gradients there. */
   readonly lastLayer: Tensor;
+  /** Weight of the last trainable layer before the latent: the adaptive weight of the vision foundation loss compares gradients there. */
+  readonly lastEncodingLayer: Tensor;
   /** The encoder: [B,S,S,3] in -1..1 to what the adapter reads, such as patch tokens [B, side * side, features]. */
   features(x: Tensor): Tensor;
   /** The adapter: features to the posterior of the latent. */
@@ -70,7 +73,7 @@ export interface TrainableTokenizer extends ImageTokenizer {
    * New modules like its vision encoder and adapter, for the frozen copies that the semantic loss compares with. Absent where the
    * encoder is no vision encoder; Alignment then has no anchor.
    */
-  copies?(): { reference: Encoder; anchor: Adapter };
+  copies?(): { reference: Encoder; anchor: Adapter } | undefined;
   /** Initialises all but a pretrained encoder. */
   init(init: Initializer): void;
   /** Sets what {@link statistics} returns. */
@@ -104,7 +107,8 @@ export const tokenizerConfig = z.object({
   image_std: three,
   /** Numbers of the encoder's blocks, from 1, whose patch tokens are summed; absent: the last one. */
   encoder_layers: z.array(count("layers")).min(1).optional(),
-  adapter_hidden: count("channels"),
+  /** Absent: no adapter; the latent is the encoder's features, as in RAE. */
+  adapter_hidden: count("channels").optional(),
   /** Whether the adapter outputs mean and log-variance of a Gaussian posterior; absent: no. */
   double_z: z.boolean().optional(),
   decoder: decoderConfig,
@@ -165,7 +169,7 @@ export class Encoder {
 
 export class Tokenizer implements TrainableTokenizer {
   readonly encoder: Vit;
-  readonly adapter: Adapter;
+  readonly adapter?: Adapter;
   readonly post_quant_conv: Conv2d;
   readonly decoder: Decoder;
   /** Per-channel statistics of latents [C]. */
@@ -177,24 +181,29 @@ export class Tokenizer implements TrainableTokenizer {
   constructor(readonly config: TokenizerConfig) {
     const C = config.decoder.z_channels;
     this.encoder = new Vit(config.encoder);
-    this.adapter = adapterOf(config);
+    const adapter = adapterOf(config);
+    if (adapter) this.adapter = adapter;
+    check(
+      adapter !== undefined || C === config.encoder.hidden_size,
+      "build a tokenizer",
+      `without an adapter the decoder must have the encoder's ${config.encoder.hidden_size} channels, not ${C}`,
+    );
     this.post_quant_conv = new Conv2d(C, C, 1);
     this.decoder = new Decoder(config.decoder);
-    this.latent_mean = variable([C], { label: "latent_mean" });
-    this.latent_std = variable([C], { label: "latent_std", init: () => new Float32Array(C).fill(1) });
+    ({ latent_mean: this.latent_mean, latent_std: this.latent_std } = statisticsVariables(C));
     this.#input = new Encoder(this.encoder, config.image_mean, config.image_std, config.encoder_layers);
   }
 
   /** Initialises all but the pretrained encoder. */
   init(init: Initializer): void {
-    this.adapter.init(init);
+    this.adapter?.init(init);
     init.preserving(this.post_quant_conv);
     this.decoder.init(init);
   }
 
   get parts() {
     const { encoder, adapter, post_quant_conv, decoder } = this;
-    return { encoder, adapter, decoder: { post_quant_conv, decoder } };
+    return { encoder, adapter: adapter ?? {}, decoder: { post_quant_conv, decoder } };
   }
 
   get gaussian(): boolean {
@@ -203,6 +212,10 @@ export class Tokenizer implements TrainableTokenizer {
 
   get lastLayer(): Tensor {
     return this.decoder.lastLayer;
+  }
+
+  get lastEncodingLayer(): Tensor {
+    return (this.adapter?.fc2 ?? this.encoder.layernorm).weight;
   }
 
   get channels(): number {
@@ -224,15 +237,15 @@ export class Tokenizer implements TrainableTokenizer {
 
   /** Features [B, side * side, features] to the posterior of the latent [B, side, side, C]. */
   posterior(features: Tensor): Posterior {
-    return this.adapter.forward(features);
+    if (this.adapter) return this.adapter.forward(features);
+    const side = Math.sqrt(features.dim(1));
+    return { mean: reshape(features, [features.dim(0), side, side, -1]) };
   }
 
-  copies(): { reference: Encoder; anchor: Adapter } {
-    const { encoder, image_mean, image_std, encoder_layers } = this.config;
-    return {
-      reference: new Encoder(new Vit(encoder), image_mean, image_std, encoder_layers),
-      anchor: adapterOf(this.config),
-    };
+  copies() {
+    const { encoder, image_mean, image_std, encoder_layers } = this.config, anchor = adapterOf(this.config);
+    return anchor &&
+      { reference: new Encoder(new Vit(encoder), image_mean, image_std, encoder_layers), anchor };
   }
 
   /** Images [B,S,S,3] in -1..1 to latents [B,side,side,C]: the mean of the posterior. */
@@ -245,18 +258,48 @@ export class Tokenizer implements TrainableTokenizer {
     return this.decoder.forward(this.post_quant_conv.forward(latents));
   }
 
-  async statistics(): Promise<LatentStatistics> {
-    const [mean, std] = [await readTensor(this.latent_mean), await readTensor(this.latent_std)];
-    return { mean, std, origin: "the tokenizer's own" };
+  statistics(): Promise<LatentStatistics> {
+    return readStatistics(this);
   }
 
-  async setStatistics(mean: ArrayLike<number>, std: ArrayLike<number>): Promise<void> {
-    for (const [tensor, values] of [[this.latent_mean, mean], [this.latent_std, std]] as const) {
-      await tensor.storage.materialise();
-      tensor.storage.write(Float32Array.from(values));
-    }
+  setStatistics(mean: ArrayLike<number>, std: ArrayLike<number>): Promise<void> {
+    return writeStatistics(this, mean, std);
   }
 }
 
 const adapterOf = ({ encoder, decoder, adapter_hidden, double_z }: TokenizerConfig) =>
-  new Adapter(encoder.hidden_size, decoder.z_channels, adapter_hidden, double_z);
+  adapter_hidden === undefined
+    ? undefined
+    : new Adapter(encoder.hidden_size, decoder.z_channels, adapter_hidden, double_z);
+
+/** Tensors [C] of a tokenizer that stores the statistics of its latents. */
+interface StoredStatistics {
+  readonly latent_mean: Tensor;
+  readonly latent_std: Tensor;
+}
+
+/** Variables for the statistics of `C` channels: mean 0, deviation 1 until they are known. */
+export function statisticsVariables(C: number): StoredStatistics {
+  return {
+    latent_mean: variable([C], { label: "latent_mean" }),
+    latent_std: variable([C], { label: "latent_std", init: () => new Float32Array(C).fill(1) }),
+  };
+}
+
+export async function readStatistics(
+  { latent_mean, latent_std }: StoredStatistics,
+): Promise<LatentStatistics> {
+  const [mean, std] = [await readTensor(latent_mean), await readTensor(latent_std)];
+  return { mean, std, origin: "the tokenizer's own" };
+}
+
+export async function writeStatistics(
+  { latent_mean, latent_std }: StoredStatistics,
+  mean: ArrayLike<number>,
+  std: ArrayLike<number>,
+): Promise<void> {
+  for (const [tensor, values] of [[latent_mean, mean], [latent_std, std]] as const) {
+    await tensor.storage.materialise();
+    tensor.storage.write(Float32Array.from(values));
+  }
+}

@@ -214,11 +214,18 @@ export class Vit implements Published {
       if (table) init.normal(table, 0.02);
     }
     init.torchDefault(patch_embeddings.projection);
-    for (const { norm1, norm2, attention, mlp } of this.encoder.layer) {
+    for (const { norm1, norm2, attention, mlp, layer_scale1, layer_scale2 } of this.encoder.layer) {
       init.norm(norm1);
       init.norm(norm2);
       const layers = [...Object.values(attention.attention), attention.output.dense, ...Object.values(mlp)];
-      for (const layer of layers) if (layer instanceof Linear) init.normal(layer.weight, 0.02);
+      for (const layer of layers) {
+        if (!(layer instanceof Linear)) continue;
+        init.normal(layer.weight, 0.02);
+        init.constant(layer.bias, 0);
+      }
+      for (const scale of [layer_scale1, layer_scale2]) {
+        init.constant(scale?.lambda1, this.config.layerscale_value);
+      }
     }
     for (const norm of [this.input_norm, this.layernorm]) if (norm) init.norm(norm);
   }

@@ -1,44 +1,71 @@
 // What the options of `tok align` describe: the tokenizer, the discriminator and the stages.
 
 import type { AlignConfig } from "../cli/config.ts";
-import type { Origin } from "../cli/flags.ts";
+import { kebab, type Origin } from "../cli/flags.ts";
 import { requireData } from "../cli/presets.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
+import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
 import { type Part, Tokenizer, tokenizerConfig } from "../models/tokenizer.ts";
 import type { VitConfig } from "../models/vit_config.ts";
 import type { Log } from "../run/log.ts";
 import type { Resumed } from "../run/resume.ts";
-import type { Alignment, StageName } from "./alignment.ts";
+import type { Alignment } from "./alignment.ts";
 import type { Stage } from "./stage_run.ts";
 import { checkEpochs } from "./epochs.ts";
+import { ALIGN_RECIPES } from "./align_recipes.ts";
 import { weightsOf } from "./alignment_losses.ts";
 import { schedule } from "./recipe.ts";
 
-/** The tokenizer. @param mean, std the encoder's normalisation of pixels in 0..1 @throws UsageError for sizes that do not fit */
+/** The convolutional networks: levels of the decoder, and of the encoder that mirrors it. */
+function convolutions(c: AlignConfig, z_channels: number) {
+  return {
+    ch: c.decoderChannels,
+    ch_mult: c.decoderMultiples,
+    num_res_blocks: c.decoderBlocks,
+    attn_resolutions: c.decoderAttention.filter((side) => side > 0),
+    resolution: c.imageSize,
+    z_channels,
+    groups: c.decoderGroups,
+  };
+}
+
+/** The convolutional autoencoder, with as many moments as its posterior has. @throws UsageError for sizes that do not fit */
+export function autoencoderOf(c: AlignConfig): TrainableAutoencoder {
+  const decoder = convolutions(c, c.latentChannels);
+  return new TrainableAutoencoder(validated(autoencoderConfig, {
+    image_size: c.imageSize,
+    embed_dim: c.latentChannels,
+    encoder: {
+      ...decoder,
+      num_res_blocks: c.encoderBlocks ?? Math.max(1, c.decoderBlocks),
+      double_z: c.wKl > 0,
+    },
+    decoder,
+  }, "the options"));
+}
+
+/**
+ * The tokenizer with a vision encoder.
+ * @param mean, std the encoder's normalisation of pixels in 0..1
+ * @throws UsageError for sizes that do not fit
+ */
 export function tokenizerOf(
   c: AlignConfig,
   encoder: VitConfig,
   { mean, std }: { mean: readonly number[]; std: readonly number[] },
 ): Tokenizer {
+  const bare = ALIGN_RECIPES[c.recipe].encoder === "frozen", features = encoder.hidden_size;
   return new Tokenizer(validated(tokenizerConfig, {
     image_size: c.imageSize,
     encoder,
     image_mean: mean,
     image_std: std,
-    adapter_hidden: c.adapterHidden ?? encoder.hidden_size,
+    ...bare ? {} : { adapter_hidden: c.adapterHidden ?? features },
     ...c.wKl > 0 ? { double_z: true } : {},
     ...c.layers ? { encoder_layers: c.layers } : {},
-    decoder: {
-      ch: c.decoderChannels,
-      ch_mult: c.decoderMultiples,
-      num_res_blocks: c.decoderBlocks,
-      attn_resolutions: c.decoderAttention.filter((side) => side > 0),
-      resolution: c.imageSize,
-      z_channels: c.latentChannels,
-      groups: c.decoderGroups,
-    },
+    decoder: convolutions(c, bare ? features : c.latentChannels),
   }, "the options"));
 }
 
@@ -70,25 +97,37 @@ export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
 
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
-  return [...new Set(c.stages)].sort().map((n) => {
-    const stage = { name: STAGE_NAMES[n - 1] as StageName, train: partsOf(c, n) };
+  const { stages: kinds } = ALIGN_RECIPES[c.recipe], count = kinds.length;
+  for (const option of ["steps", "epochs", "lr", "train", "ganStart", "ema"] as const) {
+    const values = c[option];
+    if (
+      !Array.isArray(values) || values.length === count ||
+      (["ganStart", "epochs"].includes(option) && values.length === 1)
+    ) {
+      continue;
+    }
+    const wanted = count === 1 ? "one value" : `one for each of the ${count} stages`;
+    throw new UsageError(`Cannot use --${kebab(option)} ${values} with --recipe ${c.recipe}: give ${wanted}`);
+  }
+  const chosen = count === 1 ? [1] : [...new Set(c.stages)].sort();
+  return chosen.map((n) => {
+    const { name, ema } = kinds[n - 1] as typeof kinds[number], train = partsOf(c, n);
     return {
-      ...stage,
-      losses: { ...weightsOf(c, stage), gan: adversarial ? c.wGan : 0 },
+      name,
+      train,
+      losses: { ...weightsOf(c, { name, train }), gan: adversarial ? c.wGan : 0 },
       steps: c.steps[n - 1] as number,
       lr: c.lr[n - 1] as number,
       encoderLr: c.encoderLr,
       adapterLr: c.adapterLr,
       decoderLr: c.decoderLr,
-      ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : n === 2 ? c.ema : 0,
+      ema: Array.isArray(c.ema) ? c.ema[n - 1] as number : ema ? c.ema : 0,
       ganStart: ganStartOf(c, n),
-      noiseTau: stage.name === "perceptual" ? 0 : c.noiseTau,
+      noiseTau: name === "perceptual" ? 0 : c.noiseTau,
       discriminatorStart: Math.max(0, ganStartOf(c, n) - c.ganWarmup),
     };
   });
 }
-
-const STAGE_NAMES: readonly StageName[] = ["latent", "perceptual", "refine"];
 
 /** The parts that stage `n` (from 1) trains, in the order of data. */
 function partsOf({ train }: AlignConfig, n: number): Part[] {
@@ -130,7 +169,8 @@ export function checkStages(
   now: readonly Stage[],
   log: Log,
 ): void {
-  const options = { ...c, ...config as object } as AlignConfig;
+  // Checkpoints of tok 0.2.0 do not say the recipe.
+  const options = { ...c, recipe: "aligntok", ...config as object } as AlignConfig;
   const before = stagesOf(options, now.some(({ losses }) => losses.gan > 0));
   const { index, begin } = stageAt(before, step), at = before[index] as Stage, n = step - begin;
   const fixed = before.slice(0, index).find((stage, i) =>

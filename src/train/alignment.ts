@@ -13,14 +13,15 @@ import { copy } from "../gpu/memory.ts";
 import { Vit } from "../models/vit.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { check, type Precision, readTensor, type Tensor } from "../tensor/tensor.ts";
+import { reshape } from "../ops/layout.ts";
 import type { Augmentation } from "../ops/diffaug.ts";
 import { type GanLoss, l2, lpipsLoss } from "./losses.ts";
 import { copyTensors } from "./optimizer.ts";
 
-export type StageName = "latent" | "perceptual" | "refine";
-
 export interface AlignmentOptions
-  extends Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt"> {
+  extends
+    Pick<AlignConfig, "batchSize" | "accumulate" | "imageSize" | "semanticLoss" | "semanticAt">,
+    Partial<Pick<AlignConfig, "vfMargins">> {
   /** Loss of the discriminator (hinge). */
   ganLoss?: GanLoss;
   /** Augmentations of the images that the discriminator sees (none). */
@@ -43,7 +44,10 @@ export class Alignment {
   readonly sets:
     & Record<Part, ParameterSet>
     & Partial<
-      Record<"anchor" | "reference" | "discriminator" | "discriminatorEncoder" | "lora", ParameterSet>
+      Record<
+        "anchor" | "reference" | "projection" | "discriminator" | "discriminatorEncoder" | "lora",
+        ParameterSet
+      >
     >;
   readonly discriminator: Discriminator | undefined;
   #lora: Lora | undefined;
@@ -52,6 +56,7 @@ export class Alignment {
    * @param discriminator or a function that makes it, given `reference`
    * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
    * @param reference for a tokenizer that has no vision encoder; its weights are the caller's matter
+   * @param projection from the latent's channels to those of the reference, for the vision foundation loss
    */
   constructor(
     readonly tokenizer: TrainableTokenizer,
@@ -60,6 +65,7 @@ export class Alignment {
     /** Of the activations while training. */
     readonly precision: Precision = "f32",
     reference?: Encoder,
+    readonly projection?: Linear,
   ) {
     const copies = tokenizer.copies?.(), { encoder, adapter, decoder } = tokenizer.parts;
     this.reference = copies?.reference ?? reference;
@@ -73,6 +79,7 @@ export class Alignment {
       decoder: set("decoder", decoder),
       ...this.anchor ? { anchor: set("anchor", this.anchor) } : {},
       ...this.reference ? { reference: set("reference", this.reference.vit) } : {},
+      ...projection ? { projection: set("projection", projection) } : {},
       ...this.discriminator ? { discriminator: set("discriminator", this.discriminator) } : {},
       ...frozen && frozen !== this.reference
         ? { discriminatorEncoder: set("discriminator encoder", frozen.vit) }
@@ -135,6 +142,7 @@ export class Alignment {
       tokenizer: this.tokenizer,
       anchor: this.anchor,
       reference: this.reference?.vit,
+      projection: this.projection,
       discriminator: this.discriminator,
       lora: this.#lora?.updates,
     };
@@ -156,6 +164,17 @@ export class Alignment {
   frozenFeatures(x: Tensor): Tensor {
     check(this.reference !== undefined, "compare features", "the alignment has no frozen encoder");
     return this.reference.patches(x, this.tokenizer.side(x.dim(1)));
+  }
+
+  /** Latents [B,side,side,C] as tokens with the channels of the reference [B,T,features]. */
+  projected(z: Tensor): Tensor {
+    check(
+      this.projection !== undefined,
+      "compare latents with features",
+      "the alignment has no projection",
+      z,
+    );
+    return this.projection.forward(reshape(z, [z.dim(0), -1, z.dim(-1)]));
   }
 
   async #copySet(from: Part, target: ParameterSet | undefined): Promise<void> {

@@ -6,8 +6,10 @@ import type { Part } from "../models/tokenizer.ts";
 import type { Posterior } from "../models/posterior.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { check, type Tensor } from "../tensor/tensor.ts";
-import type { Alignment, AlignmentOptions, StageName } from "./alignment.ts";
+import type { StageName } from "./align_recipes.ts";
+import type { Alignment, AlignmentOptions } from "./alignment.ts";
 import { cosineDistance, klDivergence, l1, l2 } from "./losses.ts";
+import { vfLoss } from "./vf_loss.ts";
 
 /** What a loss may compare. */
 export interface LossInputs {
@@ -19,6 +21,8 @@ export interface LossInputs {
   y: Tensor;
   /** Of the latents [B,side,side,C]. */
   posterior: Posterior;
+  /** The latents that the decoder gets: a sample of the posterior. */
+  z: Tensor;
   /** What the encoder outputs: patch tokens [B,T,features]. */
   features: Tensor;
   /** Patch tokens of the frozen encoder [B,T,features], if the alignment has one. */
@@ -32,6 +36,8 @@ interface StageParts {
 }
 
 interface Loss {
+  /** Whether its weight is the factor of an adaptive one: the ratio of gradient norms at the last encoding layer (false). */
+  adaptive?: boolean;
   /** Whether it depends on the reconstruction alone: the gradients of such losses set the adaptive weight of the adversarial one. */
   ofReconstruction: boolean;
   /** Reported even where its weight is 0 (false). */
@@ -66,6 +72,17 @@ export const LOSSES = {
     optional: true,
     weight: (c, { train }) => train.includes("adapter") ? c.wKl : 0,
     value: ({ posterior }) => klDivergence(posterior),
+  },
+  /** VA-VAE: aligns latents with the features of the frozen encoder. */
+  vf: {
+    ofReconstruction: false,
+    optional: true,
+    adaptive: true,
+    weight: (c, { train }) => train.includes("encoder") ? c.wVf : 0,
+    value({ alignment, options: { vfMargins: [cosine = 0, distance = 0] = [] }, z, frozen }) {
+      check(frozen, "compute the vision foundation loss", "the alignment has no vision encoder");
+      return vfLoss(alignment.projected(z), frozen, { cosine, distance });
+    },
   },
 } satisfies Record<string, Loss>;
 

@@ -32,7 +32,7 @@ export interface DiscriminatorSource {
  */
 export async function openDiscriminator(
   c: AlignConfig,
-  encoder: EncoderSource,
+  encoder: EncoderSource | undefined,
   open: (spec: string) => Promise<EncoderSource>,
   log: Log,
 ): Promise<DiscriminatorSource> {
@@ -57,12 +57,16 @@ export async function openDiscriminator(
 }
 
 /** What makes the discriminator. @param encoder the alignment's @param own the discriminator's, if it has one */
-export function discriminatorOf(c: AlignConfig, encoder: Source, own?: Source): Maker | undefined {
+export function discriminatorOf(
+  c: AlignConfig,
+  encoder: Source | undefined,
+  own?: Source,
+): Maker | undefined {
   if (c.gan === "none" || c.wGan === 0) return undefined;
   if (c.gan === "patch") {
     return () => new PatchDiscriminator({ ndf: c.discriminatorChannels, n_layers: c.discriminatorLayers });
   }
-  const side = gridOf(own ?? encoder);
+  const side = gridOf((own ?? encoder) as Source); // the options use an encoder
   return (reference) => {
     const frozen = own
       ? new Encoder(new Vit(own.config), own.preprocessor.mean, own.preprocessor.std)

@@ -43,10 +43,10 @@ export function stepsOfEpochs(
   return steps;
 }
 
-/** Steps of the three stages of an alignment. @param images number of training images; undefined: ImageNet's */
+/** Steps of the stages of an alignment. @param images number of training images; undefined: ImageNet's */
 export function stepsOfStages(c: AlignConfig, images: number | undefined, log: Log): number[] {
   const { epochs } = c;
   if (epochs === undefined) return c.steps;
-  const each = [0, 1, 2].map((stage) => epochs[stage] ?? epochs[0] as number);
+  const each = c.steps.map((_, stage) => epochs[stage] ?? epochs[0] as number);
   return stepsOfEpochs(each, images, c.batchSize * c.accumulate, log);
 }

@@ -1,6 +1,6 @@
 // Losses: means over pixels, or over elements of features and latents, in fp32 also where the inputs are fp16.
 
-import { gradOf, noGrad } from "../tensor/autograd.ts";
+import { gradOf, noGrad, type Root } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import type { Discriminator } from "../models/discriminator.ts";
 import type { Lpips } from "../models/lpips.ts";
@@ -88,6 +88,26 @@ export function discriminatorLoss(
 }
 
 /**
+ * An adaptive weight: the ratio of the norms of two gradients at a parameter, ||dFirst|| / (||dSecond|| + 1e-4), at most `max`,
+ * times `factor`.
+ * @param first, second losses' gradients at tensors, multiplied by `lossScale` if there is one
+ * @returns scalars that stay on the device: the weight, and the squared norms, which may overflow where the gradients do not
+ */
+export function gradientRatio(
+  at: Tensor,
+  [first, second]: readonly [Root, Root],
+  { factor, max, lossScale }: { factor: number; max: number; lossScale?: Tensor | undefined },
+): { weight: Tensor; norms: [Tensor, Tensor] } {
+  const norm2 = (root: Root) => sumOfSquares(gradOf([root], [at])[0] as Tensor);
+  const scaled = lossScale ? [lossScale] : [];
+  const ratio = `min(sqrt(x0) / (sqrt(x1) + 1e-4${
+    lossScale ? " * x2" : ""
+  }), T(${max.toExponential()})) * s0`;
+  const norms: [Tensor, Tensor] = [norm2(first), norm2(second)];
+  return { weight: pointwise([ratio], [...norms, ...scaled], [factor]), norms };
+}
+
+/**
  * The adversarial weight of VQGAN: ||dRec|| / (||dGan|| + 1e-4) at the decoder's last layer, at most 1e4, times `factor`.
  * @param y reconstruction; `dRec` and `dGan` are gradients of both losses at it, multiplied by `lossScale` if there is one
  * @returns scalars that stay on the device: the weight, and the squared norms, which may overflow where the gradients do not
@@ -100,11 +120,7 @@ export function adaptiveWeight(
   factor: number,
   lossScale?: Tensor,
 ): { weight: Tensor; norms: [Tensor, Tensor] } {
-  const norm2 = (dy: Tensor) => sumOfSquares(gradOf([{ y, dy }], [lastLayer])[0] as Tensor);
-  const scaled = lossScale ? [lossScale] : [];
-  const ratio = `min(sqrt(x0) / (sqrt(x1) + 1e-4${lossScale ? " * x2" : ""}), T(1e4)) * s0`;
-  const norms: [Tensor, Tensor] = [norm2(dRec), norm2(dGan)];
-  return { weight: pointwise([ratio], [...norms, ...scaled], [factor]), norms };
+  return gradientRatio(lastLayer, [{ y, dy: dRec }, { y, dy: dGan }], { factor, max: 1e4, lossScale });
 }
 
 /** A scalar and its weight. */

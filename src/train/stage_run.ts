@@ -10,19 +10,27 @@ import { capture } from "../gpu/program.ts";
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { state } from "../nn/layers.ts";
-import { mul, scale } from "../ops/math.ts";
+import { add, mul, scale } from "../ops/math.ts";
 import { type Augmentation, augmentationNumbers, diffAugment } from "../ops/diffaug.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
 import { type RandomSource, randomWords } from "../ops/random.ts";
 import { perturbed, sampleOf } from "../models/posterior.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
-import { adaptiveWeight, discriminatorLoss, generatorLoss, type Weighted, weightedSum } from "./losses.ts";
+import {
+  adaptiveWeight,
+  discriminatorLoss,
+  generatorLoss,
+  gradientRatio,
+  type Weighted,
+  weightedSum,
+} from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 import { StepProgram } from "./step_program.ts";
 import type { Part } from "../models/tokenizer.ts";
-import type { Alignment, AlignmentOptions, StageName } from "./alignment.ts";
+import type { StageName } from "./align_recipes.ts";
+import type { Alignment, AlignmentOptions } from "./alignment.ts";
 
 export interface Stage {
   name: StageName;
@@ -54,6 +62,7 @@ const metricsOf = (weights: Partial<Record<LossName, number>>) =>
   [
     "loss",
     ...LOSS_TABLE.filter(([name, { optional }]) => !optional || weights[name]).map(([name]) => name),
+    ...weights.vf ? ["vf_weight"] as const : [],
     "gan",
     "gan_weight",
     "discriminator",
@@ -78,14 +87,15 @@ export class StageRun {
     const { sets } = alignment;
     this.metrics = metricsOf(stage.losses);
     this.runningMetrics = variable([this.metrics.length], { label: "running metrics" });
-    this.optimizer = new Optimizer(
-      "optimizer",
-      stage.train.map((part) => ({
+    const projection = stage.losses.vf ? sets.projection : undefined; // not in the result: no average of it
+    this.optimizer = new Optimizer("optimizer", [
+      ...stage.train.map((part) => ({
         set: alignment.trained(part),
         lrFactor: stage[`${part}Lr`] ?? 1,
         ema: stage.ema > 0,
       })),
-    );
+      ...projection ? [{ set: projection }] : [],
+    ]);
     const set = sets.discriminator;
     this.discriminatorOptimizer = stage.losses.gan > 0 && set
       ? new Optimizer("discriminator optimizer", [{ set }], "critic") // the prefix of its tensors in checkpoints
@@ -207,12 +217,13 @@ export class StageRun {
 
     const zero = scalar(0);
     const metrics = Object.fromEntries(this.metrics.map((name) => [name, zero])) as Record<Metric, Tensor>;
-    const ofReconstruction: Weighted[] = [], others: Weighted[] = [];
+    const ofReconstruction: Weighted[] = [], adaptive: Weighted[] = [], others: Weighted[] = [];
     for (const [name, loss] of LOSS_TABLE) {
       const weight = losses[name] ?? 0;
       if (weight === 0 && !loss.always) continue;
-      metrics[name] = loss.value({ alignment, options, x, y, posterior, features, frozen });
-      if (weight > 0) (loss.ofReconstruction ? ofReconstruction : others).push([metrics[name], weight]);
+      metrics[name] = loss.value({ alignment, options, x, y, posterior, z, features, frozen });
+      const kind = loss.ofReconstruction ? ofReconstruction : loss.adaptive ? adaptive : others;
+      if (weight > 0) kind.push([metrics[name], weight]);
     }
     const reconstruction = weightedSum(ofReconstruction);
     metrics.loss = weightedSum([[reconstruction, 1], ...others]);
@@ -226,9 +237,9 @@ export class StageRun {
     if (discriminator && adversarial === "both") {
       metrics.gan = generatorLoss(discriminator.forward(augmented(y), "frozen"));
       const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
-      const adaptive = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
-      metrics.gan_weight = adaptive.weight;
-      norms.push(...adaptive.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
+      const gan = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
+      metrics.gan_weight = gan.weight;
+      norms.push(...gan.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
       roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
     }
     if (discriminator && discriminatorOptimizer) {
@@ -236,6 +247,15 @@ export class StageRun {
       metrics.discriminator = discriminatorLoss(discriminator, real, fake, options.ganLoss);
       const { parameters } = discriminatorOptimizer;
       gradients.push(grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(share))));
+    }
+    for (const [loss, factor] of adaptive) {
+      const pair = [{ y, dy: dRec }, { y: loss, dy: optimizer.scaled(full([], 1)) }] as const;
+      const limits = { factor, max: 1e8, lossScale: optimizer.lossScale() };
+      const { weight, norms: both } = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
+      metrics.vf_weight = weight;
+      metrics.loss = add(metrics.loss, mul(loss, weight));
+      norms.push(...both.map(shared));
+      roots.push({ y: loss, dy: optimizer.scaled(shared(weight)) });
     }
     for (const [loss, weight] of others) {
       roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });

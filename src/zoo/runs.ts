@@ -15,11 +15,11 @@ import {
 } from "../formats/provenance.ts";
 import { openModel } from "../formats/shards.ts";
 import { writeSafetensors } from "../formats/safetensors.ts";
+import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
 import {
   type ImageTokenizer,
   Tokenizer,
-  type TokenizerConfig,
   tokenizerConfig,
   type TokenizerIdentity,
   tokenizerIdentity,
@@ -69,15 +69,23 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
         `the Hugging Face cache, or a checkpoint of LDM, SD-VAE or VA-VAE`,
     );
   }
-  const config = readConfig(folder, tokenizerConfig, "a tokenizer");
-  const tokenizer = new Tokenizer(config), weights = await loadFrom(tokenizer, folder);
+  const config = readConfig(folder, savedTokenizer, "a tokenizer");
+  const tokenizer = "type" in config ? new TrainableAutoencoder(config) : new Tokenizer(config);
+  const weights = await loadFrom(tokenizer, folder);
   const { mean, std } = await tokenizer.statistics();
   checkStatistics(`"${folder}" (latent_mean, latent_std)`, mean, std);
   return Object.assign(tokenizer, { identity: tokenizerIdentity(path, weights) });
 }
 
-export async function saveTokenizer(run: string, tokenizer: Tokenizer): Promise<void> {
-  await saveTo(join(run, "tokenizer"), tokenizer, tokenizer.config satisfies TokenizerConfig);
+/** config.json of a tokenizer: a vision encoder's, or a convolutional autoencoder's, which says its type. */
+const savedAutoencoder = autoencoderConfig.extend({ type: z.literal("autoencoder") });
+const savedTokenizer = z.union([savedAutoencoder, tokenizerConfig]);
+
+export async function saveTokenizer(run: string, tokenizer: Tokenizer | TrainableAutoencoder): Promise<void> {
+  const config: z.infer<typeof savedTokenizer> = tokenizer instanceof Tokenizer
+    ? tokenizer.config
+    : { type: "autoencoder", ...tokenizer.config };
+  await saveTo(join(run, "tokenizer"), tokenizer, config);
 }
 
 /** config.json of a diffusion model: architecture and training data. */

@@ -25,7 +25,7 @@ export const OPTIONS: AlignmentOptions = {
   semanticAt: "after",
 };
 const LOSSES = { l1: 1, perceptual: 0.01, gan: 0, semantic: 0 };
-export const STAGES: Record<Stage["name"], Stage> = {
+export const STAGES: Record<"latent" | "perceptual" | "refine", Stage> = {
   latent: {
     name: "latent",
     train: ["adapter", "decoder"],

@@ -9,6 +9,7 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { imageProgram, infer } from "../../src/metrics/batched.ts";
 import { scoreReconstruction } from "../../src/metrics/tokenizer.ts";
 import { Initializer } from "../../src/nn/init.ts";
+import type { Adapter } from "../../src/models/adapter.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { saveState, snapshot, state } from "../../src/nn/layers.ts";
@@ -206,8 +207,8 @@ Deno.test("statistics that are not finite or not above zero are refused with the
 
 Deno.test("latents and reconstructions that overflow are refused by image, and leave the statistics unchanged", async () => {
   const made = await tokenizer(), source = new Shapes(3, 0);
-  await enlarge(made.adapter.fc1.weight, 1e38);
-  await enlarge(made.adapter.fc2.weight, 1e38);
+  await enlarge((made.adapter as Adapter).fc1.weight, 1e38);
+  await enlarge((made.adapter as Adapter).fc2.weight, 1e38);
   const before = await readTensor(made.latent_mean);
   await refuses(
     () => scoreReconstruction(made, source, { size: 8, batchSize: 2 }),
@@ -280,7 +281,7 @@ Deno.test("a latent or an image that overflows ends sampling with the index of t
 
 Deno.test("weights and states that are not finite are not saved", async () => {
   const made = await tokenizer();
-  await enlarge(made.adapter.fc1.weight, NaN);
+  await enlarge((made.adapter as Adapter).fc1.weight, NaN);
   await refuses(() => saveState(made), GpuError, '"adapter.fc1.weight"', "holds NaN");
   const v = variable([3], { init: () => new Float32Array([1, Infinity, 2]) });
   await v.storage.materialise();

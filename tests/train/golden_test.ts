@@ -159,11 +159,7 @@ Deno.test("ten steps of each alignment stage equal PyTorch's, one stage after an
   );
   const discriminator = new PatchDiscriminator(c.discriminator);
   const alignment = new Alignment(tokenizer, discriminator);
-  const parts = {
-    encoder: tokenizer.encoder,
-    adapter: tokenizer.adapter,
-    decoder: { post_quant_conv: tokenizer.post_quant_conv, decoder: tokenizer.decoder },
-  };
+  const { parts } = tokenizer;
   for (const part of [...Object.values(parts), discriminator]) await loadFormula(part);
   await alignment.setReference();
   const options = {

@@ -1,6 +1,7 @@
 // Skipped steps: a value that is not finite leaves weights, moments, averages and running statistics bitwise unchanged, is
 // reported with its cause, and ends the run if every step is skipped.
 
+import type { Adapter } from "../../src/models/adapter.ts";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { GpuError, UsageError } from "../../src/errors.ts";
 import { capture } from "../../src/gpu/program.ts";
@@ -103,7 +104,7 @@ Deno.test("a step of stage 3 with a NaN changes nothing, and a skipped discrimin
   const rates = { generator: 1e-3, discriminator: 1e-3 };
   const first = await step(rates);
   assert(first.some(({ name }) => name === "optimizer.decoder.ema.0"), "the averages are compared, too");
-  const { bias } = a.tokenizer.adapter.fc2, good = await readTensor(bias as Tensor); // not trained in this stage
+  const { bias } = (a.tokenizer.adapter as Adapter).fc2, good = await readTensor(bias as Tensor); // not trained in this stage
   bias?.storage.write(good.map(() => NaN));
   submit(rates);
   bias?.storage.write(good);
