@@ -171,12 +171,13 @@ const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
 Deno.test("a run of va-vae that is killed resumes to the bits of the run that was never killed", async () => {
   await inFolder(async (folder) => {
     await writeImages(join(folder, "images"), 6);
-    const args = (out: string) => [
-      ...["align", "--recipe", "va-vae", "--steps", "5", "--save-every", "2", "--accumulate", "2", "--cpu"],
+    const args = (out: string): [string, ...string[]] => [
+      "align",
+      ...["--recipe", "va-vae", "--steps", "5", "--save-every", "2", "--accumulate", "2"],
       ...["--out", join(folder, out), ...SMALL(folder)],
     ];
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args("killed")],
+      args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args("killed"), "--cpu"],
       stdout: "null",
       stderr: "null",
     }).spawn();
@@ -189,8 +190,8 @@ Deno.test("a run of va-vae that is killed resumes to the bits of the run that wa
     }
     child.kill("SIGKILL");
     await child.status;
-    await run("align", ...args("whole").slice(1).filter((arg) => arg !== "--cpu"));
-    await run("align", ...args("killed").slice(1).filter((arg) => arg !== "--cpu"), "--resume", "");
+    await run(...args("whole"));
+    await run(...args("killed"), "--resume");
     const [whole, killed] = ["whole", "killed"].map((out) =>
       Deno.readFileSync(join(folder, out, "tokenizer/model.safetensors"))
     );
