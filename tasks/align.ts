@@ -13,7 +13,13 @@ import { addLora, checkOptions, checkStages, stagesOf } from "../src/train/align
 import { type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
 import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
-import { alignmentOf, loadEncoder, recipeTokenizer, usesEncoder } from "../src/train/align_models.ts";
+import {
+  alignmentOf,
+  countParts,
+  loadEncoder,
+  recipeTokenizer,
+  usesEncoder,
+} from "../src/train/align_models.ts";
 import { ALIGN_RECIPES } from "../src/train/align_recipes.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { alignRecipes } from "../src/train/stage_run.ts";
@@ -39,9 +45,7 @@ export const align = command({
     if (c.explain) return explained("align", alignConfig, c, ALIGN_GRADES, context);
     checkOptions(c, context.origins);
     const encoder = usesEncoder(c) ? await chosenEncoder(c, log) : undefined;
-    log.line(
-      `encoder: ${encoder ? c.encoder ?? "the embedded one" : `none: --recipe ${c.recipe} trains its own`}`,
-    );
+    log.line(`encoder: ${encoder ? c.encoder ?? "the embedded one" : "none"}`);
     const open = (spec: string) => chosenEncoder({ ...c, encoder: spec, interpolateOffset: undefined }, log);
     const judge = await openDiscriminator(c, encoder, open, log);
     await openAdapter(c, log, { tune: !c.dryRun });
@@ -109,9 +113,7 @@ async function training(
   return {
     recipes: alignRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
     parameters: {
-      ...Object.fromEntries(
-        Object.entries(tokenizer.parts).map(([name, part]) => [name, countParameters(part)]),
-      ),
+      ...countParts(tokenizer),
       ...(alignment.lora ? { lora: countParameters(alignment.lora) } : {}),
       ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),
       ...(alignment.lpips ? { lpips: countParameters(alignment.lpips) } : {}),

@@ -8,7 +8,7 @@ import { Encoder, Tokenizer } from "../models/tokenizer.ts";
 import { Vit } from "../models/vit.ts";
 import { FAMILIES } from "../models/vit_families.ts";
 import type { Initializer } from "../nn/init.ts";
-import { Linear } from "../nn/layers.ts";
+import { countParameters, Linear } from "../nn/layers.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import { autoencoderOf, tokenizerOf } from "./align_config.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
@@ -44,6 +44,11 @@ export function recipeTokenizer(c: AlignConfig, encoder: EncoderSource | undefin
     );
   }
   return tokenizerOf(c, encoder.config, encoder.preprocessor);
+}
+
+/** Number of parameters of each part. */
+export function countParts({ parts }: RecipeTokenizer): Record<string, number> {
+  return Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, countParameters(part)]));
 }
 
 /** The models around a tokenizer. @param lpips the network of the perceptual loss, if that is LPIPS */
