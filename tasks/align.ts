@@ -6,7 +6,6 @@ import { ALIGN_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { Lpips } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
-import { countParameters } from "../src/nn/layers.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import { addLora, checkOptions, checkStages, stagesOf } from "../src/train/align_config.ts";
@@ -15,7 +14,8 @@ import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import {
   alignmentOf,
-  countParts,
+  countModels,
+  initModels,
   loadEncoder,
   recipeTokenizer,
   usesEncoder,
@@ -95,10 +95,7 @@ async function training(
   const stages = stagesOf({ ...c, steps }, discriminator !== undefined);
   addLora(alignment, c, stages);
   const init = new Initializer(c.seed);
-  tokenizer.init(init);
-  discriminator?.init(init);
-  alignment.lora?.init(init);
-  if (alignment.projection) init.torchDefault(alignment.projection);
+  initModels(alignment, init);
   const fingerprint = images && await loadEncoder(c, alignment, encoder, init);
   const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, {
     lpips,
@@ -112,16 +109,9 @@ async function training(
   };
   return {
     recipes: alignRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
-    parameters: {
-      ...countParts(tokenizer),
-      ...(alignment.lora ? { lora: countParameters(alignment.lora) } : {}),
-      ...(discriminator ? { discriminator: countParameters(discriminator) } : {}),
-      ...(alignment.lpips ? { lpips: countParameters(alignment.lpips) } : {}),
-    },
+    parameters: countModels(alignment),
     madeFrom: {
-      ...encoder
-        ? { encoder: { name: c.encoder ?? "the embedded one", fingerprint: fingerprint ?? "" } }
-        : {},
+      ...fingerprint === undefined ? {} : { encoder: { name: c.encoder ?? "the embedded one", fingerprint } },
       ...images ? await judge.load(discriminator) : {},
       ...images?.all.identity ? { data: images.all.identity() } : {},
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},

@@ -46,9 +46,13 @@ export function recipeTokenizer(c: AlignConfig, encoder: EncoderSource | undefin
   return tokenizerOf(c, encoder.config, encoder.preprocessor);
 }
 
-/** Number of parameters of each part. */
-export function countParts({ parts }: RecipeTokenizer): Record<string, number> {
-  return Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, countParameters(part)]));
+/** Number of parameters of each model, frozen copies left out. */
+export function countModels({ tokenizer, lora, discriminator, lpips }: Alignment): Record<string, number> {
+  const { encoder, adapter, decoder } = tokenizer.parts;
+  const models = { encoder, lora, adapter, decoder, discriminator, lpips };
+  return Object.fromEntries(
+    Object.entries(models).flatMap(([name, model]) => model ? [[name, countParameters(model)]] : []),
+  );
 }
 
 /** The models around a tokenizer. @param lpips the network of the perceptual loss, if that is LPIPS */
@@ -68,6 +72,17 @@ export function alignmentOf(
     ? new Linear(tokenizer.channels, encoder.config.hidden_size, false)
     : undefined;
   return new Alignment(tokenizer, discriminator, lpips, c.precision, reference, projection);
+}
+
+/** Initialises all but the vision encoder. */
+export function initModels(
+  { tokenizer, discriminator, lora, projection }: Alignment,
+  init: Initializer,
+): void {
+  tokenizer.init(init);
+  discriminator?.init(init);
+  lora?.init(init);
+  if (projection) init.torchDefault(projection);
 }
 
 /**
