@@ -252,9 +252,8 @@ export class StageRun {
       const pair = [{ y, dy: dRec }, { y: loss, dy: optimizer.scaled(full([], 1)) }] as const;
       const limits = { factor, max: 1e8, lossScale: optimizer.lossScale() };
       const { weight, norms: both } = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
-      metrics.vf_weight = weight;
+      [metrics.vf_weight] = [weight, norms.push(...both.map(shared))];
       metrics.loss = add(metrics.loss, mul(loss, weight));
-      norms.push(...both.map(shared));
       roots.push({ y: loss, dy: optimizer.scaled(shared(weight)) });
     }
     for (const [loss, weight] of others) {

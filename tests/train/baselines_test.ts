@@ -147,7 +147,7 @@ for (
     assert(stage);
     const run = new StageRun(
       alignment,
-      { ...stage, losses, steps: 10, lr: c.lr, ganStart: 0 },
+      { ...stage, losses, steps: 10, lr: c.lr, ganStart: 0, discriminatorStart: 0 },
       {
         batchSize: c.batch,
         accumulate: 1,
