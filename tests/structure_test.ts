@@ -42,7 +42,7 @@ const LAYERS: [RegExp, number][] = [
   [/^src\/zoo\//, 8],
   [/^src\/cli\/(config|presets|grades|explain)\.ts$|^src\/(metrics|train)\//, 9],
   [/^src\/cli\//, 4],
-  [/^src\/sampling\//, 10],
+  [/^src\/(sampling|experiment)\//, 10],
   [/^tasks\//, 11],
   [/^(main|mod)\.ts$|^deno\.json$/, 12],
 ];

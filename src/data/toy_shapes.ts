@@ -56,6 +56,9 @@ export class Shapes implements ImageSource {
   }
 }
 
+/** Relative size of image `i`, uniform in (0, 1). */
+export const scaleOf = (seed: number, i: number): number => uniform(seed, STREAM, 4, 0, i)[2] as number;
+
 /** Image `i` of `seed`: RGB bytes `[size,size,3]`. */
 export function drawShape(seed: number, i: number, size: number): Uint8Array<ArrayBuffer> {
   const random = uniform(seed, STREAM, 24, 0, i);
