@@ -19,7 +19,7 @@ export interface Row {
 export const STAGE_STEPS = [100, 300, 80] as const;
 export const DIT_STEPS = 500;
 /** Guidance weights with which each model is sampled; 1 is unguided. */
-export const GUIDANCE = [1, 2, 4] as const;
+export const GUIDANCE = [1, 3] as const;
 
 const total = STAGE_STEPS.reduce((sum, n) => sum + n, 0);
 /** Stages 1 and 2; stage 2 also takes the steps of stage 3. */
@@ -88,7 +88,7 @@ export const QUANTITIES: readonly Quantity[] = [
   { key: "rfd", title: "FD of reconstructions", better: "lower", digits: 2 },
   { key: "probe", title: "linear probe", better: "higher", digits: 3 },
   { key: "gfd", title: "FD unguided", better: "lower", digits: 2 },
-  { key: "gfd_guided", title: "FD, best guidance", better: "lower", digits: 2 },
+  { key: "gfd_guided", title: "FD, guided", better: "lower", digits: 2 },
   { key: "agreement", title: "class agreement, guided", better: "higher", digits: 3 },
 ];
 

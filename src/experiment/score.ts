@@ -18,7 +18,7 @@ import { openTokenizer } from "../zoo/runs.ts";
 const SIZE = TOY_CLASSIFIER_SIZE, BATCH = 50;
 /** Seeds of images that no tokenizer, model or classifier was trained on. */
 const SEEDS = { test: 9901, probe: 9902 };
-const IMAGES = { reconstructed: 500, probe: 2000, real: 2000, generated: 500 };
+const IMAGES = { reconstructed: 500, probe: 2000, real: 2000, generated: 400 };
 
 export interface ScoreOptions {
   /** Weights; 1 is unguided. */
