@@ -3,13 +3,12 @@
 import { type AlignConfig, alignConfig } from "../src/cli/config.ts";
 import { ALIGN_GRADES } from "../src/cli/grades.ts";
 import { ALIGN_PRESETS } from "../src/cli/presets.ts";
-import type { Workers } from "../src/data/decode_pool.ts";
 import { Lpips } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import { addLora, checkOptions, checkStages, stagesOf } from "../src/train/align_config.ts";
-import { type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
+import { checkWarmup, type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
 import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import {
@@ -28,7 +27,7 @@ import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { openLpips } from "../src/zoo/networks.ts";
 import { saveTokenizer } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput } from "./command.ts";
-import { chosenEncoder, openWorkers, splitImages } from "./inputs.ts";
+import { chosenEncoder, openWorkers, splitImages, type TrainingImages } from "./inputs.ts";
 
 export const align = command({
   name: "align",
@@ -50,9 +49,11 @@ export const align = command({
     const judge = await openDiscriminator(c, encoder, open, log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
-    const planned = (c: AlignConfig) =>
-      training({ ...c, epochs: undefined }, encoder, judge, workers, log, undefined);
-    const config = await fitMemory(c, log, planned);
+    const images = () => splitImages(c, workers, log);
+    const counted = c.epochs !== undefined && c.data !== undefined ? await images() : undefined;
+    const sized = { ...c, steps: stepsOfStages(c, counted?.train.length, log) };
+    checkWarmup(sized);
+    const config = await fitMemory(sized, log, (c) => training(c, encoder, judge, log, undefined));
     const options = {
       command: "align",
       title: "Alignment",
@@ -64,18 +65,22 @@ export const align = command({
       context,
       output: () => openOutput(c.out, "align"),
     } as const;
-    return await run(options, (out) => training(config, encoder, judge, workers, log, out));
+    return await run(options, (folder) => {
+      const out = folder === undefined
+        ? undefined
+        : { folder, images: async () => counted ?? await images() };
+      return training(config, encoder, judge, log, out);
+    });
   },
 });
 
-/** Models, images and stages. @param out the run's folder; undefined: a dry run, for which nothing is read */
+/** Models and stages. @param out the run's folder, and what opens its images; undefined: a dry run, for which no weights are read */
 async function training(
   c: AlignConfig,
   encoder: EncoderSource | undefined,
   judge: DiscriminatorSource,
-  workers: Workers,
   log: Log,
-  out: string | undefined,
+  out: { folder: string; images(): Promise<TrainingImages> } | undefined,
 ): Promise<Training> {
   const tokenizer = recipeTokenizer(c, encoder);
   tokenizer.side(c.imageSize);
@@ -88,19 +93,16 @@ async function training(
     : undefined;
   const alignment = alignmentOf(c, tokenizer, encoder, judge.make, byLpips ? lpips : undefined);
   const { discriminator } = alignment;
-  const counted = out !== undefined || c.epochs !== undefined && c.data !== undefined;
-  const listed = counted ? await splitImages(c, workers, log) : undefined;
-  const images = out === undefined ? undefined : listed;
-  const steps = stepsOfStages(c, listed?.train.length, log);
-  const stages = stagesOf({ ...c, steps }, discriminator !== undefined);
+  const images = await out?.images(), stages = stagesOf(c, discriminator !== undefined);
   addLora(alignment, c, stages);
   const init = new Initializer(c.seed);
   initModels(alignment, init);
   const fingerprint = images && await loadEncoder(c, alignment, encoder, init);
-  const scores = images && new StageScores(out as string, tokenizer, { size: c.imageSize, ...images }, {
-    lpips,
-    tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
-  });
+  const scores = images &&
+    new StageScores(out?.folder as string, tokenizer, { size: c.imageSize, ...images }, {
+      lpips,
+      tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
+    });
   const save = async (folder: string) => {
     const { train } = images as NonNullable<typeof images>;
     const measured = { size: c.imageSize, batchSize: 32, images: Math.min(1000, train.length) };
@@ -117,7 +119,6 @@ async function training(
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
     },
-    record: { steps },
     metrics: scores?.stages ?? {},
     validation: scores && {
       every: c.valEvery,
@@ -126,7 +127,7 @@ async function training(
       score: (index, step) => scores.validate(stages[index] as typeof stages[number], step),
       save,
     },
-    checkSchedule: (resumed) => checkStages(resumed, { ...c, steps }, stages, log),
+    checkSchedule: (resumed) => checkStages(resumed, c, stages, log),
     begin: (resumed) => resumed && scores?.resume(resumed, stages),
     async afterRecipe(index, step, dataWait) {
       const stage = stages[index] as typeof stages[number];
@@ -139,7 +140,7 @@ async function training(
       return result;
     },
     async finish(dataWaits) {
-      await save(out as string);
+      await save(out?.folder as string);
       const all = (scores as StageScores).stages;
       return { stages: all, ...Object.values(all).at(-1) ?? {}, data_wait: dataWaits };
     },

@@ -114,11 +114,14 @@ export async function imageFiles(
 export const SEEDS = { train: 1, heldOut: 999, probe: 555 };
 
 /** Training images, held-out ones, and labelled ones for a linear probe; with `validation`, those of --val. */
+export type TrainingImages = Split & { all: ImageSource; validation?: ImageSource };
+
+/** Opens the images that the options name, or generates them, and holds some out. */
 export async function splitImages(
   c: Reading & { data?: string | undefined; val?: string | undefined; heldOut: number; seed: number },
   workers: Workers,
   log: Log,
-): Promise<Split & { all: ImageSource; validation?: ImageSource }> {
+): Promise<TrainingImages> {
   const generated = { length: 1_000_000, seed: SEEDS.train + c.seed };
   const all = await imageSource(c.data, generated, c, workers, log);
   const name = c.data ?? "generated shapes";

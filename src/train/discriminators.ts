@@ -104,7 +104,7 @@ function augmentationsOf(
   return AUGMENTATIONS.filter((name) => diffaug.includes(name));
 }
 
-/** @throws UsageError for options of a discriminator that there is none of, and a warm-up longer than the steps before --gan-start */
+/** @throws UsageError for options of a discriminator that the run does not have */
 function checkAdversarial(c: AlignConfig): void {
   const { gan, ganWarmup: warmup } = c;
   if (gan !== "dino" && c.ganEncoder !== undefined) {
@@ -117,6 +117,11 @@ function checkAdversarial(c: AlignConfig): void {
       }" with --gan none: there is no discriminator; leave it out`,
     );
   }
+}
+
+/** @param c with the steps of --epochs @throws UsageError for a warm-up that is longer than the steps before --gan-start */
+export function checkWarmup(c: AlignConfig): void {
+  const { ganWarmup: warmup } = c;
   if (warmup === 0) return;
   const first = [...c.stages].sort().find((n) => ganStartOf(c, n) < (c.steps[n - 1] ?? 0));
   const start = first === undefined ? undefined : ganStartOf(c, first);

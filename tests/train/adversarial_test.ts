@@ -1,7 +1,7 @@
 // The adversarial part of an alignment with the discriminator on frozen features: its warm-up, DiffAug, micro-batches, fp16,
 // recomputation, skipped and resumed steps, its memory, and the options that describe it.
 
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { type AlignConfig, alignConfig } from "../../src/cli/config.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
@@ -14,7 +14,7 @@ import { AUGMENTATIONS } from "../../src/ops/diffaug.ts";
 import { type Precision, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { stagesOf } from "../../src/train/align_config.ts";
 import type { AlignmentOptions } from "../../src/train/alignment.ts";
-import { openDiscriminator } from "../../src/train/discriminators.ts";
+import { checkWarmup, openDiscriminator } from "../../src/train/discriminators.ts";
 import { type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { EMBEDDED_ENCODER, openEncoder } from "../../src/zoo/encoders.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
@@ -213,14 +213,17 @@ Deno.test("the options choose discriminator, encoder, augmentations and warm-up,
     [{ ganEncoder: EMBEDDED_ENCODER }, 'Cannot use "--gan-encoder" with --gan patch'],
     [{ gan: "none", diffaug: ["color"] }, 'Cannot use "--diffaug" with --gan none'],
     [{ gan: "none", ganWarmup: 5 }, 'Cannot use "--gan-warmup" with --gan none'],
-    [{ ganWarmup: 86 }, "the adversarial loss counts from step 85 of stage 3; use a smaller --gan-warmup"],
-    [{ ganWarmup: 5, ganStart: ["off"] }, "no stage has the adversarial loss (--gan-start off)"],
     [{ gan: "dino", ganEncoder: "nowhere/at all" }, "Cannot find the encoder"],
   ];
   for (const [values, message] of refused) {
     const error = await assertRejects(() => open(values), UsageError);
     assert(error.message.includes(message) && !error.message.includes("\n"), error.message);
   }
+  const early: [Partial<AlignConfig>, string][] = [
+    [{ ganWarmup: 86 }, "the adversarial loss counts from step 85 of stage 3; use a smaller --gan-warmup"],
+    [{ ganWarmup: 5, ganStart: ["off"] }, "no stage has the adversarial loss (--gan-start off)"],
+  ];
+  for (const [values, message] of early) assertThrows(() => checkWarmup(config(values)), UsageError, message);
   const dino = await open({ gan: "dino" });
   await assertRejects(
     async () => void await dino.make?.(undefined),

@@ -8,7 +8,7 @@ import { ratesFile, rememberedRates, rememberRates } from "../../src/bench/remem
 import { type AlignConfig, alignConfig } from "../../src/cli/config.ts";
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { UsageError } from "../../src/errors.ts";
-import { parseBytes, readJson } from "../../src/formats/files.ts";
+import { formatBytes, parseBytes, readJson } from "../../src/formats/files.ts";
 import { device } from "../../src/gpu/device.ts";
 import type { Plan } from "../../src/gpu/plan.ts";
 import { Storage } from "../../src/gpu/storage.ts";
@@ -152,6 +152,14 @@ Deno.test("--epochs needs images that repeat, and excludes --steps", async () =>
   );
   assert(lines.some((line) => line.includes("1,281,167 images (ImageNet's")), lines.join("\n"));
   assertEquals((result.plans as { steps: number }[]).map(({ steps }) => steps), [1282, 641]);
+});
+
+Deno.test("--memory and --gan-warmup count the steps of --epochs, where the adversarial loss begins later than by default", async () => {
+  const options = ["--stages", "3", "--epochs", "1", "--gan-start", "off,off,200", "--gan-warmup", "150"];
+  const { lines, result } = await run("align", "--dry-run", ...options, "--memory", "1GB");
+  const [{ totalBytes }] = result.plans as [{ totalBytes: number }];
+  const row = lines.find((line) => line.includes("--batch-size 16 --accumulate 1"));
+  assert(row?.includes(formatBytes(totalBytes)), lines.join("\n"));
 });
 
 Deno.test("a dry run says FLOPs of the complete run, and hours at the rate that doctor --bench remembers", async () => {
