@@ -21,7 +21,7 @@ import {
 } from "../src/train/align_models.ts";
 import { ALIGN_RECIPES } from "../src/train/align_recipes.ts";
 import { run, type Training } from "../src/train/run.ts";
-import { alignRecipes } from "../src/train/stage_run.ts";
+import { stageRecipes } from "../src/train/stage_recipe.ts";
 import { StageScores, updateStatistics } from "../src/train/stage_scores.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { openLpips } from "../src/zoo/networks.ts";
@@ -110,7 +110,7 @@ async function training(
     await saveTokenizer(folder, tokenizer);
   };
   return {
-    recipes: alignRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
+    recipes: stageRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
     parameters: countModels(alignment),
     madeFrom: {
       ...fingerprint === undefined ? {} : { encoder: { name: c.encoder ?? "the embedded one", fingerprint } },

@@ -1,11 +1,7 @@
-// AlignTok's stages as data, and one training step that serves them all. Stage 1 trains adapter and decoder on a
-// frozen encoder; stage 2 trains everything, held to the latents of stage 1 by the semantic loss; stage 3 refines the
-// decoder. Source: arXiv 2509.25162 for the stages.
+// A stage as data, and one training step that serves the stages of every method. AlignTok (arXiv 2509.25162): stage 1 trains
+// adapter and decoder on a frozen encoder; stage 2 trains everything, and the semantic loss compares its latents with those of
+// stage 1; stage 3 trains the decoder.
 
-import type { AlignConfig } from "../cli/config.ts";
-import { batches, type TrainingBatch } from "../data/batches.ts";
-import type { ImageSource } from "../data/image_source.ts";
-import type { Plan } from "../gpu/plan.ts";
 import { capture } from "../gpu/program.ts";
 import { detach, full, grad, gradOf, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
@@ -26,7 +22,6 @@ import {
   weightedSum,
 } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
-import { hyperAt, type OptimizerOptions, type Recipe } from "./recipe.ts";
 import { StepProgram } from "./step_program.ts";
 import type { Part } from "../models/tokenizer.ts";
 import type { StageName } from "./align_recipes.ts";
@@ -143,13 +138,9 @@ export class StageRun {
           optimizers: discriminatorOptimizer ? [optimizer, discriminatorOptimizer] : [optimizer],
           saved,
           gradients: ({ x, flips, random }) => {
-            const of = () =>
-              this.#gradients(
-                pixels(x as Tensor, flips),
-                random && { tensor: random },
-                adversarial,
-              );
-            return this.#lora?.tracked(of) ?? of();
+            const gradients = () =>
+              this.#gradients(pixels(x as Tensor, flips), random && { tensor: random }, adversarial);
+            return this.#lora ? this.#lora.tracked(gradients) : gradients();
           },
           update: (means, before) => {
             const norm2 = optimizer.update(means);
@@ -251,10 +242,11 @@ export class StageRun {
     for (const [loss, factor] of adaptive) {
       const pair = [{ y, dy: dRec }, { y: loss, dy: optimizer.scaled(full([], 1)) }] as const;
       const limits = { factor, max: 1e8, lossScale: optimizer.lossScale() };
-      const { weight, norms: both } = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
-      [metrics.vf_weight] = [weight, norms.push(...both.map(shared))];
-      metrics.loss = add(metrics.loss, mul(loss, weight));
-      roots.push({ y: loss, dy: optimizer.scaled(shared(weight)) });
+      const vf = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
+      metrics.vf_weight = vf.weight;
+      norms.push(...vf.norms.map(shared));
+      metrics.loss = add(metrics.loss, mul(loss, vf.weight));
+      roots.push({ y: loss, dy: optimizer.scaled(shared(vf.weight)) });
     }
     for (const [loss, weight] of others) {
       roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });
@@ -300,101 +292,6 @@ export class StageRun {
     this.discriminatorOptimizer?.destroy();
     this.runningMetrics.storage.destroy();
   }
-}
-
-type AlignRecipeOptions =
-  & AlignmentOptions
-  & OptimizerOptions
-  & Pick<AlignConfig, "ganLr" | "seed" | "flip" | "crop">;
-
-/** A stage as a recipe. The result of an alignment depends only on the config, the encoder and the images. */
-class StageRecipe extends StageRun implements Recipe<TrainingBatch> {
-  readonly name: string = this.stage.name;
-  readonly steps: number = this.stage.steps;
-  readonly stepBytes: number;
-  readonly optimizers: readonly Optimizer[];
-
-  /** @param first steps of earlier stages: the batch of step n is that of step first + n of the run */
-  constructor(
-    alignment: Alignment,
-    stage: Stage,
-    override readonly options: AlignRecipeOptions,
-    private readonly source: ImageSource | undefined,
-    private readonly first: number,
-  ) {
-    super(alignment, stage, options);
-    const { batchSize, accumulate, imageSize } = options;
-    this.stepBytes = batchSize * accumulate * imageSize ** 2 * 3;
-    this.optimizers = this.discriminatorOptimizer
-      ? [this.optimizer, this.discriminatorOptimizer]
-      : [this.optimizer];
-  }
-
-  plan(): Plan {
-    return this.capture().plan;
-  }
-
-  data(from: number, to: number): AsyncGenerator<TrainingBatch, void> {
-    const { batchSize, accumulate, imageSize, seed, flip, crop } = this.options;
-    return batches(this.source as ImageSource, {
-      batchSize: batchSize * accumulate,
-      imageSize,
-      seed,
-      step: this.first + from,
-      end: this.first + to,
-      flip,
-      crop,
-    });
-  }
-
-  async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
-    if (from === 0 && this.stage.ema > 0) await this.optimizer.startEma();
-    if (from < this.steps) await this.program(from, progress);
-  }
-
-  async step(n: number, { images, flips }: TrainingBatch): Promise<void> {
-    const hyper = hyperAt(n, this.stage, this.options);
-    this.optimizer.set(hyper);
-    this.discriminatorOptimizer?.set({ ...hyper, lr: this.options.ganLr, weightDecay: 0 });
-    (await this.program(n)).run({
-      x: images,
-      ...flips ? { flips } : {},
-      ...this.randomInput(this.options.seed, this.first + n),
-    });
-  }
-
-  override state(): Map<string, Tensor> {
-    return new Map([...this.alignment.state(), ...super.state()]);
-  }
-
-  async withResult<T>(use: () => Promise<T>): Promise<T> {
-    try {
-      return await this.optimizer.withEma(async () => {
-        await this.applyLora();
-        return await use();
-      });
-    } finally {
-      await this.applyLora();
-    }
-  }
-
-  override async finish(): Promise<void> {
-    await super.finish();
-    if (this.stage.name === "latent") await this.alignment.setAnchor();
-  }
-}
-
-/** A recipe for each stage. @param source training images; undefined for a dry run */
-export function alignRecipes(
-  alignment: Alignment,
-  stages: readonly Stage[],
-  options: AlignRecipeOptions,
-  source: ImageSource | undefined,
-): Recipe<TrainingBatch>[] {
-  let end = 0;
-  return stages.map((stage) =>
-    new StageRecipe(alignment, stage, options, source, (end += stage.steps) - stage.steps)
-  );
 }
 
 const scalar = (value: number) => constant(Float32Array.of(value), [], "scalar");

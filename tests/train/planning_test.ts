@@ -18,7 +18,7 @@ import { Alignment } from "../../src/train/alignment.ts";
 import { discriminatorOf } from "../../src/train/discriminators.ts";
 import { largestMicroBatch } from "../../src/train/fit_memory.ts";
 import { spelled } from "../../src/train/plan_table.ts";
-import { alignRecipes } from "../../src/train/stage_run.ts";
+import { stageRecipes } from "../../src/train/stage_recipe.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -211,7 +211,7 @@ Deno.test("stage 2 of dinov2-l-f16d32 plans within 24 GB at micro-batches of 4, 
   const tokenizer = tokenizerOf(c, config, preprocessor);
   const alignment = new Alignment(tokenizer, discriminatorOf(c, encoder), new Lpips());
   const stage = stagesOf(c, true).filter(({ name }) => name === "perceptual");
-  const plan = alignRecipes(alignment, stage, c, undefined)[0]?.plan() as Plan;
+  const plan = stageRecipes(alignment, stage, c, undefined)[0]?.plan() as Plan;
   assert(plan.totalBytes < 24e9 && plan.bytes.parameters > 2.5e9, `${plan.totalBytes}`);
   assertEquals(device().memory.live, before);
 });
