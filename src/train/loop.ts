@@ -172,10 +172,12 @@ async function causeOf(optimizer: Optimizer, metrics: readonly string[]): Promis
     return "the update overflows or takes weights beyond 1e6, the learning rate is too large";
   }
   if (kind === "gradient") return "a gradient is not finite";
-  // The last metric is the norm of the gradients; the norms that weigh the adversarial loss follow the others.
-  return metrics.length
-    ? `"${metrics.slice(0, -1)[value] ?? "gan_weight"}" is not finite`
-    : "its loss is not finite";
+  if (!metrics.length) return "its loss is not finite";
+  // The last metric is the norm of the gradients; the gradient norms of adaptive weights follow the others.
+  const name = metrics.slice(0, -1)[value];
+  return name === undefined
+    ? "a gradient norm of an adaptive weight is not finite"
+    : `"${name}" is not finite`;
 }
 
 /**
