@@ -64,7 +64,7 @@ export class Diffusion {
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step, to be made ready by {@link prepare}: inputs are latents and class numbers [B]. */
+  /** Records one step, for {@link prepareProgram}: inputs are latents and class numbers [B]. */
   capture(): DiffusionProgram {
     const { batchSize: B, labelDropout, stored, precision = "f32", recompute = false } = this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
@@ -91,7 +91,10 @@ export class Diffusion {
   }
 
   /** Makes a captured step ready to run, with the parameters as they are: first values or those of a checkpoint. */
-  async prepare(program: DiffusionProgram, progress?: (done: number, total: number) => void): Promise<void> {
+  async prepareProgram(
+    program: DiffusionProgram,
+    progress?: (done: number, total: number) => void,
+  ): Promise<void> {
     await program.prepare(progress);
     await refreshWorkingCopies([this.set]);
   }
@@ -102,8 +105,8 @@ export class Diffusion {
     return new Map([...model, ...this.optimizer.state()]);
   }
 
+  /** Frees what only training needs; the model keeps its weights. */
   destroy(): void {
-    this.set.destroy();
     this.optimizer.destroy();
     this.random.tensor.storage.destroy();
     this.runningMetrics.storage.destroy();
@@ -128,32 +131,26 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
 }
 
 /** Flow matching as a recipe. */
-export class DiffusionRecipe implements Recipe<LatentBatch> {
+export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   readonly name = "diffusion";
   readonly metrics = DIFFUSION_METRICS;
   readonly steps: number;
   readonly stepBytes: number;
   readonly optimizers: readonly Optimizer[];
-  readonly runningMetrics: Tensor;
   readonly steadied: readonly string[];
-  readonly diffusion: Diffusion;
+  declare readonly options: DiffusionRecipeOptions;
   readonly #program: DiffusionProgram;
 
   /** @param latents undefined for a dry run */
-  constructor(
-    readonly dit: Denoiser,
-    private readonly options: DiffusionRecipeOptions,
-    private readonly latents: Latents | undefined,
-  ) {
+  constructor(dit: Denoiser, options: DiffusionRecipeOptions, private readonly latents: Latents | undefined) {
     const { input_size: S, in_channels: C } = dit.config;
+    const stored = latents ?? { mean: new Float32Array(C), std: new Float32Array(C).fill(1) };
+    super(dit, { ...options, stored });
     this.steps = options.steps;
     this.steadied = options.steadied ?? [];
     this.stepBytes = options.batchSize * C * S * S * 4;
-    const stored = latents ?? { mean: new Float32Array(C), std: new Float32Array(C).fill(1) };
-    this.diffusion = new Diffusion(dit, { ...options, stored });
-    this.optimizers = [this.diffusion.optimizer];
-    this.runningMetrics = this.diffusion.runningMetrics;
-    this.#program = this.diffusion.capture();
+    this.optimizers = [this.optimizer];
+    this.#program = this.capture();
   }
 
   plan(): Plan {
@@ -167,35 +164,32 @@ export class DiffusionRecipe implements Recipe<LatentBatch> {
 
   async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
     if (from === 0) {
-      await this.diffusion.set.materialise();
-      await this.diffusion.optimizer.startEma();
+      await this.set.materialise();
+      await this.optimizer.startEma();
     }
-    await this.diffusion.prepare(this.#program, progress);
+    await this.prepareProgram(this.#program, progress);
   }
 
   // deno-lint-ignore require-await
   async step(n: number, { x, labels }: LatentBatch): Promise<void> {
     const { steps, lr, emaDecay: ema } = this.options;
-    this.diffusion.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
-    this.diffusion.random.set(n);
+    this.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
+    this.random.set(n);
     this.#program.run({ x, labels });
   }
 
-  state(): Map<string, Tensor> {
-    return this.diffusion.state();
-  }
-
   withResult<T>(use: () => Promise<T>): Promise<T> {
-    return this.diffusion.optimizer.withEma(use);
+    return this.optimizer.withEma(use);
   }
 
   /** The weight average becomes the weights. */
   async finish(): Promise<void> {
-    await this.diffusion.optimizer.readEmaInto(0, this.diffusion.set);
+    await this.optimizer.readEmaInto(0, this.set);
   }
 
-  destroy(): void {
+  override destroy(): void {
     this.#program.destroy();
+    super.destroy();
   }
 }
 

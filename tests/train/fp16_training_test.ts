@@ -107,7 +107,7 @@ Deno.test("flow matching in fp16 follows f32 within 2 %", async () => {
     const diffusion = new Diffusion(dit, options);
     dit.init(new Initializer(0));
     const program = diffusion.capture();
-    await diffusion.prepare(program);
+    await diffusion.prepareProgram(program);
     const labels = Uint32Array.from({ length: B }, (_, i) => i % 2);
     const losses: number[] = [];
     for (let n = 0; n < STEPS; n++) {

@@ -167,7 +167,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
     const program = diffusion.capture();
     await diffusion.set.materialise();
     await diffusion.optimizer.startEma();
-    await diffusion.prepare(program);
+    await diffusion.prepareProgram(program);
     const x = normal(0, 9, B * 16), labels = new Uint32Array(B);
     const said: string[] = [], saved: number[] = [];
     let before: Saved = [];
