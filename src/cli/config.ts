@@ -74,12 +74,12 @@ export const alignConfig = z.strictObject({
   accumulate: data(count().default(1), "Micro-batches per step"),
   heldOut: data(
     count("images").default(256),
-    "Number of held-out images for the metrics; with --val: at most",
+    "Maximum number of held-out images for the metrics; without --val at most a tenth of --data",
   ),
   flip: data(flag(), "Mirror half of the images; --no-flip: none of them"),
   crop: data(
     z.enum(["center", "adm", "random", "resize"]).default("center"),
-    "Squares of training images: shorter side bicubic, then the center; ADM's center or random crop; resize without aspect",
+    "Crop of training images to squares: center, ADM's center crop, or ADM's random crop; resize ignores the aspect ratio",
     { advanced },
   ),
   ...reading,
@@ -101,7 +101,7 @@ export const alignConfig = z.strictObject({
   ),
   lr: training(
     perStage(amount()).default([2e-3, 3e-3, 1.5e-3]),
-    "Learning rates of the three stages, or of one",
+    "Learning rates of the three stages; of a baseline: of its stage",
   ),
   train: training(
     perStage(z.string().refine(isPartList, 'name encoder, adapter and decoder, joined by "+"'))
@@ -138,7 +138,7 @@ export const alignConfig = z.strictObject({
   ),
   vfMargins: losses(
     z.array(z.number().min(0).max(2)).length(2).default([0.5, 0.25]),
-    "Margins of that loss: cosine similarity, distance matrix",
+    "Margins of the vision foundation loss: cosine similarity, distance matrix",
     { advanced },
   ),
   wKl: losses(
@@ -148,7 +148,7 @@ export const alignConfig = z.strictObject({
   ),
   noiseTau: losses(
     amount().default(0),
-    "Largest standard deviation of the noise on the decoder's latents in stages 1 and 3, uniform per image",
+    "Noise on the latents that the decoder gets in stages 1 and 3: standard deviation uniform in 0..TAU for each image",
     { advanced },
   ),
   gan: losses(
@@ -157,7 +157,7 @@ export const alignConfig = z.strictObject({
   ),
   ganEncoder: losses(text(), "Encoder of --gan dino, as in --encoder; RAE: facebook/dino-vits8", {
     value: "MODEL",
-    otherwise: "the original encoder",
+    otherwise: "--encoder, frozen",
   }),
   ganLoss: losses(
     z.enum(GAN_LOSSES).default("hinge"),
@@ -192,7 +192,7 @@ export const alignConfig = z.strictObject({
     { advanced },
   ),
   discriminatorLayers: losses(count("levels").default(2), "Layers of PatchGAN; LDM: 3", { advanced }),
-  ganLr: losses(amount().default(2e-4), "Learning rate of the discriminator", { advanced }),
+  ganLr: losses(amount().default(2e-4), "Learning rate of the discriminator, constant", { advanced }),
   layers: model(
     z.array(count("layers")).min(1).refine((n) => new Set(n).size === n.length, "name each layer once")
       .optional(),
@@ -201,7 +201,7 @@ export const alignConfig = z.strictObject({
   ),
   loraRank: model(
     countOrNone("channels").default(0),
-    "Rank of LoRA on the encoder's linear layers in stage 2; 0: train all weights",
+    "Rank of LoRA on the linear layers of the encoder where it is trained; 0: train all its weights",
     { advanced },
   ),
   loraAlpha: model(amount().optional(), "Scale of LoRA: its update is multiplied by alpha / rank", {

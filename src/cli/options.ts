@@ -159,7 +159,7 @@ export const running = {
 };
 
 export const validating = {
-  val: input(text(), "Held-out images for the metrics, as --data and with its classes", {
+  val: input(text(), "Held-out images for the metrics, as --data, of the same classes", {
     value: "PATH",
     otherwise: "a part of --data",
     free: true,
@@ -187,7 +187,8 @@ export const optimizing = (beta1: number, beta2: number) => ({
   memory: training(
     z.string().refine((size) => parseBytes(size) !== undefined, "give a size such as 24 gb or 24 gib")
       .optional(),
-    "Choose the largest micro-batch that fits, and the accumulation that keeps the batch; --dry-run: list what fits",
+    "Choose the largest micro-batch that fits, and the accumulation that keeps the batch; train-dit: refuse a batch that does " +
+      "not fit; --dry-run: list what fits",
     { value: "SIZE", otherwise: "--batch-size as it is", free: true },
   ),
   beta1: optimizer(z.number().min(0).lt(1).default(beta1), "AdamW's beta1", { advanced: true }),
@@ -200,7 +201,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   }),
   lrSchedule: optimizer(
     z.enum(["linear", "cosine", "constant"]).default("linear"),
-    "Decay of the learning rate from the warm-up to the end of a stage; constant: no decay",
+    "Decay of the learning rate from the first step of a stage to its end, times the warm-up; constant: no decay",
     { advanced: true },
   ),
   lrEnd: optimizer(
