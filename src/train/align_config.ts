@@ -69,13 +69,33 @@ export function tokenizerOf(
   }, "the options"));
 }
 
+/** Options that have an effect with certain others only, and why they have none. */
+const CONDITIONAL: Readonly<
+  Partial<Record<keyof AlignConfig, readonly [applies: (c: AlignConfig) => boolean, otherwise: string]>>
+> = {
+  loraAlpha: [(c) => c.loraRank > 0, "--lora-rank is 0"],
+  semanticLoss: [(c) => c.wSemantic > 0, "--w-semantic is 0"],
+  semanticAt: [(c) => c.wSemantic > 0, "--w-semantic is 0"],
+  vfMargins: [(c) => c.wVf > 0, "--w-vf is 0"],
+  ganLoss: [(c) => c.gan !== "none", "there is no discriminator"],
+  ganLr: [(c) => c.gan !== "none", "there is no discriminator"],
+  discriminatorChannels: [(c) => c.gan === "patch", "it is for --gan patch"],
+  discriminatorLayers: [(c) => c.gan === "patch", "it is for --gan patch"],
+  lrEnd: [(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"],
+};
+
 /**
  * Checks what the options require of one another. A dry run needs neither images nor weights.
- * @throws UsageError where images, the weights of LPIPS, or the meaning of --epochs are missing
+ * @param origins of the options; one from the command line must have an effect
+ * @throws UsageError for an option without effect, and where images, the weights of LPIPS, or the meaning of --epochs are missing
  */
-export function checkOptions(c: AlignConfig, origins?: Readonly<Record<string, Origin>>): void {
+export function checkOptions(c: AlignConfig, origins: Readonly<Record<string, Origin>> = {}): void {
   requireData(c.preset, c.dryRun, { data: c.data });
   checkEpochs(c, origins);
+  for (const [option, [applies, otherwise]] of Object.entries(CONDITIONAL)) {
+    if (origins[option] !== "command line" || applies(c)) continue;
+    throw new UsageError(`Cannot use --${kebab(option)}: ${otherwise}; leave it out`);
+  }
   if (c.crop !== "center" && c.data === undefined && !c.dryRun) {
     throw new UsageError(
       `Cannot use --crop ${c.crop} with generated shapes: they are squares already; name images with --data, or leave ` +

@@ -6,13 +6,14 @@ import { type AlignConfig, alignConfig } from "../../src/cli/config.ts";
 import { resolveConfig } from "../../src/cli/flags.ts";
 import { UsageError } from "../../src/errors.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
-import { stagesOf } from "../../src/train/align_config.ts";
+import { checkOptions, stagesOf } from "../../src/train/align_config.ts";
 import { ALIGN_RECIPES } from "../../src/train/align_recipes.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { Vit } from "../../src/models/vit.ts";
 import { saveState } from "../../src/nn/layers.ts";
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { testDevice } from "../helpers/check.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
 import { inFolder, run, writeImages } from "../helpers/commands.ts";
 
 const parsed = (...args: string[]) =>
@@ -84,6 +85,28 @@ Deno.test("options override a recipe; one that the recipe does not have, or the 
   const stages = (...args: string[]) => () => stagesOf(parsed(...args), true);
   assertThrows(stages("--recipe", "vae", "--steps", "1,2,3"), UsageError, "give one value");
   assertThrows(stages("--steps", "5"), UsageError, "give one for each of the 3 stages");
+});
+
+Deno.test("an option on the command line that has no effect is an error; the same from a preset is not", () => {
+  for (
+    const line of [
+      ...["--lora-alpha 4", "--w-semantic 0 --semantic-loss cosine", "--w-semantic 0 --semantic-at before"],
+      ...[
+        "--gan none --gan-loss vanilla",
+        "--gan none --gan-lr 1e-3",
+        "--gan dino --discriminator-channels 8",
+      ],
+      ...["--gan dino --discriminator-layers 1", "--lr-schedule constant --lr-end 0.5"],
+      "--recipe va-vae --w-vf 0 --vf-margins 0,0",
+    ]
+  ) {
+    const { config, origins } = parseCommandLine(["align", ...line.split(" ")]);
+    const option = /(--\S+) \S+$/.exec(line)?.[1];
+    assertThrows(() => checkOptions(config, origins), UsageError, `Cannot use ${option}: `);
+  }
+  const preset = ["--preset", "dinov2-l-f16d32", "--gan", "dino", "--lr-schedule", "constant", "--dry-run"];
+  const { config, origins } = parseCommandLine(["align", ...preset]);
+  checkOptions(config, origins);
 });
 
 const SMALL = (folder: string) => [
