@@ -46,14 +46,14 @@ export const align = command({
     const encoder = usesEncoder(c) ? await chosenEncoder(c, log) : undefined;
     log.line(`encoder: ${encoder ? c.encoder ?? "the embedded one" : "none"}`);
     const open = (spec: string) => chosenEncoder({ ...c, encoder: spec, interpolateOffset: undefined }, log);
-    const judge = await openDiscriminator(c, encoder, open, log);
+    const adversary = await openDiscriminator(c, encoder, open, log);
     await openAdapter(c, log, { tune: !c.dryRun });
     using workers = openWorkers(c);
     const images = () => splitImages(c, workers, log);
     const counted = c.epochs !== undefined && c.data !== undefined ? await images() : undefined;
     const sized = { ...c, steps: stepsOfStages(c, counted?.train.length, log) };
     checkWarmup(sized);
-    const config = await fitMemory(sized, log, (c) => training(c, encoder, judge, log, undefined));
+    const config = await fitMemory(sized, log, (c) => training(c, encoder, adversary, log, undefined));
     const options = {
       command: "align",
       title: "Alignment",
@@ -69,7 +69,7 @@ export const align = command({
       const out = folder === undefined
         ? undefined
         : { folder, images: async () => counted ?? await images() };
-      return training(config, encoder, judge, log, out);
+      return training(config, encoder, adversary, log, out);
     });
   },
 });
@@ -78,7 +78,7 @@ export const align = command({
 async function training(
   c: AlignConfig,
   encoder: EncoderSource | undefined,
-  judge: DiscriminatorSource,
+  adversary: DiscriminatorSource,
   log: Log,
   out: { folder: string; images(): Promise<TrainingImages> } | undefined,
 ): Promise<Training> {
@@ -91,7 +91,7 @@ async function training(
     : byLpips
     ? new Lpips()
     : undefined;
-  const alignment = alignmentOf(c, tokenizer, encoder, judge.make, byLpips ? lpips : undefined);
+  const alignment = alignmentOf(c, tokenizer, encoder, adversary.make, byLpips ? lpips : undefined);
   const { discriminator } = alignment;
   const images = await out?.images(), stages = stagesOf(c, discriminator !== undefined);
   addLora(alignment, c, stages);
@@ -110,11 +110,11 @@ async function training(
     await saveTokenizer(folder, tokenizer);
   };
   return {
-    recipes: stageRecipes(alignment, stages, { ...c, augmentations: judge.augmentations }, images?.train),
+    recipes: stageRecipes(alignment, stages, { ...c, augmentations: adversary.augmentations }, images?.train),
     parameters: countModels(alignment),
     madeFrom: {
       ...fingerprint === undefined ? {} : { encoder: { name: c.encoder ?? "the embedded one", fingerprint } },
-      ...images ? await judge.load(discriminator) : {},
+      ...images ? await adversary.load(discriminator) : {},
       ...images?.all.identity ? { data: images.all.identity() } : {},
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},

@@ -61,7 +61,7 @@ export function triple(x: Tensor): Tensor {
       ["klDivergence, l1, l2 }", "klDivergence, l1, l2, magnitude }"],
       [
         "LOSSES = {",
-        "LOSSES = { magnitude: { ofReconstruction: true, weight: (c) => c.wMagnitude, value: ({ y }) => magnitude(y) },",
+        "LOSSES = { magnitude: { reconstruction: true, weight: (c) => c.wMagnitude, value: ({ y }) => magnitude(y) },",
       ],
     ],
     "src/cli/config.ts": [[

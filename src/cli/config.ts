@@ -167,7 +167,7 @@ export const alignConfig = z.strictObject({
   diffaug: losses(
     z.array(z.enum([...AUGMENTATIONS, "none"])).min(1).refine(
       (names) => names.length === 1 || !names.includes("none"),
-      "none stands alone",
+      "give none alone",
     ).optional(),
     `Augmentations of what the discriminator sees: any of ${AUGMENTATIONS.join(", ")}`,
     { value: "NAME,...|none", otherwise: "all with --gan dino, else none", advanced },

@@ -1,5 +1,5 @@
-// From argv to a command's config: flags over --config FILE over --recipe over --preset over defaults. Every error is one line that names the
-// flag, and for an unknown one the nearest valid one.
+// From argv to a command's config: flags over --config FILE over --recipe over --preset over defaults. Every error is one line
+// that names the flag, and for an unknown one the nearest valid one.
 
 import { parseArgs } from "@std/cli/parse-args";
 import { levenshteinDistance } from "@std/text/levenshtein-distance";

@@ -64,10 +64,10 @@ export function heldOutOf(
     : validation;
   const spread = (source: ImageSource, n: number) =>
     n >= source.length ? source : subset(source, n, (i) => Math.floor(i * source.length / n));
-  const learnt = Math.max(PROBE_IMAGES, 2 * a.length);
+  const probeImages = Math.max(PROBE_IMAGES, 2 * a.length);
   return {
     train,
     heldOut: spread(labelledAlike, most),
-    probe: labelled && train.length >= 2 * a.length ? spread(train, learnt) : undefined,
+    probe: labelled && train.length >= 2 * a.length ? spread(train, probeImages) : undefined,
   };
 }

@@ -11,7 +11,7 @@ import type { Encoder } from "./tokenizer.ts";
 
 /** A discriminator; its tensors are those that are trained, and the state of its norms. */
 export interface Discriminator {
-  /** The frozen encoder whose features it judges; no tensor of it is the discriminator's. */
+  /** The frozen encoder whose features it classifies; its tensors are not the discriminator's. */
   readonly encoder?: Encoder;
   init(init: Initializer): void;
   /**

@@ -1,5 +1,5 @@
-// report.html of a run: a self-contained page with curves of training and validation from log.jsonl, pictures, the scores of each stage and the
-// configuration. Curves are SVG; colors follow the system's light or dark mode.
+// report.html of a run: a self-contained page with curves of training and validation from log.jsonl, pictures, the scores of
+// each stage and the configuration. Curves are SVG; colors follow the system's light or dark mode.
 
 import { basename, join } from "@std/path";
 import { exists, readJson, writeAtomic } from "../formats/files.ts";
@@ -13,8 +13,8 @@ const escape = (text: unknown) =>
     (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string,
   );
 
-/** Rows of one kind, by step. Where a run went back to an earlier step, its last course counts. */
-function courseOf(rows: readonly Row[], event: string): Row[] {
+/** Rows of one kind, by step, without those of steps that a resumed run did again. */
+function latestRows(rows: readonly Row[], event: string): Row[] {
   let found: Row[] = [];
   for (const row of rows) {
     if (row.event === "start") found = found.filter((r) => Number(r.step) <= Number(row.step));
@@ -61,7 +61,7 @@ export async function writeReport(
 /** Maximum number of validations in the picture of reconstructions over time. */
 const MAX_ROWS = 16;
 
-/** Reconstructions of the same images, one row a validation of the last course. */
+/** Reconstructions of the same images, one row a validation. */
 function overTime(run: string, validations: readonly Row[]): string {
   const folder = join(run, "images", "validation");
   const rows = validations.map(({ step, stage }) => ({
@@ -115,7 +115,7 @@ function page(
   metrics: Row,
   images: { name: string; uri: string }[],
 ): string {
-  const steps = courseOf(rows, "step"), validations = courseOf(rows, "validation");
+  const steps = latestRows(rows, "step"), validations = latestRows(rows, "validation");
   const stages = [...new Set(steps.map((r) => String(r.stage ?? "")))].filter(Boolean);
   const charts = chartsOf(steps, stages, ""), scores = chartsOf(validations, stages, "validation ");
   return `<!doctype html>

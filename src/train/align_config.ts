@@ -1,4 +1,4 @@
-// What the options of `tok align` describe: the tokenizer, the discriminator and the stages.
+// What the options of `tok align` describe: the tokenizer and the stages, and what options require of one another.
 
 import type { AlignConfig } from "../cli/config.ts";
 import { kebab, type Origin } from "../cli/flags.ts";
@@ -87,7 +87,7 @@ const CONDITIONAL: Readonly<
 /**
  * Checks what the options require of one another. A dry run needs neither images nor weights.
  * @param origins of the options; one from the command line must have an effect
- * @throws UsageError for an option without effect, and where images, the weights of LPIPS, or the meaning of --epochs are missing
+ * @throws UsageError for an option without effect, and for missing images or weights of LPIPS
  */
 export function checkOptions(c: AlignConfig, origins: Readonly<Record<string, Origin>> = {}): void {
   requireData(c.preset, c.dryRun, { data: c.data });

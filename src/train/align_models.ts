@@ -1,4 +1,4 @@
-// The models of an alignment by its recipe: which networks there are, where their first weights come from.
+// The models of an alignment by its recipe: which networks there are, and their initial weights.
 
 import type { AlignConfig } from "../cli/config.ts";
 import { UsageError } from "../errors.ts";
@@ -20,8 +20,9 @@ export type RecipeTokenizer = Tokenizer | TrainableAutoencoder;
 
 /** Whether a loss, or the discriminator, reads features of the frozen encoder. */
 function comparesFeatures(c: AlignConfig): boolean {
-  const judges = c.gan === "dino" && c.wGan > 0 && (c.ganEncoder === undefined || c.ganEncoder === c.encoder);
-  return judges || c.wVf > 0 || (c.perceptual === "encoder" && c.wPerceptual > 0);
+  const discriminates = c.gan === "dino" && c.wGan > 0 &&
+    (c.ganEncoder === undefined || c.ganEncoder === c.encoder);
+  return discriminates || c.wVf > 0 || (c.perceptual === "encoder" && c.wPerceptual > 0);
 }
 
 /** Whether the options use a vision encoder: in the tokenizer, or in a loss. */

@@ -1,6 +1,6 @@
-// The methods of `tok align` as a table: AlignTok and the baselines that it is compared with. An entry says what the tokenizer is
-// made of, what its stages are, which options have other defaults, and which do nothing in it. Each stage becomes a Recipe of the run
-// (stage_recipe.ts).
+// The methods of `tok align` as a table: AlignTok and the baselines that it is compared with. An entry says what the tokenizer
+// is made of, what its stages are, which options have other defaults, and which do nothing in it. Each stage becomes a Recipe
+// of the training run (stage_recipe.ts).
 
 import type { AlignConfig } from "../cli/config.ts";
 import type { RecipeOptions } from "../cli/flags.ts";

@@ -35,8 +35,8 @@ export interface AlignmentOptions
 /** The models of an alignment, each in its own parameter set. */
 export class Alignment {
   /**
-   * A frozen vision encoder, for the losses that compare features: a copy of the tokenizer's original encoder if that is a vision
-   * encoder, else the one that was given.
+   * A frozen vision encoder, for the losses that compare features: a copy of the tokenizer's original encoder if it makes one,
+   * else the one that was passed.
    */
   readonly reference: Encoder | undefined;
   /** The adapter at the end of stage 1, frozen: the semantic loss compares with its latents. Only if `reference` is a copy. */
@@ -55,7 +55,7 @@ export class Alignment {
   /**
    * @param discriminator or a function that makes it, given `reference`
    * @param lpips the perceptual loss; by default the distance between features of the frozen encoder
-   * @param reference for a tokenizer that has no vision encoder; its weights are the caller's matter
+   * @param reference for a tokenizer that makes no copy of its encoder; the caller loads its weights
    * @param projection from the latent's channels to those of the reference, for the vision foundation loss
    */
   constructor(
@@ -87,7 +87,7 @@ export class Alignment {
     };
   }
 
-  /** Where training the encoder trains low-rank updates of its linear layers only; the frozen reference holds their W0. */
+  /** The low-rank updates that are trained instead of the encoder's weights, if any; the frozen reference holds their W0. */
   get lora(): Lora | undefined {
     return this.#lora;
   }
@@ -123,7 +123,7 @@ export class Alignment {
     await this.#copySet("adapter", this.sets.anchor);
   }
 
-  /** Copies the encoder into the frozen reference, before stage 1, unless that was given. */
+  /** Copies the encoder into the frozen reference, before stage 1, unless that was passed. */
   async setReference(): Promise<void> {
     if (!this.anchor || !this.reference) return;
     await this.#copySet("encoder", this.sets.reference);

@@ -29,7 +29,7 @@ export interface LossInputs {
   frozen: Tensor | undefined;
 }
 
-/** A stage, as far as weights depend on it. */
+/** The fields of a stage that weights depend on. */
 interface StageParts {
   name: StageName;
   train: readonly Part[];
@@ -38,8 +38,8 @@ interface StageParts {
 interface Loss {
   /** Whether its weight is the factor of an adaptive one: the ratio of gradient norms at the last encoding layer (false). */
   adaptive?: boolean;
-  /** Whether it depends on the reconstruction alone: the gradients of such losses set the adaptive weight of the adversarial one. */
-  ofReconstruction: boolean;
+  /** Whether it depends on the reconstruction alone: the gradients of such losses set the adaptive weights. */
+  reconstruction: boolean;
   /** Reported even where its weight is 0 (false). */
   always?: boolean;
   /** Whether it has a column in the log only where its weight is not 0 (false). */
@@ -49,15 +49,15 @@ interface Loss {
 }
 
 export const LOSSES = {
-  l1: { ofReconstruction: true, always: true, weight: (c) => c.wL1, value: ({ x, y }) => l1(y, x) },
+  l1: { reconstruction: true, always: true, weight: (c) => c.wL1, value: ({ x, y }) => l1(y, x) },
   perceptual: {
-    ofReconstruction: true,
+    reconstruction: true,
     weight: (c) => c.perceptual === "none" ? 0 : c.wPerceptual,
     value: ({ alignment, x, y, frozen }) => alignment.perceptual(y, x, frozen),
   },
   /** Holds the latents of stage 2 to those of stage 1. */
   semantic: {
-    ofReconstruction: false,
+    reconstruction: false,
     weight: (c, { name }) => name === "perceptual" ? c.wSemantic : 0,
     value({ alignment: { anchor }, options, posterior, features, frozen }) {
       const distance = options.semanticLoss === "cosine" ? cosineDistance : l2;
@@ -68,14 +68,14 @@ export const LOSSES = {
   },
   /** Holds the posterior to N(0, 1) where the adapter is trained. */
   kl: {
-    ofReconstruction: false,
+    reconstruction: false,
     optional: true,
     weight: (c, { train }) => train.includes("adapter") ? c.wKl : 0,
     value: ({ posterior }) => klDivergence(posterior),
   },
   /** VA-VAE: aligns latents with the features of the frozen encoder. */
   vf: {
-    ofReconstruction: false,
+    reconstruction: false,
     optional: true,
     adaptive: true,
     weight: (c, { train }) => train.includes("encoder") ? c.wVf : 0,

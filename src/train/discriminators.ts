@@ -26,7 +26,7 @@ export interface DiscriminatorSource {
 }
 
 /**
- * Checks the options and opens the encoder whose features --gan dino judges: the alignment's frozen one, or --gan-encoder.
+ * Checks the options and opens the frozen encoder of --gan dino, unless it is the alignment's.
  * @param open opens an encoder by name, folder or file
  * @throws UsageError for options that do not fit, and as `open`
  */
@@ -73,7 +73,7 @@ export function discriminatorOf(
       : reference;
     if (!frozen) {
       throw new UsageError(
-        `Cannot judge features: --gan dino needs --gan-encoder, since this tokenizer has no frozen vision encoder`,
+        `Cannot build the discriminator: --gan dino needs --gan-encoder, since this tokenizer has no frozen vision encoder`,
       );
     }
     return new DinoDiscriminator(frozen, side);
@@ -89,8 +89,8 @@ function gridOf(
   const side = Math.floor(pixels / config.patch_size);
   if (side < 2) {
     throw new UsageError(
-      `Cannot judge features: the encoder of --gan dino sees ${pixels} pixels as ${side} x ${side} patches of ` +
-        `${config.patch_size}, and 2 x 2 are the least; choose another --gan-encoder`,
+      `Cannot build the discriminator: the encoder of --gan dino sees ${pixels} pixels as ${side} x ${side} patches of ` +
+        `${config.patch_size}, at least 2 x 2 are needed; choose another --gan-encoder`,
     );
   }
   return side;

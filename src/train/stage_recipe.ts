@@ -1,5 +1,5 @@
-// A stage as a recipe of a training run: its batches, hyper-parameters and checkpoints. The result of an alignment depends only on
-// the config, the encoder and the images.
+// A stage as a recipe of a training run: its batches, hyper-parameters and checkpoints. The result of an alignment depends only
+// on the config, the encoder and the images.
 
 import type { AlignConfig } from "../cli/config.ts";
 import { batches, type TrainingBatch } from "../data/batches.ts";

@@ -43,7 +43,7 @@ export interface Stage {
   ema: number;
   /** Step of the stage from which the adversarial loss counts. */
   ganStart: number;
-  /** Largest standard deviation of the noise that is added to what the decoder sees (0). */
+  /** Maximum standard deviation of the noise that is added to the latents before decoding (0). */
   noiseTau?: number;
   /** Step of the stage from which the discriminator trains (`ganStart`). */
   discriminatorStart?: number;
@@ -68,7 +68,7 @@ type Metric = ReturnType<typeof metricsOf>[number];
 /** The running metrics of every stage; {@link StageRun.metrics} adds those of optional losses. */
 export const RUNNING_METRICS = metricsOf({});
 
-/** One stage under way: its optimizers and the program of its steps, which changes where the adversarial loss starts. */
+/** Trains one stage: its optimizers and the program of its steps, which changes where the adversarial loss starts. */
 export class StageRun {
   readonly optimizer: Optimizer;
   readonly discriminatorOptimizer: Optimizer | undefined;
@@ -168,7 +168,7 @@ export class StageRun {
     return this.stage.train.includes("encoder") ? this.alignment.lora : undefined;
   }
 
-  /** What step `step` of a run draws from: a function of seed, step, and number of the image in the step. */
+  /** The random state of a step: random numbers are a function of seed, step, and index of the image in the step. */
   randomInput(seed: number, step: number): { random?: Uint32Array } {
     if (!this.random) return {};
     const { batchSize, accumulate } = this.options, words = new Uint32Array(4 * accumulate);
@@ -183,8 +183,8 @@ export class StageRun {
   }
 
   /**
-   * Losses of one micro-batch, and its share of the gradients for the trained parts and for the discriminator.
-   * @returns as `values` the metrics but the last, then the norms behind the adaptive weight
+   * Losses of one micro-batch, and its part of the gradients for the trained parts and for the discriminator.
+   * @returns as `values` the metrics but the last, then the squared gradient norms of the adaptive weights
    */
   #gradients(
     x: Tensor,
@@ -194,35 +194,36 @@ export class StageRun {
     const { alignment, stage: { name: stage, train, losses, noiseTau = 0 }, options, optimizer } = this;
     const discriminatorOptimizer = adversarial === "none" ? undefined : this.discriminatorOptimizer;
     const { tokenizer, discriminator } = alignment;
-    const unless = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
+    const gradIf = <T>(trained: boolean, fn: () => T): T => trained ? fn() : noGrad(fn);
     const frozen = alignment.reference && noGrad(() => alignment.frozenFeatures(x)); // [B, T, features]
     const encoderTrains = train.includes("encoder"),
       adapterTrains = encoderTrains || train.includes("adapter");
-    // In stage 1 a frozen encoder still is the reference.
+    // In stage 1 a frozen encoder equals the reference.
     const features = stage === "latent" && !encoderTrains && alignment.anchor && frozen
       ? frozen
-      : unless(encoderTrains, () => tokenizer.features(x));
-    const posterior = unless(adapterTrains, () => tokenizer.posterior(features)); // [B, side, side, C]
+      : gradIf(encoderTrains, () => tokenizer.features(x));
+    const posterior = gradIf(adapterTrains, () => tokenizer.posterior(features)); // [B, side, side, C]
     const z = random ? sampleOf(posterior, random) : posterior.mean;
     const y = tokenizer.decode(random && noiseTau > 0 ? perturbed(z, noiseTau, random) : z); // [B, S, S, 3]
 
     const zero = scalar(0);
     const metrics = Object.fromEntries(this.metrics.map((name) => [name, zero])) as Record<Metric, Tensor>;
-    const ofReconstruction: Weighted[] = [], adaptive: Weighted[] = [], others: Weighted[] = [];
+    const onReconstruction: Weighted[] = [], adaptive: Weighted[] = [], others: Weighted[] = [];
     for (const [name, loss] of LOSS_TABLE) {
       const weight = losses[name] ?? 0;
       if (weight === 0 && !loss.always) continue;
       metrics[name] = loss.value({ alignment, options, x, y, posterior, z, features, frozen });
-      const kind = loss.ofReconstruction ? ofReconstruction : loss.adaptive ? adaptive : others;
+      const kind = loss.reconstruction ? onReconstruction : loss.adaptive ? adaptive : others;
       if (weight > 0) kind.push([metrics[name], weight]);
     }
-    const reconstruction = weightedSum(ofReconstruction);
+    const reconstruction = weightedSum(onReconstruction);
     metrics.loss = weightedSum([[reconstruction, 1], ...others]);
 
-    const share = 1 / options.accumulate;
-    const shared = (dy: Tensor) => share === 1 ? dy : scale(dy, share);
+    // Micro-batches accumulate the gradients of the mean.
+    const fraction = 1 / options.accumulate;
+    const averaged = (dy: Tensor) => fraction === 1 ? dy : scale(dy, fraction);
     const dRec = grad(reconstruction, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
-    const roots = [{ y, dy: shared(dRec) }];
+    const roots = [{ y, dy: averaged(dRec) }];
     const gradients: Tensor[][] = [], norms: Tensor[] = [];
     const augmented = this.#augmentation(random);
     if (discriminator && adversarial === "both") {
@@ -230,26 +231,28 @@ export class StageRun {
       const dGan = grad(metrics.gan, [y], optimizer.scaled(full([], 1)))[0] as Tensor;
       const gan = adaptiveWeight(y, tokenizer.lastLayer, dRec, dGan, losses.gan, optimizer.lossScale());
       metrics.gan_weight = gan.weight;
-      norms.push(...gan.norms.map(shared)); // so that the sum over micro-batches overflows only where one does
-      roots.push({ y, dy: shared(mul(dGan, metrics.gan_weight)) });
+      norms.push(...gan.norms.map(averaged)); // so that the sum over micro-batches overflows only where one does
+      roots.push({ y, dy: averaged(mul(dGan, metrics.gan_weight)) });
     }
     if (discriminator && discriminatorOptimizer) {
       const [real, fake] = [augmented(x), augmented(detach(y))];
       metrics.discriminator = discriminatorLoss(discriminator, real, fake, options.ganLoss);
       const { parameters } = discriminatorOptimizer;
-      gradients.push(grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(share))));
+      gradients.push(
+        grad(metrics.discriminator, parameters, discriminatorOptimizer.scaled(scalar(fraction))),
+      );
     }
     for (const [loss, factor] of adaptive) {
       const pair = [{ y, dy: dRec }, { y: loss, dy: optimizer.scaled(full([], 1)) }] as const;
       const limits = { factor, max: 1e8, lossScale: optimizer.lossScale() };
       const vf = gradientRatio(tokenizer.lastEncodingLayer, pair, limits);
       metrics.vf_weight = vf.weight;
-      norms.push(...vf.norms.map(shared));
+      norms.push(...vf.norms.map(averaged));
       metrics.loss = add(metrics.loss, mul(loss, vf.weight));
-      roots.push({ y: loss, dy: optimizer.scaled(shared(vf.weight)) });
+      roots.push({ y: loss, dy: optimizer.scaled(averaged(vf.weight)) });
     }
     for (const [loss, weight] of others) {
-      roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * share)) });
+      roots.push({ y: loss, dy: optimizer.scaled(scalar(weight * fraction)) });
     }
     gradients.unshift(gradOf(roots, optimizer.parameters));
     return { values: [...this.metrics.slice(0, -1).map((name) => metrics[name]), ...norms], gradients };

@@ -37,7 +37,7 @@ export interface ScoredImages {
 }
 
 export class StageScores {
-  /** Of the latents, as the latest stage that changes them left them. */
+  /** Scores of the latents, which change only with encoder and adapter. */
   #latentScores: Scores | undefined;
   /** Features of the held-out images. */
   #originals: Gaussian | undefined;
@@ -70,7 +70,7 @@ export class StageScores {
   /** Scores by stage; {@link resume} fills in those of earlier stages. */
   readonly stages: Record<string, Scores> = {};
 
-  /** Takes the scores of the stages that were over before the one that is resumed, which gets its own at its end. */
+  /** Reads the scores of the finished stages; the resumed one is scored at its end. */
   resume({ step, config, elsewhere }: Resumed, stages: readonly Stage[]): void {
     const file = join(this.out, "metrics.json");
     // Checkpoints of tok 0.2.0 have none.

@@ -17,7 +17,7 @@ export interface StepParts<I> {
   saved: readonly Tensor[];
   /**
    * Records the losses of a micro-batch.
-   * @returns scalars, whose means {@link update} gets, and its share of the gradients for each optimizer
+   * @returns scalars, whose means {@link update} gets, and its part of the gradients for each optimizer
    */
   gradients(inputs: I): { values: readonly Tensor[]; gradients: readonly (readonly Tensor[])[] };
   /** Records the update from the accumulated gradients. */

@@ -72,7 +72,7 @@ export class Validator {
     return this.#best;
   }
 
-  /** Goes on after a checkpoint. A best one of a later step belongs to a course that is given up. */
+  /** Continues after a checkpoint. A best checkpoint of a later step is ignored: the run went back before it. */
   resume({ step, config, elsewhere }: Resumed): void {
     this.#latest = Number((config as { validated?: number }).validated ?? 0);
     const best = elsewhere ? undefined : readBest(this.out);

@@ -33,10 +33,10 @@ export function vfLoss(z: Tensor, f: Tensor, { cosine, distance }: VfMargins): T
   );
   return within({ precision: "f32" }, () => {
     const [u, v] = [unit(z), unit(f)];
-    const ofTokens = mean(relu(shift(neg(sum(mul(u, v), [-1])), 1 - cosine)));
+    const cosineLoss = mean(relu(shift(neg(sum(mul(u, v), [-1])), 1 - cosine)));
     const pairs = (x: Tensor) => matmul(x, x, { transposeB: true }); // [B, T, T]
-    const ofPairs = mean(relu(shift(abs(sub(pairs(u), pairs(v))), -distance)));
-    return add(ofTokens, ofPairs);
+    const distanceLoss = mean(relu(shift(abs(sub(pairs(u), pairs(v))), -distance)));
+    return add(cosineLoss, distanceLoss);
   });
 }
 

@@ -25,9 +25,9 @@ const SCHEDULE = { warmup: 50, lrSchedule: "linear", lrEnd: 0.02 } as const;
 await openDevice();
 const classifier = new ToyClassifier();
 classifier.init(new Initializer(7));
-const optimizer = new Optimizer("judge", [{ set: new ParameterSet("judge", classifier) }]);
+const optimizer = new Optimizer("classifier", [{ set: new ParameterSet("classifier", classifier) }]);
 const inputs = { x: imageInput(BATCH, 32), labels: input([BATCH], "u32") };
-const train = await capture("judge", inputs, ({ x, labels }) => {
+const train = await capture("classifier", inputs, ({ x, labels }) => {
   const loss = crossEntropy(classifier.forward(pixels(x)), labels);
   optimizer.minimise(loss);
   return { loss };

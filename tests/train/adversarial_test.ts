@@ -18,6 +18,7 @@ import { checkWarmup, openDiscriminator } from "../../src/train/discriminators.t
 import { type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { EMBEDDED_ENCODER, openEncoder } from "../../src/zoo/encoders.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
+import { testDevice } from "../helpers/check.ts";
 import { quietLog } from "../helpers/commands.ts";
 
 type Saved = Awaited<ReturnType<typeof snapshot>>;
@@ -188,6 +189,7 @@ Deno.test("an encoder of the discriminator's own is planned, not trained, and no
 });
 
 Deno.test("the options choose discriminator, encoder, augmentations and warm-up, and what does not fit is refused", async () => {
+  await testDevice();
   const embedded = await openEncoder();
   const { log, lines } = quietLog();
   const config = (values: Partial<AlignConfig>) => alignConfig.parse(values);
