@@ -23,9 +23,9 @@ const GIVE_ARRAYS = "give an .npz file";
 
 /** The remedy by what was expected; an absent purpose means that this kind is expected there. */
 type Remedies = Readonly<Partial<Record<Purpose, string>>>;
+const always = (remedy: string): Remedies => ({ image: remedy, weights: remedy, arrays: remedy });
 const others = { weights: GIVE_WEIGHTS, arrays: GIVE_ARRAYS };
-const archive = { image: UNPACK_IMAGES, weights: UNPACK, arrays: UNPACK };
-const packed = { image: UNPACK, weights: UNPACK, arrays: UNPACK };
+const archive = { ...always(UNPACK), image: UNPACK_IMAGES }, packed = always(UNPACK);
 const picture = { image: CONVERT, ...others };
 
 const SIGNATURES: readonly (readonly [at: number, text: string, what: string, remedies: Remedies])[] = [
@@ -66,14 +66,13 @@ export function foreign(start: Uint8Array, purpose: Purpose = "image"): Foreign 
     const remedy = remedies[purpose];
     return remedy === undefined ? undefined : { what: `${what}${not}`, remedy };
   };
-  const fetch = { image: FETCH, weights: FETCH, arrays: FETCH };
   if (/^(<!--.*?-->\s*)?<(!doctype\s+html|html|head)\b/is.test(text)) {
-    return named("a web page (HTML)", fetch);
+    return named("a web page (HTML)", always(FETCH));
   }
   if (/^<svg\b|^<\?xml[^>]*>.*<svg\b/is.test(text)) return named("an SVG drawing", picture);
   if (/^<\?xml\b|^<Error>/i.test(text)) {
     const code = /<Code>(\w{1,40})<\/Code>/.exec(text)?.[1];
-    return named(`an XML text, such as a server's error${code ? ` ("${code}")` : ""}`, fetch);
+    return named(`an XML text, such as a server's error${code ? ` ("${code}")` : ""}`, always(FETCH));
   }
   if (startsWith(start, "ftyp", 4)) {
     const code = String.fromCharCode(...start.subarray(8, 12));
