@@ -10,6 +10,7 @@ import {
   type TokenizerConfig,
   tokenizerConfig,
 } from "../../src/models/tokenizer.ts";
+import { vitConfig } from "../../src/models/vit_config.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { Alignment, type AlignmentOptions } from "../../src/train/alignment.ts";
 import type { Stage } from "../../src/train/stage_run.ts";
@@ -24,6 +25,8 @@ export const OPTIONS: AlignmentOptions = {
   semanticLoss: "l2",
   semanticAt: "after",
 };
+/** Options of a {@link Variant.tiny} alignment. */
+export const TINY_OPTIONS: AlignmentOptions = { ...OPTIONS, batchSize: 2, imageSize: 8 };
 const LOSSES = { l1: 1, perceptual: 0.01, gan: 0, semantic: 0 };
 export const STAGES: Record<"latent" | "perceptual" | "refine", Stage> = {
   latent: {
@@ -59,7 +62,9 @@ export const STAGES: Record<"latent" | "perceptual" | "refine", Stage> = {
 };
 export const HYPER = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 };
 
-interface Variant {
+export interface Variant {
+  /** An encoder of two narrow blocks with weights by the formula, and a decoder of two levels, for images of 8 pixels. */
+  tiny?: boolean;
   /** Residual blocks of a decoder's level, less one, and the sides of maps with attention. */
   blocks?: number;
   attention?: readonly number[];
@@ -72,33 +77,44 @@ interface Variant {
   discriminator?: (reference: Encoder | undefined) => Discriminator;
 }
 
-/** Untrained but for the encoder, which is the embedded one; stage 2 could begin. */
+/** Two blocks for images of 8 pixels, patches of 2. */
+export const TINY_ENCODER = vitConfig.parse({
+  hidden_size: 32,
+  num_hidden_layers: 2,
+  num_attention_heads: 2,
+  mlp_ratio: 2,
+  patch_size: 2,
+  image_size: 8,
+});
+
+/** Untrained but for the encoder, which is the embedded one unless `tiny`; stage 2 could begin. */
 export async function alignment(
   precision: Precision = "f32",
   variant: Variant = {},
 ): Promise<Alignment & { tokenizer: Tokenizer }> {
   const {
+    tiny = false,
     blocks = 0,
     attention = [],
     lpips,
     config,
     lora,
-    discriminator = () => new PatchDiscriminator({ ndf: 8, n_layers: 2 }),
+    discriminator = () => new PatchDiscriminator({ ndf: 8, n_layers: tiny ? 1 : 2 }),
   } = variant;
   await testDevice();
-  const encoder = await openEncoder();
+  const encoder = await openEncoder(), side = tiny ? TINY_OPTIONS.imageSize : OPTIONS.imageSize;
   const tokenizer = new Tokenizer(tokenizerConfig.parse({
-    image_size: 32,
-    encoder: encoder.config,
+    image_size: side,
+    encoder: tiny ? TINY_ENCODER : encoder.config,
     image_mean: encoder.preprocessor.mean,
     image_std: encoder.preprocessor.std,
     adapter_hidden: 48,
     decoder: {
       ch: 8,
-      ch_mult: [1, 1, 2, 4],
+      ch_mult: tiny ? [1, 1] : [1, 1, 2, 4],
       num_res_blocks: blocks,
       attn_resolutions: [...attention],
-      resolution: 32,
+      resolution: side,
       z_channels: 8,
       groups: 4,
     },
@@ -110,7 +126,8 @@ export async function alignment(
   made.discriminator?.init(init);
   if (lora) made.addLora(lora).init(init);
   if (lpips) await loadState(lpips, formulaSource(shapesOf(lpips)));
-  await encoder.load(tokenizer.encoder);
+  if (tiny) await loadState(tokenizer.encoder, formulaSource(shapesOf(tokenizer.encoder)));
+  else await encoder.load(tokenizer.encoder);
   await made.setReference();
   await made.setAnchor();
   return Object.assign(made, { tokenizer });

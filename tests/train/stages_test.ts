@@ -9,7 +9,7 @@ import { UsageError } from "../../src/errors.ts";
 import { snapshot } from "../../src/nn/layers.ts";
 import { stagesOf } from "../../src/train/align_config.ts";
 import { StageRun } from "../../src/train/stage_run.ts";
-import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
+import { alignment, HYPER, STAGES, TINY_OPTIONS } from "../helpers/alignment.ts";
 
 const parsed = (...args: string[]) => resolveConfig(alignConfig, args, { command: "align" }) as AlignConfig;
 const stages = (...args: string[]) => stagesOf(parsed(...args), true);
@@ -45,18 +45,18 @@ Deno.test("--train names the modules of each stage", () => {
 });
 
 Deno.test("a stage changes the modules that it trains, by their learning rates, and no bit of the others", async () => {
-  const a = await alignment();
+  const a = await alignment("f32", { tiny: true });
   const stage = {
     ...STAGES.perceptual,
     train: ["encoder", "decoder"] as const,
     encoderLr: 0.5,
     decoderLr: 0,
   };
-  const run = new StageRun(a, stage, { ...OPTIONS, batchSize: 1 });
+  const run = new StageRun(a, stage, TINY_OPTIONS);
   await run.optimizer.startEma();
   const before = await snapshot(a.state());
   run.optimizer.set({ ...HYPER, lr: 1e-3 });
-  const { images } = await gather(new Shapes(1, 1), [0], 32);
+  const { images } = await gather(new Shapes(2, 1), [0, 1], TINY_OPTIONS.imageSize);
   (await run.program(0)).run({ x: images });
   const after = await snapshot(a.state());
   const changed = after.filter(({ data }, i) => data.some((v, k) => !Object.is(v, before[i]?.data[k])));
