@@ -21,6 +21,9 @@ export const DIT_STEPS = 500;
 /** Guidance weights with which each model is sampled; 1 is unguided. */
 export const GUIDANCE = [1, 3] as const;
 
+/** Runs of some hundred steps end before an adversarial loss helps. */
+const COMMON = ["--gan", "none"];
+
 const total = STAGE_STEPS.reduce((sum, n) => sum + n, 0);
 /** Stages 1 and 2; stage 2 also takes the steps of stage 3. */
 const two = ["--stages", "1,2", "--steps", `${STAGE_STEPS[0]},${total - STAGE_STEPS[0]},1`];
@@ -69,7 +72,7 @@ export function stepsOf(
     resumes: true,
   });
   return [
-    tok("align", "--out", align, ...row.align),
+    tok("align", "--out", align, ...COMMON, ...row.align),
     tok("train-dit", "--tokenizer", align, "--out", dit, "--steps", `${DIT_STEPS}`),
     { name: "score", args: [paths.score, folder, `${seed}`], resumes: false },
   ];
