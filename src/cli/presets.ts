@@ -32,6 +32,7 @@ const F16D32 = {
   lrEnd: 1,
   logEvery: 100,
   saveEvery: 2000,
+  valEvery: 5000,
 } satisfies Partial<AlignConfig>;
 
 /** The same network on images of 512 x 512, in smaller micro-batches. */
