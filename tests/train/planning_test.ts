@@ -75,29 +75,40 @@ Deno.test("the largest micro-batch that divides the batch and fits is found with
   }
 });
 
+/** A small alignment. */
+const SMALL = [
+  "--image-size",
+  "16",
+  "--decoder-multiples",
+  "1,1",
+  "--decoder-channels",
+  "4",
+  "--gan",
+  "none",
+];
+
 Deno.test("a dry run with --memory lists what fits with and without fp16 and recomputation, and a larger micro-batch does not", async () => {
-  const small = ["--image-size", "16", "--decoder-multiples", "1,1", "--gan", "none"];
-  const sized = [...small, "--stages", "3", "--dry-run"];
+  const sized = [...SMALL, "--perceptual", "none", "--stages", "3", "--dry-run"];
   const bytesOf = async (...options: string[]) => {
     const { result } = await run("align", ...sized, ...options);
     return (result.plans as { totalBytes: number }[]).map(({ totalBytes }) => totalBytes)[0] as number;
   };
-  const whole = ["--batch-size", "24"], budget = Math.floor(0.9 * await bytesOf(...whole));
+  const whole = ["--batch-size", "6"], budget = Math.floor(0.9 * await bytesOf(...whole));
   const { lines, result } = await run("align", ...sized, ...whole, "--memory", `${budget}B`);
   const rows = lines.filter((line) => line.includes("--batch-size "));
   assertEquals(rows.length, 4, lines.join("\n"));
   for (const row of rows.slice(0, 2)) {
     const options = row.slice(row.indexOf("--batch-size")).split(" ");
     const [, size, , times] = options as [string, string, string, string];
-    assertEquals(Number(size) * Number(times), 24);
+    assertEquals(Number(size) * Number(times), 6);
     assert(await bytesOf(...options) <= budget, row);
-    const larger = [24, 12, 8, 6, 4, 3, 2, 1].findLast((n) => n > Number(size));
+    const larger = [6, 3, 2, 1].findLast((n) => n > Number(size));
     if (larger === undefined) continue;
     const next = await bytesOf(
       "--batch-size",
       `${larger}`,
       "--accumulate",
-      `${24 / larger}`,
+      `${6 / larger}`,
       ...options.slice(4),
     );
     assert(next > budget, `${row}: ${larger} fit, too`);
@@ -114,7 +125,7 @@ Deno.test("a run uses the micro-batch of --memory and the steps of --epochs, rec
   await inFolder(async (folder) => {
     await writeImages(join(folder, "images"), 9);
     const options = ["--data", join(folder, "images"), "--out", join(folder, "run"), "--stages", "3"];
-    const sized = ["align", ...options, "--gan", "none", "--held-out", "1"] as const;
+    const sized = ["align", ...options, ...SMALL, "--held-out", "1", "--workers", "0"] as const;
     const planned = await run(...sized, "--batch-size", "4", "--accumulate", "2", "--dry-run");
     const [{ totalBytes }] = planned.result.plans as [{ totalBytes: number }];
     const fitted = ["--batch-size", "8", "--memory", `${totalBytes}B`, "--epochs", "1.5"];
@@ -168,7 +179,7 @@ Deno.test("a dry run says FLOPs of the complete run, and hours at the rate that 
     const before = Deno.env.get("XDG_CACHE_HOME");
     Deno.env.set("XDG_CACHE_HOME", folder);
     try {
-      const options = ["--dry-run", "--stages", "1", "--steps", "1000,1,1", "--image-size", "16"];
+      const options = ["--dry-run", "--stages", "1", "--steps", "1000,1,1", ...SMALL];
       const unknown = await run("align", ...options);
       assert(unknown.lines.some((line) => line.includes('after "tok doctor --bench"')));
       const { facts, profile } = device(), key = adapterKey(facts, profile);
