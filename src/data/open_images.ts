@@ -75,10 +75,10 @@ async function setOf(
     throw explained(error, "use", path);
   }
   if (info.isDirectory) {
-    const found = await search(path, cache);
-    const paths = [...found.leftOut.namesOf(".tar"), ...found.leftOut.namesOf(".parquet")].sort();
-    if (found.names.length === 0 && paths.length > 0) {
-      return await shards(paths.map((name) => join(path, name)));
+    const found = await search(path, cache), { leftOut } = found;
+    if (found.names.length === 0) {
+      const paths = [...leftOut.namesOf(".tar"), ...leftOut.namesOf(".parquet")].sort();
+      if (paths.length > 0) return await shards(paths.map((name) => join(path, name)));
     }
     return { set: folderSet(path, found) };
   }

@@ -291,6 +291,12 @@ Deno.test("large folders and lists are remembered until a folder, the list or a 
   Deno.writeTextFileSync(join(root, "c c/d.png"), "of another size");
   age();
   assertEquals((await found()).find(([name]) => name === "c c/d.png"), ["c c/d.png", 15]);
+  // An index has the first names only of what is left out; next to images, shards are left out.
+  for (let k = 0; k < 4; k++) Deno.writeTextFileSync(join(root, `${k}.tar`), "");
+  Deno.utimeSync(root, new Date(Date.now() - 30_000), new Date(Date.now() - 30_000));
+  const [once, twice] = [await search(root, cache, 1), await search(root, cache, 1)];
+  assertEquals([once, twice].map(({ leftOut }) => leftOut.names.length), [5, 4]);
+  assertEquals((await openImages(root, { cache })).length, 4);
 
   const listed = async () => (await listSet(path, cache, 1)).fingerprint();
   const before = await listed();
