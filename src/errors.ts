@@ -1,7 +1,7 @@
 // Error classes. Messages have the form "Cannot <action>: <reason with values>; <remedy>"; tasks/run.ts maps the class to
 // an exit code. Interrupted is not an error: the user asked to stop.
 
-const MAX_VALUE_LENGTH = 2000;
+const MAX_LENGTH = 2000;
 
 /** Escapes control characters, so that text from a file fits on one line of a terminal. */
 export function printable(text: string): string {
@@ -15,11 +15,10 @@ export function printable(text: string): string {
 export class UsageError extends Error {
   override name = "UsageError";
 
-  constructor(message: string, options?: ErrorOptions) {
-    super(
-      printable(message.length > MAX_VALUE_LENGTH ? `${message.slice(0, MAX_VALUE_LENGTH)}...` : message),
-      options,
-    );
+  /** @param options.maxLength characters after which the message is cut (2,000) */
+  constructor(message: string, options: ErrorOptions & { maxLength?: number } = {}) {
+    const { maxLength = MAX_LENGTH } = options;
+    super(printable(message.length > maxLength ? `${message.slice(0, maxLength)}...` : message), options);
   }
 }
 

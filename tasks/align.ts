@@ -20,6 +20,7 @@ import {
   usesEncoder,
 } from "../src/train/align_models.ts";
 import { ALIGN_RECIPES } from "../src/train/align_recipes.ts";
+import { initialise } from "../src/train/initial_weights.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { stageRecipes } from "../src/train/stage_recipe.ts";
 import { StageScores, updateStatistics } from "../src/train/stage_scores.ts";
@@ -93,16 +94,16 @@ async function training(
     : undefined;
   const alignment = alignmentOf(c, tokenizer, encoder, adversary.make, byLpips ? lpips : undefined);
   const { discriminator } = alignment;
-  const images = await out?.images(), stages = stagesOf(c, discriminator !== undefined);
+  const images = await out?.images(), folder = out?.folder as string;
+  const stages = stagesOf(c, discriminator !== undefined), init = new Initializer(c.seed);
   addLora(alignment, c, stages);
-  const init = new Initializer(c.seed);
   initModels(alignment, init);
   const fingerprint = images && await loadEncoder(c, alignment, encoder, init);
-  const scores = images &&
-    new StageScores(out?.folder as string, tokenizer, { size: c.imageSize, ...images }, {
-      lpips,
-      tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
-    });
+  const initial = await initialise(alignment, c, images && log);
+  const scores = images && new StageScores(folder, tokenizer, { size: c.imageSize, ...images }, {
+    lpips,
+    tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
+  });
   const save = async (folder: string) => {
     const { train } = images as NonNullable<typeof images>;
     const measured = { size: c.imageSize, batchSize: 32, images: Math.min(1000, train.length) };
@@ -114,6 +115,7 @@ async function training(
     parameters: countModels(alignment),
     madeFrom: {
       ...fingerprint === undefined ? {} : { encoder: { name: c.encoder ?? "the embedded one", fingerprint } },
+      ...initial,
       ...images ? await adversary.load(discriminator) : {},
       ...images?.all.identity ? { data: images.all.identity() } : {},
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
@@ -140,7 +142,7 @@ async function training(
       return result;
     },
     async finish(dataWaits) {
-      await save(out?.folder as string);
+      await save(folder);
       const all = (scores as StageScores).stages;
       return { stages: all, ...Object.values(all).at(-1) ?? {}, data_wait: dataWaits };
     },

@@ -7,12 +7,15 @@ import { METRIC_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
 import {
+  ALIGN_PRESET_NAMES,
   amount,
+  decay,
   encoder,
   flag,
   general,
   GROUPS,
   imageSize,
+  isPartList,
   lpips,
   optimizing,
   perStage,
@@ -30,29 +33,6 @@ const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
-/** Encoder, size and latent of each; presets.ts has their options. */
-const ALIGN_PRESET_NAMES = [
-  "tiny",
-  "small",
-  "dinov2-b-f16d32",
-  "dinov2-l-f16d32",
-  "dinov2-l-f16d64",
-  "dinov2-l-f16d32-512",
-  "siglip2-b-f16d32",
-  "siglip2-l-f16d32",
-  "siglip2-l-f16d32-512",
-  "mae-l-f16d32",
-  "mae-l-f16d32-512",
-] as const;
-
-const decay = z.number().min(0).lt(1);
-const PARTS = ["encoder", "adapter", "decoder"];
-/** Whether a text names parts of a tokenizer, each once. */
-const isPartList = (text: string) => {
-  const names = text.split("+");
-  return names.every((name, i) => PARTS.includes(name) && names.indexOf(name) === i);
-};
-
 export const alignConfig = z.strictObject({
   preset: input(
     z.enum(ALIGN_PRESET_NAMES).default("tiny"),
@@ -65,6 +45,16 @@ export const alignConfig = z.strictObject({
       "(frozen encoder without an adapter, convolutional decoder)",
   ),
   ...encoder,
+  init: input(
+    text(),
+    "Initial weights: run or its tokenizer, checkpoint, diffusers folder, LDM or VA-VAE checkpoint, or .safetensors of parts",
+    { value: "PATH", otherwise: "random, but for the encoder" },
+  ),
+  initParts: input(
+    z.array(z.enum(["encoder", "adapter", "decoder", "discriminator"])).min(1).optional(),
+    "Parts that --init initialises",
+    { otherwise: "those that it has", advanced },
+  ),
   data: input(text(), IMAGES, { ...DATA, free: true }),
   lpips,
   ...running,

@@ -56,6 +56,8 @@ export const ALIGN_GRADES: Record<
     of("facebook/vit-mae-large", "I", "the paper compares MAE (N); its size is unknown"),
   ],
   interpolateOffset: [],
+  init: [of(undefined, "I", "stage 1 starts from random adapter and decoder")],
+  initParts: [],
   imageSize: [
     of(256, "S", "results on ImageNet 256 x 256"),
     of(512, "N", "text to image continues at 512"),

@@ -58,6 +58,29 @@ export const amount = () => z.number().nonnegative();
 export const perStage = <T extends z.ZodType>(value: T) =>
   z.array(value).refine((values) => values.length === 1 || values.length === 3, "give three values, or one");
 
+/** Encoder, size and latent of each; presets.ts has their options. */
+export const ALIGN_PRESET_NAMES = [
+  "tiny",
+  "small",
+  "dinov2-b-f16d32",
+  "dinov2-l-f16d32",
+  "dinov2-l-f16d64",
+  "dinov2-l-f16d32-512",
+  "siglip2-b-f16d32",
+  "siglip2-l-f16d32",
+  "siglip2-l-f16d32-512",
+  "mae-l-f16d32",
+  "mae-l-f16d32-512",
+] as const;
+
+export const decay = z.number().min(0).lt(1);
+const PARTS = ["encoder", "adapter", "decoder"];
+/** Whether a text names parts of a tokenizer, each once. */
+export const isPartList = (text: string) => {
+  const names = text.split("+");
+  return names.every((name, i) => PARTS.includes(name) && names.indexOf(name) === i);
+};
+
 export const general = {
   seed: common(z.number().int().nonnegative().default(0), "Random seed"),
   config: common(text(), "JSON file of options; flags override it", { value: "FILE", free: true }),

@@ -16,19 +16,23 @@ const BESIDE = /^(loss|discriminator|model_ema|foundation_model|linear_proj|logv
 const ATTENTION_WEIGHT = /\.attn(?:_1|\.\d+)\.(?:q|k|v|proj_out)\.weight$/;
 
 /** A tensor that identifies this family, in each layout. */
-const ANCHOR = "decoder.conv_in.weight";
+export const AUTOENCODER_ANCHOR = "decoder.conv_in.weight";
 
 /**
  * The autoencoder in a checkpoint under LDM's names, without wrappers and other contents.
- * @returns the tensors, and the layout of the file
+ * @returns the tensors, the layout of the file, and the prefix of its keys
  * @throws UsageError if there is none
  */
-export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "ldm" | "diffusers" } {
+export function autoencoderIn(
+  store: TensorStore,
+): { source: Renamed; layout: "ldm" | "diffusers"; prefix: string } {
   const keys = [...store.shapes.keys()];
-  const prefix = wrapperOf(keys, ANCHOR);
+  const prefix = wrapperOf(keys, AUTOENCODER_ANCHOR);
   if (prefix === undefined) {
     throw new UsageError(
-      `Cannot load an autoencoder from "${store.name}": it has no "${ANCHOR}"${underNote(keys, ANCHOR)}; ` +
+      `Cannot load an autoencoder from "${store.name}": it has no "${AUTOENCODER_ANCHOR}"${
+        underNote(keys, AUTOENCODER_ANCHOR)
+      }; ` +
         `supported are ${SUPPORTED}${unreadNote(store.unread)}`,
     );
   }
@@ -49,7 +53,7 @@ export function autoencoderIn(store: TensorStore): { source: Renamed; layout: "l
     const flat = ATTENTION_WEIGHT.test(key) && shape.length >= 2 && shape.slice(2).every((n) => n === 1);
     return [key, flat ? [...shape.slice(0, 2), 1, 1] : shape];
   }));
-  return { source: { ...source, shapes }, layout: levels ? "diffusers" : "ldm" };
+  return { source: { ...source, shapes }, layout: levels ? "diffusers" : "ldm", prefix };
 }
 
 /** Maps a diffusers key to LDM's; other keys are unchanged. */
@@ -110,7 +114,7 @@ export function inferAutoencoder(
   };
   const keys = [...shapes.keys()];
   const ch = size("encoder.conv_in.weight", 0),
-    [z, pixels] = [size(ANCHOR, 1), size("encoder.conv_in.weight", 1)];
+    [z, pixels] = [size(AUTOENCODER_ANCHOR, 1), size("encoder.conv_in.weight", 1)];
   if (pixels !== 3 || size("decoder.conv_out.weight", 0) !== 3) {
     throw refuse(`it works on images of ${pixels} channels`);
   }

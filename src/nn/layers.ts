@@ -163,18 +163,20 @@ export interface TensorSource {
   readonly unread?: ReadonlyMap<string, UnreadObject>;
 }
 
-/**
- * Fills every tensor of `module` from `source`, strictly.
- * @param prefix of the module's keys in the source; other keys must match `ignore`
- * @throws UsageError listing every missing, unexpected and misshapen key, or naming a tensor that is not finite
- */
-export async function loadState(
+interface LoadOptions {
+  /** Prefix of the module's keys in the source. */
+  prefix?: string;
+  /** Keys that the module does not need. */
+  ignore?: RegExp;
+}
+
+/** What keeps `module` from being filled from `source`, one phrase for each missing, unexpected and misshapen key. */
+export function loadProblems(
   module: object,
-  source: TensorSource,
-  { prefix = "", ignore }: { prefix?: string; ignore?: RegExp } = {},
-): Promise<void> {
-  const own = state(module);
-  const problems: string[] = [];
+  source: Pick<TensorSource, "shapes">,
+  { prefix = "", ignore }: LoadOptions = {},
+): string[] {
+  const own = state(module), problems: string[] = [];
   for (const [path, tensor] of own) {
     const shape = source.shapes.get(prefix + path);
     const expected = fileShape(tensor);
@@ -187,6 +189,19 @@ export async function loadState(
     const mine = key.startsWith(prefix) && own.has(key.slice(prefix.length));
     if (!mine && !ignore?.test(key) && key.startsWith(prefix)) problems.push(`unexpected "${key}"`);
   }
+  return problems;
+}
+
+/**
+ * Fills every tensor of `module` from `source`, strictly.
+ * @throws UsageError listing missing, unexpected and misshapen keys, or naming a tensor that is not finite
+ */
+export async function loadState(
+  module: object,
+  source: TensorSource,
+  options: LoadOptions = {},
+): Promise<void> {
+  const own = state(module), { prefix = "" } = options, problems = loadProblems(module, source, options);
   if (problems.length) {
     const shown = problems.slice(0, 8).join(", ");
     const more = problems.length > 8 ? ` and ${problems.length - 8} more` : "";
@@ -279,6 +294,23 @@ export function fileShape(tensor: Tensor): Shape {
   if (!channelsLast.has(tensor)) return tensor.shape;
   const [o, h, w, i] = tensor.shape as [number, number, number, number];
   return [o, i, h, w];
+}
+
+/** Tensors that {@link snapshot} wrote, in the layout of the device, as a file in the public layouts has them. */
+export function inFileLayout(module: object, source: TensorSource): TensorSource {
+  const own = state(module), moved = new Map([...own].filter(([, tensor]) => channelsLast.has(tensor)));
+  const shapes = [...source.shapes].map(([key, shape]) => {
+    const [o = 0, h = 0, w = 0, i = 0] = shape;
+    return [key, moved.has(key) && shape.length === 4 ? [o, i, h, w] : shape] as const;
+  });
+  return {
+    ...source,
+    shapes: new Map(shapes),
+    read: async (key, into) => {
+      const data = await source.read(key, into), tensor = moved.get(key);
+      return tensor ? toFile(tensor, data) : data;
+    },
+  };
 }
 
 function fromFile(tensor: Tensor, data: Float32Array): Float32Array {

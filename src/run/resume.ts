@@ -56,6 +56,8 @@ const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) :
 
 /** Paths whose contents are compared instead, if the checkpoint has their fingerprints. */
 const BY_FINGERPRINT = new Set(["tokenizer", "latents"]);
+/** Options that both runs may have: the name of their source. Where one run is without it, the options differ. */
+const SOURCES: Readonly<Record<string, string>> = { init: "initialisation" };
 
 /**
  * Compares the options and sources of a run with those of its checkpoint.
@@ -72,8 +74,15 @@ export function checkResumed(
   const before: Record<string, unknown> = { ...now.schema.parse({}), ...config as object };
   const free = freeOptions(now.schema);
   const recorded = provenanceSchema.safeParse(before.made_from);
-  const compared = Object.entries(now.config).filter(([key]) =>
-    !(free.has(key) || except.includes(key) || recorded.success && BY_FINGERPRINT.has(key))
+  const byContents = (key: string) => {
+    const source = SOURCES[key] ?? "";
+    if (BY_FINGERPRINT.has(key)) return recorded.success || now.config[key] === undefined;
+    return recorded.success && source in recorded.data && source in now.madeFrom;
+  };
+  // Options that are not given count, too.
+  const keys = new Set([...Object.keys(now.config), ...Object.keys(now.schema.shape)]);
+  const compared = [...keys].filter((key) => !(free.has(key) || except.includes(key) || byContents(key))).map(
+    (key) => [key, now.config[key]] as const,
   );
   const changes = optionChanges(before, Object.fromEntries(compared));
   if (recorded.success) changes.push(...differences(recorded.data, now.madeFrom));

@@ -73,6 +73,7 @@ export function tokenizerOf(
 const CONDITIONAL: Readonly<
   Partial<Record<keyof AlignConfig, readonly [applies: (c: AlignConfig) => boolean, otherwise: string]>>
 > = {
+  initParts: [(c) => c.init !== undefined, "there is no --init"],
   loraAlpha: [(c) => c.loraRank > 0, "--lora-rank is 0"],
   semanticLoss: [(c) => c.wSemantic > 0, "--w-semantic is 0"],
   semanticAt: [(c) => c.wSemantic > 0, "--w-semantic is 0"],

@@ -50,9 +50,14 @@ const LDM = { imageSize: 256, groups: 32 };
 /** Stable Diffusion's scale factor of its four-channel latents. */
 const SD_SCALE = 0.18215;
 
+/** Where an autoencoder's weights and configuration are: a file, a diffusers folder, or its `vae` folder. */
+export function autoencoderPlace(path: string): { weights: string; folder: string } | undefined {
+  return isFile(path) ? { weights: path, folder: dirname(path) } : diffusersFolder(path);
+}
+
 /** Opens an autoencoder from a file, or from a diffusers folder or its `vae` folder; undefined if there is none. */
 export async function openAutoencoder(path: string): Promise<Autoencoder | undefined> {
-  const place = isFile(path) ? { weights: path, folder: dirname(path) } : diffusersFolder(path);
+  const place = autoencoderPlace(path);
   if (!place) return undefined;
   const store = await openModel(place.weights);
   try {

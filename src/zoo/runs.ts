@@ -14,6 +14,7 @@ import {
   WeightsFingerprint,
 } from "../formats/provenance.ts";
 import { openModel } from "../formats/shards.ts";
+import type { TensorStore } from "../formats/tensors.ts";
 import { writeSafetensors } from "../formats/safetensors.ts";
 import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
@@ -80,6 +81,14 @@ export async function openTokenizer(path: string | undefined): Promise<KnownToke
 /** config.json of a tokenizer: a vision encoder's, or a convolutional autoencoder's, which says its type. */
 const savedAutoencoder = autoencoderConfig.extend({ type: z.literal("autoencoder") });
 const savedTokenizer = z.union([savedAutoencoder, tokenizerConfig]);
+
+/** The tensors of a tokenizer in RUN/tokenizer or that folder itself; undefined if tok wrote none there. */
+export async function openSavedTokenizer(path: string): Promise<TensorStore | undefined> {
+  const folder = partOf(path, "tokenizer");
+  if (folder === undefined) return undefined;
+  readConfig(folder, savedTokenizer, "a tokenizer");
+  return await openModel(folder);
+}
 
 export async function saveTokenizer(run: string, tokenizer: Tokenizer | TrainableAutoencoder): Promise<void> {
   const config: z.infer<typeof savedTokenizer> = tokenizer instanceof Tokenizer

@@ -1,0 +1,117 @@
+// --init: the parts of an alignment that begin with weights of a file instead of random ones. The parts are those that the file
+// has, under the names of this tokenizer; all of a part's tensors must fit.
+
+import type { AlignConfig } from "../cli/config.ts";
+import { UsageError } from "../errors.ts";
+import { type Provenance, WeightsFingerprint } from "../formats/provenance.ts";
+import { inFileLayout, loadProblems, loadState, state, type TensorSource } from "../nn/layers.ts";
+import type { Log } from "../run/log.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import { openInitialWeights } from "../zoo/initial_weights.ts";
+import { ALIGN_RECIPES } from "./align_recipes.ts";
+import type { Alignment } from "./alignment.ts";
+
+const PARTS = ["encoder", "adapter", "decoder", "discriminator"] as const;
+type InitPart = typeof PARTS[number];
+
+/** The part that a tensor belongs to, by the first word of its name. */
+const PART_OF: Readonly<Record<string, InitPart>> = {
+  encoder: "encoder",
+  adapter: "adapter",
+  quant_conv: "adapter",
+  decoder: "decoder",
+  post_quant_conv: "decoder",
+  discriminator: "discriminator",
+};
+const partOf = (key: string): InitPart | undefined => PART_OF[key.split(".")[0] as string];
+/** Characters of a message that lists every tensor of a large tokenizer. */
+const MAX_MESSAGE = 100_000;
+/** Tensors that no module needs: statistics of latents are measured when a tokenizer is saved; PyTorch counts batches. */
+const UNUSED = /^latent_(mean|std)$|\.num_batches_tracked$/;
+
+/**
+ * Loads what --init names into the models, then makes them what the losses compare with: the frozen reference is the encoder, and
+ * without stage 1 the anchor is the adapter, as they are when the run begins.
+ * @param log undefined in a dry run: names and shapes are checked, nothing is read
+ * @returns the identity of the weights
+ * @throws UsageError that lists every key that does not fit
+ */
+export async function initialise(
+  alignment: Alignment,
+  c: Pick<AlignConfig, "init" | "initParts" | "recipe" | "stages">,
+  log: Log | undefined,
+): Promise<Provenance> {
+  const found = c.init === undefined ? undefined : await loadFrom(c.init, c.initParts, alignment, log);
+  if (log && found?.parts.includes("encoder") && ALIGN_RECIPES[c.recipe].encoder === "pretrained") {
+    await alignment.setReference();
+  }
+  if (log && !c.stages.includes(1)) await alignment.setAnchor();
+  return found ? { initialisation: { name: `${c.init}`, fingerprint: found.fingerprint } } : {};
+}
+
+async function loadFrom(
+  path: string,
+  asked: readonly InitPart[] | undefined,
+  { tokenizer, discriminator }: Alignment,
+  log: Log | undefined,
+): Promise<{ parts: readonly InitPart[]; fingerprint: string }> {
+  const targets = new Map<string, Tensor>();
+  for (const [key, tensor] of state(tokenizer)) if (partOf(key)) targets.set(key, tensor);
+  for (const [key, tensor] of state(discriminator ?? {})) targets.set(`discriminator.${key}`, tensor);
+  const weights = await openInitialWeights(path);
+  try {
+    const parts = chosenParts(path, asked, targets, weights);
+    const own = (key: string) => parts.includes(partOf(key) as InitPart);
+    const module = Object.fromEntries([...targets].filter(([key]) => own(key)));
+    // Tensors of no part stay, so that loading reports them.
+    const shapes = [...weights.shapes].filter(([key]) => !UNUSED.test(key) && (own(key) || !partOf(key)));
+    const source: TensorSource = { ...weights, shapes: new Map(shapes) };
+    const view = weights.deviceLayout ? inFileLayout(module, source) : source;
+    const problems = loadProblems(module, view);
+    if (problems.length) {
+      throw new UsageError(
+        `Cannot initialise ${parts.join(", ")} from "${path}": ${
+          problems.join(", ")
+        }; choose options of the same sizes, ` +
+          `or other --init-parts`,
+        { maxLength: MAX_MESSAGE },
+      );
+    }
+    const fingerprint = new WeightsFingerprint();
+    if (log) {
+      await loadState(module, fingerprint.through(view));
+      const others = PARTS.filter((part) =>
+        !parts.includes(part) && [...weights.shapes.keys()].some((key) => partOf(key) === part)
+      );
+      log.line(
+        `init: ${parts.join(", ")} from ${path}${
+          others.length ? ` (it also has: ${others.join(", ")})` : ""
+        }`,
+      );
+    }
+    return { parts, fingerprint: fingerprint.value() };
+  } finally {
+    weights.close();
+  }
+}
+
+/** The parts to initialise. A file has a part if it has one of its tensors: parts of other architectures have other names. */
+function chosenParts(
+  path: string,
+  asked: readonly InitPart[] | undefined,
+  targets: ReadonlyMap<string, Tensor>,
+  { shapes }: Pick<TensorSource, "shapes">,
+): readonly InitPart[] {
+  const has = (part: InitPart) => [...targets.keys()].some((key) => partOf(key) === part && shapes.has(key));
+  const missing = asked?.filter((part) => !has(part)) ?? [];
+  const parts = PARTS.filter((part) => has(part) && (asked?.includes(part) ?? true));
+  if (missing.length === 0 && parts.length > 0) return parts;
+  const [first] = shapes.keys();
+  throw new UsageError(
+    `Cannot initialise ${
+      missing.join(", ") || "anything"
+    } from "${path}": it has no such part of this tokenizer ` +
+      (first === undefined ? "(no tensor)" : `(its first tensor is "${first}")`) +
+      `; check --init${asked ? " and --init-parts" : ""}, --recipe and --gan`,
+  );
+}
