@@ -9,6 +9,7 @@ import { Tokenizer, tokenizerConfig } from "../../src/models/tokenizer.ts";
 import { state } from "../../src/nn/layers.ts";
 import { timestepEmbedding } from "../../src/ops/embedding.ts";
 import { mul } from "../../src/ops/math.ts";
+import { wordsOf } from "../../src/ops/pixels.ts";
 import { resize } from "../../src/ops/resize.ts";
 import { matmul } from "../../src/ops/matmul.ts";
 import { constant, input } from "../../src/tensor/tensor.ts";
@@ -53,6 +54,7 @@ Deno.test("a DiT training step uses the memory of its plan, and frees it", async
     assertAgree(program.plan.totalBytes, most, `DiT step, ${profile}`);
     program.destroy();
     diffusion.destroy();
+    diffusion.set.destroy();
     for (const { storage } of state(diffusion.dit).values()) storage.destroy();
     assertEquals(memory.live, before, "bytes that are left");
   }
@@ -99,7 +101,7 @@ Deno.test("an alignment step uses the memory of its plan", async () => {
   const [stage] = stagesOf(c, false);
   const run = new StageRun(new Alignment(tokenizer, undefined), stage as Stage, c);
   const program = await run.program(0);
-  program.run({ x: new Float32Array(2 * 32 * 32 * 3) });
+  program.run({ x: new Uint32Array(2 * 32 * wordsOf(32)) });
   await device().idle();
   assertAgree(program.plan.totalBytes, memory.live - before, "alignment step");
   run.destroy();
