@@ -29,8 +29,24 @@ export interface Entries {
   label(i: number): number;
 }
 
-/** Images of a shard from which its index is stored in the user's cache: smaller ones are read as fast. */
-export const MIN_TO_REMEMBER = 32;
+/** Images from which the index of a shard, a folder or a list is stored in the user's cache: smaller ones are read as fast. */
+export const MIN_TO_REMEMBER = { shard: 32, folder: 50_000, list: 50_000 };
+
+/** Images whose size is compared with a remembered list: files that were overwritten leave no other trace. */
+const COMPARED = 1000;
+
+/** Whether evenly spaced files of a remembered list still have their sizes. @param place path of a name */
+export function haveSizes(names: Texts, sizes: Float64Array, place: (name: string) => string): boolean {
+  const step = Math.max(1, Math.floor(names.length / COMPARED));
+  for (let i = 0; i < names.length; i += step) {
+    try {
+      if (Deno.statSync(place(names.at(i))).size !== sizes[i]) return false;
+    } catch {
+      return false;
+    }
+  }
+  return true;
+}
 
 /** Images and what is known of them. */
 export interface ImageSet {

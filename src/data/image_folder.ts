@@ -8,7 +8,7 @@ import { readIndex, writeIndex } from "../formats/cache.ts";
 import { openRegular } from "../formats/files.ts";
 import { type Foreign, foreign } from "../formats/foreign.ts";
 import { FORMATS } from "../image/header.ts";
-import { type ImageSet, LabelList, Texts } from "./entries.ts";
+import { haveSizes, type ImageSet, LabelList, MIN_TO_REMEMBER, Texts } from "./entries.ts";
 import { type Search, searchImages } from "./find_images.ts";
 import { LeftOut, type LeftOutJson } from "./left_out.ts";
 
@@ -57,10 +57,6 @@ export function classOf(name: string): string {
   return end < 0 ? "." : name.slice(0, end);
 }
 
-/** Number of images from which a folder's list is remembered: reading it anew takes seconds. */
-const MIN_TO_REMEMBER = 50_000;
-/** Images whose size is compared with a remembered list: files that were overwritten leave no other trace. */
-const COMPARED = 1000;
 /** Milliseconds in which a folder may change twice under the same time. */
 const TICK = 2000;
 
@@ -79,7 +75,7 @@ interface Arrays {
 }
 
 /** searchImages(), from the index of an earlier search if no folder has changed since. */
-export async function search(root: string, cache?: string, least = MIN_TO_REMEMBER): Promise<Search> {
+export async function search(root: string, cache?: string, least = MIN_TO_REMEMBER.folder): Promise<Search> {
   const source = resolve(root),
     stamp = "folder",
     index = await readIndex<Facts, Arrays>(source, stamp, cache);
@@ -111,21 +107,14 @@ export async function search(root: string, cache?: string, least = MIN_TO_REMEMB
 }
 
 function isCurrent(root: string, { names, sizes, read }: Search): boolean {
-  const unchanged = (name: string, is: (info: Deno.FileInfo) => boolean) => {
+  for (const [i, time] of read.times.entries()) {
     try {
-      return is(Deno.statSync(join(root, name)));
+      if (Deno.statSync(join(root, read.names.at(i))).mtime?.getTime() !== time) return false;
     } catch {
       return false;
     }
-  };
-  for (const [i, time] of read.times.entries()) {
-    if (!unchanged(read.names.at(i), ({ mtime }) => mtime?.getTime() === time)) return false;
   }
-  const step = Math.max(1, Math.floor(names.length / COMPARED));
-  for (let i = 0; i < names.length; i += step) {
-    if (!unchanged(names.at(i), ({ size }) => size === sizes[i])) return false;
-  }
-  return true;
+  return haveSizes(names, sizes, (name) => join(root, name));
 }
 
 /** A class without images would shift the labels of those after it. */

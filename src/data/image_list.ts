@@ -5,12 +5,21 @@ import { dirname, isAbsolute, join, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { readIndex, stampOf, writeIndex } from "../formats/cache.ts";
 import { readRegular, reasonOf } from "../formats/files.ts";
-import { below, Growing, type ImageSet, isLabel, LabelList, TextList, Texts, united } from "./entries.ts";
+import {
+  below,
+  Growing,
+  haveSizes,
+  type ImageSet,
+  isLabel,
+  LabelList,
+  MIN_TO_REMEMBER,
+  TextList,
+  Texts,
+  united,
+} from "./entries.ts";
 import { LeftOut } from "./left_out.ts";
 
 const MAX_BYTES = 2 ** 32;
-/** Images whose size is compared with a remembered list, and the number from which a list is remembered. */
-const COMPARED = 1000, MIN_TO_REMEMBER = 50_000;
 
 /** Packed contents of a list. */
 interface List {
@@ -33,7 +42,7 @@ interface Arrays {
 }
 
 /** @throws UsageError for a line whose file is missing, and if only some lines have a class */
-export async function listSet(path: string, cache?: string, least = MIN_TO_REMEMBER): Promise<ImageSet> {
+export async function listSet(path: string, cache?: string, least = MIN_TO_REMEMBER.list): Promise<ImageSet> {
   const folder = dirname(path), { paths, sizes, values, names } = await openList(path, cache, least);
   const { classes } = united(path, [{ name: path, labels: values && { values, names } }]);
   const label = (i: number) => values?.[i] ?? 0;
@@ -60,7 +69,7 @@ async function openList(path: string, cache: string | undefined, least: number):
   if (index) {
     const { facts: { names }, arrays: { bytes, ends, sizes, values } } = index;
     const list: List = { paths: new Texts(bytes, ends), sizes, values, names: names ?? undefined };
-    if (isCurrent(dirname(path), list)) return list;
+    if (haveSizes(list.paths, sizes, (name) => placed(dirname(path), name))) return list;
   }
   const list = readList(path), { paths, sizes, values, names } = list;
   if (paths.length >= least) {
@@ -68,19 +77,6 @@ async function openList(path: string, cache: string | undefined, least: number):
     await writeIndex(source, stamp, { facts: { names: names ?? null }, arrays }, cache);
   }
   return list;
-}
-
-/** Whether some of the files are there with the sizes that they had. */
-function isCurrent(folder: string, { paths, sizes }: List): boolean {
-  const step = Math.max(1, Math.floor(paths.length / COMPARED));
-  for (let i = 0; i < paths.length; i += step) {
-    try {
-      if (Deno.statSync(placed(folder, paths.at(i))).size !== sizes[i]) return false;
-    } catch {
-      return false;
-    }
-  }
-  return true;
 }
 
 function readList(path: string): List {

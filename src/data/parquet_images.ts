@@ -96,7 +96,7 @@ async function openFile(
     return { ...facts, classes: facts.classes ?? undefined, labels, pages };
   }
   const { labels, pages, ...facts } = await openParquet(path, columns);
-  if (facts.rows >= MIN_TO_REMEMBER || cache !== undefined) {
+  if (facts.rows >= MIN_TO_REMEMBER.shard || cache !== undefined) {
     await writeIndex(source, stamp, { facts, arrays: { ...pages, ...labels ? { labels } : {} } }, cache);
   }
   return { ...facts, labels, pages };

@@ -125,7 +125,7 @@ async function openShard(path: string, cache: string | undefined): Promise<Shard
   const shard = readShard(path), { names, offsets, sizes, labels, labelled, leftOut, fingerprint } = shard;
   const arrays = { names: names.bytes, ends: names.ends, offsets, sizes, values: labels.values };
   const facts = { classes: labels.names ?? null, labelled, leftOut, fingerprint };
-  if (names.length >= MIN_TO_REMEMBER || cache !== undefined) {
+  if (names.length >= MIN_TO_REMEMBER.shard || cache !== undefined) {
     await writeIndex(source, stamp, { facts, arrays }, cache);
   }
   return shard;
