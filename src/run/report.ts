@@ -196,6 +196,9 @@ function stageTable(metrics: Row): string {
   }</tr>${body.join("")}</table></div>`;
 }
 
+/** Number of points up to which each of them is marked. */
+const MAX_MARKED = 30;
+
 /** One curve; parts of different stages in different colours. Empty for a metric that was never used. */
 function chart(name: string, points: [number, number, string][], stages: string[]): string {
   const good = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
@@ -210,13 +213,22 @@ function chart(name: string, points: [number, number, string][], stages: string[
   const px = (x: number) => left + (W - left - right) * (x - x0) / (x1 - x0 || 1);
   const py = (y: number) => H - bottom - (H - top - bottom) * (scale(y) - low) / span;
   const ticks = [0, 1, 2, 3].map((i) => low + span * i / 3);
+  const at = ([x, y]: [number, number, string]) => `${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
+  const path = (own: typeof good) => own.map((point, k) => `${k ? "L" : "M"}${at(point)}`).join("");
   const lines = (stages.length ? stages : [""]).map((stage, i) => {
-    const own = good.filter(([, , s]) => s === stage || stage === "");
-    const path = own.map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("");
-    return `<path d="${path}" fill="none" stroke="var(--${"abc"[i % 3]})" stroke-width="1.7"><title>${
-      escape(stage)
-    }</title></path>`;
+    const own = good.filter(([, , s]) => s === stage || stage === ""), color = `var(--${"abc"[i % 3]})`;
+    const title = `<title>${escape(stage)}</title>`;
+    const curve = `<path d="${path(own)}" fill="none" stroke="${color}" stroke-width="1.7">${title}</path>`;
+    if (good.length > MAX_MARKED) return curve;
+    return curve +
+      own.map(([x, y]) =>
+        `<circle cx="${px(x).toFixed(1)}" cy="${py(y).toFixed(1)}" r="2.6" fill="${color}">${title}</circle>`
+      ).join("");
   });
+  // A stage may have a single point: a line through all of them shows the course.
+  if (good.length <= MAX_MARKED) {
+    lines.unshift(`<path d="${path(good)}" fill="none" stroke="var(--soft)" stroke-dasharray="3 3"/>`);
+  }
   return `<figure><figcaption>${escape(name.replaceAll("_", " "))}${
     log ? " (logarithmic)" : ""
   }</figcaption><svg viewBox="0 0 ${W} ${H}" width="100%" role="img">
