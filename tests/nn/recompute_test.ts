@@ -125,7 +125,8 @@ Deno.test("each stage of an alignment with recomputed blocks has the same losses
   const { images } = await gather(new Shapes(4, 1), [0, 1, 2, 3], 32);
   for (const precision of PRECISIONS) {
     await testDevice();
-    for (const stage of STAGES) {
+    // Stage 2 has every block; the others compile other kernels for the same fp16 blocks.
+    for (const stage of precision === "f32" ? STAGES : STAGES.slice(1, 2)) {
       const results = [];
       for (const recompute of [false, true]) {
         const a = await everyBlock(precision, stage.name === "refine");
