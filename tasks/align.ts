@@ -7,7 +7,7 @@ import { Lpips } from "../src/models/lpips.ts";
 import { Initializer } from "../src/nn/init.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
-import { addLora, checkOptions, checkStages, stagesOf } from "../src/train/align_config.ts";
+import { addLora, checkOptions, checkStages, stagesOf, usesEncoder } from "../src/train/align_config.ts";
 import { checkWarmup, type DiscriminatorSource, openDiscriminator } from "../src/train/discriminators.ts";
 import { stepsOfStages } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
@@ -17,7 +17,6 @@ import {
   initModels,
   loadEncoder,
   recipeTokenizer,
-  usesEncoder,
 } from "../src/train/align_models.ts";
 import { ALIGN_RECIPES } from "../src/train/align_recipes.ts";
 import { initialise } from "../src/train/initial_weights.ts";

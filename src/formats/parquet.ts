@@ -223,7 +223,7 @@ class Reader {
     );
   }
 
-  /** Walks the page headers of each column chunk. */
+  /** Reads the page headers of each column chunk. */
   #pages(chunks: readonly ColumnMetaData[]): ParquetPages {
     const offset: number[] = [], size: number[] = [], row: number[] = [];
     const dictionaryOffset: number[] = [], dictionarySize: number[] = [];

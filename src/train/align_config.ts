@@ -69,20 +69,57 @@ export function tokenizerOf(
   }, "the options"));
 }
 
-/** Options that have an effect with certain others only, and why they have none. */
-const CONDITIONAL: Readonly<
-  Partial<Record<keyof AlignConfig, readonly [applies: (c: AlignConfig) => boolean, otherwise: string]>>
-> = {
-  initParts: [(c) => c.init !== undefined, "there is no --init"],
-  loraAlpha: [(c) => c.loraRank > 0, "--lora-rank is 0"],
-  semanticLoss: [(c) => c.wSemantic > 0, "--w-semantic is 0"],
-  semanticAt: [(c) => c.wSemantic > 0, "--w-semantic is 0"],
-  vfMargins: [(c) => c.wVf > 0, "--w-vf is 0"],
-  ganLoss: [(c) => c.gan !== "none" && c.wGan > 0, "there is no discriminator"],
-  ganLr: [(c) => c.gan !== "none" && c.wGan > 0, "there is no discriminator"],
-  discriminatorChannels: [(c) => c.gan === "patch", "it is for --gan patch"],
-  discriminatorLayers: [(c) => c.gan === "patch", "it is for --gan patch"],
-  lrEnd: [(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"],
+/** Whether a loss, or the discriminator, reads features of the frozen encoder. */
+export function comparesFeatures(c: AlignConfig): boolean {
+  const discriminates = c.gan === "dino" && c.wGan > 0 &&
+    (c.ganEncoder === undefined || c.ganEncoder === c.encoder);
+  return discriminates || c.wVf > 0 || (c.perceptual === "encoder" && c.wPerceptual > 0);
+}
+
+/** Whether the options use a vision encoder: in the tokenizer, or in a loss. */
+export function usesEncoder(c: AlignConfig): boolean {
+  return ALIGN_RECIPES[c.recipe].encoder !== "convolutional" || comparesFeatures(c);
+}
+
+/** A condition of an option, and why the option has no effect where it does not hold. */
+type Condition = readonly [holds: (c: AlignConfig) => boolean, otherwise: string];
+
+const ADVERSARIAL: Condition = [(c) => c.gan !== "none" && c.wGan > 0, "there is no discriminator"];
+const PATCH: Condition = [(c) => c.gan === "patch" && c.wGan > 0, "it is for --gan patch"];
+const SEMANTIC: Condition = [(c) => c.wSemantic > 0, "--w-semantic is 0"];
+const inStages = (names: readonly string[], otherwise: string): Condition => [
+  (c) => chosenStages(c).some(({ name }) => names.includes(name)),
+  otherwise,
+];
+const trained = (part: Part): Condition => [
+  (c) => chosenStages(c).some(({ train }) => train.includes(part)),
+  `no stage of the run trains the ${part}`,
+];
+
+/** Options that have an effect with certain others only. */
+const CONDITIONAL: Readonly<Partial<Record<keyof AlignConfig, readonly Condition[]>>> = {
+  encoder: [[usesEncoder, "neither the tokenizer nor a loss uses one"]],
+  initParts: [[(c) => c.init !== undefined, "there is no --init"]],
+  encoderLr: [trained("encoder")],
+  adapterLr: [trained("adapter")],
+  decoderLr: [trained("decoder")],
+  lrEnd: [[(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"]],
+  loraAlpha: [[(c) => c.loraRank > 0, "--lora-rank is 0"]],
+  wPerceptual: [[(c) => c.perceptual !== "none", "there is no perceptual loss"]],
+  wSemantic: [inStages(["perceptual"], "stage 2 alone has it")],
+  semanticLoss: [SEMANTIC, inStages(["perceptual"], "stage 2 alone has it")],
+  semanticAt: [SEMANTIC, inStages(["perceptual"], "stage 2 alone has it")],
+  vfMargins: [[(c) => c.wVf > 0, "--w-vf is 0"]],
+  noiseTau: [inStages(["latent", "refine", "joint", "decoder"], "stages 1 and 3 alone have it")],
+  wGan: [[(c) => c.gan !== "none", "there is no discriminator"]],
+  ganStart: [ADVERSARIAL],
+  ganWarmup: [ADVERSARIAL],
+  ganEncoder: [ADVERSARIAL, [(c) => c.gan === "dino", "it is for --gan dino"]],
+  ganLoss: [ADVERSARIAL],
+  ganLr: [ADVERSARIAL],
+  diffaug: [ADVERSARIAL],
+  discriminatorChannels: [PATCH],
+  discriminatorLayers: [PATCH],
 };
 
 /**
@@ -93,9 +130,10 @@ const CONDITIONAL: Readonly<
 export function checkOptions(c: AlignConfig, origins: Readonly<Record<string, Origin>> = {}): void {
   requireData(c.preset, c.dryRun, { data: c.data });
   checkEpochs(c, origins);
-  for (const [option, [applies, otherwise]] of Object.entries(CONDITIONAL)) {
-    if (origins[option] !== "command line" || applies(c)) continue;
-    throw new UsageError(`Cannot use --${kebab(option)}: ${otherwise}; leave it out`);
+  for (const [option, conditions] of Object.entries(CONDITIONAL)) {
+    const failed = conditions.find(([holds]) => !holds(c));
+    if (origins[option] !== "command line" || !failed) continue;
+    throw new UsageError(`Cannot use --${kebab(option)}: ${failed[1]}; leave it out`);
   }
   if (c.crop !== "center" && c.data === undefined && !c.dryRun) {
     throw new UsageError(
@@ -118,7 +156,7 @@ export function ganStartOf({ ganStart }: AlignConfig, n: number): number {
 
 /** The stages that the options describe. */
 export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
-  const { stages: kinds } = ALIGN_RECIPES[c.recipe], count = kinds.length;
+  const count = ALIGN_RECIPES[c.recipe].stages.length;
   for (const option of ["steps", "epochs", "lr", "train", "ganStart", "ema"] as const) {
     const values = c[option];
     if (
@@ -130,9 +168,7 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
     const wanted = count === 1 ? "one value" : `one for each of the ${count} stages`;
     throw new UsageError(`Cannot use --${kebab(option)} ${values} with --recipe ${c.recipe}: give ${wanted}`);
   }
-  const chosen = count === 1 ? [1] : [...new Set(c.stages)].sort();
-  return chosen.map((n) => {
-    const { name, ema } = kinds[n - 1] as typeof kinds[number], train = partsOf(c, n);
+  return chosenStages(c).map(({ n, name, ema, train }) => {
     return {
       name,
       train,
@@ -148,6 +184,13 @@ export function stagesOf(c: AlignConfig, adversarial: boolean): Stage[] {
       discriminatorStart: Math.max(0, ganStartOf(c, n) - c.ganWarmup),
     };
   });
+}
+
+/** The stages of the run: the number in the recipe (from 1), the kind, and the parts that are trained. */
+function chosenStages(c: AlignConfig) {
+  const { stages: kinds } = ALIGN_RECIPES[c.recipe];
+  const numbers = kinds.length === 1 ? [1] : [...new Set(c.stages)].sort();
+  return numbers.map((n) => ({ ...kinds[n - 1] as typeof kinds[number], n, train: partsOf(c, n) }));
 }
 
 /** The parts that stage `n` (from 1) trains, in the order of data. */

@@ -10,25 +10,13 @@ import { FAMILIES } from "../models/vit_families.ts";
 import type { Initializer } from "../nn/init.ts";
 import { countParameters, Linear } from "../nn/layers.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
-import { autoencoderOf, tokenizerOf } from "./align_config.ts";
+import { autoencoderOf, comparesFeatures, tokenizerOf } from "./align_config.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
 import { Alignment } from "./alignment.ts";
 import type { DiscriminatorSource } from "./discriminators.ts";
 
 /** A tokenizer that a recipe trains, and a run saves. */
 export type RecipeTokenizer = Tokenizer | TrainableAutoencoder;
-
-/** Whether a loss, or the discriminator, reads features of the frozen encoder. */
-function comparesFeatures(c: AlignConfig): boolean {
-  const discriminates = c.gan === "dino" && c.wGan > 0 &&
-    (c.ganEncoder === undefined || c.ganEncoder === c.encoder);
-  return discriminates || c.wVf > 0 || (c.perceptual === "encoder" && c.wPerceptual > 0);
-}
-
-/** Whether the options use a vision encoder: in the tokenizer, or in a loss. */
-export function usesEncoder(c: AlignConfig): boolean {
-  return ALIGN_RECIPES[c.recipe].encoder !== "convolutional" || comparesFeatures(c);
-}
 
 /**
  * The tokenizer of the chosen recipe.

@@ -36,7 +36,6 @@ export async function openDiscriminator(
   open: (spec: string) => Promise<EncoderSource>,
   log: Log,
 ): Promise<DiscriminatorSource> {
-  checkAdversarial(c);
   const { ganEncoder: name } = c;
   const own = c.wGan > 0 && name !== undefined && name !== c.encoder ? await open(name) : undefined;
   const make = discriminatorOf(c, encoder, own);
@@ -102,21 +101,6 @@ function augmentationsOf(
 ): readonly Augmentation[] {
   if (diffaug === undefined) return gan === "dino" ? AUGMENTATIONS : [];
   return AUGMENTATIONS.filter((name) => diffaug.includes(name));
-}
-
-/** @throws UsageError for options of a discriminator that the run does not have */
-function checkAdversarial(c: AlignConfig): void {
-  const { gan, ganWarmup: warmup } = c;
-  if (gan !== "dino" && c.ganEncoder !== undefined) {
-    throw new UsageError(`Cannot use "--gan-encoder" with --gan ${gan}: it is for --gan dino; leave it out`);
-  }
-  if (gan === "none" && (c.diffaug !== undefined || warmup > 0)) {
-    throw new UsageError(
-      `Cannot use "--${
-        warmup > 0 ? "gan-warmup" : "diffaug"
-      }" with --gan none: there is no discriminator; leave it out`,
-    );
-  }
 }
 
 /** @param c with the steps of --epochs @throws UsageError for a warm-up that is longer than the steps before --gan-start */

@@ -98,6 +98,16 @@ Deno.test("an option on the command line that has no effect is an error; the sam
       ],
       ...["--gan dino --discriminator-layers 1", "--lr-schedule constant --lr-end 0.5"],
       "--recipe va-vae --w-vf 0 --vf-margins 0,0",
+      ...["--stages 1 --w-semantic 1", "--stages 1,3 --semantic-loss cosine", "--stages 2 --noise-tau 0.5"],
+      ...["--stages 3 --encoder-lr 0.5", "--stages 3 --adapter-lr 2", "--perceptual none --w-perceptual 1"],
+      ...[
+        "--gan none --w-gan 1",
+        "--gan none --gan-start 5",
+        "--w-gan 0 --gan-warmup 5",
+        "--w-gan 0 --diffaug color",
+      ],
+      ...["--gan none --diffaug color", "--gan-encoder facebook/dino-vits8"],
+      "--recipe vae --perceptual none --encoder facebook/dinov2-base",
     ]
   ) {
     const { config, origins } = parseCommandLine(["align", ...line.split(" ")]);

@@ -34,7 +34,7 @@ Deno.test("--train names the modules of each stage", () => {
     "encoder+decoder",
     "encoder+adapter+decoder",
   ]);
-  for (const wrong of ["decoder", "decoder,decoder,critic", "decoder,decoder,decoder+decoder"]) {
+  for (const wrong of ["decoder", "decoder,decoder,discriminator", "decoder,decoder,decoder+decoder"]) {
     assertThrows(() => stages("--train", wrong), UsageError, `Cannot use --train ${wrong}`);
   }
   const factors = stages("--encoder-lr", "0.1", "--adapter-lr", "0.2", "--decoder-lr", "3");
