@@ -204,7 +204,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
     z.enum(["f32", "f16"]).default("f32"),
     "Storage of activations and of the weights that GEMMs read; f16 halves their memory",
   ),
-  recompute: training(flag(), "Activation recomputation: less memory, about 1/3 more compute", {
+  recompute: training(flag(), "Activation recomputation: less memory, 16 to 33 % more compute", {
     free: true,
   }),
   memory: training(
