@@ -173,7 +173,8 @@ function misfit(own: Fit, fits: readonly Fit[], c: Sized, budget: number): strin
   const batch = c.batchSize * (c.accumulate ?? 1);
   const complete = ({ microBatch }: Fit) =>
     c.accumulate === undefined ? microBatch === batch : microBatch > 0;
-  const other = fits.find(complete);
+  const other = fits.find(complete) ??
+    (own.microBatch > 0 ? undefined : fits.find(({ microBatch }) => microBatch > 0));
   const advice = other
     ? `use ${optionsOf(other, c)}`
     : own.microBatch > 0

@@ -238,18 +238,7 @@ Deno.test("the last block alone is the default to the bit; one beyond the depth 
 
 Deno.test("a dry run counts LoRA's parameters, and wrong layers and ranks are one clear error", async () => {
   const dry = (...args: string[]) => tok("align", "--dry-run", "--steps", "1,1,1", ...args);
-  const { result } = await dry(
-    "--lora-rank",
-    "2",
-    "--w-kl",
-    "1",
-    "--noise-tau",
-    "1",
-    "--layers",
-    "2,4",
-    "--stages",
-    "2",
-  );
+  const { result } = await dry("--lora-rank", "2", "--w-kl", "1", "--layers", "2,4", "--stages", "2");
   const a = await alignment("f32", { lora: { rank: 2, alpha: 2 } });
   assertEquals((result.parameters as Record<string, number>).lora, countParameters(a.lora as object));
   const refused: [string[], string][] = [
@@ -262,6 +251,7 @@ Deno.test("a dry run counts LoRA's parameters, and wrong layers and ranks are on
     ],
     [["--w-kl", "-1"], "Cannot use --w-kl -1"],
     [["--noise-tau", "-1"], "Cannot use --noise-tau -1"],
+    [["--noise-tau", "1", "--stages", "2"], "Cannot use --noise-tau: stages 1 and 3 alone have it"],
   ];
   for (const [args, message] of refused) await assertRejects(() => dry(...args), UsageError, message);
 });

@@ -1,7 +1,14 @@
 // What a dry run says, and --memory and --epochs: nothing is allocated, the largest micro-batch that fits is found, and a real run
 // uses it.
 
-import { assert, assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import { join } from "@std/path";
 import { adapterKey } from "../../src/bench/gemm_tuning.ts";
 import { ratesFile, rememberedRates, rememberRates } from "../../src/bench/remembered_peaks.ts";
@@ -119,6 +126,26 @@ Deno.test("a dry run with --memory lists what fits with and without fp16 and rec
     UsageError,
     "Cannot fit micro-batches of 1",
   );
+});
+
+Deno.test("train-dit --memory accepts a batch that fits, and names what would fit otherwise", async () => {
+  const tokenizer = new URL("../fixtures/vavae_tiny.pt", import.meta.url).pathname;
+  const line = [
+    ...["--tokenizer", tokenizer, "--image-size", "32", "--batch-size", "2"],
+    ...["--dry-run", "--epochs", "1", "--memory"],
+  ];
+  const { result } = await run("train-dit", ...line, "100MB");
+  assert((result.plans as { totalBytes: number }[])[0]?.totalBytes as number <= 100e6);
+  for (
+    const [memory, remedy] of [["50MB", "use --batch-size 2 --recompute --precision f16"], [
+      "45MB",
+      "use --batch-size 1 --recompute",
+    ], ["10MB", "use a smaller model"]]
+  ) {
+    const error = await assertRejects(() => run("train-dit", ...line, memory as string), UsageError);
+    assertMatch(error.message, /^Cannot fit (micro-)?batches of \d/);
+    assert(error.message.includes(remedy as string), error.message);
+  }
 });
 
 Deno.test("a run uses the micro-batch of --memory and the steps of --epochs, records both, and resumes with them", async () => {
