@@ -1,31 +1,24 @@
-// Sampling latents from a diffusion model, with classifier-free guidance (Ho and Salimans, 2022) inside an interval of times
-// (Kynkaanniemi et al., 2024): v = v_u + w (v_c - v_u). A step of the grid is one program, replayed with other times.
+// Sampling latents from a diffusion model. A step of the grid is one program, replayed with other times.
 
 import type { SampleConfig } from "../cli/config.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
-import { add, mul, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { normal, RandomState } from "../ops/random.ts";
-import { concat, slice } from "../ops/layout.ts";
-import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
+import { slice } from "../ops/layout.ts";
+import { input, type Tensor, variable } from "../tensor/tensor.ts";
+import { Guidance, type GuidanceOptions } from "./guidance.ts";
 import { type SamplerName, SAMPLERS, timeGrid } from "./samplers.ts";
 
-export interface SamplingOptions {
+export interface SamplingOptions extends GuidanceOptions {
   batchSize: number;
   /** Steps of the grid. */
   steps: number;
   sampler: SamplerName;
   /** s of the time shift; 1 for none, below 1 spends more steps near the noise's end. */
   shift: number;
-  /** w; 1 for no guidance. */
-  cfg: number;
-  /** Guidance acts for times in [from, to]. */
-  cfgInterval: readonly [number, number];
-  /** Channels that are guided; undefined for all. */
-  cfgChannels?: number | undefined;
   seed: number;
   /** About how many batches will be sampled (many). */
   batches?: number;
@@ -41,17 +34,19 @@ export class Sampler {
   /** t, next t. */
   readonly #times: Tensor;
   readonly #random: RandomState;
+  readonly #guidance: Guidance;
   #start: StepProgram | undefined;
   #plain: StepProgram | undefined;
   #guided: StepProgram | undefined;
 
-  constructor(readonly model: Denoiser, readonly options: SamplingOptions) {
+  constructor(model: Denoiser, readonly options: SamplingOptions) {
     const { input_size: S, in_channels: C } = model.config;
     const B = options.batchSize;
     this.latents = variable([B, S, S, C], { label: "samples" });
     this.#labels = input([B], "u32", "labels");
     this.#times = variable([2], { label: "times" });
     this.#random = new RandomState(options.seed);
+    this.#guidance = new Guidance(model, options);
   }
 
   async prepare(): Promise<this> {
@@ -61,8 +56,8 @@ export class Sampler {
       copy(normal(this.latents.shape, this.#random, 0), this.latents);
       return {};
     }).prepare();
-    if (times.some((t) => !this.#isGuided(t))) this.#plain = await this.capture(false).prepare();
-    if (times.some((t) => this.#isGuided(t))) this.#guided = await this.capture(true).prepare();
+    if (times.some((t) => !this.#guidance.isGuided(t))) this.#plain = await this.capture(false).prepare();
+    if (times.some((t) => this.#guidance.isGuided(t))) this.#guided = await this.capture(true).prepare();
     return this;
   }
 
@@ -79,7 +74,7 @@ export class Sampler {
     for (let i = 0; i < steps; i++) {
       const t = times[i] as number;
       this.#times.storage.write(new Float32Array([t, times[i + 1] as number]));
-      (this.#isGuided(t) ? this.#guided : this.#plain)?.run();
+      (this.#guidance.isGuided(t) ? this.#guided : this.#plain)?.run();
     }
     return this.latents;
   }
@@ -97,30 +92,14 @@ export class Sampler {
     const record = () =>
       noGrad(() => {
         const t = slice(this.#times, 0, 0, 1), next = slice(this.#times, 0, 1, 2);
-        const velocity = (x: Tensor, t: Tensor) => this.#velocity(x, pointwise(["x0"], [t], [], [B]), guided);
+        const velocity = (x: Tensor, t: Tensor) =>
+          this.#guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, guided);
         copy(SAMPLERS[sampler](velocity, this.latents, t, next), this.latents);
         return {};
       });
     const runs = batches === undefined ? {} : { runs: batches * steps };
     const options = { ...runs, batchInvariant: true };
     return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, options);
-  }
-
-  #isGuided(t: number): boolean {
-    const { cfg, cfgInterval: [from, to] } = this.options;
-    return cfg !== 1 && t >= from && t <= to;
-  }
-
-  #velocity(x: Tensor, t: Tensor, guided: boolean): Tensor {
-    const { model, options: { batchSize: B, cfg, cfgChannels } } = this;
-    if (!guided) return model.forward(x, t, this.#labels);
-    const { in_channels: C, num_classes } = model.config;
-    const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
-    const both = model.forward(concat([x, x], 0), concat([t, t], 0), concat([this.#labels, none], 0));
-    const conditional = slice(both, 0, 0, B), unconditional = slice(both, 0, B, 2 * B);
-    // Unguided channels keep the conditional velocity.
-    const weights = Float32Array.from({ length: C }, (_, c) => c < (cfgChannels ?? C) ? cfg : 1);
-    return add(unconditional, mul(sub(conditional, unconditional), constant(weights, [C], "guidance")));
   }
 }
 
