@@ -6,10 +6,8 @@ import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { UsageError } from "../src/errors.ts";
-import { makeFolder, validated } from "../src/formats/files.ts";
-import type { Latents } from "../src/formats/latents.ts";
+import { makeFolder } from "../src/formats/files.ts";
 import { writePng } from "../src/image/image.ts";
-import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../src/models/dit.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import { newestRun } from "../src/run/checkpoint.ts";
@@ -17,18 +15,15 @@ import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { drawPreview } from "../src/sampling/preview.ts";
-import { checkSteps, DiffusionRecipe } from "../src/train/diffusion.ts";
+import { checkSteps } from "../src/train/diffusion.ts";
+import { diffusionRecipe, ditOf, trainedConfig } from "../src/train/dit_training.ts";
 import { checkEpochs, IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import { run, type Training } from "../src/train/run.ts";
-import { placesOf } from "../src/zoo/generator.ts";
-import { type KnownTokenizer, type ModelConfig, saveDit } from "../src/zoo/runs.ts";
+import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
 import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { openTrainingLatents, plannedTokenizer, resumedTokenizer } from "./training_latents.ts";
-
-/** The smallest DiT: the default of `train-dit`. */
-export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
 
 export const trainDit = command({
   name: "train-dit",
@@ -79,46 +74,26 @@ async function training(
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
-  const side = tokenizer.side(c.imageSize ?? tokenizer.config.image_size);
-  const ditOf = (shape: readonly number[], classes: number) =>
-    new Dit(validated(ditConfig, {
-      ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
-      input_size: shape[1],
-      in_channels: shape[0],
-      num_classes: classes,
-      use_qknorm: c.qkNorm,
-    }, "the options"));
-  const recipeOf = (dit: Dit, c: TrainDitConfig, latents?: Latents) => {
-    const steadied = c.qkNorm ? [] : ["--qk-norm"];
-    const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
-    return new DiffusionRecipe(dit, options, latents);
-  };
-  const planned = () => ditOf([tokenizer.channels, side], IMAGENET.classes);
-  await fitMemory(c, log, (c) => Promise.resolve({ recipes: [recipeOf(planned(), c)] })); // before anything is encoded
+  const shape = [tokenizer.channels, tokenizer.side(c.imageSize ?? tokenizer.config.image_size)];
+  const planned = () => ditOf(c, shape, IMAGENET.classes);
+  await fitMemory(c, log, (c) => Promise.resolve({ recipes: [diffusionRecipe(c, planned())] })); // before anything is encoded
   const data = await openTrainingLatents(c, tokenizer, workers, log, out);
   const { latents, madeFrom, classes } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
   const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize, log);
-  const dit = ditOf(data.shape, classes.length);
+  const dit = ditOf(c, data.shape, classes.length);
   dit.init(new Initializer(c.seed));
   const parameters = { dit: countParameters(dit) };
   return {
-    recipes: [recipeOf(dit, { ...c, steps }, latents)],
+    recipes: [diffusionRecipe({ ...c, steps }, dit, latents)],
     parameters,
     madeFrom,
     record: { tokenizer: tokenizerRun, steps },
     checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
       if (!latents || out === undefined) return {};
-      const places = placesOf(tokenizerRun, join(out, "model"));
-      const config: ModelConfig = {
-        dit: dit.config,
-        tokenizer: tokenizerRun,
-        classes,
-        latent_mean: [...latents.mean],
-        latent_std: [...latents.std],
-        made_from: { tokenizer: { ...tokenizer.identity, places }, latents: madeFrom },
-      };
+      const { mean, std } = latents;
+      const config = trainedConfig(dit, { tokenizer, tokenizerRun, classes, mean, std, madeFrom }, out);
       await saveDit(out, dit, config);
       const sampling = samplingOptions({ ...sampleConfig.parse({}), seed: c.seed });
       const picture = await drawPreview({ dit, config }, tokenizer, sampling);

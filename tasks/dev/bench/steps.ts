@@ -17,7 +17,7 @@ import { StageRun } from "../../../src/train/stage_run.ts";
 import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
-import { TINY } from "../../train_dit.ts";
+import { TINY } from "../../../src/train/dit_training.ts";
 import { Sampler } from "../../../src/sampling/sampler.ts";
 import { ganStartOf, stagesOf, tokenizerOf } from "../../../src/train/align_config.ts";
 import { discriminatorOf } from "../../../src/train/discriminators.ts";

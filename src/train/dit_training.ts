@@ -1,0 +1,63 @@
+// What `tok train-dit` trains, from its options: the architecture, the recipe and the configuration that the result is saved with.
+
+import { join } from "@std/path";
+import type { TrainDitConfig } from "../cli/config.ts";
+import { validated } from "../formats/files.ts";
+import type { Latents } from "../formats/latents.ts";
+import type { Provenance } from "../formats/provenance.ts";
+import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
+import { placesOf } from "../zoo/generator.ts";
+import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
+import { DiffusionRecipe } from "./diffusion.ts";
+
+/** The smallest DiT: the default of `train-dit`. */
+export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+
+/**
+ * The DiT that the options describe, with weights that are not initialised.
+ * @param shape of one latent, [C, S, S]
+ * @param classes their number
+ */
+export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: number): Dit {
+  const config = {
+    ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
+    input_size: shape[1],
+    in_channels: shape[0],
+    num_classes: classes,
+    use_qknorm: c.qkNorm,
+  };
+  return new Dit(validated(ditConfig, config, "the options"));
+}
+
+/** Flow matching with the options of a run. @param latents undefined for a dry run */
+export function diffusionRecipe(c: TrainDitConfig, dit: Dit, latents?: Latents): DiffusionRecipe {
+  const steadied = c.qkNorm ? [] : ["--qk-norm"];
+  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
+  return new DiffusionRecipe(dit, options, latents);
+}
+
+/** What the trained model needs to know about its latents. */
+export interface TrainedOn {
+  tokenizer: KnownTokenizer;
+  /** How the tokenizer was named. */
+  tokenizerRun: string;
+  classes: string[];
+  /** Per channel. */
+  mean: Float32Array;
+  std: Float32Array;
+  madeFrom: Provenance;
+}
+
+/** config.json of a model that is saved as `folder`/model. */
+export function trainedConfig(dit: Dit, data: TrainedOn, folder: string): ModelConfig {
+  const { tokenizer, tokenizerRun, classes, mean, std, madeFrom } = data;
+  const places = placesOf(tokenizerRun, join(folder, "model"));
+  return {
+    dit: dit.config,
+    tokenizer: tokenizerRun,
+    classes,
+    latent_mean: [...mean],
+    latent_std: [...std],
+    made_from: { tokenizer: { ...tokenizer.identity, places }, latents: madeFrom },
+  };
+}
