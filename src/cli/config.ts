@@ -241,6 +241,11 @@ export const trainDitConfig = z.strictObject({
   ...running,
   model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
   qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
+  innerHead: model(
+    countOrNone("layers").default(0),
+    "Block, from 1, after which a second output head predicts the velocity, for internal guidance; 0: none",
+    { advanced },
+  ),
   imageSize,
   images: data(count("images").default(4000), "Number of generated images, without --data"),
   flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),

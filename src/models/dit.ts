@@ -3,7 +3,7 @@
 // Velocity prediction: t = 0 is noise, t = 1 is data.
 
 import { z } from "zod";
-import { count, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
+import { count, countOrNone, fitsPositions, POSITIONS_ERROR } from "../bounds.ts";
 import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
 import { attention } from "../ops/attention.ts";
@@ -15,6 +15,7 @@ import { reshape, split } from "../ops/layout.ts";
 import { Conv2d, Linear, RmsNorm } from "../nn/layers.ts";
 import { recomputable } from "../nn/recompute.ts";
 import type { Initializer } from "../nn/init.ts";
+import type { Denoiser, DenoiserOutputs, PassOptions } from "./denoiser.ts";
 import { check, constant, parameter, type Tensor, variable } from "../tensor/tensor.ts";
 
 export const ditConfig = z.object({
@@ -27,9 +28,14 @@ export const ditConfig = z.object({
   num_heads: count("heads").default(16),
   num_classes: count("classes").default(1000),
   use_qknorm: z.boolean().default(false),
+  /** Block, from 1, after which an inner head predicts the velocity, too; 0 for none. Internal Guidance, arXiv 2512.24176. */
+  inner_head: countOrNone("layers").default(0),
 }).refine(({ input_size, hidden_size }) => fitsPositions(input_size, hidden_size), {
   ...POSITIONS_ERROR,
   path: ["input_size"],
+}).refine(({ inner_head, depth }) => inner_head < depth, {
+  error: "the inner head must come before the last block",
+  path: ["inner_head"],
 });
 export type DitConfig = z.infer<typeof ditConfig>;
 
@@ -40,6 +46,9 @@ export const DIT_SIZES = {
   "L/1": { depth: 24, hidden_size: 1024, num_heads: 16 },
   "XL/1": { depth: 28, hidden_size: 1152, num_heads: 16 },
 } as const satisfies Record<string, Partial<DitConfig>>;
+
+/** The block of the inner head in Internal Guidance's published models, whose files do not say it. */
+const PUBLISHED_INNER_HEAD = 8;
 
 /** A tensor that identifies LightningDiT. */
 export const DIT_ANCHOR = "x_embedder.proj.weight";
@@ -80,6 +89,7 @@ export function inferDit(name: string, shapes: ReadonlyMap<string, readonly numb
     num_heads: C / HS,
     num_classes: size("y_embedder.embedding_table.weight", 0) - 1,
     use_qknorm: shapes.has("blocks.0.attn.q_norm.weight"),
+    inner_head: shapes.has("final_layer_xr.linear.weight") ? PUBLISHED_INNER_HEAD : 0,
   };
   return validated(ditConfig, config, name);
 }
@@ -159,14 +169,35 @@ class Block {
   }
 }
 
-export class Dit {
+/** An output head: norm, adaLN, linear. */
+class FinalLayer {
+  readonly norm_final: RmsNorm;
+  readonly linear: Linear;
+  readonly adaLN_modulation: Modulation;
+
+  constructor({ hidden_size: C, in_channels }: DitConfig) {
+    this.norm_final = new RmsNorm(C, EPS);
+    this.linear = new Linear(C, in_channels);
+    this.adaLN_modulation = ["silu", new Linear(C, 2 * C)];
+  }
+
+  /** @param c conditioning after SiLU [B, C] */
+  forward(x: Tensor, c: Tensor): Tensor {
+    const [shiftAndScale] = splitModulation(this.adaLN_modulation[1].forward(c), [2]) as [Tensor];
+    return this.linear.forward(modulate(this.norm_final.forward(x), shiftAndScale)); // [B, T, in_channels]
+  }
+}
+
+export class Dit implements Denoiser {
   readonly x_embedder: { proj: Conv2d };
   readonly t_embedder: { mlp: [Linear, "silu", Linear] };
   readonly y_embedder: { embedding_table: { weight: Tensor } };
   readonly pos_embed: Tensor;
   readonly feat_rope: { freqs_cos: Tensor; freqs_sin: Tensor };
   readonly blocks: Block[];
-  readonly final_layer: { norm_final: RmsNorm; linear: Linear; adaLN_modulation: Modulation };
+  readonly final_layer: FinalLayer;
+  /** The inner head, by its name in the code of Internal Guidance. */
+  readonly final_layer_xr?: FinalLayer;
 
   constructor(readonly config: DitConfig) {
     const { hidden_size: C, in_channels, input_size: S, num_heads, num_classes } = config;
@@ -188,14 +219,11 @@ export class Dit {
       freqs_sin: constant(sin, [S * S, C / num_heads]),
     };
     this.blocks = Array.from({ length: config.depth }, () => new Block(config));
-    this.final_layer = {
-      norm_final: new RmsNorm(C, EPS),
-      linear: new Linear(C, in_channels),
-      adaLN_modulation: ["silu", new Linear(C, 2 * C)],
-    };
+    this.final_layer = new FinalLayer(config);
+    if (config.inner_head) this.final_layer_xr = new FinalLayer(config);
   }
 
-  /** LightningDiT's: Glorot linears with zero bias, normal(0.02) embeddings, adaLN and the last layer zero. */
+  /** LightningDiT's: Glorot linears with zero bias, normal(0.02) embeddings, adaLN and output heads zero. */
   init(init: Initializer): void {
     const glorot = ({ weight, bias }: Linear | Conv2d) => {
       init.xavier(weight);
@@ -217,9 +245,12 @@ export class Dit {
       for (const layer of [attn.qkv, attn.proj, mlp.w12, mlp.w3]) glorot(layer);
       zero(adaLN_modulation[1]); // every block starts as the identity
     }
-    init.norm(this.final_layer.norm_final);
-    zero(this.final_layer.adaLN_modulation[1]);
-    zero(this.final_layer.linear);
+    for (const head of [this.final_layer, this.final_layer_xr]) {
+      if (!head) continue;
+      init.norm(head.norm_final);
+      zero(head.adaLN_modulation[1]);
+      zero(head.linear);
+    }
   }
 
   /**
@@ -229,20 +260,43 @@ export class Dit {
    * @returns velocity [B, S, S, in_channels]
    */
   forward(x: Tensor, t: Tensor, y: Tensor): Tensor {
-    const { hidden_size: C, input_size: S, in_channels } = this.config;
-    const B = x.dim(0);
+    return this.#pass(x, t, y, {}).velocity;
+  }
+
+  outputs(x: Tensor, t: Tensor, y: Tensor, options: PassOptions = {}): DenoiserOutputs {
+    return this.#pass(x, t, y, { ...options, inner: this.final_layer_xr });
+  }
+
+  /** One pass. @param options.inner the inner head, if it is to run */
+  #pass(
+    x: Tensor,
+    t: Tensor,
+    y: Tensor,
+    { features: wanted = 0, start, inner: head }: PassOptions & { inner?: FinalLayer | undefined },
+  ): DenoiserOutputs {
+    const { hidden_size: C, input_size: S, in_channels, depth, inner_head } = this.config;
+    const B = x.dim(0), from = start?.block ?? 0;
+    check(
+      from <= depth && (wanted === 0 || from < wanted && wanted <= depth),
+      "run a DiT",
+      `it has blocks 1 to ${depth}, features are of block ${wanted}, the pass starts after block ${from}`,
+    );
     const { freqs_cos, freqs_sin } = this.feat_rope;
     const [in_, , out] = this.t_embedder.mlp;
     const time = out.forward(in_.forward(timestepEmbedding(t, TIME_FEATURES), { activation: "silu" })); // [B, C]
     const c = silu(add(time, embedding(this.y_embedder.embedding_table.weight, y))); // [B, C]
-    let h = add(reshape(this.x_embedder.proj.forward(x), [B, S * S, C]), this.pos_embed); // [B, T, C]
-    for (const block of this.blocks) {
+    const unpatchify = (h: Tensor) => reshape(h, [B, S, S, in_channels]);
+    let h = start?.tokens ??
+      add(reshape(this.x_embedder.proj.forward(x), [B, S * S, C]), this.pos_embed); // [B, T, C]
+    let inner: Tensor | undefined, features: Tensor | undefined;
+    for (const [i, block] of this.blocks.entries()) {
+      if (i < from) continue;
       h = recomputable(block, (h, c) => block.forward(h, c, freqs_cos, freqs_sin), h, c);
+      if (i + 1 === inner_head && head) inner = unpatchify(head.forward(h, c));
+      if (i + 1 === wanted) features = h;
     }
-    const { norm_final, linear, adaLN_modulation } = this.final_layer;
-    const [shiftAndScale] = splitModulation(adaLN_modulation[1].forward(c), [2]) as [Tensor];
-    h = linear.forward(modulate(norm_final.forward(h), shiftAndScale)); // [B, T, in_channels]
-    return reshape(h, [B, S, S, in_channels]);
+    const velocity = unpatchify(this.final_layer.forward(h, c));
+    return { velocity, ...inner && { inner }, ...features && { features } };
   }
 }
 

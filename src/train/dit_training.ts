@@ -25,6 +25,7 @@ export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: numb
     in_channels: shape[0],
     num_classes: classes,
     use_qknorm: c.qkNorm,
+    inner_head: c.innerHead,
   };
   return new Dit(validated(ditConfig, config, "the options"));
 }
