@@ -20,6 +20,7 @@ import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
 import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
+import { labelsOf } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
@@ -108,7 +109,7 @@ async function scoreModel(job: Job, run: string, out: string): Promise<void> {
     from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
   );
   const side = c.imageSize ?? size, real = await openSet(c.real, side, job);
-  const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
+  const labels = labelsOf({ count: c.num, classes: classes.map((_, k) => k) });
   // Sampling takes long: errors in the real images or the networks come first.
   const fake = { name: "samples", images: labels };
   const evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);

@@ -7,13 +7,13 @@ import { printable, UsageError } from "../src/errors.ts";
 import { hint } from "../src/cli/flags.ts";
 import { exists, formatBytes, isFile, readJson } from "../src/formats/files.ts";
 import type { Log } from "../src/run/log.ts";
-import { openNpz } from "../src/formats/npz.ts";
 import { Output } from "../src/run/output.ts";
 import { copyToSafetensors } from "../src/formats/safetensors.ts";
 import { holdsModel, openModel } from "../src/formats/shards.ts";
 import { tensorBytes, tensorSize, type TensorStore } from "../src/formats/tensors.ts";
 import { PUBLISHED } from "../src/models/sizes.ts";
 import { command } from "./command.ts";
+import { arrays, texts } from "./listings.ts";
 
 /** Maximum number of plain values to print; --json has all of them. */
 const SHOWN = 40;
@@ -26,6 +26,7 @@ export const inspect = command({
   examples: [
     "tok inspect runs/align-001",
     "tok inspect dinov2_vitl14_pretrain.pth --convert dinov2-l.safetensors",
+    "tok inspect samples/000000.png",
     "tok inspect --preset dinov2-l",
   ],
   async run({ path, convert, preset }, { log }) {
@@ -35,6 +36,7 @@ export const inspect = command({
     }
     if (path === undefined) throw new UsageError("Cannot inspect: name a file, a run or a folder");
     if (path.endsWith(".npz") && convert === undefined) return { found: [await arrays(path, log)] };
+    if (/\.png$/i.test(path) && convert === undefined) return { found: [texts(path, log)] };
     const places = isFile(path)
       ? [path]
       : [path, join(path, "tokenizer"), join(path, "model")].filter(holdsModel);
@@ -118,17 +120,6 @@ function openConverted(path: string): Output {
     throw new UsageError(`Cannot convert to "${path}": only .safetensors can be written; choose such a name`);
   }
   return Output.file(path);
-}
-
-async function arrays(path: string, log: Log) {
-  const file = await openNpz(path);
-  file.close();
-  log.line(log.bold(path));
-  const tensors = [...file.arrays].map(([name, { kind, shape }]) => ({ name, dtype: kind, shape }));
-  for (const { name, dtype, shape } of tensors) {
-    log.line(`  ${printable(name).padEnd(64)} ${dtype.padEnd(5)} [${shape.join(", ")}]`);
-  }
-  return { path, tensors };
 }
 
 function presets(asked: string, log: Log) {

@@ -1,18 +1,19 @@
 // tok sample: pictures from a diffusion model. Started again in the same folder, it makes those that are missing.
 
 import { join } from "@std/path";
-import { sampleConfig } from "../src/cli/config.ts";
+import metadata from "../deno.json" with { type: "json" };
+import { type SampleConfig, sampleConfig } from "../src/cli/config.ts";
+import { parseRange, sampling } from "../src/cli/options.ts";
 import { UsageError } from "../src/errors.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
-import { exists } from "../src/formats/files.ts";
-import { grid, readImage, writePng } from "../src/image/image.ts";
-import { writeNpz } from "../src/formats/npz.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
+import { classesOf, labelsOf, labelSummary } from "../src/sampling/labels.ts";
+import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
-import { command, openAdapter, openOutput } from "./command.ts";
+import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
 
 export const sample = command({
@@ -26,6 +27,7 @@ export const sample = command({
   ],
   async run(c, context) {
     const { log } = context;
+    const images = imagesOf(c, context), { first, count } = images;
     const run = inputRun(c.model, "model", log);
     using output = openOutput(c.out, "samples");
     const out = output.folder;
@@ -38,95 +40,85 @@ export const sample = command({
     });
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
-    const labels = Array.from({ length: c.num }, (_, i) => chosen[i % chosen.length] as number);
+    const labels = labelsOf({ ...images, classes: chosen, labeling: c.labels, seed: c.seed });
+    log.line(labelSummary(labels, chosen, c.labels));
     const size = model.config.dit.input_size * tokenizer.factor;
-    const folders = c.folders
-      ? model.config.classes.map((name, k) =>
-        `${String(k).padStart(4, "0")}_${name.replace(/[^\w.-]/g, "_")}`
-      )
-      : [];
-    const nameOf = (i: number) =>
-      join(folders[labels[i] as number] ?? "", `${String(i).padStart(6, "0")}.png`);
-    const pathOf = (i: number) => join(out, nameOf(i));
+    const folders = c.folders ? classFolders(model.config.classes) : [];
     const { fingerprint, name } = tokenizer.identity;
     const { latent_mean: mean, latent_std: std } = model.config;
-    beginPictures(out, "sample", {
-      options: decidingOf(c),
-      madeFrom: {
+    const options = decidingOf(c),
+      madeFrom = {
         model: model.identity,
         tokenizer: { name, fingerprint },
         "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
-        classes: { name: c.classes.join(), fingerprint: fingerprintOf(chosen.join()) },
-      },
-      others: { num: c.num, npz: c.npz, batchSize: c.batchSize, model: run, labels },
+      };
+    beginPictures(out, "sample", {
+      options: { ...options, folders: c.folders },
+      defaults: sampleConfig.parse({}),
+      madeFrom: { ...madeFrom, classes: labelsIdentity(c, chosen) },
+      others: { num: count, seeds: c.seeds, npz: c.npz, batchSize: c.batchSize, model: run, labels },
       folders,
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
     for (const folder of folders) output.sub(folder);
-    // Pictures appear complete or not at all, so one that is there is done.
-    const there = new Set(labels.keys().filter((i) => exists(pathOf(i))));
-    if (there.size) log.line(`${there.size} of ${c.num} images are there already: going on`);
-    const progress = log.progress("sampling", c.num, "images", there.size);
-    const shown: Uint8Array[] = [];
-    /** All pictures in their order; those that are there are read where somebody needs them. Only the grid's are kept. */
-    const pictures = async function* (): AsyncGenerator<Uint8Array> {
-      let at = 0;
-      const earlier = async function* (to: number) {
-        for (; at < to; at++) {
-          if (!c.npz && at >= SHOWN) continue;
-          const { data } = await readImage(pathOf(at));
-          if (at < SHOWN) shown.push(data);
-          yield data;
-        }
-      };
-      const options = {
-        ...samplingOptions(c),
-        labels,
-        onProgress: (n: number) => progress.update(n),
-        needed: (i: number) => !there.has(i),
-      };
-      for await (const { index, image } of generate(model, tokenizer, options)) {
-        yield* earlier(index);
-        if (!there.has(index)) await writePng(pathOf(index), { width: size, height: size, data: image });
-        if (index < SHOWN) shown.push(image);
-        at = index + 1;
-        yield image;
-      }
-      yield* earlier(c.num);
-    };
-    if (c.npz) {
-      await writeNpz(join(out, "samples.npz"), [
-        { name: "arr_0", shape: [c.num, size, size, 3], data: pictures() },
-        { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
-      ]);
-    } else for await (const _ of pictures());
+    const sources = Object.fromEntries(Object.entries(madeFrom).map(([key, is]) => [key, is.fingerprint]));
+    const pictures = new Pictures({
+      folder: out,
+      size,
+      ...images,
+      labels,
+      folders,
+      npz: c.npz,
+      recipe: (image) => {
+        const label = labels[image - first] as number;
+        return {
+          tok: metadata.version,
+          ...sources,
+          image,
+          class: label,
+          name: model.config.classes[label],
+          ...options,
+        };
+      },
+    });
+    const { there } = pictures;
+    if (there.size) log.line(`${there.size} of ${count} images are there already: going on`);
+    const progress = log.progress("sampling", count, "images", there.size);
+    await pictures.write(generate(model, tokenizer, {
+      ...samplingOptions(c),
+      labels,
+      first,
+      onProgress: (n) => progress.update(n),
+      needed: (i) => !there.has(i),
+    }));
     progress.end();
-    const columns = chosen.length >= 5 && chosen.length <= 20 ? chosen.length : 10;
-    await writePng(join(out, "grid.png"), grid(shown, size, columns));
-    log.line(`${c.num} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
-    return { out, n: c.num };
+    log.line(`${count} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
+    return { out, n: count };
   },
 });
 
-/** Pictures in the grid. */
-const SHOWN = 200;
-
 /** The options that decide about each picture; with more of them, or another batch size, the first ones are the same. */
-function decidingOf(c: typeof sampleConfig._output) {
-  const { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders } = c;
-  return { seed, cfg, cfgInterval, cfgChannels, sampler, steps, shift, folders };
+function decidingOf(c: SampleConfig): Record<string, unknown> {
+  return Object.fromEntries(
+    ["seed", ...Object.keys(sampling)].map((key) => [key, c[key as keyof SampleConfig]]),
+  );
 }
 
-function classesOf(words: readonly string[], names: readonly string[]): number[] {
-  if (words.join() === "all") return names.map((_, i) => i);
-  return words.map((word) => {
-    const i = names.includes(word) ? names.indexOf(word) : /^\d+$/.test(word) ? Number(word) : -1;
-    if (i < 0 || i >= names.length) {
-      throw new UsageError(
-        `Cannot sample the class "${word}": the model has 0 to ` +
-          `${names.length - 1}${names.length <= 20 ? ` (${names.join(", ")})` : ""}`,
-      );
-    }
-    return i;
-  });
+/** Numbers of the images. @throws UsageError if both options say them */
+function imagesOf(c: SampleConfig, { origins }: Context): { first: number; count: number } {
+  const range = c.seeds === undefined ? undefined : parseRange(c.seeds);
+  if (!range) return { first: 0, count: c.num };
+  if (origins?.num !== undefined) {
+    throw new UsageError(`Cannot use --num with --seeds ${c.seeds}, which says how many; leave one out`);
+  }
+  return { first: range[0], count: range[1] - range[0] + 1 };
+}
+
+/** What decides about the class of each image. */
+function labelsIdentity(c: SampleConfig, chosen: readonly number[]) {
+  const order = c.labels === "equal"
+    ? labelsOf({ count: chosen.length, classes: chosen })
+    : [c.labels, ...chosen];
+  const name = c.labels === "equal" ? c.classes.join() : `${c.classes.join()} at random`;
+  return { name, fingerprint: fingerprintOf(order.join()) };
 }

@@ -27,7 +27,9 @@ import {
   validating,
 } from "./options.ts";
 
-const { input, output, data, model, training, losses, metrics, sample } = GROUPS;
+export { type SampleConfig, sampleConfig } from "./sample_config.ts";
+
+const { input, output, data, model, training, losses, metrics } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };
 const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}.tar) or .parquet files";
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
@@ -264,33 +266,6 @@ export const trainDitConfig = z.strictObject({
   ...general,
 });
 export type TrainDitConfig = z.infer<typeof trainDitConfig>;
-
-export const sampleConfig = z.strictObject({
-  model: input(text(), "Diffusion model: run, or checkpoint of LightningDiT", {
-    value: "RUN",
-    otherwise: "the newest run with one",
-  }),
-  tokenizer: input(text(), "Tokenizer, as in reconstruct", {
-    value: "RUN",
-    otherwise: "the one that the model was trained on",
-  }),
-  latents: input(text(), "Folder with the statistics of the training latents", {
-    value: "DIR",
-    otherwise: "the model's, else the tokenizer's",
-    advanced,
-  }),
-  num: output(count("images").default(100), "Number of images"),
-  classes: output(z.array(z.string()).min(1).default(["all"]), "Class numbers or names, or all", {
-    value: "CLASS,...",
-  }),
-  out: output(text(), "Folder for the images", NEW),
-  folders: output(flag(), "Write one folder per class"),
-  npz: output(flag(), "Also write samples.npz (arr_0 images, arr_1 labels)"),
-  ...sampling,
-  batchSize: sample(count("batch").default(50), "Images at a time; does not change them"),
-  ...general,
-});
-export type SampleConfig = z.infer<typeof sampleConfig>;
 
 export const reconstructConfig = z.strictObject({
   tokenizer,

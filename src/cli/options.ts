@@ -73,6 +73,24 @@ export const ALIGN_PRESET_NAMES = [
   "mae-l-f16d32-512",
 ] as const;
 
+/** Numbers of images are u32 on the device. */
+const MAX_NUMBER = 2 ** 32 - 1;
+
+/** A-B as its two ends, inclusive, or one number as both; undefined if a text is neither, or A is larger than B. */
+export function parseRange(text: string): [first: number, last: number] | undefined {
+  const [, a, b = a] = /^(\d+)(?:-(\d+))?$/.exec(text) ?? [];
+  const first = Number(a), last = Number(b);
+  return a !== undefined && first <= last && last <= MAX_NUMBER ? [first, last] : undefined;
+}
+
+/** An option that takes numbers of images. */
+export const range = () =>
+  z.string().refine(
+    (text) => parseRange(text) !== undefined,
+    "give first-last, such as 0-9, or one number",
+  )
+    .optional();
+
 export const decay = z.number().min(0).lt(1);
 const PARTS = ["encoder", "adapter", "decoder"];
 /** Whether a text names parts of a tokenizer, each once. */

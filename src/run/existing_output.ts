@@ -25,14 +25,16 @@ export function refuseOthers(folder: string, command: string): void {
 /**
  * Starts or continues a folder of pictures.
  * @param about.options options that determine the pictures; stored in config.json together with `others`, which do not
+ * @param about.defaults values of options that an earlier version did not have
  * @param about.folders folders of the pictures, relative to `folder`
  * @throws UsageError if the folder holds other pictures
  */
 export function beginPictures(
   folder: string,
   command: string,
-  { options, madeFrom, others = {}, folders = [] }: {
+  { options, defaults = {}, madeFrom, others = {}, folders = [] }: {
     options: Fields;
+    defaults?: Fields;
     madeFrom: Provenance;
     others?: Fields;
     folders?: readonly string[];
@@ -43,7 +45,11 @@ export function beginPictures(
   const places = new Set(["", ...folders.map((sub) => sub === "." ? "" : sub)]);
   const found = [...places].flatMap((sub) => pictures(folder, sub));
   if (goesOn && found.length) {
-    const [change] = changes(readJson(join(folder, CONFIG)) as Fields, options, madeFrom);
+    const [change] = changes(
+      { ...defaults, ...readJson(join(folder, CONFIG)) as Fields },
+      options,
+      madeFrom,
+    );
     if (change !== undefined) {
       throw new UsageError(
         `Cannot go on in "${folder}": it holds ${counted(found)} of an earlier run, and ${change}; ` +

@@ -17,13 +17,15 @@ import { Sampler, type SamplingOptions } from "./sampler.ts";
 export interface GenerateOptions extends SamplingOptions {
   /** Class of each image. */
   labels: readonly number[];
+  /** Number of the first image (0). */
+  first?: number;
   onProgress?: (done: number) => void;
-  /** Whether an image is needed (all are). A batch is skipped if none of its images is needed, and else made in full. */
+  /** Whether the image of a number is needed (all are). A batch is skipped if none is needed, and else made in full. */
   needed?: (index: number) => boolean;
 }
 
 /**
- * Generates one image for each label, as bytes [size, size, 3].
+ * Generates one image for each label, as bytes [size, size, 3]; `index` is its number.
  * @throws UsageError when the model does not know the statistics of its latents, or an image is not finite
  */
 export async function* generate(
@@ -31,7 +33,7 @@ export async function* generate(
   tokenizer: ImageTokenizer,
   options: GenerateOptions,
 ): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {
-  const { labels, batchSize: B } = options;
+  const { labels, batchSize: B, first: start = 0 } = options;
   const { latent_mean: mean, latent_std: std } = config;
   if (!mean || !std) {
     throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
@@ -46,14 +48,14 @@ export async function* generate(
     { runs: batches, batchInvariant: true },
   ).prepare();
   try {
-    for (let first = 0; first < labels.length; first += B) {
+    for (let done = 0; done < labels.length; done += B) {
       throwIfStopped();
-      const count = Math.min(B, labels.length - first);
+      const count = Math.min(B, labels.length - done), first = start + done;
       const indices = Array.from({ length: count }, (_, i) => first + i);
       if (options.needed && !indices.some(options.needed)) continue;
       const classes = Uint32Array.from(
         { length: B },
-        (_, i) => labels[first + Math.min(i, count - 1)] as number,
+        (_, i) => labels[done + Math.min(i, count - 1)] as number,
       );
       sampler.run(classes, first);
       decode.run();
@@ -64,7 +66,7 @@ export async function* generate(
         if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
         yield { index: first + i, image: toBytes(pixels), pixels };
       }
-      options.onProgress?.(first + count);
+      options.onProgress?.(done + count);
     }
   } finally {
     sampler.destroy();

@@ -1,0 +1,108 @@
+// Numbers and classes of generated images. The class of image i is a function of i, the classes and, with random labels, the
+// seed: not of how many images are made. Machines that make parts of one job therefore agree about every image.
+
+import { UsageError } from "../errors.ts";
+import type { SampleConfig } from "../cli/config.ts";
+import { hint } from "../cli/flags.ts";
+import { keyOf, philox } from "../philox.ts";
+
+/** How images get their classes: in rounds of all classes, or independently at random. */
+export type Labeling = SampleConfig["labels"];
+
+/** Classes up to this number keep their order; the grid then has a column for each. */
+export const MAX_COLUMNS = 20;
+
+/** Stream of random labels; the noise of a sampler has stream 0. */
+const LABELS = 0x1abe1;
+
+/**
+ * Classes in the order of a round: as they are given if they are few. More are taken in steps of about K / golden ratio modulo
+ * K, so that the first N of a round are spread over all K (a lattice of rank 1; its gaps have at most three lengths).
+ */
+function roundOf(classes: readonly number[]): readonly number[] {
+  const K = classes.length, step = K <= MAX_COLUMNS ? 1 : stepOf(K);
+  return classes.map((_, i) => classes[i * step % K] as number);
+}
+
+/**
+ * The step near K / golden ratio without a common divisor with K whose continued fraction has the smallest largest quotient, and
+ * thus the most even gaps (Zaremba, 1966).
+ */
+function stepOf(K: number): number {
+  const golden = Math.round(K * (Math.sqrt(5) - 1) / 2);
+  let best = 1, smallest = K;
+  for (let d = 0; d <= 50; d++) {
+    for (const step of [golden + d, golden - d]) {
+      const quotient = step > 0 && step < K ? largestQuotient(K, step) : K;
+      if (quotient < smallest) [best, smallest] = [step, quotient];
+    }
+  }
+  return best;
+}
+
+/** The largest quotient in Euclid's algorithm, and thus of the continued fraction of a / b; a if they have a common divisor. */
+function largestQuotient(a: number, b: number): number {
+  let largest = 0;
+  for (let [x, y] = [a, b]; y > 0; [x, y] = [y, x % y]) {
+    if (x % y === 0 && y > 1) return a;
+    largest = Math.max(largest, Math.floor(x / y));
+  }
+  return largest;
+}
+
+/**
+ * The classes of `count` images from number `first` (u32) on.
+ *
+ * Equal labels come in rounds, each class once in a round: the counts of any first N images differ by at most 1.
+ */
+export function labelsOf(
+  { first = 0, count, classes, labeling = "equal", seed = 0 }: {
+    first?: number;
+    count: number;
+    classes: readonly number[];
+    labeling?: Labeling;
+    seed?: number;
+  },
+): number[] {
+  const K = classes.length, round = roundOf(classes), key = keyOf(seed);
+  const labelOf = (i: number) => {
+    if (labeling === "equal") return round[i % K] as number;
+    return classes[Math.floor(philox([i, LABELS, 0, 0], key)[0] / 2 ** 32 * K)] as number;
+  };
+  return Array.from({ length: count }, (_, i) => labelOf(first + i));
+}
+
+/** Says how many images each class gets, for the log. */
+export function labelSummary(
+  labels: readonly number[],
+  classes: readonly number[],
+  labeling: Labeling,
+): string {
+  const counts = new Map(classes.map((k) => [k, 0]));
+  for (const k of labels) counts.set(k, (counts.get(k) ?? 0) + 1);
+  let least = Infinity, most = 0;
+  for (const n of counts.values()) [least, most] = [Math.min(least, n), Math.max(most, n)];
+  const each = least === most ? `${least}` : `${least} to ${most}`;
+  return `labels: ${labeling}, ${each} ${most === 1 ? "image" : "images"} of each of ${counts.size} ` +
+    `${counts.size === 1 ? "class" : "classes"}`;
+}
+
+/**
+ * Class numbers from numbers, names, or "all".
+ * @param names of the model's classes
+ * @throws UsageError for a number out of range and an unknown name; the nearest name is suggested
+ */
+export function classesOf(words: readonly string[], names: readonly string[]): number[] {
+  if (words.join() === "all") return names.map((_, i) => i);
+  return words.map((word) => {
+    const isNumber = /^\d+$/.test(word);
+    const i = names.includes(word) ? names.indexOf(word) : isNumber ? Number(word) : -1;
+    if (i >= 0 && i < names.length) return i;
+    const range = `the model has 0 to ${names.length - 1}`;
+    const known = names.length <= MAX_COLUMNS ? ` (${names.join(", ")})` : "";
+    const nearest = isNumber ? "" : hint(word, names, "");
+    throw new UsageError(
+      `Cannot sample the class "${word}": ${range}${known}${nearest || "; choose among them"}`,
+    );
+  });
+}
