@@ -15,23 +15,38 @@ export interface GuidanceOptions {
   cfgChannels?: number | undefined;
 }
 
+/** What a step evaluates in addition to the network with its classes. Steps with the same terms share a program. */
+export interface Terms {
+  /** The names of the others, joined. */
+  readonly key: string;
+  /** The network without classes. */
+  readonly cfg: boolean;
+}
+
 /** Velocities of a network with and without guidance. */
 export class Guidance {
   constructor(readonly model: Denoiser, readonly options: GuidanceOptions) {}
 
-  /** Whether a step from time `t` is guided. */
-  isGuided(t: number): boolean {
+  /** The terms of a step from time `t`. */
+  terms(t: number): Terms {
     const { cfg, cfgInterval: [from, to] } = this.options;
-    return cfg !== 1 && t >= from && t <= to;
+    const terms = { cfg: cfg !== 1 && t >= from && t <= to };
+    return { ...terms, key: Object.entries(terms).filter(([, on]) => on).map(([name]) => name).join("+") };
+  }
+
+  /** Evaluations of a network for one velocity with these terms. */
+  evaluations({ cfg }: Terms): number {
+    return cfg ? 2 : 1;
   }
 
   /**
    * Records the velocity at x [B,S,S,C] and times t [B].
    * @param labels class numbers u32 [B]
+   * @param terms of the step
    */
-  velocity(x: Tensor, t: Tensor, labels: Tensor, guided: boolean): Tensor {
+  velocity(x: Tensor, t: Tensor, labels: Tensor, terms: Terms): Tensor {
     const { model, options: { cfg, cfgChannels } } = this;
-    if (!guided) return model.forward(x, t, labels);
+    if (!terms.cfg) return model.forward(x, t, labels);
     const { in_channels: C, num_classes } = model.config, B = x.dim(0);
     const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
     const both = model.forward(concat([x, x], 0), concat([t, t], 0), concat([labels, none], 0));

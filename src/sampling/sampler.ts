@@ -9,7 +9,7 @@ import { pointwise } from "../ops/pointwise.ts";
 import { normal, RandomState } from "../ops/random.ts";
 import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
-import { Guidance, type GuidanceOptions } from "./guidance.ts";
+import { Guidance, type GuidanceOptions, type Terms } from "./guidance.ts";
 import { type SamplerName, SAMPLERS, timeGrid } from "./samplers.ts";
 
 export interface SamplingOptions extends GuidanceOptions {
@@ -34,10 +34,10 @@ export class Sampler {
   /** t, next t. */
   readonly #times: Tensor;
   readonly #random: RandomState;
-  readonly #guidance: Guidance;
+  readonly guidance: Guidance;
   #start: StepProgram | undefined;
-  #plain: StepProgram | undefined;
-  #guided: StepProgram | undefined;
+  /** Programs of steps by the key of their terms. */
+  readonly #steps = new Map<string, StepProgram>();
 
   constructor(model: Denoiser, readonly options: SamplingOptions) {
     const { input_size: S, in_channels: C } = model.config;
@@ -46,7 +46,7 @@ export class Sampler {
     this.#labels = input([B], "u32", "labels");
     this.#times = variable([2], { label: "times" });
     this.#random = new RandomState(options.seed);
-    this.#guidance = new Guidance(model, options);
+    this.guidance = new Guidance(model, options);
   }
 
   async prepare(): Promise<this> {
@@ -56,8 +56,10 @@ export class Sampler {
       copy(normal(this.latents.shape, this.#random, 0), this.latents);
       return {};
     }).prepare();
-    if (times.some((t) => !this.#guidance.isGuided(t))) this.#plain = await this.capture(false).prepare();
-    if (times.some((t) => this.#guidance.isGuided(t))) this.#guided = await this.capture(true).prepare();
+    for (const t of times) {
+      const terms = this.guidance.terms(t);
+      if (!this.#steps.has(terms.key)) this.#steps.set(terms.key, await this.capture(terms).prepare());
+    }
     return this;
   }
 
@@ -74,32 +76,32 @@ export class Sampler {
     for (let i = 0; i < steps; i++) {
       const t = times[i] as number;
       this.#times.storage.write(new Float32Array([t, times[i + 1] as number]));
-      (this.#guidance.isGuided(t) ? this.#guided : this.#plain)?.run();
+      this.#steps.get(this.guidance.terms(t).key)?.run();
     }
     return this.latents;
   }
 
   destroy(): void {
-    for (const program of [this.#start, this.#plain, this.#guided]) program?.destroy();
+    for (const program of [this.#start, ...this.#steps.values()]) program?.destroy();
     for (const { storage } of [this.latents, this.#labels, this.#times, this.#random.tensor]) {
       storage.destroy();
     }
   }
 
-  /** Records one step of the grid; the caller prepares it. */
-  capture(guided: boolean): StepProgram {
+  /** Records a step with these terms; the caller prepares it. */
+  capture(terms: Terms): StepProgram {
     const { batchSize: B, sampler, steps, batches } = this.options;
     const record = () =>
       noGrad(() => {
         const t = slice(this.#times, 0, 0, 1), next = slice(this.#times, 0, 1, 2);
         const velocity = (x: Tensor, t: Tensor) =>
-          this.#guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, guided);
+          this.guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, terms);
         copy(SAMPLERS[sampler](velocity, this.latents, t, next), this.latents);
         return {};
       });
     const runs = batches === undefined ? {} : { runs: batches * steps };
     const options = { ...runs, batchInvariant: true };
-    return capture(guided ? "guided step" : "step", { labels: this.#labels }, record, options);
+    return capture(terms.key ? `step with ${terms.key}` : "step", { labels: this.#labels }, record, options);
   }
 }
 

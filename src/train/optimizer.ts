@@ -18,17 +18,29 @@ import {
   restoreIfSkipped,
   sumOfScalars,
 } from "../ops/adamw.ts";
+import { powerEma } from "../ops/power_ema.ts";
+import { gammaOf } from "../run/power_ema.ts";
 import { div, mul, sqrt, square } from "../ops/math.ts";
 import { concat, reshape } from "../ops/layout.ts";
 import { sumOfSquares } from "../ops/reduce.ts";
 import { readTensor, type Tensor, variable } from "../tensor/tensor.ts";
+
+/** A moving average of a set's weights. */
+interface Average {
+  /** Its name in `state()`. */
+  key: string;
+  /** Relative width of a power-function average; undefined for one whose decay is a hyper-parameter. */
+  sigmaRel: number | undefined;
+  flats: Tensor[];
+}
 
 interface Slot {
   set: ParameterSet;
   lrFactor: number;
   m: Tensor[];
   v: Tensor[];
-  ema: Tensor[] | undefined;
+  /** The last one is the result of the training. */
+  averages: Average[];
 }
 
 export class Optimizer {
@@ -45,12 +57,13 @@ export class Optimizer {
   readonly #norms: Tensor;
 
   /**
-   * @param groups sets, each with a factor of the learning rate (1), with or without a moving average of the weights
+   * @param groups sets, each with a factor of the learning rate (1), without a moving average of the weights, with one (true), or
+   * with power-function averages of these relative widths, see run/power_ema.ts; the last average is the result
    * @param key prefix of the tensors in `state()`
    */
   constructor(
     readonly label: string,
-    groups: readonly { set: ParameterSet; lrFactor?: number; ema?: boolean }[],
+    groups: readonly { set: ParameterSet; lrFactor?: number; ema?: boolean | readonly number[] }[],
     private readonly key = label,
   ) {
     this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
@@ -58,7 +71,11 @@ export class Optimizer {
       lrFactor,
       m: set.like("optimizer"),
       v: set.like("optimizer"),
-      ema: ema ? set.like("optimizer") : undefined,
+      averages: (Array.isArray(ema) ? ema : ema ? [undefined] : []).map((sigmaRel?: number) => ({
+        key: sigmaRel === undefined ? "ema" : `ema_${sigmaRel}`,
+        sigmaRel,
+        flats: set.like("optimizer"),
+      })),
     }));
     this.#scaled = groups.some(({ set }) => set.working !== undefined);
     this.progress = progressVariable(this.#scaled);
@@ -168,13 +185,13 @@ export class Optimizer {
   update(values: readonly Tensor[] = []): Tensor {
     const squares = this.#slots.map(({ set }) => set.gradients().flats.map((flat) => sumOfSquares(flat)));
     const norm2 = sumOfScalars(squares.flat());
-    const flats = this.#slots.flatMap(({ set, lrFactor, m, v, ema }) =>
+    const flats = this.#slots.flatMap(({ set, lrFactor, m, v, averages }) =>
       set.flats.map((parameters, i) => ({
         parameters,
         gradients: set.gradients().flats[i] as Tensor,
         m: m[i] as Tensor,
         v: v[i] as Tensor,
-        ema: ema?.[i],
+        ema: averages.find(({ sigmaRel }) => sigmaRel === undefined)?.flats[i],
         working: set.working?.[i],
         lrFactor,
       }))
@@ -185,9 +202,21 @@ export class Optimizer {
       values: values.length ? joined(values) : undefined,
       fault: this.#fault,
     });
+    this.#recordPowerEmas(this.#checkedNorm2);
     const norms = squares.map((sums) => sqrt(sumOfScalars(sums)));
     this.report(scale ? norms.map((norm) => div(norm, scale)) : norms, this.#norms);
     return plain;
+  }
+
+  #recordPowerEmas(norm2: Tensor): void {
+    const { progress } = this;
+    for (const { set, averages } of this.#slots) {
+      for (const { sigmaRel, flats } of averages) {
+        if (sigmaRel === undefined) continue;
+        const gamma = gammaOf(sigmaRel);
+        flats.forEach((flat, i) => powerEma(set.flats[i] as Tensor, flat, { gamma, progress, norm2 }));
+      }
+    }
   }
 
   /** Records, after an update, that `values` (scalars) are added to `sums` if the update is applied. */
@@ -203,31 +232,38 @@ export class Optimizer {
   /** Copies the weights into the averages. */
   async startEma(): Promise<void> {
     await copyTensors(
-      this.#slots.flatMap(({ set, ema }) => ema?.map((to, i) => [set.flats[i] as Tensor, to] as const) ?? []),
+      this.#slots.flatMap(({ set, averages }) =>
+        averages.flatMap(({ flats }) => flats.map((to, i) => [set.flats[i] as Tensor, to] as const))
+      ),
     );
   }
 
   /** Overwrites `target`, a set of the same layout as the `index`-th group, with that group's averages. */
   async readEmaInto(index: number, target: ParameterSet): Promise<void> {
-    await copyTensors(this.#slots[index]?.ema?.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
+    const average = this.#slots[index]?.averages.at(-1);
+    await copyTensors(average?.flats.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
   }
 
-  /** Runs `use` with the averages in place of the weights, which are then restored to the last bit. */
-  async withEma<T>(use: () => Promise<T>): Promise<T> {
-    await this.#swapEma();
+  /**
+   * Runs `use` with averages in place of the weights, which are then restored to the last bit.
+   * @param sigmaRel the relative width of those averages; by default those that are the result
+   */
+  async withEma<T>(use: () => Promise<T>, sigmaRel?: number): Promise<T> {
+    await this.#swapEma(sigmaRel);
     try {
       return await use();
     } finally {
-      await this.#swapEma();
+      await this.#swapEma(sigmaRel);
     }
   }
 
   /** Exchanges weights and averages; needs memory for one flat buffer. The fp16 working copies stay as they are. */
-  async #swapEma(): Promise<void> {
-    for (const { set, ema } of this.#slots) {
-      for (const [i, average] of (ema ?? []).entries()) {
+  async #swapEma(sigmaRel: number | undefined): Promise<void> {
+    for (const { set, averages } of this.#slots) {
+      const average = averages.findLast((a) => sigmaRel === undefined || a.sigmaRel === sigmaRel);
+      for (const [i, flat] of (average?.flats ?? []).entries()) {
         const weights = set.flats[i] as Tensor, spare = variable(weights.shape, { label: "weights aside" });
-        await copyTensors([[weights, spare], [average, weights], [spare, average]]);
+        await copyTensors([[weights, spare], [flat, weights], [spare, flat]]);
         spare.storage.destroy();
       }
     }
@@ -236,9 +272,10 @@ export class Optimizer {
   /** Tensors of a checkpoint besides the parameters, by name. */
   state(): Map<string, Tensor> {
     const found = new Map<string, Tensor>([[`${this.key}.progress`, this.progress]]);
-    for (const { set, m, v, ema } of this.#slots) {
-      for (const [kind, flats] of Object.entries({ m, v, ema })) {
-        flats?.forEach((flat, i) => found.set(`${this.key}.${set.name}.${kind}.${i}`, flat));
+    for (const { set, m, v, averages } of this.#slots) {
+      const kinds = { m, v, ...Object.fromEntries(averages.map(({ key, flats }) => [key, flats])) };
+      for (const [kind, flats] of Object.entries(kinds)) {
+        flats.forEach((flat, i) => found.set(`${this.key}.${set.name}.${kind}.${i}`, flat));
       }
     }
     return found;

@@ -22,7 +22,8 @@ import {
  * Opens a diffusion model with the tokenizer of its latents and their statistics.
  * @param options.tokenizer instead of the model's; it must make the same latents
  * @param options.latents folder with the statistics of the training latents, instead of the model's or the tokenizer's
- * @param options.say called with a line that names the tokenizer
+ * @param options.ema width of the average of the weights to rebuild, see `openDit()`
+ * @param options.say called with a line that names the tokenizer, and one about the average
  * @throws UsageError if the two do not match, the model's tokenizer is not found, or the statistics are unknown
  */
 export async function openGenerator(
@@ -30,10 +31,11 @@ export async function openGenerator(
   options: {
     tokenizer?: string | undefined;
     latents?: string | undefined;
+    ema?: number | undefined;
     say?: (line: string) => void;
   } = {},
 ): Promise<{ model: DiffusionModel; tokenizer: KnownTokenizer; origin: string }> {
-  const model = await openDit(path);
+  const model = await openDit(path, options);
   const tokenizer = await tokenizerOf(path, model, options.tokenizer, options.say ?? (() => {}));
   const C = model.config.dit.in_channels;
   if (C !== tokenizer.channels) {

@@ -18,6 +18,7 @@ import type { TensorStore } from "../formats/tensors.ts";
 import { writeSafetensors } from "../formats/safetensors.ts";
 import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
+import { noSnapshots, rebuiltEma } from "../run/power_ema.ts";
 import {
   type ImageTokenizer,
   Tokenizer,
@@ -124,8 +125,15 @@ export interface DiffusionModel {
   identity: Identity;
 }
 
-/** Opens a diffusion model from RUN/model or that folder itself, or from a checkpoint of LightningDiT's authors. */
-export async function openDit(path: string): Promise<DiffusionModel> {
+/**
+ * Opens a diffusion model from RUN/model or that folder itself, or from a checkpoint of LightningDiT's authors.
+ * @param options.ema width of the average of the weights to rebuild from the snapshots of the run, see run/power_ema.ts
+ * @param options.say called with a line about that average
+ */
+export async function openDit(
+  path: string,
+  { ema, say = () => {} }: { ema?: number | undefined; say?: (line: string) => void } = {},
+): Promise<DiffusionModel> {
   const folder = partOf(path, "model");
   if (folder === undefined) {
     if (!isFile(path)) {
@@ -134,12 +142,23 @@ export async function openDit(path: string): Promise<DiffusionModel> {
           `of LightningDiT`,
       );
     }
+    if (ema !== undefined) throw noSnapshots(path);
     const { dit, fingerprint } = await openLightningDit(path);
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
     return { dit, config: { dit: dit.config, classes }, path, identity: { name: path, fingerprint } };
   }
   const config = readConfig(folder, modelConfig, "a diffusion model");
   const dit = new Dit(config.dit);
+  if (ema !== undefined) {
+    const average = await rebuiltEma(path, ema), weights = new WeightsFingerprint();
+    say(`weights: ${average.about}`);
+    try {
+      await loadState(dit, weights.through(average));
+    } finally {
+      average.close();
+    }
+    return { dit, config, path: folder, identity: { name: path, fingerprint: weights.value() } };
+  }
   const fingerprint = (await loadFrom(dit, folder)).value();
   return { dit, config, path: folder, identity: { name: path, fingerprint } };
 }

@@ -164,7 +164,7 @@ function sampling(name: string, sizes: Record<string, unknown>, batchSize: numbe
     dit.init(new Initializer(0));
     const options = { steps: 1, sampler: "euler", shift: 1, cfg: 4, seed: 0 } as const;
     const sampler = new Sampler(dit, { ...options, batchSize, cfgInterval: [0, 1] });
-    const program = sampler.capture(true);
+    const program = sampler.capture(sampler.guidance.terms(0));
     return measurable(program, program, sampler, set);
   };
   return { op: "dit sampling", name, precision: "f32", ...sizesOf(config, batchSize), make };
