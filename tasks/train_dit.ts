@@ -16,9 +16,10 @@ import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { drawPreview } from "../src/sampling/preview.ts";
 import { checkSteps } from "../src/train/diffusion.ts";
-import { diffusionRecipe, ditOf, trainedConfig } from "../src/train/dit_training.ts";
+import { checkDitOptions, diffusionRecipe, ditOf, trainedConfig } from "../src/train/dit_training.ts";
 import { checkEpochs, IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
+import { initialiseDit } from "../src/train/initial_weights.ts";
 import { run, type Training } from "../src/train/run.ts";
 import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
@@ -39,6 +40,7 @@ export const trainDit = command({
     if (c.explain) return explained("train-dit", trainDitConfig, c, TRAIN_DIT_GRADES, context);
     requireData(c.preset, c.dryRun, { data: c.data, latents: c.latents });
     checkEpochs(c, context.origins, { repeats: true });
+    checkDitOptions(c, context.origins);
     if (c.latents !== undefined && c.data !== undefined) {
       throw new UsageError("Cannot train on --data and --latents at once: give one of them");
     }
@@ -75,19 +77,22 @@ async function training(
   out: string | undefined,
 ): Promise<Training> {
   const shape = [tokenizer.channels, tokenizer.side(c.imageSize ?? tokenizer.config.image_size)];
-  const planned = () => ditOf(c, shape, IMAGENET.classes);
+  const planned = () => ditOf(c, shape, c.unconditional ? 0 : IMAGENET.classes);
   await fitMemory(c, log, (c) => Promise.resolve({ recipes: [diffusionRecipe(c, planned())] })); // before anything is encoded
   const data = await openTrainingLatents(c, tokenizer, workers, log, out);
   const { latents, madeFrom, classes } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
   const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize, log);
-  const dit = ditOf(c, data.shape, classes.length);
+  const dit = ditOf(c, data.shape, classes.length), recipe = diffusionRecipe({ ...c, steps }, dit, latents);
   dit.init(new Initializer(c.seed));
+  const initial = c.init === undefined
+    ? {}
+    : await initialiseDit(dit, c.init, log, { read: out !== undefined });
   const parameters = { dit: countParameters(dit) };
   return {
-    recipes: [diffusionRecipe({ ...c, steps }, dit, latents)],
+    recipes: [recipe],
     parameters,
-    madeFrom,
+    madeFrom: { ...madeFrom, ...initial },
     record: { tokenizer: tokenizerRun, steps },
     checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
@@ -95,10 +100,12 @@ async function training(
       const { mean, std } = latents;
       const config = trainedConfig(dit, { tokenizer, tokenizerRun, classes, mean, std, madeFrom }, out);
       await saveDit(out, dit, config);
-      const sampling = samplingOptions({ ...sampleConfig.parse({}), seed: c.seed });
+      const cfg = c.unconditional ? { cfg: 1 } : {};
+      const sampling = samplingOptions({ ...sampleConfig.parse(cfg), seed: c.seed });
       const picture = await drawPreview({ dit, config }, tokenizer, sampling);
       makeFolder(join(out, "images"));
-      await writePng(join(out, "images", `samples_with_guidance_${sampling.cfg}.png`), picture);
+      const name = c.unconditional ? "samples" : `samples_with_guidance_${sampling.cfg}`;
+      await writePng(join(out, "images", `${name}.png`), picture);
       log.line(`${percent(dataWait)} of the training time was spent waiting for data`);
       return { steps, parameters: parameters.dit, data_wait: dataWait };
     },

@@ -20,6 +20,7 @@ export interface TrainingLatents {
   /** Undefined in a dry run of images, which are not encoded. */
   latents: Latents | undefined;
   madeFrom: Provenance;
+  /** Their names; none for an unconditional model. */
   classes: string[];
   /** Of one latent, [C, S, S]. */
   shape: readonly number[];
@@ -58,7 +59,11 @@ export async function openTrainingLatents(
     : latents
     ? latents.labels.reduce((a, b) => Math.max(a, b), 0)
     : 0;
-  const classes = known.length ? [...known] : Array.from({ length: highest + 1 }, (_, i) => String(i));
+  const classes = c.unconditional
+    ? []
+    : known.length
+    ? [...known]
+    : Array.from({ length: highest + 1 }, (_, i) => String(i));
   const shape = latents?.shape ?? [tokenizer.channels, side, side];
   const misfit = shape[0] !== tokenizer.channels
     ? `its latents have ${shape[0]} channels, the tokenizer ${tokenizer.channels}`

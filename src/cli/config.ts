@@ -240,6 +240,12 @@ export const trainDitConfig = z.strictObject({
   tokenizer,
   data: input(text(), IMAGES, { ...DATA, free: true }),
   latents: input(text(), "Folder of latents from `tok encode`, instead of --data", { value: "DIR" }),
+  init: input(
+    text(),
+    "Initial weights: run or its best/, checkpoint of a run, or file of a published LightningDiT; with other classes the label " +
+      "table is made anew",
+    { value: "PATH", otherwise: "random" },
+  ),
   ...running,
   model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
   qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
@@ -248,6 +254,7 @@ export const trainDitConfig = z.strictObject({
     "Block, from 1, after which a second output head predicts the velocity, for internal guidance; 0: none",
     { advanced },
   ),
+  unconditional: model(flag(), 'Train without classes: labels are ignored, the only label is "no class"'),
   imageSize,
   images: data(count("images").default(4000), "Number of generated images, without --data"),
   flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),

@@ -134,12 +134,14 @@ export const TRAIN_DIT_GRADES: Record<
   Exclude<keyof TrainDitConfig, Plumbing | "preset" | "tokenizer" | "data" | "latents">,
   readonly Evidence<TrainDitConfig>[]
 > = {
+  init: [of(undefined, "I", "random, as in the code of LightningDiT")],
   model: [of("XL/1", "S", "LightningDiT-XL")],
   qkNorm: [
     of(false, "S", "64 epochs without QK-norm; diverges after about 180,000 steps"),
     of(true, "S", "800 epochs with QK-norm"),
   ],
   innerHead: [of(0, "S", "LightningDiT has one output head"), of(8, "I", "code of Internal Guidance")],
+  unconditional: [of(false, "S", "classes of ImageNet, dropped for guidance")],
   imageSize: [of(256, "S", "results on ImageNet 256 x 256")],
   images: [],
   flip: [of(true, "I", "LightningDiT also encodes a flipped copy of each image")],

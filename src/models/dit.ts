@@ -26,7 +26,8 @@ export const ditConfig = z.object({
   hidden_size: count("channels").default(1152),
   depth: count("layers").default(28),
   num_heads: count("heads").default(16),
-  num_classes: count("classes").default(1000),
+  /** 0: unconditional, the label table has the row "no class" alone. */
+  num_classes: countOrNone("classes").default(1000),
   use_qknorm: z.boolean().default(false),
   /** Block, from 1, after which an inner head predicts the velocity, too; 0 for none. Internal Guidance, arXiv 2512.24176. */
   inner_head: countOrNone("layers").default(0),

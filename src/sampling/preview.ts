@@ -15,12 +15,21 @@ export async function drawPreview(
   tokenizer: ImageTokenizer,
   options: Omit<SamplingOptions, "batchSize">,
 ): Promise<Image> {
-  const columns = Math.min(COLUMNS, model.config.classes.length), count = Math.max(20, 2 * columns);
+  const classes = model.config.classes.length,
+    columns = Math.min(COLUMNS, classes || COLUMNS),
+    count = Math.max(20, 2 * columns);
   const side = model.config.dit.input_size * tokenizer.factor;
   const batchSize = Math.min(count, Math.max(1, Math.floor((BATCH_SIDE / side) ** 2)));
-  const labels = Array.from({ length: count }, (_, i) => i % columns);
+  const labels = Array.from({ length: count }, (_, i) => classes && i % columns);
   const images: Uint8Array[] = [];
-  for await (const { image } of generate(model, tokenizer, { ...options, batchSize, labels })) {
+  for await (
+    const { image } of generate(model, tokenizer, {
+      ...options,
+      ...classes ? {} : { cfg: 1 },
+      batchSize,
+      labels,
+    })
+  ) {
     images.push(image);
   }
   return grid(images, side, columns);

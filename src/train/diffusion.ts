@@ -13,11 +13,10 @@ import { state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, div, mul, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
-import { permute, reshape } from "../ops/layout.ts";
+import { reshape } from "../ops/layout.ts";
 import { constant, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import type { Plan } from "../gpu/plan.ts";
-import type { Latents } from "../formats/latents.ts";
-import { type LatentBatch, latentBatches } from "./encode_latents.ts";
+import type { LatentBatch, LatentSource } from "./latent_source.ts";
 import { cosineDistance, l2, type Weighted, weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe, schedule, type ScheduleOptions } from "./recipe.ts";
@@ -32,8 +31,8 @@ export interface DiffusionOptions {
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
-  /** Latents come as files hold them, [B,C,S,S], to be normalised with these statistics; else normalised, [B,S,S,C]. */
-  stored?: { mean: Float32Array; std: Float32Array };
+  /** Where the latents come from; without it they are the input `x`, normalised, [B,S,S,C]. */
+  source?: LatentSource;
   /** Recomputes the DiT's blocks in the backward pass instead of keeping their activations (false). */
   recompute?: boolean;
 }
@@ -47,7 +46,7 @@ const LOSSES: Readonly<Record<string, { weight(o: DiffusionOptions): number; val
 /** The running metrics of a step, in this order. */
 export const DIFFUSION_METRICS: readonly string[] = ["loss", ...Object.keys(LOSSES), "grad_norm2"];
 
-type DiffusionProgram = Program<{ x: Tensor; labels: Tensor }, { loss: Tensor }>;
+type DiffusionProgram = Program<Record<string, Tensor>, { loss: Tensor }>;
 
 /** Streams of randomness inside a step. */
 const STREAMS = { noise: 1, time: 2, dropout: 3 };
@@ -64,18 +63,24 @@ export class Diffusion {
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step, for {@link prepareProgram}: inputs are latents and class numbers [B]. */
+  /** Records one step, for {@link prepareProgram}: inputs are those of the source and class numbers `labels` [B]. */
   capture(): DiffusionProgram {
-    const { batchSize: B, labelDropout, stored, precision = "f32", recompute = false } = this.options;
+    const { batchSize: B, labelDropout, source, precision = "f32", recompute = false } = this.options;
     const { input_size: S, in_channels: C, num_classes } = this.dit.config;
-    const latents = input(stored ? [B, C, S, S] : [B, S, S, C], "f32", "latents");
-    const inputs = { x: latents, labels: input([B], "u32", "labels") };
-    return capture("diffusion", inputs, ({ x: latents, labels }) => {
+    const data = source?.inputs(B) ?? { x: input([B, S, S, C], "f32", "latents") };
+    const inputs: Record<string, Tensor> = { ...data, labels: input([B], "u32", "labels") };
+    return capture("diffusion", inputs, (inputs) => {
       const { xt, v, t, y } = noGrad(() => {
-        const x = stored ? normalised(permute(latents, [0, 2, 3, 1]), stored) : latents;
+        const x = source ? normalised(source.latents(inputs), source) : inputs.x as Tensor;
         const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
         const t = sigmoid(normal([B, 1, 1, 1], this.random, STREAMS.time));
-        const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
+        const y = dropLabels(
+          inputs.labels as Tensor,
+          labelDropout,
+          num_classes,
+          this.random,
+          STREAMS.dropout,
+        );
         return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
       });
       const predicted = within({ recompute, precision }, () => this.dit.forward(xt, t, y));
@@ -124,8 +129,6 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
   lr: number;
   /** Decay of the weight average; 0 for none. */
   emaDecay: number;
-  /** Uses the flipped latents for half of a batch. */
-  flip: boolean;
   /** As in {@link Recipe.steadied}. */
   steadied?: readonly string[];
 }
@@ -141,14 +144,11 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   declare readonly options: DiffusionRecipeOptions;
   readonly #program: DiffusionProgram;
 
-  /** @param latents undefined for a dry run */
-  constructor(dit: Denoiser, options: DiffusionRecipeOptions, private readonly latents: Latents | undefined) {
-    const { input_size: S, in_channels: C } = dit.config;
-    const stored = latents ?? { mean: new Float32Array(C), std: new Float32Array(C).fill(1) };
-    super(dit, { ...options, stored });
+  constructor(dit: Denoiser, options: DiffusionRecipeOptions, private readonly source: LatentSource) {
+    super(dit, { ...options, source });
     this.steps = options.steps;
     this.steadied = options.steadied ?? [];
-    this.stepBytes = options.batchSize * C * S * S * 4;
+    this.stepBytes = options.batchSize * source.bytes;
     this.optimizers = [this.optimizer];
     this.#program = this.capture();
   }
@@ -158,8 +158,7 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   }
 
   data(from: number, to: number): AsyncGenerator<LatentBatch, void> {
-    const { batchSize, seed, flip } = this.options;
-    return latentBatches(this.latents as Latents, { batchSize, seed, step: from, end: to, flip });
+    return this.source.batches(this.options.batchSize, from, to);
   }
 
   async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
@@ -171,11 +170,12 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   }
 
   // deno-lint-ignore require-await
-  async step(n: number, { x, labels }: LatentBatch): Promise<void> {
+  async step(n: number, { labels, ...data }: LatentBatch): Promise<void> {
     const { steps, lr, emaDecay: ema } = this.options;
     this.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
     this.random.set(n);
-    this.#program.run({ x, labels });
+    const conditional = this.dit.config.num_classes > 0; // else the only label is "no class", 0
+    this.#program.run({ ...data, labels: conditional ? labels : new Uint32Array(labels.length) });
   }
 
   withResult<T>(use: () => Promise<T>): Promise<T> {

@@ -2,6 +2,8 @@
 
 import { join } from "@std/path";
 import type { TrainDitConfig } from "../cli/config.ts";
+import { kebab, type Origin } from "../cli/flags.ts";
+import { UsageError } from "../errors.ts";
 import { validated } from "../formats/files.ts";
 import type { Latents } from "../formats/latents.ts";
 import type { Provenance } from "../formats/provenance.ts";
@@ -9,6 +11,26 @@ import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
 import { placesOf } from "../zoo/generator.ts";
 import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
 import { DiffusionRecipe } from "./diffusion.ts";
+import { StoredLatents } from "./latent_source.ts";
+
+/**
+ * @param origins of the options; one from the command line must have an effect
+ * @throws UsageError for an option without effect
+ */
+export function checkDitOptions(c: TrainDitConfig, origins: Readonly<Record<string, Origin>> = {}): void {
+  for (const [option, conditions] of Object.entries(CONDITIONAL)) {
+    const failed = conditions.find(([holds]) => !holds(c));
+    if (origins[option] !== "command line" || !failed) continue;
+    throw new UsageError(`Cannot use --${kebab(option)}: ${failed[1]}; leave it out`);
+  }
+}
+
+/** Options that need others to have an effect, and what they need. */
+const CONDITIONAL: Partial<
+  Record<keyof TrainDitConfig, readonly (readonly [holds: (c: TrainDitConfig) => boolean, reason: string])[]>
+> = {
+  labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
+};
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
@@ -32,9 +54,11 @@ export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: numb
 
 /** Flow matching with the options of a run. @param latents undefined for a dry run */
 export function diffusionRecipe(c: TrainDitConfig, dit: Dit, latents?: Latents): DiffusionRecipe {
+  const { in_channels, input_size } = dit.config;
+  const source = new StoredLatents([in_channels, input_size, input_size], latents, c);
   const steadied = c.qkNorm ? [] : ["--qk-norm"];
   const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
-  return new DiffusionRecipe(dit, options, latents);
+  return new DiffusionRecipe(dit, options, source);
 }
 
 /** What the trained model needs to know about its latents. */

@@ -1,12 +1,10 @@
-// Encodes images into a folder of latents, and reads batches for diffusion from such a folder, latent by latent, so that the
-// memory does not grow with their number.
+// Encodes images into a folder of latents, and compares such a folder with a tokenizer and images.
 
 import { Interrupted, UsageError } from "../errors.ts";
 import { differences, fingerprintOf, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
-import { ahead } from "../data/prefetch.ts";
 import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
-import { batchIndices, flipsAt, gather, type ImageSource } from "../data/image_source.ts";
+import { gather, type ImageSource } from "../data/image_source.ts";
 import { inferBatches } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
@@ -143,35 +141,4 @@ export function checkLatents(
       source ? "use the same, or choose another --out" : "name the ones of this run, or encode again"
     }`,
   );
-}
-
-/** Latents [B, C, side, side] as files hold them, and their labels. */
-export interface LatentBatch {
-  x: Float32Array<ArrayBuffer>;
-  labels: Uint32Array<ArrayBuffer>;
-}
-
-/** Batches of the steps `step` to `end` - 1, each a function of (seed, step) alone. */
-export function latentBatches(
-  latents: Latents,
-  options: { batchSize: number; seed: number; step: number; end: number; flip: boolean },
-): AsyncGenerator<LatentBatch, void> {
-  const make = (step: number) => latentBatch(latents, { ...options, step });
-  return ahead(make, { from: options.step, to: options.end, depth: 1 });
-}
-
-async function latentBatch(
-  latents: Latents,
-  options: { batchSize: number; seed: number; step: number; flip: boolean },
-): Promise<LatentBatch> {
-  const { batchSize, seed, step } = options;
-  const [C, H, W] = latents.shape, size = C * H * W;
-  const indices = batchIndices(latents.length, batchSize, seed, step);
-  const flips = options.flip ? flipsAt(batchSize, seed, step) : [];
-  const x = new Float32Array(batchSize * size), labels = new Uint32Array(batchSize);
-  await Promise.all(indices.map(async (i, n) => {
-    x.set(await latents.latent(i, flips[n] ?? false), n * size);
-    labels[n] = latents.labels[i] as number;
-  }));
-  return { x, labels };
 }

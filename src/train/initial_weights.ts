@@ -1,13 +1,15 @@
 // --init: the parts of an alignment that begin with weights of a file instead of random ones. The parts are those that the file
-// has, under the names of this tokenizer; all of a part's tensors must fit.
+// has, under the names of this tokenizer; all of a part's tensors must fit. For diffusion, a complete model but for the label
+// table, which is made anew where the classes are others.
 
 import type { AlignConfig } from "../cli/config.ts";
 import { UsageError } from "../errors.ts";
 import { type Provenance, WeightsFingerprint } from "../formats/provenance.ts";
 import { inFileLayout, loadProblems, loadState, state, type TensorSource } from "../nn/layers.ts";
 import type { Log } from "../run/log.ts";
-import type { Tensor } from "../tensor/tensor.ts";
-import { openInitialWeights } from "../zoo/initial_weights.ts";
+import type { Dit } from "../models/dit.ts";
+import { readTensor, type Tensor } from "../tensor/tensor.ts";
+import { openInitialDit, openInitialWeights } from "../zoo/initial_weights.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
 import type { Alignment } from "./alignment.ts";
 
@@ -114,4 +116,64 @@ function chosenParts(
       (first === undefined ? "(no tensor)" : `(its first tensor is "${first}")`) +
       `; check --init${asked ? " and --init-parts" : ""}, --recipe and --gan`,
   );
+}
+
+const LABEL_TABLE = "y_embedder.embedding_table.weight";
+
+/**
+ * Loads a diffusion model into `dit`, which is initialised and belongs to a parameter set already. The label table of another
+ * number of classes is not loaded, but for its last row, which means "no class".
+ * @param options.read false for a dry run: names and shapes are checked, nothing is read
+ * @returns the identity of the weights
+ * @throws UsageError that lists every key that does not fit
+ */
+export async function initialiseDit(
+  dit: Dit,
+  path: string,
+  log: Log,
+  { read }: { read: boolean },
+): Promise<Provenance> {
+  const weights = await openInitialDit(path), table = dit.y_embedder.embedding_table.weight;
+  try {
+    const [rows = 0, width] = weights.shapes.get(LABEL_TABLE) ?? [], others = rows !== table.dim(0);
+    const anew = others && rows > 0 && width === table.dim(1);
+    const kept = <T>(all: Iterable<readonly [string, T]>) =>
+      [...all].filter(([key]) => !(anew && key === LABEL_TABLE));
+    const module = Object.fromEntries(kept(state(dit)));
+    const source: TensorSource = { ...weights, shapes: new Map(kept(weights.shapes)) };
+    const view = weights.deviceLayout ? inFileLayout(module, source) : source;
+    const problems = loadProblems(module, view);
+    if (problems.length) {
+      throw new UsageError(
+        `Cannot initialise from "${path}": ${
+          problems.join(", ")
+        }; choose options of the same sizes, or another file`,
+        { maxLength: MAX_MESSAGE },
+      );
+    }
+    const counted = (rows: number) => `${rows - 1} ${rows === 2 ? "class" : "classes"}`;
+    log.line(
+      `init: ${path}${
+        anew
+          ? `, but for the label table: it has ${counted(rows)}, this run ${
+            counted(table.dim(0))
+          }; the table is made ` +
+            `anew, its row "no class" stays`
+          : ""
+      }`,
+    );
+    const fingerprint = new WeightsFingerprint();
+    if (!read) return {};
+    const through = fingerprint.through(view);
+    await loadState(module, through);
+    if (anew) {
+      const before = await through.read(LABEL_TABLE, new Float32Array(rows * table.dim(1)));
+      const made = (await readTensor(table)).slice();
+      made.set(before.subarray(-table.dim(1)), made.length - table.dim(1));
+      table.storage.write(made);
+    }
+    return { initialisation: { name: path, fingerprint: fingerprint.value() } };
+  } finally {
+    weights.close();
+  }
 }

@@ -1,17 +1,18 @@
 // Opens weights that a training begins with, under the names of tok's modules: encoder, adapter or quant_conv, post_quant_conv,
 // decoder, discriminator. Each part may come from a tokenizer of a run, a checkpoint of a run, a published autoencoder, or a
-// file of such tensors alone.
+// file of such tensors alone. Also diffusion models, for the training of another one.
 
 import { UsageError } from "../errors.ts";
-import { exists } from "../formats/files.ts";
+import { exists, isFile } from "../formats/files.ts";
 import { cachedModel, isModelName, snapshotIn } from "../formats/hub.ts";
 import { type Renamed, renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 import { AUTOENCODER_ANCHOR, autoencoderIn } from "../models/autoencoder_names.ts";
-import { wrapperOf } from "../models/wrappers.ts";
+import { DIT_ANCHOR } from "../models/dit.ts";
+import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { autoencoderPlace, holdsAutoencoder } from "./published.ts";
-import { openSavedTokenizer } from "./runs.ts";
+import { openSavedDit, openSavedTokenizer } from "./runs.ts";
 
 /** Weights under the names of tok's modules. Close them after reading. */
 export interface InitialWeights extends Renamed {
@@ -43,6 +44,40 @@ export async function openInitialWeights(path: string): Promise<InitialWeights> 
     if (store.metadata.get("format") === "tok-checkpoint-1") return opened(store, ofCheckpoint(store), true);
     const isAutoencoder = wrapperOf(store.shapes.keys(), AUTOENCODER_ANCHOR) !== undefined;
     return opened(store, isAutoencoder ? ofAutoencoder(store) : store);
+  } catch (error) {
+    store.close();
+    throw error;
+  }
+}
+
+/**
+ * Opens a diffusion model: a run, its `model` or best/, a checkpoint of it (its weights are not averaged), or a published file
+ * in LightningDiT's names, of which EMA weights come first.
+ * @throws UsageError if there is none
+ */
+export async function openInitialDit(path: string): Promise<InitialWeights> {
+  const saved = await openSavedDit(path);
+  if (saved) return opened(saved, saved);
+  if (!isFile(path)) {
+    throw new UsageError(
+      `Cannot initialise from "${path}": ${
+        exists(path) ? "it holds no diffusion model" : "there is no such path"
+      }; name a finished run, its best/, a file of its checkpoints/, or a checkpoint of LightningDiT`,
+    );
+  }
+  const store = await openModel(path);
+  try {
+    const checkpoint = store.metadata.get("format") === "tok-checkpoint-1";
+    const keys = [...store.shapes.keys()], prefix = "model.";
+    if (!(checkpoint ? keys.includes(prefix + DIT_ANCHOR) : wrapperOf(keys, DIT_ANCHOR) !== undefined)) {
+      throw new UsageError(
+        `Cannot initialise from "${path}": it has no "${DIT_ANCHOR}"${underNote(keys, DIT_ANCHOR)}; name a ` +
+          `diffusion model`,
+      );
+    }
+    if (!checkpoint) return opened(store, unwrapped(store, DIT_ANCHOR));
+    const own = keys.filter((key) => key.startsWith(prefix));
+    return opened(store, renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key]))), true);
   } catch (error) {
     store.close();
     throw error;

@@ -163,6 +163,14 @@ export async function openDit(
   return { dit, config, path: folder, identity: { name: path, fingerprint } };
 }
 
+/** The tensors of a diffusion model in RUN/model or that folder itself; undefined if tok wrote none there. */
+export async function openSavedDit(path: string): Promise<TensorStore | undefined> {
+  const folder = partOf(path, "model");
+  if (folder === undefined) return undefined;
+  readConfig(folder, modelConfig, "a diffusion model");
+  return await openModel(folder);
+}
+
 export async function saveDit(run: string, dit: Dit, config: ModelConfig): Promise<void> {
   await saveTo(join(run, "model"), dit, config);
 }

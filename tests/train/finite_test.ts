@@ -18,7 +18,8 @@ import { readTensor, variable } from "../../src/tensor/tensor.ts";
 import { openDit, openTokenizer, saveDit, saveTokenizer } from "../../src/zoo/runs.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { generate } from "../../src/sampling/generate.ts";
-import { encodeTo, latentBatches } from "../../src/train/encode_latents.ts";
+import { encodeTo } from "../../src/train/encode_latents.ts";
+import { StoredLatents } from "../../src/train/latent_source.ts";
 import { updateStatistics } from "../../src/train/stage_scores.ts";
 import { testDevice } from "../helpers/check.ts";
 
@@ -199,7 +200,7 @@ Deno.test("statistics that are not finite or not above zero are refused with the
     assertEquals([...await latents.latent(16)], [16, 17, 18, 19]);
     assertEquals([...await latents.latent(17, true)], [17, 18, 19, 20]); // the mirrored one is undamaged
     await refuses(() => latents.latent(17), UsageError, "latent 17 holds NaN", "latents_00000.safetensors");
-    const batches = latentBatches(latents, { batchSize: 20, seed: 0, step: 0, end: 3, flip: false });
+    const batches = new StoredLatents(latents.shape, latents, { seed: 0, flip: false }).batches(20, 0, 3);
     await refuses(() => batches.next(), UsageError, "latent 17 holds NaN");
     latents.close();
   });

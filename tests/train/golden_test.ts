@@ -12,6 +12,7 @@ import { readTensor, type Tensor } from "../../src/tensor/tensor.ts";
 import { Alignment } from "../../src/train/alignment.ts";
 import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
+import { StoredLatents } from "../../src/train/latent_source.ts";
 import { schedule } from "../../src/train/recipe.ts";
 import { PROFILES, testDevice } from "../helpers/check.ts";
 import { open } from "../helpers/compare.ts";
@@ -124,7 +125,7 @@ for (const profile of PROFILES) {
       directionWeight,
       ema: true,
       seed,
-      stored,
+      source: Object.assign(new StoredLatents([C, S, S], undefined, { seed, flip: false }), stored),
     });
     await loadFormula(dit);
     await diffusion.optimizer.startEma();
