@@ -20,10 +20,10 @@ import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
 import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
-import { labelsOf } from "../src/sampling/labels.ts";
+import { classesOf, labelsOf, optionsFor } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
-import { command, openAdapter, openOutput } from "./command.ts";
+import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { reportScores } from "./output.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
@@ -49,7 +49,7 @@ export const evaluate = command({
     "tok eval --tokenizer runs/photos --data photos --lpips vgg16-397923af.pth,vgg.pth",
     "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
   ],
-  async run(c, { log }) {
+  async run(c, { log, origins }) {
     const subject = subjectOf(c), selection = new Selection(subject, c);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     using output = openOutput(c.out, "eval");
@@ -65,7 +65,7 @@ export const evaluate = command({
     };
     const results = new Results(), job = { c, options, selection, results, workers, log };
     try {
-      if (model !== undefined) await scoreModel(job, model, out);
+      if (model !== undefined) await scoreModel(job, model, out, origins);
       else if (c.tokenizer !== undefined) await scoreTokenizer(job, c.tokenizer);
       else await scoreFiles(job);
     } finally { // scores computed before a failure are written
@@ -100,16 +100,17 @@ async function scoreFiles(job: Job): Promise<void> {
 }
 
 /** Samples from a model against held-out images. The samples stay in `out`. */
-async function scoreModel(job: Job, run: string, out: string): Promise<void> {
-  const { c, selection, log } = job;
-  const { model, tokenizer } = await openGenerator(run, { ...c, say: (text) => log.line(text) });
+async function scoreModel(job: Job, run: string, out: string, origins: Context["origins"]): Promise<void> {
+  const { selection, log } = job;
+  const { model, tokenizer } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
+  const c = optionsFor(run, model.config, job.c, origins);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const toy = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
   selection.exclude(({ from }) =>
     from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
   );
   const side = c.imageSize ?? size, real = await openSet(c.real, side, job);
-  const labels = labelsOf({ count: c.num, classes: classes.map((_, k) => k) });
+  const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
   // Sampling takes long: errors in the real images or the networks come first.
   const fake = { name: "samples", images: labels };
   const evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);

@@ -9,7 +9,7 @@ import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { generate } from "../src/sampling/generate.ts";
-import { classesOf, labelsOf, labelSummary } from "../src/sampling/labels.ts";
+import { classesOf, labelsOf, labelSummary, optionsFor } from "../src/sampling/labels.ts";
 import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
@@ -25,19 +25,20 @@ export const sample = command({
     "tok sample --model runs/dit-001 --num 50000 --classes all --cfg 1.5 --npz --out samples",
     "tok sample --model lightningdit-xl-imagenet256-64ep.pt --tokenizer vavae.pt --classes 207,360 --num 8 --cfg 4",
   ],
-  async run(c, context) {
+  async run(asked, context) {
     const { log } = context;
-    const images = imagesOf(c, context), { first, count } = images;
-    const run = inputRun(c.model, "model", log);
-    using output = openOutput(c.out, "samples");
+    const images = imagesOf(asked, context), { first, count } = images;
+    const run = inputRun(asked.model, "model", log);
+    using output = openOutput(asked.out, "samples");
     const out = output.folder;
     refuseOthers(out, "sample");
-    await openAdapter(c, log);
+    await openAdapter(asked, log);
     const { model, tokenizer, origin } = await openGenerator(run, {
-      tokenizer: c.tokenizer,
-      latents: c.latents,
+      tokenizer: asked.tokenizer,
+      latents: asked.latents,
       say: (text) => log.line(text),
     });
+    const c = optionsFor(run, model.config, asked, context.origins);
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = labelsOf({ ...images, classes: chosen, labeling: c.labels, seed: c.seed });

@@ -3,8 +3,9 @@
 
 import { UsageError } from "../errors.ts";
 import type { SampleConfig } from "../cli/config.ts";
-import { hint } from "../cli/flags.ts";
+import { hint, kebab, type Origin } from "../cli/flags.ts";
 import { keyOf, philox } from "../philox.ts";
+import type { ModelConfig } from "../zoo/runs.ts";
 
 /** How images get their classes: in rounds of all classes, or independently at random. */
 export type Labeling = SampleConfig["labels"];
@@ -93,6 +94,7 @@ export function labelSummary(
  * @throws UsageError for a number out of range and an unknown name; the nearest name is suggested
  */
 export function classesOf(words: readonly string[], names: readonly string[]): number[] {
+  if (names.length === 0) return [0]; // of an unconditional model: "no class"
   if (words.join() === "all") return names.map((_, i) => i);
   return words.map((word) => {
     const isNumber = /^\d+$/.test(word);
@@ -105,4 +107,27 @@ export function classesOf(words: readonly string[], names: readonly string[]): n
       `Cannot sample the class "${word}": ${range}${known}${nearest || "; choose among them"}`,
     );
   });
+}
+
+/**
+ * The options of a command for a model: without guidance if it has no classes.
+ * @param origins of the options
+ * @throws UsageError if classes or guidance are asked of a model without classes
+ */
+export function optionsFor<C extends { cfg: number; classes?: readonly string[]; labels?: string }>(
+  path: string,
+  { dit }: Pick<ModelConfig, "dit">,
+  c: C,
+  origins: Readonly<Record<string, Origin>> = {},
+): C {
+  if (dit.num_classes > 0) return c;
+  const asked = (["classes", "labels", "cfg"] as const).find((name) =>
+    origins[name] !== undefined && origins[name] !== "default" && !(name === "cfg" && c.cfg === 1)
+  );
+  if (asked === undefined) return { ...c, cfg: 1 };
+  throw new UsageError(
+    `Cannot use --${kebab(asked)} with "${path}": it is an unconditional model, without classes${
+      asked === "cfg" ? " to guide to" : ""
+    }; leave --${kebab(asked)} out`,
+  );
 }

@@ -1,0 +1,150 @@
+// train-dit --init and --unconditional: every kind of file, another number of classes, what does not fit; and sampling without
+// classes.
+
+import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { type TrainDitConfig, trainDitConfig } from "../../src/cli/config.ts";
+import { UsageError } from "../../src/errors.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
+import type { Dit } from "../../src/models/dit.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { saveState, snapshot } from "../../src/nn/layers.ts";
+import { saveCheckpoint } from "../../src/run/checkpoint.ts";
+import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
+import { initialiseDit } from "../../src/train/initial_weights.ts";
+import { openDit, saveDit } from "../../src/zoo/runs.ts";
+import { randomArray, testDevice } from "../helpers/check.ts";
+import { inFolder, quietLog, run } from "../helpers/commands.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+const TABLE = "y_embedder.embedding_table.weight", WIDTH = 144, SHAPE = [8, 2, 2];
+
+/** A DiT of a run before its first step. */
+async function before(c: Partial<TrainDitConfig>, classes: number) {
+  await testDevice();
+  const config = trainDitConfig.parse({ batchSize: 1, ...c });
+  const dit = ditOf(config, SHAPE, classes), recipe = diffusionRecipe(config, dit);
+  dit.init(new Initializer(config.seed));
+  await recipe.set.materialise();
+  return { dit, recipe };
+}
+
+const tensors = async (dit: Dit) =>
+  new Map((await saveState(dit)).map(({ name, data }) => [name, data.slice()]));
+
+/** One with weights that no initialisation makes. */
+async function trained(classes: number) {
+  const made = await before({ seed: 7 }, classes), { final_layer, y_embedder } = made.dit;
+  for (const { storage, size } of [final_layer.linear.weight, y_embedder.embedding_table.weight]) {
+    storage.write(randomArray(size, size) as Float32Array<ArrayBuffer>);
+  }
+  return made;
+}
+
+/** Initialises from `path`. @returns the tensors before and after, and what was said */
+async function initialised(path: string, classes: number) {
+  const { dit } = await before({}, classes), was = await tensors(dit), { log, lines } = quietLog();
+  const { initialisation } = await initialiseDit(dit, path, log, { read: true });
+  assertEquals((initialisation as { name: string }).name, path);
+  return { was, is: await tensors(dit), lines };
+}
+
+Deno.test("--init takes all weights of a run, its best, a checkpoint and a published file", async () => {
+  await inFolder(async (folder) => {
+    const { dit, recipe } = await trained(3), all = await tensors(dit), best = join(folder, "best");
+    for (const run of [folder, best]) await saveDit(run, dit, { dit: dit.config, classes: ["a", "b", "c"] });
+    const published = join(folder, "published.safetensors");
+    await writeSafetensors(published, (await saveState(dit)).map((t) => ({ ...t, name: `ema.${t.name}` })));
+    const checkpoint = await saveCheckpoint(folder, 3, await snapshot(recipe.state()), {});
+    for (const path of [folder, join(folder, "model"), best, published, checkpoint]) {
+      const { was, is, lines } = await initialised(path, 3);
+      assertEquals(is, all, path);
+      assertNotEquals(was, all);
+      assertEquals(lines, [`init: ${path}`]);
+    }
+  });
+});
+
+Deno.test("--init with other classes makes the label table anew but for its last row, and says so", async () => {
+  await inFolder(async (folder) => {
+    const { dit } = await trained(3), all = await tensors(dit), none = all.get(TABLE)?.slice(-WIDTH);
+    await saveDit(folder, dit, { dit: dit.config, classes: ["a", "b", "c"] });
+    for (const [classes, text] of [[5, "5 classes"], [1, "1 class"], [0, "0 classes"]] as const) {
+      const { was, is, lines } = await initialised(folder, classes), table = is.get(TABLE);
+      assertEquals(table?.length, (classes + 1) * WIDTH);
+      assertEquals(table?.slice(0, -WIDTH), was.get(TABLE)?.slice(0, -WIDTH), "new rows");
+      assertEquals(table?.slice(-WIDTH), none, 'the row "no class"');
+      for (const map of [is, all]) map.delete(TABLE);
+      assertEquals(is, all);
+      assertEquals(lines, [
+        `init: ${folder}, but for the label table: it has 3 classes, this run ${text}; the table is made anew, its row ` +
+        `"no class" stays`,
+      ]);
+    }
+  });
+});
+
+Deno.test("--init lists every key that does not fit, also in a dry run, and refuses what is no diffusion model", async () => {
+  const published = fixturePath("lightningdit_tiny.pt"), { log } = quietLog();
+  const { dit } = await before({ qkNorm: true }, 3);
+  for (const read of [true, false]) {
+    const error = await assertRejects(() => initialiseDit(dit, published, log, { read }), UsageError);
+    for (
+      const part of [
+        `Cannot initialise from "${published}": `,
+        'missing "blocks.0.attn.q_norm.weight"',
+        '"blocks.0.mlp.w12.weight" is [',
+        'missing "blocks.3.mlp.w3.bias"',
+        `"${TABLE}" is [`,
+      ]
+    ) {
+      assert(error.message.includes(part), `${part}: ${error.message}`);
+    }
+  }
+  const refused = (path: string, message: string) =>
+    assertRejects(() => initialiseDit(dit, path, log, { read: true }), UsageError, message);
+  await refused(fixturePath("vavae_tiny.pt"), 'it has no "x_embedder.proj.weight"; name a diffusion model');
+  await refused("nowhere", "there is no such path; name a finished run");
+  await refused(fixturePath("data"), "it holds no diffusion model; name a finished run");
+});
+
+Deno.test("an unconditional model ignores labels, resumes to the same bits, and samples without classes and guidance", async () => {
+  await inFolder(async (folder) => {
+    const at = (name: string) => join(folder, name);
+    const common = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--image-size", "8", "--images", "8"];
+    common.push("--batch-size", "2", "--log-every", "1", "--workers", "0", "--unconditional");
+    const train = (out: string, ...args: string[]) =>
+      run("train-dit", ...common, "--out", at(out), "--lr-schedule", "constant", ...args);
+    await train("first", "--steps", "2");
+    const { dit, config } = await openDit(at("first"));
+    assertEquals([config.classes, dit.config.num_classes, dit.y_embedder.embedding_table.weight.shape], [
+      [],
+      0,
+      [1, WIDTH],
+    ]);
+    await train("second", "--steps", "3", "--init", at("first"), "--save-every", "2");
+    const model = () => Deno.readFileSync(at("second/model/model.safetensors")), whole = model();
+    Deno.removeSync(at("second/checkpoints/step_00000003.safetensors"));
+    const again = ["--steps", "3", "--save-every", "2", "--resume"];
+    await assertRejects(() => train("second", ...again), UsageError, "--init was");
+    await train("second", ...again, "--init", at("first"));
+    assertEquals(model(), whole);
+
+    const sample = (...args: string[]) =>
+      run("sample", "--model", at("first"), "--num", "2", "--steps", "1", "--out", at("samples"), ...args);
+    await sample();
+    await sample("--cfg", "1");
+    for (const [option, value] of [["cfg", "2"], ["classes", "0"]] as const) {
+      await assertRejects(
+        () => sample(`--${option}`, value),
+        UsageError,
+        `Cannot use --${option} with "${at("first")}": it is an unconditional model`,
+      );
+    }
+    await assertRejects(
+      () => train("third", "--label-dropout", "0.2"),
+      UsageError,
+      "Cannot use --label-dropout: an unconditional model has no labels to drop; leave it out",
+    );
+  });
+});
