@@ -17,7 +17,7 @@ export interface Row {
 
 /** Steps of the three stages; a recipe without stages trains for their sum. */
 export const STAGE_STEPS = [100, 300, 80] as const;
-export const DIT_STEPS = 500;
+export const DIT_STEPS = 1000;
 /** Guidance weights with which each model is sampled; 1 is unguided. */
 export const GUIDANCE = [1, 3] as const;
 
@@ -45,7 +45,7 @@ export const ROWS: readonly Row[] = [
   { name: "cosine", title: "L_sp as cosine distance", align: [...two, "--semantic-loss", "cosine"] },
   { name: "lora", title: "LoRA on the encoder", align: [...two, "--lora-rank", "8"] },
   { name: "all", title: "all three stages", align: three, claimed: true },
-  { name: "noise-tau", title: "all three, noise tau 0.8", align: [...three, "--noise-tau", "0.8"] },
+  { name: "noise-tau", title: "all three, noise tau 0.2", align: [...three, "--noise-tau", "0.2"] },
   { name: "vae", title: "vanilla VAE", align: ["--recipe", "vae", "--steps", `${total}`], claimed: true },
   { name: "va-vae", title: "VA-VAE", align: ["--recipe", "va-vae", "--steps", `${total}`], claimed: true },
   {
@@ -91,6 +91,7 @@ export const QUANTITIES: readonly Quantity[] = [
   { key: "rfd", title: "FD of reconstructions", better: "lower", digits: 2 },
   { key: "probe", title: "linear probe", better: "higher", digits: 3 },
   { key: "gfd", title: "FD unguided", better: "lower", digits: 2 },
+  { key: "agreement_unguided", title: "class agreement unguided", better: "higher", digits: 3 },
   { key: "gfd_guided", title: "FD, guided", better: "lower", digits: 2 },
   { key: "agreement", title: "class agreement, guided", better: "higher", digits: 3 },
 ];
@@ -111,7 +112,13 @@ export const CLAIMS: readonly Claim[] = [
   { text: "stage 1 holds the most semantics", key: "probe", rows: ["stage-1", "w-sp-1"] },
   { text: "L_sp belongs after the adapter", key: "probe", rows: ["w-sp-1", "before"] },
   { text: "unguided generation: better than the vanilla VAE", key: "gfd", rows: ["all", "vae"] },
+  {
+    text: "unguided classes: clearer than the vanilla VAE's",
+    key: "agreement_unguided",
+    rows: ["all", "vae"],
+  },
   { text: "unguided generation: better than VA-VAE", key: "gfd", rows: ["all", "va-vae"] },
+  { text: "unguided classes: clearer than VA-VAE's", key: "agreement_unguided", rows: ["all", "va-vae"] },
 ];
 
 /** Whether the mean of the first row is the better one; undefined where one is missing. */

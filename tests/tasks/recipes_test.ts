@@ -38,7 +38,7 @@ Deno.test("aligntok is the default recipe and changes no option; a baseline has 
     assertEquals(stages.length, 1);
     assertEquals(name, frozen ? "decoder" : "joint");
     assertEquals(train, frozen ? ["decoder"] : ["encoder", "adapter", "decoder"]);
-    assertEquals([steps, lr], [730, frozen ? 2e-3 : 3e-3]);
+    assertEquals([steps, lr], [730, frozen ? 2e-3 : 1e-3]);
     assertEquals(ganStart, 120 + 500 + 85);
     assertEquals(ema, frozen ? 0.98 : 0);
     assertEquals(losses.semantic, 0);
