@@ -27,6 +27,7 @@ import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { reportScores } from "./output.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
+import { checkSamplerOptions } from "../src/sampling/sampler_options.ts";
 
 /** Generated images that probes learn from. */
 const PROBE_IMAGES = 2000;
@@ -50,6 +51,7 @@ export const evaluate = command({
     "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
   ],
   async run(c, { log, origins }) {
+    checkSamplerOptions(c, origins);
     const subject = subjectOf(c), selection = new Selection(subject, c);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     using output = openOutput(c.out, "eval");
@@ -99,7 +101,7 @@ async function scoreFiles(job: Job): Promise<void> {
   await evaluation.score(real, fake, probeImages(job, side), job.results);
 }
 
-/** Samples from a model against held-out images. The samples stay in `out`. */
+/** Samples from a model, kept in `out`, against held-out images. Errors in those or in the networks come before sampling. */
 async function scoreModel(job: Job, run: string, out: string, origins: Context["origins"]): Promise<void> {
   const { selection, log } = job;
   const { model, tokenizer } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
@@ -111,15 +113,13 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   );
   const side = c.imageSize ?? size, real = await openSet(c.real, side, job);
   const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
-  // Sampling takes long: errors in the real images or the networks come first.
-  const fake = { name: "samples", images: labels };
+  const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
   const evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
   async function* samples() {
     const options = { ...samplingOptions(c), labels, onProgress: progress.update };
     for await (const { image } of generate(model, tokenizer, options)) yield image;
   }
-  const path = join(out, "samples.npz");
   await writeNpz(path, [
     { name: "arr_0", shape: [c.num, size, size, 3], data: samples() },
     { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },

@@ -12,6 +12,7 @@ import { generate } from "../src/sampling/generate.ts";
 import { classesOf, labelsOf, labelSummary, optionsFor } from "../src/sampling/labels.ts";
 import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
+import { checkSamplerOptions, Evaluations } from "../src/sampling/sampler_options.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
@@ -26,7 +27,8 @@ export const sample = command({
     "tok sample --model lightningdit-xl-imagenet256-64ep.pt --tokenizer vavae.pt --classes 207,360 --num 8 --cfg 4",
   ],
   async run(asked, context) {
-    const { log } = context;
+    const { log } = context, evaluations = new Evaluations();
+    checkSamplerOptions(asked, context.origins);
     const images = imagesOf(asked, context), { first, count } = images;
     const run = inputRun(asked.model, "model", log);
     using output = openOutput(asked.out, "samples");
@@ -85,16 +87,17 @@ export const sample = command({
     const { there } = pictures;
     if (there.size) log.line(`${there.size} of ${count} images are there already: going on`);
     const progress = log.progress("sampling", count, "images", there.size);
-    await pictures.write(generate(model, tokenizer, {
+    const made = generate(model, tokenizer, {
       ...samplingOptions(c),
       labels,
       first,
       onProgress: (n) => progress.update(n),
       needed: (i) => !there.has(i),
-    }));
+    });
+    await pictures.write(evaluations.of(made));
     progress.end();
-    log.line(`${count} images, guidance ${c.cfg}: ${join(out, "grid.png")}`);
-    return { out, n: count };
+    log.line(`${count} images, guidance ${c.cfg}${evaluations}: ${join(out, "grid.png")}`);
+    return { out, n: count, ...evaluations.result };
   },
 });
 

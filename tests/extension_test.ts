@@ -80,11 +80,11 @@ export function triple(x: Tensor): Tensor {
     "src/sampling/samplers.ts": [
       [
         "/** Euler's method. */",
-        "const sampleConstant: SamplerStep = (velocity, x, t) => add(x, velocity(x, t));\n",
+        "const sampleConstant: SamplerStep = ({ velocity, x, t }) => [add(x, velocity(x, t))];\n",
       ],
-      ["euler: sampleEuler,", "constant: sampleConstant, euler: sampleEuler,"],
+      ["euler: { step", "constant: { step: sampleConstant, evaluations: 1 },\n  euler: { step"],
     ],
-    "src/cli/options.ts": [['z.enum(["euler", ', 'z.enum(["constant", "euler", ']],
+    "src/cli/options.ts": [['z.enum(["euler", "heun", ', 'z.enum(["constant", "euler", "heun", ']],
   },
   option: {
     "src/cli/config.ts": [[

@@ -255,8 +255,32 @@ export const optimizing = (beta1: number, beta2: number) => ({
 export const sampling = {
   cfg: sample(z.number().default(4), "Guidance weight; 1: no guidance", { value: "W" }),
   steps: sample(count().default(20), "Integration steps; LightningDiT: 250"),
-  sampler: sample(z.enum(["euler", "heun"]).default("euler"), "Integration method"),
+  sampler: sample(
+    z.enum(["euler", "heun", "midpoint", "rk4", "dopri5", "dpm++2m", "unipc", "sde", "euler-stochastic"])
+      .default("euler"),
+    "Integration method; dopri5: adaptive steps; sde, euler-stochastic: with new noise in each step",
+  ),
+  spacing: sample(
+    z.enum(["shifted", "uniform", "log-snr"]).default("shifted"),
+    "Spacing of the steps: uniform in time after --shift, in time, or in log-SNR",
+    { advanced: true },
+  ),
   shift: sample(z.number().positive().default(1), "Time shift; LightningDiT: 0.3", { value: "S" }),
+  atol: sample(z.number().positive().default(1e-6), "Absolute tolerance of dopri5", { advanced: true }),
+  rtol: sample(z.number().positive().default(1e-3), "Relative tolerance of dopri5", { advanced: true }),
+  diffusionForm: sample(
+    z.enum(["constant", "sigma", "linear", "sbdm", "decreasing", "increasing-decreasing"]).default("sigma"),
+    "Diffusion coefficient of sde, as in SiT",
+    { advanced: true },
+  ),
+  lastStep: sample(
+    z.enum(["mean", "tweedie", "euler"]).default("mean"),
+    "Last step of sde: its mean, the data prediction, or a step of the ODE",
+    { advanced: true },
+  ),
+  lastStepSize: sample(z.number().gt(0).lt(1).default(0.04), "Size of the last step of sde, in time", {
+    advanced: true,
+  }),
   cfgInterval: sample(
     z.array(z.number().min(0).max(1)).length(2).default([0.1, 1]),
     "Times with guidance (0 noise, 1 data)",

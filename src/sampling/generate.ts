@@ -24,6 +24,15 @@ export interface GenerateOptions extends SamplingOptions {
   needed?: (index: number) => boolean;
 }
 
+export interface GeneratedImage {
+  index: number;
+  /** Bytes [size, size, 3]. */
+  image: Uint8Array<ArrayBuffer>;
+  pixels: Float32Array;
+  /** Evaluations of the network for it (NFE). */
+  evaluations: number;
+}
+
 /**
  * Generates one image for each label, as bytes [size, size, 3]; `index` is its number.
  * @throws UsageError when the model does not know the statistics of its latents, or an image is not finite
@@ -32,7 +41,7 @@ export async function* generate(
   { dit, config }: { dit: Denoiser; config: Pick<ModelConfig, "latent_mean" | "latent_std"> },
   tokenizer: ImageTokenizer,
   options: GenerateOptions,
-): AsyncGenerator<{ index: number; image: Uint8Array<ArrayBuffer>; pixels: Float32Array }> {
+): AsyncGenerator<GeneratedImage> {
   const { labels, batchSize: B, first: start = 0 } = options;
   const { latent_mean: mean, latent_std: std } = config;
   if (!mean || !std) {
@@ -57,14 +66,15 @@ export async function* generate(
         { length: B },
         (_, i) => labels[done + Math.min(i, count - 1)] as number,
       );
-      sampler.run(classes, first);
+      await sampler.run(classes, first);
       decode.run();
       const y = await decode.read(decode.outputs.y), length = y.length / B;
       for (let i = 0; i < count; i++) {
         const pixels = y.slice(i * length, (i + 1) * length);
         const fault = notFinite(pixels);
         if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
-        yield { index: first + i, image: toBytes(pixels), pixels };
+        const evaluations = sampler.evaluations[i] as number;
+        yield { index: first + i, image: toBytes(pixels), pixels, evaluations };
       }
       options.onProgress?.(done + count);
     }

@@ -34,6 +34,11 @@ export class Guidance {
     return { ...terms, key: Object.entries(terms).filter(([, on]) => on).map(([name]) => name).join("+") };
   }
 
+  /** Times at which the terms change. */
+  boundaries(): readonly number[] {
+    return this.options.cfgInterval;
+  }
+
   /** Evaluations of a network for one velocity with these terms. */
   evaluations({ cfg }: Terms): number {
     return cfg ? 2 : 1;

@@ -1,24 +1,20 @@
-// Sampling latents from a diffusion model. A step of the grid is one program, replayed with other times.
+// Sampling latents from a diffusion model. A step of the grid is one program, replayed with other times and coefficients.
 
 import type { SampleConfig } from "../cli/config.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { copy } from "../gpu/memory.ts";
+import { copy, fill } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { normal, RandomState } from "../ops/random.ts";
 import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
+import { Dopri5 } from "./dopri5.ts";
 import { Guidance, type GuidanceOptions, type Terms } from "./guidance.ts";
-import { type SamplerName, SAMPLERS, timeGrid } from "./samplers.ts";
+import { gridOf, type GridSampler, type SamplerOptions, SAMPLERS } from "./samplers.ts";
 
-export interface SamplingOptions extends GuidanceOptions {
+export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
   batchSize: number;
-  /** Steps of the grid. */
-  steps: number;
-  sampler: SamplerName;
-  /** s of the time shift; 1 for none, below 1 spends more steps near the noise's end. */
-  shift: number;
   seed: number;
   /** About how many batches will be sampled (many). */
   batches?: number;
@@ -26,82 +22,146 @@ export interface SamplingOptions extends GuidanceOptions {
 
 type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
 
+/** Streams of randomness. */
+const STREAMS = { start: 0, step: 1 };
+
 /** Samples latents, a batch at a time. Sample i depends on (seed, i) and its class alone. */
 export class Sampler {
   /** The latents [B,S,S,C], normalised: after {@link run} those of its batch. */
   readonly latents: Tensor;
+  /** Evaluations of the network (NFE) that {@link run} used for each image of its batch: two of a step with two terms. */
+  evaluations: readonly number[] = [];
   readonly #labels: Tensor;
-  /** t, next t. */
-  readonly #times: Tensor;
   readonly #random: RandomState;
   readonly guidance: Guidance;
+  /** undefined: dopri5. */
+  readonly #sampler: GridSampler | undefined;
+  readonly #dopri5: Dopri5 | undefined;
+  /** t, next t and coefficients of each step. */
+  readonly #grid: readonly Float32Array<ArrayBuffer>[];
+  /** Those of the current step. */
+  readonly #numbers: Tensor;
+  readonly #history: readonly Tensor[];
   #start: StepProgram | undefined;
   /** Programs of steps by the key of their terms. */
   readonly #steps = new Map<string, StepProgram>();
 
+  /** @throws UsageError when the sampler cannot take so few steps */
   constructor(model: Denoiser, readonly options: SamplingOptions) {
     const { input_size: S, in_channels: C } = model.config;
-    const B = options.batchSize;
+    const { batchSize: B, sampler, atol = 1e-6, rtol = 1e-3, batches } = options;
     this.latents = variable([B, S, S, C], { label: "samples" });
     this.#labels = input([B], "u32", "labels");
-    this.#times = variable([2], { label: "times" });
     this.#random = new RandomState(options.seed);
     this.guidance = new Guidance(model, options);
+    this.#sampler = sampler === "dopri5" ? undefined : SAMPLERS[sampler];
+    const { history = 0, coefficients } = this.#sampler ?? {}, grid = gridOf(options);
+    this.#grid = grid.slice(0, -1).map((t, i) =>
+      new Float32Array([t, grid[i + 1] as number, ...coefficients?.(grid, i, options) ?? []])
+    );
+    this.#numbers = variable([this.#grid[0]?.length ?? 1], { label: "times and coefficients" });
+    this.#history = Array.from({ length: history }, () => variable([B, S, S, C], { label: "history" }));
+    if (this.#sampler) return;
+    this.#dopri5 = new Dopri5({
+      x: this.latents,
+      velocity: (x, t, terms) => this.guidance.velocity(x, t, this.#labels, terms),
+      segments: this.#segments(),
+      inputs: { labels: this.#labels },
+      atol,
+      rtol,
+      batches,
+    });
   }
 
   async prepare(): Promise<this> {
-    const { steps, shift } = this.options;
-    const times = timeGrid(steps, shift).slice(0, -1);
     this.#start = await capture("noise", {}, () => {
-      copy(normal(this.latents.shape, this.#random, 0), this.latents);
+      copy(normal(this.latents.shape, this.#random, STREAMS.start), this.latents);
+      for (const kept of this.#history) fill(kept, 0);
       return {};
     }).prepare();
-    for (const t of times) {
-      const terms = this.guidance.terms(t);
+    for (const [t] of this.#grid) {
+      const terms = this.guidance.terms(t as number);
       if (!this.#steps.has(terms.key)) this.#steps.set(terms.key, await this.capture(terms).prepare());
     }
+    await this.#dopri5?.prepare();
     return this;
   }
 
   /**
    * Latents [B,S,S,C] (normalised, on the device) for classes of samples first, first + 1, ...
    * @param labels one class number for each sample of the batch
+   * @throws UsageError when an adaptive step size does not reach the data
    */
-  run(labels: Uint32Array, first: number): Tensor {
-    const { steps, shift } = this.options;
+  async run(labels: Uint32Array, first: number): Promise<Tensor> {
     this.#labels.storage.write(labels);
     this.#random.set(0, first);
     this.#start?.run();
-    const times = timeGrid(steps, shift);
-    for (let i = 0; i < steps; i++) {
-      const t = times[i] as number;
-      this.#times.storage.write(new Float32Array([t, times[i + 1] as number]));
-      this.#steps.get(this.guidance.terms(t).key)?.run();
+    if (this.#dopri5) {
+      this.evaluations = await this.#dopri5.run(first);
+      return this.latents;
     }
+    const { evaluations = 0, stochastic } = this.#sampler ?? {};
+    let total = 0;
+    this.#grid.forEach((numbers, i) => {
+      const terms = this.guidance.terms(numbers[0] as number);
+      this.#numbers.storage.write(numbers);
+      if (stochastic) this.#random.set(i, first);
+      this.#steps.get(terms.key)?.run();
+      total += evaluations * this.guidance.evaluations(terms);
+    });
+    this.evaluations = Array(this.options.batchSize).fill(total);
     return this.latents;
   }
 
   destroy(): void {
-    for (const program of [this.#start, ...this.#steps.values()]) program?.destroy();
-    for (const { storage } of [this.latents, this.#labels, this.#times, this.#random.tensor]) {
-      storage.destroy();
-    }
+    for (const program of [this.#start, this.#dopri5, ...this.#steps.values()]) program?.destroy();
+    for (
+      const { storage } of [
+        this.latents,
+        this.#labels,
+        this.#numbers,
+        this.#random.tensor,
+        ...this.#history,
+      ]
+    ) storage.destroy();
   }
 
-  /** Records a step with these terms; the caller prepares it. */
+  /** Records a step of the grid with these terms; the caller prepares it. */
   capture(terms: Terms): StepProgram {
-    const { batchSize: B, sampler, steps, batches } = this.options;
+    const { batchSize: B, batches } = this.options, { step } = this.#sampler as GridSampler;
     const record = () =>
       noGrad(() => {
-        const t = slice(this.#times, 0, 0, 1), next = slice(this.#times, 0, 1, 2);
-        const velocity = (x: Tensor, t: Tensor) =>
-          this.guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, terms);
-        copy(SAMPLERS[sampler](velocity, this.latents, t, next), this.latents);
+        const [t, next, ...c] = Array.from(
+          { length: this.#numbers.size },
+          (_, k) => slice(this.#numbers, 0, k, k + 1),
+        ) as [Tensor, Tensor, ...Tensor[]];
+        const results = step({
+          velocity: (x, t) => this.guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, terms),
+          x: this.latents,
+          t,
+          next,
+          c,
+          history: this.#history,
+          noise: () => normal(this.latents.shape, this.#random, STREAMS.step),
+        });
+        // The oldest first: a step may pass history on.
+        const kept = [this.latents, ...this.#history];
+        for (let k = kept.length - 1; k >= 0; k--) copy(results[k] as Tensor, kept[k] as Tensor);
         return {};
       });
-    const runs = batches === undefined ? {} : { runs: batches * steps };
+    const runs = batches === undefined ? {} : { runs: batches * this.#grid.length };
     const options = { ...runs, batchInvariant: true };
     return capture(terms.key ? `step with ${terms.key}` : "step", { labels: this.#labels }, record, options);
+  }
+
+  /** The stretches of 0..1 between changes of the terms. */
+  #segments() {
+    const inside = this.guidance.boundaries().filter((t) => t > 0 && t < 1);
+    const ends = [0, ...new Set(inside), 1].sort((a, b) => a - b);
+    return ends.slice(0, -1).map((from, i) => {
+      const to = ends[i + 1] as number, terms = this.guidance.terms((from + to) / 2);
+      return { from, to, terms, evaluations: this.guidance.evaluations(terms) };
+    });
   }
 }
 

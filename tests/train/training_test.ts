@@ -11,7 +11,7 @@ import type { Alignment } from "../../src/train/alignment.ts";
 import { RUNNING_METRICS, type Stage, StageRun } from "../../src/train/stage_run.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { Sampler } from "../../src/sampling/sampler.ts";
-import { timeGrid } from "../../src/sampling/samplers.ts";
+import { timeGrid } from "../../src/sampling/times.ts";
 import { alignment, HYPER, OPTIONS, STAGES } from "../helpers/alignment.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 
@@ -151,7 +151,7 @@ Deno.test("flow matching learns two classes, and guided samples land on them", a
       cfgInterval: [0.1, 1],
       seed: 1,
     }).prepare();
-    const z = new Float32Array(await s.run(Uint32Array.from([0, 1, 0, 1, 0, 1, 0, 1]), 0).storage.read());
+    const z = await readTensor(await s.run(Uint32Array.from([0, 1, 0, 1, 0, 1, 0, 1]), 0));
     for (let i = 0; i < 8; i++) {
       const mean = z.subarray(i * 16, i * 16 + 16).reduce((a, b) => a + b, 0) / 16;
       assert(i % 2 ? mean > 0.6 : mean < -0.6, `${sampler}: sample ${i} has mean ${mean}`);
@@ -192,8 +192,8 @@ Deno.test("a sample depends on its index, not on its batch; guidance of 1 is no 
       seed: 9,
       ...options,
     }).prepare();
-    const z = new Float32Array(
-      await s.run(Uint32Array.from({ length: batchSize }, (_, i) => (first + i) % 3), first).storage.read(),
+    const z = await readTensor(
+      await s.run(Uint32Array.from({ length: batchSize }, (_, i) => (first + i) % 3), first),
     );
     s.destroy();
     return z;
