@@ -97,7 +97,7 @@ async function scoreFiles(job: Job): Promise<void> {
   const fake = await openSet(job.c.fake, INCEPTION_SIDE, job);
   const side = job.c.imageSize ?? await shorterSide(fake);
   const real = await openSet(job.c.real, side, job);
-  const evaluation = await SetEvaluation.open(job.selection, job.options, real, fake, job.log);
+  using evaluation = await SetEvaluation.open(job.selection, job.options, real, fake, job.log);
   await evaluation.score(real, fake, probeImages(job, side), job.results);
 }
 
@@ -114,7 +114,7 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const side = c.imageSize ?? size, real = await openSet(c.real, side, job);
   const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
   const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
-  const evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
+  using evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
   const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
   async function* samples() {
     const options = { ...samplingOptions(c), labels, onProgress: progress.update };

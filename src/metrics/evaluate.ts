@@ -164,8 +164,18 @@ export interface SetOptions extends EvaluationOptions {
   imageSize?: number | undefined;
 }
 
-/** Two sets of images with the networks to compare them, opened before the images of a model are sampled. */
-export class SetEvaluation {
+/**
+ * Two sets of images with the networks to compare them, opened before the images of a model are sampled. What is computed of
+ * the real and the training images is kept, so that several sets can be scored against them.
+ */
+export class SetEvaluation implements Disposable {
+  #encoderFeatures: EncoderFeatures | undefined;
+  readonly #features = new Map<InputSource, LabelledFeatures>();
+  readonly #views = new Map<InputSource, InceptionView>();
+  #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
+  /** Lines that were logged: each is said once. */
+  readonly #said = new Set<string>();
+
   private constructor(
     private readonly selection: Selection,
     private readonly options: SetOptions,
@@ -211,7 +221,7 @@ export class SetEvaluation {
       const metrics = selection.from("inception");
       if (metrics.some(({ statistics }) => statistics === "pooled")) {
         for (const { images, pooled } of [real, fake]) {
-          if (images && !pooled) warnFew(images.length, this.log);
+          if (images && !pooled && !this.#views.has(images)) warnFew(images.length, this.log);
         }
       }
       if (real.spatial && this.options.inceptionInput !== "adm") {
@@ -236,27 +246,28 @@ export class SetEvaluation {
   ): Promise<void> {
     const { batchSize, imageSize: square } = this.options, report = this.#reporter("the encoder");
     const n = real.images.length + fake.images.length + train.images.length;
-    const features = await EncoderFeatures.open(encoder, { batchSize, n, square });
+    const features = this.#encoderFeatures ??= await EncoderFeatures.open(encoder, { batchSize, n, square });
     const extract = async (set: { name: string; images: InputSource }) => {
       const sizes = new Sizes(), extracted = await features.extract(set.images, sizes);
       report(set, sizes, features.view);
       return extracted;
     };
-    try {
-      const a = await extract(real), b = await extract(fake);
-      const encoderMetrics: EncoderMetric[] = this.selection.from("encoder");
-      for (const { compute } of encoderMetrics) await results.add(() => compute(a.features, b.features));
-      const labels = this.selection.from("labels");
-      if (labels.length === 0) return;
-      const learnt = await features.extract(train.images);
-      const context = {
-        ...labelContext({ train: learnt, test: a }, train.images.classes.length, batchSize),
-        fake: { ...b, images: fake.images, side: train.side },
-      };
-      for (const { compute } of labels) await results.add(() => compute(context));
-    } finally {
-      features.destroy();
+    const a = await kept(this.#features, real.images, () => extract(real)), b = await extract(fake);
+    const encoderMetrics: EncoderMetric[] = this.selection.from("encoder");
+    for (const { compute } of encoderMetrics) await results.add(() => compute(a.features, b.features));
+    const labels = this.selection.from("labels");
+    if (labels.length === 0) return;
+    if (this.#learnt?.real !== real.images || this.#learnt.train !== train.images) {
+      const learnt = await features.extract(train.images), classes = train.images.classes.length;
+      const context = labelContext({ train: learnt, test: a }, classes, batchSize);
+      this.#learnt = { real: real.images, train: train.images, context };
     }
+    const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
+    for (const { compute } of labels) await results.add(() => compute(context));
+  }
+
+  [Symbol.dispose](): void {
+    this.#encoderFeatures?.destroy();
   }
 
   async #byInception(
@@ -296,7 +307,8 @@ export class SetEvaluation {
       report(set, sizes, view);
       return { ...known, ...extracted };
     };
-    const a = await extract(real), b = await extract(fake), progress = log.progress.bind(log);
+    const a = real.images ? await kept(this.#views, real.images, () => extract(real)) : await extract(real);
+    const b = await extract(fake), progress = log.progress.bind(log);
     for (const compute of new Set(metrics.map(({ compute }) => compute))) {
       await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress })));
     }
@@ -306,7 +318,9 @@ export class SetEvaluation {
   #reporter(network: string): (set: { name: string }, sizes: Sizes, view: View) => void {
     let first: Sizes | undefined;
     return ({ name }, sizes, view) => {
-      this.log.line(`"${name}": ${sizes}; for ${network}, each has ${described(view)}`);
+      const line = `"${name}": ${sizes}; for ${network}, each has ${described(view)}`;
+      if (!this.#said.has(line)) this.log.line(line);
+      this.#said.add(line);
       if (first && view.square === undefined && !first.equals(sizes)) {
         this.log.line(
           "note: the images are not all of one size; --image-size N resizes and crops them to squares first",
@@ -315,6 +329,13 @@ export class SetEvaluation {
       first ??= sizes;
     };
   }
+}
+
+/** The value of `key`, computed the first time. */
+async function kept<K, V>(values: Map<K, V>, key: K, compute: () => Promise<V>): Promise<V> {
+  const value = values.get(key) ?? await compute();
+  values.set(key, value);
+  return value;
 }
 
 function warnFew(images: number, log: Log): void {

@@ -125,7 +125,7 @@ Deno.test("the Frechet distance of sets with images of several sizes is pytorch-
       encoder: () => Promise.reject(),
     };
     const selection = new Selection("sets", { metrics: ["fid"], inception: "formula" });
-    const evaluation = await SetEvaluation.open(selection, options, a, b, log);
+    using evaluation = await SetEvaluation.open(selection, options, a, b, log);
     await evaluation.score(a, b, { images: a.images!, side: 32 }, results);
     results.rethrow();
     said.push(...lines.filter((line) => line.includes("for Inception")).map((line) => line.split(";")[0]!));
