@@ -2,19 +2,12 @@
 
 import { join } from "@std/path";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
-import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
+import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
 import { described, Sizes } from "../src/data/network_input.ts";
-import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeNpz } from "../src/formats/npz.ts";
-import {
-  evaluateTokenizer,
-  type ImageSet,
-  SetEvaluation,
-  type SetOptions,
-  shorterSide,
-} from "../src/metrics/evaluate.ts";
+import { evaluateTokenizer, SetEvaluation, type SetOptions, shorterSide } from "../src/metrics/evaluate.ts";
 import { Results, Selection, subjectOf } from "../src/metrics/selection.ts";
 import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
@@ -26,11 +19,9 @@ import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { reportScores } from "./output.ts";
+import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSamplerOptions } from "../src/sampling/sampler_options.ts";
-
-/** Generated images that probes learn from. */
-const PROBE_IMAGES = 2000;
 
 /** What the three kinds of evaluation share. */
 interface Job {
@@ -83,7 +74,7 @@ async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const { tokenizer, size } = await openTokenizerFor(c, run);
   const sizes = new Sizes();
   const all = c.data === undefined
-    ? generatedImages(workers, generated(c.num, log))
+    ? generatedImages(workers, generatedShapes(c.num, log))
     : await imageFiles(c.data, c, workers, log, sizes);
   const [train, test] = c.data === undefined
     ? [generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
@@ -98,7 +89,7 @@ async function scoreFiles(job: Job): Promise<void> {
   const side = job.c.imageSize ?? await shorterSide(fake);
   const real = await openSet(job.c.real, side, job);
   using evaluation = await SetEvaluation.open(job.selection, job.options, real, fake, job.log);
-  await evaluation.score(real, fake, probeImages(job, side), job.results);
+  await evaluation.score(real, fake, probeImages(job.workers, side), job.results);
 }
 
 /** Samples from a model, kept in `out`, against held-out images. Errors in those or in the networks come before sampling. */
@@ -107,7 +98,7 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const { model, tokenizer } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
   const c = optionsFor(run, model.config, job.c, origins);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
-  const toy = c.real === undefined && classes.join() === new Shapes(1, 0).classes.join();
+  const toy = c.real === undefined && makesShapes(classes);
   selection.exclude(({ from }) =>
     from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
   );
@@ -126,25 +117,5 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   ]);
   progress.end();
   log.line(`samples: ${path}`);
-  await evaluation.score(real, await openSet(path, side, job), probeImages(job, side), job.results);
-}
-
-const probeImages = ({ workers }: Job, side: number) => ({
-  images: generatedInputs(workers, new Shapes(PROBE_IMAGES, SEEDS.probe), side),
-  side,
-});
-
-/** @param side of generated images, if there is no path */
-async function openSet(path: string | undefined, side: number, { c, workers, log }: Job): Promise<ImageSet> {
-  if (path === undefined) {
-    const shapes = generated(Math.max(c.num, 500), log);
-    return { name: "generated shapes", images: generatedInputs(workers, shapes, side) };
-  }
-  if (/\.np[yz]$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
-  return { name: path, images: await imageFiles(path, c, workers, log) };
-}
-
-function generated(length: number, log: Log): Shapes {
-  log.line("data: generated shapes");
-  return new Shapes(length, SEEDS.heldOut);
+  await evaluation.score(real, await openSet(path, side, job), probeImages(job.workers, side), job.results);
 }

@@ -61,7 +61,7 @@ export function inputRun(given: string | undefined, kind: RunKind, log: Log): st
 }
 
 /** Options of everything that reads images. */
-interface Reading {
+export interface Reading {
   badImage?: BadImage | undefined;
   imageColumn?: string | undefined;
   labelColumn?: string | undefined;

@@ -22,6 +22,8 @@ const FILES = {
 /** The options that decide which metrics are computed. */
 export interface SelectionOptions {
   metrics?: readonly string[] | undefined;
+  /** Metrics that are computed where they apply, without `metrics` [all]. */
+  standard?: readonly string[];
   inception?: string | undefined;
   lpips?: readonly string[] | undefined;
 }
@@ -50,8 +52,9 @@ export class Selection {
 
   /** @throws UsageError for a requested metric that does not score the subject, or whose weights are not given */
   constructor(subject: Subject, options: SelectionOptions) {
-    const { metrics } = options;
+    const { metrics, standard } = options;
     this.#requested = metrics !== undefined;
+    if (standard && !metrics) this.#metrics = METRICS.filter(({ name }) => standard.includes(name));
     if (metrics) {
       const requested = METRICS.filter(({ name }) => metrics.includes(name));
       const implied = (m: Metric) => "always" in m && requested.some(({ from }) => from === m.from);

@@ -3,15 +3,10 @@
 
 import { basename, join } from "@std/path";
 import { exists, readJson, writeAtomic } from "../formats/files.ts";
+import { chart, COLOR_STYLE, escape } from "./chart.ts";
 import { readBest, textOfBest } from "./checkpoint.ts";
 
 type Row = Record<string, unknown>;
-
-const escape = (text: unknown) =>
-  String(text).replace(
-    /[&<>"]/g,
-    (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c] as string,
-  );
 
 /** Rows of one kind, by step, without those of steps that a resumed run did again. */
 function latestRows(rows: readonly Row[], event: string): Row[] {
@@ -33,16 +28,19 @@ function chartsOf(rows: readonly Row[], stages: string[], prefix: string): strin
   return names.map((name) =>
     chart(
       `${prefix}${name}`,
-      rows.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")]),
-      stages,
+      rows.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")] as const),
+      { x: "steps", series: stages, course: true },
     )
   ).filter(Boolean);
 }
 
-/** Writes RUN/report.html from the files of the run. */
+/**
+ * Writes RUN/report.html from the files of the run.
+ * @param about.sections HTML of what only this kind of run has, after the scores
+ */
 export async function writeReport(
   run: string,
-  { title, line }: { title: string; line: string },
+  { title, line, sections = [] }: { title: string; line: string; sections?: readonly string[] },
 ): Promise<void> {
   const rows: Row[] = exists(join(run, "log.jsonl"))
     ? (await Deno.readTextFile(join(run, "log.jsonl"))).split("\n").flatMap((text) => {
@@ -55,7 +53,10 @@ export async function writeReport(
     : [];
   const config = exists(join(run, "config.json")) ? readJson(join(run, "config.json")) as Row : {};
   const metrics = exists(join(run, "metrics.json")) ? readJson(join(run, "metrics.json")) as Row : {};
-  writeAtomic(join(run, "report.html"), page(title, run, line, rows, config, metrics, pictures(run)));
+  writeAtomic(
+    join(run, "report.html"),
+    page(title, run, line, rows, config, metrics, pictures(run), sections),
+  );
 }
 
 /** Maximum number of validations in the picture of reconstructions over time. */
@@ -92,7 +93,8 @@ function bestOf(run: string): string {
   } (checkpoints/best.safetensors, tokenizer or model in best/)</p>`;
 }
 
-const uriOf = (path: string) => `data:image/png;base64,${Deno.readFileSync(path).toBase64()}`;
+/** An image file as an address that a page can hold. */
+export const uriOf = (path: string) => `data:image/png;base64,${Deno.readFileSync(path).toBase64()}`;
 
 function pictures(run: string): { name: string; uri: string }[] {
   const folder = join(run, "images");
@@ -114,6 +116,7 @@ function page(
   config: Row,
   metrics: Row,
   images: { name: string; uri: string }[],
+  sections: readonly string[],
 ): string {
   const steps = latestRows(rows, "step"), validations = latestRows(rows, "validation");
   const stages = [...new Set(steps.map((r) => String(r.stage ?? "")))].filter(Boolean);
@@ -123,7 +126,7 @@ function page(
 <title>${escape(title)} · ${escape(basename(run))}</title>
 <style>
 :root { color-scheme: light dark; --ink: light-dark(#1c2024, #e6e8ea); --soft: light-dark(#60686f, #9aa3ab); --line: light-dark(#dfe3e6, #343a40);
-  --card: light-dark(#fff, #1b1f23); --page: light-dark(#f6f7f8, #121518); --a: light-dark(#0b6bcb, #58a6ff); --b: light-dark(#c2410c, #ff9b5e); --c: light-dark(#15803d, #4ade80); }
+  --card: light-dark(#fff, #1b1f23); --page: light-dark(#f6f7f8, #121518); ${COLOR_STYLE} }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto; max-width: 1080px; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .7rem; } p { margin: .3rem 0; color: var(--soft); }
 code { font: 13px ui-monospace, monospace; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .15rem .4rem; color: var(--ink); }
@@ -139,6 +142,7 @@ th { color: var(--soft); font-weight: 500; } td:first-child, th:first-child { te
 ${scoreCards(metrics)}
 ${stageTable(metrics)}
 ${bestOf(run)}
+${sections.join("\n")}
 ${scores.length ? `<h2>Validation</h2><div class="cards">${scores.join("")}</div>` : ""}
 ${overTime(run, validations)}
 ${
@@ -194,55 +198,4 @@ function stageTable(metrics: Row): string {
   return `<h2>Stages</h2><div class="card"><table><tr><th>stage</th>${
     keys.map((k) => `<th>${escape(k)}</th>`).join("")
   }</tr>${body.join("")}</table></div>`;
-}
-
-/** Number of points up to which each of them is marked. */
-const MAX_MARKED = 30;
-
-/** One curve; parts of different stages in different colours. Empty for a metric that was never used. */
-function chart(name: string, points: [number, number, string][], stages: string[]): string {
-  const good = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
-  if (good.length < 2 || good.every(([, y]) => y === 0)) return "";
-  const W = 310, H = 170, left = 46, right = 8, top = 8, bottom = 22;
-  const xs = good.map(([x]) => x), ys = good.map(([, y]) => y);
-  const x0 = Math.min(...xs), x1 = Math.max(...xs);
-  // Positive curves that fall by more than tenfold get a logarithmic scale.
-  const log = Math.min(...ys) > 0 && Math.max(...ys) / Math.min(...ys) > 10;
-  const scale = (y: number) => log ? Math.log10(y) : y;
-  const low = Math.min(...ys.map(scale)), high = Math.max(...ys.map(scale)), span = high - low || 1;
-  const px = (x: number) => left + (W - left - right) * (x - x0) / (x1 - x0 || 1);
-  const py = (y: number) => H - bottom - (H - top - bottom) * (scale(y) - low) / span;
-  const ticks = [0, 1, 2, 3].map((i) => low + span * i / 3);
-  const at = ([x, y]: [number, number, string]) => `${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
-  const path = (own: typeof good) => own.map((point, k) => `${k ? "L" : "M"}${at(point)}`).join("");
-  const lines = (stages.length ? stages : [""]).map((stage, i) => {
-    const own = good.filter(([, , s]) => s === stage || stage === ""), color = `var(--${"abc"[i % 3]})`;
-    const title = `<title>${escape(stage)}</title>`;
-    const curve = `<path d="${path(own)}" fill="none" stroke="${color}" stroke-width="1.7">${title}</path>`;
-    if (good.length > MAX_MARKED) return curve;
-    return curve +
-      own.map(([x, y]) =>
-        `<circle cx="${px(x).toFixed(1)}" cy="${py(y).toFixed(1)}" r="2.6" fill="${color}">${title}</circle>`
-      ).join("");
-  });
-  // A stage may have a single point: a line through all of them shows the course.
-  if (good.length <= MAX_MARKED) {
-    lines.unshift(`<path d="${path(good)}" fill="none" stroke="var(--soft)" stroke-dasharray="3 3"/>`);
-  }
-  return `<figure><figcaption>${escape(name.replaceAll("_", " "))}${
-    log ? " (logarithmic)" : ""
-  }</figcaption><svg viewBox="0 0 ${W} ${H}" width="100%" role="img">
-${
-    ticks.map((t) => {
-      const y = log ? 10 ** t : t;
-      return `<line x1="${left}" x2="${W - right}" y1="${py(y).toFixed(1)}" y2="${
-        py(y).toFixed(1)
-      }" stroke="var(--line)"/><text x="${left - 5}" y="${(py(y) + 4).toFixed(1)}" text-anchor="end">${
-        Number(y.toPrecision(3))
-      }</text>`;
-    }).join("")
-  }
-<text x="${left}" y="${H - 6}">${x0}</text><text x="${W - right}" y="${
-    H - 6
-  }" text-anchor="end">${x1} steps</text>${lines.join("")}</svg></figure>`;
 }

@@ -20,6 +20,8 @@ export interface GenerateOptions extends SamplingOptions {
   /** Number of the first image (0). */
   first?: number;
   onProgress?: (done: number) => void;
+  /** Called when the programs are compiled, before the first batch. */
+  onStart?: () => void;
   /** Whether the image of a number is needed (all are). A batch is skipped if none is needed, and else made in full. */
   needed?: (index: number) => boolean;
 }
@@ -57,6 +59,7 @@ export async function* generate(
     { runs: batches, batchInvariant: true },
   ).prepare();
   try {
+    options.onStart?.();
     for (let done = 0; done < labels.length; done += B) {
       throwIfStopped();
       const count = Math.min(B, labels.length - done), first = start + done;

@@ -1,0 +1,116 @@
+// The options of `tok sweep`: a model and what it is scored against, as in `tok eval`, and every sampling option as a list.
+
+import { z } from "zod";
+import { count } from "../bounds.ts";
+import { METRIC_NAMES, METRICS } from "../metrics/table.ts";
+import { evalConfig, sampleConfig } from "./config.ts";
+import { inner, placeholder, show } from "./flags.ts";
+import { type About, aboutOption, encoder, general, GROUPS, reading, sampling } from "./options.ts";
+
+const { output, metrics, data, sample } = GROUPS;
+
+/** Writes "not given" in a list of an option without a default. */
+const NONE = "none";
+/** Separates the parts of a value that is a list itself, such as an interval. */
+const WITHIN = "-";
+
+/** The value of an option from its text in a list. */
+function read(type: z.ZodType, text: string): unknown {
+  const t = inner(type);
+  if (type instanceof z.ZodOptional && text === NONE) return undefined;
+  if (t instanceof z.ZodArray) return text.split(WITHIN).map((part) => read(t.element as z.ZodType, part));
+  if (t instanceof z.ZodBoolean) return text === "on" || (text === "off" ? false : text);
+  if (t instanceof z.ZodNumber || t instanceof z.ZodUnion) {
+    return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+  }
+  return text;
+}
+
+/** A value as it is written in a list. */
+export const written = (value: unknown): string =>
+  value === undefined
+    ? NONE
+    : typeof value === "boolean"
+    ? value ? "on" : "off"
+    : Array.isArray(value)
+    ? value.map(written).join(WITHIN)
+    : show(value);
+
+/** What the list of an option takes, for help. */
+function listed(type: z.ZodType, value: string | undefined): string {
+  const t = inner(type);
+  const one = t instanceof z.ZodArray
+    ? (value ?? "N,N").replaceAll(",", WITHIN)
+    : t instanceof z.ZodBoolean
+    ? "off|on"
+    : t instanceof z.ZodEnum
+    ? "NAME"
+    : value ?? placeholder(t);
+  return `${one},...`;
+}
+
+/** An option as a list of its values. */
+function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(undefined).data]): z.ZodType {
+  const about = aboutOption(type) as About, t = inner(type);
+  const element = z.preprocess(
+    (value) => typeof value === "string" ? read(type, value) : value,
+    type instanceof z.ZodOptional ? t.optional() : t,
+  );
+  const list = z.array(element).min(1).refine(
+    (values) => new Set(values.map(written)).size === values.length,
+    "name each value once",
+  ).default([...standard]);
+  const { group: _, help, ...more } = about,
+    names = t instanceof z.ZodEnum ? `: ${t.options.join(", ")}` : "";
+  return sample(list, help + names, {
+    ...more,
+    value: listed(type, about.value),
+    otherwise: about.otherwise ?? standard.map(written).join(),
+  });
+}
+
+/** Values of the sampling options that decide the images of a cell. */
+export type Swept = { [K in keyof typeof sampling]: z.output<(typeof sampling)[K]> };
+type Lists = { [K in keyof Swept]: z.ZodType<Swept[K][]> };
+
+const LISTS = Object.fromEntries(
+  Object.entries(sampling).map((
+    [name, type],
+  ) => [name, listOf(type, name === "cfg" ? [1, 1.5, 2, 4] : undefined)]),
+) as unknown as Lists;
+
+/** The names of the swept options, in the order of help. */
+export const SWEPT = Object.keys(LISTS) as (keyof Swept)[];
+
+const { model, tokenizer, latents } = sampleConfig.shape;
+const { inception, inceptionInput, real } = evalConfig.shape;
+const SCORES = METRIC_NAMES.filter((name) =>
+  METRICS.some((metric) => metric.name === name && metric.of.includes("model"))
+);
+
+export const sweepConfig = z.strictObject({
+  model,
+  tokenizer,
+  latents,
+  real,
+  out: output(
+    z.string().optional(),
+    "Folder for the table, the charts and the page; goes on where it stopped",
+    {
+      value: "DIR",
+      otherwise: "a new one under ./runs",
+    },
+  ),
+  metrics: metrics(z.array(z.enum(SCORES)).min(1).optional(), `Any of ${SCORES.join(", ")}`, {
+    otherwise: "fd-encoder and classes, with --inception fid",
+  }),
+  inception,
+  inceptionInput,
+  ...encoder,
+  num: data(count("images").default(200), "Number of images of a cell, of all classes in turn"),
+  batchSize: data(count("batch").default(50), "Images at a time; does not change them"),
+  ...reading,
+  ...LISTS,
+  ...general,
+});
+export type SweepConfig = z.infer<typeof sweepConfig>;
