@@ -17,6 +17,7 @@ import { features } from "./features.ts";
 import { inspect } from "./inspect.ts";
 import { reconstruct } from "./reconstruct.ts";
 import { sample } from "./sample.ts";
+import { sweep } from "./sweep.ts";
 import { trainDit } from "./train_dit.ts";
 import metadata from "../deno.json" with { type: "json" };
 
@@ -26,6 +27,7 @@ export const COMMANDS: readonly Command[] = [
   trainDit,
   sample,
   evaluate,
+  sweep,
   encode,
   features,
   inspect,

@@ -124,16 +124,26 @@ export function chart(name: string, points: readonly Point[], options: ChartOpti
 
 const CAPTION = 26, GAP = 14;
 
-/** Charts side by side in one SVG file. */
-export function chartFile(
-  charts: readonly { name: string; points: readonly Point[]; options: ChartOptions }[],
-): string {
-  const plots = charts.flatMap(({ name, points, options }) => plot(name, points, options) ?? []);
-  const width = plots.length * (W + GAP), height = CAPTION + Math.max(0, ...plots.map((p) => p.height)) + 6;
-  const panels = plots.map(({ title, body }, i) =>
-    `<g transform="translate(${i * (W + GAP)} ${CAPTION})">` +
-    `<text class="title" x="${LEFT}" y="-10">${escape(title)}</text>\n${body}</g>`
-  );
+/** A chart and where its points come from. */
+export interface Chart {
+  name: string;
+  points: readonly Point[];
+  options: ChartOptions;
+}
+
+/** Rows of charts in one SVG file. */
+export function chartFile(rows: readonly (readonly Chart[])[]): string {
+  let height = 0, width = 0;
+  const panels = rows.flatMap((charts) => {
+    const plots = charts.flatMap(({ name, points, options }) => plot(name, points, options) ?? []),
+      top = height;
+    height += CAPTION + GAP + Math.max(0, ...plots.map((p) => p.height));
+    width = Math.max(width, plots.length * (W + GAP));
+    return plots.map(({ title, body }, i) =>
+      `<g transform="translate(${i * (W + GAP)} ${top + CAPTION})">` +
+      `<text class="title" x="${LEFT}" y="-10">${escape(title)}</text>\n${body}</g>`
+    );
+  });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" role="img" ` +
     `font-family="system-ui, sans-serif">
 <style>

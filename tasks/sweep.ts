@@ -1,0 +1,86 @@
+// tok sweep: scores of a diffusion model over all combinations of sampling options. Started again in the same folder, it
+// computes the cells that are missing.
+
+import { join } from "@std/path";
+import { sweepConfig, SWEPT } from "../src/cli/sweep_config.ts";
+import {
+  bestOf,
+  type CellResult,
+  cellsOf,
+  distinct,
+  runCells,
+  sampleCommand,
+  variedIn,
+} from "../src/experiment/sweep.ts";
+import { describe, metricsOf, tableLines, writeSweep } from "../src/experiment/sweep_report.ts";
+import { fingerprintOf } from "../src/formats/provenance.ts";
+import { SetEvaluation } from "../src/metrics/evaluate.ts";
+import { Selection } from "../src/metrics/selection.ts";
+import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
+import { resumeCommandOf } from "../src/run/resume.ts";
+import { openGenerator } from "../src/zoo/generator.ts";
+import { openInception } from "../src/zoo/networks.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { chosenEncoder, inputRun, openWorkers } from "./inputs.ts";
+import { makesShapes, openSet, probeImages } from "./sets.ts";
+
+export const sweep = command({
+  name: "sweep",
+  purpose: "Score a diffusion model over all combinations of sampling options",
+  schema: sweepConfig,
+  examples: [
+    "tok sweep --cfg 1,1.5,2,4 --steps 10,20,50",
+    "tok sweep --sampler euler,heun --steps 5,10,20 --cfg 2 --cfg-interval 0-1,0.1-1 --num 1000 --out sweep",
+  ],
+  async run(c, context) {
+    const { log } = context,
+      standard = ["fd-encoder", "classes", ...c.inception === undefined ? [] : ["fid"]];
+    const selection = new Selection("model", { ...c, standard }), run = inputRun(c.model, "model", log);
+    using output = openOutput(c.out, "sweep");
+    const out = output.folder;
+    refuseOthers(out, "sweep");
+    await openAdapter(c, log);
+    using workers = openWorkers(c);
+    const opened = await openGenerator(run, { ...c, say: (text) => log.line(text) });
+    const { model, tokenizer, origin } = opened,
+      { classes, latent_mean: mean, latent_std: std } = model.config;
+    const toy = c.real === undefined && makesShapes(classes);
+    selection.exclude(({ from }) =>
+      from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
+    );
+    const side = model.config.dit.input_size * tokenizer.factor;
+    const real = await openSet(c.real, side, { c, workers, log });
+    const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
+    const { seed, num, metrics, inception, inceptionInput } = c, { fingerprint, name } = tokenizer.identity;
+    beginPictures(out, "sweep", {
+      options: { seed, num, metrics, real: c.real, inception, inceptionInput, encoder: c.encoder },
+      madeFrom: {
+        model: model.identity,
+        tokenizer: { name, fingerprint },
+        "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
+      },
+      others: { model: run, ...Object.fromEntries(SWEPT.map((name) => [name, c[name]])) },
+      folders: ["cells"],
+    });
+    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
+    const folder = output.sub("cells"), all = cellsOf(c), cells = distinct(all), varied = variedIn(cells);
+    const options = {
+      ...c,
+      inception: () => openInception(c.inception ?? ""),
+      lpips: () => Promise.reject(),
+      encoder: () => chosenEncoder(c, log),
+    };
+    const fakeFacts = { name: "samples", images: labels };
+    using evaluation = await SetEvaluation.open(selection, options, real, fakeFacts, log);
+    const train = probeImages(workers, side), config = c;
+    const shared = { model, tokenizer, labels, config, folder, evaluation, real, train, workers, log };
+    const results = await runCells(cells, shared, describe(varied)), best = bestOf(results) as CellResult;
+    const given = { model: run, tokenizer: c.tokenizer, latents: c.latents, num, seed };
+    const line = sampleCommand(best, given);
+    await writeSweep(out, all, results, { folder, line: context.commandLine, command: line });
+    tableLines(results).forEach((row) => log.line(row));
+    log.line(`best: ${line}`);
+    log.line(`page: ${join(out, "report.html")}`);
+    return { out, cells: results.length, best: metricsOf(best), command: line };
+  },
+});

@@ -1,0 +1,185 @@
+// tok sweep: its cells, scores and files, what it computes again, and what it refuses.
+
+import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { join } from "@std/path";
+import { resolveConfig } from "../../src/cli/flags.ts";
+import { sweepConfig } from "../../src/cli/sweep_config.ts";
+import { UsageError } from "../../src/errors.ts";
+import {
+  bestOf,
+  type CellResult,
+  cellsOf,
+  distinct,
+  evaluationsOf,
+  optionsOf,
+  sampleCommand,
+} from "../../src/experiment/sweep.ts";
+import { chartsOf, tableLines } from "../../src/experiment/sweep_report.ts";
+import { chartFile } from "../../src/run/chart.ts";
+import type { Dit } from "../../src/models/dit.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
+import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+const config = (...args: string[]) => resolveConfig(sweepConfig, args, { command: "sweep" });
+const MODEL = [
+  ...["--model", fixturePath("lightningdit_tiny.pt"), "--tokenizer", fixturePath("vavae_tiny.pt")],
+];
+
+Deno.test("a sweep has every combination once; unguided, options of guidance make no further cell", () => {
+  const c = config(
+    "--cfg",
+    "1,2",
+    "--steps",
+    "3,4",
+    "--cfg-interval",
+    "0-1,0.5-1",
+    "--sampler",
+    "heun,euler",
+  );
+  const cells = cellsOf(c), unique = distinct(cells);
+  assertEquals([cells.length, unique.length], [16, 12]);
+  assertEquals(new Set(cells.map(({ options }) => JSON.stringify(options))).size, 16);
+  assertEquals(unique.filter(({ options }) => options.cfg === 1).length, 4);
+  assertEquals(unique[0]?.options.cfgInterval, [0, 1]);
+  // Another order or further values keep the keys, which name the files of finished cells.
+  const more = distinct(cellsOf({ ...c, cfg: [4, 2, 1] })).map(({ key }) => key);
+  assertEquals([more.length, unique.filter(({ key }) => !more.includes(key))], [20, []]);
+  assertEquals(config().cfg, [1, 1.5, 2, 4]);
+  assertEquals(cellsOf(config("--cfg-channels", "all,3")).length, 8);
+});
+
+Deno.test("network evaluations are counted over steps, stages of the sampler and passes of guidance", () => {
+  const nfe = (...args: string[]) => {
+    const c = config(...args), model = { config: { in_channels: 4 } } as Dit;
+    return cellsOf(c).map((cell) => evaluationsOf(model, optionsOf(cell, c)));
+  };
+  assertEquals(nfe("--steps", "4", "--cfg", "1,2", "--cfg-interval", "0-1"), [4, 8]);
+  assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1"), [6]); // at 0.5 and 0.75
+  assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1", "--sampler", "heun"), [12]);
+});
+
+Deno.test("the best cell has the smallest distance; table and charts show every cell", () => {
+  const c = config("--cfg", "1,2,4", "--steps", "5,10"), cells = cellsOf(c);
+  const results = cells.map((cell, i): CellResult => ({
+    ...cell,
+    nfe: cell.options.steps,
+    seconds: i,
+    scores: { class_agreement: i / 10, fd_encoder: 10 + (i - 3.2) ** 2, n: 8 },
+  }));
+  assertEquals(bestOf(results), results[3]);
+  const agreement = results.map((cell) => ({
+    ...cell,
+    scores: { class_agreement: cell.scores.class_agreement! },
+  }));
+  assertEquals(bestOf(agreement), agreement[5]);
+  const lines = tableLines(results);
+  assertEquals(lines[0]?.split(/ {2,}/).slice(-5), [
+    "steps",
+    "NFE",
+    "seconds",
+    "fd_encoder",
+    "class_agreement",
+  ]);
+  assertEquals(lines.map((line) => line.endsWith("best")), [false, false, false, false, true, false, false]);
+  const [guidance, evaluations] = chartsOf(cells, results);
+  assertEquals(guidance?.map(({ name }) => name), ["fd_encoder", "class_agreement"]);
+  assertEquals(guidance?.[0]?.options.series, ["steps 5", "steps 10"]);
+  assertEquals(evaluations?.[1]?.options.series, ["cfg 1", "cfg 2", "cfg 4"]);
+  assertEquals(guidance?.[0]?.points.length, 6);
+  const svg = chartFile(chartsOf(cells, results));
+  assertEquals(svg.match(/<circle/g)?.length, 4 * 6);
+  for (const text of [">cfg 4<", ">guidance weight<", ">network evaluations<"]) {
+    assertStringIncludes(svg, text);
+  }
+  const { config: given } = parseCommandLine(
+    sampleCommand(results[2]!, { seed: 7, num: 9 }).split(" ").slice(1),
+  );
+  assertEquals(
+    [
+      (given as typeof c).cfg,
+      (given as typeof c).steps,
+      (given as typeof c).seed,
+      (given as typeof c).num,
+    ] as unknown[],
+    [2, 5, 7, 9],
+  );
+});
+
+Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and refuses other options by name", () =>
+  inFolder(async (folder) => {
+    const real = join(folder, "real"), out = join(folder, "out"), cells = join(out, "cells");
+    await writeImages(real, 4);
+    const common = [...MODEL, "--real", real, "--num", "4", "--workers", "0", "--batch-size", "4"];
+    const sweep = (...args: string[]) => run("sweep", ...common, "--out", out, ...args);
+    const lists = ["--steps", "1,2", "--cfg-interval", "0-1,0.5-1"];
+    const first = await sweep("--cfg", "1,2", ...lists);
+    assertEquals(first.result.cells, 6);
+    const read = () => JSON.parse(Deno.readTextFileSync(join(out, "metrics.json")));
+    const metrics = read(), page = Deno.readTextFileSync(join(out, "report.html"));
+    assertEquals([metrics.n, metrics.cells.length], [4, 6]);
+    assertEquals(page.match(/data:image\/png/g)?.length, 6);
+    assertStringIncludes(page, String(first.result.command).slice(0, 20));
+    assertStringIncludes(Deno.readTextFileSync(join(out, "charts.svg")), "fd encoder");
+    assertEquals([...Deno.readDirSync(cells)].filter(({ name }) => name.endsWith(".npz")), []);
+    const scored = join(folder, "scored");
+    await run(
+      ...["eval", ...common, "--out", scored, "--metrics", "fd-encoder"] as const,
+      ...["--cfg", "2", "--steps", "2", "--cfg-interval", "0.5,1"],
+    );
+    const cell = metrics.cells.find(({ options: o }: CellResult) =>
+      o.cfg === 2 && o.steps === 2 && o.cfgInterval[0] === 0.5
+    );
+    assertEquals([cell.fd_encoder, cell.nfe], [
+      JSON.parse(Deno.readTextFileSync(join(scored, "metrics.json"))).fd_encoder,
+      3,
+    ]);
+    // A record that is missing is computed again, to the same figures; further values are further cells.
+    const names = [...Deno.readDirSync(cells)].map(({ name }) => name).filter((name) =>
+      name.endsWith(".json")
+    ).sort();
+    Deno.removeSync(join(cells, names[0]!));
+    const times = () => names.slice(1).map((name) => Deno.statSync(join(cells, name)).mtime?.getTime());
+    const before = times(),
+      again = await sweep("--cfg", "1,2,3", "--steps", "1,2", "--cfg-interval", "0-1,0.5-1");
+    assertEquals(again.lines.filter((line) => /are there already|^\d+ cells/.test(line)), [
+      "5 of 10 cells are there already",
+      "5 cells of 4 images: 20 images, 47 network evaluations".replace(
+        "47",
+        again.lines.join().match(/(\d+) network/)![1]!,
+      ),
+    ]);
+    assertEquals(times(), before);
+    assertEquals(read().cells.slice(0, 6), metrics.cells);
+    for (
+      const [option, value, text] of [["--seed", "1", "--seed was 0 and is 1"], [
+        "--num",
+        "5",
+        "--num was 4 and is 5",
+      ]]
+    ) {
+      const args = [...common, "--out", out, "--cfg", "2"], at = args.indexOf(option!);
+      if (at >= 0) args.splice(at, 2);
+      await assertRejects(() => run("sweep", ...args, option!, value!), UsageError, text);
+    }
+  }));
+
+Deno.test("unknown samplers, empty lists, repeated values and intervals in another form are refused", () => {
+  const refused = (...args: string[]) => {
+    try {
+      config(...args);
+    } catch (error) {
+      assert(error instanceof UsageError && !error.message.includes("\n"), `${error}`);
+      return error.message;
+    }
+    throw new Error(`${args} was accepted`);
+  };
+  assertStringIncludes(refused("--sampler", "euler,huen"), "Cannot use --sampler euler,huen: invalid option");
+  assertStringIncludes(refused("--cfg", ""), "Cannot use --cfg: it needs a value");
+  assertStringIncludes(refused("--cfg", "1,,2"), "a value is missing before or after a comma");
+  assertStringIncludes(refused("--cfg", "1,1.0"), "name each value once");
+  assertStringIncludes(refused("--steps", "0"), "Cannot use --steps 0");
+  assertStringIncludes(refused("--cfg-interval", "0.1,1"), "Cannot use --cfg-interval 0.1,1");
+  assertStringIncludes(refused("--cfg-interval", "0.1-2"), "Cannot use --cfg-interval 0.1-2");
+  assertStringIncludes(refused("--metrics", "psnr"), "Cannot use --metrics psnr");
+});
