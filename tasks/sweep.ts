@@ -18,6 +18,7 @@ import { SetEvaluation } from "../src/metrics/evaluate.ts";
 import { Selection } from "../src/metrics/selection.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
+import { classesOf, labelsOf, optionsFor } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception } from "../src/zoo/networks.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
@@ -41,16 +42,19 @@ export const sweep = command({
     refuseOthers(out, "sweep");
     await openAdapter(c, log);
     using workers = openWorkers(c);
-    const opened = await openGenerator(run, { ...c, say: (text) => log.line(text) });
+    const say = (text: string) => log.line(text);
+    const opened = await openGenerator(run, { tokenizer: c.tokenizer, latents: c.latents, say });
     const { model, tokenizer, origin } = opened,
       { classes, latent_mean: mean, latent_std: std } = model.config;
+    const guided = c.cfg.find((weight) => weight !== 1) ?? 1;
+    const cfg = optionsFor(run, model.config, { cfg: guided }, context.origins).cfg === guided ? c.cfg : [1];
     const toy = c.real === undefined && makesShapes(classes);
     selection.exclude(({ from }) =>
       from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
     );
     const side = model.config.dit.input_size * tokenizer.factor;
     const real = await openSet(c.real, side, { c, workers, log });
-    const labels = Array.from({ length: c.num }, (_, i) => i % classes.length);
+    const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
     const { seed, num, metrics, inception, inceptionInput } = c, { fingerprint, name } = tokenizer.identity;
     beginPictures(out, "sweep", {
       options: { seed, num, metrics, real: c.real, inception, inceptionInput, encoder: c.encoder },
@@ -63,7 +67,10 @@ export const sweep = command({
       folders: ["cells"],
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
-    const folder = output.sub("cells"), all = cellsOf(c), cells = distinct(all), varied = variedIn(cells);
+    const folder = output.sub("cells"),
+      all = cellsOf({ ...c, cfg }),
+      cells = distinct(all),
+      varied = variedIn(cells);
     const options = {
       ...c,
       inception: () => openInception(c.inception ?? ""),
@@ -73,7 +80,19 @@ export const sweep = command({
     const fakeFacts = { name: "samples", images: labels };
     using evaluation = await SetEvaluation.open(selection, options, real, fakeFacts, log);
     const train = probeImages(workers, side), config = c;
-    const shared = { model, tokenizer, labels, config, folder, evaluation, real, train, workers, log };
+    const shared = {
+      model,
+      path: run,
+      tokenizer,
+      labels,
+      config,
+      folder,
+      evaluation,
+      real,
+      train,
+      workers,
+      log,
+    };
     const results = await runCells(cells, shared, describe(varied)), best = bestOf(results) as CellResult;
     const given = { model: run, tokenizer: c.tokenizer, latents: c.latents, num, seed };
     const line = sampleCommand(best, given);

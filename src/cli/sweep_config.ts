@@ -69,12 +69,21 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
   });
 }
 
-/** Values of the sampling options that decide the images of a cell. */
-export type Swept = { [K in keyof typeof sampling]: z.output<(typeof sampling)[K]> };
+const ONE = {
+  ema: sample(
+    z.number().gt(0).lt(1).optional(),
+    "Average of the weights to rebuild from the snapshots of `train-dit --ema posthoc`; none: the model's weights",
+    { value: "N", otherwise: NONE, advanced: true },
+  ),
+  ...sampling,
+};
+
+/** Values of the options that decide the images of a cell. */
+export type Swept = { [K in keyof typeof ONE]: z.output<(typeof ONE)[K]> };
 type Lists = { [K in keyof Swept]: z.ZodType<Swept[K][]> };
 
 const LISTS = Object.fromEntries(
-  Object.entries(sampling).map((
+  Object.entries(ONE).map((
     [name, type],
   ) => [name, listOf(type, name === "cfg" ? [1, 1.5, 2, 4] : undefined)]),
 ) as unknown as Lists;

@@ -10,16 +10,20 @@ import { openNpzSet } from "../data/npz_images.ts";
 import { exists, readJson, writeJson } from "../formats/files.ts";
 import { writeNpz } from "../formats/npz.ts";
 import { fingerprintOf } from "../formats/provenance.ts";
+import { openModel } from "../formats/shards.ts";
 import { grid, writePng } from "../image/image.ts";
 import type { ImageSet, SetEvaluation } from "../metrics/evaluate.ts";
 import { Results } from "../metrics/selection.ts";
 import type { Scores } from "../metrics/table.ts";
+import { loadState } from "../nn/layers.ts";
 import type { DiffusionModel, KnownTokenizer } from "../zoo/runs.ts";
 import { generate } from "../sampling/generate.ts";
 import { Guidance } from "../sampling/guidance.ts";
 import { type SamplingOptions, samplingOptions } from "../sampling/sampler.ts";
-import { timeGrid } from "../sampling/samplers.ts";
+import { withoutEffect } from "../sampling/sampler_options.ts";
+import { gridOf, SAMPLERS } from "../sampling/samplers.ts";
 import { duration, type Log } from "../run/log.ts";
+import { rebuiltEma } from "../run/power_ema.ts";
 import { quoted } from "../run/resume.ts";
 
 /** A combination of options. */
@@ -52,9 +56,11 @@ export function cellsOf(lists: { [K in keyof Swept]: Swept[K][] }): Cell[] {
 
 /** The options with the defaults in place of those without effect: unguided, only the weight matters. */
 function withEffect(options: Swept): Swept {
-  if (options.cfg !== 1) return options;
-  const { cfgInterval, cfgChannels } = sampleConfig.parse({});
-  return { ...options, cfgInterval, cfgChannels };
+  const guidance = options.cfg === 1 ? SWEPT.filter((name) => /^cfg./.test(name)) : [];
+  const idle = new Set<string>([...withoutEffect(options), ...guidance]), defaults = sampleConfig.parse({});
+  return Object.fromEntries(
+    SWEPT.map((name) => [name, (idle.has(name) ? defaults as Partial<Swept> : options)[name]]),
+  ) as unknown as Swept;
 }
 
 /** The cells with different images. */
@@ -63,12 +69,18 @@ export const distinct = (cells: readonly Cell[]): Cell[] =>
     ...new Map(cells.toReversed().map((cell) => [cell.key, cell])).values(),
   ].toReversed();
 
-/** Evaluations of a network for one image. */
-export function evaluationsOf(model: DiffusionModel["dit"], options: SamplingOptions): number {
-  const guidance = new Guidance(model, options);
-  const times = timeGrid(options.steps, options.shift).slice(0, -1);
-  const passes = times.reduce((sum, t) => sum + guidance.evaluations(guidance.terms(t)), 0);
-  return passes * (options.sampler === "heun" ? 2 : 1);
+/** About the evaluations of dopri5 with one term, which depend on the images. */
+const ADAPTIVE = 60;
+
+/**
+ * Expected evaluations of the network for an image.
+ * @throws UsageError for options that the sampler cannot take
+ */
+export function expectedEvaluations(model: DiffusionModel["dit"], options: SamplingOptions): number {
+  const guidance = new Guidance(model, options), { sampler } = options;
+  const passes = (t: number) => guidance.evaluations(guidance.terms(t));
+  if (sampler === "dopri5") return ADAPTIVE * passes(0.5);
+  return SAMPLERS[sampler].evaluations * gridOf(options).slice(0, -1).reduce((sum, t) => sum + passes(t), 0);
 }
 
 /** The options with values that differ between cells. */
@@ -80,6 +92,8 @@ const COLUMNS = 10;
 
 export interface SweepContext {
   model: DiffusionModel;
+  /** The run or file of the model. */
+  path: string;
   tokenizer: KnownTokenizer;
   /** Class of each image of a cell. */
   labels: readonly number[];
@@ -121,7 +135,10 @@ export async function runCells(
 ): Promise<CellResult[]> {
   const { folder, log, labels: { length: n }, model, config } = context;
   const missing = cells.filter((cell) => !finished(folder, cell));
-  const passes = missing.reduce((sum, cell) => sum + evaluationsOf(model.dit, optionsOf(cell, config)), 0);
+  const passes = missing.reduce(
+    (sum, cell) => sum + expectedEvaluations(model.dit, optionsOf(cell, config)),
+    0,
+  );
   log.begin();
   const known = cells.length - missing.length;
   if (known > 0) log.line(`${known} of ${cells.length} cells are there already`);
@@ -130,12 +147,14 @@ export async function runCells(
   );
   const results: CellResult[] = [];
   // Seconds of sampling and of scoring a cell; the first cell is scored together with the reference.
+  let ema: number | undefined;
   let sampling = 0, scoring = Infinity, evaluations = 0, computed = 0;
   for (const [i, cell] of cells.entries()) {
     let result = finished(folder, cell);
     if (!result) {
       const progress = log.progress(`cell ${i + 1} of ${cells.length}`, n, "images"),
         began = performance.now();
+      if (cell.options.ema !== ema) await loadAverage(context, ema = cell.options.ema);
       result = await runCell(cell, context, progress.update);
       progress.end();
       sampling += result.seconds;
@@ -152,6 +171,14 @@ export async function runCells(
   return results;
 }
 
+/** Loads an average of the weights, or with undefined the model's own, into the model. */
+async function loadAverage({ model, path, log }: SweepContext, width: number | undefined): Promise<void> {
+  const source = width === undefined ? await openModel(model.path) : await rebuiltEma(path, width);
+  if ("about" in source) log.line(`weights: ${source.about}`);
+  await loadState(model.dit, source);
+  source.close();
+}
+
 /** Samples and scores a cell. */
 async function runCell(
   cell: Cell,
@@ -161,7 +188,7 @@ async function runCell(
   const { model, tokenizer, labels, folder, evaluation, real, train, workers } = context;
   const options = optionsOf(cell, context.config), size = model.config.dit.input_size * tokenizer.factor;
   const columns = Math.min(COLUMNS, model.config.classes.length), shown: Uint8Array[] = [];
-  let began = performance.now();
+  let began = performance.now(), total = 0;
   async function* samples() {
     const all = generate(model, tokenizer, {
       ...options,
@@ -169,7 +196,8 @@ async function runCell(
       onProgress,
       onStart: () => began = performance.now(),
     });
-    for await (const { image } of all) {
+    for await (const { image, evaluations } of all) {
+      total += evaluations;
       if (shown.length < 2 * columns) shown.push(image);
       yield image;
     }
@@ -188,7 +216,7 @@ async function runCell(
   }
   results.rethrow();
   await writePng(pictureOf(folder, cell), grid(shown, size, columns));
-  const result = { ...cell, nfe: evaluationsOf(model.dit, options), seconds, scores: results.scores };
+  const result = { ...cell, nfe: total / labels.length, seconds, scores: results.scores };
   writeJson(recordOf(folder, cell), result);
   return result;
 }

@@ -29,6 +29,10 @@ const CONDITIONAL = {
 
 const CONDITIONS = Object.entries(CONDITIONAL) as [keyof typeof CONDITIONAL, readonly Condition[]][];
 
+/** The options that the sampler does not read. */
+export const withoutEffect = (c: SamplerOptions): (keyof typeof CONDITIONAL)[] =>
+  CONDITIONS.filter(([, conditions]) => conditions.some(([holds]) => !holds(c))).map(([option]) => option);
+
 /**
  * Checks that the sampler reads each option from the command line.
  * @param origins of the options

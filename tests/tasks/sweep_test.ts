@@ -10,7 +10,7 @@ import {
   type CellResult,
   cellsOf,
   distinct,
-  evaluationsOf,
+  expectedEvaluations,
   optionsOf,
   sampleCommand,
 } from "../../src/experiment/sweep.ts";
@@ -52,7 +52,7 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
 Deno.test("network evaluations are counted over steps, stages of the sampler and passes of guidance", () => {
   const nfe = (...args: string[]) => {
     const c = config(...args), model = { config: { in_channels: 4 } } as Dit;
-    return cellsOf(c).map((cell) => evaluationsOf(model, optionsOf(cell, c)));
+    return cellsOf(c).map((cell) => expectedEvaluations(model, optionsOf(cell, c)));
   };
   assertEquals(nfe("--steps", "4", "--cfg", "1,2", "--cfg-interval", "0-1"), [4, 8]);
   assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1"), [6]); // at 0.5 and 0.75
