@@ -4,15 +4,15 @@
 import { join } from "@std/path";
 import { inspectConfig } from "../src/cli/config.ts";
 import { printable, UsageError } from "../src/errors.ts";
-import { hint } from "../src/cli/flags.ts";
 import { exists, formatBytes, isFile, readJson } from "../src/formats/files.ts";
 import type { Log } from "../src/run/log.ts";
 import { Output } from "../src/run/output.ts";
 import { copyToSafetensors } from "../src/formats/safetensors.ts";
 import { holdsModel, openModel } from "../src/formats/shards.ts";
 import { tensorBytes, tensorSize, type TensorStore } from "../src/formats/tensors.ts";
-import { PUBLISHED } from "../src/models/sizes.ts";
+import { PUBLISHED, publishedSize } from "../src/models/sizes.ts";
 import { command } from "./command.ts";
+import { inspectEma } from "./inspect_ema.ts";
 import { arrays, texts } from "./listings.ts";
 
 /** Maximum number of plain values to print; --json has all of them. */
@@ -28,8 +28,11 @@ export const inspect = command({
     "tok inspect dinov2_vitl14_pretrain.pth --convert dinov2-l.safetensors",
     "tok inspect samples/000000.png",
     "tok inspect --preset dinov2-l",
+    "tok inspect runs/dit-001 --ema 0.07 --out dit-ema-0.07",
   ],
-  async run({ path, convert, preset }, { log }) {
+  async run(c, { log }) {
+    const { path, convert, preset } = c;
+    if (c.ema !== undefined || c.out !== undefined) return await inspectEma(c, log);
     if (preset !== undefined) {
       if (path === undefined && convert === undefined) return { presets: presets(preset, log) };
       throw new UsageError("Cannot inspect: --preset goes without a file; leave one of them out");
@@ -123,18 +126,9 @@ function openConverted(path: string): Output {
 }
 
 function presets(asked: string, log: Log) {
-  const names = asked === "all" ? [...PUBLISHED.keys()] : [asked];
-  return names.map((name) => {
-    const size = PUBLISHED.get(name);
-    if (!size) {
-      const known = [...PUBLISHED.keys()];
-      throw new UsageError(
-        `Cannot inspect --preset ${name}: there is no such size` +
-          `${hint(name, known, "") || `; there are ${known.join(", ")} and all`}`,
-      );
-    }
-    const parameters = size.parameters();
-    log.line(`${name.padEnd(20)} ${(parameters / 1e6).toFixed(2).padStart(8)} M  ${size.about}`);
+  return (asked === "all" ? [...PUBLISHED.keys()] : [asked]).map((name) => {
+    const { about, parameters: count } = publishedSize(name), parameters = count();
+    log.line(`${name.padEnd(20)} ${(parameters / 1e6).toFixed(2).padStart(8)} M  ${about}`);
     return { name, parameters };
   });
 }

@@ -38,6 +38,7 @@ export const sample = command({
     const { model, tokenizer, origin } = await openGenerator(run, {
       tokenizer: asked.tokenizer,
       latents: asked.latents,
+      ema: asked.ema,
       say: (text) => log.line(text),
     });
     const c = optionsFor(run, model.config, asked, context.origins);
@@ -104,7 +105,7 @@ export const sample = command({
 /** The options that decide about each picture; with more of them, or another batch size, the first ones are the same. */
 function decidingOf(c: SampleConfig): Record<string, unknown> {
   return Object.fromEntries(
-    ["seed", ...Object.keys(sampling)].map((key) => [key, c[key as keyof SampleConfig]]),
+    ["seed", "ema", ...Object.keys(sampling)].map((key) => [key, c[key as keyof SampleConfig]]),
   );
 }
 

@@ -16,7 +16,13 @@ import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { drawPreview } from "../src/sampling/preview.ts";
 import { checkSteps } from "../src/train/diffusion.ts";
-import { checkDitOptions, diffusionRecipe, ditOf, trainedConfig } from "../src/train/dit_training.ts";
+import {
+  checkDitOptions,
+  diffusionRecipe,
+  ditOf,
+  snapshotsLine,
+  trainedConfig,
+} from "../src/train/dit_training.ts";
 import { checkEpochs, IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import { initialiseDit } from "../src/train/initial_weights.ts";
@@ -83,12 +89,15 @@ async function training(
   const { latents, madeFrom, classes } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
   const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize, log);
-  const dit = ditOf(c, data.shape, classes.length), recipe = diffusionRecipe({ ...c, steps }, dit, latents);
+  const dit = ditOf(c, data.shape, classes.length),
+    recipe = diffusionRecipe({ ...c, steps }, dit, latents, out);
   dit.init(new Initializer(c.seed));
   const initial = c.init === undefined
     ? {}
     : await initialiseDit(dit, c.init, log, { read: out !== undefined });
   const parameters = { dit: countParameters(dit) };
+  const snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
+  if (snapshots !== undefined) log.line(snapshots);
   return {
     recipes: [recipe],
     parameters,

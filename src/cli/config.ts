@@ -9,6 +9,7 @@ import { GAN_LOSSES } from "../train/losses.ts";
 import {
   ALIGN_PRESET_NAMES,
   amount,
+  averaging,
   decay,
   encoder,
   flag,
@@ -20,6 +21,7 @@ import {
   optimizing,
   perStage,
   reading,
+  rebuilt,
   running,
   sampling,
   text,
@@ -268,7 +270,7 @@ export const trainDitConfig = z.strictObject({
   lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4"),
   labelDropout: training(z.number().min(0).max(1).default(0.1), "Label dropout, for guidance", { advanced }),
   wDirection: training(amount().default(1), "Weight of the direction loss", { advanced }),
-  ema: training(z.number().min(0).lt(1).default(0.99), "Decay of the EMA; LightningDiT: 0.9999"),
+  ...averaging,
   ...optimizing(0.9, 0.95),
   ...general,
 });
@@ -360,6 +362,17 @@ export type EvalConfig = z.infer<typeof evalConfig>;
 export const inspectConfig = z.strictObject({
   path: input(text(), "File, run or folder; also as the argument", { value: "PATH" }),
   convert: output(text(), "Also write the tensors to this .safetensors file", { value: "FILE" }),
+  ema: input(
+    rebuilt.unwrap().optional(),
+    "List a run's snapshots of averages, and how well the average of this sigma_rel or decay is rebuilt from them",
+  ),
+  out: output(
+    text(),
+    "With --ema: write the model with that average, a .safetensors file or a folder for --model",
+    {
+      value: "FILE",
+    },
+  ),
   preset: input(text(), "Print the parameter count of a published model, or of all", { value: "NAME|all" }),
   ...general,
 });

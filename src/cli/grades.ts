@@ -154,6 +154,7 @@ export const TRAIN_DIT_GRADES: Record<
   labelDropout: [lightningDit(0.1)],
   wDirection: [lightningDit(1)],
   ema: [lightningDit(0.9999)],
+  emaEvery: [],
   precision: [],
   recompute: [],
   beta1: [lightningDit(0.9)],

@@ -292,3 +292,25 @@ export const sampling = {
     { advanced: true },
   ),
 };
+
+/** The averages of the weights that `train-dit` keeps. */
+export const averaging = {
+  ema: training(
+    z.union([decay, z.literal("posthoc")]).default(0.99),
+    "Decay of the EMA (LightningDiT: 0.9999), 0: none; posthoc: two averages from which any other is rebuilt afterwards",
+    { value: "N|posthoc" },
+  ),
+  emaEvery: training(count().optional(), "Steps between the snapshots of --ema posthoc, which are kept", {
+    otherwise: "a twentieth of the steps",
+    advanced: true,
+    free: true,
+  }),
+};
+
+/** The average of the weights that a run's model is rebuilt with. */
+export const rebuilt = sample(
+  z.number().gt(0).lt(1).optional(),
+  "Average of the weights to rebuild from the snapshots of `train-dit --ema posthoc`: its relative width sigma_rel, or from " +
+    "0.289 on an exponential decay",
+  { otherwise: "the model's own", advanced: true },
+);

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { flag, general, GROUPS, range, sampling, text } from "./options.ts";
+import { flag, general, GROUPS, range, rebuilt, sampling, text } from "./options.ts";
 
 const { input, output, sample } = GROUPS;
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
@@ -22,6 +22,7 @@ export const sampleConfig = z.strictObject({
     otherwise: "the model's, else the tokenizer's",
     advanced,
   }),
+  ema: rebuilt,
   num: output(count("images").default(100), "Number of images"),
   seeds: output(range(), "Make the images numbered A to B, instead of --num: a part of a larger job", {
     value: "A-B",

@@ -1,6 +1,8 @@
 // Sizes of published models by name, so that parameter counts can be compared with the published ones. Building a model
 // allocates nothing; memory is allocated on first use.
 
+import { hint } from "../cli/flags.ts";
+import { UsageError } from "../errors.ts";
 import { countParameters } from "../nn/layers.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
@@ -121,3 +123,13 @@ export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
     return [`lightningdit-${name.toLowerCase()}`, { about, parameters }] as const;
   }),
 ]);
+
+/** A size by its name. @throws UsageError with a hint for an unknown one */
+export function publishedSize(name: string): PublishedSize {
+  const size = PUBLISHED.get(name), known = [...PUBLISHED.keys()];
+  if (size) return size;
+  throw new UsageError(
+    `Cannot inspect --preset ${name}: there is no such size` +
+      `${hint(name, known, "") || `; there are ${known.join(", ")} and all`}`,
+  );
+}

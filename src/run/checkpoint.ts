@@ -163,6 +163,7 @@ const TRACES = ["config.json", "log.jsonl", "checkpoints", "tokenizer", "model"]
 /** Folders of a run that files are written to. */
 const WRITTEN = [
   "checkpoints",
+  "ema",
   "images",
   "images/validation",
   "tokenizer",

@@ -4,7 +4,7 @@
 // the continuous limit: after t steps, the average with beta_t = (1 - 1/t)^(gamma + 1) weighs the weights of step k by
 // (k/t)^(gamma + 1) - ((k - 1)/t)^(gamma + 1).
 
-import { dirname, join, resolve } from "@std/path";
+import { basename, dirname, join, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { damaged } from "../formats/bytes.ts";
 import { exists, makeFolder } from "../formats/files.ts";
@@ -206,6 +206,8 @@ async function openSnapshots(run: string): Promise<{ snapshot: Snapshot; file: S
 export interface RebuiltEma {
   readonly name: string;
   readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** The path of config.json of the run's model. */
+  readonly config: string;
   readonly snapshots: readonly Snapshot[];
   /** How far its profile is from that of the average; see {@link fitAverage}. */
   readonly error: number;
@@ -222,7 +224,7 @@ export interface RebuiltEma {
  * @throws UsageError where there are no snapshots or no model
  */
 export async function rebuiltEma(path: string, width: number): Promise<RebuiltEma> {
-  const run = exists(folderOf(path)) ? path : dirname(resolve(path)), what = textOfWidth(width);
+  const run = basename(resolve(path)) === "model" ? dirname(resolve(path)) : path, what = textOfWidth(width);
   if (!(width > 0 && width < 1)) {
     throw new UsageError(`Cannot rebuild the ${what}: choose a width or a decay between 0 and 1`);
   }
@@ -244,6 +246,7 @@ export async function rebuiltEma(path: string, width: number): Promise<RebuiltEm
   return {
     name: run,
     shapes: base.shapes,
+    config: join(run, "model", "config.json"),
     snapshots: opened.map(({ snapshot }) => snapshot),
     error,
     about: `${what}, rebuilt from ${opened.length} snapshots, its profile within ${off} %` +

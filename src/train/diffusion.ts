@@ -4,12 +4,13 @@
 
 import { UsageError } from "../errors.ts";
 import type { Log } from "../run/log.ts";
+import { removeSnapshotsAfter, saveSnapshot } from "../run/power_ema.ts";
 import type { Resumed } from "../run/resume.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
-import { state } from "../nn/layers.ts";
+import { parameters, saveState, state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, div, mul, sigmoid, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
@@ -27,7 +28,8 @@ export interface DiffusionOptions {
   labelDropout: number;
   /** Weight of the direction loss. */
   directionWeight: number;
-  ema: boolean;
+  /** An average of the weights, or power-function averages of these relative widths; see {@link Optimizer}. */
+  ema: boolean | readonly number[];
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
@@ -131,6 +133,8 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
   emaDecay: number;
   /** As in {@link Recipe.steadied}. */
   steadied?: readonly string[];
+  /** Saves the power-function averages every so many steps, and after the last one, in a run's folder. */
+  snapshots?: { run: string; every: number } | undefined;
 }
 
 /** Flow matching as a recipe. */
@@ -162,6 +166,8 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   }
 
   async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
+    const { snapshots } = this.options;
+    if (snapshots) removeSnapshotsAfter(snapshots.run, from);
     if (from === 0) {
       await this.set.materialise();
       await this.optimizer.startEma();
@@ -176,6 +182,19 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
     this.random.set(n);
     const conditional = this.dit.config.num_classes > 0; // else the only label is "no class", 0
     this.#program.run({ ...data, labels: conditional ? labels : new Uint32Array(labels.length) });
+  }
+
+  async afterStep(n: number): Promise<void> {
+    const { snapshots, steps, ema } = this.options;
+    if (!snapshots || !Array.isArray(ema) || n % snapshots.every !== 0 && n !== steps) return;
+    const { applied } = await this.optimizer.readProgress();
+    if (applied === 0) return;
+    const trained = parameters(this.dit), averages = [];
+    for (const sigmaRel of ema) {
+      const tensors = await this.optimizer.withEma(() => saveState(this.dit), sigmaRel);
+      averages.push({ sigmaRel, tensors: tensors.filter(({ name }) => trained.has(name)) });
+    }
+    await saveSnapshot(snapshots.run, { step: n, applied, averages });
   }
 
   withResult<T>(use: () => Promise<T>): Promise<T> {

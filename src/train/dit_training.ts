@@ -4,10 +4,11 @@ import { join } from "@std/path";
 import type { TrainDitConfig } from "../cli/config.ts";
 import { kebab, type Origin } from "../cli/flags.ts";
 import { UsageError } from "../errors.ts";
-import { validated } from "../formats/files.ts";
+import { formatBytes, validated } from "../formats/files.ts";
 import type { Latents } from "../formats/latents.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
+import { TRACKED_WIDTHS } from "../run/power_ema.ts";
 import { placesOf } from "../zoo/generator.ts";
 import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
 import { DiffusionRecipe } from "./diffusion.ts";
@@ -30,6 +31,7 @@ const CONDITIONAL: Partial<
   Record<keyof TrainDitConfig, readonly (readonly [holds: (c: TrainDitConfig) => boolean, reason: string])[]>
 > = {
   labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
+  emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
 };
 
 /** The smallest DiT: the default of `train-dit`. */
@@ -52,13 +54,45 @@ export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: numb
   return new Dit(validated(ditConfig, config, "the options"));
 }
 
-/** Flow matching with the options of a run. @param latents undefined for a dry run */
-export function diffusionRecipe(c: TrainDitConfig, dit: Dit, latents?: Latents): DiffusionRecipe {
+/**
+ * Flow matching with the options of a run.
+ * @param latents undefined for a dry run
+ * @param run its folder; undefined for a dry run
+ */
+export function diffusionRecipe(
+  c: TrainDitConfig,
+  dit: Dit,
+  latents?: Latents,
+  run?: string,
+): DiffusionRecipe {
   const { in_channels, input_size } = dit.config;
   const source = new StoredLatents([in_channels, input_size, input_size], latents, c);
   const steadied = c.qkNorm ? [] : ["--qk-norm"];
-  const options = { ...c, directionWeight: c.wDirection, ema: c.ema > 0, emaDecay: c.ema, steadied };
+  const options = { ...c, ...averagesOf(c, run), directionWeight: c.wDirection, steadied };
   return new DiffusionRecipe(dit, options, source);
+}
+
+/** The averages of the weights that a run keeps. */
+function averagesOf(c: TrainDitConfig, run: string | undefined) {
+  if (c.ema !== "posthoc") return { ema: c.ema > 0, emaDecay: c.ema };
+  return {
+    ema: TRACKED_WIDTHS,
+    emaDecay: 0,
+    snapshots: run === undefined ? undefined : { run, every: emaEveryOf(c) },
+  };
+}
+
+/** Steps between snapshots of the averages. */
+const emaEveryOf = ({ emaEvery, steps }: TrainDitConfig) => emaEvery ?? Math.max(1, Math.round(steps / 20));
+
+/** What a run with --ema posthoc says about its snapshots, with the disk space for them. @param parameters their number */
+export function snapshotsLine(c: TrainDitConfig, parameters: number): string | undefined {
+  if (c.ema !== "posthoc") return undefined;
+  const every = emaEveryOf(c), n = Math.ceil(c.steps / every), each = 4 * parameters * TRACKED_WIDTHS.length;
+  return `--ema posthoc: ${n} snapshots of averages of sigma_rel ${
+    TRACKED_WIDTHS.join(" and ")
+  }, one every ${every} steps: ` +
+    `${formatBytes(n * each)} of disk space in all; the run's model will be that of ${TRACKED_WIDTHS.at(-1)}`;
 }
 
 /** What the trained model needs to know about its latents. */

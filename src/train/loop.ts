@@ -46,7 +46,15 @@ const AHEAD_BYTES = 256 * 1024 * 1024;
 /** What the loop needs of a recipe. */
 export type Steps<D> = Pick<
   Recipe<D>,
-  "steps" | "optimizers" | "metrics" | "runningMetrics" | "stepBytes" | "steadied" | "data" | "step"
+  | "steps"
+  | "optimizers"
+  | "metrics"
+  | "runningMetrics"
+  | "stepBytes"
+  | "steadied"
+  | "data"
+  | "step"
+  | "afterStep"
 >;
 
 /**
@@ -148,6 +156,7 @@ export async function trainLoop<D>(
     let stop = o.stopping();
     if (done % o.logEvery === 0 || done === steps || stop) await log(done);
     else if (done % ahead === 0) await readTensor(runningMetrics); // waits for the device
+    await recipe.afterStep?.(done);
     if (!stop && done < steps && o.validate) {
       try {
         if (await o.validate(done)) saved = done;

@@ -29,6 +29,8 @@ export interface Recipe<D = unknown> {
   prepare(from: number, progress?: (done: number, total: number) => void): Promise<void>;
   /** Uploads the data and submits step `n`; does not wait for the device. */
   step(n: number, data: D): Promise<void>;
+  /** Called after `n` steps, before anything else of the run looks at the state; may wait for the device. */
+  afterStep?(n: number): Promise<void>;
   /** Tensors of a checkpoint, by name. */
   state(): Map<string, Tensor>;
   /** Runs `use` with the weights that would be the result now: the averages, where the recipe keeps them. */
