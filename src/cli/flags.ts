@@ -128,7 +128,10 @@ export function resolveOptions<S extends Schema>(
     return { config: result.data as z.infer<S>, origins };
   }
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
-  throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}`);
+  const near = issue.code === "invalid_value" ? hint(show(values[field]), issue.values.map(String), "") : "";
+  throw new UsageError(
+    `Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}${near}`,
+  );
 }
 
 /**
