@@ -2,6 +2,7 @@
 
 import { join } from "@std/path";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
+import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
 import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
 import { described, Sizes } from "../src/data/network_input.ts";
@@ -95,8 +96,8 @@ async function scoreFiles(job: Job): Promise<void> {
 /** Samples from a model, kept in `out`, against held-out images. Errors in those or in the networks come before sampling. */
 async function scoreModel(job: Job, run: string, out: string, origins: Context["origins"]): Promise<void> {
   const { selection, log } = job;
-  const { model, tokenizer } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
-  const c = optionsFor(run, model.config, job.c, origins);
+  const { model, tokenizer, guide } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
+  const c = checkGuidance(optionsFor(run, model.config, job.c, origins), origins);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const toy = c.real === undefined && makesShapes(classes);
   selection.exclude(({ from }) =>
@@ -106,9 +107,9 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
   const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
   using evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
-  const progress = log.progress(`sampling (guidance ${c.cfg})`, c.num, "images");
+  const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");
   async function* samples() {
-    const options = { ...samplingOptions(c), labels, onProgress: progress.update };
+    const options = { ...samplingOptions(c, guide?.dit), labels, onProgress: progress.update };
     for await (const { image } of generate(model, tokenizer, options)) yield image;
   }
   await writeNpz(path, [

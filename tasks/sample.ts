@@ -3,6 +3,7 @@
 import { join } from "@std/path";
 import metadata from "../deno.json" with { type: "json" };
 import { type SampleConfig, sampleConfig } from "../src/cli/config.ts";
+import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
 import { parseRange, sampling } from "../src/cli/options.ts";
 import { UsageError } from "../src/errors.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
@@ -35,13 +36,11 @@ export const sample = command({
     const out = output.folder;
     refuseOthers(out, "sample");
     await openAdapter(asked, log);
-    const { model, tokenizer, origin } = await openGenerator(run, {
-      tokenizer: asked.tokenizer,
-      latents: asked.latents,
-      ema: asked.ema,
+    const { model, tokenizer, origin, guide } = await openGenerator(run, {
+      ...asked,
       say: (text) => log.line(text),
     });
-    const c = optionsFor(run, model.config, asked, context.origins);
+    const c = checkGuidance(optionsFor(run, model.config, asked, context.origins), context.origins);
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = labelsOf({ ...images, classes: chosen, labeling: c.labels, seed: c.seed });
@@ -50,7 +49,7 @@ export const sample = command({
     const folders = c.folders ? classFolders(model.config.classes) : [];
     const { fingerprint, name } = tokenizer.identity;
     const { latent_mean: mean, latent_std: std } = model.config;
-    const options = decidingOf(c),
+    const options = decidingOf(c, guide?.identity.fingerprint),
       madeFrom = {
         model: model.identity,
         tokenizer: { name, fingerprint },
@@ -89,7 +88,7 @@ export const sample = command({
     if (there.size) log.line(`${there.size} of ${count} images are there already: going on`);
     const progress = log.progress("sampling", count, "images", there.size);
     const made = generate(model, tokenizer, {
-      ...samplingOptions(c),
+      ...samplingOptions(c, guide?.dit),
       labels,
       first,
       onProgress: (n) => progress.update(n),
@@ -97,16 +96,15 @@ export const sample = command({
     });
     await pictures.write(evaluations.of(made));
     progress.end();
-    log.line(`${count} images, guidance ${c.cfg}${evaluations}: ${join(out, "grid.png")}`);
+    log.line(`${count} images, ${guidanceText(c)}${evaluations}: ${join(out, "grid.png")}`);
     return { out, n: count, ...evaluations.result };
   },
 });
 
 /** The options that decide about each picture; with more of them, or another batch size, the first ones are the same. */
-function decidingOf(c: SampleConfig): Record<string, unknown> {
-  return Object.fromEntries(
-    ["seed", "ema", ...Object.keys(sampling)].map((key) => [key, c[key as keyof SampleConfig]]),
-  );
+function decidingOf(c: SampleConfig, guide: string | undefined): Record<string, unknown> {
+  const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
+  return { ...Object.fromEntries(keys.map((key) => [key, c[key]])), guide };
 }
 
 /** Numbers of the images. @throws UsageError if both options say them */

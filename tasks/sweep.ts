@@ -20,6 +20,7 @@ import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { classesOf, labelsOf, optionsFor } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
+import { openGuides } from "../src/zoo/guide.ts";
 import { openInception } from "../src/zoo/networks.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, inputRun, openWorkers } from "./inputs.ts";
@@ -53,6 +54,7 @@ export const sweep = command({
       from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
     );
     const side = model.config.dit.input_size * tokenizer.factor;
+    const guides = await openGuides(model, c);
     const real = await openSet(c.real, side, { c, workers, log });
     const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
     const { seed, num, metrics, inception, inceptionInput } = c, { fingerprint, name } = tokenizer.identity;
@@ -62,6 +64,7 @@ export const sweep = command({
         model: model.identity,
         tokenizer: { name, fingerprint },
         "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
+        ...Object.fromEntries([...guides].map(([path, { identity }]) => [`guide "${path}"`, identity])),
       },
       others: { model: run, ...Object.fromEntries(SWEPT.map((name) => [name, c[name]])) },
       folders: ["cells"],
@@ -84,6 +87,7 @@ export const sweep = command({
       model,
       path: run,
       tokenizer,
+      guides,
       labels,
       config,
       folder,

@@ -4,6 +4,7 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { parseBytes } from "../formats/files.ts";
+import { guidanceSchema } from "./guidance.ts";
 
 /** What help and resuming know about an option. */
 export interface About {
@@ -253,7 +254,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
 });
 
 export const sampling = {
-  cfg: sample(z.number().default(4), "Guidance weight; 1: no guidance", { value: "W" }),
+  ...guidanceSchema(sample),
   steps: sample(count().default(20), "Integration steps; LightningDiT: 250"),
   sampler: sample(
     z.enum(["euler", "heun", "midpoint", "rk4", "dopri5", "dpm++2m", "unipc", "sde", "euler-stochastic"])
@@ -281,16 +282,6 @@ export const sampling = {
   lastStepSize: sample(z.number().gt(0).lt(1).default(0.04), "Size of the last step of sde, in time", {
     advanced: true,
   }),
-  cfgInterval: sample(
-    z.array(z.number().min(0).max(1)).length(2).default([0.1, 1]),
-    "Times with guidance (0 noise, 1 data)",
-    { value: "FROM,TO", advanced: true },
-  ),
-  cfgChannels: sample(
-    z.union([z.literal("all"), count()]).default("all"),
-    "Number of guided channels; LightningDiT: 3",
-    { advanced: true },
-  ),
 };
 
 /** The averages of the weights that `train-dit` keeps. */

@@ -4,6 +4,7 @@
 import { join } from "@std/path";
 import { sampleConfig } from "../cli/config.ts";
 import { kebab, show } from "../cli/flags.ts";
+import { idleGuidance } from "../cli/guidance.ts";
 import { type SweepConfig, SWEPT, type Swept, written } from "../cli/sweep_config.ts";
 import type { Workers } from "../data/decode_pool.ts";
 import { openNpzSet } from "../data/npz_images.ts";
@@ -54,9 +55,9 @@ export function cellsOf(lists: { [K in keyof Swept]: Swept[K][] }): Cell[] {
   });
 }
 
-/** The options with the defaults in place of those without effect: unguided, only the weight matters. */
+/** The options with the defaults in place of those without effect. */
 function withEffect(options: Swept): Swept {
-  const guidance = options.cfg === 1 ? SWEPT.filter((name) => /^cfg./.test(name)) : [];
+  const guidance = idleGuidance(options).map(([option]) => option);
   const idle = new Set<string>([...withoutEffect(options), ...guidance]), defaults = sampleConfig.parse({});
   return Object.fromEntries(
     SWEPT.map((name) => [name, (idle.has(name) ? defaults as Partial<Swept> : options)[name]]),
@@ -78,9 +79,10 @@ const ADAPTIVE = 60;
  */
 export function expectedEvaluations(model: DiffusionModel["dit"], options: SamplingOptions): number {
   const guidance = new Guidance(model, options), { sampler } = options;
-  const passes = (t: number) => guidance.evaluations(guidance.terms(t));
+  const passes = (t: number, progress = t) => guidance.evaluations(guidance.terms(t, progress));
   if (sampler === "dopri5") return ADAPTIVE * passes(0.5);
-  return SAMPLERS[sampler].evaluations * gridOf(options).slice(0, -1).reduce((sum, t) => sum + passes(t), 0);
+  const times = gridOf(options).slice(0, -1), { length } = times;
+  return SAMPLERS[sampler].evaluations * times.reduce((sum, t, i) => sum + passes(t, i / length), 0);
 }
 
 /** The options with values that differ between cells. */
@@ -95,6 +97,8 @@ export interface SweepContext {
   /** The run or file of the model. */
   path: string;
   tokenizer: KnownTokenizer;
+  /** The models of --guide, by their path. */
+  guides: ReadonlyMap<string, DiffusionModel>;
   /** Class of each image of a cell. */
   labels: readonly number[];
   config: Pick<SweepConfig, "seed" | "batchSize">;
@@ -120,8 +124,10 @@ export function finished(folder: string, cell: Cell): CellResult | undefined {
 }
 
 /** The options of a cell for the sampler. */
-export const optionsOf = (cell: Cell, { seed, batchSize }: SweepContext["config"]): SamplingOptions =>
-  samplingOptions({ ...cell.options, seed, batchSize });
+export const optionsOf = (
+  { options }: Cell,
+  { config: { seed, batchSize }, guides }: Pick<SweepContext, "config" | "guides">,
+): SamplingOptions => samplingOptions({ ...options, seed, batchSize }, guides.get(options.guide ?? "")?.dit);
 
 /**
  * The results of all cells; those that are missing are computed.
@@ -133,10 +139,10 @@ export async function runCells(
   context: SweepContext,
   describe: (result: CellResult) => string,
 ): Promise<CellResult[]> {
-  const { folder, log, labels: { length: n }, model, config } = context;
+  const { folder, log, labels: { length: n }, model } = context;
   const missing = cells.filter((cell) => !finished(folder, cell));
   const passes = missing.reduce(
-    (sum, cell) => sum + expectedEvaluations(model.dit, optionsOf(cell, config)),
+    (sum, cell) => sum + expectedEvaluations(model.dit, optionsOf(cell, context)),
     0,
   );
   log.begin();
@@ -186,7 +192,7 @@ async function runCell(
   onProgress: (images: number) => void,
 ): Promise<CellResult> {
   const { model, tokenizer, labels, folder, evaluation, real, train, workers } = context;
-  const options = optionsOf(cell, context.config), size = model.config.dit.input_size * tokenizer.factor;
+  const options = optionsOf(cell, context), size = model.config.dit.input_size * tokenizer.factor;
   const columns = Math.min(COLUMNS, model.config.classes.length), shown: Uint8Array[] = [];
   let began = performance.now(), total = 0;
   async function* samples() {

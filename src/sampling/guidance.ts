@@ -1,47 +1,95 @@
-// Guidance: the velocity of a step from several evaluations of the network. Classifier-free guidance (Ho and Salimans, 2022)
-// inside an interval of times (Kynkaanniemi et al., 2024): v = v_u + w (v_c - v_u).
+// Guidance: the velocity of a step from several evaluations of networks. guidance_forms.ts has the formulas. In this order:
+// internal guidance changes the network's outputs with and without classes, classifier-free guidance extrapolates from one to the
+// other, autoguidance adds its own difference, and the result is rescaled.
 
+import type { GuidanceConfig } from "../cli/guidance.ts";
+import { copy, fill } from "../gpu/memory.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { concat, slice } from "../ops/layout.ts";
 import { add, mul, sub } from "../ops/math.ts";
-import { constant, type Tensor } from "../tensor/tensor.ts";
+import { pointwise } from "../ops/pointwise.ts";
+import { check, constant, empty, type Shape, type Tensor, variable } from "../tensor/tensor.ts";
+import {
+  channelwise,
+  extrapolate,
+  projected,
+  type ProjectionOptions,
+  rescaled,
+  type ScheduleName,
+  weightAt,
+  weightsOf,
+  zeroStar,
+} from "./guidance_forms.ts";
 
 export interface GuidanceOptions {
-  /** w; 1 for no guidance. */
+  /** w of classifier-free guidance; 1 for none. */
   cfg: number;
-  /** Guidance acts for times in [from, to]. */
+  /** Classifier-free guidance and autoguidance act in steps from times in [from, to]. */
   cfgInterval: readonly [number, number];
-  /** Channels that are guided; undefined for all. */
+  /** Channels that they guide; undefined for all. */
   cfgChannels?: number | undefined;
+  /** How the weight grows with time (constant). @see SCHEDULES */
+  schedule?: { readonly name: ScheduleName; readonly power: number };
+  /** phi of the rescaling; 0 for none. */
+  rescale?: number;
+  /** CFG-Zero*, with velocity 0 in the first `init` of the steps (a share). */
+  zero?: { readonly init: number } | undefined;
+  /** Adaptive projected guidance; beta is `momentum`. */
+  apg?: ProjectionOptions & { readonly momentum: number } | undefined;
+  /** Autoguidance (Karras et al., 2024, arXiv 2406.02507) by a weaker model of the same latents. */
+  guide?: { readonly model: Denoiser; readonly weight: number } | undefined;
+  /** Internal guidance (Zhou et al., 2025, arXiv 2512.24176) by the network's inner head, in steps from times in the interval. */
+  internal?: { readonly weight: number; readonly interval: readonly [number, number] } | undefined;
 }
 
 /** What a step evaluates in addition to the network with its classes. Steps with the same terms share a program. */
 export interface Terms {
   /** The names of the others, joined. */
   readonly key: string;
+  /** Nothing at all: the velocity is 0. */
+  readonly zero: boolean;
   /** The network without classes. */
   readonly cfg: boolean;
+  /** The guide with the classes. */
+  readonly guide: boolean;
+  /** The inner head, which is a part of each pass of the network. */
+  readonly internal: boolean;
 }
 
 /** Velocities of a network with and without guidance. */
 export class Guidance {
+  /** Running mean of c - u, for the momentum of APG. */
+  #mean: Tensor | undefined;
+
   constructor(readonly model: Denoiser, readonly options: GuidanceOptions) {}
 
-  /** The terms of a step from time `t`. */
-  terms(t: number): Terms {
-    const { cfg, cfgInterval: [from, to] } = this.options;
-    const terms = { cfg: cfg !== 1 && t >= from && t <= to };
-    return { ...terms, key: Object.entries(terms).filter(([, on]) => on).map(([name]) => name).join("+") };
+  /**
+   * The terms of a step.
+   * @param t its first time
+   * @param progress the share of the steps before it; where there is no grid of steps, the time
+   */
+  terms(t: number, progress = t): Terms {
+    const { cfgInterval, zero, guide, internal } = this.options;
+    const within = ([from, to]: readonly [number, number]) => t >= from && t <= to;
+    const still = zero !== undefined && progress < zero.init;
+    const on = {
+      zero: still,
+      cfg: !still && within(cfgInterval) && weightAt(this.#weight, t) !== 1,
+      guide: !still && within(cfgInterval) && guide !== undefined && guide.weight !== 1,
+      internal: !still && internal !== undefined && internal.weight !== 1 && within(internal.interval),
+    };
+    return { ...on, key: Object.entries(on).filter(([, on]) => on).map(([name]) => name).join("+") };
   }
 
   /** Times at which the terms change. */
   boundaries(): readonly number[] {
-    return this.options.cfgInterval;
+    const { cfgInterval, internal } = this.options;
+    return [...cfgInterval, ...internal?.interval ?? []];
   }
 
-  /** Evaluations of a network for one velocity with these terms. */
-  evaluations({ cfg }: Terms): number {
-    return cfg ? 2 : 1;
+  /** Evaluations of networks for one velocity with these terms, those of the guide included. */
+  evaluations({ zero, cfg, guide }: Terms): number {
+    return zero ? 0 : 1 + Number(cfg) + Number(guide);
   }
 
   /**
@@ -50,14 +98,85 @@ export class Guidance {
    * @param terms of the step
    */
   velocity(x: Tensor, t: Tensor, labels: Tensor, terms: Terms): Tensor {
-    const { model, options: { cfg, cfgChannels } } = this;
-    if (!terms.cfg) return model.forward(x, t, labels);
-    const { in_channels: C, num_classes } = model.config, B = x.dim(0);
-    const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
-    const both = model.forward(concat([x, x], 0), concat([t, t], 0), concat([labels, none], 0));
-    const conditional = slice(both, 0, 0, B), unconditional = slice(both, 0, B, 2 * B);
-    // Unguided channels keep the conditional velocity.
-    const weights = Float32Array.from({ length: C }, (_, c) => c < (cfgChannels ?? C) ? cfg : 1);
-    return add(unconditional, mul(sub(conditional, unconditional), constant(weights, [C], "guidance")));
+    const { model, options: { apg, zero, guide, rescale = 0, cfgChannels } } = this;
+    const { in_channels: C, num_classes } = model.config, B = x.dim(0), guided = cfgChannels ?? C;
+    if (terms.zero) {
+      const none = empty(x.shape);
+      fill(none, 0);
+      return none;
+    }
+    let c: Tensor, v: Tensor;
+    if (terms.cfg) {
+      const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
+      const both = this.#outputs(concat([x, x], 0), concat([t, t], 0), concat([labels, none], 0), terms);
+      const u = slice(both, 0, B, 2 * B), w = weightsOf(this.#weight, t, C, guided);
+      c = slice(both, 0, 0, B);
+      if (apg) v = projected(c, this.#averaged(sub(c, u), apg.momentum), w, apg);
+      else v = (zero ? zeroStar : extrapolate)(u, c, w);
+    } else c = v = this.#outputs(x, t, labels, terms);
+    if (terms.guide && guide) {
+      const b = guide.model.forward(x, t, labels);
+      v = terms.cfg
+        ? add(v, mul(sub(c, b), channelwise(C, guided, guide.weight - 1, 0)))
+        : extrapolate(b, c, channelwise(C, guided, guide.weight, 1));
+    }
+    return rescale > 0 && v !== c ? rescaled(v, c, channelwise(C, guided, rescale, 0)) : v;
   }
+
+  /** Records the start of new images [B,S,S,C]: what is kept between steps is reset. */
+  reset(shape: Shape): void {
+    if (!this.options.apg?.momentum) return;
+    this.#mean ??= variable(shape, { label: "guidance mean" });
+    fill(this.#mean, 0);
+  }
+
+  destroy(): void {
+    this.#mean?.storage.destroy();
+  }
+
+  /** The network's velocity, with internal guidance. */
+  #outputs(x: Tensor, t: Tensor, labels: Tensor, terms: Terms): Tensor {
+    const { model, options: { internal } } = this;
+    if (!terms.internal || !internal) return model.forward(x, t, labels);
+    const { velocity, inner } = model.outputs(x, t, labels);
+    check(inner, "guide internally", "the model has no inner head");
+    return extrapolate(inner, velocity, constant(Float32Array.of(internal.weight), [1], "internal guidance"));
+  }
+
+  get #weight() {
+    const { cfg: w, schedule: { name, power } = { name: "constant", power: 0 } } = this.options;
+    return { w, schedule: name, power };
+  }
+
+  /** difference + momentum mean, which is the new mean. */
+  #averaged(difference: Tensor, momentum: number): Tensor {
+    if (!momentum) return difference;
+    this.#mean ??= variable(difference.shape, { label: "guidance mean" });
+    const mean = pointwise(["x0 + s0 * x1"], [difference, this.#mean], [momentum]);
+    copy(mean, this.#mean);
+    return mean;
+  }
+}
+
+/** The guidance options of a command. @param guide the model of --guide */
+export function guidanceOptions(c: GuidanceConfig, guide?: Denoiser): GuidanceOptions {
+  const adaptive = c.sampler === "dopri5"; // it has no share of the steps, and repeats some
+  const { cfg, cfgInterval: [from = 0, to = 1], igInterval: [igFrom = 0, igTo = 1], cfgChannels } = c;
+  return {
+    cfg,
+    cfgInterval: [from, to],
+    cfgChannels: cfgChannels === "all" ? undefined : cfgChannels,
+    schedule: { name: c.cfgSchedule, power: c.cfgPower },
+    rescale: c.cfgRescale,
+    zero: c.cfgZero ? { init: adaptive ? 0 : c.zeroInit } : undefined,
+    apg: c.apg
+      ? {
+        eta: c.apgEta,
+        norm: c.apgNorm === "none" ? Infinity : c.apgNorm,
+        momentum: adaptive ? 0 : c.apgMomentum,
+      }
+      : undefined,
+    guide: guide && { model: guide, weight: c.guideWeight },
+    internal: c.ig === 1 ? undefined : { weight: c.ig, interval: [igFrom, igTo] },
+  };
 }

@@ -1,6 +1,7 @@
 // Sampling latents from a diffusion model. A step of the grid is one program, replayed with other times and coefficients.
 
 import type { SampleConfig } from "../cli/config.ts";
+import type { GuidanceConfig } from "../cli/guidance.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { copy, fill } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
@@ -10,7 +11,7 @@ import { normal, RandomState } from "../ops/random.ts";
 import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
 import { Dopri5 } from "./dopri5.ts";
-import { Guidance, type GuidanceOptions, type Terms } from "./guidance.ts";
+import { Guidance, type GuidanceOptions, guidanceOptions, type Terms } from "./guidance.ts";
 import { gridOf, type GridSampler, type SamplerOptions, SAMPLERS } from "./samplers.ts";
 
 export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
@@ -39,7 +40,9 @@ export class Sampler {
   readonly #dopri5: Dopri5 | undefined;
   /** t, next t and coefficients of each step. */
   readonly #grid: readonly Float32Array<ArrayBuffer>[];
-  /** Those of the current step. */
+  /** The guidance of each step. */
+  readonly #terms: readonly Terms[];
+  /** The numbers of the current step. */
   readonly #numbers: Tensor;
   readonly #history: readonly Tensor[];
   #start: StepProgram | undefined;
@@ -59,6 +62,7 @@ export class Sampler {
     this.#grid = grid.slice(0, -1).map((t, i) =>
       new Float32Array([t, grid[i + 1] as number, ...coefficients?.(grid, i, options) ?? []])
     );
+    this.#terms = grid.slice(0, -1).map((t, i, { length }) => this.guidance.terms(t, i / length));
     this.#numbers = variable([this.#grid[0]?.length ?? 1], { label: "times and coefficients" });
     this.#history = Array.from({ length: history }, () => variable([B, S, S, C], { label: "history" }));
     if (this.#sampler) return;
@@ -77,10 +81,10 @@ export class Sampler {
     this.#start = await capture("noise", {}, () => {
       copy(normal(this.latents.shape, this.#random, STREAMS.start), this.latents);
       for (const kept of this.#history) fill(kept, 0);
+      this.guidance.reset(this.latents.shape);
       return {};
     }).prepare();
-    for (const [t] of this.#grid) {
-      const terms = this.guidance.terms(t as number);
+    for (const terms of this.#terms) {
       if (!this.#steps.has(terms.key)) this.#steps.set(terms.key, await this.capture(terms).prepare());
     }
     await this.#dopri5?.prepare();
@@ -103,7 +107,7 @@ export class Sampler {
     const { evaluations = 0, stochastic } = this.#sampler ?? {};
     let total = 0;
     this.#grid.forEach((numbers, i) => {
-      const terms = this.guidance.terms(numbers[0] as number);
+      const terms = this.#terms[i] as Terms;
       this.#numbers.storage.write(numbers);
       if (stochastic) this.#random.set(i, first);
       this.#steps.get(terms.key)?.run();
@@ -124,6 +128,7 @@ export class Sampler {
         ...this.#history,
       ]
     ) storage.destroy();
+    this.guidance.destroy();
   }
 
   /** Records a step of the grid with these terms; the caller prepares it. */
@@ -165,12 +170,12 @@ export class Sampler {
   }
 }
 
-/** The sampling options of a command. */
+/** The sampling options of a command. @param guide the model of --guide */
 export function samplingOptions(
-  c: Pick<SampleConfig, "steps" | "sampler" | "shift" | "cfg" | "cfgInterval" | "cfgChannels" | "seed"> & {
-    batchSize: number;
-  },
+  c: GuidanceConfig & Pick<SampleConfig, keyof SamplerOptions | "seed" | "batchSize">,
+  guide?: Denoiser,
 ): SamplingOptions {
-  const { cfgInterval: [from = 0, to = 1], cfgChannels } = c;
-  return { ...c, cfgInterval: [from, to], cfgChannels: cfgChannels === "all" ? undefined : cfgChannels };
+  const { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize } = c;
+  const ofSampler = { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize };
+  return { seed: c.seed, batchSize: c.batchSize, ...ofSampler, ...guidanceOptions(c, guide) };
 }

@@ -9,6 +9,7 @@ import { cachedModel, isModelName } from "../formats/hub.ts";
 import { readStatistics } from "../formats/latents.ts";
 import { differences } from "../formats/provenance.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
+import { type GuideOptions, openGuide } from "./guide.ts";
 import {
   type DiffusionModel,
   type KnownTokenizer,
@@ -23,8 +24,10 @@ import {
  * @param options.tokenizer instead of the model's; it must make the same latents
  * @param options.latents folder with the statistics of the training latents, instead of the model's or the tokenizer's
  * @param options.ema width of the average of the weights to rebuild, see `openDit()`
+ * @param options.guide,ig of guidance, see `openGuide()`
  * @param options.say called with a line that names the tokenizer, and one about the average
- * @throws UsageError if the two do not match, the model's tokenizer is not found, or the statistics are unknown
+ * @throws UsageError if the two do not match, the model's tokenizer is not found, the statistics are unknown, or the guide does
+ * not fit
  */
 export async function openGenerator(
   path: string,
@@ -33,8 +36,10 @@ export async function openGenerator(
     latents?: string | undefined;
     ema?: number | undefined;
     say?: (line: string) => void;
-  } = {},
-): Promise<{ model: DiffusionModel; tokenizer: KnownTokenizer; origin: string }> {
+  } & Partial<GuideOptions> = {},
+): Promise<
+  { model: DiffusionModel; tokenizer: KnownTokenizer; origin: string; guide: DiffusionModel | undefined }
+> {
   const model = await openDit(path, options);
   const tokenizer = await tokenizerOf(path, model, options.tokenizer, options.say ?? (() => {}));
   const C = model.config.dit.in_channels;
@@ -53,7 +58,8 @@ export async function openGenerator(
   }
   checkStatistics(`"${path}" (${origin})`, mean, std);
   const config = { ...model.config, latent_mean: [...mean], latent_std: [...std] };
-  return { model: { ...model, config }, tokenizer, origin };
+  const known = { ...model, config };
+  return { model: known, tokenizer, origin, guide: await openGuide(known, options) };
 }
 
 /** Where a model in `folder` looks for the tokenizer `path`: the absolute path, and the one relative to the model. */

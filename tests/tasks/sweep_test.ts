@@ -52,7 +52,9 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
 Deno.test("network evaluations are counted over steps, stages of the sampler and passes of guidance", () => {
   const nfe = (...args: string[]) => {
     const c = config(...args), model = { config: { in_channels: 4 } } as Dit;
-    return cellsOf(c).map((cell) => expectedEvaluations(model, optionsOf(cell, c)));
+    return cellsOf(c).map((cell) =>
+      expectedEvaluations(model, optionsOf(cell, { config: c, guides: new Map() }))
+    );
   };
   assertEquals(nfe("--steps", "4", "--cfg", "1,2", "--cfg-interval", "0-1"), [4, 8]);
   assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1"), [6]); // at 0.5 and 0.75

@@ -1,0 +1,151 @@
+// The guidance options of tok sample and tok eval, which of them have no effect with the others, and their names in
+// messages. sampling/guidance.ts has what they do.
+
+import { z } from "zod";
+import { count } from "../bounds.ts";
+import { UsageError } from "../errors.ts";
+import { kebab, type Origin } from "./flags.ts";
+
+/** Declares an option of the help's group "Sampling"; see options.ts. */
+type Declare = <T extends z.ZodType>(
+  type: T,
+  help: string,
+  more?: { value?: string; otherwise?: string; advanced?: true },
+) => T;
+
+const advanced = true;
+const flag = () => z.boolean().default(false);
+const interval = () =>
+  z.array(z.number().min(0).max(1)).length(2)
+    .refine(([from = 0, to = 0]) => from <= to, "give the smaller time first");
+
+export const guidanceSchema = (sample: Declare) => ({
+  cfg: sample(z.number().default(4), "Guidance weight; 1: no guidance", { value: "W" }),
+  cfgInterval: sample(interval().default([0.1, 1]), "Times with guidance (0 noise, 1 data)", {
+    value: "FROM,TO",
+    advanced,
+  }),
+  cfgChannels: sample(
+    z.union([z.literal("all"), count()]).default("all"),
+    "Number of guided channels; LightningDiT: 3",
+    { advanced },
+  ),
+  cfgSchedule: sample(
+    z.enum(["constant", "linear", "cosine", "power"]).default("constant"),
+    "Growth of the guidance weight with the time t, from 1 at the noise to W at the data: 1 + (W - 1) f(t), where f is 1, t, " +
+      "(1 - cos(pi t)) / 2, or t^P",
+    { advanced },
+  ),
+  cfgPower: sample(z.number().nonnegative().default(2), "P of --cfg-schedule power", {
+    value: "P",
+    advanced,
+  }),
+  cfgRescale: sample(
+    z.number().min(0).max(1).default(0),
+    "Share of the guided velocity that is rescaled to the standard deviation of the unguided one",
+    { value: "PHI", advanced },
+  ),
+  cfgZero: sample(flag(), "CFG-Zero*: scale the velocity without classes to fit the one with classes", {
+    advanced,
+  }),
+  zeroInit: sample(
+    z.number().min(0).lt(1).default(0.04),
+    "Share of the steps, from the first, in which --cfg-zero leaves the noise as it is",
+    { advanced },
+  ),
+  apg: sample(flag(), "Adaptive projected guidance", { advanced }),
+  apgEta: sample(
+    z.number().default(0),
+    "Factor of the part of the guidance that is parallel to the velocity, with --apg; 1: no projection",
+    { advanced },
+  ),
+  apgNorm: sample(
+    z.union([z.literal("none"), z.number().positive()]).default("none"),
+    "Largest norm of the guidance of an image, with --apg",
+    { advanced },
+  ),
+  apgMomentum: sample(
+    z.number().gt(-1).lt(1).default(0),
+    "Momentum of the guidance from step to step, with --apg; the paper uses negative values",
+    { advanced },
+  ),
+  guide: sample(
+    z.string().optional(),
+    "Autoguidance: a smaller or less trained diffusion model of the same latents and classes; --cfg 1: autoguidance alone",
+    { value: "RUN", otherwise: "none" },
+  ),
+  guideWeight: sample(z.number().default(1.5), "Weight of --guide; 1: no autoguidance", { value: "W" }),
+  ig: sample(
+    z.number().default(1),
+    "Weight of internal guidance, for a model with an inner head (train-dit --inner-head); 1: none",
+    { value: "W" },
+  ),
+  igInterval: sample(interval().default([0, 1]), "Times with internal guidance (0 noise, 1 data)", {
+    value: "FROM,TO",
+    advanced,
+  }),
+});
+export type GuidanceConfig = z.infer<z.ZodObject<ReturnType<typeof guidanceSchema>>> & { sampler: string };
+
+/** A condition of an option, and why the option has no effect where it does not hold. */
+type Condition = readonly [holds: (c: GuidanceConfig) => boolean, otherwise: string];
+
+const CFG: Condition = [({ cfg }) => cfg !== 1, "--cfg is 1"];
+const EITHER: Condition = [
+  ({ cfg, guide }) => cfg !== 1 || guide !== undefined,
+  "--cfg is 1, and there is no --guide",
+];
+const GRID: Condition = [({ sampler }) => sampler !== "dopri5", "dopri5 chooses its own steps"];
+const APG: Condition = [({ apg }) => apg, "it is for --apg"];
+
+/** Options that have an effect with certain others only. */
+const CONDITIONAL: Readonly<Partial<Record<keyof GuidanceConfig, readonly Condition[]>>> = {
+  cfgInterval: [EITHER],
+  cfgChannels: [EITHER],
+  cfgSchedule: [CFG],
+  cfgPower: [[(c) => c.cfgSchedule === "power", "it is for --cfg-schedule power"], CFG],
+  cfgRescale: [EITHER],
+  cfgZero: [CFG, [({ apg }) => !apg, "--apg is another form of guidance"]],
+  zeroInit: [[({ cfgZero }) => cfgZero, "it is for --cfg-zero"], GRID],
+  apg: [CFG],
+  apgEta: [APG],
+  apgNorm: [APG],
+  apgMomentum: [APG, GRID],
+  guideWeight: [[({ guide }) => guide !== undefined, "there is no --guide"]],
+  igInterval: [[({ ig }) => ig !== 1, "--ig is 1"]],
+};
+
+/** The options without effect and the reasons, in their order. */
+export function idleGuidance(c: GuidanceConfig): [option: string, reason: string][] {
+  return Object.entries(CONDITIONAL).flatMap(([option, conditions]) => {
+    const failed = conditions.find(([holds]) => !holds(c));
+    return failed ? [[option, failed[1]]] : [];
+  });
+}
+
+/**
+ * Returns the options.
+ * @param origins of the options: one of a config file may have no effect, one of the command line may not
+ * @throws UsageError for an option without effect
+ */
+export function checkGuidance<C extends GuidanceConfig>(
+  c: C,
+  origins: Readonly<Record<string, Origin>> = {},
+): C {
+  const [idle] = idleGuidance(c).filter(([option]) => origins[option] === "command line");
+  if (idle) throw new UsageError(`Cannot use --${kebab(idle[0])}: ${idle[1]}; leave it out`);
+  return c;
+}
+
+/** The guidance in words, such as "guidance 4, cosine, CFG-Zero*". */
+export function guidanceText(c: GuidanceConfig): string {
+  return [
+    `guidance ${c.cfg}`,
+    ...c.cfg === 1 || c.cfgSchedule === "constant" ? [] : [c.cfgSchedule],
+    ...c.cfgZero ? ["CFG-Zero*"] : [],
+    ...c.apg ? ["APG"] : [],
+    ...c.cfgRescale > 0 ? [`rescaled ${c.cfgRescale}`] : [],
+    ...c.guide === undefined ? [] : [`autoguidance ${c.guideWeight}`],
+    ...c.ig === 1 ? [] : [`internal guidance ${c.ig}`],
+  ].join(", ");
+}
