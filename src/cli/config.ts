@@ -6,6 +6,7 @@ import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { METRIC_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
+import { architecture } from "./architecture_options.ts";
 import {
   ALIGN_PRESET_NAMES,
   amount,
@@ -249,13 +250,7 @@ export const trainDitConfig = z.strictObject({
     { value: "PATH", otherwise: "random" },
   ),
   ...running,
-  model: model(z.enum(["tiny", "S/1", "B/1", "L/1", "XL/1"]).default("tiny"), "Size of the LightningDiT"),
-  qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
-  innerHead: model(
-    countOrNone("layers").default(0),
-    "Block, from 1, after which a second output head predicts the velocity, for internal guidance; 0: none",
-    { advanced },
-  ),
+  ...architecture,
   unconditional: model(flag(), 'Train without classes: labels are ignored, the only label is "no class"'),
   imageSize,
   images: data(count("images").default(4000), "Number of generated images, without --data"),

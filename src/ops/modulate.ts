@@ -12,47 +12,59 @@ import { byWidth } from "./row_kernel.ts";
 import { reshape, split } from "./layout.ts";
 
 /**
- * x (1 + scale) + shift. The gradients of shift and scale are sums over the same tokens, computed together.
+ * x (1 + scale) + shift, or x (1 + scale). Where an image has one shift and scale, their gradients, sums over the same tokens,
+ * are computed together.
  * @param x [B, T, C]
- * @param shiftAndScale [B, 1, 2C], as adaLN's projection has them
+ * @param modulation shift and scale of an image [B, 1, 2C] or of each token [B, T, 2C], as adaLN's projection has them; scale
+ * alone: C channels
  */
-export function modulate(x: Tensor, shiftAndScale: Tensor): Tensor {
-  const [B, , C] = x.shape as [number, number, number];
+export function modulate(x: Tensor, modulation: Tensor): Tensor {
+  const [B, T, C] = x.shape as [number, number, number];
+  const shapes = [C, 2 * C].flatMap((channels) => [1, T].map((tokens) => `${B},${tokens},${channels}`));
   check(
-    x.rank === 3 && shiftAndScale.shape.join() === `${B},1,${2 * C}`,
+    x.rank === 3 && shapes.includes(modulation.shape.join()),
     "modulate",
-    "x must be [B, T, C], and shift and scale [B, 1, 2C]",
+    "x must be [B, T, C], and shift and scale [B, 1, 2C] or [B, T, 2C], or scale alone",
     x,
-    shiftAndScale,
+    modulation,
   );
+  if (modulation.dim(2) === C) return mul(x, plus(modulation, 1));
+  if (modulation.dim(1) !== 1) {
+    const [shift, scale] = split(modulation, [C, C], 2) as [Tensor, Tensor];
+    return add(mul(x, plus(scale, 1)), shift);
+  }
   const [y, factor] = noGrad(() => {
-    const [shift, scale] = split(shiftAndScale, [C, C], 2) as [Tensor, Tensor];
+    const [shift, scale] = split(modulation, [C, C], 2) as [Tensor, Tensor];
     const factor = plus(scale, 1);
     return [add(mul(x, factor), shift), factor];
   });
   return differentiable(
     y,
-    [x, shiftAndScale],
-    (dy) => [mul(dy, factor), viewAs(sumAndDot(dy, x), shiftAndScale.shape)],
+    [x, modulation],
+    (dy) => [mul(dy, factor), viewAs(sumAndDot(dy, x), modulation.shape)],
   );
 }
 
-/** x + gate y: x and y [B, T, C], gate [B, 1, C]. */
+/** x + gate y: x and y [B, T, C], gate [B, 1, C] or [B, T, C]. */
 export function gatedAdd(x: Tensor, y: Tensor, gate: Tensor): Tensor {
   return add(x, mul(y, gate));
 }
 
-/** Consecutive parts of an adaLN output [B, n * C], of `parts[i]` times C each, as [B, 1, parts[i] * C]. */
+/**
+ * Consecutive parts of an adaLN output, of `parts[i]` times C channels each.
+ * @param modulation of images [B, n * C], or of their tokens [B, T, n * C]
+ * @returns [B, 1, parts[i] * C], or [B, T, parts[i] * C]
+ */
 export function splitModulation(modulation: Tensor, parts: readonly number[]): Tensor[] {
-  const [B, all] = modulation.shape as [number, number];
-  const count = parts.reduce((a, b) => a + b, 0);
+  const count = parts.reduce((a, b) => a + b, 0), all = modulation.dim(-1);
   check(
-    modulation.rank === 2 && all % count === 0,
+    (modulation.rank === 2 || modulation.rank === 3) && all % count === 0,
     "split a modulation",
-    `it must be [B, ${count} * C]`,
+    `it must be [B, ${count} * C] or [B, T, ${count} * C]`,
     modulation,
   );
-  return split(reshape(modulation, [B, 1, all]), parts.map((n) => n * all / count), 2);
+  const tokens = modulation.rank === 2 ? reshape(modulation, [modulation.dim(0), 1, all]) : modulation;
+  return split(tokens, parts.map((n) => n * all / count), 2);
 }
 
 /** silu(first half) * second half of the last axis: [..., 2H] -> [..., H]. */

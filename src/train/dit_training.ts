@@ -30,28 +30,52 @@ export function checkDitOptions(c: TrainDitConfig, origins: Readonly<Record<stri
 const CONDITIONAL: Partial<
   Record<keyof TrainDitConfig, readonly (readonly [holds: (c: TrainDitConfig) => boolean, reason: string])[]>
 > = {
+  headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
   labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
   emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
 };
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
+const SIZES = { ...DIT_SIZES, tiny: { ...TINY, patch_size: 1 }, "tiny/2": { ...TINY, patch_size: 2 } };
+
+/** Channels of a head of attention in RAE's wide head. */
+const WIDE_HEAD_CHANNELS = 128;
 
 /**
  * The DiT that the options describe, with weights that are not initialised.
  * @param shape of one latent, [C, S, S]
  * @param classes their number
+ * @throws UsageError for sizes that do not fit
  */
 export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: number): Dit {
+  const head = wideHeadOf(c);
   const config = {
-    ...(c.model === "tiny" ? TINY : DIT_SIZES[c.model]),
+    ...SIZES[c.model],
     input_size: shape[1],
     in_channels: shape[0],
     num_classes: classes,
     use_qknorm: c.qkNorm,
+    use_swiglu: c.mlp === "swiglu",
+    use_rope: c.rope,
+    use_rmsnorm: c.norm === "rms",
+    wo_shift: c.woShift,
     inner_head: c.innerHead,
+    ...head && { head, use_gembed: true },
   };
   return new Dit(validated(ditConfig, config, "the options"));
+}
+
+function wideHeadOf({ headWidth, headDepth }: TrainDitConfig): DitConfig["head"] {
+  if (headWidth === 0) return undefined;
+  const channels = WIDE_HEAD_CHANNELS, step = headWidth < channels ? 4 : channels;
+  if (headWidth % step) {
+    throw new UsageError(
+      `Cannot use --head-width ${headWidth}: heads of attention have ${channels} channels, or the width below that; choose ` +
+        `a multiple of ${step}`,
+    );
+  }
+  return { hidden_size: headWidth, depth: headDepth, num_heads: Math.ceil(headWidth / channels) };
 }
 
 /**

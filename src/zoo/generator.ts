@@ -41,7 +41,9 @@ export async function openGenerator(
   { model: DiffusionModel; tokenizer: KnownTokenizer; origin: string; guide: DiffusionModel | undefined }
 > {
   const model = await openDit(path, options);
-  const tokenizer = await tokenizerOf(path, model, options.tokenizer, options.say ?? (() => {}));
+  const { say = () => {} } = options;
+  if (model.note !== undefined) say(model.note);
+  const tokenizer = await tokenizerOf(path, model, options.tokenizer, say);
   const C = model.config.dit.in_channels;
   if (C !== tokenizer.channels) {
     throw new UsageError(

@@ -9,7 +9,7 @@ import { type Renamed, renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 import { AUTOENCODER_ANCHOR, autoencoderIn } from "../models/autoencoder_names.ts";
-import { DIT_ANCHOR } from "../models/dit.ts";
+import { DIT_ANCHOR } from "../models/dit_config.ts";
 import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { autoencoderPlace, holdsAutoencoder } from "./published.ts";
 import { openSavedDit, openSavedTokenizer } from "./runs.ts";

@@ -1,5 +1,5 @@
 // Opens published checkpoints: LDM-family autoencoders from a file or a diffusers folder, with the statistics of their latents,
-// and LightningDiT. Weights go to the device one tensor at a time.
+// and diffusion transformers. Weights go to the device one tensor at a time.
 
 import { dirname, join } from "@std/path";
 import { z } from "zod";
@@ -12,7 +12,8 @@ import { type TensorStore, unreadNote } from "../formats/tensors.ts";
 import { openModel } from "../formats/shards.ts";
 import { Autoencoder, type AutoencoderConfig } from "../models/autoencoder.ts";
 import { autoencoderIn, inferAutoencoder } from "../models/autoencoder_names.ts";
-import { Dit, DIT_ANCHOR, inferDit } from "../models/dit.ts";
+import { Dit } from "../models/dit.ts";
+import { DIT_ANCHOR, inferDit, PROJECTORS } from "../models/dit_config.ts";
 import { type LatentStatistics, tokenizerIdentity } from "../models/tokenizer.ts";
 import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { loadState } from "../nn/layers.ts";
@@ -173,21 +174,30 @@ async function statisticsOf(
     : { mean: every(undefined, 0), std: every(undefined, 1 / factor), origin: `the scale factor ${factor}` };
 }
 
-/** Opens a LightningDiT from its authors' checkpoint, the EMA weights if it has them. */
-export async function openLightningDit(path: string): Promise<{ dit: Dit; fingerprint: string }> {
+/**
+ * Opens a LightningDiT, SiT or DiT-DH from its authors' checkpoint, the EMA weights if it has them.
+ * @returns also a note for people, where the file may hold something else
+ */
+export async function openPublishedDit(
+  path: string,
+): Promise<{ dit: Dit; fingerprint: string; note?: string }> {
   const store = await openModel(path);
   try {
     if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
       throw new UsageError(
         `Cannot load a diffusion model from "${path}": it has no "${DIT_ANCHOR}"` +
-          `${underNote(store.shapes.keys(), DIT_ANCHOR)}; supported is ` +
-          `LightningDiT${unreadNote(store.unread)}`,
+          `${underNote(store.shapes.keys(), DIT_ANCHOR)}; supported are ` +
+          `LightningDiT, SiT and RAE's DiT-DH${unreadNote(store.unread)}`,
       );
     }
     const source = unwrapped(store, DIT_ANCHOR);
     const dit = new Dit(inferDit(path, source.shapes)), weights = new WeightsFingerprint();
-    await loadState(dit, weights.through(source));
-    return { dit, fingerprint: weights.value() };
+    await loadState(dit, weights.through(source), { ignore: PROJECTORS });
+    const note = dit.config.learn_sigma
+      ? `"${path}" is read as SiT's, which predicts a velocity: DiT's files have the same tensors, predict noise, and ` +
+        `give no images here`
+      : undefined;
+    return { dit, fingerprint: weights.value(), ...note !== undefined && { note } };
   } finally {
     store.close();
   }

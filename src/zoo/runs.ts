@@ -27,7 +27,7 @@ import {
   tokenizerIdentity,
 } from "../models/tokenizer.ts";
 import { loadState, saveState } from "../nn/layers.ts";
-import { holdsAutoencoder, openAutoencoder, openLightningDit } from "./published.ts";
+import { holdsAutoencoder, openAutoencoder, openPublishedDit } from "./published.ts";
 
 /** A tokenizer whose weights were read from somewhere. */
 export type KnownTokenizer = ImageTokenizer & { identity: TokenizerIdentity };
@@ -123,6 +123,8 @@ export interface DiffusionModel {
   /** The folder or file that it was read from. */
   path: string;
   identity: Identity;
+  /** What people should know about it. */
+  note?: string;
 }
 
 /**
@@ -143,9 +145,15 @@ export async function openDit(
       );
     }
     if (ema !== undefined) throw noSnapshots(path);
-    const { dit, fingerprint } = await openLightningDit(path);
+    const { dit, fingerprint, ...note } = await openPublishedDit(path);
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
-    return { dit, config: { dit: dit.config, classes }, path, identity: { name: path, fingerprint } };
+    return {
+      dit,
+      config: { dit: dit.config, classes },
+      path,
+      identity: { name: path, fingerprint },
+      ...note,
+    };
   }
   const config = readConfig(folder, modelConfig, "a diffusion model");
   const dit = new Dit(config.dit);

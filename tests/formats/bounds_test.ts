@@ -14,7 +14,7 @@ import { openNpz } from "../../src/formats/npz.ts";
 import { readSafetensors } from "../../src/formats/safetensors.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { inferAutoencoder } from "../../src/models/autoencoder_names.ts";
-import { ditConfig, inferDit } from "../../src/models/dit.ts";
+import { ditConfig, inferDit } from "../../src/models/dit_config.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { bytes, zip } from "../helpers/pickles.ts";
 

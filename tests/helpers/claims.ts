@@ -33,6 +33,13 @@ export const CLAIMS: Readonly<Record<string, Claim>> = {
   patchgan: { model: "PatchGAN", output: 9.7e-7, gradients: 1.7e-6 },
   lightningdit: { model: "LightningDiT S, B, L, XL", output: 7.7e-7, gradients: 1.3e-6 },
   lightningdit_qknorm: { model: "LightningDiT S, B, L, XL", output: 6.4e-7, gradients: 2.6e-6 },
+  dit_sit: { model: "SiT, REPA", output: 1e-6, gradients: 3e-6 },
+  dit_scales: { model: "LightningDiT S, B, L, XL", output: 1e-6, gradients: 3e-6 },
+  dit_inner: { model: "Internal Guidance", output: 1e-6, gradients: 3e-6 },
+  dit_patches: { model: "LightningDiT S, B, L, XL", output: 1e-6, gradients: 3e-6 },
+  dit_fourier: { model: "RAE's DiT and DiT-DH", output: 1e-6, gradients: 3e-6 },
+  dit_wide: { model: "RAE's DiT and DiT-DH", output: 1.3e-5, gradients: 3e-6 },
+  dit_wide_plain: { model: "RAE's DiT and DiT-DH", output: 1e-6, gradients: 3e-6 },
   lpips: { model: "LPIPS-VGG", output: 1.8e-7, gradients: 1.2e-5 },
   inception: { model: "Inception-v3 of FID", output: 1.8e-6 },
 };

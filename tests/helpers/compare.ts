@@ -1,5 +1,5 @@
-// compare: one call that proves a model against its official implementation. A fixture holds weights (`weights.*`), inputs,
-// the output and the gradients of a loss, mean(output * loss.weight), for all parameters (`gradients.*`) or 64 samples of
+// compare: one call that proves a model against its official implementation. A fixture holds weights (`weights.*`, or names for
+// helpers/formula.ts), inputs, the output and the gradients of a loss, mean(output * loss.weight), for all parameters (`gradients.*`) or 64 samples of
 // a large one (`sampled.*`); how it was made stands in its metadata.
 
 import { assert } from "@std/assert";
@@ -15,6 +15,7 @@ import { permute } from "../../src/ops/layout.ts";
 import { constant, input, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { relativeError } from "./check.ts";
 import { assertClaim } from "./claims.ts";
+import { formulaSource } from "./formula.ts";
 
 export const open = (name: string) =>
   openSafetensors(fromFileUrl(new URL(`../fixtures/${name}.safetensors`, import.meta.url)));
@@ -41,6 +42,18 @@ export function below(file: SafetensorsFile, prefix: string): TensorSource {
   return { name: file.name, shapes, read: (key) => file.read(prefix + key) };
 }
 
+/** The weights of a fixture: stored, or by the formula for the shapes in its metadata. */
+function weightsIn(file: SafetensorsFile): TensorSource {
+  const stored = below(file, "weights."),
+    named: Record<string, Shape> = JSON.parse(file.metadata.get("formula") ?? "{}");
+  const formula = formulaSource(new Map(Object.entries(named)));
+  return {
+    name: file.name,
+    shapes: new Map([...formula.shapes, ...stored.shapes]),
+    read: (key) => (stored.shapes.has(key) ? stored : formula).read(key),
+  };
+}
+
 /** [N,C,H,W] of a fixture as a channels-last input. */
 export const nhwc = (x: Tensor) => permute(x, [0, 2, 3, 1]);
 export const nchw = (x: Tensor) => permute(x, [0, 3, 1, 2]);
@@ -61,7 +74,7 @@ export async function compare(
   const file = await open(name);
   try {
     new ParameterSet(name, model);
-    const weights = below(file, "weights."), keys = keysOf(weights.shapes.keys());
+    const weights = weightsIn(file), keys = keysOf(weights.shapes.keys());
     const inFile = (key: string) => keys.get(key) ?? key;
     const shapes = new Map([...keys].map(([key, k]) => [key, weights.shapes.get(k) as Shape]));
     await loadState(model, { name, shapes, read: (key) => weights.read(inFile(key)) }, { ignore: /^$/ });

@@ -5,7 +5,7 @@ import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { readStatistics } from "../../src/formats/latents.ts";
 import { openModel } from "../../src/formats/shards.ts";
-import { ditConfig, inferDit } from "../../src/models/dit.ts";
+import { ditConfig, inferDit } from "../../src/models/dit_config.ts";
 import { state } from "../../src/nn/layers.ts";
 import { readTensor } from "../../src/tensor/tensor.ts";
 import { openDit, openTokenizer } from "../../src/zoo/runs.ts";
@@ -189,12 +189,12 @@ Deno.test("an unsupported diffusion model, or one that does not fit its tokenize
   const tensor = (...shape: number[]) => ({ shape, data: new Float32Array(shape.reduce((a, b) => a * b)) });
   const cases: [Record<string, ReturnType<typeof tensor> | undefined>, string][] = [
     [{ "x_embedder.proj.weight": undefined }, "x_embedder.proj.weight"],
-    [{ "x_embedder.proj.weight": tensor(48, 8, 2, 2) }, "patch size is 2"],
-    [{ "blocks.0.mlp.fc1.weight": tensor(192, 48) }, "not SwiGLU"],
-    [{ "blocks.0.norm1.weight": undefined }, "LayerNorm"],
-    [{ "feat_rope.freqs_cos": undefined }, "rotary"],
-    [{ "blocks.0.adaLN_modulation.1.weight": tensor(192, 48) }, "4 values a channel"],
-    [{ "final_layer.linear.weight": tensor(16, 48) }, "learn_sigma"],
+    [{ "x_embedder.proj.weight": tensor(48, 8, 2, 2) }, "8 values a token instead of 32"],
+    [{ "blocks.0.mlp.fc1.weight": tensor(192, 48) }, 'missing "blocks.0.mlp.fc1.bias"'],
+    [{ "blocks.0.norm1.weight": undefined }, 'unexpected "blocks.0.norm2.weight"'],
+    [{ "feat_rope.freqs_cos": undefined }, "how many heads"],
+    [{ "blocks.0.adaLN_modulation.1.weight": tensor(240, 48) }, "5 values a channel"],
+    [{ "final_layer.linear.weight": tensor(16, 48) }, '"final_layer.linear.bias" is [8] instead of [16]'],
     [{ "pos_embed": tensor(1, 15, 48) }, "15 positions"],
     [{ "blocks.1.attn.qkv.bias": tensor(3) }, '"blocks.1.attn.qkv.bias" is [3] instead of [144]'],
   ];

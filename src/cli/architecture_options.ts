@@ -1,0 +1,58 @@
+// The options of a diffusion transformer's architecture. Their defaults are LightningDiT's.
+
+import { z } from "zod";
+import { count, countOrNone } from "../bounds.ts";
+import { flag, GROUPS } from "./options.ts";
+
+const { model } = GROUPS;
+const advanced = true;
+
+export const architecture = {
+  model: model(
+    z.enum([
+      "tiny",
+      "tiny/2",
+      "S/1",
+      "S/2",
+      "B/1",
+      "B/2",
+      "L/1",
+      "L/2",
+      "XL/1",
+      "XL/2",
+      "1p0B/1",
+      "1p0B/2",
+      "1p6B/1",
+      "1p6B/2",
+    ]).default("tiny"),
+    "Size of the LightningDiT, and side of its patches in latent cells",
+  ),
+  qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
+  mlp: model(
+    z.enum(["swiglu", "plain"]).default("swiglu"),
+    "MLP of the blocks: SwiGLU of 8/3 of the width, or two layers with GELU (tanh) of four times the width as in DiT",
+    { advanced },
+  ),
+  norm: model(
+    z.enum(["rms", "layer"]).default("rms"),
+    "Norms: RMSNorm, or LayerNorm without weights as in DiT",
+    { advanced },
+  ),
+  woShift: model(flag(), "adaLN of the blocks makes scales and gates, no shifts", { advanced }),
+  rope: model(
+    z.boolean().default(true),
+    "No rotary positions, only the sine table as in DiT",
+    { advanced },
+  ),
+  headWidth: model(
+    countOrNone("channels").default(0),
+    "Width of a wide head that the other blocks condition, as in DiT-DH (RAE: 2048); 0: no such head",
+    { advanced },
+  ),
+  headDepth: model(count("layers").default(2), "Blocks of the wide head", { advanced }),
+  innerHead: model(
+    countOrNone("layers").default(0),
+    "Block, from 1, after which a second output head predicts the velocity, for internal guidance; 0: none",
+    { advanced },
+  ),
+};
