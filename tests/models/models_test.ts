@@ -117,7 +117,10 @@ Deno.test("published sizes have their published numbers of parameters", async ()
     const dit = new Dit(ditConfig.parse({ ...size, input_size: 16, in_channels: 32, num_classes: 1000 }));
     return [name, millions(countParameters(dit) + dit.pos_embed.size)];
   });
-  assertEquals(Object.fromEntries(sizes), { "S/1": 32.99, "B/1": 130.56, "L/1": 458.15, "XL/1": 675.26 });
+  assertEquals(Object.fromEntries(sizes), {
+    ...{ "S/1": 32.99, "B/1": 130.56, "L/1": 458.15, "XL/1": 675.26, "1p0B/1": 1029.4, "1p6B/1": 1631.77 },
+    ...{ "S/2": 32.99, "B/2": 130.56, "L/2": 458.15, "XL/2": 675.26, "1p0B/2": 1029.4, "1p6B/2": 1631.77 },
+  });
   assertEquals(millions(countParameters(new Decoder(decoderConfig.parse({})))), 41.42);
   const large = {
     hidden_size: 1024,

@@ -291,7 +291,25 @@ Deno.test("modulate(), gatedAdd() and their gradients match the reference", asyn
         return at(x, b, t, c) * (1 + at(m, b, 0, C + (c as number))) + at(m, b, 0, c);
       }),
     shapes: shapes.map(([B, T, C]) => [[B, T, C], [B, 1, 2 * C]]),
-    wrong: [[[2, 5, 8], [2, 1, 8]], [[2, 5, 8], [1, 1, 16]]],
+    wrong: [[[2, 5, 8], [2, 1, 12]], [[2, 5, 8], [1, 1, 16]], [[2, 5, 8], [2, 4, 16]]],
+  });
+  // Of each token, and scale alone.
+  await checkOp({
+    op: modulate,
+    reference: (x, m) =>
+      build(x.shape, (b, t, c) => {
+        const [, T, channels] = m.shape as [number, number, number], C = x.shape[2] as number;
+        const value = (c: number) => at(m, b, T === 1 ? 0 : t, c);
+        const i = c as number;
+        return channels === C
+          ? at(x, b, t, i) * (1 + value(i))
+          : at(x, b, t, i) * (1 + value(C + i)) + value(i);
+      }),
+    shapes: [[[2, 5, 8], [2, 5, 16]], [[1, 70, 6], [1, 70, 12]], [[2, 5, 8], [2, 1, 8]], [[2, 5, 8], [
+      2,
+      5,
+      8,
+    ]]],
   });
   await checkOp({
     op: gatedAdd,

@@ -109,9 +109,17 @@ Deno.test("inspect --preset prints the published numbers of parameters", async (
     "inception": 23.85,
     "lpips-vgg": 14.72,
     "lightningdit-s/1": 32.99,
+    "lightningdit-s/2": 32.99,
     "lightningdit-b/1": 130.56,
+    "lightningdit-b/2": 130.56,
     "lightningdit-l/1": 458.15,
+    "lightningdit-l/2": 458.15,
     "lightningdit-xl/1": 675.26,
+    "lightningdit-xl/2": 675.26,
+    "lightningdit-1p0b/1": 1029.4,
+    "lightningdit-1p0b/2": 1029.4,
+    "lightningdit-1p6b/1": 1631.77,
+    "lightningdit-1p6b/2": 1631.77,
   });
   const { code, last, err } = await tok("--preset", "lightningdit-xl/1", "--json");
   assertEquals(code, 0, err);
