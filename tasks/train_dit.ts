@@ -5,7 +5,6 @@ import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/co
 import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
-import { UsageError } from "../src/errors.ts";
 import { makeFolder } from "../src/formats/files.ts";
 import { writePng } from "../src/image/image.ts";
 import { Initializer } from "../src/nn/init.ts";
@@ -20,16 +19,19 @@ import {
   checkDitOptions,
   diffusionRecipe,
   ditOf,
+  repaOf,
   snapshotsLine,
+  suggestQkNorm,
   trainedConfig,
 } from "../src/train/dit_training.ts";
-import { checkEpochs, IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
+import { IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import { initialiseDit } from "../src/train/initial_weights.ts";
 import { run, type Training } from "../src/train/run.ts";
+import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
-import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
+import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { openTrainingLatents, plannedTokenizer, resumedTokenizer } from "./training_latents.ts";
 
 export const trainDit = command({
@@ -45,11 +47,11 @@ export const trainDit = command({
     const { log } = context;
     if (c.explain) return explained("train-dit", trainDitConfig, c, TRAIN_DIT_GRADES, context);
     requireData(c.preset, c.dryRun, { data: c.data, latents: c.latents });
-    checkEpochs(c, context.origins, { repeats: true });
     checkDitOptions(c, context.origins);
-    if (c.latents !== undefined && c.data !== undefined) {
-      throw new UsageError("Cannot train on --data and --latents at once: give one of them");
-    }
+    const { repa, download, dryRun } = c;
+    const encoder = repa === undefined
+      ? undefined
+      : await chosenEncoder({ encoder: repa === "embedded" ? undefined : repa, download, dryRun }, log);
     const given = c.tokenizer ?? resumedTokenizer(c, log);
     const none = c.dryRun && given === undefined && newestRun(RUNS, "tokenizer") === undefined;
     const tokenizerRun = none ? undefined : inputRun(given, "tokenizer", log);
@@ -58,60 +60,81 @@ export const trainDit = command({
     const { tokenizer } = tokenizerRun === undefined
       ? plannedTokenizer(log)
       : await openTokenizerFor(c, tokenizerRun);
+    const size = c.imageSize ?? tokenizer.config.image_size,
+      shape = [tokenizer.channels, tokenizer.side(size)];
+    const planned = (c: TrainDitConfig) => {
+      const dit = ditOf(c, shape, c.unconditional ? 0 : IMAGENET.classes);
+      return diffusionRecipe(c, dit, undefined, undefined, repaOf(c, dit.config, encoder, undefined, size));
+    };
+    const config = await fitMemory(c, log, (c) => Promise.resolve({ recipes: [planned(c)] })); // before anything is encoded
     const options = {
       command: "train-dit",
       title: "Diffusion training",
       result: "model",
-      config: c,
+      config,
       schema: trainDitConfig,
       schedule: ["steps"],
-      remedies: ["a smaller --batch-size"],
+      remedies: ["a smaller --batch-size with --accumulate"],
       context,
       output: () => openOutput(c.out, "dit"),
     } as const;
-    return await run(options, (out) => training(c, tokenizerRun ?? "", tokenizer, workers, log, out));
+    const from = { tokenizerRun: tokenizerRun ?? "", tokenizer, encoder, workers };
+    return await run(options, (out) => training(config, from, log, out));
   },
 });
 
-/** Latents and model. @param out the run's folder; undefined: a dry run, for which no image is encoded */
+/** What a training reads. */
+interface Inputs {
+  tokenizerRun: string;
+  tokenizer: KnownTokenizer;
+  /** That of --repa. */
+  encoder: EncoderSource | undefined;
+  workers: Workers;
+}
+
+/** Latents and model. @param out the run's folder; undefined: a dry run, for which no image is encoded and no encoder read */
 async function training(
   c: TrainDitConfig,
-  tokenizerRun: string,
-  tokenizer: KnownTokenizer,
-  workers: Workers,
+  { tokenizerRun, tokenizer, encoder, workers }: Inputs,
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
-  const shape = [tokenizer.channels, tokenizer.side(c.imageSize ?? tokenizer.config.image_size)];
-  const planned = () => ditOf(c, shape, c.unconditional ? 0 : IMAGENET.classes);
-  await fitMemory(c, log, (c) => Promise.resolve({ recipes: [diffusionRecipe(c, planned())] })); // before anything is encoded
   const data = await openTrainingLatents(c, tokenizer, workers, log, out);
-  const { latents, madeFrom, classes } = data;
+  const { latents, madeFrom, classes, source: images } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
-  const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize, log);
-  const dit = ditOf(c, data.shape, classes.length),
-    recipe = diffusionRecipe({ ...c, steps }, dit, latents, out);
-  dit.init(new Initializer(c.seed));
+  const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize * c.accumulate, log);
+  suggestQkNorm(c, steps, log);
+  const dit = ditOf(c, data.shape, classes.length), init = new Initializer(c.seed);
+  const repa = repaOf(c, dit.config, encoder, images, c.imageSize ?? tokenizer.config.image_size);
+  const recipe = diffusionRecipe({ ...c, steps }, dit, latents, out, repa);
+  dit.init(init);
+  repa?.init(init);
+  const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
   const initial = c.init === undefined
     ? {}
     : await initialiseDit(dit, c.init, log, { read: out !== undefined });
-  const parameters = { dit: countParameters(dit) };
+  const parameters = { dit: countParameters(dit), ...repa && { projector: countParameters(repa.projector) } };
   const snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
   if (snapshots !== undefined) log.line(snapshots);
   return {
     recipes: [recipe],
     parameters,
-    madeFrom: { ...madeFrom, ...initial },
+    madeFrom: {
+      ...madeFrom,
+      ...initial,
+      ...fingerprint === undefined ? {} : { "alignment encoder": { name: c.repa as string, fingerprint } },
+    },
     record: { tokenizer: tokenizerRun, steps },
     checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
       if (!latents || out === undefined) return {};
-      const { mean, std } = latents;
-      const config = trainedConfig(dit, { tokenizer, tokenizerRun, classes, mean, std, madeFrom }, out);
+      const { mean, std } = latents, { prediction } = c;
+      const on = { prediction, tokenizer, tokenizerRun, classes, mean, std, madeFrom };
+      const config = trainedConfig(dit, on, out);
       await saveDit(out, dit, config);
       const cfg = c.unconditional ? { cfg: 1 } : {};
       const sampling = samplingOptions({ ...sampleConfig.parse(cfg), seed: c.seed });
-      const picture = await drawPreview({ dit, config }, tokenizer, sampling);
+      const picture = await drawPreview({ dit: recipe.model, config }, tokenizer, sampling);
       makeFolder(join(out, "images"));
       const name = c.unconditional ? "samples" : `samples_with_guidance_${sampling.cfg}`;
       await writePng(join(out, "images", `${name}.png`), picture);

@@ -4,6 +4,7 @@
 import { dirname, join } from "@std/path";
 import type { TrainDitConfig } from "../src/cli/config.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
+import type { ImageSource } from "../src/data/image_source.ts";
 import { UsageError } from "../src/errors.ts";
 import { exists, readJson } from "../src/formats/files.ts";
 import { type Latents, openLatents } from "../src/formats/latents.ts";
@@ -26,6 +27,8 @@ export interface TrainingLatents {
   shape: readonly number[];
   /** Undefined in a dry run that is planned for ImageNet. */
   images: number | undefined;
+  /** The images of the latents, in their order; undefined for a folder of latents. */
+  source: ImageSource | undefined;
 }
 
 /**
@@ -72,7 +75,7 @@ export async function openTrainingLatents(
     : undefined;
   if (misfit !== undefined) throw new UsageError(`Cannot train on "${folder}": ${misfit}`);
   const images = latents?.labels.length ?? source?.length;
-  return { latents, madeFrom, classes, shape, images };
+  return { latents, madeFrom, classes, shape, images, source };
 }
 
 /** For a dry run without a tokenizer: the sizes of an f16d32, without weights. */

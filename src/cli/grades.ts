@@ -27,6 +27,10 @@ const BATCH = {
   ...of("256 in all", "I", "batch size x accumulation; code of VA-VAE"),
   holds: (c: AlignConfig) => c.batchSize * c.accumulate === 256,
 };
+const DIT_BATCH = {
+  ...of("1024 in all", "I", "batch size x accumulation; code of LightningDiT"),
+  holds: (c: TrainDitConfig) => c.batchSize * c.accumulate === 1024,
+};
 const ABLATED = "a variant that the paper ablates";
 
 const CONSTANT = {
@@ -131,7 +135,7 @@ export const ALIGN_GRADES: Record<
 };
 
 export const TRAIN_DIT_GRADES: Record<
-  Exclude<keyof TrainDitConfig, Plumbing | "preset" | "tokenizer" | "data" | "latents">,
+  Exclude<keyof TrainDitConfig, Plumbing | "preset" | "tokenizer" | "data" | "latents" | "download">,
   readonly Evidence<TrainDitConfig>[]
 > = {
   init: [of(undefined, "I", "random, as in the code of LightningDiT")],
@@ -155,10 +159,21 @@ export const TRAIN_DIT_GRADES: Record<
     of(80000, "N", "64 epochs of batch 1024 on ImageNet"),
     of(1000000, "N", "800 epochs of batch 1024 on ImageNet"),
   ],
-  batchSize: [lightningDit(1024)],
+  batchSize: [DIT_BATCH],
+  accumulate: [DIT_BATCH],
   lr: [lightningDit(2e-4)],
   labelDropout: [lightningDit(0.1)],
+  time: [lightningDit("logit-normal")],
+  timeMu: [lightningDit(0)],
+  timeSigma: [lightningDit(1)],
+  timeShift: [lightningDit(1)],
+  prediction: [lightningDit("velocity"), of("data", "I", "code of JiT and RAEv2")],
   wDirection: [lightningDit(1)],
+  innerWeight: [of(1, "I", "code of Internal Guidance and RAEv2")],
+  repa: [of(undefined, "I", "no alignment, as in the code of LightningDiT")],
+  repaBlock: [of(8, "I", "code of REPA")],
+  repaHidden: [of(2048, "I", "code of REPA")],
+  repaWeight: [of(0.5, "I", "code of REPA")],
   ema: [lightningDit(0.9999)],
   emaEvery: [],
   precision: [],

@@ -43,7 +43,7 @@ export const GROUPS = {
   sample: group("Sampling"),
   common: group("General"),
 };
-const { input, output, data, model, training, optimizer, sample, common } = GROUPS;
+const { input, output, data, model, training, losses, optimizer, sample, common } = GROUPS;
 
 export const aboutOption = (schema: z.ZodType): About | undefined => registry.get(schema);
 
@@ -229,8 +229,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   memory: training(
     z.string().refine((size) => parseBytes(size) !== undefined, "give a size such as 24 gb or 24 gib")
       .optional(),
-    "Choose the largest micro-batch that fits, and the accumulation that keeps the batch; train-dit: refuse a batch that does " +
-      "not fit; --dry-run: list what fits",
+    "Choose the largest micro-batch that fits, and the accumulation that keeps the batch; --dry-run: list what fits",
     { value: "SIZE", otherwise: "--batch-size as it is", free: true },
   ),
   beta1: optimizer(z.number().min(0).lt(1).default(beta1), "AdamW's beta1", { advanced: true }),
@@ -252,6 +251,51 @@ export const optimizing = (beta1: number, beta2: number) => ({
     { advanced: true },
   ),
 });
+
+/** The objective of a diffusion training. */
+export const objective = {
+  time: losses(
+    z.enum(["logit-normal", "uniform"]).default("logit-normal"),
+    "Distribution of training times, 0 noise to 1 data: sigmoid of a normal, or uniform",
+  ),
+  timeMu: losses(z.number().default(0), "Mean of logit-normal times before the sigmoid; JiT: -0.8", {
+    advanced: true,
+  }),
+  timeSigma: losses(
+    z.number().positive().default(1),
+    "Standard deviation of logit-normal times before the sigmoid; JiT: 0.8",
+    { advanced: true },
+  ),
+  timeShift: losses(
+    z.number().positive().default(1),
+    "Time shift t' = S t / (1 + (S - 1) t), as --shift in sampling: below 1 more times near the noise; RAE's factor " +
+      "sqrt(dimensions / 4096) is 1 / S",
+    { value: "S", advanced: true },
+  ),
+  prediction: losses(
+    z.enum(["velocity", "data"]).default("velocity"),
+    "Output of the network: the velocity, or the data, from which the velocity is computed (JiT, RAEv2)",
+  ),
+  wDirection: losses(amount().default(1), "Weight of the direction loss", { advanced: true }),
+  innerWeight: losses(amount().default(1), "Weight of the loss of --inner-head", { advanced: true }),
+  repa: losses(
+    text(),
+    "Align tokens of a block with an encoder's (REPA): as --encoder of align, or embedded; reads the images at each step and " +
+      "runs the encoder on them, which adds its weights to the memory and nothing to the disk; needs images, not --latents",
+    { value: "ENCODER", otherwise: "no alignment" },
+  ),
+  repaBlock: losses(count("layers").optional(), "Block, from 1, whose tokens are aligned", {
+    otherwise: "8, at most half of the blocks",
+    advanced: true,
+  }),
+  repaHidden: losses(
+    count("channels").default(2048),
+    "Hidden width of the MLP that projects the tokens; trained and not saved",
+    { advanced: true },
+  ),
+  repaWeight: losses(amount().default(0.5), "Weight of the alignment loss", { advanced: true }),
+  download: input(flag(), "Download the encoder of --repa if it is not in the cache", { free: true }),
+};
 
 export const sampling = {
   ...guidanceSchema(sample),

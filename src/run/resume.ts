@@ -57,7 +57,10 @@ const placeOf = (folder: string) => exists(folder) ? Deno.realPathSync(folder) :
 /** Paths whose contents are compared instead, if the checkpoint has their fingerprints. */
 const BY_FINGERPRINT = new Set(["tokenizer", "latents"]);
 /** Options that both runs may have: the name of their source. Where one run is without it, the options differ. */
-const SOURCES: Readonly<Record<string, string>> = { init: "initialisation" };
+const SOURCES: Readonly<Record<string, string>> = {
+  init: "initialisation",
+  repa: "alignment encoder",
+};
 
 /**
  * Compares the options and sources of a run with those of its checkpoint.

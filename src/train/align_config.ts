@@ -1,6 +1,7 @@
 // What the options of `tok align` describe: the tokenizer and the stages, and what options require of one another.
 
 import type { AlignConfig } from "../cli/config.ts";
+import { type Condition as ConditionOf, type Conditions, refuseWithoutEffect } from "../cli/conditions.ts";
 import { kebab, type Origin } from "../cli/flags.ts";
 import { requireData } from "../cli/presets.ts";
 import { UsageError } from "../errors.ts";
@@ -81,8 +82,7 @@ export function usesEncoder(c: AlignConfig): boolean {
   return ALIGN_RECIPES[c.recipe].encoder !== "convolutional" || comparesFeatures(c);
 }
 
-/** A condition of an option, and why the option has no effect where it does not hold. */
-type Condition = readonly [holds: (c: AlignConfig) => boolean, otherwise: string];
+type Condition = ConditionOf<AlignConfig>;
 
 const ADVERSARIAL: Condition = [(c) => c.gan !== "none" && c.wGan > 0, "there is no discriminator"];
 const PATCH: Condition = [(c) => c.gan === "patch" && c.wGan > 0, "it is for --gan patch"];
@@ -97,7 +97,7 @@ const trained = (part: Part): Condition => [
 ];
 
 /** Options that have an effect with certain others only. */
-const CONDITIONAL: Readonly<Partial<Record<keyof AlignConfig, readonly Condition[]>>> = {
+const CONDITIONAL: Conditions<AlignConfig> = {
   encoder: [[usesEncoder, "neither the tokenizer nor a loss uses one"]],
   initParts: [[(c) => c.init !== undefined, "there is no --init"]],
   encoderLr: [trained("encoder")],
@@ -130,11 +130,7 @@ const CONDITIONAL: Readonly<Partial<Record<keyof AlignConfig, readonly Condition
 export function checkOptions(c: AlignConfig, origins: Readonly<Record<string, Origin>> = {}): void {
   requireData(c.preset, c.dryRun, { data: c.data });
   checkEpochs(c, origins);
-  for (const [option, conditions] of Object.entries(CONDITIONAL)) {
-    const failed = conditions.find(([holds]) => !holds(c));
-    if (origins[option] !== "command line" || !failed) continue;
-    throw new UsageError(`Cannot use --${kebab(option)}: ${failed[1]}; leave it out`);
-  }
+  refuseWithoutEffect(c, CONDITIONAL, origins);
   if (c.crop !== "center" && c.data === undefined && !c.dryRun) {
     throw new UsageError(
       `Cannot use --crop ${c.crop} with generated shapes: they are squares already; name images with --data, or leave ` +

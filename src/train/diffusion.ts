@@ -6,28 +6,35 @@ import { UsageError } from "../errors.ts";
 import type { Log } from "../run/log.ts";
 import { removeSnapshotsAfter, saveSnapshot } from "../run/power_ema.ts";
 import type { Resumed } from "../run/resume.ts";
-import { noGrad } from "../tensor/autograd.ts";
+import { full, grad, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
-import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
+import { type Prediction, velocitiesOf, velocityTowards } from "../models/prediction.ts";
 import { parameters, saveState, state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
-import { add, div, mul, sigmoid, sub } from "../ops/math.ts";
+import { add, div, mul, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { reshape } from "../ops/layout.ts";
 import { constant, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import type { Plan } from "../gpu/plan.ts";
+import { diffusionLosses, type DiffusionLossWeights, lossNames } from "./diffusion_losses.ts";
 import type { LatentBatch, LatentSource } from "./latent_source.ts";
-import { cosineDistance, l2, type Weighted, weightedSum } from "./losses.ts";
+import { weightedSum } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
 import { hyperAt, type OptimizerOptions, type Recipe, schedule, type ScheduleOptions } from "./recipe.ts";
+import type { Repa } from "./repa.ts";
+import { StepProgram, stepRandom } from "./step_program.ts";
+import { randomTimes, type TimeOptions } from "./times.ts";
 
-export interface DiffusionOptions {
+export interface DiffusionOptions extends TimeOptions, DiffusionLossWeights {
+  /** Latents of a micro-batch. */
   batchSize: number;
+  /** Micro-batches of a step (1). */
+  accumulate?: number;
   /** Share of labels replaced by "no class". */
   labelDropout: number;
-  /** Weight of the direction loss. */
-  directionWeight: number;
+  /** What the network outputs ["velocity"]. */
+  prediction?: Prediction;
   /** An average of the weights, or power-function averages of these relative widths; see {@link Optimizer}. */
   ema: boolean | readonly number[];
   seed: number;
@@ -39,16 +46,14 @@ export interface DiffusionOptions {
   recompute?: boolean;
 }
 
-/** The losses between the predicted velocity and v: one more is an entry, and a field of the options for its weight. */
-const LOSSES: Readonly<Record<string, { weight(o: DiffusionOptions): number; value: typeof l2 }>> = {
-  velocity: { weight: () => 1, value: l2 },
-  direction: { weight: (o) => o.directionWeight, value: cosineDistance },
-};
+/** The running metrics of a step without optional losses, in this order. */
+export const DIFFUSION_METRICS: readonly string[] = metricsOf({ inner: false, repa: false });
 
-/** The running metrics of a step, in this order. */
-export const DIFFUSION_METRICS: readonly string[] = ["loss", ...Object.keys(LOSSES), "grad_norm2"];
+function metricsOf(has: { inner: boolean; repa: boolean }): string[] {
+  return ["loss", ...lossNames(has), "grad_norm2"];
+}
 
-type DiffusionProgram = Program<Record<string, Tensor>, { loss: Tensor }>;
+type DiffusionProgram = StepProgram<Record<string, Tensor>>;
 
 /** Streams of randomness inside a step. */
 const STREAMS = { noise: 1, time: 2, dropout: 3 };
@@ -57,44 +62,85 @@ export class Diffusion {
   readonly set: ParameterSet;
   readonly optimizer: Optimizer;
   readonly random: RandomState;
-  readonly runningMetrics: Tensor = variable([DIFFUSION_METRICS.length], { label: "running metrics" });
+  /** The network as one of velocities. */
+  readonly model: Denoiser;
+  /** Names of the running metrics. */
+  readonly metrics: readonly string[];
+  readonly runningMetrics: Tensor;
 
-  constructor(readonly dit: Denoiser, readonly options: DiffusionOptions) {
+  /** @param repa aligns inner tokens of `dit` with an encoder's */
+  constructor(readonly dit: Denoiser, readonly options: DiffusionOptions, readonly repa?: Repa) {
+    this.model = velocitiesOf(dit, options.prediction);
+    this.metrics = metricsOf({ inner: dit.config.inner_head > 0, repa: repa !== undefined });
+    this.runningMetrics = variable([this.metrics.length], { label: "running metrics" });
     this.set = new ParameterSet("model", dit, options.precision);
-    this.optimizer = new Optimizer("optimizer", [{ set: this.set, ema: options.ema }]);
+    this.optimizer = new Optimizer("optimizer", [
+      { set: this.set, ema: options.ema },
+      ...repa ? [{ set: repa.set }] : [],
+    ]);
     this.random = new RandomState(options.seed);
   }
 
-  /** Records one step, for {@link prepareProgram}: inputs are those of the source and class numbers `labels` [B]. */
+  /** Records one step, for {@link prepareProgram}: inputs are those of the source, class numbers `labels` [B], the random state. */
   capture(): DiffusionProgram {
-    const { batchSize: B, labelDropout, source, precision = "f32", recompute = false } = this.options;
-    const { input_size: S, in_channels: C, num_classes } = this.dit.config;
-    const data = source?.inputs(B) ?? { x: input([B, S, S, C], "f32", "latents") };
-    const inputs: Record<string, Tensor> = { ...data, labels: input([B], "u32", "labels") };
-    return capture("diffusion", inputs, (inputs) => {
-      const { xt, v, t, y } = noGrad(() => {
-        const x = source ? normalised(source.latents(inputs), source) : inputs.x as Tensor;
-        const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
-        const t = sigmoid(normal([B, 1, 1, 1], this.random, STREAMS.time));
-        const y = dropLabels(
-          inputs.labels as Tensor,
-          labelDropout,
-          num_classes,
-          this.random,
-          STREAMS.dropout,
-        );
-        return { xt: add(x0, mul(t, sub(x, x0))), v: sub(x, x0), t: reshape(t, [B]), y };
-      });
-      const predicted = within({ recompute, precision }, () => this.dit.forward(xt, t, y));
-      const losses = Object.values(LOSSES).map(({ weight, value }): Weighted => [
-        value(predicted, v),
-        weight(this.options),
-      ]);
-      const loss = weightedSum(losses.filter(([, weight]) => weight > 0));
-      const values = [loss, ...losses.map(([value]) => value)];
-      this.optimizer.report([...values, this.optimizer.minimise(loss, values)], this.runningMetrics);
-      return { loss };
+    const { batchSize: B, accumulate = 1, source } = this.options;
+    const { input_size: S, in_channels: C } = this.dit.config;
+    const inputs: Record<string, Tensor> = {
+      ...source?.inputs(B) ?? { x: input([B, S, S, C], "f32", "latents") },
+      labels: input([B], "u32", "labels"),
+      random: this.random.tensor,
+      ...this.repa?.inputs(B),
+    };
+    return StepProgram.capture("diffusion", inputs, accumulate, {
+      optimizers: [this.optimizer],
+      saved: [],
+      gradients: (inputs) => this.#gradients(inputs),
+      update: (means) => {
+        this.optimizer.report([...means, this.optimizer.update(means)], this.runningMetrics);
+      },
     });
+  }
+
+  /** Losses of one micro-batch, and its part of the gradients. */
+  #gradients(inputs: Record<string, Tensor>) {
+    const { options } = this, { batchSize: B, accumulate = 1, labelDropout, prediction, source } = options;
+    const { precision = "f32", recompute = false } = options;
+    const { input_size: S, in_channels: C, num_classes, inner_head } = this.dit.config;
+    const { x: stored, labels, images, flips } = inputs as Record<
+      "x" | "labels" | "images" | "flips",
+      Tensor
+    >;
+    const { optimizer, repa } = this;
+    const { xt, v, t, y } = noGrad(() => {
+      const x = source ? normalised(source.latents(inputs), source) : stored;
+      const x0 = normal([B, S, S, C], this.random, STREAMS.noise);
+      const times = randomTimes(B, this.random, STREAMS.time, options);
+      const y = dropLabels(labels, labelDropout, num_classes, this.random, STREAMS.dropout);
+      const xt = add(x0, mul(times, sub(x, x0))), t = reshape(times, [B]);
+      return { xt, v: prediction === "data" ? velocityTowards(x, xt, t) : sub(x, x0), t, y };
+    });
+    const compared = within({ recompute, precision }, () => {
+      if (!repa) {
+        return inner_head ? this.model.outputs(xt, t, y) : { velocity: this.model.forward(xt, t, y) };
+      }
+      const { features, ...outputs } = this.model.outputs(xt, t, y, { features: repa.options.block });
+      return {
+        ...outputs,
+        repa: repa.compared(features as Tensor, { images, flips }),
+      };
+    });
+    const losses = diffusionLosses({ ...compared, target: v }, this.options);
+    const loss = weightedSum(losses.filter(([, weight]) => weight > 0));
+    const fraction = optimizer.scaled(full([], 1 / accumulate)); // micro-batches accumulate the gradients of the mean
+    return {
+      values: [loss, ...losses.map(([value]) => value)],
+      gradients: [grad(loss, optimizer.parameters, fraction)],
+    };
+  }
+
+  /** The parameters of all networks. */
+  get #sets(): ParameterSet[] {
+    return [this.set, ...this.repa ? [this.repa.set, this.repa.frozen] : []];
   }
 
   /** Makes a captured step ready to run, with the parameters as they are: first values or those of a checkpoint. */
@@ -103,13 +149,13 @@ export class Diffusion {
     progress?: (done: number, total: number) => void,
   ): Promise<void> {
     await program.prepare(progress);
-    await refreshWorkingCopies([this.set]);
+    await refreshWorkingCopies(this.#sets);
   }
 
   /** Names and tensors of a checkpoint. */
   state(): Map<string, Tensor> {
     const model = [...state(this.dit)].map(([key, tensor]) => [`model.${key}`, tensor] as const);
-    return new Map([...model, ...this.optimizer.state()]);
+    return new Map([...model, ...this.repa?.state() ?? [], ...this.optimizer.state()]);
   }
 
   /** Frees what only training needs; the model keeps its weights. */
@@ -117,6 +163,7 @@ export class Diffusion {
     this.optimizer.destroy();
     this.random.tensor.storage.destroy();
     this.runningMetrics.storage.destroy();
+    this.repa?.destroy();
   }
 }
 
@@ -140,7 +187,6 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
 /** Flow matching as a recipe. */
 export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   readonly name = "diffusion";
-  readonly metrics = DIFFUSION_METRICS;
   readonly steps: number;
   readonly stepBytes: number;
   readonly optimizers: readonly Optimizer[];
@@ -148,11 +194,16 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   declare readonly options: DiffusionRecipeOptions;
   readonly #program: DiffusionProgram;
 
-  constructor(dit: Denoiser, options: DiffusionRecipeOptions, private readonly source: LatentSource) {
-    super(dit, { ...options, source });
+  constructor(
+    dit: Denoiser,
+    options: DiffusionRecipeOptions,
+    private readonly source: LatentSource,
+    repa?: Repa,
+  ) {
+    super(dit, { ...options, source }, repa);
     this.steps = options.steps;
     this.steadied = options.steadied ?? [];
-    this.stepBytes = options.batchSize * source.bytes;
+    this.stepBytes = options.batchSize * (options.accumulate ?? 1) * (source.bytes + (repa?.imageBytes ?? 0));
     this.optimizers = [this.optimizer];
     this.#program = this.capture();
   }
@@ -161,8 +212,12 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
     return this.#program.plan;
   }
 
-  data(from: number, to: number): AsyncGenerator<LatentBatch, void> {
-    return this.source.batches(this.options.batchSize, from, to);
+  async *data(from: number, to: number): AsyncGenerator<LatentBatch, void> {
+    const { batchSize, accumulate = 1 } = this.options, size = batchSize * accumulate;
+    const images = this.repa?.batches(size, from, to);
+    for await (const batch of this.source.batches(size, from, to)) {
+      yield { ...batch, ...(await images?.next())?.value ?? {} };
+    }
   }
 
   async prepare(from: number, progress?: (done: number, total: number) => void): Promise<void> {
@@ -177,11 +232,14 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
 
   // deno-lint-ignore require-await
   async step(n: number, { labels, ...data }: LatentBatch): Promise<void> {
-    const { steps, lr, emaDecay: ema } = this.options;
+    const { steps, lr, emaDecay: ema, seed } = this.options;
     this.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
-    this.random.set(n);
     const conditional = this.dit.config.num_classes > 0; // else the only label is "no class", 0
-    this.#program.run({ ...data, labels: conditional ? labels : new Uint32Array(labels.length) });
+    this.#program.run({
+      ...data,
+      labels: conditional ? labels : new Uint32Array(labels.length),
+      random: stepRandom(seed, n, this.options),
+    });
   }
 
   async afterStep(n: number): Promise<void> {

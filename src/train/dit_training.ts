@@ -1,39 +1,25 @@
 // What `tok train-dit` trains, from its options: the architecture, the recipe and the configuration that the result is saved with.
 
 import { join } from "@std/path";
+import { type Condition, type Conditions, refuseWithoutEffect } from "../cli/conditions.ts";
 import type { TrainDitConfig } from "../cli/config.ts";
-import { kebab, type Origin } from "../cli/flags.ts";
+import type { Origin } from "../cli/flags.ts";
+import type { ImageSource } from "../data/image_source.ts";
 import { UsageError } from "../errors.ts";
 import { formatBytes, validated } from "../formats/files.ts";
 import type { Latents } from "../formats/latents.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
+import type { Prediction } from "../models/prediction.ts";
+import type { Log } from "../run/log.ts";
 import { TRACKED_WIDTHS } from "../run/power_ema.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
 import { placesOf } from "../zoo/generator.ts";
 import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
 import { DiffusionRecipe } from "./diffusion.ts";
+import { checkEpochs } from "./epochs.ts";
 import { StoredLatents } from "./latent_source.ts";
-
-/**
- * @param origins of the options; one from the command line must have an effect
- * @throws UsageError for an option without effect
- */
-export function checkDitOptions(c: TrainDitConfig, origins: Readonly<Record<string, Origin>> = {}): void {
-  for (const [option, conditions] of Object.entries(CONDITIONAL)) {
-    const failed = conditions.find(([holds]) => !holds(c));
-    if (origins[option] !== "command line" || !failed) continue;
-    throw new UsageError(`Cannot use --${kebab(option)}: ${failed[1]}; leave it out`);
-  }
-}
-
-/** Options that need others to have an effect, and what they need. */
-const CONDITIONAL: Partial<
-  Record<keyof TrainDitConfig, readonly (readonly [holds: (c: TrainDitConfig) => boolean, reason: string])[]>
-> = {
-  headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
-  labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
-  emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
-};
+import { Repa } from "./repa.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
 export const TINY = { depth: 4, hidden_size: 144, num_heads: 4 } satisfies Partial<DitConfig>;
@@ -41,6 +27,57 @@ const SIZES = { ...DIT_SIZES, tiny: { ...TINY, patch_size: 1 }, "tiny/2": { ...T
 
 /** Channels of a head of attention in RAE's wide head. */
 const WIDE_HEAD_CHANNELS = 128;
+
+const LOGIT_NORMAL: Condition<TrainDitConfig> = [
+  (c) => c.time === "logit-normal",
+  "it is for --time logit-normal",
+];
+const ALIGNED: Condition<TrainDitConfig> = [(c) => c.repa !== undefined, "there is no --repa"];
+
+/** Options that have an effect with certain others only. */
+const CONDITIONAL: Conditions<TrainDitConfig> = {
+  headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
+  emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
+  labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
+  timeMu: [LOGIT_NORMAL],
+  timeSigma: [LOGIT_NORMAL],
+  innerWeight: [[(c) => c.innerHead > 0, "there is no --inner-head"]],
+  repaBlock: [ALIGNED],
+  repaHidden: [ALIGNED],
+  repaWeight: [ALIGNED],
+  download: [ALIGNED],
+  lrEnd: [[(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"]],
+};
+
+/**
+ * Checks what the options require of one another.
+ * @param origins of the options; one from the command line must have an effect
+ * @throws UsageError for an option without effect, and for options that exclude each other
+ */
+export function checkDitOptions(c: TrainDitConfig, origins?: Readonly<Record<string, Origin>>): void {
+  checkEpochs(c, origins, { repeats: true });
+  if (c.latents !== undefined && c.data !== undefined) {
+    throw new UsageError("Cannot train on --data and --latents at once: give one of them");
+  }
+  refuseWithoutEffect(c, CONDITIONAL, origins);
+  if (c.repa === undefined || c.latents === undefined) return;
+  throw new UsageError(
+    "Cannot use --repa with --latents: the encoder needs images, and a folder of latents has none; name the images with --data",
+  );
+}
+
+/** Steps from which training without QK-norm is likely to diverge (stated for 64 and 800 epochs of LightningDiT-XL). */
+const LONG = 100_000;
+
+/** Says that a long run needs --qk-norm. */
+export function suggestQkNorm({ qkNorm }: TrainDitConfig, steps: number, log: Log): void {
+  if (qkNorm || steps <= LONG) return;
+  log.line(
+    `--qk-norm is suggested beyond ${
+      LONG.toLocaleString("en-US")
+    } steps: without it training goes to NaN after about 180,000`,
+  );
+}
 
 /**
  * The DiT that the options describe, with weights that are not initialised.
@@ -79,6 +116,30 @@ function wideHeadOf({ headWidth, headDepth }: TrainDitConfig): DitConfig["head"]
 }
 
 /**
+ * The alignment with the encoder of --repa, without weights; undefined without the option.
+ * @param images of the latents; undefined for a dry run
+ * @param imageSize their side, pixels
+ * @throws UsageError for a block that the DiT does not have
+ */
+export function repaOf(
+  c: TrainDitConfig,
+  { depth, hidden_size }: DitConfig,
+  encoder: EncoderSource | undefined,
+  images: ImageSource | undefined,
+  imageSize: number,
+): Repa | undefined {
+  if (!encoder) return undefined;
+  const block = c.repaBlock ?? Math.max(1, Math.min(8, Math.floor(depth / 2)));
+  if (block > depth) {
+    throw new UsageError(
+      `Cannot use --repa-block ${block}: the model has ${depth} blocks; choose from 1 to ${depth}`,
+    );
+  }
+  const { repaHidden: hidden, precision, seed, flip } = c;
+  return new Repa(encoder, hidden_size, { block, hidden, imageSize, precision, images, seed, flip });
+}
+
+/**
  * Flow matching with the options of a run.
  * @param latents undefined for a dry run
  * @param run its folder; undefined for a dry run
@@ -88,12 +149,13 @@ export function diffusionRecipe(
   dit: Dit,
   latents?: Latents,
   run?: string,
+  repa?: Repa,
 ): DiffusionRecipe {
   const { in_channels, input_size } = dit.config;
   const source = new StoredLatents([in_channels, input_size, input_size], latents, c);
   const steadied = c.qkNorm ? [] : ["--qk-norm"];
   const options = { ...c, ...averagesOf(c, run), directionWeight: c.wDirection, steadied };
-  return new DiffusionRecipe(dit, options, source);
+  return new DiffusionRecipe(dit, options, source, repa);
 }
 
 /** The averages of the weights that a run keeps. */
@@ -119,8 +181,10 @@ export function snapshotsLine(c: TrainDitConfig, parameters: number): string | u
     `${formatBytes(n * each)} of disk space in all; the run's model will be that of ${TRACKED_WIDTHS.at(-1)}`;
 }
 
-/** What the trained model needs to know about its latents. */
+/** What a trained model records besides its architecture. */
 export interface TrainedOn {
+  /** What the network outputs. */
+  prediction: Prediction;
   tokenizer: KnownTokenizer;
   /** How the tokenizer was named. */
   tokenizerRun: string;
@@ -133,10 +197,11 @@ export interface TrainedOn {
 
 /** config.json of a model that is saved as `folder`/model. */
 export function trainedConfig(dit: Dit, data: TrainedOn, folder: string): ModelConfig {
-  const { tokenizer, tokenizerRun, classes, mean, std, madeFrom } = data;
+  const { prediction, tokenizer, tokenizerRun, classes, mean, std, madeFrom } = data;
   const places = placesOf(tokenizerRun, join(folder, "model"));
   return {
     dit: dit.config,
+    ...prediction === "velocity" ? {} : { prediction },
     tokenizer: tokenizerRun,
     classes,
     latent_mean: [...mean],

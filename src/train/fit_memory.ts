@@ -12,9 +12,9 @@ import type { Recipe } from "./recipe.ts";
 
 /** The options that decide the memory of a step. */
 export interface Sized {
+  /** Of a micro-batch. */
   batchSize: number;
-  /** Undefined where a command does not accumulate: its batch is one micro-batch. */
-  accumulate?: number;
+  accumulate: number;
   precision: Precision;
   recompute: boolean;
   memory?: string | undefined;
@@ -39,12 +39,12 @@ export interface Fit {
 /**
  * The options with the largest micro-batch that fits into --memory; as they are without --memory. A dry run prints what fits with
  * and without fp16 and recomputation.
- * @throws UsageError where not even one image fits, or where the command cannot accumulate and its batch does not fit
+ * @throws UsageError where not even one image fits
  */
 export async function fitMemory<C extends Sized>(c: C, log: Log, recipesOf: RecipesOf<C>): Promise<C> {
   const budget = c.memory === undefined ? undefined : parseBytes(c.memory);
   if (budget === undefined) return c;
-  const batch = c.batchSize * (c.accumulate ?? 1);
+  const batch = c.batchSize * c.accumulate;
   // What is planned only, for another machine perhaps, is not bound by this adapter.
   const limit = c.dryRun ? Infinity : device().limits.maxStorageBufferBindingSize;
   const variants: Pick<Sized, "precision" | "recompute">[] = (["f32", "f16"] as const).flatMap((precision) =>
@@ -60,9 +60,8 @@ export async function fitMemory<C extends Sized>(c: C, log: Log, recipesOf: Reci
     });
   }
   if (c.dryRun) printFits(fits, c, budget, log);
-  const own = fits.find(asked) as Fit,
-    enough = c.accumulate === undefined ? own.microBatch === batch : own.microBatch > 0;
-  if (!enough) throw new UsageError(misfit(own, fits, c, budget));
+  const own = fits.find(asked) as Fit;
+  if (own.microBatch === 0) throw new UsageError(misfit(own, fits, c, budget));
   const size = sizeOf(c, own.microBatch);
   if (!c.dryRun) {
     log.line(`memory: ${optionsOf(own, c)} needs ${formatBytes(own.bytes)} of ${formatBytes(budget)}`);
@@ -72,10 +71,7 @@ export async function fitMemory<C extends Sized>(c: C, log: Log, recipesOf: Reci
 
 /** Sizes of a micro-batch of `size` images in the batch of `c`. */
 function sizeOf(c: Sized, size: number): Pick<Sized, "batchSize" | "accumulate"> {
-  return {
-    batchSize: size,
-    ...c.accumulate === undefined ? {} : { accumulate: c.batchSize * c.accumulate / size },
-  };
+  return { batchSize: size, accumulate: c.batchSize * c.accumulate / size };
 }
 
 /** Where the estimate exceeds the budget by more, a larger micro-batch is not tried. */
@@ -148,7 +144,7 @@ function optionsOf({ microBatch, precision, recompute }: Fit, c: Sized): string 
   const { batchSize, accumulate } = sizeOf(c, microBatch);
   return [
     `--batch-size ${batchSize}`,
-    ...accumulate === undefined ? [] : [`--accumulate ${accumulate}`],
+    `--accumulate ${accumulate}`,
     ...recompute ? ["--recompute"] : [],
     ...precision === "f16" ? ["--precision f16"] : [],
   ].join(" ");
@@ -157,7 +153,7 @@ function optionsOf({ microBatch, precision, recompute }: Fit, c: Sized): string 
 function printFits(fits: readonly Fit[], c: Sized, budget: number, log: Log): void {
   const least = Math.min(...fits.map(({ flops }) => flops));
   log.begin();
-  log.line(log.bold(`${formatBytes(budget)}, batches of ${c.batchSize * (c.accumulate ?? 1)}:`));
+  log.line(log.bold(`${formatBytes(budget)}, batches of ${c.batchSize * c.accumulate}:`));
   for (const fit of fits) {
     const needs = `${formatBytes(fit.bytes).padStart(9)}  ${(fit.flops / least).toFixed(2)} x FLOP`;
     log.line(
@@ -170,20 +166,13 @@ function printFits(fits: readonly Fit[], c: Sized, budget: number, log: Log): vo
 }
 
 function misfit(own: Fit, fits: readonly Fit[], c: Sized, budget: number): string {
-  const batch = c.batchSize * (c.accumulate ?? 1);
-  const complete = ({ microBatch }: Fit) =>
-    c.accumulate === undefined ? microBatch === batch : microBatch > 0;
-  const other = fits.find(complete) ??
-    (own.microBatch > 0 ? undefined : fits.find(({ microBatch }) => microBatch > 0));
+  const other = fits.find(({ microBatch }) => microBatch > 0);
   const advice = other
     ? `use ${optionsOf(other, c)}`
-    : own.microBatch > 0
-    ? `use --batch-size ${own.microBatch}`
     : c.dryRun
     ? "use a smaller model or image size"
     : "use --recompute or --precision f16; --dry-run lists what fits";
-  const what = own.microBatch > 0
-    ? `batches of ${batch}`
-    : `micro-batches of 1, which need ${formatBytes(own.bytes)},`;
-  return `Cannot fit ${what} into --memory ${formatBytes(budget)}; ${advice}`;
+  return `Cannot fit micro-batches of 1, which need ${formatBytes(own.bytes)}, into --memory ${
+    formatBytes(budget)
+  }; ${advice}`;
 }

@@ -9,7 +9,7 @@ import { state } from "../nn/layers.ts";
 import { add, mul, scale } from "../ops/math.ts";
 import { type Augmentation, augmentationNumbers, diffAugment } from "../ops/diffaug.ts";
 import { imageInput, pixels } from "../ops/pixels.ts";
-import { type RandomSource, randomWords } from "../ops/random.ts";
+import type { RandomSource } from "../ops/random.ts";
 import { perturbed, sampleOf } from "../models/posterior.ts";
 import { constant, input, type Tensor, variable } from "../tensor/tensor.ts";
 import { LOSS_TABLE, type LossName } from "./alignment_losses.ts";
@@ -22,7 +22,7 @@ import {
   weightedSum,
 } from "./losses.ts";
 import { Optimizer, refreshWorkingCopies } from "./optimizer.ts";
-import { StepProgram } from "./step_program.ts";
+import { StepProgram, stepRandom } from "./step_program.ts";
 import type { Part } from "../models/tokenizer.ts";
 import type { StageName } from "./align_recipes.ts";
 import type { Alignment, AlignmentOptions } from "./alignment.ts";
@@ -170,10 +170,7 @@ export class StageRun {
 
   /** The random state of a step: random numbers are a function of seed, step, and index of the image in the step. */
   randomInput(seed: number, step: number): { random?: Uint32Array } {
-    if (!this.random) return {};
-    const { batchSize, accumulate } = this.options, words = new Uint32Array(4 * accumulate);
-    for (let i = 0; i < accumulate; i++) words.set(randomWords(seed, step, i * batchSize), 4 * i);
-    return { random: words };
+    return this.random ? { random: stepRandom(seed, step, this.options) } : {};
   }
 
   /** State of the discriminator's norms, which a skipped step must not change. */

@@ -6,6 +6,7 @@ import { bytesOf, type Plan } from "../gpu/plan.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { add, scale } from "../ops/math.ts";
 import { reshape, slice } from "../ops/layout.ts";
+import { randomWords } from "../ops/random.ts";
 import { type Tensor, variable } from "../tensor/tensor.ts";
 import { joined, type Optimizer } from "./optimizer.ts";
 
@@ -107,6 +108,20 @@ export class StepProgram<I extends Record<string, Tensor>> {
     for (const { program } of this.parts) program.destroy();
     for (const { storage } of this.owned) storage.destroy();
   }
+}
+
+/**
+ * The random states of the micro-batches of step `step`, one after another: random numbers are a function of seed, step, and
+ * index of the image in the step.
+ */
+export function stepRandom(
+  seed: number,
+  step: number,
+  { batchSize, accumulate = 1 }: { batchSize: number; accumulate?: number },
+): Uint32Array {
+  const words = new Uint32Array(4 * accumulate);
+  for (let i = 0; i < accumulate; i++) words.set(randomWords(seed, step, i * batchSize), 4 * i);
+  return words;
 }
 
 /** The plan of programs that are replayed some number of times: their launches, and each persistent storage once. */

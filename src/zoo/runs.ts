@@ -17,7 +17,9 @@ import { openModel } from "../formats/shards.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 import { writeSafetensors } from "../formats/safetensors.ts";
 import { autoencoderConfig, TrainableAutoencoder } from "../models/autoencoder.ts";
+import type { Denoiser } from "../models/denoiser.ts";
 import { Dit, ditConfig } from "../models/dit.ts";
+import { PREDICTIONS, velocitiesOf } from "../models/prediction.ts";
 import { noSnapshots, rebuiltEma } from "../run/power_ema.ts";
 import {
   type ImageTokenizer,
@@ -101,6 +103,8 @@ export async function saveTokenizer(run: string, tokenizer: Tokenizer | Trainabl
 /** config.json of a diffusion model: architecture and training data. */
 export const modelConfig = z.object({
   dit: ditConfig,
+  /** What the network outputs; absent: velocities. */
+  prediction: z.enum(PREDICTIONS).optional(),
   /** The tokenizer of its latents; absent in published models. */
   tokenizer: z.string().optional(),
   classes: z.array(z.string()),
@@ -118,7 +122,8 @@ export const modelConfig = z.object({
 export type ModelConfig = z.infer<typeof modelConfig>;
 
 export interface DiffusionModel {
-  dit: Dit;
+  /** Outputs velocities, whatever the network does. */
+  dit: Denoiser;
   config: ModelConfig;
   /** The folder or file that it was read from. */
   path: string;
@@ -165,10 +170,12 @@ export async function openDit(
     } finally {
       average.close();
     }
-    return { dit, config, path: folder, identity: { name: path, fingerprint: weights.value() } };
+    const identity = { name: path, fingerprint: weights.value() };
+    return { dit: velocitiesOf(dit, config.prediction), config, path: folder, identity };
   }
   const fingerprint = (await loadFrom(dit, folder)).value();
-  return { dit, config, path: folder, identity: { name: path, fingerprint } };
+  const identity = { name: path, fingerprint };
+  return { dit: velocitiesOf(dit, config.prediction), config, path: folder, identity };
 }
 
 /** The tensors of a diffusion model in RUN/model or that folder itself; undefined if tok wrote none there. */

@@ -117,7 +117,11 @@ Deno.test("an unconditional model ignores labels, resumes to the same bits, and 
       run("train-dit", ...common, "--out", at(out), "--lr-schedule", "constant", ...args);
     await train("first", "--steps", "2");
     const { dit, config } = await openDit(at("first"));
-    assertEquals([config.classes, dit.config.num_classes, dit.y_embedder.embedding_table.weight.shape], [
+    assertEquals([
+      config.classes,
+      dit.config.num_classes,
+      (dit as Dit).y_embedder.embedding_table.weight.shape,
+    ], [
       [],
       0,
       [1, WIDTH],

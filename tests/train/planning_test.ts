@@ -23,6 +23,7 @@ import { Lpips } from "../../src/models/lpips.ts";
 import { stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
 import { Alignment } from "../../src/train/alignment.ts";
 import { discriminatorOf } from "../../src/train/discriminators.ts";
+import { IMAGENET } from "../../src/train/epochs.ts";
 import { largestMicroBatch } from "../../src/train/fit_memory.ts";
 import { spelled } from "../../src/train/plan_table.ts";
 import { stageRecipes } from "../../src/train/stage_recipe.ts";
@@ -128,22 +129,28 @@ Deno.test("a dry run with --memory lists what fits with and without fp16 and rec
   );
 });
 
-Deno.test("train-dit --memory accepts a batch that fits, and names what would fit otherwise", async () => {
+Deno.test("train-dit --memory finds the largest micro-batch of a batch, and says what would fit otherwise", async () => {
   const tokenizer = new URL("../fixtures/vavae_tiny.pt", import.meta.url).pathname;
   const line = [
     ...["--tokenizer", tokenizer, "--image-size", "32", "--batch-size", "2"],
     ...["--dry-run", "--epochs", "1", "--memory"],
   ];
-  const { result } = await run("train-dit", ...line, "100MB");
-  assert((result.plans as { totalBytes: number }[])[0]?.totalBytes as number <= 100e6);
+  for (const [memory, size] of [["100MB", 2], ["55MB", 1]] as const) {
+    const { lines, result } = await run("train-dit", ...line, memory);
+    const [plan] = result.plans as [{ totalBytes: number; steps: number }];
+    assert(plan.totalBytes <= parseBytes(memory)!, `${memory}: ${plan.totalBytes}`);
+    assertEquals(plan.steps, IMAGENET.images / 2 + 0.5, "a step sees the whole batch");
+    const found = `--batch-size ${size} --accumulate ${2 / size}`;
+    assert(lines.some((text) => /^ {2}f32 +/.test(text) && text.endsWith(found)), lines.join("\n"));
+  }
   for (
-    const [memory, remedy] of [["50MB", "use --batch-size 2 --recompute --precision f16"], [
-      "45MB",
-      "use --batch-size 1 --recompute",
-    ], ["10MB", "use a smaller model"]]
+    const [memory, remedy] of [
+      ["45MB", "use --batch-size 1 --accumulate 2 --recompute"],
+      ["10MB", "use a smaller model"],
+    ]
   ) {
     const error = await assertRejects(() => run("train-dit", ...line, memory as string), UsageError);
-    assertMatch(error.message, /^Cannot fit (micro-)?batches of \d/);
+    assertMatch(error.message, /^Cannot fit micro-batches of 1, which need \d/);
     assert(error.message.includes(remedy as string), error.message);
   }
 });

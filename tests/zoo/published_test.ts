@@ -63,7 +63,10 @@ for (const name of ["lightningdit", "lightningdit_qknorm"]) {
       );
       await write(path, new Map([...zeros, ...rename(weights, (key) => `ema.${key}`)]));
       const { dit, config: found } = await openDit(path);
-      assertEquals(found, { dit: dit.config, classes: Array.from({ length: 10 }, (_, i) => String(i)) });
+      assertEquals(found, {
+        dit: dit.config as typeof found.dit,
+        classes: Array.from({ length: 10 }, (_, i) => String(i)),
+      });
       for (const key of ["pos_embed", "blocks.1.mlp.w12.weight", "final_layer.linear.bias"]) {
         assertEquals(await readTensor(state(dit).get(key) as never), weights.get(key)?.data, key);
       }
@@ -75,9 +78,9 @@ Deno.test("torch files open as tokenizer and diffusion model, with or without wr
   await testDevice();
   const base = Float32Array.from(Float16Array.from(randomArray(13824, 1).map((v) => v / 16)));
   const tokenizer = await openTokenizer(fixturePath("vavae_tiny.pt"));
-  const { dit } = await openDit(fixturePath("lightningdit_tiny.pt"));
+  const { dit, config } = await openDit(fixturePath("lightningdit_tiny.pt"));
   assertEquals([tokenizer.channels, tokenizer.factor, tokenizer.config.image_size], [8, 2, 256]);
-  assertEquals([dit.config.depth, dit.config.num_heads, dit.config.input_size], [1, 3, 4]);
+  assertEquals([dit.config.depth, config.dit.num_heads, dit.config.input_size], [1, 3, 4]);
   for (
     const [model, key] of [
       [tokenizer, "quant_conv.bias"],

@@ -149,9 +149,10 @@ function training(
     const options = { batchSize, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0, precision };
     const diffusion = new Diffusion(dit, options);
     dit.init(new Initializer(0));
-    const program = diffusion.capture();
+    const [step] = diffusion.capture().parts;
+    if (!step) throw new Error(`Cannot measure "${name}": it has no program`);
     await refreshWorkingCopies([diffusion.set]);
-    return measurable(program, program, diffusion);
+    return measurable(step.program, step.program, diffusion);
   };
   return { op: "dit training", name, precision, ...sizesOf(config, batchSize), make };
 }

@@ -1,0 +1,53 @@
+// What a diffusion network outputs: the velocity, or the data. A network that outputs data X is used as one of velocities,
+// v = (X - x) / max(1 - t, 0.05): JiT (Li and He, arXiv 2511.13720), whose bound on the denominator this is; RAEv2.
+
+import { within } from "../gpu/scope.ts";
+import { div, sub } from "../ops/math.ts";
+import { reshape } from "../ops/layout.ts";
+import { pointwise } from "../ops/pointwise.ts";
+import type { Tensor } from "../tensor/tensor.ts";
+import type { Denoiser, DenoiserOutputs, PassOptions } from "./denoiser.ts";
+
+export const PREDICTIONS = ["velocity", "data"] as const;
+export type Prediction = typeof PREDICTIONS[number];
+
+/** Minimum of 1 - t in the denominator. */
+const MIN_TIME_LEFT = 0.05;
+
+/**
+ * The velocity at `x` [B,S,S,C] and times `t` [B] of a straight line that reaches `data` [B,S,S,C] at t = 1; up to t = 0.95, and
+ * from there on smaller. In fp32.
+ */
+export function velocityTowards(data: Tensor, x: Tensor, t: Tensor): Tensor {
+  return within({ precision: "f32" }, () => {
+    const left = pointwise(["max(T(1.0) - x0, T(s0))"], [reshape(t, [-1, 1, 1, 1])], [MIN_TIME_LEFT]);
+    return div(sub(data, x), left);
+  });
+}
+
+/** A network of data as one of velocities. */
+class DataPrediction implements Denoiser {
+  constructor(private readonly network: Denoiser) {}
+
+  get config(): Denoiser["config"] {
+    return this.network.config;
+  }
+
+  forward(x: Tensor, t: Tensor, y: Tensor): Tensor {
+    return velocityTowards(this.network.forward(x, t, y), x, t);
+  }
+
+  outputs(x: Tensor, t: Tensor, y: Tensor, options?: PassOptions): DenoiserOutputs {
+    const { velocity, inner, ...others } = this.network.outputs(x, t, y, options);
+    return {
+      ...others,
+      velocity: velocityTowards(velocity, x, t),
+      ...inner && { inner: velocityTowards(inner, x, t) },
+    };
+  }
+}
+
+/** The network as one that outputs velocities. */
+export function velocitiesOf(network: Denoiser, prediction: Prediction = "velocity"): Denoiser {
+  return prediction === "data" ? new DataPrediction(network) : network;
+}
