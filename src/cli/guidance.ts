@@ -96,7 +96,8 @@ const EITHER: Condition = [
   "--cfg is 1, and there is no --guide",
 ];
 const GRID: Condition = [({ sampler }) => sampler !== "dopri5", "dopri5 chooses its own steps"];
-const APG: Condition = [({ apg }) => apg, "it is for --apg"];
+const APG: Condition[] = [[({ apg }) => apg, "it is for --apg"], CFG];
+const ZERO: Condition[] = [CFG, [({ apg }) => !apg, "--apg is another form of guidance"]];
 
 /** Options that have an effect with certain others only. */
 const CONDITIONAL: Readonly<Partial<Record<keyof GuidanceConfig, readonly Condition[]>>> = {
@@ -105,17 +106,17 @@ const CONDITIONAL: Readonly<Partial<Record<keyof GuidanceConfig, readonly Condit
   cfgSchedule: [CFG],
   cfgPower: [[(c) => c.cfgSchedule === "power", "it is for --cfg-schedule power"], CFG],
   cfgRescale: [EITHER],
-  cfgZero: [CFG, [({ apg }) => !apg, "--apg is another form of guidance"]],
-  zeroInit: [[({ cfgZero }) => cfgZero, "it is for --cfg-zero"], GRID],
+  cfgZero: ZERO,
+  zeroInit: [[({ cfgZero }) => cfgZero, "it is for --cfg-zero"], ...ZERO, GRID],
   apg: [CFG],
-  apgEta: [APG],
-  apgNorm: [APG],
-  apgMomentum: [APG, GRID],
+  apgEta: APG,
+  apgNorm: APG,
+  apgMomentum: [...APG, GRID],
   guideWeight: [[({ guide }) => guide !== undefined, "there is no --guide"]],
   igInterval: [[({ ig }) => ig !== 1, "--ig is 1"]],
 };
 
-/** The options without effect and the reasons, in their order. */
+/** The options without effect, and the reasons. */
 export function idleGuidance(c: GuidanceConfig): [option: string, reason: string][] {
   return Object.entries(CONDITIONAL).flatMap(([option, conditions]) => {
     const failed = conditions.find(([holds]) => !holds(c));

@@ -98,7 +98,7 @@ export interface SweepContext {
   path: string;
   tokenizer: KnownTokenizer;
   /** The models of --guide, by their path. */
-  guides: ReadonlyMap<string, DiffusionModel>;
+  guides: ReadonlyMap<string, Pick<DiffusionModel, "dit">>;
   /** Class of each image of a cell. */
   labels: readonly number[];
   config: Pick<SweepConfig, "seed" | "batchSize">;

@@ -2,7 +2,7 @@
 // internal guidance changes the network's outputs with and without classes, classifier-free guidance extrapolates from one to the
 // other, autoguidance adds its own difference, and the result is rescaled.
 
-import type { GuidanceConfig } from "../cli/guidance.ts";
+import { type GuidanceConfig, idleGuidance } from "../cli/guidance.ts";
 import { copy, fill } from "../gpu/memory.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { concat, slice } from "../ops/layout.ts";
@@ -158,23 +158,20 @@ export class Guidance {
   }
 }
 
-/** The guidance options of a command. @param guide the model of --guide */
+/** The guidance options of a command; those without effect are off. @param guide the model of --guide */
 export function guidanceOptions(c: GuidanceConfig, guide?: Denoiser): GuidanceOptions {
-  const adaptive = c.sampler === "dopri5"; // it has no share of the steps, and repeats some
   const { cfg, cfgInterval: [from = 0, to = 1], igInterval: [igFrom = 0, igTo = 1], cfgChannels } = c;
+  const idle = new Set(idleGuidance(c).map(([option]) => option));
+  const norm = c.apgNorm === "none" ? Infinity : c.apgNorm;
   return {
     cfg,
     cfgInterval: [from, to],
     cfgChannels: cfgChannels === "all" ? undefined : cfgChannels,
     schedule: { name: c.cfgSchedule, power: c.cfgPower },
     rescale: c.cfgRescale,
-    zero: c.cfgZero ? { init: adaptive ? 0 : c.zeroInit } : undefined,
-    apg: c.apg
-      ? {
-        eta: c.apgEta,
-        norm: c.apgNorm === "none" ? Infinity : c.apgNorm,
-        momentum: adaptive ? 0 : c.apgMomentum,
-      }
+    zero: c.cfgZero && !idle.has("cfgZero") ? { init: idle.has("zeroInit") ? 0 : c.zeroInit } : undefined,
+    apg: c.apg && !idle.has("apg")
+      ? { eta: c.apgEta, norm, momentum: idle.has("apgMomentum") ? 0 : c.apgMomentum }
       : undefined,
     guide: guide && { model: guide, weight: c.guideWeight },
     internal: c.ig === 1 ? undefined : { weight: c.ig, interval: [igFrom, igTo] },

@@ -5,7 +5,9 @@ import { join } from "@std/path";
 import { sampleConfig } from "../../src/cli/config.ts";
 import { resolveOptions } from "../../src/cli/flags.ts";
 import { checkGuidance, guidanceText } from "../../src/cli/guidance.ts";
+import { sweepConfig } from "../../src/cli/sweep_config.ts";
 import { UsageError } from "../../src/errors.ts";
+import { cellsOf, distinct, optionsOf } from "../../src/experiment/sweep.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { guidanceOptions } from "../../src/sampling/guidance.ts";
@@ -40,6 +42,10 @@ Deno.test("the options of a command become those of the guidance", () => {
   assertEquals(of("--cfg-rescale 0.7").rescale, 0.7);
   assertEquals(of("--cfg-zero").zero, { init: 0.04 });
   assertEquals(of("--cfg-zero --zero-init 0.1").zero, { init: 0.1 });
+  assertEquals(of("--cfg-zero --cfg 1").zero, undefined);
+  assertEquals(of("--cfg-zero --apg").zero, undefined);
+  assertEquals(of("--apg --cfg 1").apg, undefined);
+  assertEquals(of("--apg --apg-momentum -0.5 --sampler dopri5").apg?.momentum, 0);
   assertEquals(of("--apg").apg, { eta: 0, norm: Infinity, momentum: 0 });
   assertEquals(of("--apg --apg-eta 0.5 --apg-norm 5 --apg-momentum -0.75").apg, {
     eta: 0.5,
@@ -56,6 +62,25 @@ Deno.test("the options of a command become those of the guidance", () => {
     "guidance 3, cosine, APG, rescaled 0.5, autoguidance 1.5, internal guidance 1.4",
   );
   assertEquals(guidanceText(parsed("--cfg-zero").config), "guidance 4, CFG-Zero*");
+});
+
+Deno.test("a sweep varies all options of guidance, and computes no cell twice for those without effect", () => {
+  const { config } = resolveOptions(
+    sweepConfig,
+    "--cfg 1,3 --apg off,on --apg-eta 0,0.5 --guide none,a --guide-weight 1.5,2 --ig-interval 0-1,0-0.9"
+      .split(" "),
+    { command: "sweep" },
+  );
+  const cells = cellsOf(config), model = dit();
+  // 1 of cfg 1, and 1 + 2 of cfg 3 with and without APG, times 1 without a guide and 2 weights with one.
+  assertEquals([cells.length, distinct(cells).length], [64, 4 * 3]);
+  const guides = new Map([["a", { dit: model }]]);
+  for (const cell of cells) {
+    const { apg, guide } = optionsOf(cell, { config, guides });
+    const { options } = cell;
+    assertEquals(apg?.eta, options.apg && options.cfg !== 1 ? options.apgEta : undefined);
+    assertEquals(guide, options.guide === "a" ? { model, weight: options.guideWeight } : undefined);
+  }
 });
 
 Deno.test("guidance options that are wrong or have no effect are refused in one line", () => {
