@@ -166,6 +166,7 @@ const WRITTEN = [
   "ema",
   "images",
   "images/validation",
+  "images/samples",
   "tokenizer",
   "model",
   "best/tokenizer",

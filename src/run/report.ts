@@ -59,12 +59,14 @@ export async function writeReport(
   );
 }
 
-/** Maximum number of validations in the picture of reconstructions over time. */
+/** Maximum number of validations in a picture over time. */
 const MAX_ROWS = 16;
 
-/** Reconstructions of the same images, one row a validation. */
-function overTime(run: string, validations: readonly Row[]): string {
-  const folder = join(run, "images", "validation");
+/** Pictures of validations by their folder: the same images reconstructed, or samples of the same noise and classes. */
+const OVER_TIME = [["validation", "Reconstructions"], ["samples", "Samples"]] as const;
+
+/** One row a validation. */
+function overTime(folder: string, what: string, validations: readonly Row[]): string {
   const rows = validations.map(({ step, stage }) => ({
     label: `step ${step}${stage ? `, ${stage}` : ""}`,
     path: join(folder, `step_${String(step).padStart(8, "0")}.png`),
@@ -79,9 +81,7 @@ function overTime(run: string, validations: readonly Row[]): string {
   const shown = [...some, ...exists(originals.path) ? [originals] : []].map(({ label, path }) =>
     `<tr><td>${escape(label)}</td><td><img alt="${escape(label)}" src="${uriOf(path)}"></td></tr>`
   );
-  return `<h2>Reconstructions over time</h2><div class="card"><table class="rows">${
-    shown.join("")
-  }</table></div>`;
+  return `<h2>${what} over time</h2><div class="card"><table class="rows">${shown.join("")}</table></div>`;
 }
 
 /** The best checkpoint, if one is kept. */
@@ -144,7 +144,7 @@ ${stageTable(metrics)}
 ${bestOf(run)}
 ${sections.join("\n")}
 ${scores.length ? `<h2>Validation</h2><div class="cards">${scores.join("")}</div>` : ""}
-${overTime(run, validations)}
+${OVER_TIME.map(([name, what]) => overTime(join(run, "images", name), what, validations)).join("")}
 ${
     images.length
       ? `<h2>Pictures</h2>${

@@ -93,10 +93,15 @@ export class EventFile implements Disposable {
     this.scalars(step, Object.fromEntries(values));
   }
 
-  /** Scores as val/NAME, and a picture of reconstructions. */
-  async validation(step: number, scores: Readonly<Record<string, number>>, picture?: Image): Promise<void> {
+  /** Scores as val/NAME, and a picture of reconstructions or what else it `shows`. */
+  async validation(
+    step: number,
+    scores: Readonly<Record<string, number>>,
+    picture?: Image,
+    shows = "reconstructions",
+  ): Promise<void> {
     this.scalars(step, Object.fromEntries(Object.entries(scores).map(([name, v]) => [`val/${name}`, v])));
-    if (picture) this.image(step, "val/reconstructions", { ...picture, png: await encodePng(picture) });
+    if (picture) this.image(step, `val/${shows}`, { ...picture, png: await encodePng(picture) });
   }
 
   /** @param values by their tag */

@@ -163,7 +163,7 @@ async function train(
     log,
     show: progress.validation,
     record: async (step, scores, picture) => {
-      await events?.validation(step, scores, picture);
+      await events?.validation(step, scores, picture, validation.shows);
       await report(out, options);
     },
   });

@@ -15,13 +15,15 @@ const SMALLER = new Set(["lpips", "fd_encoder", "mse"]);
 
 /** What a training validates. */
 export interface Validation {
-  /** Steps of the run between validations; 0: only after each recipe. */
-  every: number;
+  /** Steps of the run between validations, one number or one for each kind of them; 0: only after each recipe. */
+  every: number | readonly number[];
+  /** What its pictures show, for TensorBoard [reconstructions]. */
+  shows?: string;
   /** The metric that chooses the best checkpoint, as in --best; undefined: none is kept. */
   best: string | undefined;
   /** The metrics that {@link score} returns. */
   metrics: readonly string[];
-  /** Scores the weights as they are after `step` steps of the run, in recipe `index`. */
+  /** Scores and draws the weights as they are after `step` steps of the run, in recipe `index`, whichever is due. */
   score(index: number, step: number): Promise<{ scores: Scores; picture?: Image }>;
   /** Writes the weights as they are as a result of its own in `folder`. */
   save(folder: string): Promise<void>;
@@ -81,15 +83,16 @@ export class Validator {
 
   /** Whether a validation is due after `step` steps and was not yet done. */
   isDue(step: number): boolean {
-    const { every } = this.validation;
-    return every > 0 && step > 0 && step % every === 0 && this.#latest !== step;
+    const due = [this.validation.every].flat().some((every) => every > 0 && step % every === 0);
+    return due && step > 0 && this.#latest !== step;
   }
 
   /** Scores the weights as they are. @returns whether they are the best so far: their checkpoint is then to be kept */
   async run(index: number, stage: string, step: number): Promise<boolean> {
     const { scores, picture } = await this.validation.score(index, step);
     const best = await this.add(stage, step, scores, picture);
-    this.watch.log.line(`step ${step} (${stage}): ${textOf(scores)}${best ? "; the best so far" : ""}`);
+    const text = textOf(scores) || `a picture of ${this.validation.shows ?? "reconstructions"}`;
+    this.watch.log.line(`step ${step} (${stage}): ${text}${best ? "; the best so far" : ""}`);
     return best;
   }
 
@@ -102,7 +105,7 @@ export class Validator {
       (before === undefined || (smaller ? value < before : value > before));
     if (best) this.#best = { step, metric: this.#metric as string, value };
     log.event("validation", { stage, step, ...scores, ...best ? { best } : {} });
-    show(`${textOf(scores, 1)} at ${step}`);
+    if (Object.keys(scores).length) show(`${textOf(scores, 1)} at ${step}`);
     await record(step, scores, picture);
     if (best) await this.validation.save(join(this.out, "best"));
     return best;
