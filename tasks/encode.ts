@@ -28,8 +28,9 @@ export const encode = command({
     using output = openOutput(c.out, "latents");
     const out = output.folder;
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
-    const settings = { size, batchSize: c.batchSize, mirrored: c.flip };
-    const there = await readStatistics(out), { made_from: now } = latentsRecord(tokenizer, source, settings);
+    const settings = { size, crop: c.crop, batchSize: c.batchSize, mirrored: c.flip };
+    const there = await readStatistics(out);
+    const { made_from: now } = await latentsRecord(tokenizer, source, settings);
     if (there?.record && there.count === source.length && !differences(there.record.made_from, now).length) {
       log.line(`${source.length} latents of these images are there already: ${out}`);
       return { out, n: source.length, tokenizer: run };

@@ -1,19 +1,17 @@
 // tok train-dit: a LightningDiT on a tokenizer's latents.
 
-import { join } from "@std/path";
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
 import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
-import { makeFolder } from "../src/formats/files.ts";
-import { writePng } from "../src/image/image.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { countParameters } from "../src/nn/layers.ts";
 import { newestRun } from "../src/run/checkpoint.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
-import { drawPreview } from "../src/sampling/preview.ts";
+import { writePreview } from "../src/sampling/preview.ts";
+import { SampleWatch } from "../src/sampling/watch.ts";
 import { checkSteps } from "../src/train/diffusion.ts";
 import {
   checkDitOptions,
@@ -32,7 +30,12 @@ import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
 import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
-import { openTrainingLatents, plannedTokenizer, resumedTokenizer } from "./training_latents.ts";
+import {
+  openTrainingLatents,
+  plannedSource,
+  plannedTokenizer,
+  resumedTokenizer,
+} from "./training_latents.ts";
 
 export const trainDit = command({
   name: "train-dit",
@@ -60,11 +63,11 @@ export const trainDit = command({
     const { tokenizer } = tokenizerRun === undefined
       ? plannedTokenizer(log)
       : await openTokenizerFor(c, tokenizerRun);
-    const size = c.imageSize ?? tokenizer.config.image_size,
-      shape = [tokenizer.channels, tokenizer.side(size)];
+    const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
     const planned = (c: TrainDitConfig) => {
-      const dit = ditOf(c, shape, c.unconditional ? 0 : IMAGENET.classes);
-      return diffusionRecipe(c, dit, undefined, undefined, repaOf(c, dit.config, encoder, undefined, size));
+      const dit = ditOf(c, [tokenizer.channels, side], c.unconditional ? 0 : IMAGENET.classes);
+      const repa = repaOf(c, dit.config, encoder, undefined, size);
+      return diffusionRecipe(c, dit, plannedSource(c, tokenizer), undefined, repa);
     };
     const config = await fitMemory(c, log, (c) => Promise.resolve({ recipes: [planned(c)] })); // before anything is encoded
     const options = {
@@ -99,23 +102,28 @@ async function training(
   log: Log,
   out: string | undefined,
 ): Promise<Training> {
-  const data = await openTrainingLatents(c, tokenizer, workers, log, out);
-  const { latents, madeFrom, classes, source: images } = data;
+  const data = await openTrainingLatents(c, tokenizer, workers, log, out), { source, madeFrom } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
-  const [steps = c.steps] = stepsOfEpochs(epochs, data.images, c.batchSize * c.accumulate, log);
+  const [steps = c.steps] = stepsOfEpochs(epochs, data.length, c.batchSize * c.accumulate, log);
   suggestQkNorm(c, steps, log);
-  const dit = ditOf(c, data.shape, classes.length), init = new Initializer(c.seed);
-  const repa = repaOf(c, dit.config, encoder, images, c.imageSize ?? tokenizer.config.image_size);
-  const recipe = diffusionRecipe({ ...c, steps }, dit, latents, out, repa);
+  const dit = ditOf(c, data.shape, data.classes.length), init = new Initializer(c.seed);
+  const repa = repaOf(c, dit.config, encoder, data.images, c.imageSize ?? tokenizer.config.image_size);
+  const recipe = diffusionRecipe({ ...c, steps }, dit, source, out, repa);
   dit.init(init);
   repa?.init(init);
   const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
-  const initial = c.init === undefined
-    ? {}
-    : await initialiseDit(dit, c.init, log, { read: out !== undefined });
+  const read = out !== undefined,
+    initial = c.init === undefined ? {} : await initialiseDit(dit, c.init, log, { read });
   const parameters = { dit: countParameters(dit), ...repa && { projector: countParameters(repa.projector) } };
   const snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
   if (snapshots !== undefined) log.line(snapshots);
+  const configIn = (folder: string) =>
+    trainedConfig(dit, { ...data, ...source, prediction: c.prediction, tokenizer, tokenizerRun }, folder);
+  const save = (folder: string) => saveDit(folder, dit, configIn(folder));
+  const sampling = samplingOptions({ ...sampleConfig.parse({}), seed: c.seed });
+  const valEncoder = () => chosenEncoder({ encoder: c.valEncoder, download: c.download }, log);
+  const watched = { model: recipe.model, configIn, tokenizer, real: data.real, workers, sampling };
+  const watch = await SampleWatch.open(out, watched, c, valEncoder);
   return {
     recipes: [recipe],
     parameters,
@@ -125,22 +133,18 @@ async function training(
       ...fingerprint === undefined ? {} : { "alignment encoder": { name: c.repa as string, fingerprint } },
     },
     record: { tokenizer: tokenizerRun, steps },
+    ...watch?.hooks(save, log),
     checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
-      if (!latents || out === undefined) return {};
-      const { mean, std } = latents, { prediction } = c;
-      const on = { prediction, tokenizer, tokenizerRun, classes, mean, std, madeFrom };
-      const config = trainedConfig(dit, on, out);
-      await saveDit(out, dit, config);
-      const cfg = c.unconditional ? { cfg: 1 } : {};
-      const sampling = samplingOptions({ ...sampleConfig.parse(cfg), seed: c.seed });
-      const picture = await drawPreview({ dit: recipe.model, config }, tokenizer, sampling);
-      makeFolder(join(out, "images"));
-      const name = c.unconditional ? "samples" : `samples_with_guidance_${sampling.cfg}`;
-      await writePng(join(out, "images", `${name}.png`), picture);
+      if (out === undefined) return {};
+      await save(out);
+      await writePreview(out, { dit: recipe.model, config: configIn(out) }, tokenizer, sampling);
       log.line(`${percent(dataWait)} of the training time was spent waiting for data`);
       return { steps, parameters: parameters.dit, data_wait: dataWait };
     },
-    close: () => latents?.close(),
+    close() {
+      watch?.destroy();
+      data.close();
+    },
   };
 }

@@ -1,5 +1,5 @@
 // Tokenizer and training data of tok train-dit: the latents of --latents, or those of the images of --data, encoded into the run's
-// folder.
+// folder, or with --online by each step.
 
 import { dirname, join } from "@std/path";
 import type { TrainDitConfig } from "../src/cli/config.ts";
@@ -7,32 +7,45 @@ import type { Workers } from "../src/data/decode_pool.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { UsageError } from "../src/errors.ts";
 import { exists, readJson } from "../src/formats/files.ts";
-import { type Latents, openLatents } from "../src/formats/latents.ts";
+import type { CropName } from "../src/data/crops.ts";
+import { openLatents } from "../src/formats/latents.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "../src/models/autoencoder.ts";
 import type { Log } from "../src/run/log.ts";
-import { checkLatents } from "../src/train/encode_latents.ts";
+import type { Real } from "../src/sampling/watch.ts";
+import { checkLatents, measureStatistics } from "../src/train/encode_latents.ts";
 import { IMAGENET } from "../src/train/epochs.ts";
+import { EncodedImages, type LatentSource, StoredLatents } from "../src/train/latent_source.ts";
 import type { KnownTokenizer } from "../src/zoo/runs.ts";
 import { imageSource, SEEDS } from "./inputs.ts";
 import { encodeShown } from "./output.ts";
 
 export interface TrainingLatents {
-  /** Undefined in a dry run of images, which are not encoded. */
-  latents: Latents | undefined;
+  source: LatentSource;
   madeFrom: Provenance;
   /** Their names; none for an unconditional model. */
   classes: string[];
   /** Of one latent, [C, S, S]. */
   shape: readonly number[];
-  /** Undefined in a dry run that is planned for ImageNet. */
-  images: number | undefined;
+  /** Number of images; undefined in a dry run that is planned for ImageNet. */
+  length: number | undefined;
   /** The images of the latents, in their order; undefined for a folder of latents. */
-  source: ImageSource | undefined;
+  images: ImageSource | undefined;
+  /** What samples are compared with; undefined in a dry run. */
+  real: Real | undefined;
+  close(): void;
+}
+
+/** Side of the images. */
+const sizeOf = (c: TrainDitConfig, tokenizer: KnownTokenizer) => c.imageSize ?? tokenizer.config.image_size;
+
+/** Where the latents of a dry run would come from; undefined for encoded ones. */
+export function plannedSource(c: TrainDitConfig, tokenizer: KnownTokenizer): EncodedImages | undefined {
+  return c.online ? new EncodedImages(tokenizer, undefined, { ...c, size: sizeOf(c, tokenizer) }) : undefined;
 }
 
 /**
- * Opens the latents that the options name; encodes images first.
+ * Opens the latents that the options name; encodes images first, or measures the statistics of those that the training encodes.
  * @param out the run's folder; undefined: a dry run, for which no image is encoded
  */
 export async function openTrainingLatents(
@@ -42,41 +55,52 @@ export async function openTrainingLatents(
   log: Log,
   out: string | undefined,
 ): Promise<TrainingLatents> {
-  const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
+  const size = sizeOf(c, tokenizer), side = tokenizer.side(size);
   const generated = { length: c.images, seed: SEEDS.train + c.seed };
   // Without images a dry run of another preset, or of epochs, is planned for ImageNet.
   const imagenet = out === undefined && c.data === undefined && c.latents === undefined &&
     (c.epochs !== undefined || c.preset !== "tiny");
-  const source = c.latents === undefined && !imagenet
+  const images = c.latents === undefined && !imagenet
     ? await imageSource(c.data, generated, c, workers, log)
     : undefined;
-  const folder = c.latents ?? join(out ?? "", "latents");
-  if (source && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
-    await encodeShown(folder, tokenizer, source, { size, batchSize: 50, mirrored: c.flip }, log);
+  if (c.online || out === undefined && c.latents === undefined) {
+    const classes = c.unconditional ? [] : imagenet ? numbered(IMAGENET.classes) : classesOf(images);
+    const shape = [tokenizer.channels, side, side], length = images?.length, close = () => {};
+    if (!images || out === undefined) {
+      const stored = () => new StoredLatents([tokenizer.channels, side, side], undefined, c);
+      const source = plannedSource(c, tokenizer) ?? stored();
+      return { source, madeFrom: {}, classes, shape, length, images, real: undefined, close };
+    }
+    const source = new EncodedImages(tokenizer, images, { ...c, size });
+    const madeFrom = await measureStatistics(out, source, tokenizer, images, { ...c, size }, log);
+    return { source, madeFrom, classes, shape, length, images, real: { images }, close };
   }
-  const latents = out === undefined && c.latents === undefined ? undefined : await openLatents(folder);
-  const madeFrom = latents ? checkLatents(latents, tokenizer, { ...c, size, source, log }) : {};
-  const known = latents?.record?.classes ?? source?.classes ?? [];
-  const highest = imagenet
-    ? IMAGENET.classes - 1
-    : latents
-    ? latents.labels.reduce((a, b) => Math.max(a, b), 0)
-    : 0;
-  const classes = c.unconditional
-    ? []
-    : known.length
-    ? [...known]
-    : Array.from({ length: highest + 1 }, (_, i) => String(i));
-  const shape = latents?.shape ?? [tokenizer.channels, side, side];
-  const misfit = shape[0] !== tokenizer.channels
-    ? `its latents have ${shape[0]} channels, the tokenizer ${tokenizer.channels}`
-    : c.imageSize !== undefined && shape[1] !== side
-    ? `its latents are ${shape[1]} cells wide, images of side ${size} give ${side}`
-    : undefined;
-  if (misfit !== undefined) throw new UsageError(`Cannot train on "${folder}": ${misfit}`);
-  const images = latents?.labels.length ?? source?.length;
-  return { latents, madeFrom, classes, shape, images, source };
+  const folder = c.latents ?? join(out ?? "", "latents"), crop = c.crop as Exclude<CropName, "random">;
+  if (images && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
+    await encodeShown(folder, tokenizer, images, { size, crop, batchSize: 50, mirrored: c.flip }, log);
+  }
+  const latents = await openLatents(folder), { shape, record } = latents, close = () => latents.close();
+  try {
+    const madeFrom = await checkLatents(latents, tokenizer, { ...c, size, source: images, log });
+    const known = record?.classes.length ? record.classes : images?.classes ?? [];
+    const highest = latents.labels.reduce((a, b) => Math.max(a, b), 0);
+    const classes = c.unconditional ? [] : known.length ? [...known] : numbered(highest + 1);
+    const misfit = shape[0] !== tokenizer.channels
+      ? `its latents have ${shape[0]} channels, the tokenizer ${tokenizer.channels}`
+      : c.imageSize !== undefined && shape[1] !== side
+      ? `its latents are ${shape[1]} cells wide, images of side ${size} give ${side}`
+      : undefined;
+    if (misfit !== undefined) throw new UsageError(`Cannot train on "${folder}": ${misfit}`);
+    const source = new StoredLatents(shape, latents, c), real = images ? { images } : { latents };
+    return { source, madeFrom, classes, shape, length: latents.length, images, real, close };
+  } catch (error) {
+    close();
+    throw error;
+  }
 }
+
+const numbered = (count: number) => Array.from({ length: count }, (_, i) => String(i));
+const classesOf = (images: ImageSource | undefined) => images?.classes.length ? [...images.classes] : ["0"];
 
 /** For a dry run without a tokenizer: the sizes of an f16d32, without weights. */
 export function plannedTokenizer(log: Log): { tokenizer: KnownTokenizer } {

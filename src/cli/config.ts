@@ -13,6 +13,7 @@ import {
   averaging,
   decay,
   encoder,
+  encoding,
   flag,
   general,
   GROUPS,
@@ -29,6 +30,7 @@ import {
   text,
   tokenizer,
   validating,
+  watching,
 } from "./options.ts";
 
 export { type SampleConfig, sampleConfig } from "./sample_config.ts";
@@ -251,11 +253,13 @@ export const trainDitConfig = z.strictObject({
     { value: "PATH", otherwise: "random" },
   ),
   ...running,
+  ...watching,
   ...architecture,
   unconditional: model(flag(), 'Train without classes: labels are ignored, the only label is "no class"'),
   imageSize,
   images: data(count("images").default(4000), "Number of generated images, without --data"),
   flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),
+  ...encoding,
   ...reading,
   steps: training(count().default(900), "Training steps"),
   epochs: training(z.number().positive().optional(), "Steps as passes over the images", {
@@ -292,6 +296,11 @@ export const encodeConfig = z.strictObject({
   imageSize,
   images: data(count("images").default(6000), "Number of generated images, without --data"),
   flip: data(z.boolean().default(true), "Do not encode mirrored images (latents_flip)"),
+  crop: data(
+    z.enum(["center", "adm", "resize"]).default("center"),
+    "Crop of images to squares: center, or ADM's center crop as LightningDiT's tools; resize ignores the aspect ratio",
+    { advanced },
+  ),
   batchSize: data(count("batch").default(32), "Images at a time"),
   ...reading,
   ...general,

@@ -3,7 +3,7 @@
 // where nothing is known, and every value is tok's own choice.
 
 import type { AlignConfig, TrainDitConfig } from "./config.ts";
-import type { general, reading, running, validating } from "./options.ts";
+import type { general, reading, running, validating, watching } from "./options.ts";
 
 /** S stated by the authors, N independent notes that agree, C one note, I inferred. */
 export type Grade = "S" | "N" | "C" | "I";
@@ -40,7 +40,7 @@ const CONSTANT = {
 
 /** Options that decide no result, or that name the inputs. */
 type Plumbing =
-  | keyof (typeof general & typeof reading & typeof running & typeof validating)
+  | keyof (typeof general & typeof reading & typeof running & typeof validating & typeof watching)
   | "epochs"
   | "memory";
 
@@ -155,6 +155,9 @@ export const TRAIN_DIT_GRADES: Record<
   imageSize: [of(256, "S", "results on ImageNet 256 x 256")],
   images: [],
   flip: [of(true, "I", "LightningDiT also encodes a flipped copy of each image")],
+  online: [of(false, "I", "latents are encoded once, code of LightningDiT")],
+  crop: [of("adm", "I", "center crop of ADM, code of LightningDiT")],
+  statImages: [of(10000, "I", "statistics over 10,000 images, code of LightningDiT")],
   steps: [
     of(80000, "N", "64 epochs of batch 1024 on ImageNet"),
     of(1000000, "N", "800 epochs of batch 1024 on ImageNet"),

@@ -349,3 +349,48 @@ export const rebuilt = sample(
     "0.289 on an exponential decay",
   { otherwise: "the model's own", advanced: true },
 );
+
+/** Watching a diffusion training. */
+export const watching = {
+  sampleEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Steps between pictures of samples of the averaged weights, with the same noise and classes; 0: none but the last",
+    { free: true },
+  ),
+  valEvery: output(
+    z.number().int().nonnegative().default(0),
+    "Steps between Frechet distances of samples of the averaged weights from the data; the best checkpoint is kept; 0: none",
+    { free: true },
+  ),
+  valNum: output(count("images").min(2).default(500), "Samples of --val-every", { advanced: true }),
+  valCfg: output(z.number().default(1), "Guidance weight of the samples of --val-every", {
+    value: "W",
+    advanced: true,
+  }),
+  valSteps: output(count().default(20), "Integration steps of --val-every and --sample-every", {
+    advanced: true,
+  }),
+  valEncoder: output(text(), "Encoder of --val-every, as --encoder of `tok eval`", {
+    value: "MODEL",
+    otherwise: "the embedded encoder",
+    advanced: true,
+  }),
+};
+
+/** How images become the latents of a diffusion training. */
+export const encoding = {
+  online: data(
+    flag(),
+    "Encode images in each step, with fresh crops and flips, instead of encoding them once before",
+  ),
+  crop: data(
+    z.enum(["center", "adm", "random", "resize"]).default("center"),
+    "Crop of images to squares: center, ADM's center crop, or with --online ADM's random crop; resize ignores the aspect ratio",
+    { advanced: true },
+  ),
+  statImages: data(
+    count("images").default(10000),
+    "Images over which --online measures the statistics of the latents",
+    { advanced: true },
+  ),
+};

@@ -34,7 +34,11 @@ function recordIn(store: { name: string; metadata: ReadonlyMap<string, string> }
   const text = store.metadata.get(RECORD);
   if (text === undefined) return undefined;
   try {
-    return recordSchema.parse(JSON.parse(text));
+    const record = recordSchema.parse(JSON.parse(text));
+    // Latents of tok 0.3.0 and before do not say their crop.
+    return "image size" in record.made_from
+      ? { ...record, made_from: { crop: "center", ...record.made_from } }
+      : record;
   } catch {
     throw new UsageError(`Cannot use "${store.name}": its metadata "${RECORD}" is damaged; encode again`);
   }
@@ -84,6 +88,14 @@ export class LatentsWriter {
     record: LatentsRecord,
     perShard?: number,
   ): Promise<LatentsWriter> {
+    const complete = exists(join(folder, STATS)) ? await storedStatistics(folder) : undefined;
+    const [difference] = differences(complete?.record?.made_from ?? {}, record.made_from);
+    if (difference !== undefined) {
+      throw new UsageError(
+        `Cannot write latents to "${folder}": it holds latents already, and ${difference}; choose another --out, or remove ` +
+          `the folder to encode again`,
+      );
+    }
     const writer = new LatentsWriter(folder, shape, perShard, record, { keep: true });
     await writer.#resume(record);
     return writer;
@@ -174,18 +186,8 @@ export class LatentsWriter {
   async close(): Promise<void> {
     if (this.#labels.length) await this.#flush();
     if (this.#shards === 0) throw new UsageError(`Cannot write latents to "${this.folder}": there are none`);
-    const C = this.shape[0];
     const { mean } = this.#statistics, std = this.#statistics.std();
-    await writeSafetensors(join(this.folder, STATS), [
-      { name: "mean", shape: [1, C, 1, 1], data: Float32Array.from(mean) },
-      { name: "std", shape: [1, C, 1, 1], data: Float32Array.from(std) },
-    ], { ...this.#metadata(), ...this.record ? { [COUNT]: String(this.length) } : {} });
-  }
-
-  #metadata(): Record<string, string> {
-    return this.record
-      ? { [RECORD]: JSON.stringify({ made_from: this.record.made_from, classes: this.record.classes }) }
-      : {};
+    await writeStatistics(this.folder, { mean, std }, this.record, this.length);
   }
 
   /** The running sums, in the order of their metadata. */
@@ -209,11 +211,28 @@ export class LatentsWriter {
       { name: "latents_flip", shape, data: join32(this.#flipped) },
       { name: "labels", shape: [this.#labels.length], data: BigInt64Array.from(this.#labels, BigInt) },
     ], {
-      ...this.#metadata(),
+      ...metadataOf(this.record),
       // As texts, which are exact to the last bit.
       ...this.record ? { [SUMS]: JSON.stringify(this.#sums().map((sum) => [...sum].map(String))) } : {},
     });
   }
+}
+
+const metadataOf = (record: LatentsRecord | undefined): Record<string, string> =>
+  record ? { [RECORD]: JSON.stringify({ made_from: record.made_from, classes: record.classes }) } : {};
+
+/** Writes `latents_stats.safetensors`. @param count of the latents that were measured */
+export async function writeStatistics(
+  folder: string,
+  { mean, std }: { mean: ArrayLike<number>; std: ArrayLike<number> },
+  record: LatentsRecord | undefined,
+  count: number,
+): Promise<void> {
+  const shape = [1, mean.length, 1, 1];
+  await writeSafetensors(join(folder, STATS), [
+    { name: "mean", shape, data: Float32Array.from(mean) },
+    { name: "std", shape, data: Float32Array.from(std) },
+  ], { ...metadataOf(record), ...record ? { [COUNT]: String(count) } : {} });
 }
 
 function join32(parts: readonly Float32Array[]): Float32Array {

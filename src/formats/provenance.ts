@@ -15,10 +15,14 @@ export const identitySchema = z.object({
 export type Identity = z.infer<typeof identitySchema>;
 
 /** Sources and settings by their name in messages: "tokenizer", "data", "image size". */
-export type Provenance = Readonly<Record<string, Identity | number | boolean>>;
+export type Provenance = Readonly<Record<string, Entry>>;
+type Entry = Identity | number | boolean | string;
 
 /** The form in files. */
-export const provenanceSchema = z.record(z.string(), z.union([identitySchema, z.number(), z.boolean()]));
+export const provenanceSchema = z.record(
+  z.string(),
+  z.union([identitySchema, z.number(), z.boolean(), z.string()]),
+);
 
 /**
  * The differences between two provenances, one phrase each. A source that only one of them has is no difference.
@@ -31,17 +35,23 @@ export function differences(before: Provenance, now: Provenance): string[] {
   });
 }
 
-function same(a: Identity | number | boolean, b: Identity | number | boolean): boolean {
+function same(a: Entry, b: Entry): boolean {
   return typeof a === "object" && typeof b === "object" ? a.fingerprint === b.fingerprint : a === b;
 }
 
-function shown(value: Identity | number | boolean): string {
+function shown(value: Entry): string {
+  if (typeof value === "string") return `"${value}"`;
   return typeof value === "object" ? `"${value.name}" (${value.fingerprint})` : String(value);
 }
 
 /** The fingerprint of texts in order. */
 export function fingerprintOf(...texts: readonly string[]): string {
   return shortened(texts.reduce((hash, text) => hash.update(`${text}\n`), newHash()));
+}
+
+/** The fingerprint of bytes. */
+export function fingerprintOfBytes(bytes: Uint8Array): string {
+  return shortened(newHash().update(bytes));
 }
 
 /** A source of tensors, as loadState() reads them. */

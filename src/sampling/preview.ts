@@ -1,7 +1,9 @@
 // A picture of samples for the report of a training: a column for each class, with guidance.
 
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { grid, type Image } from "../image/image.ts";
+import { join } from "@std/path";
+import { makeFolder } from "../formats/files.ts";
+import { grid, type Image, writePng } from "../image/image.ts";
 import type { DiffusionModel } from "../zoo/runs.ts";
 import { generate } from "./generate.ts";
 import type { SamplingOptions } from "./sampler.ts";
@@ -9,28 +11,34 @@ import type { SamplingOptions } from "./sampler.ts";
 /** Classes in the picture, at most, and pixels along a side of a decoded batch: a decoder's maps are large. */
 const COLUMNS = 10, BATCH_SIDE = 512;
 
+/** Images of `side` pixels at a time, of `count`. */
+export const batchSizeOf = (side: number, count: number): number =>
+  Math.min(count, Math.max(1, Math.floor((BATCH_SIDE / side) ** 2)));
+
 /** Samples at least 20 images of the first classes. */
 export async function drawPreview(
   model: Pick<DiffusionModel, "dit" | "config">,
   tokenizer: ImageTokenizer,
   options: Omit<SamplingOptions, "batchSize">,
 ): Promise<Image> {
-  const classes = model.config.classes.length,
-    columns = Math.min(COLUMNS, classes || COLUMNS),
-    count = Math.max(20, 2 * columns);
-  const side = model.config.dit.input_size * tokenizer.factor;
-  const batchSize = Math.min(count, Math.max(1, Math.floor((BATCH_SIDE / side) ** 2)));
+  const classes = model.config.classes.length, columns = Math.min(COLUMNS, classes || COLUMNS);
+  const count = Math.max(20, 2 * columns), side = model.config.dit.input_size * tokenizer.factor;
   const labels = Array.from({ length: count }, (_, i) => classes && i % columns);
+  const sampling = { ...options, ...classes ? {} : { cfg: 1 }, batchSize: batchSizeOf(side, count), labels };
   const images: Uint8Array[] = [];
-  for await (
-    const { image } of generate(model, tokenizer, {
-      ...options,
-      ...classes ? {} : { cfg: 1 },
-      batchSize,
-      labels,
-    })
-  ) {
-    images.push(image);
-  }
+  for await (const { image } of generate(model, tokenizer, sampling)) images.push(image);
   return grid(images, side, columns);
+}
+
+/** Writes a picture of samples as images/samples_with_guidance_W.png of a run; samples.png without classes. */
+export async function writePreview(
+  run: string,
+  model: Parameters<typeof drawPreview>[0],
+  tokenizer: ImageTokenizer,
+  options: Omit<SamplingOptions, "batchSize">,
+): Promise<void> {
+  const name = model.config.classes.length ? `samples_with_guidance_${options.cfg}` : "samples";
+  const folder = join(run, "images"), picture = await drawPreview(model, tokenizer, options);
+  makeFolder(folder);
+  await writePng(join(folder, `${name}.png`), picture);
 }

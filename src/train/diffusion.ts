@@ -214,7 +214,7 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
 
   async *data(from: number, to: number): AsyncGenerator<LatentBatch, void> {
     const { batchSize, accumulate = 1 } = this.options, size = batchSize * accumulate;
-    const images = this.repa?.batches(size, from, to);
+    const images = this.source.givesImages ? undefined : this.repa?.batches(size, from, to);
     for await (const batch of this.source.batches(size, from, to)) {
       yield { ...batch, ...(await images?.next())?.value ?? {} };
     }

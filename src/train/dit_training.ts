@@ -7,7 +7,6 @@ import type { Origin } from "../cli/flags.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import { UsageError } from "../errors.ts";
 import { formatBytes, validated } from "../formats/files.ts";
-import type { Latents } from "../formats/latents.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
 import type { Prediction } from "../models/prediction.ts";
@@ -18,7 +17,7 @@ import { placesOf } from "../zoo/generator.ts";
 import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
 import { DiffusionRecipe } from "./diffusion.ts";
 import { checkEpochs } from "./epochs.ts";
-import { StoredLatents } from "./latent_source.ts";
+import { type LatentSource, StoredLatents } from "./latent_source.ts";
 import { Repa } from "./repa.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
@@ -34,8 +33,26 @@ const LOGIT_NORMAL: Condition<TrainDitConfig> = [
 ];
 const ALIGNED: Condition<TrainDitConfig> = [(c) => c.repa !== undefined, "there is no --repa"];
 
+const VALIDATED: Condition<TrainDitConfig> = [
+  (c) => c.valEvery > 0,
+  "no Frechet distance is computed; it needs --val-every",
+];
+
 /** Options that have an effect with certain others only. */
 const CONDITIONAL: Conditions<TrainDitConfig> = {
+  online: [[(c) => c.latents === undefined, "--latents are encoded already"]],
+  crop: [
+    [(c) => c.latents === undefined, "--latents are encoded already"],
+    [(c) => c.crop === "center" || c.data !== undefined || c.dryRun, "generated shapes are squares already"],
+  ],
+  statImages: [[(c) => c.online, "statistics of encoded latents are of all; it needs --online"]],
+  valNum: [VALIDATED],
+  valCfg: [VALIDATED, [(c) => !c.unconditional || c.valCfg === 1, "an unconditional model has no guidance"]],
+  valEncoder: [VALIDATED],
+  valSteps: [[
+    (c) => c.valEvery + c.sampleEvery > 0,
+    "nothing is sampled; it needs --val-every or --sample-every",
+  ]],
   headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
   emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
   labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
@@ -45,7 +62,10 @@ const CONDITIONAL: Conditions<TrainDitConfig> = {
   repaBlock: [ALIGNED],
   repaHidden: [ALIGNED],
   repaWeight: [ALIGNED],
-  download: [ALIGNED],
+  download: [[
+    (c) => c.repa !== undefined || c.valEncoder !== undefined,
+    "there is neither --repa nor --val-encoder",
+  ]],
   lrEnd: [[(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"]],
 };
 
@@ -60,6 +80,11 @@ export function checkDitOptions(c: TrainDitConfig, origins?: Readonly<Record<str
     throw new UsageError("Cannot train on --data and --latents at once: give one of them");
   }
   refuseWithoutEffect(c, CONDITIONAL, origins);
+  if (c.crop === "random" && !c.online && c.latents === undefined) {
+    throw new UsageError(
+      "Cannot use --crop random: images are encoded once, with one crop; add --online, or choose another crop",
+    );
+  }
   if (c.repa === undefined || c.latents === undefined) return;
   throw new UsageError(
     "Cannot use --repa with --latents: the encoder needs images, and a folder of latents has none; name the images with --data",
@@ -135,28 +160,29 @@ export function repaOf(
       `Cannot use --repa-block ${block}: the model has ${depth} blocks; choose from 1 to ${depth}`,
     );
   }
-  const { repaHidden: hidden, precision, seed, flip } = c;
-  return new Repa(encoder, hidden_size, { block, hidden, imageSize, precision, images, seed, flip });
+  const { repaHidden: hidden, precision, seed, flip, crop } = c;
+  return new Repa(encoder, hidden_size, { block, hidden, imageSize, precision, images, seed, flip, crop });
 }
 
 /**
  * Flow matching with the options of a run.
- * @param latents undefined for a dry run
+ * @param source of the latents; by default that of a dry run on encoded latents
  * @param run its folder; undefined for a dry run
  */
 export function diffusionRecipe(
   c: TrainDitConfig,
   dit: Dit,
-  latents?: Latents,
+  source: LatentSource = plannedLatents(dit, c),
   run?: string,
   repa?: Repa,
 ): DiffusionRecipe {
-  const { in_channels, input_size } = dit.config;
-  const source = new StoredLatents([in_channels, input_size, input_size], latents, c);
   const steadied = c.qkNorm ? [] : ["--qk-norm"];
   const options = { ...c, ...averagesOf(c, run), directionWeight: c.wDirection, steadied };
   return new DiffusionRecipe(dit, options, source, repa);
 }
+
+const plannedLatents = ({ config: { in_channels: C, input_size: S } }: Dit, c: TrainDitConfig) =>
+  new StoredLatents([C, S, S], undefined, c);
 
 /** The averages of the weights that a run keeps. */
 function averagesOf(c: TrainDitConfig, run: string | undefined) {

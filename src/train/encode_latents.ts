@@ -1,9 +1,24 @@
 // Encodes images into a folder of latents, and compares such a folder with a tokenizer and images.
 
 import { Interrupted, UsageError } from "../errors.ts";
-import { differences, fingerprintOf, type Provenance } from "../formats/provenance.ts";
+import {
+  differences,
+  fingerprintOf,
+  fingerprintOfBytes,
+  type Identity,
+  type Provenance,
+} from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
-import { type Latents, type LatentsRecord, LatentsWriter } from "../formats/latents.ts";
+import { checkStatistics } from "../formats/finite.ts";
+import {
+  type Latents,
+  type LatentsRecord,
+  LatentsWriter,
+  readStatistics,
+  writeStatistics,
+} from "../formats/latents.ts";
+import type { EncodedImages } from "./latent_source.ts";
+import type { Crop, CropName } from "../data/crops.ts";
 import { gather, type ImageSource } from "../data/image_source.ts";
 import { inferBatches } from "../metrics/batched.ts";
 import { noGrad } from "../tensor/autograd.ts";
@@ -18,6 +33,8 @@ export interface EncodeOptions {
   /** Side of the images, pixels. */
   size: number;
   batchSize: number;
+  /** How images become squares ["center"]. */
+  crop?: Exclude<CropName, "random">;
   /** Encode mirrored copies too; else the flipped latents repeat the plain ones. */
   mirrored: boolean;
   /** Gets the number of latents that an interrupted run has left. */
@@ -30,23 +47,42 @@ export interface EncodeOptions {
 /** Milliseconds between saves: the work that a killed process loses at most. */
 const SAVE = 60_000;
 
-/** The record of latents of `source`. */
-export function latentsRecord(
+/** Images whose pixels are compared: files may be overwritten by others of the same size. */
+const COMPARED = 256;
+
+/** The record of latents of `source`: what they are made from, and the pixels of up to 256 evenly spaced images. */
+export async function latentsRecord(
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  { size, mirrored }: Pick<EncodeOptions, "size" | "mirrored">,
-): LatentsRecord {
-  const { identity } = tokenizer;
+  { size, mirrored, crop = "center" }: Pick<EncodeOptions, "size" | "mirrored"> & { crop?: CropName },
+): Promise<LatentsRecord> {
+  const { identity } = tokenizer, data = source.identity?.();
   return {
     made_from: {
       // Another decoder changes nothing in the latents.
       ...identity ? { tokenizer: { name: identity.name, fingerprint: identity.latents } } : {},
-      ...source.identity ? { data: source.identity() } : {},
+      ...data ? { data } : {},
       "image size": size,
+      crop,
       flip: mirrored,
+      ...data ? { "image content": await contentOf(source, data.name, size) } : {},
     },
     classes: [...source.classes],
   };
+}
+
+/** Identity of the pixels of evenly spaced images. */
+async function contentOf(source: ImageSource, name: string, size: number): Promise<Identity> {
+  const n = Math.min(source.length, COMPARED), step = 32, parts: string[] = [];
+  for (let first = 0; first < n; first += step) {
+    const indices = Array.from(
+      { length: Math.min(step, n - first) },
+      (_, k) => Math.floor((first + k) * source.length / n),
+    );
+    const { images } = await gather(source, indices, size);
+    parts.push(fingerprintOfBytes(new Uint8Array(images.buffer)));
+  }
+  return { name: `${n} of ${name}`, fingerprint: fingerprintOf(...parts) };
 }
 
 /**
@@ -61,7 +97,7 @@ export async function encodeTo(
   options: EncodeOptions,
 ): Promise<void> {
   const { size, batchSize } = options, side = tokenizer.side(size), C = tokenizer.channels;
-  const record = latentsRecord(tokenizer, source, options);
+  const record = await latentsRecord(tokenizer, source, options);
   const writer = await LatentsWriter.open(folder, [C, side, side], record, options.perShard);
   options.onStart?.(writer.length);
   const images = imageInput(batchSize, size);
@@ -75,8 +111,9 @@ export async function encodeTo(
   // The batches are those of a run that was not interrupted.
   const from = Math.floor(writer.length / batchSize) * batchSize;
   const last = source.length - 1;
+  const crops = new Array<Crop>(batchSize).fill(options.crop ?? "center");
   const load = (first: number) =>
-    gather(source, Array.from({ length: batchSize }, (_, i) => Math.min(first + i, last)), size);
+    gather(source, Array.from({ length: batchSize }, (_, i) => Math.min(first + i, last)), size, crops);
   const batches = inferBatches(program, load, {
     n: source.length,
     from,
@@ -111,29 +148,32 @@ export async function encodeTo(
  * @param source the images, where this run encodes them
  * @throws UsageError when the latents are not of this tokenizer, these images or these settings
  */
-export function checkLatents(
+export async function checkLatents(
   latents: Latents,
   tokenizer: ImageTokenizer & { identity: TokenizerIdentity },
-  { size, imageSize, flip, source, log }: {
+  { size, imageSize, crop, flip, source, log }: {
     size: number;
+    crop: CropName;
     /** The side that was asked for. */
     imageSize?: number | undefined;
     flip: boolean;
     source: ImageSource | undefined;
     log: Log;
   },
-): Provenance {
+): Promise<Provenance> {
   const { folder, record } = latents, { name, latents: fingerprint } = tokenizer.identity;
   if (!record) {
     log.line(`"${folder}" does not name the tokenizer of its latents: "${name}" is assumed`);
     const numbers = fingerprintOf(`${latents.mean}`, `${latents.std}`, `${latents.labels}`);
     return { tokenizer: { name, fingerprint }, data: { name: folder, fingerprint: numbers } };
   }
-  const asked: Provenance = source ? latentsRecord(tokenizer, source, { size, mirrored: flip }).made_from : {
-    tokenizer: { name, fingerprint },
-    ...imageSize === undefined ? {} : { "image size": imageSize },
-    ...flip ? { flip } : {},
-  };
+  const asked: Provenance = source
+    ? (await latentsRecord(tokenizer, source, { size, crop, mirrored: flip })).made_from
+    : {
+      tokenizer: { name, fingerprint },
+      ...imageSize === undefined ? {} : { "image size": imageSize },
+      ...flip ? { flip } : {},
+    };
   const [difference] = differences(record.made_from, asked);
   if (difference === undefined) return record.made_from;
   throw new UsageError(
@@ -141,4 +181,36 @@ export function checkLatents(
       source ? "use the same, or choose another --out" : "name the ones of this run, or encode again"
     }`,
   );
+}
+
+/**
+ * Measures the statistics of latents that the training encodes, or reads those that this run has measured, in its folder.
+ * @throws UsageError if they are of another tokenizer, other images or other settings
+ */
+export async function measureStatistics(
+  out: string,
+  source: EncodedImages,
+  tokenizer: ImageTokenizer,
+  images: ImageSource,
+  { size, crop, flip, statImages }: { size: number; crop: CropName; flip: boolean; statImages: number },
+  log: Log,
+): Promise<Provenance> {
+  const record = await latentsRecord(tokenizer, images, { size, crop, mirrored: flip });
+  const count = Math.min(statImages, images.length), known = await readStatistics(out);
+  const [difference] = differences(known?.record?.made_from ?? {}, record.made_from);
+  if (difference !== undefined) {
+    throw new UsageError(
+      `Cannot train on the statistics "${known?.path}": ${difference}; use the same, or choose another --out`,
+    );
+  }
+  if (known?.record && known.count === count) Object.assign(source, { mean: known.mean, std: known.std });
+  else {
+    const progress = log.progress("statistics of latents", count, "images");
+    await source.measureStatistics(count, progress.update);
+    progress.end();
+    checkStatistics(`the latents of "${images.identity?.().name}"`, source.mean, source.std);
+    await writeStatistics(out, source, record, count);
+  }
+  log.line(`statistics of latents: over ${count} images, as the training crops them`);
+  return record.made_from;
 }

@@ -8,6 +8,7 @@ import { type Provenance, WeightsFingerprint } from "../formats/provenance.ts";
 import { inFileLayout, loadProblems, loadState, state, type TensorSource } from "../nn/layers.ts";
 import type { Log } from "../run/log.ts";
 import type { Dit } from "../models/dit.ts";
+import { PROJECTORS } from "../models/dit_config.ts";
 import { readTensor, type Tensor } from "../tensor/tensor.ts";
 import { openInitialDit, openInitialWeights } from "../zoo/initial_weights.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
@@ -138,7 +139,7 @@ export async function initialiseDit(
     const [rows = 0, width] = weights.shapes.get(LABEL_TABLE) ?? [], others = rows !== table.dim(0);
     const anew = others && rows > 0 && width === table.dim(1);
     const kept = <T>(all: Iterable<readonly [string, T]>) =>
-      [...all].filter(([key]) => !(anew && key === LABEL_TABLE));
+      [...all].filter(([key]) => !(anew && key === LABEL_TABLE) && !PROJECTORS.test(key));
     const module = Object.fromEntries(kept(state(dit)));
     const source: TensorSource = { ...weights, shapes: new Map(kept(weights.shapes)) };
     const view = weights.deviceLayout ? inFileLayout(module, source) : source;

@@ -2,6 +2,7 @@
 // network, and training raises their cosine similarity with the patch tokens of a frozen encoder for the clean image. The
 // encoder runs in the training step on images that are read anew: features of a data set would take more disk than its images.
 
+import { type CropName, cropsAt } from "../data/crops.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import { batchIndices, flipsAt, gather } from "../data/image_source.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
@@ -28,6 +29,8 @@ export interface RepaOptions {
   seed: number;
   /** Whether latents of mirrored images are used, too. */
   flip: boolean;
+  /** The crop of the latents' images; "random" where the latents' source gives the images. */
+  crop?: CropName;
 }
 
 /** Three linear layers with SiLU between them. */
@@ -110,11 +113,16 @@ export class Repa {
 
   /** Images of the steps `from` to `to` - 1: those of the latents that (seed, step) chooses. */
   batches(batchSize: number, from: number, to: number): AsyncGenerator<RepaBatch, void> {
-    const { imageSize, images: source, seed, flip } = this.options;
+    const { imageSize, images: source, seed, flip, crop = "center" } = this.options;
     check(source !== undefined, "align tokens", "there are no images");
     const make = async (step: number) => {
       const indices = batchIndices(source.length, batchSize, seed, step);
-      const { images } = await gather(source, indices, imageSize);
+      const { images } = await gather(
+        source,
+        indices,
+        imageSize,
+        cropsAt(crop, imageSize, batchSize, seed, step),
+      );
       const flips = flip ? flipsAt(batchSize, seed, step) : [];
       return { images, flips: Float32Array.from({ length: batchSize }, (_, i) => flips[i] ? 1 : 0) };
     };

@@ -1,9 +1,13 @@
 // Folders of latents: interrupted encodings resume to the same bytes; incomplete and mixed folders are refused.
 
-import { assertEquals, assertNotEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { Interrupted, UsageError } from "../../src/errors.ts";
 import { LatentsWriter, openLatents } from "../../src/formats/latents.ts";
+import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
+import { openModel } from "../../src/formats/shards.ts";
+import { writePng } from "../../src/image/image.ts";
+import { openImages } from "../../src/data/open_images.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import type { ImageSource } from "../../src/data/image_source.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
@@ -165,5 +169,131 @@ Deno.test("latents with a missing shard, a missing class or a shard of another f
       UsageError,
       "latent 1 has the label 2, which is not a class",
     );
+  });
+});
+
+/** Pixels of an 8 x 8 image in a file of the same name and size, whatever they are: BMP has a fixed length. */
+function bmp(value: number): Uint8Array {
+  const bytes = new Uint8Array(54 + 8 * 8 * 3).fill(value), view = new DataView(bytes.buffer);
+  bytes.fill(0, 0, 54);
+  bytes.set([0x42, 0x4d]);
+  const fields = [[2, bytes.length], [10, 54], [14, 40], [18, 8], [22, 8]] as const;
+  for (const [at, v] of fields) view.setUint32(at, v, true);
+  view.setUint16(26, 1, true);
+  view.setUint16(28, 24, true);
+  return bytes;
+}
+
+Deno.test("latents of images that were overwritten, of a tokenizer retrained in place and of another crop are refused by name", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const at = (name: string) => join(folder, name), data = at("data"), vae = at("vae.safetensors");
+    Deno.mkdirSync(data);
+    for (let i = 0; i < 5; i++) Deno.writeFileSync(join(data, `${i}.bmp`), bmp(10 * i));
+    await changed(vae);
+    const common = ["--tokenizer", vae, "--image-size", "8", "--data", data, "--workers", "0"];
+    const encode = (...args: string[]) => run("encode", ...common, "--out", at("latents"), ...args);
+    const train = (...args: string[]) =>
+      run("train-dit", ...common, "--out", at("run"), "--steps", "1", "--batch-size", "2", ...args);
+    await encode();
+    await train();
+    assertEquals(
+      (await encode()).lines.at(-1),
+      `5 latents of these images are there already: ${at("latents")}`,
+    );
+
+    const refused = async (part: string, crop?: string) => {
+      const args = crop === undefined ? [] : ["--crop", crop];
+      for (
+        const [command, start] of [[encode, "Cannot write latents to"], [
+          train,
+          "Cannot train on the latents",
+        ]] as const
+      ) {
+        const again = command === train ? [...args, "--resume"] : args;
+        const { message } = await assertRejects(() => command(...again), UsageError, part);
+        assert(message.startsWith(start), message);
+      }
+    };
+    await refused('the crop was "center" and is "resize"', "resize");
+    Deno.writeFileSync(join(data, "3.bmp"), bmp(99)); // of the same size
+    await refused(`the image content was "5 of ${data}" (`);
+    Deno.writeFileSync(join(data, "3.bmp"), bmp(30));
+    await changed(vae, ENCODES);
+    await refused(`the tokenizer was "${vae}" (`);
+    // The complete latents of before this check know no crop: it was the center.
+    await changed(vae);
+    const stats = join(at("latents"), "latents_stats.safetensors"), file = await openSafetensors(stats);
+    const record = JSON.parse(file.metadata.get("tok_latents") as string);
+    delete record.made_from.crop;
+    delete record.made_from["image content"];
+    const tensors = await Promise.all(["mean", "std"].map(async (name) => ({
+      name,
+      shape: file.shapes.get(name) as number[],
+      data: await file.read(name),
+    })));
+    file.close();
+    await writeSafetensors(stats, tensors, { tok_latents: JSON.stringify(record), tok_count: "5" });
+    await encode();
+    await assertRejects(() => encode("--crop", "adm"), UsageError, 'the crop was "center" and is "adm"');
+  });
+});
+
+Deno.test("--crop of encode is the crop of its images", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const data = join(folder, "data");
+    Deno.mkdirSync(data);
+    const pixels = Uint8Array.from({ length: 33 * 20 * 3 }, (_, i) => i * i % 251);
+    await writePng(join(data, "wide.png"), { width: 33, height: 20, data: pixels });
+    const all = [];
+    for (const crop of ["center", "adm", "resize"] as const) {
+      const out = join(folder, crop),
+        args = ["--data", data, "--image-size", "8", "--workers", "0", "--no-flip"];
+      await run("encode", "--tokenizer", fixturePath("vavae_tiny.pt"), ...args, "--out", out, "--crop", crop);
+      const latents = await openLatents(out), images = await openImages(data);
+      all.push(await latents.latent(0));
+      latents.close();
+      // The latent of the crop that images.bytes() makes.
+      const square = await images.bytes(0, 8, crop), expected = join(folder, `${crop} expected`);
+      const shapes = new Shapes(1, 0);
+      const source = { ...shapes, length: 1, classes: [], label: () => 0, name: String, bytes: () => square };
+      await encodeTo(expected, await openTokenizer(fixturePath("vavae_tiny.pt")), source, {
+        ...{ size: 8, batchSize: 1, mirrored: false },
+      });
+      const same = await openLatents(expected);
+      assertEquals(await same.latent(0), all.at(-1), crop);
+      same.close();
+    }
+    assertNotEquals(all[0], all[1]);
+    assertNotEquals(all[0], all[2]);
+  });
+});
+
+Deno.test("a folder as LightningDiT's tools write it is read as it is, statistics in a .pt included", async () => {
+  await inFolder(async (folder) => {
+    const latents = join(folder, "imagenet_train_256"), C = 8;
+    Deno.mkdirSync(latents);
+    Deno.copyFileSync(fixturePath("latents_stats.pt"), join(latents, "latents_stats.pt"));
+    // Two processes; the second one has fewer images. Labels are int64, metadata is about the tensors.
+    const values = (seed: number, n: number) =>
+      Float32Array.from({ length: n * C * 4 }, (_, i) => Math.sin(seed + i));
+    for (const [rank, labels] of [[0, [7, 999, 0]], [1, [3]]] as const) {
+      const n = labels.length, shape = [n, C, 2, 2];
+      await writeSafetensors(join(latents, `latents_rank0${rank}_shard000.safetensors`), [
+        { name: "labels", shape: [n], data: BigInt64Array.from(labels, BigInt) },
+        { name: "latents", shape, data: values(rank, n) },
+        { name: "latents_flip", shape, data: values(rank + 10, n) },
+      ], { total_size: `${n}`, dtype: "torch.float32", device: "cuda:0" });
+    }
+    const opened = await openLatents(latents), size = C * 4;
+    assertEquals([opened.length, ...opened.labels], [4, 7, 999, 0, 3]);
+    assertEquals([opened.shape, opened.record], [[C, 2, 2], undefined]);
+    assertEquals(await opened.latent(1), values(0, 3).slice(size, 2 * size));
+    assertEquals(await opened.latent(3, true), values(11, 1));
+    const stats = await openModel(join(latents, "latents_stats.pt"));
+    assertEquals([opened.mean, opened.std], [await stats.read("mean"), await stats.read("std")]);
+    stats.close();
+    opened.close();
   });
 });

@@ -149,7 +149,7 @@ async function modelOf(run: string, tokenizer: string, change: (config: ModelCon
     ...{ input_size: 4, in_channels: 8, hidden_size: 12, depth: 1, num_heads: 1, num_classes: 2 },
   }));
   dit.init(new Initializer(0));
-  const latents = latentsRecord(opened, new Shapes(20, 1), { size: 8, mirrored: false });
+  const latents = await latentsRecord(opened, new Shapes(20, 1), { size: 8, mirrored: false });
   const config: ModelConfig = {
     dit: dit.config,
     tokenizer,

@@ -220,8 +220,8 @@ Deno.test("the images of an alignment are those of the step's latents, mirrored 
   });
   const dit = ditOf(c, shape, 1), encoder = await openEncoder();
   const repa = repaOf(c, dit.config, encoder, images, size),
-    recipe = diffusionRecipe(c, dit, latents, undefined, repa);
-  const seen: number[] = [], source = new StoredLatents(shape, latents, c);
+    source = new StoredLatents(shape, latents, c);
+  const recipe = diffusionRecipe(c, dit, source, undefined, repa), seen: number[] = [];
   const plain = source.batches(4, 3, 6);
   for await (const { x, images, flips } of recipe.data(3, 6)) {
     assertEquals(x, (await plain.next()).value?.x);

@@ -3,28 +3,33 @@
 
 import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { type TrainDitConfig, trainDitConfig } from "../../src/cli/config.ts";
+import { trainDitConfig } from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";
-import type { Dit } from "../../src/models/dit.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { saveState, snapshot } from "../../src/nn/layers.ts";
 import { saveCheckpoint } from "../../src/run/checkpoint.ts";
-import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
+import { diffusionRecipe } from "../../src/train/dit_training.ts";
+import { StoredLatents } from "../../src/train/latent_source.ts";
 import { initialiseDit } from "../../src/train/initial_weights.ts";
 import { openDit, saveDit } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
 import { inFolder, quietLog, run } from "../helpers/commands.ts";
 import { fixturePath } from "../helpers/published.ts";
 
-const TABLE = "y_embedder.embedding_table.weight", WIDTH = 144, SHAPE = [8, 2, 2];
+const TABLE = "y_embedder.embedding_table.weight", WIDTH = 24;
 
-/** A DiT of a run before its first step. */
-async function before(c: Partial<TrainDitConfig>, classes: number) {
+/** A small DiT of a run before its first step. */
+async function before(options: { seed?: number; use_qknorm?: boolean }, classes: number) {
   await testDevice();
-  const config = trainDitConfig.parse({ batchSize: 1, ...c });
-  const dit = ditOf(config, SHAPE, classes), recipe = diffusionRecipe(config, dit);
-  dit.init(new Initializer(config.seed));
+  const config = trainDitConfig.parse({ batchSize: 1 }), { seed = 0, ...architecture } = options;
+  const dit = new Dit(ditConfig.parse({
+    ...{ input_size: 2, in_channels: 8, hidden_size: WIDTH, depth: 2, num_heads: 2, num_classes: classes },
+    ...architecture,
+  }));
+  const recipe = diffusionRecipe(config, dit, new StoredLatents([8, 2, 2], undefined, config));
+  dit.init(new Initializer(seed));
   await recipe.set.materialise();
   return { dit, recipe };
 }
@@ -86,7 +91,7 @@ Deno.test("--init with other classes makes the label table anew but for its last
 
 Deno.test("--init lists every key that does not fit, also in a dry run, and refuses what is no diffusion model", async () => {
   const published = fixturePath("lightningdit_tiny.pt"), { log } = quietLog();
-  const { dit } = await before({ qkNorm: true }, 3);
+  const { dit } = await before({ use_qknorm: true }, 3);
   for (const read of [true, false]) {
     const error = await assertRejects(() => initialiseDit(dit, published, log, { read }), UsageError);
     for (
@@ -94,7 +99,7 @@ Deno.test("--init lists every key that does not fit, also in a dry run, and refu
         `Cannot initialise from "${published}": `,
         'missing "blocks.0.attn.q_norm.weight"',
         '"blocks.0.mlp.w12.weight" is [',
-        'missing "blocks.3.mlp.w3.bias"',
+        'missing "blocks.1.mlp.w3.bias"',
         `"${TABLE}" is [`,
       ]
     ) {
@@ -124,7 +129,7 @@ Deno.test("an unconditional model ignores labels, resumes to the same bits, and 
     ], [
       [],
       0,
-      [1, WIDTH],
+      [1, 144],
     ]);
     await train("second", "--steps", "3", "--init", at("first"), "--save-every", "2");
     const model = () => Deno.readFileSync(at("second/model/model.safetensors")), whole = model();

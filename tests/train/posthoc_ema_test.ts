@@ -10,6 +10,7 @@ import { Initializer } from "../../src/nn/init.ts";
 import { parameters, restore, saveState, snapshot } from "../../src/nn/layers.ts";
 import { normal } from "../../src/philox.ts";
 import { gammaOf, rebuiltEma } from "../../src/run/power_ema.ts";
+import { StoredLatents } from "../../src/train/latent_source.ts";
 import { checkDitOptions, diffusionRecipe, snapshotsLine } from "../../src/train/dit_training.ts";
 import { openDit, saveDit } from "../../src/zoo/runs.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
@@ -29,7 +30,9 @@ const OPTIONS = trainDitConfig.parse({
 function begin(folder: string) {
   const dit = new Dit(ditConfig.parse(SIZES));
   dit.init(new Initializer(0));
-  return { dit, recipe: diffusionRecipe(OPTIONS, dit, undefined, folder) };
+  const { in_channels: C, input_size: S } = dit.config,
+    source = new StoredLatents([C, S, S], undefined, OPTIONS);
+  return { dit, recipe: diffusionRecipe(OPTIONS, dit, source, folder) };
 }
 
 /** Runs the steps `from` to `to` - 1. @param after gets the trained weights after each */

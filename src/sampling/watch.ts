@@ -1,0 +1,238 @@
+// Watching a diffusion training: a picture of samples with the same noise and classes each time, and the Frechet distance of samples
+// from the training data in an encoder's features (fd_encoder, as eval computes it). Training does not change by a bit.
+
+import { join } from "@std/path";
+import type { TrainDitConfig } from "../cli/config.ts";
+import type { Workers } from "../data/decode_pool.ts";
+import type { ImageSource } from "../data/image_source.ts";
+import type { InputSource } from "../data/network_input.ts";
+import { ahead } from "../data/prefetch.ts";
+import { makeFolder } from "../formats/files.ts";
+import type { Latents } from "../formats/latents.ts";
+import { capture } from "../gpu/program.ts";
+import { type Image, toBytes, writePng } from "../image/image.ts";
+import { throwIfStopped } from "../interruption.ts";
+import { EncoderFeatures } from "../metrics/encoder_features.ts";
+import { frechet, type Gaussian, Moments } from "../metrics/frechet.ts";
+import type { Denoiser } from "../models/denoiser.ts";
+import type { ImageTokenizer } from "../models/tokenizer.ts";
+import { permute } from "../ops/layout.ts";
+import { noGrad } from "../tensor/autograd.ts";
+import { input } from "../tensor/tensor.ts";
+import type { Log } from "../run/log.ts";
+import type { Training } from "../train/run.ts";
+import type { Scores } from "../train/validation.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
+import type { ModelConfig } from "../zoo/runs.ts";
+import { generate } from "./generate.ts";
+import { classesOf, labelsOf } from "./labels.ts";
+import { batchSizeOf, drawPreview } from "./preview.ts";
+import type { SamplingOptions } from "./sampler.ts";
+
+/** Training images that samples are compared with, at least where there are so many. */
+const MIN_REAL = 2000;
+/** Images between two passes of the encoder, and images of one pass. */
+const CHUNK = 256, BATCH = 32;
+
+/** Steps between pictures, and between distances (0: none); of a distance the samples and their guidance weight; all samples' steps. */
+export type WatchOptions = Pick<
+  TrainDitConfig,
+  "sampleEvery" | "valEvery" | "valNum" | "valCfg" | "valSteps"
+>;
+
+/** What samples are compared with: images, or else latents, which are decoded. */
+export type Real = { images: ImageSource } | { latents: Latents };
+
+/** What is watched. */
+export interface Watched {
+  model: Denoiser;
+  /** The model's configuration as it would be saved in a folder. */
+  configIn(folder: string): ModelConfig;
+  tokenizer: ImageTokenizer;
+  /** Undefined in a dry run. */
+  real: Real | undefined;
+  workers: Workers;
+  /** Of the pictures; of the distance but for its guidance weight. */
+  sampling: Omit<SamplingOptions, "batchSize">;
+}
+
+export class SampleWatch {
+  #features: EncoderFeatures | undefined;
+  #real: Gaussian | undefined;
+  readonly #config: ModelConfig;
+
+  private constructor(
+    private readonly out: string,
+    private readonly watched: Watched,
+    private readonly options: WatchOptions,
+    private readonly encoder: EncoderSource | undefined,
+  ) {
+    this.#config = watched.configIn(out);
+  }
+
+  /**
+   * @param out the run's folder; undefined: a dry run
+   * @param encoder opens the encoder of the distance, where one is computed
+   * @returns undefined where nothing is watched
+   */
+  static async open(
+    out: string | undefined,
+    watched: Watched,
+    options: WatchOptions,
+    encoder: () => Promise<EncoderSource>,
+  ): Promise<SampleWatch | undefined> {
+    const { sampleEvery, valEvery } = options;
+    if (out === undefined || sampleEvery + valEvery === 0) return undefined;
+    return new SampleWatch(out, watched, options, valEvery > 0 ? await encoder() : undefined);
+  }
+
+  /**
+   * The parts of a training that watch it.
+   * @param save writes the weights as they are as a result of their own
+   */
+  hooks(
+    save: (folder: string) => Promise<void>,
+    log: Log,
+  ): Required<Pick<Training, "validation" | "afterRecipe">> {
+    const { sampleEvery, valEvery } = this.options;
+    return {
+      validation: {
+        every: [sampleEvery, valEvery],
+        best: valEvery > 0 ? "fd-encoder" : undefined,
+        metrics: valEvery > 0 ? ["fd_encoder"] : [],
+        shows: "samples",
+        score: (_, step) => this.score(step),
+        save,
+      },
+      afterRecipe: (_, step) => this.score(step, { last: true, log }),
+    };
+  }
+
+  /**
+   * Scores and draws the weights as they are, whichever is due after `step` steps; after the last one, both.
+   * @param options.log gets the scores
+   */
+  async score(
+    step: number,
+    { last = false, log }: { last?: boolean; log?: Log } = {},
+  ): Promise<{ scores: Scores; picture?: Image }> {
+    const { sampleEvery, valEvery } = this.options;
+    const due = (every: number) => every > 0 && (last || step % every === 0);
+    const scores: Scores = due(valEvery) ? { fd_encoder: await this.#distance() } : {};
+    for (const [name, value] of Object.entries(scores)) {
+      log?.line(`step ${step}: ${name} ${value.toFixed(3)}`);
+    }
+    return due(sampleEvery) ? { scores, picture: await this.#draw(step) } : { scores };
+  }
+
+  destroy(): void {
+    this.#features?.destroy();
+  }
+
+  async #draw(step: number): Promise<Image> {
+    const { tokenizer, sampling } = this.watched, steps = this.options.valSteps;
+    const picture = await drawPreview(this.#model, tokenizer, { ...sampling, steps });
+    const folder = join(this.out, "images", "samples");
+    makeFolder(folder);
+    await writePng(join(folder, `step_${String(step).padStart(8, "0")}.png`), picture);
+    return picture;
+  }
+
+  async #distance(): Promise<number> {
+    this.#real ??= await this.#gaussian(this.#realImages());
+    return await frechet(this.#real, await this.#gaussian(this.#samples()));
+  }
+
+  get #side(): number {
+    return this.#config.dit.input_size * this.watched.tokenizer.factor;
+  }
+
+  get #model() {
+    return { dit: this.watched.model, config: this.#config };
+  }
+
+  async *#samples(): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+    const { valNum, valCfg: cfg, valSteps: steps } = this.options, { tokenizer, sampling } = this.watched;
+    const labels = labelsOf({ count: valNum, classes: classesOf(["all"], this.#config.classes) });
+    const options = { ...sampling, cfg, steps, batchSize: batchSizeOf(this.#side, valNum), labels };
+    for await (const { image } of generate(this.#model, tokenizer, options)) yield image;
+  }
+
+  /** Evenly spaced images of the training. */
+  async *#realImages(): AsyncGenerator<Uint8Array> {
+    const real = this.watched.real as Real,
+      length = "images" in real ? real.images.length : real.latents.length;
+    const n = Math.min(length, Math.max(this.options.valNum, MIN_REAL));
+    const at = (k: number) => Math.floor(k * length / n);
+    if ("latents" in real) {
+      yield* decoded(real.latents, this.watched.tokenizer, n, at, batchSizeOf(this.#side, n));
+    } else {
+      const { images } = real, load = async (k: number) => await images.bytes(at(k), this.#side);
+      yield* ahead(load, { to: n, depth: 1 + (images.parallel ?? 0) });
+    }
+  }
+
+  /** Moments of the features of images [side, side, 3]. */
+  async #gaussian(images: AsyncIterable<Uint8Array>): Promise<Gaussian> {
+    this.#features ??= await EncoderFeatures.open(this.encoder as EncoderSource, {
+      batchSize: BATCH,
+      n: CHUNK,
+    });
+    const features = this.#features;
+    let moments: Moments | undefined, waiting: Uint8Array[] = [];
+    const add = async () => {
+      throwIfStopped();
+      const { features: { data, columns } } = await features.extract(this.#inputs(waiting));
+      moments ??= new Moments(columns);
+      moments.add(data);
+      waiting = [];
+    };
+    for await (const image of images) if (waiting.push(image) === CHUNK) await add();
+    if (waiting.length) await add();
+    return (moments as Moments).gaussian();
+  }
+
+  #inputs(images: readonly Uint8Array[]): InputSource {
+    const { workers } = this.watched, side = this.#side;
+    const bytes = (i: number) => images[i] as Uint8Array<ArrayBuffer>;
+    return {
+      length: images.length,
+      classes: [],
+      parallel: workers.count,
+      label: () => 0,
+      name: (i) => String(i),
+      bytes,
+      input: (i, view) =>
+        workers.run({ kind: "input", image: { width: side, height: side, data: bytes(i) }, view }),
+    };
+  }
+}
+
+/** The images of `n` latents, number k of them of latent `at(k)`. */
+async function* decoded(
+  latents: Latents,
+  tokenizer: ImageTokenizer,
+  n: number,
+  at: (k: number) => number,
+  B: number,
+): AsyncGenerator<Uint8Array> {
+  const inputs = { z: input([B, ...latents.shape], "f32", "latents") }, size = inputs.z.size / B;
+  const program = await capture(
+    "decode",
+    inputs,
+    ({ z }) => noGrad(() => ({ y: tokenizer.decode(permute(z, [0, 2, 3, 1])) })),
+    { runs: Math.ceil(n / B), batchInvariant: true },
+  ).prepare();
+  try {
+    for (let first = 0; first < n; first += B) {
+      throwIfStopped();
+      const batch = new Float32Array(B * size), count = Math.min(B, n - first);
+      for (let i = 0; i < count; i++) batch.set(await latents.latent(at(first + i)), i * size);
+      program.run({ z: batch });
+      const y = await program.read(program.outputs.y), each = y.length / B;
+      for (let i = 0; i < count; i++) yield toBytes(y.subarray(i * each, (i + 1) * each));
+    }
+  } finally {
+    program.destroy();
+  }
+}

@@ -1,0 +1,206 @@
+// train-dit --online: the step encodes the images that the batches of (seed, step) name, with fresh crops and flips; statistics are
+// measured once; a run resumes to the same bits.
+
+import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { trainDitConfig } from "../../src/cli/config.ts";
+import { batches } from "../../src/data/batches.ts";
+import { openImages } from "../../src/data/open_images.ts";
+import { UsageError } from "../../src/errors.ts";
+import { readStatistics } from "../../src/formats/latents.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { pixels } from "../../src/ops/pixels.ts";
+import { noGrad } from "../../src/tensor/autograd.ts";
+import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
+import { EncodedImages, StoredLatents } from "../../src/train/latent_source.ts";
+import { openTokenizer } from "../../src/zoo/runs.ts";
+import { randomArray, testDevice } from "../helpers/check.ts";
+import { changed, ENCODES, inFolder, run } from "../helpers/commands.ts";
+import { makeFolder } from "../../src/formats/files.ts";
+import { writePng } from "../../src/image/image.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+const VAE = fixturePath("vavae_tiny.pt");
+
+/** `n` images of 20 x 12 pixels, of which a square is a crop. */
+async function writeWide(folder: string, n: number): Promise<void> {
+  makeFolder(folder);
+  for (let i = 0; i < n; i++) {
+    const data = Uint8Array.from(randomArray(20 * 12 * 3, i + 1), (v) => 128 + 80 * v);
+    await writePng(join(folder, `${i}.png`), { width: 20, height: 12, data });
+  }
+}
+
+Deno.test("the latents of a step are those of its images as its crops and flips make them", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    await writeWide(folder, 5);
+    const tokenizer = await openTokenizer(VAE), images = await openImages(folder, {});
+    const options = { size: 8, seed: 3, flip: true, crop: "random" } as const, B = 4;
+    const source = new EncodedImages(tokenizer, images, options);
+    const program = await capture(
+      "latents",
+      source.inputs(B),
+      (x) => noGrad(() => ({ z: source.latents(x) })),
+    )
+      .prepare();
+    const encode = await capture(
+      "encode",
+      source.inputs(B),
+      ({ images }) => noGrad(() => ({ z: tokenizer.encode(pixels(images!)) })),
+    ).prepare();
+    let n = 0, flipped = 0;
+    const seen = new Set<string>();
+    const expected = batches(images, {
+      batchSize: B,
+      imageSize: 8,
+      seed: 3,
+      step: 2,
+      end: 4,
+      flip: true,
+      crop: "random",
+    });
+    for await (const { labels, ...data } of source.batches(B, 2, 4)) {
+      program.run(data);
+      const z = await program.read(program.outputs.z);
+      const { value } = await expected.next(), mirrored = (value as { images: Uint32Array }).images.slice();
+      const bytes = new Uint8Array(mirrored.buffer), flips = (value as { flips: Float32Array }).flips;
+      flips.forEach((flip, i) => {
+        if (!flip) return;
+        flipped++;
+        for (let y = 0; y < 8; y++) {
+          const row = bytes.subarray((i * 8 + y) * 24, (i * 8 + y + 1) * 24), was = row.slice();
+          for (let x = 0; x < 24; x++) row[x] = was[21 - 3 * Math.floor(x / 3) + x % 3] as number;
+        }
+      });
+      encode.run({ images: mirrored });
+      const want = await encode.read(encode.outputs.z);
+      assertEquals(z, want);
+      assertEquals(labels.length, B);
+      seen.add(String(z.subarray(0, 4)));
+      n++;
+    }
+    assertEquals([n, seen.size], [2, 2]);
+    assert(flipped > 0 && flipped < 8, `${flipped} of 8 are mirrored`);
+    // Statistics over 40 images, 32 at a time, in f64.
+    await source.measureStatistics(40);
+    const all: number[][] = Array.from({ length: tokenizer.channels }, () => []);
+    let count = 0;
+    for await (const { labels: _, ...data } of source.batches(32, 0, 2)) {
+      for (let at = 0; at < 32 && count < 40; at += B) {
+        const part = (x: Uint32Array | Float32Array) => x.slice(at * x.length / 32, (at + B) * x.length / 32);
+        program.run({ images: part(data.images as Uint32Array), flips: part(data.flips as Float32Array) });
+        (await program.read(program.outputs.z)).forEach((v, i) => all[i % tokenizer.channels]?.push(v));
+        count += B;
+      }
+    }
+    assertEquals(count, 40);
+    all.forEach((values, c) => {
+      const mean = values.reduce((a, b) => a + b) / values.length;
+      const variance = values.reduce((a, b) => a + (b - mean) ** 2, 0) / (values.length - 1);
+      const scale = Math.sqrt(variance);
+      assert(Math.abs((source.mean[c] as number) - mean) < 1e-5 * scale, `mean of ${c}`);
+      assert(Math.abs((source.std[c] as number) / scale - 1) < 1e-4, `deviation of ${c}`);
+    });
+    program.destroy();
+    encode.destroy();
+  });
+});
+
+Deno.test("an online training has the losses of one on cached latents where neither crops nor flips, and resumes to the same bits", async () => {
+  await inFolder(async (folder) => {
+    const at = (...names: string[]) => join(folder, ...names);
+    await writeWide(at("data"), 5);
+    const common = [
+      "--tokenizer",
+      VAE,
+      "--image-size",
+      "8",
+      "--batch-size",
+      "4",
+      "--log-every",
+      "1",
+      "--workers",
+      "0",
+    ];
+    const train = (out: string, ...args: string[]) =>
+      run("train-dit", ...common, "--data", at("data"), "--steps", "3", "--out", at(out), ...args);
+    const model = (name: string) => Deno.readFileSync(at(name, "model/model.safetensors"));
+    const online = ["--online", "--crop", "random", "--flip", "--stat-images", "5", "--save-every", "2"];
+    await train("whole", ...online);
+    const whole = model("whole"), statistics = await readStatistics(at("whole"));
+    assertEquals(statistics?.count, 5);
+    assertEquals(statistics?.record?.made_from.crop, "random");
+    const config = JSON.parse(Deno.readTextFileSync(at("whole/model/config.json")));
+    assertEquals(config.latent_mean, [...statistics?.mean ?? []]);
+    Deno.removeSync(at("whole/checkpoints/step_00000003.safetensors"));
+    await train("whole", ...online, "--resume");
+    assertEquals(model("whole"), whole);
+    const source = new EncodedImages(await openTokenizer(VAE), await openImages(at("data")), {
+      ...{ size: 8, seed: 0, flip: true, crop: "random" as const },
+    });
+    await source.measureStatistics(5);
+    assertEquals([statistics?.mean, statistics?.std], [source.mean, source.std], "--crop and --flip count");
+
+    // Neither crops nor flips: the latents, statistics and losses of a cached training.
+    const losses = (out: string) =>
+      Deno.readTextFileSync(at(out, "log.jsonl")).trim().split("\n").map((line) => JSON.parse(line))
+        .filter(({ event }) => event === "step").map(({ loss }) => loss as number);
+    await train("cached");
+    await train("online", "--online");
+    const [a, b] = [losses("cached"), losses("online")];
+    assertNotEquals(model("online"), whole);
+    assertEquals([a.length, b.length], [3, 3]);
+    a.forEach((loss, n) =>
+      assert(Math.abs(loss / (b[n] as number) - 1) < 1e-5, `step ${n}: ${loss}, ${b[n]}`)
+    );
+
+    const other = await changed(at("other.safetensors"), ENCODES);
+    const error = await assertRejects(
+      () => train("whole", ...online, "--resume", "--tokenizer", other),
+      UsageError,
+      `Cannot train on the statistics "${
+        at("whole/latents_stats.safetensors")
+      }": the tokenizer was "${VAE}" (`,
+    );
+    assert(error.message.includes(other));
+  });
+});
+
+Deno.test("a plan of an online training counts the tokenizer's weights and activations", async () => {
+  await testDevice();
+  const tokenizer = await openTokenizer(VAE), c = trainDitConfig.parse({ batchSize: 2 });
+  const shape = [tokenizer.channels, 2, 2] as const;
+  const plan = (source: StoredLatents | EncodedImages) =>
+    diffusionRecipe(c, ditOf(c, shape, 2), source).plan();
+  const stored = plan(new StoredLatents(shape, undefined, c));
+  const online = plan(new EncodedImages(tokenizer, undefined, { ...c, size: 8 }));
+  const weights = Deno.statSync(VAE).size;
+  const more = online.bytes.parameters + online.bytes.state - stored.bytes.parameters - stored.bytes.state;
+  assert(more > 0.2 * weights && more < 4 * weights, `${more} bytes of weights, the file has ${weights}`);
+  assert(online.flops > stored.flops);
+  assert(online.totalBytes > stored.totalBytes + more / 2);
+});
+
+Deno.test("options of images without effect are refused", async () => {
+  const cases = [
+    [
+      ["--crop", "random", "--data", "x"],
+      "Cannot use --crop random: images are encoded once, with one crop; add --online",
+    ],
+    [["--crop", "adm", "--latents", "x"], "Cannot use --crop: --latents are encoded already"],
+    [["--online", "--latents", "x"], "Cannot use --online: --latents are encoded already"],
+    [
+      ["--stat-images", "9"],
+      "Cannot use --stat-images: statistics of encoded latents are of all; it needs --online",
+    ],
+  ] as const;
+  for (const [args, message] of cases) {
+    await assertRejects(() => run("train-dit", ...args, "--dry-run"), UsageError, message);
+  }
+  await assertRejects(
+    () => run("train-dit", "--online", "--crop", "adm"),
+    UsageError,
+    "Cannot use --crop: generated shapes are squares already",
+  );
+});

@@ -1,0 +1,145 @@
+// Watching a diffusion training: pictures and Frechet distances change no bit of it, the distance is the one of eval, and the best
+// checkpoint is kept.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { UsageError } from "../../src/errors.ts";
+import { checkpointPath, openCheckpoint, readBest } from "../../src/run/checkpoint.ts";
+import { openDit } from "../../src/zoo/runs.ts";
+import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { readEvents } from "../helpers/events.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+const VAE = fixturePath("vavae_tiny.pt");
+const SMALL = [
+  "--tokenizer",
+  VAE,
+  "--image-size",
+  "8",
+  "--batch-size",
+  "2",
+  "--log-every",
+  "1",
+  "--workers",
+  "0",
+];
+
+type Row = Record<string, unknown> & { step: number };
+const validations = (folder: string): Row[] =>
+  Deno.readTextFileSync(join(folder, "log.jsonl")).trim().split("\n").map((line) => JSON.parse(line))
+    .filter((row) => row.event === "validation");
+
+Deno.test("pictures and distances of samples change no bit of a training, and are those of the averaged weights", async () => {
+  await inFolder(async (folder) => {
+    const at = (...names: string[]) => join(folder, ...names);
+    for (const name of ["a", "b"]) await writeImages(at("data", name), 4);
+    const train = (out: string, ...args: string[]) =>
+      run("train-dit", ...SMALL, "--data", at("data"), "--steps", "5", "--out", at(out), ...args);
+    await train("plain");
+    const often = ["--sample-every", "3", "--val-every", "2", "--val-num", "3", "--val-steps", "2"];
+    const watched = [...often, "--val-cfg", "2", "--tensorboard", "--save-every", "3", "--keep", "9"];
+    await train("watched", ...watched);
+    const model = (name: string) => Deno.readFileSync(at(name, "model/model.safetensors"));
+    assertEquals(model("watched"), model("plain"));
+
+    const found = validations(at("watched"));
+    assertEquals(found.map(({ step, fd_encoder }) => [step, typeof fd_encoder]), [
+      [2, "number"],
+      [3, "undefined"],
+      [4, "number"],
+      [5, "number"],
+    ]);
+    const pictures = [...Deno.readDirSync(at("watched/images/samples"))].map(({ name }) => name).sort();
+    assertEquals(pictures, ["step_00000003.png", "step_00000005.png"]);
+    const page = Deno.readTextFileSync(at("watched/report.html"));
+    for (const part of ["validation fd encoder", "Samples over time", "Best checkpoint: step"]) {
+      assert(page.includes(part), part);
+    }
+
+    // The distance of the last step is the one of eval, of the saved model against the training images.
+    const { result } = await run(
+      "eval",
+      ...["--model", at("watched"), "--real", at("data"), "--num", "3", "--image-size", "8"],
+      ...["--cfg", "2", "--steps", "2", "--metrics", "fd-encoder", "--workers", "0", "--out", at("eval")],
+    );
+    const [expected, got] = [result.fd_encoder, found.at(-1)?.fd_encoder] as number[] as [number, number];
+    assert(Math.abs(got / expected - 1) < 1e-6, `${got}, eval: ${expected}`);
+
+    const scored = found.filter(({ fd_encoder }) =>
+      fd_encoder !== undefined
+    ) as (Row & { fd_encoder: number })[];
+    const lowest = scored.toSorted((a, b) => a.fd_encoder - b.fd_encoder)[0];
+    const best = readBest(at("watched"));
+    assertEquals(best, {
+      step: lowest?.step as number,
+      metric: "fd_encoder",
+      value: lowest?.fd_encoder as number,
+    });
+    const { file, step } = await openCheckpoint(at("watched/checkpoints/best.safetensors"));
+    file.close();
+    assertEquals(step, best?.step);
+    assertEquals((await openDit(at("watched/best"))).config.classes, ["a", "b"]);
+
+    const [name] = [...Deno.readDirSync(at("watched"))].map(({ name }) => name).filter((n) =>
+      n.includes("tfevents")
+    );
+    const values = readEvents(at("watched", name as string)).flatMap((e) => e.step === 5 ? e.values : []);
+    assertEquals(values.find(({ tag }) => tag === "val/fd_encoder")?.scalar, Math.fround(got));
+    assert(values.some(({ tag }) => tag === "val/samples"));
+
+    // From a checkpoint between two validations, in another folder: the same noise and classes.
+    await train("resumed", ...watched, "--resume", checkpointPath(at("watched"), 3));
+    assertEquals(model("resumed"), model("plain"));
+    assertEquals(
+      validations(at("resumed")).map(({ step, fd_encoder }) => [step, fd_encoder]),
+      found.slice(-2).map(({ step, fd_encoder }) => [step, fd_encoder]),
+    );
+    const picture = (out: string) => Deno.readFileSync(at(out, "images/samples/step_00000005.png"));
+    assertEquals(picture("resumed"), picture("watched"));
+  });
+});
+
+Deno.test("latents without images are decoded for the distance", async () => {
+  await inFolder(async (folder) => {
+    const at = (...names: string[]) => join(folder, ...names);
+    await writeImages(at("data"), 4);
+    await run(
+      "encode",
+      "--tokenizer",
+      VAE,
+      "--image-size",
+      "8",
+      "--data",
+      at("data"),
+      "--out",
+      at("latents"),
+    );
+    const out = at("run"), steps = ["--steps", "1", "--val-every", "1", "--val-num", "2", "--val-steps", "1"];
+    await run("train-dit", ...SMALL, "--latents", at("latents"), ...steps, "--out", out);
+    await run("reconstruct", "--tokenizer", VAE, "--input", at("data"), "--out", at("decoded"));
+    const { result } = await run(
+      "eval",
+      ...["--model", out, "--real", at("decoded"), "--num", "2", "--image-size", "8", "--cfg", "1"],
+      ...["--steps", "1", "--metrics", "fd-encoder", "--workers", "0", "--out", at("eval")],
+    );
+    const [expected, got] = [result.fd_encoder, validations(out)[0]?.fd_encoder] as [number, number];
+    assert(Math.abs(got / expected - 1) < 1e-5, `${got}, eval: ${expected}`);
+  });
+});
+
+Deno.test("options of watching without effect are refused", async () => {
+  const cases = [
+    [["--val-num", "9"], "Cannot use --val-num: no Frechet distance is computed; it needs --val-every"],
+    [["--val-cfg", "2"], "Cannot use --val-cfg: no Frechet distance is computed"],
+    [["--val-encoder", "x"], "Cannot use --val-encoder: no Frechet distance is computed"],
+    [["--val-steps", "2"], "Cannot use --val-steps: nothing is sampled"],
+    [
+      ["--val-every", "1", "--val-cfg", "2", "--unconditional"],
+      "Cannot use --val-cfg: an unconditional model",
+    ],
+    [["--val-every", "1", "--val-num", "1"], "Cannot use --val-num 1"],
+  ] as const;
+  for (const [args, message] of cases) {
+    await assertRejects(() => run("train-dit", ...SMALL, ...args, "--dry-run"), UsageError, message);
+  }
+});
