@@ -19,9 +19,11 @@ import { formatBytes, parseBytes, readJson } from "../../src/formats/files.ts";
 import { device } from "../../src/gpu/device.ts";
 import type { Plan } from "../../src/gpu/plan.ts";
 import { Storage } from "../../src/gpu/storage.ts";
+import { Dit, DIT_SIZES, ditConfig } from "../../src/models/dit.ts";
 import { Lpips } from "../../src/models/lpips.ts";
 import { stagesOf, tokenizerOf } from "../../src/train/align_config.ts";
 import { Alignment } from "../../src/train/alignment.ts";
+import { Diffusion } from "../../src/train/diffusion.ts";
 import { discriminatorOf } from "../../src/train/discriminators.ts";
 import { IMAGENET } from "../../src/train/epochs.ts";
 import { largestMicroBatch } from "../../src/train/fit_memory.ts";
@@ -258,5 +260,16 @@ Deno.test("stage 2 of dinov2-l-f16d32 plans within 24 GB at micro-batches of 4, 
   const stage = stagesOf(c, true).filter(({ name }) => name === "perceptual");
   const plan = stageRecipes(alignment, stage, c, undefined)[0]?.plan() as Plan;
   assert(plan.totalBytes < 24e9 && plan.bytes.parameters > 2.5e9, `${plan.totalBytes}`);
+  assertEquals(device().memory.live, before);
+});
+
+Deno.test("XL/1 plans within 40 GB at micro-batches of 8 in fp16 with recomputation, and allocates nothing", async () => {
+  await testDevice();
+  const before = device().memory.live;
+  const dit = new Dit(ditConfig.parse(DIT_SIZES["XL/1"]));
+  const options = { batchSize: 8, labelDropout: 0.1, directionWeight: 1, ema: true, seed: 0 };
+  const { plan } = new Diffusion(dit, { ...options, precision: "f16", recompute: true }).capture();
+  // 15.2 GB: 4.0 of weights with their fp16 copies, 2.7 of gradients, 8.1 of moments and EMA, 0.3 of activations.
+  assert(plan.totalBytes < 15.5e9 && plan.bytes.parameters > 4e9, `${plan.totalBytes}`);
   assertEquals(device().memory.live, before);
 });
