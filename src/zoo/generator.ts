@@ -42,7 +42,7 @@ export async function openGenerator(
 > {
   const model = await openDit(path, options);
   const { say = () => {} } = options;
-  if (model.note !== undefined) say(model.note);
+  model.notes?.forEach(say);
   const tokenizer = await tokenizerOf(path, model, options.tokenizer, say);
   const C = model.config.dit.in_channels;
   if (C !== tokenizer.channels) {

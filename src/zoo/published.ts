@@ -176,11 +176,11 @@ async function statisticsOf(
 
 /**
  * Opens a LightningDiT, SiT or DiT-DH from its authors' checkpoint, the EMA weights if it has them.
- * @returns also a note for people, where the file may hold something else
+ * @returns also lines for people about what the file does not say
  */
 export async function openPublishedDit(
   path: string,
-): Promise<{ dit: Dit; fingerprint: string; note?: string }> {
+): Promise<{ dit: Dit; fingerprint: string; notes: string[] }> {
   const store = await openModel(path);
   try {
     if (wrapperOf(store.shapes.keys(), DIT_ANCHOR) === undefined) {
@@ -192,12 +192,22 @@ export async function openPublishedDit(
     }
     const source = unwrapped(store, DIT_ANCHOR);
     const dit = new Dit(inferDit(path, source.shapes)), weights = new WeightsFingerprint();
+    const notes = [
+      ...dit.config.learn_sigma
+        ? [
+          `"${path}" is read as SiT's, which predicts a velocity; a file of DiT's has the same tensors, predicts noise, and ` +
+          `gives no images here`,
+        ]
+        : [],
+      ...dit.config.inner_head
+        ? [
+          `"${path}" does not say which block its inner head follows: it is read as Internal Guidance's, block ` +
+          `${dit.config.inner_head}`,
+        ]
+        : [],
+    ];
     await loadState(dit, weights.through(source), { ignore: PROJECTORS });
-    const note = dit.config.learn_sigma
-      ? `"${path}" is read as SiT's, which predicts a velocity: DiT's files have the same tensors, predict noise, and ` +
-        `give no images here`
-      : undefined;
-    return { dit, fingerprint: weights.value(), ...note !== undefined && { note } };
+    return { dit, fingerprint: weights.value(), notes };
   } finally {
     store.close();
   }

@@ -128,8 +128,8 @@ export interface DiffusionModel {
   /** The folder or file that it was read from. */
   path: string;
   identity: Identity;
-  /** What people should know about it. */
-  note?: string;
+  /** Lines for people about what a published file does not say. */
+  notes?: string[];
 }
 
 /**
@@ -150,14 +150,14 @@ export async function openDit(
       );
     }
     if (ema !== undefined) throw noSnapshots(path);
-    const { dit, fingerprint, ...note } = await openPublishedDit(path);
+    const { dit, fingerprint, notes } = await openPublishedDit(path);
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
     return {
       dit,
       config: { dit: dit.config, classes },
       path,
       identity: { name: path, fingerprint },
-      ...note,
+      notes,
     };
   }
   const config = readConfig(folder, modelConfig, "a diffusion model");

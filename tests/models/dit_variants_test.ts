@@ -6,13 +6,14 @@ import { trainDitConfig } from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { Dit } from "../../src/models/dit.ts";
 import { DIT_SIZES, type DitConfig, ditConfig, inferDit } from "../../src/models/dit_config.ts";
-import { countParameters, fileShape, loadProblems, state } from "../../src/nn/layers.ts";
+import { countParameters, fileShape, loadProblems, parameters, state } from "../../src/nn/layers.ts";
 import { concat } from "../../src/ops/layout.ts";
 import { readTensor, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { checkDitOptions, ditOf } from "../../src/train/dit_training.ts";
+import { openDit } from "../../src/zoo/runs.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 import { compare, nchw, nhwc, open } from "../helpers/compare.ts";
-import { shapesOf } from "../helpers/formula.ts";
+import { formulaWeights, shapesOf, writeFormula } from "../helpers/formula.ts";
 
 const VARIANTS = [
   "dit_sit",
@@ -106,6 +107,41 @@ Deno.test("published models are recognised by their tensors, and have their numb
     assertEquals(loadProblems(new Dit(found), { shapes }), [], name);
     const counted = Math.round((countParameters(dit) + dit.pos_embed.size) / 1e4) / 100;
     assertEquals(counted, millions ?? counted, name);
+  }
+});
+
+const SMALL = { input_size: 4, in_channels: 4, hidden_size: 32, depth: 2, num_heads: 2, num_classes: 3 };
+const FILES: [config: Partial<DitConfig>, note?: string][] = [
+  [{}],
+  [{ patch_size: 2, use_qknorm: true, use_rope: false, use_swiglu: false, wo_shift: true }],
+  [{ use_rmsnorm: false, learn_sigma: true }, "a file of DiT's has the same tensors"],
+  [
+    { depth: 9, inner_head: 8 },
+    "which block its inner head follows: it is read as Internal Guidance's, block 8",
+  ],
+  [{ use_gembed: true, reversed_time: true }],
+  [{ use_gembed: true, reversed_time: true, head: { hidden_size: 48, depth: 2, num_heads: 2 } }],
+];
+
+Deno.test("a file of each kind opens, with notes about what it does not say", async () => {
+  await testDevice();
+  const folder = await Deno.makeTempDir();
+  try {
+    for (const [i, [config, note]] of FILES.entries()) {
+      const path = `${folder}/${i}.safetensors`, made = new Dit(ditConfig.parse({ ...SMALL, ...config }));
+      const shapes = new Map([...shapesOf(made)].map(([key, shape]) => [`ema.${key}`, shape]));
+      await writeFormula(path, shapes, (key) => key.slice(4));
+      const { dit, notes = [] } = await openDit(path);
+      assertEquals(dit.config, made.config);
+      assertEquals(notes.length, note === undefined ? 0 : 1);
+      if (note !== undefined) assert(notes[0]?.includes(note) && notes[0].includes(path), notes[0]);
+      for (const [key, tensor] of parameters(dit)) {
+        if (tensor.rank > 2) continue; // convolutions are channels-last
+        assertEquals(await readTensor(tensor), formulaWeights(key, tensor.shape), key);
+      }
+    }
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 });
 
