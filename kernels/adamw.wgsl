@@ -18,7 +18,7 @@ var<storage> m: array<vec4<f32>>;
 var<storage> v: array<vec4<f32>>;
 var<storage> ema: array<vec4<f32>>;  // absent without EMA
 var<storage> work: array<vec4<f32>>; // fp16 copy of p; absent in fp32
-var<storage> hyper: array<f32>;      // lr, b1, b2, eps, wd, clip (0: none), d
+var<storage> hyper: array<f32>;      // lr, b1, b2, eps, wd, clip (0: none), d, and what muon.wgsl reads
 var<storage> norm2: array<f32>;
 var<storage> progress: array<f32>;   // steps applied, steps skipped, loss scale, steps in a row (< 0: skipped)
 var<storage> values: array<f32>;     // what a step reports

@@ -10,7 +10,6 @@ import { architecture } from "./architecture_options.ts";
 import {
   ALIGN_PRESET_NAMES,
   amount,
-  averaging,
   decay,
   encoder,
   encoding,
@@ -24,7 +23,6 @@ import {
   optimizing,
   perStage,
   reading,
-  rebuilt,
   running,
   sampling,
   text,
@@ -32,6 +30,7 @@ import {
   validating,
   watching,
 } from "./options.ts";
+import { averaging, muon, rebuilt } from "./optimizer_options.ts";
 
 export { type SampleConfig, sampleConfig } from "./sample_config.ts";
 
@@ -272,6 +271,7 @@ export const trainDitConfig = z.strictObject({
   labelDropout: training(z.number().min(0).max(1).default(0.1), "Label dropout, for guidance", { advanced }),
   ...objective,
   ...averaging,
+  ...muon,
   ...optimizing(0.9, 0.95),
   ...general,
 });

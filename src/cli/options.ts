@@ -234,7 +234,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
   ),
   beta1: optimizer(z.number().min(0).lt(1).default(beta1), "AdamW's beta1", { advanced: true }),
   beta2: optimizer(z.number().min(0).lt(1).default(beta2), "AdamW's beta2", { advanced: true }),
-  weightDecay: optimizer(amount().default(0), "AdamW's weight decay", { advanced: true }),
+  weightDecay: optimizer(amount().default(0), "Decoupled weight decay", { advanced: true }),
   clip: optimizer(amount().default(1), "Clip the global gradient norm; 0: no clipping", { advanced: true }),
   warmup: optimizer(z.number().int().nonnegative().default(20), "Linear warm-up", {
     unit: "steps",
@@ -327,28 +327,6 @@ export const sampling = {
     advanced: true,
   }),
 };
-
-/** The averages of the weights that `train-dit` keeps. */
-export const averaging = {
-  ema: training(
-    z.union([decay, z.literal("posthoc")]).default(0.99),
-    "Decay of the EMA (LightningDiT: 0.9999), 0: none; posthoc: two averages from which any other is rebuilt afterwards",
-    { value: "N|posthoc" },
-  ),
-  emaEvery: training(count().optional(), "Steps between the snapshots of --ema posthoc, which are kept", {
-    otherwise: "a twentieth of the steps",
-    advanced: true,
-    free: true,
-  }),
-};
-
-/** The average of the weights that a run's model is rebuilt with. */
-export const rebuilt = sample(
-  z.number().gt(0).lt(1).optional(),
-  "Average of the weights to rebuild from the snapshots of `train-dit --ema posthoc`: its relative width sigma_rel, or from " +
-    "0.289 on an exponential decay",
-  { otherwise: "the model's own", advanced: true },
-);
 
 /** Watching a diffusion training. */
 export const watching = {

@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { flag, general, GROUPS, range, rebuilt, sampling, text } from "./options.ts";
+import { flag, general, GROUPS, range, sampling, text } from "./options.ts";
+import { rebuilt } from "./optimizer_options.ts";
 
 const { input, output, sample } = GROUPS;
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };

@@ -21,9 +21,17 @@ export class ParameterSet {
   readonly working: readonly Tensor[] | undefined;
   readonly #gradients: { flats: readonly Tensor[]; of: ReadonlyMap<Tensor, Tensor> }[] = [];
 
-  /** @param precision of activations: f16 makes working copies of the parameters */
-  constructor(readonly name: string, module: object, precision: Precision = "f32") {
-    this.tensors = parameters(module);
+  /**
+   * @param precision of activations: f16 makes working copies of the parameters
+   * @param include which of the trainable tensors it holds, by name (all)
+   */
+  constructor(
+    readonly name: string,
+    module: object,
+    precision: Precision = "f32",
+    include: (name: string, tensor: Tensor) => boolean = () => true,
+  ) {
+    this.tensors = new Map([...parameters(module)].filter(([name, tensor]) => include(name, tensor)));
     const limit = device().limits.maxStorageBufferBindingSize;
     const align = precision === "f16" ? 2 * ALIGN : ALIGN; // so that fp16 copies are aligned, too
     const bins: { bytes: number; members: [Tensor, number][] }[] = [];
@@ -74,6 +82,12 @@ export class ParameterSet {
       of.set(tensor, new Tensor(tensor.shape, "f32", storage));
     }
     return this.#gradients[which] = { flats, of };
+  }
+
+  /** The gradients of the tensors in the flat buffer `index`. */
+  gradientsIn(index: number): Tensor[] {
+    const root = this.gradients().flats[index]?.storage;
+    return [...this.gradients().of.values()].filter(({ storage }) => storage.root === root);
   }
 
   /** New flat buffers of the same layout, zero at first: moments, averages. */

@@ -19,15 +19,29 @@ export interface Hyper {
   clip: number;
   /** Decay of the moving average of the weights. */
   emaDecay: number;
+  /** Momentum (0) and learning rate (0) of sets that Muon updates. */
+  momentum?: number;
+  muonLr?: number;
 }
 
 /** The variable that holds {@link packHyper}'s numbers on the device. */
 export function hyperVariable(): Tensor {
-  return variable([8], { label: "hyper-parameters" });
+  return variable([9], { label: "hyper-parameters" });
 }
 
 export function packHyper(h: Hyper): Float32Array {
-  return new Float32Array([h.lr, h.beta1, h.beta2, h.eps, h.weightDecay, h.clip, h.emaDecay, 0]);
+  const { momentum = 0, muonLr = 0 } = h;
+  return new Float32Array([
+    h.lr,
+    h.beta1,
+    h.beta2,
+    h.eps,
+    h.weightDecay,
+    h.clip,
+    h.emaDecay,
+    momentum,
+    muonLr,
+  ]);
 }
 
 /** Flat tensors of one layout, all [n] with n a multiple of 4. */
@@ -41,6 +55,25 @@ export interface FlatSet {
   working?: Tensor | undefined;
   /** Factor of the learning rate. */
   lrFactor: number;
+}
+
+/** What the launches of a step share. */
+export interface StepTensors {
+  hyper: Tensor;
+  progress: Tensor;
+  /** Squared global norm of the gradients, still multiplied by the loss scale. */
+  gradientNorm2: Tensor;
+  /** The same; not finite if the step is to be skipped. */
+  norm2: Tensor;
+  fault: Tensor | undefined;
+}
+
+/** Another update than AdamW's, of other sets in the same step. */
+export interface UpdateRule {
+  /** Records what makes `norm2` infinite where the update would not be finite. */
+  check(step: StepTensors): void;
+  /** Records the update, which does nothing where `norm2` is not finite. */
+  apply(step: StepTensors): void;
 }
 
 /** Initial loss scale of fp16 training. */
@@ -101,11 +134,12 @@ export function sumOfScalars(scalars: readonly Tensor[]): Tensor {
 }
 
 /**
- * One step over all sets, skipped as a whole when `norm2`, one of `values` or a number that the update would write is not
+ * One step over all sets and those of other rules, skipped as a whole when `norm2`, one of `values` or a number that the update would write is not
  * finite. Where there are working copies, the loss scale then follows.
  * @param gradientNorm2 squared global norm of the gradients, still multiplied by the loss scale
  * @param progress of {@link progressVariable}
  * @param options.values f32 [n], what the step reports
+ * @param options.rules updates of other sets; their gradients count in `gradientNorm2`
  * @param options.fault of {@link faultVariable}; absent: the cause is not kept
  * @returns `gradientNorm2`, or something that is not finite where the step is skipped
  */
@@ -114,7 +148,11 @@ export function adamw(
   hyper: Tensor,
   gradientNorm2: Tensor,
   progress: Tensor,
-  { values, fault }: { values?: Tensor | undefined; fault?: Tensor } = {},
+  { values, fault, rules = [] }: {
+    values?: Tensor | undefined;
+    fault?: Tensor;
+    rules?: readonly UpdateRule[];
+  } = {},
 ): Tensor {
   const norm2 = empty([], "f32", "checked_norm2");
   launch(
@@ -133,6 +171,8 @@ export function adamw(
       fold(Math.ceil(size / 256)),
     );
   }
+  const step = { hyper, progress, gradientNorm2, norm2, fault };
+  for (const rule of rules) rule.check(step);
   launch(kernel(source, "advance"), { norm2, progress }, {}, [1]);
   for (const { parameters: p, gradients: g, m, v, ema, working: work, lrFactor } of sets) {
     check(
@@ -153,6 +193,7 @@ export function adamw(
       { flops: 14 * p.size },
     );
   }
+  for (const rule of rules) rule.apply(step);
   if (sets.some(({ working }) => working)) launch(kernel(source, "rescale"), { norm2, progress }, {}, [1]);
   return norm2;
 }

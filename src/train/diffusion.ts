@@ -37,6 +37,8 @@ export interface DiffusionOptions extends TimeOptions, DiffusionLossWeights {
   prediction?: Prediction;
   /** An average of the weights, or power-function averages of these relative widths; see {@link Optimizer}. */
   ema: boolean | readonly number[];
+  /** Updates {@link isHiddenMatrix hidden matrices} with Muon and the rest with AdamW, instead of all with AdamW. */
+  muon?: { lr: number; momentum: number } | undefined;
   seed: number;
   /** Of the DiT's activations (f32). */
   precision?: Precision;
@@ -58,8 +60,15 @@ type DiffusionProgram = StepProgram<Record<string, Tensor>>;
 /** Streams of randomness inside a step. */
 const STREAMS = { noise: 1, time: 2, dropout: 3 };
 
+/** Whether Muon updates a parameter: the matrices of blocks, as Jordan et al. (2024) and RAEv2 do, adaLN's included. */
+export const isHiddenMatrix = (name: string, { rank }: Tensor): boolean =>
+  rank === 2 && /(^|\.)blocks\.\d+\./.test(name);
+
 export class Diffusion {
+  /** What AdamW updates. */
   readonly set: ParameterSet;
+  /** The network's parameters: that and what Muon updates. */
+  readonly sets: readonly ParameterSet[];
   readonly optimizer: Optimizer;
   readonly random: RandomState;
   /** The network as one of velocities. */
@@ -73,9 +82,13 @@ export class Diffusion {
     this.model = velocitiesOf(dit, options.prediction);
     this.metrics = metricsOf({ inner: dit.config.inner_head > 0, repa: repa !== undefined });
     this.runningMetrics = variable([this.metrics.length], { label: "running metrics" });
-    this.set = new ParameterSet("model", dit, options.precision);
+    const { precision, ema, muon } = options, isMuons = muon ? isHiddenMatrix : () => false;
+    this.set = new ParameterSet("model", dit, precision, (...parameter) => !isMuons(...parameter));
+    const hidden = muon ? [new ParameterSet("hidden", dit, precision, isMuons)] : [];
+    this.sets = [this.set, ...hidden];
     this.optimizer = new Optimizer("optimizer", [
-      { set: this.set, ema: options.ema },
+      { set: this.set, ema },
+      ...hidden.map((set) => ({ set, ema, muon: true })),
       ...repa ? [{ set: repa.set }] : [],
     ]);
     this.random = new RandomState(options.seed);
@@ -139,8 +152,8 @@ export class Diffusion {
   }
 
   /** The parameters of all networks. */
-  get #sets(): ParameterSet[] {
-    return [this.set, ...this.repa ? [this.repa.set, this.repa.frozen] : []];
+  get #allSets(): ParameterSet[] {
+    return [...this.sets, ...this.repa ? [this.repa.set, this.repa.frozen] : []];
   }
 
   /** Makes a captured step ready to run, with the parameters as they are: first values or those of a checkpoint. */
@@ -149,7 +162,7 @@ export class Diffusion {
     progress?: (done: number, total: number) => void,
   ): Promise<void> {
     await program.prepare(progress);
-    await refreshWorkingCopies(this.#sets);
+    await refreshWorkingCopies(this.#allSets);
   }
 
   /** Names and tensors of a checkpoint. */
@@ -224,7 +237,7 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
     const { snapshots } = this.options;
     if (snapshots) removeSnapshotsAfter(snapshots.run, from);
     if (from === 0) {
-      await this.set.materialise();
+      for (const set of this.sets) await set.materialise();
       await this.optimizer.startEma();
     }
     await this.prepareProgram(this.#program, progress);
@@ -232,8 +245,8 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
 
   // deno-lint-ignore require-await
   async step(n: number, { labels, ...data }: LatentBatch): Promise<void> {
-    const { steps, lr, emaDecay: ema, seed } = this.options;
-    this.optimizer.set(hyperAt(n, { steps, lr, ema }, this.options));
+    const { steps, lr, emaDecay: ema, muon, seed } = this.options;
+    this.optimizer.set(hyperAt(n, { steps, lr, ema, muon }, this.options));
     const conditional = this.dit.config.num_classes > 0; // else the only label is "no class", 0
     this.#program.run({
       ...data,
@@ -261,7 +274,7 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
 
   /** The weight average becomes the weights. */
   async finish(): Promise<void> {
-    await this.optimizer.readEmaInto(0, this.set);
+    for (const [i, set] of this.sets.entries()) await this.optimizer.readEmaInto(i, set);
   }
 
   override destroy(): void {

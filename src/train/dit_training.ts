@@ -31,6 +31,7 @@ const LOGIT_NORMAL: Condition<TrainDitConfig> = [
   (c) => c.time === "logit-normal",
   "it is for --time logit-normal",
 ];
+const MUON: Condition<TrainDitConfig> = [(c) => c.optimizer === "muon", "it is for --optimizer muon"];
 const ALIGNED: Condition<TrainDitConfig> = [(c) => c.repa !== undefined, "there is no --repa"];
 
 const VALIDATED: Condition<TrainDitConfig> = [
@@ -55,6 +56,8 @@ const CONDITIONAL: Conditions<TrainDitConfig> = {
   ]],
   headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
   emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
+  muonLr: [MUON],
+  momentum: [MUON],
   labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
   timeMu: [LOGIT_NORMAL],
   timeSigma: [LOGIT_NORMAL],
@@ -177,12 +180,16 @@ export function diffusionRecipe(
   repa?: Repa,
 ): DiffusionRecipe {
   const steadied = c.qkNorm ? [] : ["--qk-norm"];
-  const options = { ...c, ...averagesOf(c, run), directionWeight: c.wDirection, steadied };
+  const options = { ...c, ...averagesOf(c, run), muon: muonOf(c), directionWeight: c.wDirection, steadied };
   return new DiffusionRecipe(dit, options, source, repa);
 }
 
 const plannedLatents = ({ config: { in_channels: C, input_size: S } }: Dit, c: TrainDitConfig) =>
   new StoredLatents([C, S, S], undefined, c);
+
+/** Muon's options, where it is chosen. */
+const muonOf = ({ optimizer, muonLr, momentum, lr }: TrainDitConfig) =>
+  optimizer === "muon" ? { lr: muonLr ?? lr, momentum } : undefined;
 
 /** The averages of the weights that a run keeps. */
 function averagesOf(c: TrainDitConfig, run: string | undefined) {

@@ -1,5 +1,5 @@
-// AdamW over parameter sets, recorded into a program: gradients are copied into flat buffers, their global norm is computed, and
-// each set is updated by one launch. `state()` has every tensor that a checkpoint needs.
+// AdamW over parameter sets, or Muon over sets of matrices, recorded into a program: gradients are copied into flat buffers, their
+// global norm is computed, and each set is updated by one launch (Muon: and some for each matrix). `state()` has every tensor that a checkpoint needs.
 
 import { detach, full, grad, store } from "../tensor/autograd.ts";
 import { addInPlace, copy, fill } from "../gpu/memory.ts";
@@ -9,6 +9,7 @@ import {
   adamw,
   FAULTS,
   faultVariable,
+  type FlatSet,
   type Hyper,
   hyperVariable,
   lossScale,
@@ -18,6 +19,7 @@ import {
   restoreIfSkipped,
   sumOfScalars,
 } from "../ops/adamw.ts";
+import { muon } from "../ops/muon.ts";
 import { powerEma } from "../ops/power_ema.ts";
 import { gammaOf } from "../run/power_ema.ts";
 import { div, mul, sqrt, square } from "../ops/math.ts";
@@ -37,8 +39,10 @@ interface Average {
 interface Slot {
   set: ParameterSet;
   lrFactor: number;
+  /** First moments; of Muon: the momentum. */
   m: Tensor[];
-  v: Tensor[];
+  /** Second moments; undefined for sets that Muon updates. */
+  v: Tensor[] | undefined;
   /** The last one is the result of the training. */
   averages: Average[];
 }
@@ -58,19 +62,25 @@ export class Optimizer {
 
   /**
    * @param groups sets, each with a factor of the learning rate (1), without a moving average of the weights, with one (true), or
-   * with power-function averages of these relative widths, see run/power_ema.ts; the last average is the result
+   * with power-function averages of these relative widths, see run/power_ema.ts; the last average is the result. Muon updates sets with `muon`, which hold matrices alone, at least one
+   * other set is updated by AdamW
    * @param key prefix of the tensors in `state()`
    */
   constructor(
     readonly label: string,
-    groups: readonly { set: ParameterSet; lrFactor?: number; ema?: boolean | readonly number[] }[],
+    groups: readonly {
+      set: ParameterSet;
+      lrFactor?: number;
+      ema?: boolean | readonly number[];
+      muon?: boolean;
+    }[],
     private readonly key = label,
   ) {
-    this.#slots = groups.map(({ set, lrFactor = 1, ema = false }) => ({
+    this.#slots = groups.map(({ set, lrFactor = 1, ema = false, muon = false }) => ({
       set,
       lrFactor,
       m: set.like("optimizer"),
-      v: set.like("optimizer"),
+      v: muon ? undefined : set.like("optimizer"),
       averages: (Array.isArray(ema) ? ema : ema ? [undefined] : []).map((sigmaRel?: number) => ({
         key: sigmaRel === undefined ? "ema" : `ema_${sigmaRel}`,
         sigmaRel,
@@ -190,17 +200,21 @@ export class Optimizer {
         parameters,
         gradients: set.gradients().flats[i] as Tensor,
         m: m[i] as Tensor,
-        v: v[i] as Tensor,
+        v: v?.[i],
         ema: averages.find(({ sigmaRel }) => sigmaRel === undefined)?.flats[i],
         working: set.working?.[i],
         lrFactor,
+        matrices: v ? [] : set.gradientsIn(i),
       }))
     );
+    const hasMoments = (flat: typeof flats[number]): flat is FlatSet & typeof flat => flat.v !== undefined;
+    const matrices = flats.filter((flat) => !hasMoments(flat));
     const scale = this.lossScale();
     const plain = scale ? div(norm2, square(scale)) : norm2;
-    this.#checkedNorm2 = adamw(flats, this.#hyper, norm2, this.progress, {
+    this.#checkedNorm2 = adamw(flats.filter(hasMoments), this.#hyper, norm2, this.progress, {
       values: values.length ? joined(values) : undefined,
       fault: this.#fault,
+      rules: matrices.length ? [muon(matrices)] : [],
     });
     this.#recordPowerEmas(this.#checkedNorm2);
     const norms = squares.map((sums) => sqrt(sumOfScalars(sums)));
@@ -275,7 +289,7 @@ export class Optimizer {
     for (const { set, m, v, averages } of this.#slots) {
       const kinds = { m, v, ...Object.fromEntries(averages.map(({ key, flats }) => [key, flats])) };
       for (const [kind, flats] of Object.entries(kinds)) {
-        flats.forEach((flat, i) => found.set(`${this.key}.${set.name}.${kind}.${i}`, flat));
+        flats?.forEach((flat, i) => found.set(`${this.key}.${set.name}.${kind}.${i}`, flat));
       }
     }
     return found;

@@ -51,11 +51,17 @@ export type ScheduleOptions = Pick<AlignConfig, "warmup" | "lrSchedule" | "lrEnd
 
 /**
  * Hyper-parameters of step `n` of `steps`.
+ * @param muon learning rate and momentum of sets that Muon updates
  * @param ema decay of the weight average; smaller in the first steps, so that the initial weights are forgotten
  */
 export function hyperAt(
   n: number,
-  { steps, lr, ema }: { steps: number; lr: number; ema: number },
+  { steps, lr, ema, muon }: {
+    steps: number;
+    lr: number;
+    ema: number;
+    muon?: { lr: number; momentum: number } | undefined;
+  },
   options: OptimizerOptions,
 ): Hyper {
   const { beta1, beta2, weightDecay, clip } = options;
@@ -67,6 +73,7 @@ export function hyperAt(
     weightDecay,
     clip,
     emaDecay: Math.min(ema, (1 + n) / (10 + n)),
+    ...muon ? { momentum: muon.momentum, muonLr: muon.lr * schedule(n, steps, options) } : {},
   };
 }
 
