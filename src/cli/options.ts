@@ -5,6 +5,7 @@ import { z } from "zod";
 import { count } from "../bounds.ts";
 import { parseBytes } from "../formats/files.ts";
 import { guidanceSchema } from "./guidance.ts";
+import { isSchedule } from "./key_steps.ts";
 
 /** What help and resuming know about an option. */
 export interface About {
@@ -326,6 +327,12 @@ export const sampling = {
   lastStepSize: sample(z.number().gt(0).lt(1).default(0.04), "Size of the last step of sde, in time", {
     advanced: true,
   }),
+  reuseEncoder: sample(
+    z.string().refine(isSchedule, 'give "every N", a share of the steps, or steps from 0 on such as 0,5,10')
+      .optional(),
+    "Faster Diffusion: run the first half of the blocks in key steps only, every N-th, a share of all, or steps from 0 on",
+    { value: "every N|SHARE|0,I,...", otherwise: "every step", advanced: true },
+  ),
 };
 
 /** Watching a diffusion training. */

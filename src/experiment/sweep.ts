@@ -3,6 +3,7 @@
 
 import { join } from "@std/path";
 import { sampleConfig } from "../cli/config.ts";
+import { keySteps } from "../cli/key_steps.ts";
 import { kebab, show } from "../cli/flags.ts";
 import { idleGuidance } from "../cli/guidance.ts";
 import { type SweepConfig, SWEPT, type Swept, written } from "../cli/sweep_config.ts";
@@ -78,11 +79,12 @@ const ADAPTIVE = 60;
  * @throws UsageError for options that the sampler cannot take
  */
 export function expectedEvaluations(model: DiffusionModel["dit"], options: SamplingOptions): number {
-  const guidance = new Guidance(model, options), { sampler } = options;
+  const guidance = new Guidance(model, options), { sampler, reuseEncoder } = options;
   const passes = (t: number, progress = t) => guidance.evaluations(guidance.terms(t, progress));
   if (sampler === "dopri5") return ADAPTIVE * passes(0.5);
-  const times = gridOf(options).slice(0, -1), { length } = times;
-  return SAMPLERS[sampler].evaluations * times.reduce((sum, t, i) => sum + passes(t, i / length), 0);
+  const times = gridOf(options).slice(0, -1), isKey = keySteps(reuseEncoder, times.length);
+  const cost = (t: number, i: number) => passes(t, i / times.length) * (isKey[i] ? 1 : 0.5);
+  return SAMPLERS[sampler].evaluations * times.reduce((sum, t, i) => sum + cost(t, i), 0);
 }
 
 /** The options with values that differ between cells. */

@@ -3,6 +3,8 @@
 import type { SampleConfig } from "../cli/config.ts";
 import type { GuidanceConfig } from "../cli/guidance.ts";
 import { noGrad } from "../tensor/autograd.ts";
+import { keySteps } from "../cli/key_steps.ts";
+import { UsageError } from "../errors.ts";
 import { copy, fill } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
@@ -12,6 +14,7 @@ import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
 import { Dopri5 } from "./dopri5.ts";
 import { Guidance, type GuidanceOptions, guidanceOptions, type Terms } from "./guidance.ts";
+import { ReusedEncoder } from "./reuse.ts";
 import { gridOf, type GridSampler, type SamplerOptions, SAMPLERS } from "./samplers.ts";
 
 export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
@@ -40,13 +43,15 @@ export class Sampler {
   readonly #dopri5: Dopri5 | undefined;
   /** t, next t and coefficients of each step. */
   readonly #grid: readonly Float32Array<ArrayBuffer>[];
-  /** The guidance of each step. */
-  readonly #terms: readonly Terms[];
   /** The numbers of the current step. */
   readonly #numbers: Tensor;
   readonly #history: readonly Tensor[];
+  /** The network, where some steps run its second half only. */
+  readonly #reused: ReusedEncoder | undefined;
+  /** Terms of each step of the grid, and whether it runs the complete network. */
+  readonly #plan: readonly { terms: Terms; complete: boolean }[];
   #start: StepProgram | undefined;
-  /** Programs of steps by the key of their terms. */
+  /** Programs of steps by what they run. */
   readonly #steps = new Map<string, StepProgram>();
 
   /** @throws UsageError when the sampler cannot take so few steps */
@@ -56,13 +61,23 @@ export class Sampler {
     this.latents = variable([B, S, S, C], { label: "samples" });
     this.#labels = input([B], "u32", "labels");
     this.#random = new RandomState(options.seed);
-    this.guidance = new Guidance(model, options);
+    const isKey = keySteps(options.reuseEncoder, sampler === "dopri5" ? 1 : gridOf(options).length - 1);
+    if (sampler === "dopri5" && options.reuseEncoder !== undefined) {
+      throw new UsageError("Cannot reuse the encoder: dopri5 chooses its own steps; use another --sampler");
+    }
+    this.#reused = isKey.includes(false) ? new ReusedEncoder(model) : undefined;
+    this.guidance = new Guidance(this.#reused ?? model, options);
     this.#sampler = sampler === "dopri5" ? undefined : SAMPLERS[sampler];
     const { history = 0, coefficients } = this.#sampler ?? {}, grid = gridOf(options);
     this.#grid = grid.slice(0, -1).map((t, i) =>
       new Float32Array([t, grid[i + 1] as number, ...coefficients?.(grid, i, options) ?? []])
     );
-    this.#terms = grid.slice(0, -1).map((t, i, { length }) => this.guidance.terms(t, i / length));
+    const all = grid.slice(0, -1).map((t, i, { length }) => this.guidance.terms(t, i / length));
+    // Other terms have other batches, whose tokens were not kept.
+    this.#plan = all.map((terms, i) => ({
+      terms,
+      complete: isKey[i] === true || terms.key !== all[i - 1]?.key,
+    }));
     this.#numbers = variable([this.#grid[0]?.length ?? 1], { label: "times and coefficients" });
     this.#history = Array.from({ length: history }, () => variable([B, S, S, C], { label: "history" }));
     if (this.#sampler) return;
@@ -84,8 +99,9 @@ export class Sampler {
       this.guidance.reset(this.latents.shape);
       return {};
     }).prepare();
-    for (const terms of this.#terms) {
-      if (!this.#steps.has(terms.key)) this.#steps.set(terms.key, await this.capture(terms).prepare());
+    for (const { terms, complete } of this.#plan) {
+      const name = nameOf(terms, complete);
+      if (!this.#steps.has(name)) this.#steps.set(name, await this.capture(terms, complete).prepare());
     }
     await this.#dopri5?.prepare();
     return this;
@@ -107,17 +123,18 @@ export class Sampler {
     const { evaluations = 0, stochastic } = this.#sampler ?? {};
     let total = 0;
     this.#grid.forEach((numbers, i) => {
-      const terms = this.#terms[i] as Terms;
+      const { terms, complete } = this.#plan[i] as { terms: Terms; complete: boolean };
       this.#numbers.storage.write(numbers);
       if (stochastic) this.#random.set(i, first);
-      this.#steps.get(terms.key)?.run();
-      total += evaluations * this.guidance.evaluations(terms);
+      this.#steps.get(nameOf(terms, complete))?.run();
+      total += evaluations * this.guidance.evaluations(terms) * (complete ? 1 : this.#reused?.share ?? 1);
     });
     this.evaluations = Array(this.options.batchSize).fill(total);
     return this.latents;
   }
 
   destroy(): void {
+    this.#reused?.destroy();
     for (const program of [this.#start, this.#dopri5, ...this.#steps.values()]) program?.destroy();
     for (
       const { storage } of [
@@ -131,11 +148,15 @@ export class Sampler {
     this.guidance.destroy();
   }
 
-  /** Records a step of the grid with these terms; the caller prepares it. */
-  capture(terms: Terms): StepProgram {
+  /**
+   * Records a step of the grid with these terms; the caller prepares it.
+   * @param complete false: with the second half of the network only, after a complete step was recorded
+   */
+  capture(terms: Terms, complete = true): StepProgram {
     const { batchSize: B, batches } = this.options, { step } = this.#sampler as GridSampler;
     const record = () =>
       noGrad(() => {
+        this.#reused?.beginStep(complete);
         const [t, next, ...c] = Array.from(
           { length: this.#numbers.size },
           (_, k) => slice(this.#numbers, 0, k, k + 1),
@@ -156,7 +177,7 @@ export class Sampler {
       });
     const runs = batches === undefined ? {} : { runs: batches * this.#grid.length };
     const options = { ...runs, batchInvariant: true };
-    return capture(terms.key ? `step with ${terms.key}` : "step", { labels: this.#labels }, record, options);
+    return capture(nameOf(terms, complete), { labels: this.#labels }, record, options);
   }
 
   /** The stretches of 0..1 between changes of the terms. */
@@ -170,12 +191,18 @@ export class Sampler {
   }
 }
 
+/** The name of the program of a step. */
+const nameOf = ({ key }: Terms, complete: boolean) =>
+  `${complete ? "step" : "second half of a step"}${key ? ` with ${key}` : ""}`;
+
 /** The sampling options of a command. @param guide the model of --guide */
 export function samplingOptions(
   c: GuidanceConfig & Pick<SampleConfig, keyof SamplerOptions | "seed" | "batchSize">,
   guide?: Denoiser,
 ): SamplingOptions {
-  const { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize } = c;
-  const ofSampler = { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize };
+  const { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize, reuseEncoder } =
+    c;
+  const grid = { sampler, steps, shift, spacing, reuseEncoder };
+  const ofSampler = { ...grid, atol, rtol, diffusionForm, lastStep, lastStepSize };
   return { seed: c.seed, batchSize: c.batchSize, ...ofSampler, ...guidanceOptions(c, guide) };
 }

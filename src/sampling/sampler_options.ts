@@ -25,6 +25,7 @@ const CONDITIONAL = {
   diffusionForm: [SDE],
   lastStep: [SDE],
   lastStepSize: [SDE],
+  reuseEncoder: [GRID],
 } as const satisfies Partial<Record<keyof SamplerOptions, readonly Condition[]>>;
 
 const CONDITIONS = Object.entries(CONDITIONAL) as [keyof typeof CONDITIONAL, readonly Condition[]][];

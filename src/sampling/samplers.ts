@@ -27,6 +27,8 @@ export interface SamplerOptions {
   /** The last step of sde, and its size in time. */
   lastStep?: SampleConfig["lastStep"];
   lastStepSize?: number;
+  /** Schedule of the key steps of reuse.ts; undefined: every step runs the complete network. */
+  reuseEncoder?: string | undefined;
 }
 
 /** What a step is recorded from. */

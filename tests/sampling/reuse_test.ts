@@ -1,0 +1,151 @@
+// Steps that reuse the tokens of the first half of the blocks: which steps do, and their velocities.
+
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { isSchedule, keySteps } from "../../src/cli/key_steps.ts";
+import { UsageError } from "../../src/errors.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { loadState } from "../../src/nn/layers.ts";
+import { normal } from "../../src/philox.ts";
+import { ReusedEncoder } from "../../src/sampling/reuse.ts";
+import { Sampler, type SamplingOptions } from "../../src/sampling/sampler.ts";
+import { constant, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
+import { testDevice } from "../helpers/check.ts";
+import { formulaSource, shapesOf } from "../helpers/formula.ts";
+
+const TINY = { input_size: 2, in_channels: 4, hidden_size: 16, depth: 3, num_heads: 2, num_classes: 3 };
+const LABEL = 1, NONE = 3, SIZE = 16, BLOCK = 1;
+
+async function tiny(more: object = {}): Promise<Dit> {
+  await testDevice();
+  const dit = new Dit(ditConfig.parse({ ...TINY, ...more }));
+  await loadState(dit, formulaSource(shapesOf(dit)));
+  return dit;
+}
+
+const OPTIONS: SamplingOptions = {
+  ...{ batchSize: 1, steps: 4, sampler: "euler", shift: 1, seed: 5, cfg: 2, cfgInterval: [0, 1] },
+};
+
+async function sampled(dit: Dit, more: Partial<SamplingOptions>) {
+  const sampler = await new Sampler(dit, { ...OPTIONS, ...more }).prepare();
+  const x = await readTensor(await sampler.run(Uint32Array.of(LABEL), 0)), [nfe] = sampler.evaluations;
+  sampler.destroy();
+  return { x, nfe };
+}
+
+Deno.test("a schedule names key steps by distance, by share or one by one", () => {
+  const steps = (schedule: string | undefined, count: number) =>
+    keySteps(schedule, count).flatMap((key, i) => key ? [i] : []);
+  assertEquals(steps("every 3", 8), [0, 3, 6]);
+  assertEquals(steps("every-2", 5), [0, 2, 4]);
+  assertEquals(steps("0,1,5", 6), [0, 1, 5]);
+  assertEquals(steps("0-4", 6), [0, 4]);
+  assertEquals(steps("0", 6), [0]);
+  assertEquals(steps("0.5", 6), [0, 2, 4]);
+  assertEquals(steps("0.01", 6), [0]);
+  for (const all of ["1", "every 1", undefined]) assertEquals(steps(all, 3), [0, 1, 2]);
+  const wrong = ["", "every 0", "every", "1,2", "0,2,2", "0,3,1", "1.5", "-1", "0.0", "some"];
+  assertEquals(wrong.filter(isSchedule), []);
+  assertThrows(
+    () => keySteps("0,9", 9),
+    UsageError,
+    "step 9 is to be a key step, and there are steps 0 to 8",
+  );
+  for (const schedule of ["1,2", "often"]) {
+    const line = ["sample", "--reuse-encoder", schedule];
+    assertThrows(
+      () => parseCommandLine(line),
+      UsageError,
+      `Cannot use --reuse-encoder ${schedule}: give "every`,
+    );
+  }
+});
+
+Deno.test("with key steps only the latents are the same bits, and the steps between run half of the network", async () => {
+  const dit = await tiny(), full = await sampled(dit, {});
+  for (const reuseEncoder of ["every 1", "1", "0,1,2,3"]) {
+    assertEquals(await sampled(dit, { reuseEncoder }), full);
+  }
+  const half = await sampled(dit, { reuseEncoder: "every 2" });
+  const share = 1 - BLOCK / 3;
+  assertEquals([full.nfe, half.nfe], [8, 2 * (2 + 2 * share)]);
+  assert(half.x.some((v, i) => Math.abs(v - full.x[i]!) > 1e-3));
+  // Where guidance begins the batch is another one: that step is a key step, too.
+  const later = await sampled(dit, { reuseEncoder: "0", cfgInterval: [0.5, 1] });
+  assertEquals(later.nfe, 1 + share + 2 * (1 + share));
+});
+
+/** One pass: the velocity, and the tokens after the first half of the blocks. */
+async function pass(dit: Dit, x: Float32Array, t: number, y: number, tokens?: Float32Array) {
+  const program = await capture("pass", {}, () => {
+    const start = tokens && { block: BLOCK, tokens: constant(tokens.slice(), [1, 4, 16]) };
+    const { velocity, features } = dit.outputs(
+      constant(Float32Array.from(x), [1, 2, 2, 4]),
+      constant(Float32Array.of(t), [1]),
+      constant(Uint32Array.of(y), [1]),
+      start ? { start } : { features: BLOCK },
+    );
+    return { velocity, ...features && { features } } as { velocity: Tensor; features: Tensor };
+  }).prepare();
+  program.run();
+  const v = await program.read(program.outputs.velocity);
+  const kept = tokens ?? await program.read(program.outputs.features);
+  program.destroy();
+  return { v, tokens: kept };
+}
+
+for (const sampler of ["euler", "heun"] as const) {
+  Deno.test(`steps between key steps start from their tokens, of each branch and evaluation (${sampler})`, async () => {
+    const dit = await tiny(), kept = new Map<string, Float32Array>();
+    const key = [true, false, true, false], cfg = 2;
+    /** Guided velocity of evaluation `k` of a step. */
+    const velocity = async (x: Float32Array, t: number, k: number, isKey: boolean) => {
+      const branch = async (y: number) => {
+        const { v, tokens } = await pass(dit, x, t, y, isKey ? undefined : kept.get(`${k} ${y}`));
+        kept.set(`${k} ${y}`, tokens);
+        return v;
+      };
+      const c = await branch(LABEL), u = await branch(NONE);
+      return u.map((v, i) => v + cfg * (c[i]! - v));
+    };
+    let x = normal(OPTIONS.seed, 0, SIZE);
+    for (const [i, isKey] of key.entries()) {
+      const t = i / 4, v = await velocity(x, t, 0, isKey);
+      const after = x.map((value, j) => value + v[j]! / 4);
+      if (sampler === "euler") x = after;
+      else {
+        const w = await velocity(after, t + 0.25, 1, isKey);
+        x = x.map((value, j) => value + (v[j]! + w[j]!) / 8);
+      }
+    }
+    const reused = await sampled(dit, { sampler, reuseEncoder: "every 2" });
+    const largest = Math.max(...x.map(Math.abs));
+    const error = Math.max(...x.map((v, i) => Math.abs(v - reused.x[i]!))) / largest;
+    assert(error < 1e-5, `${error}`);
+  });
+}
+
+Deno.test("adaptive steps, a network of one block and an inner head in the reused half are refused", async () => {
+  const dit = await tiny({ depth: 4, inner_head: 1 });
+  const options = { ...OPTIONS, reuseEncoder: "every 2" };
+  assertThrows(
+    () => new Sampler(dit, { ...options, sampler: "dopri5" }),
+    UsageError,
+    "dopri5 chooses its own steps",
+  );
+  assertThrows(
+    () => new ReusedEncoder(new Dit(ditConfig.parse({ ...TINY, depth: 1 }))),
+    UsageError,
+    "a single block",
+  );
+  const reused = new ReusedEncoder(dit), x = constant(new Float32Array(16), [1, 2, 2, 4]);
+  const t = constant(Float32Array.of(0), [1]), y = constant(Uint32Array.of(0), [1]);
+  assertThrows(
+    () => reused.outputs(x, t, y),
+    UsageError,
+    "the inner head of the model reads block 1, and blocks 1 to 2",
+  );
+  await assertRejects(() => sampled(dit, { reuseEncoder: "0,4" }), UsageError, "steps 0 to 3");
+});
