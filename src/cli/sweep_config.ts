@@ -69,14 +69,7 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
   });
 }
 
-const ONE = {
-  ema: sample(
-    z.number().gt(0).lt(1).optional(),
-    "Average of the weights to rebuild from the snapshots of `train-dit --ema posthoc`; none: the model's weights",
-    { value: "N", otherwise: NONE, advanced: true },
-  ),
-  ...sampling,
-};
+const ONE = { ema: sampleConfig.shape.ema, ...sampling };
 
 /** Values of the options that decide the images of a cell. */
 export type Swept = { [K in keyof typeof ONE]: z.output<(typeof ONE)[K]> };
