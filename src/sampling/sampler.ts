@@ -127,7 +127,8 @@ export class Sampler {
       this.#numbers.storage.write(numbers);
       if (stochastic) this.#random.set(i, first);
       this.#steps.get(nameOf(terms, complete))?.run();
-      total += evaluations * this.guidance.evaluations(terms) * (complete ? 1 : this.#reused?.share ?? 1);
+      const all = this.guidance.evaluations(terms), guide = Number(terms.guide);
+      total += evaluations * ((all - guide) * (complete ? 1 : this.#reused?.share ?? 1) + guide);
     });
     this.evaluations = Array(this.options.batchSize).fill(total);
     return this.latents;

@@ -144,12 +144,10 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
     const times = () => names.slice(1).map((name) => Deno.statSync(join(cells, name)).mtime?.getTime());
     const before = times(),
       again = await sweep("--cfg", "1,2,3", "--steps", "1,2", "--cfg-interval", "0-1,0.5-1");
-    assertEquals(again.lines.filter((line) => /are there already|^\d+ cells/.test(line)), [
+    const counts = again.lines.filter((line) => /are there already|^\d+ cells/.test(line));
+    assertEquals(counts.map((line) => line.split(",")[0]), [
       "5 of 10 cells are there already",
-      "5 cells of 4 images: 20 images, 47 network evaluations".replace(
-        "47",
-        again.lines.join().match(/(\d+) network/)![1]!,
-      ),
+      "5 cells of 4 images: 20 images",
     ]);
     assertEquals(times(), before);
     assertEquals(read().cells.slice(0, 6), metrics.cells);
