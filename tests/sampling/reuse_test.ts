@@ -1,6 +1,6 @@
 // Steps that reuse the tokens of the first half of the blocks: which steps do, and their velocities.
 
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { isSchedule, keySteps } from "../../src/cli/key_steps.ts";
 import { UsageError } from "../../src/errors.ts";
 import { capture } from "../../src/gpu/program.ts";
@@ -32,7 +32,7 @@ async function sampled(dit: Dit, more: Partial<SamplingOptions>) {
   const sampler = await new Sampler(dit, { ...OPTIONS, ...more }).prepare();
   const x = await readTensor(await sampler.run(Uint32Array.of(LABEL), 0)), [nfe] = sampler.evaluations;
   sampler.destroy();
-  return { x, nfe };
+  return { x, nfe: nfe as number };
 }
 
 Deno.test("a schedule names key steps by distance, by share or one by one", () => {
@@ -70,11 +70,12 @@ Deno.test("with key steps only the latents are the same bits, and the steps betw
   }
   const half = await sampled(dit, { reuseEncoder: "every 2" });
   const share = 1 - BLOCK / 3;
-  assertEquals([full.nfe, half.nfe], [8, 2 * (2 + 2 * share)]);
+  assertEquals(full.nfe, 8);
+  assertAlmostEquals(half.nfe, 2 * (2 + 2 * share));
   assert(half.x.some((v, i) => Math.abs(v - full.x[i]!) > 1e-3));
   // Where guidance begins the batch is another one: that step is a key step, too.
   const later = await sampled(dit, { reuseEncoder: "0", cfgInterval: [0.5, 1] });
-  assertEquals(later.nfe, 1 + share + 2 * (1 + share));
+  assertAlmostEquals(later.nfe, 1 + share + 2 * (1 + share));
 });
 
 /** One pass: the velocity, and the tokens after the first half of the blocks. */
