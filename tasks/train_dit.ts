@@ -5,7 +5,6 @@ import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
 import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { Initializer } from "../src/nn/init.ts";
-import { countParameters } from "../src/nn/layers.ts";
 import { newestRun } from "../src/run/checkpoint.ts";
 import type { Log } from "../src/run/log.ts";
 import { percent } from "../src/run/progress.ts";
@@ -17,6 +16,7 @@ import {
   checkDitOptions,
   diffusionRecipe,
   ditOf,
+  parametersOf,
   repaOf,
   snapshotsLine,
   suggestQkNorm,
@@ -114,7 +114,7 @@ async function training(
   const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
   const read = out !== undefined,
     initial = c.init === undefined ? {} : await initialiseDit(dit, c.init, log, { read });
-  const parameters = { dit: countParameters(dit), ...repa && { projector: countParameters(repa.projector) } };
+  const parameters = parametersOf(dit, repa);
   const snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
   if (snapshots !== undefined) log.line(snapshots);
   const configIn = (folder: string) =>

@@ -6,7 +6,7 @@ import { embedding } from "../ops/embedding.ts";
 import { add, neg, silu } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { reshape } from "../ops/layout.ts";
-import { Conv2d, type Linear, type Published } from "../nn/layers.ts";
+import { Conv2d, countParameters, type Linear, type Published } from "../nn/layers.ts";
 import { recomputable } from "../nn/recompute.ts";
 import type { Initializer } from "../nn/init.ts";
 import { noGrad } from "../tensor/autograd.ts";
@@ -17,6 +17,9 @@ import type { DitConfig } from "./dit_config.ts";
 import { WideHead, wideHeadName } from "./dit_head.ts";
 
 export { DIT_SIZES, type DitConfig, ditConfig } from "./dit_config.ts";
+
+/** Number of parameters as LightningDiT's authors count them: with the table of positions, which is not trained. */
+export const countDit = (dit: Dit): number => countParameters(dit) + dit.pos_embed.size;
 
 export class Dit implements Denoiser, Published {
   readonly x_embedder: { proj: Conv2d };

@@ -6,7 +6,7 @@ import { UsageError } from "../errors.ts";
 import { countParameters } from "../nn/layers.ts";
 import { Autoencoder, AUTOENCODER_SIZES } from "./autoencoder.ts";
 import { Decoder, decoderConfig } from "./decoder.ts";
-import { Dit, DIT_SIZES, ditConfig } from "./dit.ts";
+import { countDit, Dit, DIT_SIZES, ditConfig } from "./dit.ts";
 import { inceptionParameters } from "./inception.ts";
 import { Lpips } from "./lpips.ts";
 import { Vit, type VitConfig } from "./vit.ts";
@@ -118,8 +118,7 @@ export const PUBLISHED: ReadonlyMap<string, PublishedSize> = new Map([
   }],
   ...Object.entries(DIT_SIZES).map(([name, config]) => {
     const about = `LightningDiT-${name}, latents [16, 16, 32], 1000 classes`;
-    const dit = () => new Dit(ditConfig.parse(config));
-    const parameters = () => countParameters(dit()) + dit().pos_embed.size;
+    const parameters = () => countDit(new Dit(ditConfig.parse(config)));
     return [`lightningdit-${name.toLowerCase()}`, { about, parameters }] as const;
   }),
 ]);

@@ -8,8 +8,9 @@ import type { ImageSource } from "../data/image_source.ts";
 import { UsageError } from "../errors.ts";
 import { formatBytes, validated } from "../formats/files.ts";
 import type { Provenance } from "../formats/provenance.ts";
-import { Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
+import { countDit, Dit, DIT_SIZES, type DitConfig, ditConfig } from "../models/dit.ts";
 import type { Prediction } from "../models/prediction.ts";
+import { countParameters } from "../nn/layers.ts";
 import type { Log } from "../run/log.ts";
 import { TRACKED_WIDTHS } from "../run/power_ema.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
@@ -126,7 +127,8 @@ export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: numb
     use_rmsnorm: c.norm === "rms",
     wo_shift: c.woShift,
     inner_head: c.innerHead,
-    ...head && { head, use_gembed: true },
+    // Time as in RAE's code, so that its files and these are read alike.
+    ...head && { head, use_gembed: true, reversed_time: true },
   };
   return new Dit(validated(ditConfig, config, "the options"));
 }
@@ -166,6 +168,12 @@ export function repaOf(
   const { repaHidden: hidden, precision, seed, flip, crop } = c;
   return new Repa(encoder, hidden_size, { block, hidden, imageSize, precision, images, seed, flip, crop });
 }
+
+/** Numbers of parameters, that of the DiT as its authors count them. */
+export const parametersOf = (dit: Dit, repa?: Repa) => ({
+  dit: countDit(dit),
+  ...repa && { projector: countParameters(repa.projector) },
+});
 
 /**
  * Flow matching with the options of a run.

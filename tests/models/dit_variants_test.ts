@@ -4,9 +4,9 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { trainDitConfig } from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
-import { Dit } from "../../src/models/dit.ts";
+import { countDit, Dit } from "../../src/models/dit.ts";
 import { DIT_SIZES, type DitConfig, ditConfig, inferDit } from "../../src/models/dit_config.ts";
-import { countParameters, fileShape, loadProblems, parameters, state } from "../../src/nn/layers.ts";
+import { fileShape, loadProblems, parameters, state } from "../../src/nn/layers.ts";
 import { concat } from "../../src/ops/layout.ts";
 import { readTensor, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
 import { checkDitOptions, ditOf } from "../../src/train/dit_training.ts";
@@ -81,7 +81,8 @@ Deno.test("the architecture of each variant is inferred from its tensors, or ref
 });
 
 const SIT = { use_swiglu: false, use_rmsnorm: false, use_rope: false };
-const RAE = { in_channels: 768, use_gembed: true, reversed_time: true };
+const FOURIER = { use_gembed: true, reversed_time: true };
+const RAE = { in_channels: 768, ...FOURIER };
 const WIDE = { head: { hidden_size: 2048, depth: 2, num_heads: 16 } };
 /** Published models and their millions of parameters, fixed tables included, where they are known. */
 const PUBLISHED: Record<string, [config: Partial<DitConfig>, millions?: number]> = {
@@ -105,7 +106,7 @@ Deno.test("published models are recognised by their tensors, and have their numb
     const found = inferDit(name, file as typeof shapes);
     assertEquals(found, dit.config, name);
     assertEquals(loadProblems(new Dit(found), { shapes }), [], name);
-    const counted = Math.round((countParameters(dit) + dit.pos_embed.size) / 1e4) / 100;
+    const counted = Math.round(countDit(dit) / 1e4) / 100;
     assertEquals(counted, millions ?? counted, name);
   }
 });
@@ -160,9 +161,9 @@ Deno.test("each option of train-dit changes the architecture as its name says", 
     [{ woShift: true }, { wo_shift: true }],
     [{ rope: false }, { use_rope: false }],
     [{ innerHead: 2 }, { inner_head: 2 }],
-    [{ headWidth: 256 }, { use_gembed: true, head: { hidden_size: 256, depth: 2, num_heads: 2 } }],
+    [{ headWidth: 256 }, { ...FOURIER, head: { hidden_size: 256, depth: 2, num_heads: 2 } }],
     [{ headWidth: 96, headDepth: 3 }, {
-      use_gembed: true,
+      ...FOURIER,
       head: { hidden_size: 96, depth: 3, num_heads: 1 },
     }],
   ];
