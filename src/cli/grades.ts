@@ -40,7 +40,13 @@ const CONSTANT = {
 
 /** Options that decide no result, or that name the inputs. */
 type Plumbing =
-  | keyof (typeof general & typeof reading & typeof running & typeof validating & typeof watching)
+  | keyof (
+    & typeof general
+    & typeof reading
+    & typeof running
+    & typeof validating
+    & Pick<typeof watching, "sampleEvery" | "valEvery">
+  )
   | "epochs"
   | "memory";
 
@@ -138,6 +144,10 @@ export const TRAIN_DIT_GRADES: Record<
   Exclude<keyof TrainDitConfig, Plumbing | "preset" | "tokenizer" | "data" | "latents" | "download">,
   readonly Evidence<TrainDitConfig>[]
 > = {
+  valNum: [],
+  valCfg: [],
+  valSteps: [],
+  valEncoder: [],
   init: [of(undefined, "I", "random, as in the code of LightningDiT")],
   model: [of("XL/1", "S", "LightningDiT-XL")],
   qkNorm: [
