@@ -19,10 +19,10 @@ export interface ChartsOptions {
 }
 
 export const DEFAULTS: ChartsOptions = {
-  num: 500,
-  weights: [1, 1.5, 2, 3, 4, 6],
-  mildWeights: [1, 1.25, 1.5, 2, 2.5, 3],
-  steps: [5, 10, 20, 40],
+  num: 200,
+  weights: [1, 1.5, 2, 3, 4],
+  mildWeights: [1, 1.25, 1.5, 2, 3],
+  steps: [5, 10, 20],
 };
 
 /** A sweep of which each cell is a point. */
