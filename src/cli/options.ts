@@ -328,10 +328,10 @@ export const sampling = {
     advanced: true,
   }),
   reuseEncoder: sample(
-    z.string().refine(isSchedule, 'give "every N", a share of the steps, or steps from 0 on such as 0,5,10')
+    z.string().refine(isSchedule, "give every 2, a share such as 0.3, or steps from 0 on such as 0,5,10")
       .optional(),
-    "Faster Diffusion: run the first half of the blocks in key steps only, every N-th, a share of all, or steps from 0 on",
-    { value: "every N|SHARE|0,I,...", otherwise: "every step", advanced: true },
+    "Faster Diffusion: run the first half of the blocks in key steps only: every N, a share such as 0.3, or steps such as 0,5,10",
+    { value: "SCHEDULE", otherwise: "every step", advanced: true },
   ),
 };
 

@@ -49,6 +49,30 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
   assertEquals(cellsOf(config("--cfg-channels", "all,3")).length, 8);
 });
 
+Deno.test("lists take switches, options that are not given, and values that are lists themselves", () => {
+  const c = config(
+    ...[
+      "--cfg-zero",
+      "off,on",
+      "--guide",
+      "none,runs/a-b",
+      "--ema",
+      "none,0.05",
+      "--cfg-interval",
+      "0-1,0.25-0.5",
+    ],
+    ...["--reuse-encoder", "none,every 2,0-5-10,0.3", "--cfg-channels", "all,3"],
+  );
+  assertEquals([c.cfgZero, c.guide, c.ema], [[false, true], [undefined, "runs/a-b"], [undefined, 0.05]]);
+  assertEquals([c.cfgInterval, c.cfgChannels], [[[0, 1], [0.25, 0.5]], ["all", 3]]);
+  assertEquals(c.reuseEncoder, [undefined, "every 2", "0-5-10", "0.3"]);
+  const [cell] = cellsOf(
+    config("--cfg-zero", "on", "--cfg", "2", "--reuse-encoder", "every 2", "--ema", "0.05"),
+  );
+  const command = sampleCommand(cell!, { model: "runs/a" });
+  assertEquals(command, "tok sample --model runs/a --ema 0.05 --cfg 2 --cfg-zero --reuse-encoder 'every 2'");
+});
+
 Deno.test("network evaluations are counted over steps, stages of the sampler and passes of guidance", () => {
   const nfe = (...args: string[]) => {
     const c = config(...args), model = { config: { in_channels: 4 } } as Dit;
@@ -181,5 +205,7 @@ Deno.test("unknown samplers, empty lists, repeated values and intervals in anoth
   assertStringIncludes(refused("--steps", "0"), "Cannot use --steps 0");
   assertStringIncludes(refused("--cfg-interval", "0.1,1"), "Cannot use --cfg-interval 0.1,1");
   assertStringIncludes(refused("--cfg-interval", "0.1-2"), "Cannot use --cfg-interval 0.1-2");
+  assertStringIncludes(refused("--cfg-zero", "yes"), "Cannot use --cfg-zero yes");
+  assertStringIncludes(refused("--reuse-encoder", "every 2,1-2"), "give every 2");
   assertStringIncludes(refused("--metrics", "psnr"), "Cannot use --metrics psnr");
 });
