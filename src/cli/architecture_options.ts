@@ -7,25 +7,29 @@ import { flag, GROUPS } from "./options.ts";
 const { model } = GROUPS;
 const advanced = true;
 
+/** tiny: patches of 1. */
+const MODELS = [
+  "tiny",
+  "tiny/2",
+  "S/1",
+  "S/2",
+  "B/1",
+  "B/2",
+  "L/1",
+  "L/2",
+  "XL/1",
+  "XL/2",
+  "1p0B/1",
+  "1p0B/2",
+  "1p6B/1",
+  "1p6B/2",
+] as const;
+
 export const architecture = {
   model: model(
-    z.enum([
-      "tiny",
-      "tiny/2",
-      "S/1",
-      "S/2",
-      "B/1",
-      "B/2",
-      "L/1",
-      "L/2",
-      "XL/1",
-      "XL/2",
-      "1p0B/1",
-      "1p0B/2",
-      "1p6B/1",
-      "1p6B/2",
-    ]).default("tiny"),
-    "Size of the LightningDiT, and side of its patches in latent cells",
+    z.enum(MODELS).default("tiny"),
+    `Size of the LightningDiT and side of its patches in latent cells: ${MODELS.join(", ")}`,
+    { value: "SIZE" },
   ),
   qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
   mlp: model(
