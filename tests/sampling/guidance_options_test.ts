@@ -229,9 +229,41 @@ Deno.test("pictures record their guidance: a folder goes on with the same alone"
       await assertRejects(() => sample(...args, "--out", plain), UsageError, message);
     }
     await assertRejects(() => sample("--ig", "1.4", "--out", plain), UsageError, "it has no inner head");
-    await sample("--cfg-schedule", "linear", "--cfg-rescale", "0.5", "--guide", file, "--out", other);
+    const guided = ["--cfg-schedule", "linear", "--cfg-rescale", "0.5", "--guide", file, "--out", other];
+    // The weight of the first step is 1; the guide is evaluated in both.
+    assertEquals((await sample(...guided)).result.nfe, 2 + 3);
     assert(picture(other) !== picture(plain));
     await assertRejects(() => sample("--out", other), UsageError, "--cfg-schedule was");
     await Deno.copyFile(file, copy); // the guide is known by its weights
     await sample("--cfg-schedule", "linear", "--cfg-rescale", "0.5", "--guide", copy, "--out", other);
+  }));
+
+Deno.test("sample --ig guides a model by its inner head in one pass a step", () =>
+  inFolder(async (folder) => {
+    await testDevice();
+    const { config: { dit: config } } = await openDit(fixturePath("lightningdit_tiny.pt"));
+    const model = new Dit({ ...config, depth: 2, inner_head: 1 }), init = new Initializer(0);
+    model.init(init);
+    for (const head of [model.final_layer, model.final_layer_xr]) {
+      if (head) init.normal(head.linear.weight, 0.3);
+    }
+    const classes = Array.from({ length: config.num_classes }, (_, k) => String(k));
+    await saveDit(folder, model, { dit: model.config, classes });
+    const sample = async (ig: string) => {
+      const out = join(folder, ig), tokenizer = fixturePath("vavae_tiny.pt");
+      const { lines, result } = await run(
+        "sample",
+        ...["--model", folder, "--tokenizer", tokenizer, "--classes", "7", "--num", "1", "--steps", "2"],
+        ...["--cfg", "1", "--ig", ig, "--out", out],
+      );
+      return {
+        said: lines.at(-1),
+        nfe: result.nfe,
+        picture: Deno.readFileSync(join(out, "000000.png")).toHex(),
+      };
+    };
+    const plain = await sample("1"), guided = await sample("1.4");
+    assertEquals([plain.nfe, guided.nfe], [2, 2]);
+    assert(guided.said?.includes("guidance 1, internal guidance 1.4"), guided.said);
+    assert(guided.picture !== plain.picture);
   }));
