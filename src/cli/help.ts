@@ -60,8 +60,9 @@ function entry(
     `${said}${shown === undefined ? "" : ` [${shown}]`}`,
     Math.max(24, columns - FLAGS - 1),
   );
-  const first = flag.length < FLAGS ? `${flag.padEnd(FLAGS)}${lines.shift()}` : flag;
-  return [first, ...lines.map((line) => " ".repeat(FLAGS) + line)].join("\n");
+  const flags = flag.length > columns ? alternativesWrapped(flag, columns) : [flag];
+  if (flag.length < FLAGS) flags[0] = `${flag.padEnd(FLAGS)}${lines.shift()}`;
+  return [...flags, ...lines.map((line) => " ".repeat(FLAGS) + line)].join("\n");
 }
 
 /** A long list with spaces after its commas, so that it can be wrapped. */
@@ -72,13 +73,21 @@ function exampleOf(line: string, columns: number): string {
   return `  ${wrapped(line, Math.max(24, columns - 9), / (?=--)/).join(" \\\n      ")}`;
 }
 
-/** Words in lines of at most `width` columns; longer words get lines of their own. */
-export function wrapped(text: string, width: number, space = / /): string[] {
+/** `--flag a|b|c` in lines of at most `columns`, broken after a "|". */
+function alternativesWrapped(flag: string, columns: number): string[] {
+  const start = flag.lastIndexOf(" ") + 1, name = flag.slice(0, start), indent = " ".repeat(start);
+  return wrapped(flag.slice(start), columns - start, /(?<=\|)/, "").map((line, i) =>
+    (i ? indent : name) + line
+  );
+}
+
+/** Words, split at `space`, in lines of at most `width` columns; longer words get lines of their own. */
+export function wrapped(text: string, width: number, space = / /, joint = " "): string[] {
   const lines: string[] = [];
   for (const word of text.split(space)) {
     const last = lines.at(-1);
-    if (last !== undefined && last.length + 1 + word.length <= width) {
-      lines[lines.length - 1] = `${last} ${word}`;
+    if (last !== undefined && last.length + joint.length + word.length <= width) {
+      lines[lines.length - 1] = last + joint + word;
     } else lines.push(word);
   }
   return lines;

@@ -15,7 +15,7 @@ export type Prediction = typeof PREDICTIONS[number];
 const MIN_TIME_LEFT = 0.05;
 
 /**
- * The velocity at `x` [B,S,S,C] and times `t` [B] of a straight line that reaches `data` [B,S,S,C] at t = 1; up to t = 0.95, and
+ * The velocity at `x` [B,S,S,C] and times `t` [B] of a line that reaches `data` [B,S,S,C] at t = 1; up to t = 0.95, and
  * from there on smaller. In fp32.
  */
 export function velocityTowards(data: Tensor, x: Tensor, t: Tensor): Tensor {

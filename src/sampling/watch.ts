@@ -29,7 +29,7 @@ import { classesOf, labelsOf } from "./labels.ts";
 import { batchSizeOf, drawPreview } from "./preview.ts";
 import type { SamplingOptions } from "./sampler.ts";
 
-/** Training images that samples are compared with, at least where there are so many. */
+/** Training images that samples are compared with, or all where there are fewer. */
 const MIN_REAL = 2000;
 /** Images between two passes of the encoder, and images of one pass. */
 const CHUNK = 256, BATCH = 32;

@@ -193,7 +193,7 @@ export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptio
   emaDecay: number;
   /** As in {@link Recipe.steadied}. */
   steadied?: readonly string[];
-  /** Saves the power-function averages every so many steps, and after the last one, in a run's folder. */
+  /** Saves the power-function averages every `every` steps, and after the last one, in a run's folder. */
   snapshots?: { run: string; every: number } | undefined;
 }
 

@@ -216,6 +216,6 @@ Deno.test("encode does nothing if the same latents are complete, and refuses oth
     const before = files(out);
     const { lines } = await encode("6");
     assert(lines.at(-1)?.startsWith("6 latents of these images are there already"), lines.at(-1));
-    await assertRejects(() => encode("7"), UsageError, "it holds latents already; choose another --out");
+    await assertRejects(() => encode("7"), UsageError, "it holds latents already, and the data was");
     assertEquals(files(out), before);
   }));
