@@ -4,7 +4,9 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import fc from "fast-check";
 import { ShapeError, UsageError } from "../../src/errors.ts";
 import { encodeNpyHeader, parseNpyHeader } from "../../src/formats/npy.ts";
+import { openKnown } from "../../src/formats/bytes.ts";
 import { openNpz, writeNpz } from "../../src/formats/npz.ts";
+import { ZipReader, ZipWriter } from "../../src/formats/zip.ts";
 
 const fixture = (name: string) => new URL(`../fixtures/${name}`, import.meta.url).pathname;
 
@@ -131,4 +133,63 @@ Deno.test("a damaged .npz ends in a UsageError or in the right numbers, at every
 
 Deno.test("openNpz() reports a missing file", async () => {
   await assertRejects(() => openNpz("/nowhere/a.npz"), UsageError, "it does not exist");
+});
+
+Deno.test("an archive of more than 65,535 members is written and read", async () => {
+  const path = `${await Deno.makeTempDir()}/many.zip`, N = 65_600;
+  const zip = new ZipWriter(path);
+  for (let i = 0; i < N; i++) await zip.add(`${i}`, i === N - 1 ? [Uint8Array.of(7, 8)] : []);
+  zip.close();
+  const source = openKnown(path, "arrays");
+  try {
+    const reader = new ZipReader(source);
+    assertEquals(reader.members.size, N);
+    const last = reader.members.get(`${N - 1}`);
+    assert(last);
+    assertEquals(await Array.fromAsync(reader.stream(last)), [Uint8Array.of(7, 8)]);
+  } finally {
+    source.close();
+  }
+});
+
+Deno.test("the ZIP64 fields hold sizes and offsets, and members beyond 4 GB are read", async () => {
+  const path = `${await Deno.makeTempDir()}/a.zip`, zip = new ZipWriter(path);
+  await zip.add("a", [Uint8Array.of(1, 2, 3)]);
+  await zip.add("b", [Uint8Array.of(4, 5)]);
+  zip.close();
+  const bytes = Deno.readFileSync(path), view = new DataView(bytes.buffer);
+  const u64 = (at: number) => Number(view.getBigUint64(at, true));
+  // Local headers: 30 bytes, name, extra field 1 of 16 bytes with both sizes.
+  const localB = 30 + 1 + 20 + 3;
+  for (const [at, size] of [[0, 3], [localB, 2]] as const) {
+    assertEquals([view.getUint32(at, true), view.getUint32(at + 18, true)], [0x04034b50, 0xffffffff]);
+    assertEquals([view.getUint16(at + 31, true), view.getUint16(at + 33, true)], [1, 16]);
+    assertEquals([u64(at + 35), u64(at + 43)], [size, size]);
+  }
+  // Central headers: 46 bytes, name, extra field 1 of 24 bytes with sizes and offset. Then the end records.
+  const start = localB + 30 + 1 + 20 + 2, centralB = start + 46 + 1 + 28, end = centralB + 46 + 1 + 28;
+  assertEquals([u64(centralB + 51), u64(centralB + 59), u64(centralB + 67)], [2, 2, localB]);
+  assertEquals([u64(end + 24), u64(end + 32), u64(end + 40), u64(end + 48)], [2, 2, end - start, start]);
+  assertEquals([view.getUint32(end + 56, true), u64(end + 64)], [0x07064b50, end]);
+  // The same archive with a hole of 5 GB before "b".
+  const HOLE = 5 * 2 ** 30;
+  const moved = bytes.slice(), movedView = new DataView(moved.buffer);
+  for (const at of [centralB + 67, end + 48, end + 64]) {
+    movedView.setBigUint64(at, BigInt(u64(at) + HOLE), true);
+  }
+  const reader = new ZipReader({
+    name: "hole",
+    size: bytes.length + HOLE,
+    readInto: (offset, target) => {
+      for (let i = 0; i < target.length; i++) {
+        const at = offset + i;
+        target[i] = at < localB ? moved[at] as number : moved[at - HOLE] ?? 0; // zeros in the hole
+      }
+    },
+    close() {},
+  });
+  const b = reader.members.get("b");
+  assertEquals(b?.offset, localB + HOLE);
+  assert(b);
+  assertEquals(await Array.fromAsync(reader.stream(b)), [Uint8Array.of(4, 5)]);
 });
