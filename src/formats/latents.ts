@@ -29,8 +29,10 @@ export type LatentsRecord = z.infer<typeof recordSchema>;
 /** Metadata key of the record; absent in files of LightningDiT's tools and of tok 0.2.0. */
 const RECORD = "tok_latents", SUMS = "tok_running_sums", COUNT = "tok_count";
 
-/** @throws UsageError for an invalid record */
-function recordIn(store: { name: string; metadata: ReadonlyMap<string, string> }): LatentsRecord | undefined {
+/** The provenance in the metadata of a file, if it has one. @throws UsageError for an invalid record */
+export function recordIn(
+  store: { name: string; metadata: ReadonlyMap<string, string> },
+): LatentsRecord | undefined {
   const text = store.metadata.get(RECORD);
   if (text === undefined) return undefined;
   try {

@@ -36,6 +36,8 @@ export interface Denoiser {
     /** Channels of the tokens. */
     readonly hidden_size: number;
   };
+  /** The embeddings of the classes [num_classes + 1, hidden_size]; a longer table has labels for its further rows. */
+  readonly classTable?: { weight: Tensor };
   /**
    * @param x noised latents [B, S, S, C]
    * @param t times [B] in 0..1: 0 noise, 1 data

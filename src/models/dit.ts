@@ -62,6 +62,10 @@ export class Dit implements Denoiser, Published {
     return this.head ? wideHeadName(path, this.config.depth) : path;
   }
 
+  get classTable(): { weight: Tensor } {
+    return this.y_embedder.embedding_table;
+  }
+
   /**
    * LightningDiT's first values: Glorot linears with zero bias, normal(0.02) embeddings, adaLN and output heads zero. With a
    * wide head RAE's: PyTorch's defaults instead of Glorot's.

@@ -27,7 +27,11 @@ export function velocityTowards(data: Tensor, x: Tensor, t: Tensor): Tensor {
 
 /** A network of data as one of velocities. */
 class DataPrediction implements Denoiser {
-  constructor(private readonly network: Denoiser) {}
+  readonly classTable?: { weight: Tensor };
+
+  constructor(private readonly network: Denoiser) {
+    if (network.classTable) this.classTable = network.classTable;
+  }
 
   get config(): Denoiser["config"] {
     return this.network.config;

@@ -9,9 +9,10 @@ import { notFinite } from "../formats/finite.ts";
 import { toBytes } from "../image/image.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { add, mul } from "../ops/math.ts";
-import { constant, readTensor, type Tensor } from "../tensor/tensor.ts";
+import { permute } from "../ops/layout.ts";
+import { readTensor, type Tensor } from "../tensor/tensor.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
+import { denormalised } from "./decode.ts";
 import { Sampler, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateOptions extends SamplingOptions {
@@ -19,6 +20,10 @@ export interface GenerateOptions extends SamplingOptions {
   labels: readonly number[];
   /** Number of the first image (0). */
   first?: number;
+  /** The noise [S,S,C] that the image of a number starts from, instead of that of (seed, number). */
+  noise?: ((index: number) => Float32Array | Promise<Float32Array>) | undefined;
+  /** Whether each image comes with its latent [C,S,S], as the tokenizer decodes it (false). */
+  withLatents?: boolean;
   onProgress?: (done: number) => void;
   /** Called when the programs are compiled, before the first batch. */
   onStart?: () => void;
@@ -33,6 +38,8 @@ export interface GeneratedImage {
   pixels: Float32Array;
   /** Evaluations of the network for it (NFE). */
   evaluations: number;
+  /** [C,S,S], as the tokenizer decodes it, where it was asked for. */
+  latent?: Float32Array;
 }
 
 /**
@@ -44,20 +51,20 @@ export async function* generate(
   tokenizer: ImageTokenizer,
   options: GenerateOptions,
 ): AsyncGenerator<GeneratedImage> {
-  const { labels, batchSize: B, first: start = 0 } = options;
+  const { labels, first: start = 0, withLatents = false } = options;
+  const B = Math.min(options.batchSize, labels.length);
   const { latent_mean: mean, latent_std: std } = config;
   if (!mean || !std) {
     throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
   }
   const batches = Math.ceil(labels.length / B);
-  const sampler = await new Sampler(dit, { ...options, batches }).prepare();
-  const channels = (values: readonly number[]) => constant(Float32Array.from(values), [values.length]);
-  const decode = await capture(
-    "decode",
-    {},
-    () => noGrad(() => ({ y: tokenizer.decode(add(mul(sampler.latents, channels(std)), channels(mean))) })),
-    { runs: batches, batchInvariant: true },
-  ).prepare();
+  const sampler = await new Sampler(dit, { ...options, batchSize: B, batches }).prepare();
+  const decode = await capture("decode", {}, () =>
+    noGrad(() => {
+      const z = denormalised(sampler.latents, { mean, std });
+      return { y: tokenizer.decode(z), ...withLatents ? { z: permute(z, [0, 3, 1, 2]) } : {} };
+    }), { runs: batches, batchInvariant: true }).prepare();
+  const each = sampler.latents.size / B;
   try {
     options.onStart?.();
     for (let done = 0; done < labels.length; done += B) {
@@ -69,15 +76,18 @@ export async function* generate(
         { length: B },
         (_, i) => labels[done + Math.min(i, count - 1)] as number,
       );
-      await sampler.run(classes, first);
+      const noise = options.noise && await batchNoise(indices, options.noise, each, B);
+      await sampler.run(classes, first, { noise });
       decode.run();
       const y = await decode.read(decode.outputs.y), length = y.length / B;
+      const z = decode.outputs.z && await decode.read(decode.outputs.z);
       for (let i = 0; i < count; i++) {
         const pixels = y.slice(i * length, (i + 1) * length);
         const fault = notFinite(pixels);
         if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
         const evaluations = sampler.evaluations[i] as number;
-        yield { index: first + i, image: toBytes(pixels), pixels, evaluations };
+        const latent = z && { latent: z.slice(i * each, (i + 1) * each) };
+        yield { index: first + i, image: toBytes(pixels), pixels, evaluations, ...latent };
       }
       options.onProgress?.(done + count);
     }
@@ -85,6 +95,18 @@ export async function* generate(
     sampler.destroy();
     decode.destroy();
   }
+}
+
+/** The noise of a batch of B images of `size` elements; the rest of it is zero. */
+export async function batchNoise(
+  indices: readonly number[],
+  noise: NonNullable<GenerateOptions["noise"]>,
+  size: number,
+  B: number,
+): Promise<Float32Array<ArrayBuffer>> {
+  const all = new Float32Array(B * size);
+  for (const [i, index] of indices.entries()) all.set(await noise(index), i * size);
+  return all;
 }
 
 /** The error for image `index`, whose pixels hold `fault`: it says whether its latent, number `i` of `latents`, does too. */

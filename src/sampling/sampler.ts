@@ -24,6 +24,14 @@ export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
   batches?: number;
 }
 
+/** What may differ from batch to batch. */
+export interface RunOptions {
+  /** Noise [B,S,S,C] to start from, instead of that of the samples' numbers. */
+  noise?: Float32Array<ArrayBuffer> | undefined;
+  /** Called before each step of the grid with its time and terms; dopri5 has no grid. */
+  onStep?: (t: number, terms: Terms) => void | Promise<void>;
+}
+
 type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
 
 /** Streams of randomness. */
@@ -112,24 +120,26 @@ export class Sampler {
    * @param labels one class number for each sample of the batch
    * @throws UsageError when an adaptive step size does not reach the data
    */
-  async run(labels: Uint32Array, first: number): Promise<Tensor> {
+  async run(labels: Uint32Array, first: number, { noise, onStep }: RunOptions = {}): Promise<Tensor> {
     this.#labels.storage.write(labels);
     this.#random.set(0, first);
     this.#start?.run();
+    if (noise) this.latents.storage.write(noise);
     if (this.#dopri5) {
       this.evaluations = await this.#dopri5.run(first);
       return this.latents;
     }
     const { evaluations = 0, stochastic } = this.#sampler ?? {};
     let total = 0;
-    this.#grid.forEach((numbers, i) => {
+    for (const [i, numbers] of this.#grid.entries()) {
       const { terms, complete } = this.#plan[i] as { terms: Terms; complete: boolean };
+      await onStep?.(numbers[0] as number, terms);
       this.#numbers.storage.write(numbers);
       if (stochastic) this.#random.set(i, first);
       this.#steps.get(nameOf(terms, complete))?.run();
       const all = this.guidance.evaluations(terms), guide = Number(terms.guide);
       total += evaluations * ((all - guide) * (complete ? 1 : this.#reused?.share ?? 1) + guide);
-    });
+    }
     this.evaluations = Array(this.options.batchSize).fill(total);
     return this.latents;
   }

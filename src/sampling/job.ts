@@ -1,0 +1,78 @@
+// What a sampling command makes: numbers of the images, what decides about each, and the ends of an interpolation.
+
+import type { SampleConfig } from "../cli/config.ts";
+import { kebab, type Origin } from "../cli/flags.ts";
+import { parseRange, sampling } from "../cli/options.ts";
+import { UsageError } from "../errors.ts";
+import { fingerprintOf, type Identity } from "../formats/provenance.ts";
+import type { Ends } from "./interpolate.ts";
+import { labelsOf } from "./labels.ts";
+
+type Origins = Readonly<Record<string, Origin>> | undefined;
+
+/**
+ * The options that decide about each picture; with more pictures, or another batch size, the first ones are the same.
+ * @param guide fingerprint of the model that guides
+ */
+export function decidingOptions(c: SampleConfig, guide: string | undefined): Record<string, unknown> {
+  const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
+  return { ...Object.fromEntries(keys.map((key) => [key, c[key]])), guide };
+}
+
+/** Options that an interpolation does not read. */
+const NOT_BETWEEN = ["num", "seeds", "folders", "npz", "noise", "saveLatents", "trajectory"] as const;
+
+/**
+ * Numbers of the images.
+ * @throws UsageError if two options say them, and for options that --interpolate does not read
+ */
+export function imagesOf(c: SampleConfig, origins: Origins): { first: number; count: number } {
+  const given = (name: string) => origins?.[name] !== undefined && origins[name] !== "default";
+  const useless = c.interpolate === undefined ? undefined : NOT_BETWEEN.find(given);
+  if (useless !== undefined) {
+    throw new UsageError(
+      `Cannot use --${kebab(useless)} with --interpolate, which makes one picture of --frames; leave it out`,
+    );
+  }
+  if (c.interpolate === undefined && given("frames")) {
+    throw new UsageError("Cannot use --frames: it is for --interpolate; leave it out");
+  }
+  if (c.trajectory && c.sampler === "dopri5") {
+    throw new UsageError(
+      "Cannot draw a --trajectory of --sampler dopri5: its times differ from image to image; choose another sampler",
+    );
+  }
+  const range = c.seeds === undefined ? undefined : parseRange(c.seeds);
+  if (!range) return { first: 0, count: c.num };
+  if (given("num")) {
+    throw new UsageError(`Cannot use --num with --seeds ${c.seeds}, which says how many; leave one out`);
+  }
+  return { first: range[0], count: range[1] - range[0] + 1 };
+}
+
+/** What decides about the class of each image. */
+export function labelsIdentity(c: SampleConfig, chosen: readonly number[]): Identity {
+  const order = c.labels === "equal"
+    ? labelsOf({ count: chosen.length, classes: chosen })
+    : [c.labels, ...chosen];
+  const name = c.labels === "equal" ? c.classes.join() : `${c.classes.join()} at random`;
+  return { name, fingerprint: fingerprintOf(order.join()) };
+}
+
+/**
+ * The ends of --interpolate A-B: the images A and B; with one number twice its noise, from the first class to the last.
+ * @throws UsageError if both ends are the same
+ */
+export function endsOf(c: SampleConfig, chosen: readonly number[]): [Ends, Ends] {
+  const [a, b] = parseRange(c.interpolate ?? "") as [number, number];
+  const endOf = (first: number): Ends => {
+    const [label] = labelsOf({ first, count: 1, classes: chosen, labeling: c.labels, seed: c.seed });
+    return { number: first, label: label as number };
+  };
+  if (a !== b) return [endOf(a), endOf(b)];
+  const [from, to] = [chosen[0] as number, chosen.at(-1) as number];
+  if (from !== to) return [{ number: a, label: from }, { number: a, label: to }];
+  throw new UsageError(
+    `Cannot interpolate from image ${a} to itself: there is one class; name two with --classes, or two images`,
+  );
+}

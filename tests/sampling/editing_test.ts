@@ -1,0 +1,263 @@
+// Editing: inversion and regeneration, inpainting, and noise, latents and strips around them.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import { UsageError } from "../../src/errors.ts";
+import { openLatents } from "../../src/formats/latents.ts";
+import { openNoise, writeNoise } from "../../src/formats/latents_file.ts";
+import { readImage, toBytes, writePng } from "../../src/image/image.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import type { ImageTokenizer } from "../../src/models/tokenizer.ts";
+import { parameters } from "../../src/nn/layers.ts";
+import { editTimes, Flow, type Kept, readMask } from "../../src/sampling/editing.ts";
+import { channelsFirst, channelsLast, noiseOf, slerp } from "../../src/sampling/noise.ts";
+import { drawTrajectory } from "../../src/sampling/trajectory.ts";
+import type { Tensor } from "../../src/tensor/tensor.ts";
+import type { DiffusionModel } from "../../src/zoo/runs.ts";
+import { randomArray, testDevice } from "../helpers/check.ts";
+import { inFolder, run } from "../helpers/commands.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+const GENERATOR = [
+  ...["--model", fixturePath("lightningdit_tiny.pt")],
+  ...["--tokenizer", fixturePath("vavae_tiny.pt")],
+];
+const S = 4, C = 3, SIZE = S * S * C;
+const random = (seed: number) => Float32Array.from(randomArray(SIZE, seed));
+
+/** A tiny model whose velocity depends on place, time and class. */
+async function tiny(): Promise<Dit> {
+  await testDevice();
+  const config = { input_size: S, in_channels: C, hidden_size: 16, depth: 2, num_heads: 2, num_classes: 3 };
+  const dit = new Dit(ditConfig.parse(config));
+  let seed = 1;
+  for (const [name, tensor] of parameters(dit)) {
+    await tensor.storage.materialise();
+    const fan = tensor.size / tensor.dim(0);
+    const spread = name.includes("embedding_table") ? 1.5 : tensor.rank > 1 ? fan ** -0.5 : 0.5;
+    tensor.storage.write(Float32Array.from(randomArray(tensor.size, seed++), (v) => 0.7 * v * spread));
+  }
+  return dit;
+}
+
+const distance = (a: Float32Array, b: Float32Array) =>
+  Math.sqrt(a.reduce((sum, v, i) => sum + (v - (b[i] as number)) ** 2, 0) / a.length);
+
+Deno.test("inversion and regeneration with the same class return the latent, better with more steps and with Heun", async () => {
+  const dit = await tiny(), data = random(3);
+  const errors: Record<string, number[]> = {};
+  for (const method of ["euler", "heun"] as const) {
+    const flow = new Flow(dit, { method, cfg: 1 });
+    for (const steps of [4, 8, 16]) {
+      const times = editTimes(steps, 1), noise = await flow.run(data, 1, times.toReversed());
+      assert(distance(noise, data) > 0.2, "the noise is the latent itself");
+      (errors[method] ??= []).push(distance(await flow.run(noise, 1, times), data));
+      if (steps < 16 || method === "euler") continue;
+      const other = await flow.run(noise, 2, times);
+      assert(distance(other, data) > 0.02, `another class: ${distance(other, data)}`);
+    }
+    flow.destroy();
+  }
+  const { euler = [], heun = [] } = errors as Record<string, [number, number, number]>;
+  const slope = (e: number[]) => Math.log2((e[0] as number) / (e[2] as number)) / 2;
+  const text = JSON.stringify(errors);
+  assert(slope(euler) > 0.7 && slope(euler) < 1.5, `Euler is of order ${slope(euler)}: ${text}`);
+  assert(slope(heun) > 1.6, `Heun is of order ${slope(heun)}: ${text}`);
+  assert(heun[2] < 0.01 && euler[2] < 0.1, text);
+});
+
+Deno.test("inversion of a part of the way stays nearer to the image", async () => {
+  const flow = new Flow(await tiny(), { method: "heun", cfg: 1 }), data = random(3);
+  const [half, full] = [editTimes(16, 1, 0.5), editTimes(16, 1)];
+  assertEquals([half[0], half.length, half.at(-1)], [0.5, 9, 1]);
+  assertEquals(full, editTimes(16, 1, 0));
+  const ends = [];
+  for (const times of [half, full]) {
+    ends.push(await flow.run(await flow.run(data, 0, times.toReversed()), 2, times));
+  }
+  flow.destroy();
+  assert(distance(ends[0] as Float32Array, data) < distance(ends[1] as Float32Array, data));
+});
+
+Deno.test("inpainting leaves the latents outside the mask exactly as they were, and makes those inside", async () => {
+  const dit = await tiny(), data = random(5), noise = random(6);
+  const mask = Float32Array.from({ length: SIZE }, (_, i) => Math.floor(i / C) % S < 2 ? 1 : 0);
+  const painted: Float32Array[] = [];
+  for (const label of [0, 1]) {
+    const flow = new Flow(dit, { method: "heun", cfg: 3 }), kept: Kept = { mask, noise, data };
+    const end = await flow.run(noise, label, editTimes(6, 1), kept);
+    end.forEach((v, i) => mask[i] || assertEquals(v, data[i], `element ${i}`));
+    const changed = end.filter((v, i) => mask[i] && v !== data[i]).length;
+    assertEquals(changed, SIZE / 2);
+    painted.push(end);
+    // The same from other surroundings differs inside: the model sees them.
+    const elsewhere = { mask, noise, data: random(7) };
+    const other = await flow.run(noise, label, editTimes(6, 1), elsewhere);
+    assert(other.some((v, i) => mask[i] && Math.abs(v - (end[i] as number)) > 1e-3));
+    // Nothing kept: the plain sampler.
+    const free = await flow.run(noise, label, editTimes(6, 1));
+    const all = { mask: mask.map(() => 1), noise: data, data: noise };
+    assertEquals(await flow.run(noise, label, editTimes(6, 1), all), free);
+    flow.destroy();
+  }
+  assert(distance(painted[0] as Float32Array, painted[1] as Float32Array) > 1e-3, "the class has no effect");
+});
+
+Deno.test("a mask paints every cell with a white pixel, and one of another size is refused", () =>
+  inFolder(async (folder) => {
+    const path = join(folder, "mask.png"), image = { path: "image.png", original: { width: 8, height: 8 } };
+    const data = new Uint8Array(8 * 8 * 3);
+    data.fill(255, 3 * (5 * 8 + 2), 3 * (5 * 8 + 3)); // row 5, column 2
+    data.fill(127, 0, 3);
+    await writePng(path, { width: 8, height: 8, data });
+    const mask = await readMask(path, image, { size: 8, factor: 2, channels: 2 });
+    assertEquals([...mask.keys()].filter((i) => mask[i]), [2 * (2 * 4 + 1), 2 * (2 * 4 + 1) + 1]);
+    const sizes = { size: 8, factor: 2, channels: 2 },
+      wide = { path: "image.png", original: { width: 9, height: 8 } };
+    await assertRejects(
+      () => readMask(path, wide, sizes),
+      UsageError,
+      'it is 8 x 8 and the image "image.png" is 9 x 8',
+    );
+    await writePng(path, { width: 8, height: 8, data: new Uint8Array(8 * 8 * 3) });
+    await assertRejects(() => readMask(path, image, sizes), UsageError, "no pixel is white");
+  }));
+
+Deno.test("slerp() starts and ends at its arguments exactly and keeps the norm of noise", () => {
+  const [a, b] = [random(1), random(2)], norm = (x: Float32Array) => Math.hypot(...x);
+  assertEquals(slerp(a, b, 0), a);
+  assertEquals(slerp(a, b, 1), b);
+  const scale = norm(a) / norm(b), same = b.map((v) => v * scale);
+  for (const t of [0.2, 0.5, 0.9]) assert(Math.abs(norm(slerp(a, same, t)) / norm(a) - 1) < 1e-5);
+  assertEquals(slerp(a, a, 0.3).map(Math.fround), a.map((v) => Math.fround(0.7 * v + 0.3 * v)));
+  assertEquals(channelsLast(channelsFirst(a, C), C), a);
+  assertEquals([...channelsFirst(Float32Array.of(1, 2, 3, 4, 5, 6), 3)], [1, 4, 2, 5, 3, 6]);
+});
+
+/** Picture `k` of a row of n pictures in a grid with the default gap of 2, at its own size. */
+async function cell(path: string, side: number, k: number, row = 0): Promise<Uint8Array> {
+  const { width, data } = await readImage(path),
+    scale = Math.max(1, Math.ceil(64 / side)),
+    step = side * scale + 2;
+  const out = new Uint8Array(side * side * 3);
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++) {
+      const at = 3 * ((2 + row * step + y * scale) * width + 2 + k * step + x * scale);
+      out.set(data.subarray(at, at + 3), 3 * (y * side + x));
+    }
+  }
+  return out;
+}
+
+const worst = (a: Uint8Array, b: Uint8Array) =>
+  a.reduce((most, v, i) => Math.max(most, Math.abs(v - (b[i] as number))), 0);
+
+Deno.test("latents are saved and decoded to the same pictures; trajectory and interpolation end in the pictures", () =>
+  inFolder(async (folder) => {
+    const out = join(folder, "a"), sampling = ["--steps", "3", "--classes", "7,2,4", "--batch-size", "3"];
+    const sample = (...args: string[]) => run("sample", ...GENERATOR, ...sampling, ...args);
+    await sample("--num", "3", "--save-latents", "--trajectory", "--out", out);
+    const pictures = await Promise.all([0, 1, 2].map((i) => readImage(join(out, `00000${i}.png`))));
+    const side = pictures[0]?.width as number, data = pictures.map(({ data }) => data);
+    const latents = await openLatents(join(out, "latents"));
+    assertEquals([...latents.labels], [7, 2, 4]);
+    latents.close();
+    await run("decode", ...GENERATOR.slice(2), "--latents", join(out, "latents"), "--out", join(folder, "b"));
+    for (const i of [0, 1, 2]) {
+      const picture = data[i] as Uint8Array;
+      assert(worst((await readImage(join(folder, "b", `00000${i}.png`))).data, picture) <= 1);
+      assert(worst(await cell(join(out, "trajectory.png"), side, 3, i), picture) <= 1, "the last column");
+      // The data prediction of Euler's last step is its result.
+      assert(worst(await cell(join(out, "trajectory.png"), side, 2, i), picture) <= 1, "the last step");
+    }
+    // More images: their latents are appended, the others stay.
+    await sample("--num", "5", "--save-latents", "--out", out);
+    const more = await openLatents(join(out, "latents"));
+    assertEquals([...more.labels], [7, 2, 4, 7, 2]);
+    more.close();
+    const strip = join(folder, "strip");
+    await sample("--interpolate", "0-2", "--frames", "3", "--out", strip);
+    const at = (k: number) => cell(join(strip, "interpolation.png"), side, k);
+    assertEquals(await at(0), data[0]);
+    assertEquals(await at(2), data[2]);
+    assert(worst(await at(1), data[0] as Uint8Array) > 1 && worst(await at(1), data[2] as Uint8Array) > 1);
+    const refused: [string[], string][] = [
+      [["--interpolate", "0-2", "--npz"], "Cannot use --npz with --interpolate"],
+      [["--frames", "3"], "Cannot use --frames: it is for --interpolate"],
+      [["--interpolate", "2-0"], "Cannot use --interpolate 2-0: give first-last"],
+    ];
+    for (const [args, message] of refused) {
+      await assertRejects(() => sample(...args, "--out", join(folder, "x")), UsageError, message);
+    }
+    await assertRejects(
+      () => run("sample", ...GENERATOR, "--trajectory", "--sampler", "dopri5", "--out", join(folder, "x")),
+      UsageError,
+      "Cannot draw a --trajectory of --sampler dopri5",
+    );
+  }));
+
+Deno.test("the columns of a trajectory are data predictions, x + (1 - t) v", async () => {
+  const dit = await tiny(), side = S, labels = [0, 1], steps = 2;
+  const tokenizer = { factor: 1, channels: C, decode: (z: Tensor) => z } as unknown as ImageTokenizer;
+  const config = { latent_mean: [0, 0, 0], latent_std: [1, 1, 1] } as DiffusionModel["config"];
+  const grid = await drawTrajectory({ dit, config }, tokenizer, {
+    ...{ labels, steps, seed: 3, batchSize: 2, cfg: 1, cfgInterval: [0, 1], sampler: "euler", shift: 1 },
+  });
+  const path = await Deno.makeTempFile({ suffix: ".png" });
+  await writePng(path, grid);
+  const flow = new Flow(dit, { method: "euler", cfg: 1 }), noises = await noiseOf(3, [S, S, C], labels);
+  for (const i of labels) {
+    const noise = Float32Array.from(noises[i] as Float32Array);
+    // An Euler step over all times is the data prediction at t = 0.
+    const first = toBytes(await flow.run(noise, i, [0, 1])),
+      last = toBytes(await flow.run(noise, i, [0, 0.5, 1]));
+    assert(worst(await cell(path, side, 0, i), first) <= 1 && worst(await cell(path, side, 2, i), last) <= 1);
+    assert(worst(first, last) > 1, "both are the same");
+  }
+  flow.destroy();
+  Deno.removeSync(path);
+});
+
+Deno.test("edit writes noise from which sample makes the edited picture, and refuses wrong options", () =>
+  inFolder(async (folder) => {
+    const image = join(folder, "image.png"), out = join(folder, "out");
+    const data = Uint8Array.from(randomArray(20 * 16 * 3, 5), (v) => 128 + 60 * v);
+    await writePng(image, { width: 20, height: 16, data });
+    const edit = (...args: string[]) => run("edit", ...GENERATOR, "--image", image, ...args);
+    await edit("--class", "3", "--to", "5", "--cfg", "1", "--steps", "4", "--out", out);
+    const noise = join(out, "noise.safetensors"), edited = (await readImage(join(out, "edited.png"))).data;
+    const sampling = ["--cfg", "1", "--steps", "4", "--sampler", "heun", "--classes", "5", "--num", "1"];
+    const sample = (...args: string[]) => run("sample", ...GENERATOR, ...sampling, ...args);
+    await sample("--noise", noise, "--out", join(folder, "again"));
+    assert(worst((await readImage(join(folder, "again", "000000.png"))).data, edited) <= 1);
+    await assertRejects(
+      () => run("sample", ...GENERATOR, "--noise", noise, "--num", "2", "--out", join(folder, "x")),
+      UsageError,
+      "it has noise for the images 0 to 0, and image 1 is asked for",
+    );
+    await writeNoise(join(folder, "bad.safetensors"), [1, 2, 3, 3], new Float32Array(18));
+    await assertRejects(
+      () => openNoise(join(folder, "bad.safetensors"), [2, 4, 4]),
+      UsageError,
+      'its "noise" is [1,2,3,3], and the model takes [N,2,4,4]',
+    );
+    const mask = join(folder, "mask.png");
+    await writePng(mask, { width: 16, height: 16, data: new Uint8Array(16 * 16 * 3).fill(255) });
+    for (
+      const [args, message] of [
+        [["--mask", mask], "it is 16 x 16 and the image"],
+        [["--mask", mask, "--class", "1"], "Cannot use --class with --mask"],
+        [["--to", "99"], 'Cannot sample the class "99"'],
+        [["--cfg", "3"], "Cannot use --cfg 3: there is no class to guide to"],
+        [["--strength", "0"], "Cannot use --strength 0"],
+      ] as [string[], string][]
+    ) await assertRejects(() => edit(...args, "--out", join(folder, "y")), UsageError, message);
+    await assertRejects(() => run("edit", ...GENERATOR), UsageError, "name an image with --image");
+  }));
+
+Deno.test("the noise of a number is the same in any company", async () => {
+  await testDevice();
+  const [a, b] = await noiseOf(4, [S, S, C], [7, 3]), [again] = await noiseOf(4, [S, S, C], [3]);
+  assertEquals(b, again);
+  assert(distance(a as Float32Array, b as Float32Array) > 0.5);
+});
