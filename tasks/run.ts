@@ -10,7 +10,9 @@ import { Log } from "../src/run/log.ts";
 import { quoted } from "../src/run/resume.ts";
 import { align } from "./align.ts";
 import type { Command, Context } from "./command.ts";
+import { decode } from "./decode.ts";
 import { doctor } from "./doctor.ts";
+import { edit } from "./edit.ts";
 import { encode } from "./encode.ts";
 import { evaluate } from "./eval.ts";
 import { features } from "./features.ts";
@@ -29,6 +31,8 @@ export const COMMANDS: readonly Command[] = [
   evaluate,
   sweep,
   encode,
+  decode,
+  edit,
   features,
   inspect,
   doctor,

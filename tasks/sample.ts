@@ -2,20 +2,24 @@
 
 import { join } from "@std/path";
 import metadata from "../deno.json" with { type: "json" };
-import { type SampleConfig, sampleConfig } from "../src/cli/config.ts";
+import { sampleConfig } from "../src/cli/config.ts";
 import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
-import { parseRange, sampling } from "../src/cli/options.ts";
-import { UsageError } from "../src/errors.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { fingerprintOf } from "../src/formats/provenance.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
+import { drawTrajectory, MAX_ROWS } from "../src/sampling/trajectory.ts";
+import { openGivenNoise } from "../src/sampling/noise.ts";
+import { latentsFolder, SavedLatents } from "../src/sampling/saved_latents.ts";
+import { writePng } from "../src/image/image.ts";
 import { generate } from "../src/sampling/generate.ts";
+import { interpolate } from "../src/sampling/interpolate.ts";
+import { decidingOptions, endsOf, imagesOf, labelsIdentity } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, labelSummary, optionsFor } from "../src/sampling/labels.ts";
 import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSamplerOptions, Evaluations } from "../src/sampling/sampler_options.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
-import { command, type Context, openAdapter, openOutput } from "./command.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
 
 export const sample = command({
@@ -30,7 +34,7 @@ export const sample = command({
   async run(asked, context) {
     const { log } = context, evaluations = new Evaluations();
     checkSamplerOptions(asked, context.origins);
-    const images = imagesOf(asked, context), { first, count } = images;
+    const images = imagesOf(asked, context.origins), { first, count } = images;
     const run = inputRun(asked.model, "model", log);
     using output = openOutput(asked.out, "samples");
     const out = output.folder;
@@ -49,20 +53,33 @@ export const sample = command({
     const folders = c.folders ? classFolders(model.config.classes) : [];
     const { fingerprint, name } = tokenizer.identity;
     const { latent_mean: mean, latent_std: std } = model.config;
-    const options = decidingOf(c, guide?.identity.fingerprint),
+    const { input_size: S, in_channels: C } = model.config.dit;
+    using given = c.noise === undefined ? undefined : await openGivenNoise(c.noise, [C, S, S], first + count);
+    const options = decidingOptions(c, guide?.identity.fingerprint),
       madeFrom = {
         model: model.identity,
         tokenizer: { name, fingerprint },
         "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
+        ...given ? { noise: given.identity } : {},
       };
     beginPictures(out, "sample", {
-      options: { ...options, folders: c.folders },
+      options: { ...options, folders: c.folders, interpolate: c.interpolate, frames: c.frames },
       defaults: sampleConfig.parse({}),
       madeFrom: { ...madeFrom, classes: labelsIdentity(c, chosen) },
       others: { num: count, seeds: c.seeds, npz: c.npz, batchSize: c.batchSize, model: run, labels },
       folders,
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
+    const sampler = samplingOptions(c, guide?.dit);
+    if (c.interpolate !== undefined) {
+      const progress = log.progress("sampling", c.frames, "images");
+      const between = { ...sampler, frames: c.frames, onProgress: progress.update };
+      const path = join(out, "interpolation.png");
+      await writePng(path, await interpolate(model, tokenizer, endsOf(c, chosen), between));
+      progress.end();
+      log.line(`${c.frames} images from ${c.interpolate.replace("-", " to ")}: ${path}`);
+      return { out, n: c.frames };
+    }
     for (const folder of folders) output.sub(folder);
     const sources = Object.fromEntries(Object.entries(madeFrom).map(([key, is]) => [key, is.fingerprint]));
     const pictures = new Pictures({
@@ -84,44 +101,31 @@ export const sample = command({
         };
       },
     });
+    const saved = c.saveLatents
+      ? await SavedLatents.open(latentsFolder(out), [C, S, S], { first, labels }, {
+        madeFrom: { ...madeFrom, tokenizer: { name, fingerprint: tokenizer.identity.latents } },
+        classes: model.config.classes,
+      })
+      : undefined;
     const { there } = pictures;
     if (there.size) log.line(`${there.size} of ${count} images are there already: going on`);
     const progress = log.progress("sampling", count, "images", there.size);
     const made = generate(model, tokenizer, {
-      ...samplingOptions(c, guide?.dit),
+      ...sampler,
       labels,
       first,
+      noise: given?.noise,
+      withLatents: c.saveLatents,
       onProgress: (n) => progress.update(n),
-      needed: (i) => !there.has(i),
+      needed: (i) => !there.has(i) || saved?.lacks(i) === true,
     });
-    await pictures.write(evaluations.of(made));
+    await pictures.write(evaluations.of(saved ? saved.saving(made) : made));
     progress.end();
+    if (c.trajectory) {
+      const rows = { ...sampler, labels: labels.slice(0, MAX_ROWS), first, noise: given?.noise };
+      await writePng(join(out, "trajectory.png"), await drawTrajectory(model, tokenizer, rows));
+    }
     log.line(`${count} images, ${guidanceText(c)}${evaluations}: ${join(out, "grid.png")}`);
     return { out, n: count, ...evaluations.result };
   },
 });
-
-/** The options that decide about each picture; with more of them, or another batch size, the first ones are the same. */
-function decidingOf(c: SampleConfig, guide: string | undefined): Record<string, unknown> {
-  const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
-  return { ...Object.fromEntries(keys.map((key) => [key, c[key]])), guide };
-}
-
-/** Numbers of the images. @throws UsageError if both options say them */
-function imagesOf(c: SampleConfig, { origins }: Context): { first: number; count: number } {
-  const range = c.seeds === undefined ? undefined : parseRange(c.seeds);
-  if (!range) return { first: 0, count: c.num };
-  if (origins?.num !== undefined) {
-    throw new UsageError(`Cannot use --num with --seeds ${c.seeds}, which says how many; leave one out`);
-  }
-  return { first: range[0], count: range[1] - range[0] + 1 };
-}
-
-/** What decides about the class of each image. */
-function labelsIdentity(c: SampleConfig, chosen: readonly number[]) {
-  const order = c.labels === "equal"
-    ? labelsOf({ count: chosen.length, classes: chosen })
-    : [c.labels, ...chosen];
-  const name = c.labels === "equal" ? c.classes.join() : `${c.classes.join()} at random`;
-  return { name, fingerprint: fingerprintOf(order.join()) };
-}

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { flag, general, GROUPS, range, sampling, text } from "./options.ts";
+import { flag, general, GROUPS, range, sampling, text, tokenizer } from "./options.ts";
 import { rebuilt } from "./optimizer_options.ts";
 
 const { input, output, sample } = GROUPS;
@@ -39,8 +39,69 @@ export const sampleConfig = z.strictObject({
   out: output(text(), "Folder for the images", NEW),
   folders: output(flag(), "Write one folder per class"),
   npz: output(flag(), "Also write samples.npz (arr_0 images, arr_1 labels)"),
+  saveLatents: output(
+    flag(),
+    "Also write the latents, which `tok decode` and `tok train-dit --latents` read",
+  ),
+  trajectory: output(
+    flag(),
+    "Also write trajectory.png: what the model expects of the first 8 images at 8 times, and the images",
+  ),
+  interpolate: output(
+    range(),
+    "Write only interpolation.png: from image A to image B, in noise and class; A-A: from the first to the last of --classes",
+    { value: "A-B", otherwise: "off" },
+  ),
+  frames: output(count("batch").min(2).default(8), "Pictures of --interpolate"),
+  noise: input(text(), 'Noise to start from: .safetensors file with "noise" [N,C,H,W], row i for image i', {
+    value: "FILE",
+    otherwise: "a function of --seed and the image's number",
+    advanced,
+  }),
   ...sampling,
   batchSize: sample(count("batch").default(50), "Images at a time; does not change them"),
   ...general,
 });
 export type SampleConfig = z.infer<typeof sampleConfig>;
+
+export const decodeConfig = z.strictObject({
+  latents: input(
+    text(),
+    'Latents: folder from `tok encode` or of LightningDiT\'s tools, or a .safetensors file with "latents" [N,C,H,W]',
+    { value: "DIR|FILE" },
+  ),
+  tokenizer,
+  out: output(text(), "Folder for the images", NEW),
+  npz: output(flag(), "Also write samples.npz (arr_0 images, arr_1 labels)"),
+  batchSize: sample(count("batch").default(50), "Images at a time; does not change them"),
+  ...general,
+});
+
+export const editConfig = z.strictObject({
+  model: sampleConfig.shape.model,
+  tokenizer: sampleConfig.shape.tokenizer,
+  latents: sampleConfig.shape.latents,
+  ema: sampleConfig.shape.ema,
+  image: input(text(), "Image: PNG, JPEG or WebP", {
+    value: "FILE",
+  }),
+  mask: input(text(), "Paint where this image is white and keep the rest, instead of inversion", {
+    value: "FILE",
+    otherwise: "off",
+  }),
+  class: input(text(), "Class of the image, for inversion", { value: "CLASS", otherwise: "none" }),
+  to: input(text(), "Class of the result", { value: "CLASS", otherwise: "--class" }),
+  out: output(text(), "Folder for edited.png, grid.png and the noise", NEW),
+  strength: sample(
+    z.number().gt(0).max(1).default(1),
+    "Part of the way to noise that is inverted; below 1 more of the image stays",
+  ),
+  cfg: sample(z.number().optional(), "Guidance weight; 1: no guidance", {
+    value: "W",
+    otherwise: "4 towards another class, else 1",
+  }),
+  steps: sample(count().default(50), "Integration steps in each direction"),
+  method: sample(z.enum(["euler", "heun"]).default("heun"), "Integration method"),
+  shift: sample(z.number().positive().default(1), "Time shift", { value: "S", advanced }),
+  ...general,
+});

@@ -1,0 +1,104 @@
+// tok edit: a real image again with another class (inversion), or with a part of it made anew (inpainting).
+
+import { join } from "@std/path";
+import { editConfig } from "../src/cli/config.ts";
+import { UsageError } from "../src/errors.ts";
+import { writeNoise } from "../src/formats/latents_file.ts";
+import { grid, writePng } from "../src/image/image.ts";
+import { refuseOthers } from "../src/run/existing_output.ts";
+import { writeJson } from "../src/formats/files.ts";
+import { decodeLatents } from "../src/sampling/decode.ts";
+import { editTimes, encodeImage, Flow, readMask, readSquare } from "../src/sampling/editing.ts";
+import { classesOf } from "../src/sampling/labels.ts";
+import { channelsFirst, noiseOf } from "../src/sampling/noise.ts";
+import { openGenerator } from "../src/zoo/generator.ts";
+import { command, openAdapter, openOutput } from "./command.ts";
+import { inputRun } from "./inputs.ts";
+
+export const edit = command({
+  name: "edit",
+  purpose: "Edit an image with a diffusion model: with another class, or a part of it made anew",
+  schema: editConfig,
+  examples: [
+    "tok edit --image cat.png --class cat --to dog",
+    "tok edit --image street.png --mask hole.png --to street",
+  ],
+  async run(c, { log, origins = {} }) {
+    if (c.image === undefined) throw new UsageError("Cannot edit: name an image with --image");
+    for (const name of ["class", "strength"] as const) {
+      if (c.mask === undefined || origins[name] === undefined) continue;
+      throw new UsageError(`Cannot use --${name} with --mask: painting starts from noise; leave it out`);
+    }
+    const run = inputRun(c.model, "model", log);
+    using output = openOutput(c.out, "edit");
+    const out = output.folder;
+    refuseOthers(out, "edit");
+    await openAdapter(c, log);
+    const { model, tokenizer } = await openGenerator(run, {
+      tokenizer: c.tokenizer,
+      latents: c.latents,
+      ema: c.ema,
+      say: (text) => log.line(text),
+    });
+    const { dit, config: { classes, latent_mean: mean = [], latent_std: std = [] } } = model;
+    const { input_size: S, in_channels: C, num_classes } = dit.config;
+    const labelOf = (name: string | undefined) =>
+      name === undefined ? num_classes : classesOf([name], classes)[0] as number;
+    const from = labelOf(c.class), to = labelOf(c.to ?? c.class);
+    const cfg = c.cfg ?? (to === from || to === num_classes ? 1 : 4);
+    if (cfg !== 1 && to === num_classes) {
+      throw new UsageError(`Cannot use --cfg ${cfg}: there is no class to guide to; name one with --to`);
+    }
+    const { factor, channels } = tokenizer, size = S * factor, statistics = { mean, std };
+    const image = await readSquare(c.image, size);
+    const mask = c.mask === undefined
+      ? undefined
+      : await readMask(c.mask, { path: c.image, original: image.original }, { size, factor, channels });
+    const data = await encodeImage(tokenizer, image.data, statistics);
+    const times = editTimes(c.steps, c.shift, 1 - c.strength), shape = [S, S, C] as const;
+    const plain = new Flow(dit, { method: c.method, cfg: 1 });
+    const guided = cfg === 1 ? plain : new Flow(dit, { method: c.method, cfg });
+    const noise = Float32Array.from(
+      mask
+        ? (await noiseOf(c.seed, shape, [0]))[0] as Float32Array
+        : await plain.run(data, from, times.toReversed()),
+    );
+    const edited = await guided.run(noise, to, times, mask && { mask, noise, data });
+    for (const flow of new Set([plain, guided])) flow.destroy();
+
+    const latents = [data, edited].map((z) => channelsFirst(z, C)), pictures = [Uint8Array.from(image.data)];
+    const source = {
+      length: 2,
+      shape: [C, S, S] as const,
+      latent: (i: number) => latents[i] as Float32Array,
+    };
+    for await (const made of decodeLatents(tokenizer, source, { batchSize: 2, statistics })) {
+      pictures.push(made.image);
+    }
+    await writePng(join(out, "edited.png"), {
+      width: size,
+      height: size,
+      data: pictures[2] as Uint8Array<ArrayBuffer>,
+    });
+    await writePng(join(out, "grid.png"), grid(pictures, size, 3));
+    if (!mask && c.strength === 1) {
+      await writeNoise(join(out, "noise.safetensors"), [1, C, S, S], channelsFirst(noise, C));
+    }
+    const { image: path, mask: hole, class: was, method, steps, shift, strength, seed } = c;
+    const options = {
+      image: path,
+      mask: hole,
+      class: was,
+      to: c.to,
+      cfg,
+      method,
+      steps,
+      shift,
+      strength,
+      seed,
+    };
+    writeJson(join(out, "config.json"), { command: "edit", ...options, model: run });
+    log.line(`image, its reconstruction, and the edited one: ${join(out, "grid.png")}`);
+    return { out };
+  },
+});
