@@ -293,7 +293,7 @@ Deno.test("options without effect, and those that exclude each other, are refuse
     ["--repa-block 2", "Cannot use --repa-block: there is no --repa"],
     ["--repa-hidden 2", "Cannot use --repa-hidden: there is no --repa"],
     ["--repa-weight 2", "Cannot use --repa-weight: there is no --repa"],
-    ["--download", "Cannot use --download: there is no --repa"],
+    ["--download", "Cannot use --download: there is neither --repa nor"],
     ["--lr-schedule constant --lr-end 0.5", "Cannot use --lr-end: --lr-schedule constant has no decay"],
     ["--repa embedded --latents z", "Cannot use --repa with --latents: the encoder needs images"],
     ["--time-shift 0", "Cannot use --time-shift 0"],
