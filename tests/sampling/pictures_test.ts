@@ -1,5 +1,6 @@
 // Pictures of tok sample: image i is a function of (seed, i, its class) alone, and its PNG says how it was made.
 
+import { crc32 } from "node:zlib";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { Interrupted, UsageError } from "../../src/errors.ts";
@@ -159,8 +160,13 @@ Deno.test("withText() keeps the pixels, readPngTexts() reads tEXt and iTXt and r
     };
     assertEquals(JSON.parse(read(bytes).get("tok") as string), { name: "Löwe 猫 \u{1f981}\n" });
     assertEquals([...read(png)], []);
-    const international = withText(png, "key", "\0\0\0de\0Wort\0ja");
-    international.set(new TextEncoder().encode("iTXt"), 8 + 25 + 4);
+    const international = withText(png, "key", "\0\0de\0Wort\0j\xc3\xa4"); // flag, method, language, keyword, text
+    const start = 8 + 25 + 4,
+      view = new DataView(international.buffer),
+      end = start + 4 + view.getUint32(start - 4);
+    international.set(new TextEncoder().encode("iTXt"), start);
+    view.setUint32(end, crc32(international.subarray(start, end)));
+    assertEquals(read(international).get("key"), "j\xc3\xa4");
     let refusals = 0;
     for (let i = 0; i < bytes.length; i++) {
       const damaged = bytes.slice();
