@@ -116,14 +116,15 @@ Deno.test("latents without images are decoded for the distance", async () => {
     );
     const out = at("run"), steps = ["--steps", "1", "--val-every", "1", "--val-num", "2", "--val-steps", "1"];
     await run("train-dit", ...SMALL, "--latents", at("latents"), ...steps, "--out", out);
-    await run("reconstruct", "--tokenizer", VAE, "--input", at("data"), "--out", at("decoded"));
+    const decoded = ["--image-size", "8", "--no-grid", "--out", at("decoded")];
+    await run("reconstruct", "--tokenizer", VAE, "--input", at("data"), ...decoded);
     const { result } = await run(
       "eval",
       ...["--model", out, "--real", at("decoded"), "--num", "2", "--image-size", "8", "--cfg", "1"],
       ...["--steps", "1", "--metrics", "fd-encoder", "--workers", "0", "--out", at("eval")],
     );
     const [expected, got] = [result.fd_encoder, validations(out)[0]?.fd_encoder] as [number, number];
-    assert(Math.abs(got / expected - 1) < 1e-5, `${got}, eval: ${expected}`);
+    assert(Math.abs(got / expected - 1) < 1e-3, `${got}, eval: ${expected}`);
   });
 });
 
