@@ -3,7 +3,7 @@
 
 import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { trainDitConfig } from "../../src/cli/config.ts";
+import { type TrainDitConfig, trainDitConfig } from "../../src/cli/config.ts";
 import { batches } from "../../src/data/batches.ts";
 import { openImages } from "../../src/data/open_images.ts";
 import { UsageError } from "../../src/errors.ts";
@@ -11,8 +11,10 @@ import { readStatistics } from "../../src/formats/latents.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { pixels } from "../../src/ops/pixels.ts";
 import { noGrad } from "../../src/tensor/autograd.ts";
-import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
-import { EncodedImages, StoredLatents } from "../../src/train/latent_source.ts";
+import { diffusionRecipe, ditOf, repaOf } from "../../src/train/dit_training.ts";
+import { EncodedImages, type LatentBatch, StoredLatents } from "../../src/train/latent_source.ts";
+import type { RepaBatch } from "../../src/train/repa.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
 import { changed, ENCODES, inFolder, run } from "../helpers/commands.ts";
@@ -152,7 +154,7 @@ Deno.test("an online training has the losses of one on cached latents where neit
     assertNotEquals(model("online"), whole);
     assertEquals([a.length, b.length], [3, 3]);
     a.forEach((loss, n) =>
-      assert(Math.abs(loss / (b[n] as number) - 1) < 1e-5, `step ${n}: ${loss}, ${b[n]}`)
+      assert(Math.abs(loss / (b[n] as number) - 1) < 1e-4, `step ${n}: ${loss}, ${b[n]}`)
     );
 
     const other = await changed(at("other.safetensors"), ENCODES);
@@ -180,6 +182,31 @@ Deno.test("a plan of an online training counts the tokenizer's weights and activ
   assert(more > 0.2 * weights && more < 4 * weights, `${more} bytes of weights, the file has ${weights}`);
   assert(online.flops > stored.flops);
   assert(online.totalBytes > stored.totalBytes + more / 2);
+});
+
+Deno.test("REPA sees the images of the latents: the crops and flips of the step, or the crop of the encoded ones", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    await writeWide(folder, 3);
+    const images = await openImages(folder),
+      tokenizer = await openTokenizer(VAE),
+      encoder = await openEncoder();
+    const step = async (options: Partial<TrainDitConfig>) => {
+      const c = trainDitConfig.parse({ repa: "embedded", repaHidden: 8, batchSize: 2, ...options });
+      const dit = ditOf(c, [tokenizer.channels, 2, 2], 1), repa = repaOf(c, dit.config, encoder, images, 8);
+      const source = new EncodedImages(tokenizer, images, { ...c, size: 8 });
+      const recipe = diffusionRecipe(c, dit, source, undefined, repa);
+      const { value } = await recipe.data(1, 2).next(), own = (await source.batches(2, 1, 2).next()).value;
+      const again = (await repa?.batches(2, 1, 2).next())?.value as RepaBatch;
+      recipe.destroy();
+      return { value: value as LatentBatch, own: own as LatentBatch, again };
+    };
+    const random = await step({ online: true, crop: "random", flip: true });
+    assertEquals(random.value, random.own);
+    const adm = await step({ crop: "adm", flip: true }), center = await step({ flip: true });
+    assertEquals([adm.again.images, adm.again.flips], [adm.own.images, adm.own.flips]);
+    assertNotEquals(adm.again.images, center.again.images);
+  });
 });
 
 Deno.test("options of images without effect are refused", async () => {
