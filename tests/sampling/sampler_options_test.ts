@@ -1,0 +1,111 @@
+// What holds for every sampler: the same bits in any batch, counted evaluations, grids, and refused options.
+
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { UsageError } from "../../src/errors.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { checkSamplerOptions } from "../../src/sampling/sampler_options.ts";
+import type { SamplerName } from "../../src/sampling/samplers.ts";
+import { timeGrid } from "../../src/sampling/times.ts";
+import { parseCommandLine } from "../../tasks/run.ts";
+import { testDevice } from "../helpers/check.ts";
+import { inFolder, run } from "../helpers/commands.ts";
+import { C, lambda, S, sampled, SIZE } from "../helpers/flows.ts";
+import { fixturePath } from "../helpers/published.ts";
+
+/** Evaluations of the velocity in a step. */
+const PER_STEP: [SamplerName, number][] = [
+  ["euler", 1],
+  ["heun", 2],
+  ["midpoint", 2],
+  ["rk4", 4],
+  ["dpm++2m", 1],
+  ["unipc", 1],
+  ["sde", 1],
+  ["euler-stochastic", 1],
+];
+
+Deno.test("every sampler gives an image the same bits in batches of 1 and 3, and counts its evaluations", async () => {
+  await testDevice();
+  const dit = new Dit(ditConfig.parse({
+    input_size: S,
+    in_channels: C,
+    hidden_size: 16,
+    depth: 1,
+    num_heads: 2,
+    num_classes: 3,
+  }));
+  const init = new Initializer(3);
+  dit.init(init);
+  for (const { adaLN_modulation } of [...dit.blocks, dit.final_layer]) {
+    init.normal(adaLN_modulation[1].weight, 0.3);
+  }
+  init.normal(dit.final_layer.linear.weight, 0.3);
+  const options = { steps: 4, cfg: 2, cfgInterval: [0.3, 0.8], rtol: 0.1, atol: 0.1 } as const;
+  for (const [sampler, perStep] of [...PER_STEP, ["dopri5", 0] as const]) {
+    const three = await sampled(dit, { ...options, sampler, batchSize: 3 });
+    const one = await sampled(dit, { ...options, sampler }, 1);
+    assertEquals(one.x, three.x.slice(SIZE, 2 * SIZE), sampler);
+    assertEquals(one.evaluations[0], three.evaluations[1], sampler);
+    // Two of the four steps are guided, and take two passes.
+    if (perStep > 0) assertEquals(three.evaluations, [6 * perStep, 6 * perStep, 6 * perStep], sampler);
+  }
+});
+
+Deno.test("spacings run from 0 to 1: uniform in time, and in log-SNR, to which a shift adds a constant", () => {
+  assertEquals(timeGrid(4, 0.3, "uniform"), [0, 0.25, 0.5, 0.75, 1]);
+  const times = timeGrid(6, 1, "log-snr"), inner = times.slice(1, -1).map(lambda);
+  assertEquals([times[0], times[6]], [0, 1]);
+  for (const [i, value] of inner.entries()) {
+    assert(Math.abs(value - Math.log(999) * ((i + 1) / 3 - 1)) < 1e-12, `${inner}`);
+  }
+  const shifted = timeGrid(6, 0.3), plain = timeGrid(6, 1);
+  for (let i = 1; i < 6; i++) {
+    const difference = lambda(shifted[i] as number) - lambda(plain[i] as number);
+    assert(Math.abs(difference - Math.log(0.3)) < 1e-12);
+  }
+});
+
+Deno.test("options that the sampler does not read, and tolerances of 0, are refused in one line", () => {
+  const refused: [string, string][] = [
+    ["--atol 1e-3", "Cannot use --atol: it is for --sampler dopri5; leave it out"],
+    ["--sampler sde --rtol 1e-3", "Cannot use --rtol: it is for --sampler dopri5; leave it out"],
+    ["--sampler dopri5 --steps 9", "Cannot use --steps: dopri5 chooses its own steps; leave it out"],
+    ["--sampler dopri5 --shift 0.3", "Cannot use --shift: dopri5 chooses its own steps; leave it out"],
+    ["--sampler dopri5 --spacing uniform", "Cannot use --spacing: dopri5 chooses"],
+    ["--spacing log-snr --shift 0.3", "Cannot use --shift: it is for --spacing shifted; leave it out"],
+    ["--diffusion-form sbdm", "Cannot use --diffusion-form: it is for --sampler sde; leave it out"],
+    ["--sampler euler-stochastic --last-step mean", "Cannot use --last-step: it is for --sampler sde"],
+    ["--last-step-size 0.1", "Cannot use --last-step-size: it is for --sampler sde; leave it out"],
+    ["--sampler sde --steps 1", "Cannot sample with sde in 1 step"],
+    ["--sampler dopri5 --atol 0", "Cannot use --atol 0"],
+    ["--sampler dopri5 --rtol -1e-3", "Cannot use --rtol -0.001"],
+    ["--sampler sde --last-step-size 1", "Cannot use --last-step-size 1"],
+    ["--sampler leapfrog", "Cannot use --sampler leapfrog"],
+  ];
+  for (const command of ["sample", "eval"]) {
+    for (const [args, message] of refused) {
+      const error = assertThrows(() => {
+        const { config, origins } = parseCommandLine([command, ...args.split(" ")]);
+        checkSamplerOptions(config, origins);
+      }, UsageError);
+      assert(error.message.startsWith(message) && !error.message.includes("\n"), error.message);
+    }
+    const { config, origins } = parseCommandLine([command, "--sampler", "dopri5", "--atol", "1e-3"]);
+    checkSamplerOptions(config, origins);
+  }
+});
+
+Deno.test("tok sample prints the evaluations per image", () =>
+  inFolder(async () => {
+    const model = [
+      "--model",
+      fixturePath("lightningdit_tiny.pt"),
+      "--tokenizer",
+      fixturePath("vavae_tiny.pt"),
+    ];
+    const options = ["--num", "2", "--steps", "4", "--sampler", "heun", "--cfg-interval", "0.3,0.8"];
+    const { lines, result } = await run("sample", ...model, ...options, "--classes", "7,2");
+    assertEquals([result.nfe, result.nfe_max], [12, 12]);
+    assert(lines.some((line) => line.includes("2 images, guidance 4, 12 NFE")), lines.join("\n"));
+  }));
