@@ -2,7 +2,9 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { UsageError } from "../../src/errors.ts";
+import { Interrupted, UsageError } from "../../src/errors.ts";
+import { exists } from "../../src/formats/files.ts";
+import { endIf } from "../../src/interruption.ts";
 import { openLatents } from "../../src/formats/latents.ts";
 import { openNoise, writeNoise } from "../../src/formats/latents_file.ts";
 import { readImage, toBytes, writePng } from "../../src/image/image.ts";
@@ -154,7 +156,7 @@ const worst = (a: Uint8Array, b: Uint8Array) =>
 
 Deno.test("latents are saved and decoded to the same pictures; trajectory and interpolation end in the pictures", () =>
   inFolder(async (folder) => {
-    const out = join(folder, "a"), sampling = ["--steps", "3", "--classes", "7,2,4", "--batch-size", "3"];
+    const out = join(folder, "a"), sampling = ["--steps", "3", "--classes", "7,2,4"];
     const sample = (...args: string[]) => run("sample", ...GENERATOR, ...sampling, ...args);
     await sample("--num", "3", "--save-latents", "--trajectory", "--out", out);
     const pictures = await Promise.all([0, 1, 2].map((i) => readImage(join(out, `00000${i}.png`))));
@@ -170,11 +172,23 @@ Deno.test("latents are saved and decoded to the same pictures; trajectory and in
       // The data prediction of Euler's last step is its result.
       assert(worst(await cell(join(out, "trajectory.png"), side, 2, i), picture) <= 1, "the last step");
     }
-    // More images: their latents are appended, the others stay.
-    await sample("--num", "5", "--save-latents", "--out", out);
-    const more = await openLatents(join(out, "latents"));
-    assertEquals([...more.labels], [7, 2, 4, 7, 2]);
-    more.close();
+    // More images, and an interruption: their latents are appended, the others stay.
+    const labels = async () => {
+      const latents = await openLatents(join(out, "latents")), labels = [...latents.labels];
+      latents.close();
+      return labels;
+    };
+    const more = (batch: string) =>
+      sample("--num", "5", "--save-latents", "--batch-size", batch, "--out", out);
+    {
+      using _stop = endIf(() => {
+        if (exists(join(out, "000003.png"))) throw new Interrupted();
+      });
+      await assertRejects(() => more("1"), Interrupted);
+    }
+    await assertRejects(labels, UsageError, "latents_stats.safetensors");
+    await more("2");
+    assertEquals(await labels(), [7, 2, 4, 7, 2]);
     const strip = join(folder, "strip");
     await sample("--interpolate", "0-2", "--frames", "3", "--out", strip);
     const at = (k: number) => cell(join(strip, "interpolation.png"), side, k);
