@@ -138,7 +138,8 @@ export class EncodedImages implements LatentSource {
         program.run(data);
         const z = await program.read(program.outputs.z), added = Math.min(B, count - done);
         found.add(z.subarray(0, added * z.length / B), 1);
-        onProgress?.(done += added);
+        done += added;
+        onProgress?.(done);
       }
     } finally {
       program.destroy();

@@ -114,8 +114,6 @@ Deno.test("an online training has the losses of one on cached latents where neit
     const at = (...names: string[]) => join(folder, ...names);
     await writeWide(at("data"), 5);
     const common = [
-      "--tokenizer",
-      VAE,
       "--image-size",
       "8",
       "--batch-size",
@@ -125,8 +123,21 @@ Deno.test("an online training has the losses of one on cached latents where neit
       "--workers",
       "0",
     ];
-    const train = (out: string, ...args: string[]) =>
-      run("train-dit", ...common, "--data", at("data"), "--steps", "3", "--out", at(out), ...args);
+    const trainOn = (tokenizer: string, out: string, ...args: string[]) =>
+      run(
+        "train-dit",
+        ...common,
+        "--data",
+        at("data"),
+        "--steps",
+        "3",
+        "--out",
+        at(out),
+        "--tokenizer",
+        tokenizer,
+        ...args,
+      );
+    const train = (out: string, ...args: string[]) => trainOn(VAE, out, ...args);
     const model = (name: string) => Deno.readFileSync(at(name, "model/model.safetensors"));
     const online = ["--online", "--crop", "random", "--flip", "--stat-images", "5", "--save-every", "2"];
     await train("whole", ...online);
@@ -159,7 +170,7 @@ Deno.test("an online training has the losses of one on cached latents where neit
 
     const other = await changed(at("other.safetensors"), ENCODES);
     const error = await assertRejects(
-      () => train("whole", ...online, "--resume", "--tokenizer", other),
+      () => trainOn(other, "whole", ...online, "--resume"),
       UsageError,
       `Cannot train on the statistics "${
         at("whole/latents_stats.safetensors")
@@ -172,7 +183,7 @@ Deno.test("an online training has the losses of one on cached latents where neit
 Deno.test("a plan of an online training counts the tokenizer's weights and activations", async () => {
   await testDevice();
   const tokenizer = await openTokenizer(VAE), c = trainDitConfig.parse({ batchSize: 2 });
-  const shape = [tokenizer.channels, 2, 2] as const;
+  const side = tokenizer.side(8), shape = [tokenizer.channels, side, side] as const;
   const plan = (source: StoredLatents | EncodedImages) =>
     diffusionRecipe(c, ditOf(c, shape, 2), source).plan();
   const stored = plan(new StoredLatents(shape, undefined, c));
@@ -193,7 +204,8 @@ Deno.test("REPA sees the images of the latents: the crops and flips of the step,
       encoder = await openEncoder();
     const step = async (options: Partial<TrainDitConfig>) => {
       const c = trainDitConfig.parse({ repa: "embedded", repaHidden: 8, batchSize: 2, ...options });
-      const dit = ditOf(c, [tokenizer.channels, 2, 2], 1), repa = repaOf(c, dit.config, encoder, images, 8);
+      const dit = ditOf(c, [tokenizer.channels, tokenizer.side(8)], 1),
+        repa = repaOf(c, dit.config, encoder, images, 8);
       const source = new EncodedImages(tokenizer, images, { ...c, size: 8 });
       const recipe = diffusionRecipe(c, dit, source, undefined, repa);
       const { value } = await recipe.data(1, 2).next(), own = (await source.batches(2, 1, 2).next()).value;
