@@ -255,7 +255,7 @@ export function bestOf(results: readonly CellResult[]): CellResult | undefined {
 /** The command that samples with the options of a cell. @param given options that every cell has */
 export function sampleCommand({ options }: Cell, given: Readonly<Record<string, unknown>>): string {
   const defaults = sampleConfig.parse({}) as Record<string, unknown>;
-  const flags = Object.entries({ ...given, ...options }).flatMap(([name, value]) => {
+  const flags = Object.entries({ ...given, ...withEffect(options) }).flatMap(([name, value]) => {
     if (value === undefined || JSON.stringify(value) === JSON.stringify(defaults[name])) return [];
     if (typeof value === "boolean") return [`--${value ? "" : "no-"}${kebab(name)}`];
     return [`--${kebab(name)} ${quoted(show(value))}`];
