@@ -2,6 +2,7 @@
 
 import type { SampleConfig } from "../cli/config.ts";
 import { kebab, type Origin } from "../cli/flags.ts";
+import { keySteps } from "../cli/key_steps.ts";
 import { parseRange, sampling } from "../cli/options.ts";
 import { UsageError } from "../errors.ts";
 import { fingerprintOf, type Identity } from "../formats/provenance.ts";
@@ -16,7 +17,10 @@ type Origins = Readonly<Record<string, Origin>> | undefined;
  */
 export function decidingOptions(c: SampleConfig, guide: string | undefined): Record<string, unknown> {
   const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
-  return { ...Object.fromEntries(keys.map((key) => [key, c[key]])), guide };
+  // With key steps only, --reuse-encoder changes no bit.
+  const reuses = keySteps(c.reuseEncoder, c.steps).includes(false);
+  const options = Object.fromEntries(keys.map((key) => [key, c[key]]));
+  return { ...options, reuseEncoder: reuses ? c.reuseEncoder : undefined, guide };
 }
 
 /** Options that an interpolation does not read. */

@@ -1,12 +1,14 @@
 // Steps that reuse the tokens of the first half of the blocks: which steps do, and their velocities.
 
 import { assert, assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { sampleConfig } from "../../src/cli/config.ts";
 import { isSchedule, keySteps } from "../../src/cli/key_steps.ts";
 import { UsageError } from "../../src/errors.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { loadState } from "../../src/nn/layers.ts";
 import { normal } from "../../src/philox.ts";
+import { decidingOptions } from "../../src/sampling/job.ts";
 import { ReusedEncoder } from "../../src/sampling/reuse.ts";
 import { Sampler, type SamplingOptions } from "../../src/sampling/sampler.ts";
 import { constant, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
@@ -67,6 +69,9 @@ Deno.test("with key steps only the latents are the same bits, and the steps betw
   const dit = await tiny(), full = await sampled(dit, {});
   for (const reuseEncoder of ["every 1", "1", "0,1,2,3"]) {
     assertEquals(await sampled(dit, { reuseEncoder }), full);
+    const recorded = (options: object) =>
+      decidingOptions(sampleConfig.parse({ steps: 4, ...options }), undefined);
+    assertEquals(recorded({ reuseEncoder }), recorded({})); // so that the files are the same bytes, too
   }
   const half = await sampled(dit, { reuseEncoder: "every 2" });
   const share = 1 - BLOCK / 3;
