@@ -43,11 +43,25 @@ export function endIf(check: () => void): Disposable {
   return { [Symbol.dispose]: () => void conditions.delete(check) };
 }
 
+/** Number of active {@link uninterrupted}. */
+let complete = 0;
+
+/** Runs work that must not be left half done, such as an exchange of weights; signals and conditions take effect after it. */
+export async function uninterrupted<T>(work: () => Promise<T>): Promise<T> {
+  complete++;
+  try {
+    return await work();
+  } finally {
+    complete--;
+  }
+}
+
 /**
  * Call between batches and other units of work.
  * @throws Interrupted after a signal
  */
 export function throwIfStopped(): void {
+  if (complete > 0) return;
   if (stopRequested()) throw new Interrupted();
   checkConditions();
 }

@@ -156,16 +156,14 @@ export async function trainLoop<D>(
     let stop = o.stopping();
     if (done % o.logEvery === 0 || done === steps || stop) await log(done);
     else if (done % ahead === 0) await readTensor(runningMetrics); // waits for the device
-    await recipe.afterStep?.(done);
-    if (!stop && done < steps && o.validate) {
-      try {
-        if (await o.validate(done)) saved = done;
-      } catch (error) {
-        if (error instanceof UsageError && done !== saved) await o.save(done);
-        if (!(error instanceof Interrupted)) throw error;
-        stop = true;
-        await log(done);
-      }
+    try {
+      await recipe.afterStep?.(done);
+      if (!stop && done < steps && await o.validate?.(done)) saved = done;
+    } catch (error) {
+      if (error instanceof UsageError && done !== saved) await o.save(done);
+      if (!(error instanceof Interrupted)) throw error;
+      stop = true;
+      await log(done);
     }
     const due = o.saveEvery > 0 && done % o.saveEvery === 0 || o.keeps?.(done);
     if (saved !== done && (stop || done === steps || (due && !await stalling()))) await o.save(saved = done);

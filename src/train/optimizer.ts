@@ -1,6 +1,7 @@
 // AdamW over parameter sets, or Muon over sets of matrices, recorded into a program: gradients are copied into flat buffers, their
 // global norm is computed, and each set is updated by one launch (Muon: and some for each matrix). `state()` has every tensor that a checkpoint needs.
 
+import { uninterrupted } from "../interruption.ts";
 import { detach, full, grad, store } from "../tensor/autograd.ts";
 import { addInPlace, copy, fill } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
@@ -263,11 +264,11 @@ export class Optimizer {
    * @param sigmaRel the relative width of those averages; by default those that are the result
    */
   async withEma<T>(use: () => Promise<T>, sigmaRel?: number): Promise<T> {
-    await this.#swapEma(sigmaRel);
+    await uninterrupted(() => this.#swapEma(sigmaRel));
     try {
       return await use();
     } finally {
-      await this.#swapEma(sigmaRel);
+      await uninterrupted(() => this.#swapEma(sigmaRel)); // also where a signal has ended `use`
     }
   }
 

@@ -205,7 +205,7 @@ Deno.test("8,192 samples of sde have the mean and the variance of the data, with
     });
     assertEquals(x.length, n);
     const mean = x.reduce((a, b) => a + b, 0) / n, variance = x.reduce((a, b) => a + (b - mean) ** 2, 0) / n;
-    // Of the equation with so many steps, by its linear recursion; of the data.
+    // Of the equation in this number of steps, by its linear recursion; of the data.
     let [m, v] = [0, 1];
     for (let i = 0; i < steps; i++) {
       const t = 0.96 * i / (steps - 1), h = i < steps - 1 ? 0.96 / (steps - 1) : 0.04;

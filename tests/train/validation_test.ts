@@ -6,6 +6,7 @@ import { heldOutOf } from "../../src/data/held_out.ts";
 import { gather, subset } from "../../src/data/image_source.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { Interrupted, UsageError } from "../../src/errors.ts";
+import { requestStop } from "../../src/interruption.ts";
 import { FeatureFrechet } from "../../src/metrics/feature_frechet.ts";
 import { checkpointPath, listCheckpoints, openCheckpoint, readBest } from "../../src/run/checkpoint.ts";
 import { reshape } from "../../src/ops/layout.ts";
@@ -161,7 +162,7 @@ Deno.test("validation changes no bit of an alignment, also of one that is resume
   });
 });
 
-Deno.test("withEma() shows the averages and restores the weights to the bit", async () => {
+Deno.test("withEma() shows the averages and restores the weights to the bit, also after a signal", async () => {
   const a = await alignment("f32", { tiny: true });
   const stage = new StageRun(a, STAGES.perceptual, TINY_OPTIONS);
   await stage.optimizer.startEma();
@@ -180,11 +181,15 @@ Deno.test("withEma() shows the averages and restores the weights to the bit", as
     assert(averages.every((average, i) => average?.some((v, k) => v !== weights[i]?.[k])));
   });
   assertEquals(await snapshot(all), before);
-  await assertRejects(
-    () => stage.optimizer.withEma(() => Promise.reject(new Error("stopped"))),
-    Error,
-    "stopped",
-  );
+  const signalled = () => {
+    requestStop(130);
+    return Promise.reject(new Interrupted());
+  };
+  try {
+    await assertRejects(() => stage.optimizer.withEma(signalled), Interrupted);
+  } finally {
+    requestStop(0);
+  }
   assertEquals(await snapshot(all), before);
   stage.destroy();
 });
