@@ -55,12 +55,11 @@ export const sample = command({
     const { latent_mean: mean, latent_std: std } = model.config;
     const { input_size: S, in_channels: C } = model.config.dit;
     using given = c.noise === undefined ? undefined : await openGivenNoise(c.noise, [C, S, S], first + count);
-    const options = decidingOptions(c, guide?.identity.fingerprint),
+    const options = decidingOptions(c, guide?.identity.fingerprint, given?.identity.fingerprint),
       madeFrom = {
         model: model.identity,
         tokenizer: { name, fingerprint },
         "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
-        ...given ? { noise: given.identity } : {},
       };
     beginPictures(out, "sample", {
       options: { ...options, folders: c.folders, interpolate: c.interpolate, frames: c.frames },

@@ -129,7 +129,8 @@ export function finished(folder: string, cell: Cell): CellResult | undefined {
 export const optionsOf = (
   { options }: Cell,
   { config: { seed, batchSize }, guides }: Pick<SweepContext, "config" | "guides">,
-): SamplingOptions => samplingOptions({ ...options, seed, batchSize }, guides.get(options.guide ?? "")?.dit);
+): SamplingOptions =>
+  samplingOptions({ ...withEffect(options), seed, batchSize }, guides.get(options.guide ?? "")?.dit);
 
 /**
  * The results of all cells; those that are missing are computed.
@@ -195,7 +196,7 @@ async function runCell(
 ): Promise<CellResult> {
   const { model, tokenizer, labels, folder, evaluation, real, train, workers } = context;
   const options = optionsOf(cell, context), size = model.config.dit.input_size * tokenizer.factor;
-  const columns = Math.min(COLUMNS, model.config.classes.length), shown: Uint8Array[] = [];
+  const columns = Math.min(COLUMNS, model.config.classes.length || COLUMNS), shown: Uint8Array[] = [];
   let began = performance.now(), total = 0;
   async function* samples() {
     const all = generate(model, tokenizer, {

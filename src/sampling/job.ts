@@ -14,13 +14,14 @@ type Origins = Readonly<Record<string, Origin>> | undefined;
 /**
  * The options that decide about each picture; with more pictures, or another batch size, the first ones are the same.
  * @param guide fingerprint of the model that guides
+ * @param noise fingerprint of the given noise
  */
-export function decidingOptions(c: SampleConfig, guide: string | undefined): Record<string, unknown> {
+export function decidingOptions(c: SampleConfig, guide?: string, noise?: string): Record<string, unknown> {
   const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
   // With key steps only, --reuse-encoder changes no bit.
   const reuses = keySteps(c.reuseEncoder, c.steps).includes(false);
   const options = Object.fromEntries(keys.map((key) => [key, c[key]]));
-  return { ...options, reuseEncoder: reuses ? c.reuseEncoder : undefined, guide };
+  return { ...options, reuseEncoder: reuses ? c.reuseEncoder : undefined, guide, noise };
 }
 
 /** Options that an interpolation does not read. */

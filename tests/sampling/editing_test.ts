@@ -243,6 +243,7 @@ Deno.test("edit writes noise from which sample makes the edited picture, and ref
     const sampling = ["--cfg", "1", "--steps", "4", "--sampler", "heun", "--classes", "5", "--num", "1"];
     const sample = (...args: string[]) => run("sample", ...GENERATOR, ...sampling, ...args);
     await sample("--noise", noise, "--out", join(folder, "again"));
+    await assertRejects(() => sample("--out", join(folder, "again")), UsageError, "--noise");
     assert(worst((await readImage(join(folder, "again", "000000.png"))).data, edited) <= 1);
     await assertRejects(
       () => run("sample", ...GENERATOR, "--noise", noise, "--num", "2", "--out", join(folder, "x")),

@@ -69,8 +69,7 @@ Deno.test("with key steps only the latents are the same bits, and the steps betw
   const dit = await tiny(), full = await sampled(dit, {});
   for (const reuseEncoder of ["every 1", "1", "0,1,2,3"]) {
     assertEquals(await sampled(dit, { reuseEncoder }), full);
-    const recorded = (options: object) =>
-      decidingOptions(sampleConfig.parse({ steps: 4, ...options }), undefined);
+    const recorded = (options: object) => decidingOptions(sampleConfig.parse({ steps: 4, ...options }));
     assertEquals(recorded({ reuseEncoder }), recorded({})); // so that the files are the same bytes, too
   }
   const half = await sampled(dit, { reuseEncoder: "every 2" });
