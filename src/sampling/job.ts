@@ -8,6 +8,7 @@ import { UsageError } from "../errors.ts";
 import { fingerprintOf, type Identity } from "../formats/provenance.ts";
 import type { Ends } from "./interpolate.ts";
 import { labelsOf } from "./labels.ts";
+import { SAMPLERS } from "./samplers.ts";
 
 type Origins = Readonly<Record<string, Origin>> | undefined;
 
@@ -27,9 +28,17 @@ export function decidingOptions(c: SampleConfig, guide?: string, noise?: string)
 /** Options that an interpolation does not read. */
 const NOT_BETWEEN = ["num", "seeds", "folders", "npz", "noise", "saveLatents", "trajectory"] as const;
 
+/** What an interpolation cannot be made with, and why. */
+function obstacle({ sampler, guide }: SampleConfig): string | undefined {
+  if (sampler !== "dopri5" && SAMPLERS[sampler].stochastic) {
+    return `--sampler ${sampler}: its noise is that of an image number, and images in between have none; choose another sampler`;
+  }
+  return guide === undefined ? undefined : "--guide: a guide has no classes in between; leave it out";
+}
+
 /**
  * Numbers of the images.
- * @throws UsageError if two options say them, and for options that --interpolate does not read
+ * @throws UsageError if two options say them, and for options that --interpolate does not read or cannot take
  */
 export function imagesOf(c: SampleConfig, origins: Origins): { first: number; count: number } {
   const given = (name: string) => origins?.[name] !== undefined && origins[name] !== "default";
@@ -39,6 +48,8 @@ export function imagesOf(c: SampleConfig, origins: Origins): { first: number; co
       `Cannot use --${kebab(useless)} with --interpolate, which makes one picture of --frames; leave it out`,
     );
   }
+  const unfit = c.interpolate === undefined ? undefined : obstacle(c);
+  if (unfit !== undefined) throw new UsageError(`Cannot use --interpolate with ${unfit}`);
   if (c.interpolate === undefined && given("frames")) {
     throw new UsageError("Cannot use --frames: it is for --interpolate; leave it out");
   }

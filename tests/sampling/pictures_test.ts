@@ -194,12 +194,14 @@ Deno.test("withText() keeps the pixels, readPngTexts() reads tEXt and iTXt and r
     }
   }));
 
-Deno.test("seeds that are no range, or with a number of images, are refused", async () => {
+Deno.test("seeds that are no range or with a number of images, and interpolation that is none, are refused", async () => {
   for (
     const [args, message] of [
       [["--seeds", "9-3"], "Cannot use --seeds 9-3: give first-last, such as 0-9"],
       [["--seeds", "x"], "Cannot use --seeds x: give first-last, such as 0-9"],
       [["--seeds", "0-3", "--num", "4"], "Cannot use --num with --seeds 0-3"],
+      [["--interpolate", "0-2", "--sampler", "sde"], "Cannot use --interpolate with --sampler sde"],
+      [["--interpolate", "0-2", "--guide", "dit.pt"], "Cannot use --interpolate with --guide"],
       [["--labels", "even"], "Cannot use --labels even"],
       [["--classes", "0,99"], 'Cannot sample the class "99": the model has 0 to'],
     ] as const
