@@ -109,7 +109,7 @@ export const sweepConfig = z.strictObject({
   inception,
   inceptionInput,
   ...encoder,
-  num: data(count("images").default(200), "Number of images of a cell, of all classes in turn"),
+  num: data(count("images").default(200), "Number of images per combination of options, all classes in turn"),
   batchSize: data(count("batch").default(50), "Images at a time; does not change them"),
   ...reading,
   ...LISTS,

@@ -6,7 +6,7 @@ import { copy } from "../gpu/memory.ts";
 import type { Denoiser, DenoiserOutputs, PassOptions } from "../models/denoiser.ts";
 import { type Tensor, variable } from "../tensor/tensor.ts";
 
-/** A network whose passes keep the tokens between its halves, or start from them. Each evaluation of a step has its own. */
+/** A network whose passes keep the tokens after the first half of its blocks, or start from them. Each evaluation of a step has its own. */
 export class ReusedEncoder implements Denoiser {
   readonly config: Denoiser["config"];
   /** The last block of the first half, from 1. */

@@ -101,3 +101,33 @@ export async function compareMetrics(
     );
   });
 }
+
+/**
+ * The numbers that golden fixtures keep of a large tensor: its norm, its product with the direction that belongs to `name`, and
+ * 14 elements.
+ */
+export function fingerprint(name: string, data: Float32Array): number[] {
+  const direction = units(`direction.${name}`, data.length);
+  const norm = Math.sqrt(data.reduce((sum, v) => sum + v * v, 0));
+  const along = data.reduce((sum, v, i) => sum + v * (2 * (direction[i] as number) - 1), 0);
+  const elements = Array.from(
+    { length: 14 },
+    (_, k) => data[Math.trunc(k * (data.length - 1) / 13)] as number,
+  );
+  return [norm, along, ...elements];
+}
+
+/** Asserts that a fingerprint is within 1e-4 of the tensor's norm, its elements of their root mean square. */
+export function compareFingerprint(
+  what: string,
+  got: readonly number[],
+  expected: Float32Array,
+  size: number,
+): void {
+  const scale = Math.max(expected[0] as number, 1e-4);
+  got.forEach((v, i) => {
+    const want = expected[i] as number;
+    const allowed = TOLERANCE * (i < 2 ? scale : scale / Math.sqrt(size) + Math.abs(want));
+    assert(Math.abs(v - want) <= allowed, `${what} [${i}]: ${v} instead of ${want} (${allowed})`);
+  });
+}

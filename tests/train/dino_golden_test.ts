@@ -18,32 +18,9 @@ import { discriminatorLoss, GAN_LOSSES, generatorLoss } from "../../src/train/lo
 import { PROFILES, relativeError, testDevice } from "../helpers/check.ts";
 import { open } from "../helpers/compare.ts";
 import { formulaSource, shapesOf, units } from "../helpers/formula.ts";
+import { compareFingerprint, fingerprint } from "../helpers/golden.ts";
 
 const TOLERANCE = 1e-4;
-
-/** The numbers that make_dino_golden.py keeps of a tensor: its norm, its product with a direction, and 14 elements. */
-function fingerprint(name: string, data: Float32Array): number[] {
-  const direction = units(`direction.${name}`, data.length);
-  const norm = Math.sqrt(data.reduce((sum, v) => sum + v * v, 0));
-  const along = data.reduce((sum, v, i) => sum + v * (2 * (direction[i] as number) - 1), 0);
-  const elements = Array.from(
-    { length: 14 },
-    (_, k) => data[Math.trunc(k * (data.length - 1) / 13)] as number,
-  );
-  return [norm, along, ...elements];
-}
-
-/** Asserts that a fingerprint is within 1e-4 of the tensor's norm, its elements of their root mean square. */
-function compareFingerprint(what: string, got: number[], expected: Float32Array, size: number): void {
-  const norm = expected[0] as number, scale = Math.max(norm, 1e-4);
-  got.forEach((v, i) => {
-    const allowed = TOLERANCE * (i < 2 ? scale : scale / Math.sqrt(size) + Math.abs(expected[i] as number));
-    assert(
-      Math.abs(v - (expected[i] as number)) <= allowed,
-      `${what} [${i}]: ${v} instead of ${expected[i]} (${allowed})`,
-    );
-  });
-}
 
 for (const [i, loss] of GAN_LOSSES.entries()) {
   const profile = PROFILES[i] as Profile;
