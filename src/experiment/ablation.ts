@@ -10,6 +10,8 @@ export interface Row {
   name: string;
   /** For people. */
   title: string;
+  /** Steps of its stages; 1 for a stage that is left out. */
+  steps: readonly number[];
   align: readonly string[];
   /** Whether a claim compares it: such rows run with every seed, others with the first. */
   claimed?: boolean;
@@ -26,8 +28,7 @@ const COMMON = ["--gan", "none"];
 
 const total = STAGE_STEPS.reduce((sum, n) => sum + n, 0);
 /** Stages 1 and 2; stage 2 also takes the steps of stage 3. */
-const two = ["--stages", "1,2", "--steps", `${STAGE_STEPS[0]},${total - STAGE_STEPS[0]},1`];
-const three = ["--steps", STAGE_STEPS.join(",")];
+const two = ["--stages", "1,2"], twoSteps = [STAGE_STEPS[0], total - STAGE_STEPS[0], 1];
 /** The preset's weight of the semantic loss, which stands for the paper's w_sp = 1. */
 const W_SP = 0.2;
 
@@ -35,33 +36,63 @@ export const ROWS: readonly Row[] = [
   {
     name: "stage-1",
     title: "stage 1 only",
-    align: ["--stages", "1", "--steps", `${total},1,1`],
+    steps: [total, 1, 1],
+    align: ["--stages", "1"],
     claimed: true,
   },
-  { name: "w-sp-0", title: "stages 1+2, w_sp 0", align: [...two, "--w-semantic", "0"], claimed: true },
-  { name: "w-sp-1", title: "stages 1+2, w_sp 1", align: [...two, "--w-semantic", `${W_SP}`], claimed: true },
-  { name: "w-sp-5", title: "stages 1+2, w_sp 5", align: [...two, "--w-semantic", `${5 * W_SP}`] },
-  { name: "before", title: "L_sp before the adapter", align: [...two, "--semantic-at", "before"] },
-  { name: "cosine", title: "L_sp as cosine distance", align: [...two, "--semantic-loss", "cosine"] },
-  { name: "lora", title: "LoRA on the encoder", align: [...two, "--lora-rank", "8"] },
-  { name: "all", title: "all three stages", align: three, claimed: true },
-  { name: "noise-tau", title: "all three, noise tau 0.2", align: [...three, "--noise-tau", "0.2"] },
-  { name: "vae", title: "vanilla VAE", align: ["--recipe", "vae", "--steps", `${total}`], claimed: true },
-  { name: "va-vae", title: "VA-VAE", align: ["--recipe", "va-vae", "--steps", `${total}`], claimed: true },
+  {
+    name: "w-sp-0",
+    title: "stages 1+2, w_sp 0",
+    steps: twoSteps,
+    align: [...two, "--w-semantic", "0"],
+    claimed: true,
+  },
+  {
+    name: "w-sp-1",
+    title: "stages 1+2, w_sp 1",
+    steps: twoSteps,
+    align: [...two, "--w-semantic", `${W_SP}`],
+    claimed: true,
+  },
+  {
+    name: "w-sp-5",
+    title: "stages 1+2, w_sp 5",
+    steps: twoSteps,
+    align: [...two, "--w-semantic", `${5 * W_SP}`],
+  },
+  {
+    name: "before",
+    title: "L_sp before the adapter",
+    steps: twoSteps,
+    align: [...two, "--semantic-at", "before"],
+  },
+  {
+    name: "cosine",
+    title: "L_sp as cosine distance",
+    steps: twoSteps,
+    align: [...two, "--semantic-loss", "cosine"],
+  },
+  { name: "lora", title: "LoRA on the encoder", steps: twoSteps, align: [...two, "--lora-rank", "8"] },
+  { name: "all", title: "all three stages", steps: STAGE_STEPS, align: [], claimed: true },
+  { name: "noise-tau", title: "all three, noise tau 0.2", steps: STAGE_STEPS, align: ["--noise-tau", "0.2"] },
+  { name: "vae", title: "vanilla VAE", steps: [total], align: ["--recipe", "vae"], claimed: true },
+  { name: "va-vae", title: "VA-VAE", steps: [total], align: ["--recipe", "va-vae"], claimed: true },
   {
     name: "va-vae-vit",
     title: "VA-VAE with the ViT",
-    align: ["--recipe", "va-vae-vit", "--steps", `${total}`],
+    steps: [total],
+    align: ["--recipe", "va-vae-vit"],
   },
 ];
 
 /**
  * The commands of a cell: align, train-dit, score.
+ * @param scale factor of all numbers of training steps
  * @param paths of main.ts and of the program that writes scores.json
  */
 export function stepsOf(
   row: Row,
-  seed: number,
+  { seed, scale }: { seed: number; scale: number },
   folder: string,
   paths: { tok: string; score: string },
 ): Step[] {
@@ -71,9 +102,10 @@ export function stepsOf(
     args: [paths.tok, command, ...common, ...args],
     resumes: true,
   });
+  const steps = row.steps.map((n) => n * scale);
   return [
-    tok("align", "--out", align, ...COMMON, ...row.align),
-    tok("train-dit", "--tokenizer", align, "--out", dit, "--steps", `${DIT_STEPS}`),
+    tok("align", "--out", align, ...COMMON, ...row.align, "--steps", steps.join()),
+    tok("train-dit", "--tokenizer", align, "--out", dit, "--steps", `${scale * DIT_STEPS}`),
     { name: "score", args: [paths.score, folder, `${seed}`], resumes: false },
   ];
 }

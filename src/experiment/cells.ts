@@ -45,9 +45,10 @@ export function secondsOf({ folder }: Cell): number {
 /**
  * Runs what is left of a cell; the last step writes scores.json.
  * @param say called with each command line
+ * @param log file to which the commands' output is appended [the terminal]
  * @throws UsageError if the folder holds a cell of other commands, or a command fails
  */
-export async function runCell(cell: Cell, say: (line: string) => void): Promise<void> {
+export async function runCell(cell: Cell, say: (line: string) => void, log?: string): Promise<void> {
   const { folder, steps } = cell, file = join(folder, "cell.json");
   makeFolder(folder);
   const args = Object.fromEntries(steps.map((step) => [step.name, step.args]));
@@ -66,12 +67,7 @@ export async function runCell(cell: Cell, say: (line: string) => void): Promise<
     writeJson(file, record); // an interrupted step is known to have begun
     const began = performance.now(), line = [...args, ...again ? ["--resume"] : []];
     say(line.join(" "));
-    const { code } = await new Deno.Command(Deno.execPath(), {
-      args: ["run", "-A", ...line],
-      stdin: "null",
-      stdout: "inherit",
-      stderr: "inherit",
-    }).spawn().status;
+    const code = await runProgram(["run", "-A", ...line], log);
     record.seconds[name] += (performance.now() - began) / 1000;
     if (code === 0) record.finished.push(name);
     writeJson(file, record);
@@ -81,4 +77,16 @@ export async function runCell(cell: Cell, say: (line: string) => void): Promise<
       );
     }
   }
+}
+
+/** Runs Deno, with its output on the terminal or appended to a file. @returns the exit code */
+async function runProgram(args: string[], log: string | undefined): Promise<number> {
+  const output = log === undefined ? "inherit" : "piped";
+  const child = new Deno.Command(Deno.execPath(), { args, stdin: "null", stdout: output, stderr: output })
+    .spawn();
+  if (log !== undefined) {
+    const append = () => Deno.openSync(log, { create: true, append: true }).writable;
+    await Promise.all([child.stdout.pipeTo(append()), child.stderr.pipeTo(append())]);
+  }
+  return (await child.status).code;
 }

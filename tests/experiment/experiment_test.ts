@@ -10,7 +10,12 @@ import { parseCommandLine } from "../../tasks/run.ts";
 
 Deno.test("every command of the ablation is a valid command line", () => {
   for (const row of ROWS) {
-    for (const { name, args } of stepsOf(row, 0, "cell", { tok: "main.ts", score: "score.ts" })) {
+    for (
+      const { name, args } of stepsOf(row, { seed: 0, scale: 1 }, "cell", {
+        tok: "main.ts",
+        score: "score.ts",
+      })
+    ) {
       if (name !== "score") parseCommandLine(args.slice(1));
     }
   }
