@@ -22,6 +22,11 @@ export class UsageError extends Error {
   }
 }
 
+/** A result that holds NaN or an infinity: a picture, features, a score. */
+export class NotFiniteError extends UsageError {
+  override name = "NotFiniteError";
+}
+
 /** Tensor shapes that an op does not accept. The message names the op and the shapes. */
 export class ShapeError extends Error {
   override name = "ShapeError";
@@ -30,6 +35,11 @@ export class ShapeError extends Error {
 /** The adapter, the driver or a kernel failed: compile error, validation, out of memory, device lost. */
 export class GpuError extends Error {
   override name = "GpuError";
+}
+
+/** The device's memory is too small for an allocation; what was allocated before is still valid. */
+export class OutOfMemoryError extends GpuError {
+  override name = "OutOfMemoryError";
 }
 
 /** The command stops after Ctrl-C or SIGTERM. Files are complete or absent. */

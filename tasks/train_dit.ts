@@ -138,7 +138,7 @@ async function training(
     async finish({ diffusion: dataWait = 0 }) {
       if (out === undefined) return {};
       await save(out);
-      await writePreview(out, { dit: recipe.model, config: configIn(out) }, tokenizer, sampling);
+      await writePreview(out, { dit: recipe.model, config: configIn(out) }, tokenizer, sampling, log);
       log.line(`${percent(dataWait)} of the training time was spent waiting for data`);
       return { steps, parameters: parameters.dit, data_wait: dataWait };
     },

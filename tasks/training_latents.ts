@@ -73,7 +73,7 @@ export async function openTrainingLatents(
     }
     const source = new EncodedImages(tokenizer, images, { ...c, size });
     const madeFrom = await measureStatistics(out, source, tokenizer, images, { ...c, size }, log);
-    return { source, madeFrom, classes, shape, length, images, real: { images }, close };
+    return { source, madeFrom, classes, shape, length, images, real: { images, crop: c.crop }, close };
   }
   const folder = c.latents ?? join(out ?? "", "latents"), crop = c.crop as Exclude<CropName, "random">;
   if (images && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
@@ -91,7 +91,7 @@ export async function openTrainingLatents(
       ? `its latents are ${shape[1]} cells wide, images of side ${size} give ${side}`
       : undefined;
     if (misfit !== undefined) throw new UsageError(`Cannot train on "${folder}": ${misfit}`);
-    const source = new StoredLatents(shape, latents, c), real = images ? { images } : { latents };
+    const source = new StoredLatents(shape, latents, c), real = images ? { images, crop } : { latents };
     return { source, madeFrom, classes, shape, length: latents.length, images, real, close };
   } catch (error) {
     close();

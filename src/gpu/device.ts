@@ -1,7 +1,7 @@
 // The one open WebGPU device: choice of adapter, limits, kernel profile, error scopes, device loss. Other layers reach it through
 // `device()`. Every limit of the adapter is requested: the WebGPU defaults (128 MiB bindings) are far too small here.
 
-import { GpuError, UsageError } from "../errors.ts";
+import { GpuError, OutOfMemoryError, UsageError } from "../errors.ts";
 import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
 
 /** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
@@ -121,7 +121,7 @@ export class Device {
     const validation = await this.gpu.popErrorScope();
     const memory = await this.gpu.popErrorScope();
     if (memory) {
-      throw new GpuError(
+      throw new OutOfMemoryError(
         `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --recompute where training`,
       );
     }

@@ -1,7 +1,7 @@
 // Batched inference: runs a captured program over any number of images in batches of fixed size; the last batch is padded and
 // its outputs are cut. The next batch runs while the caller uses the outputs of the last one. Ctrl-C is checked between batches.
 
-import { UsageError } from "../errors.ts";
+import { NotFiniteError } from "../errors.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
@@ -117,7 +117,7 @@ export async function* inferImages<K extends string>(
   }
 }
 
-/** @throws UsageError for outputs that are not finite */
+/** @throws NotFiniteError for outputs that are not finite */
 async function readOutputs<K extends string>(
   program: ImageProgram<K>,
   count: number,
@@ -134,7 +134,7 @@ async function readOutputs<K extends string>(
     for (let i = 0; i < count; i++) {
       const fault = notFinite(all.subarray(i * each, (i + 1) * each));
       if (fault === undefined) continue;
-      throw new UsageError(
+      throw new NotFiniteError(
         `Cannot use the output "${name}" of "${program.label}" for ${nameOf(i)}: it holds ${fault}, ` +
           `numbers overflow in the network; use other weights, or remove the image`,
       );

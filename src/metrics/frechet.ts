@@ -2,7 +2,7 @@
 // (1982); Heusel et al. (2017). The last trace is the sum of the square roots of the eigenvalues of U S2 U^T with S1 = U^T U:
 // no matrix square root, and singular covariances (fewer images than features) are valid. All in f64.
 
-import { UsageError } from "../errors.ts";
+import { NotFiniteError, UsageError } from "../errors.ts";
 import { addDotProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
 
 /** Features of many images, one row each. */
@@ -46,7 +46,7 @@ export class Moments {
     for (let from = 0; from < data.length; from += n) {
       const row = data.subarray(from, from + n);
       if (!row.every(Number.isFinite)) {
-        throw new UsageError("Cannot compute the covariance: a feature is not finite");
+        throw new NotFiniteError("Cannot compute the covariance: a feature is not finite");
       }
       const origin = this.#origin ??= row.slice();
       const place = this.rows++ % CHUNK;
@@ -105,7 +105,7 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   if (
     ![a, b].every(({ mean, covariance }) => mean.every(Number.isFinite) && covariance.every(Number.isFinite))
   ) {
-    throw new UsageError(
+    throw new NotFiniteError(
       "Cannot compare features: a mean or covariance is not finite; compute the statistics again",
     );
   }

@@ -28,7 +28,7 @@ function chartsOf(rows: readonly Row[], stages: string[], prefix: string): strin
   return names.map((name) =>
     chart(
       `${prefix}${name}`,
-      rows.map((r) => [Number(r.step), Number(r[name]), String(r.stage ?? "")] as const),
+      rows.map((r) => [Number(r.step), Number(r[name] ?? NaN), String(r.stage ?? "")] as const),
       { x: "steps", series: stages, course: true },
     )
   ).filter(Boolean);

@@ -1,6 +1,6 @@
 // Latents to pictures. Picture i depends on latent i alone, not on the batch.
 
-import { UsageError } from "../errors.ts";
+import { NotFiniteError } from "../errors.ts";
 import { notFinite } from "../formats/finite.ts";
 import { capture } from "../gpu/program.ts";
 import { toBytes } from "../image/image.ts";
@@ -34,8 +34,9 @@ export function denormalised(x: Tensor, { mean, std }: Statistics): Tensor {
 /**
  * Decodes latents to bytes [size, size, 3].
  * @param options.statistics of normalised latents; without them they are decoded as they are
+ * @param options.numbers the latents to decode (all)
  * @param options.needed whether the picture of a number is needed (all are); a batch without one is skipped
- * @throws UsageError when a picture is not finite
+ * @throws NotFiniteError when a picture is not finite
  */
 export async function* decodeLatents(
   tokenizer: ImageTokenizer,
@@ -43,11 +44,13 @@ export async function* decodeLatents(
   options: {
     batchSize: number;
     statistics?: Statistics | undefined;
+    numbers?: readonly number[];
     needed?: (index: number) => boolean;
     onProgress?: (done: number) => void;
   },
 ): AsyncGenerator<Numbered> {
-  const { statistics, needed, onProgress } = options, [C, H, W] = latents.shape, N = latents.length;
+  const { statistics, numbers, needed, onProgress } = options, [C, H, W] = latents.shape;
+  const N = numbers?.length ?? latents.length;
   const B = Math.min(options.batchSize, N), size = C * H * W;
   const program = await capture(
     "decode",
@@ -63,7 +66,8 @@ export async function* decodeLatents(
   try {
     for (let first = 0; first < N; first += B) {
       throwIfStopped();
-      const count = Math.min(B, N - first), indices = Array.from({ length: count }, (_, i) => first + i);
+      const count = Math.min(B, N - first);
+      const indices = Array.from({ length: count }, (_, i) => numbers?.[first + i] ?? first + i);
       if (needed && !indices.some(needed)) continue;
       for (const [i, index] of indices.entries()) x.set(await latents.latent(index), i * size);
       program.run({ x });
@@ -71,7 +75,7 @@ export async function* decodeLatents(
       for (const [i, index] of indices.entries()) {
         const pixels = y.subarray(i * length, (i + 1) * length), fault = notFinite(pixels);
         if (fault !== undefined) {
-          throw new UsageError(
+          throw new NotFiniteError(
             `Cannot decode latent ${index}: its picture holds ${fault}; use another tokenizer, or make the latent again`,
           );
         }

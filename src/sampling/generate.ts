@@ -2,7 +2,7 @@
 // on the device between sampler and decoder.
 
 import { noGrad } from "../tensor/autograd.ts";
-import { UsageError } from "../errors.ts";
+import { NotFiniteError, UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { notFinite } from "../formats/finite.ts";
@@ -110,11 +110,11 @@ export async function batchNoise(
 }
 
 /** The error for image `index`, whose pixels hold `fault`: it says whether its latent, number `i` of `latents`, does too. */
-async function refusal(index: number, i: number, latents: Tensor, fault: string): Promise<UsageError> {
+async function refusal(index: number, i: number, latents: Tensor, fault: string): Promise<NotFiniteError> {
   const z = await readTensor(latents), size = z.length / latents.dim(0);
   const inLatent = notFinite(z.subarray(i * size, (i + 1) * size));
   const [what, found, remedy] = inLatent === undefined
     ? ["the picture that the tokenizer decodes", fault, "another tokenizer"]
     : ["the latent", inLatent, "a smaller --cfg or another model"];
-  return new UsageError(`Cannot generate image ${index}: ${what} holds ${found}; use ${remedy}`);
+  return new NotFiniteError(`Cannot generate image ${index}: ${what} holds ${found}; use ${remedy}`);
 }

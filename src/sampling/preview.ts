@@ -2,8 +2,10 @@
 
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { join } from "@std/path";
+import { NotFiniteError, OutOfMemoryError } from "../errors.ts";
 import { makeFolder } from "../formats/files.ts";
 import { grid, type Image, writePng } from "../image/image.ts";
+import type { Log } from "../run/log.ts";
 import type { DiffusionModel } from "../zoo/runs.ts";
 import { generate } from "./generate.ts";
 import type { SamplingOptions } from "./sampler.ts";
@@ -30,15 +32,35 @@ export async function drawPreview(
   return grid(images, side, columns);
 }
 
-/** Writes a picture of samples as images/samples_with_guidance_W.png of a run; samples.png without classes. */
+/**
+ * What `make` makes of a training's samples; undefined, with a warning, where they are not finite or the device's memory is too
+ * small, since a training goes on without them.
+ */
+export async function unlessImpossible<T>(log: Log, make: () => Promise<T>): Promise<T | undefined> {
+  try {
+    return await make();
+  } catch (error) {
+    if (!(error instanceof NotFiniteError || error instanceof OutOfMemoryError)) throw error;
+    log.warn(`${error.message}; the training goes on without it`);
+    return undefined;
+  }
+}
+
+/**
+ * Writes a picture of samples as images/samples_with_guidance_W.png of a run; samples.png without classes. Nothing, with a warning,
+ * where {@link unlessImpossible} says so.
+ */
 export async function writePreview(
   run: string,
   model: Parameters<typeof drawPreview>[0],
   tokenizer: ImageTokenizer,
   options: Omit<SamplingOptions, "batchSize">,
+  log: Log,
 ): Promise<void> {
   const name = model.config.classes.length ? `samples_with_guidance_${options.cfg}` : "samples";
-  const folder = join(run, "images"), picture = await drawPreview(model, tokenizer, options);
+  const folder = join(run, "images");
+  const picture = await unlessImpossible(log, () => drawPreview(model, tokenizer, options));
+  if (!picture) return;
   makeFolder(folder);
   await writePng(join(folder, `${name}.png`), picture);
 }

@@ -3,30 +3,28 @@
 
 import { join } from "@std/path";
 import type { TrainDitConfig } from "../cli/config.ts";
+import type { CropName } from "../data/crops.ts";
 import type { Workers } from "../data/decode_pool.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import type { InputSource } from "../data/network_input.ts";
 import { ahead } from "../data/prefetch.ts";
 import { makeFolder } from "../formats/files.ts";
 import type { Latents } from "../formats/latents.ts";
-import { capture } from "../gpu/program.ts";
-import { type Image, toBytes, writePng } from "../image/image.ts";
+import { type Image, writePng } from "../image/image.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { EncoderFeatures } from "../metrics/encoder_features.ts";
 import { frechet, type Gaussian, Moments } from "../metrics/frechet.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { permute } from "../ops/layout.ts";
-import { noGrad } from "../tensor/autograd.ts";
-import { input } from "../tensor/tensor.ts";
 import type { Log } from "../run/log.ts";
 import type { Training } from "../train/run.ts";
 import type { Scores } from "../train/validation.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
+import { decodeLatents } from "./decode.ts";
 import { generate } from "./generate.ts";
 import { classesOf, labelsOf } from "./labels.ts";
-import { batchSizeOf, drawPreview } from "./preview.ts";
+import { batchSizeOf, drawPreview, unlessImpossible } from "./preview.ts";
 import type { SamplingOptions } from "./sampler.ts";
 
 /** Training images that samples are compared with, or all where there are fewer. */
@@ -40,8 +38,8 @@ export type WatchOptions = Pick<
   "sampleEvery" | "valEvery" | "valNum" | "valCfg" | "valSteps"
 >;
 
-/** What samples are compared with: images, or else latents, which are decoded. */
-export type Real = { images: ImageSource } | { latents: Latents };
+/** What samples are compared with: images with the crop that the model learns, or else latents, which are decoded. */
+export type Real = { images: ImageSource; crop: CropName } | { latents: Latents };
 
 /** What is watched. */
 export interface Watched {
@@ -101,28 +99,33 @@ export class SampleWatch {
         best: valEvery > 0 ? "fd-encoder" : undefined,
         metrics: valEvery > 0 ? ["fd_encoder"] : [],
         shows: "samples",
-        score: (_, step) => this.score(step),
+        score: (_, step) => this.score(step, log),
         save,
       },
-      afterRecipe: (_, step) => this.score(step, { last: true, log }),
+      afterRecipe: (_, step) => this.score(step, log, { last: true }),
     };
   }
 
   /**
-   * Scores and draws the weights as they are, whichever is due after `step` steps; after the last one, both.
-   * @param options.log gets the scores
+   * Scores and draws the weights as they are, whichever is due after `step` steps; after the last one, both, and logs the scores.
+   * What cannot be made of the samples, see {@link unlessImpossible}, is missing: a score is NaN.
    */
   async score(
     step: number,
-    { last = false, log }: { last?: boolean; log?: Log } = {},
+    log: Log,
+    { last = false }: { last?: boolean } = {},
   ): Promise<{ scores: Scores; picture?: Image }> {
     const { sampleEvery, valEvery } = this.options;
     const due = (every: number) => every > 0 && (last || step % every === 0);
-    const scores: Scores = due(valEvery) ? { fd_encoder: await this.#distance() } : {};
-    for (const [name, value] of Object.entries(scores)) {
-      log?.line(`step ${step}: ${name} ${value.toFixed(3)}`);
+    const distance = due(valEvery) && (await unlessImpossible(log, () => this.#distance()) ?? NaN);
+    const scores: Scores = distance === false ? {} : { fd_encoder: distance };
+    if (last) {
+      for (const [name, value] of Object.entries(scores)) {
+        log.line(`step ${step}: ${name} ${value.toFixed(3)}`);
+      }
     }
-    return due(sampleEvery) ? { scores, picture: await this.#draw(step) } : { scores };
+    const picture = due(sampleEvery) ? await unlessImpossible(log, () => this.#draw(step)) : undefined;
+    return picture ? { scores, picture } : { scores };
   }
 
   destroy(): void {
@@ -165,9 +168,13 @@ export class SampleWatch {
     const n = Math.min(length, Math.max(this.options.valNum, MIN_REAL));
     const at = (k: number) => Math.floor(k * length / n);
     if ("latents" in real) {
-      yield* decoded(real.latents, this.watched.tokenizer, n, at, batchSizeOf(this.#side, n));
+      const batchSize = batchSizeOf(this.#side, n), numbers = Array.from({ length: n }, (_, k) => at(k));
+      const decoded = decodeLatents(this.watched.tokenizer, real.latents, { batchSize, numbers });
+      for await (const { image } of decoded) yield image;
     } else {
-      const { images } = real, load = async (k: number) => await images.bytes(at(k), this.#side);
+      // A random crop is another one each time; its mean is the center.
+      const { images } = real, crop = real.crop === "random" ? "center" : real.crop;
+      const load = async (k: number) => await images.bytes(at(k), this.#side, crop);
       yield* ahead(load, { to: n, depth: 1 + (images.parallel ?? 0) });
     }
   }
@@ -205,34 +212,5 @@ export class SampleWatch {
       input: (i, view) =>
         workers.run({ kind: "input", image: { width: side, height: side, data: bytes(i) }, view }),
     };
-  }
-}
-
-/** The images of `n` latents, number k of them of latent `at(k)`. */
-async function* decoded(
-  latents: Latents,
-  tokenizer: ImageTokenizer,
-  n: number,
-  at: (k: number) => number,
-  B: number,
-): AsyncGenerator<Uint8Array> {
-  const inputs = { z: input([B, ...latents.shape], "f32", "latents") }, size = inputs.z.size / B;
-  const program = await capture(
-    "decode",
-    inputs,
-    ({ z }) => noGrad(() => ({ y: tokenizer.decode(permute(z, [0, 2, 3, 1])) })),
-    { runs: Math.ceil(n / B), batchInvariant: true },
-  ).prepare();
-  try {
-    for (let first = 0; first < n; first += B) {
-      throwIfStopped();
-      const batch = new Float32Array(B * size), count = Math.min(B, n - first);
-      for (let i = 0; i < count; i++) batch.set(await latents.latent(at(first + i)), i * size);
-      program.run({ z: batch });
-      const y = await program.read(program.outputs.y), each = y.length / B;
-      for (let i = 0; i < count; i++) yield toBytes(y.subarray(i * each, (i + 1) * each));
-    }
-  } finally {
-    program.destroy();
   }
 }

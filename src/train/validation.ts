@@ -91,7 +91,8 @@ export class Validator {
   async run(index: number, stage: string, step: number): Promise<boolean> {
     const { scores, picture } = await this.validation.score(index, step);
     const best = await this.add(stage, step, scores, picture);
-    const text = textOf(scores) || `a picture of ${this.validation.shows ?? "reconstructions"}`;
+    const { shows = "reconstructions" } = this.validation;
+    const text = textOf(scores) || `${picture ? "a" : "no"} picture of ${shows}`;
     this.watch.log.line(`step ${step} (${stage}): ${text}${best ? "; the best so far" : ""}`);
     return best;
   }

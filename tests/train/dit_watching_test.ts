@@ -3,10 +3,24 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { UsageError } from "../../src/errors.ts";
+import { sampleConfig } from "../../src/cli/config.ts";
+import { Workers } from "../../src/data/decode_pool.ts";
+import { OutOfMemoryError, UsageError } from "../../src/errors.ts";
+import { device } from "../../src/gpu/device.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { Initializer } from "../../src/nn/init.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
+import { writeReport } from "../../src/run/report.ts";
+import { samplingOptions } from "../../src/sampling/sampler.ts";
+import { writePreview } from "../../src/sampling/preview.ts";
+import { type Real, SampleWatch } from "../../src/sampling/watch.ts";
+import { type Validation, Validator } from "../../src/train/validation.ts";
+import type { Tensor } from "../../src/tensor/tensor.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
 import { checkpointPath, openCheckpoint, readBest } from "../../src/run/checkpoint.ts";
-import { openDit } from "../../src/zoo/runs.ts";
-import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { openDit, openTokenizer } from "../../src/zoo/runs.ts";
+import { testDevice } from "../helpers/check.ts";
+import { inFolder, quietLog, run, writeImages } from "../helpers/commands.ts";
 import { readEvents } from "../helpers/events.ts";
 import { fixturePath } from "../helpers/published.ts";
 
@@ -125,6 +139,89 @@ Deno.test("latents without images are decoded for the distance", async () => {
     );
     const [expected, got] = [result.fd_encoder, validations(out)[0]?.fd_encoder] as [number, number];
     assert(Math.abs(got / expected - 1) < 1e-3, `${got}, eval: ${expected}`);
+  });
+});
+
+/** Watches a small DiT on the fixture's latents in `folder`, with a picture and a distance every second step. */
+async function watching(folder: string, real: Real) {
+  await testDevice();
+  const tokenizer = await openTokenizer(VAE), side = tokenizer.side(8), C = tokenizer.channels;
+  const sizes = { hidden_size: 16, depth: 1, num_heads: 2, num_classes: 2 };
+  const dit = new Dit(ditConfig.parse({ ...sizes, input_size: side, in_channels: C }));
+  dit.init(new Initializer(0));
+  await new ParameterSet("model", dit).materialise();
+  const config = { dit: dit.config, classes: ["a", "b"], latent_mean: Array(C).fill(0) };
+  const configIn = () => ({ ...config, latent_std: Array(C).fill(1) });
+  const { log, lines } = quietLog(), sampling = samplingOptions(sampleConfig.parse({ steps: 2 }));
+  const options = { sampleEvery: 2, valEvery: 2, valNum: 2, valCfg: 1, valSteps: 1 };
+  const watched = { model: dit, configIn, tokenizer, real, workers: new Workers(0), sampling };
+  const watch = await SampleWatch.open(folder, watched, options, openEncoder) as SampleWatch;
+  const preview = () => writePreview(folder, { dit, config: configIn() }, tokenizer, sampling, log);
+  return { dit, log, lines, watch, preview, [Symbol.dispose]: () => watched.workers[Symbol.dispose]() };
+}
+
+/** Three images; `crops` gets the crop of each that is read. */
+const countedImages = (crops: unknown[]) => ({
+  length: 3,
+  classes: [],
+  label: () => 0,
+  name: String,
+  bytes: (i: number, size: number, crop: unknown) => {
+    crops.push(crop);
+    return new Uint8Array(3 * size * size).fill(40 * i + 1).map((v, k) => v + k % 50);
+  },
+});
+
+Deno.test("where samples are not finite or memory is too small, the training goes on without their picture and score", async () => {
+  await inFolder(async (folder) => {
+    const crops: unknown[] = [];
+    using made = await watching(folder, { images: countedImages(crops), crop: "adm" });
+    const { dit, log, lines, watch, preview } = made, rows: [string, unknown][] = [];
+    log.event = (name, row) => void rows.push([name, row]);
+    const validator = new Validator(
+      folder,
+      watch.hooks(() => Promise.resolve(), log).validation as Validation,
+      {
+        log,
+        show: () => {},
+        record: () => Promise.resolve(),
+      },
+    );
+    assertEquals(await validator.run(0, "diffusion", 2), true);
+    assertEquals(crops, ["adm", "adm", "adm"], "the crop of the training");
+
+    const createBuffer = device().createBuffer;
+    const full = () => Promise.reject(new OutOfMemoryError("Cannot allocate 9 bytes: out of device memory"));
+    device().createBuffer = full;
+    lines.length = 0;
+    assertEquals(await validator.run(0, "diffusion", 4), false);
+    device().createBuffer = createBuffer;
+    const { storage, size } = dit.final_layer.linear.bias as Tensor;
+    storage.write(new Float32Array(size).fill(3e38));
+    assertEquals(await validator.run(0, "diffusion", 6), false);
+    await preview();
+    const lost = "warning: Cannot allocate 9 bytes: out of device memory; the training goes on without it";
+    assertEquals(lines.map((line) => line.replace(/^(warning: Cannot generate image 0): .*;/, "$1;")), [
+      ...[lost, lost, "step 4 (diffusion): fd_encoder NaN"],
+      ...Array(2).fill("warning: Cannot generate image 0; the training goes on without it"),
+      "step 6 (diffusion): fd_encoder NaN",
+      "warning: Cannot generate image 0; the training goes on without it",
+    ]);
+    assertEquals(readBest(folder), undefined);
+    assertEquals([...Deno.readDirSync(join(folder, "images/samples"))].length, 1, "of step 2");
+    watch.destroy();
+
+    // A missing score is null in the log, and no point of the report's curve.
+    const found = rows.map(([event, row]) => JSON.stringify({ event, ...row as object }));
+    assertEquals(JSON.parse(found.at(-1) as string), {
+      event: "validation",
+      stage: "diffusion",
+      step: 6,
+      fd_encoder: null,
+    });
+    Deno.writeTextFileSync(join(folder, "log.jsonl"), found.join("\n"));
+    await writeReport(folder, { title: "t", line: "tok" });
+    assert(!Deno.readTextFileSync(join(folder, "report.html")).includes("validation fd encoder"));
   });
 });
 
