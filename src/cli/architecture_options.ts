@@ -31,7 +31,7 @@ export const architecture = {
     `Size of the LightningDiT and side of its patches in latent cells: ${MODELS.join(", ")}`,
     { value: "SIZE" },
   ),
-  qkNorm: model(flag(), "RMS-normalise queries and keys; needed beyond about 180,000 steps"),
+  qkNorm: model(flag(), "Normalise queries and keys (QK-norm); suggested beyond 100,000 steps"),
   mlp: model(
     z.enum(["swiglu", "plain"]).default("swiglu"),
     "MLP of the blocks: SwiGLU of 8/3 of the width, or two layers with GELU (tanh) of four times the width as in DiT",
@@ -42,21 +42,21 @@ export const architecture = {
     "Norms: RMSNorm, or LayerNorm without weights as in DiT",
     { advanced },
   ),
-  woShift: model(flag(), "adaLN of the blocks makes scales and gates, no shifts", { advanced }),
+  woShift: model(flag(), "Scale and gate only in the adaLN of the blocks, no shift", { advanced }),
   rope: model(
     z.boolean().default(true),
-    "No rotary positions, only the sine table as in DiT",
+    "Use sine-cosine position embeddings only, as in DiT; no RoPE",
     { advanced },
   ),
   headWidth: model(
     countOrNone("channels").default(0),
-    "Width of a wide head that the other blocks condition, as in DiT-DH (RAE: 2048); 0: no such head",
+    "Width of a wide diffusion head after the blocks, as in RAE's DiT-DH (2048); 0: none",
     { advanced },
   ),
-  headDepth: model(count("layers").default(2), "Blocks of the wide head", { advanced }),
+  headDepth: model(count("layers").default(2), "Blocks of the wide head, with --head-width", { advanced }),
   innerHead: model(
     countOrNone("layers").default(0),
-    "Block, from 1, after which a second output head predicts the velocity, for internal guidance; 0: none",
+    "Block (first: 1) with an output head of its own, for internal guidance; 0: none",
     { advanced },
   ),
 };

@@ -37,6 +37,7 @@ export { decodeConfig, editConfig, type SampleConfig, sampleConfig } from "./sam
 const { input, output, data, model, training, losses, metrics } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };
 const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}.tar) or .parquet files";
+const ACCUMULATE = "Micro-batches per step (gradient accumulation); batch = --batch-size x --accumulate";
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
@@ -68,7 +69,7 @@ export const alignConfig = z.strictObject({
   ...validating,
   imageSize: data(count("pixels").default(32), "Side of the images", { unit: "pixels" }),
   batchSize: data(count("batch").default(16), "Images of a micro-batch"),
-  accumulate: data(count().default(1), "Micro-batches per step"),
+  accumulate: data(count().default(1), ACCUMULATE),
   heldOut: data(
     count("images").default(256),
     "Maximum number of held-out images for the metrics; without --val at most a tenth of --data",
@@ -94,7 +95,7 @@ export const alignConfig = z.strictObject({
       "give one value, or one for each of the three stages",
     ).optional(),
     "Steps of the three stages as passes over the images of --data",
-    { value: "N,...", otherwise: "--steps", free: true },
+    { value: "N,...", otherwise: "as --steps", free: true },
   ),
   lr: training(
     perStage(amount()).default([2e-3, 3e-3, 1.5e-3]),
@@ -247,14 +248,14 @@ export const trainDitConfig = z.strictObject({
   latents: input(text(), "Folder of latents from `tok encode`, instead of --data", { value: "DIR" }),
   init: input(
     text(),
-    "Initial weights: run or its best/, checkpoint of a run, or file of a published LightningDiT; with other classes the label " +
-      "table is made anew",
+    "Initial weights: run (or its best/), checkpoint, or published LightningDiT file; class embeddings are re-initialised if " +
+      "the number of classes differs",
     { value: "PATH", otherwise: "random" },
   ),
   ...running,
   ...watching,
   ...architecture,
-  unconditional: model(flag(), 'Train without classes: labels are ignored, the only label is "no class"'),
+  unconditional: model(flag(), "Train without classes; labels are ignored"),
   imageSize,
   images: data(count("images").default(4000), "Number of generated images, without --data"),
   flip: data(flag(), "Also use mirrored images; --no-flip: only the originals"),
@@ -262,13 +263,17 @@ export const trainDitConfig = z.strictObject({
   ...reading,
   steps: training(count().default(900), "Training steps"),
   epochs: training(z.number().positive().optional(), "Steps as passes over the images", {
-    otherwise: "--steps",
+    otherwise: "as --steps",
     free: true,
   }),
   batchSize: training(count("batch").default(24), "Latents of a micro-batch"),
-  accumulate: training(count().default(1), "Micro-batches per step"),
+  accumulate: training(count().default(1), ACCUMULATE),
   lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4"),
-  labelDropout: training(z.number().min(0).max(1).default(0.1), "Label dropout, for guidance", { advanced }),
+  labelDropout: training(
+    z.number().min(0).max(1).default(0.1),
+    'Fraction of labels replaced by "no class", for classifier-free guidance',
+    { advanced },
+  ),
   ...objective,
   ...averaging,
   ...muon,

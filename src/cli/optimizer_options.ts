@@ -10,12 +10,12 @@ const { optimizer, sample, training } = GROUPS;
 export const muon = {
   optimizer: optimizer(
     z.enum(["adamw", "muon"]).default("adamw"),
-    "Optimizer; muon: Muon for the matrices of the blocks (attention, MLP, adaLN; each tensor is one matrix), AdamW for the rest",
+    "Optimizer; muon: Muon for the weight matrices of the blocks, AdamW for everything else",
   ),
   muonLr: optimizer(
     amount().optional(),
-    "Learning rate of Muon, whose updates are scaled to the size of AdamW's by 0.2 sqrt(max(rows, columns))",
-    { otherwise: "--lr", advanced: true },
+    "Learning rate of Muon; its updates are scaled to AdamW's RMS, so --lr usually fits",
+    { otherwise: "as --lr", advanced: true },
   ),
   momentum: optimizer(z.number().min(0).lt(1).default(0.95), "Muon's Nesterov momentum", {
     advanced: true,
@@ -26,10 +26,11 @@ export const muon = {
 export const averaging = {
   ema: training(
     z.union([decay, z.literal("posthoc")]).default(0.99),
-    "Decay of the EMA (LightningDiT: 0.9999), 0: none; posthoc: two averages from which any other is rebuilt afterwards",
+    "EMA decay (LightningDiT: 0.9999); 0: no EMA; posthoc: save snapshots, and choose the decay after training by " +
+      "`tok sample --ema`",
     { value: "N|posthoc" },
   ),
-  emaEvery: training(count().optional(), "Steps between the snapshots of --ema posthoc, which are kept", {
+  emaEvery: training(count().optional(), "Steps between EMA snapshots, with --ema posthoc", {
     otherwise: "a twentieth of the steps",
     advanced: true,
     free: true,
@@ -39,7 +40,7 @@ export const averaging = {
 /** The average of the weights that a run's model is rebuilt with. */
 export const rebuilt = sample(
   z.number().gt(0).lt(1).optional(),
-  "Average of the weights to rebuild from the snapshots of `train-dit --ema posthoc`: its relative width sigma_rel, or from " +
-    "0.289 on an exponential decay",
+  "Use another EMA of a run of `train-dit --ema posthoc`: a relative width below 0.289 (EDM2's sigma_rel, such as 0.1), or a " +
+    "decay such as 0.9999",
   { otherwise: "the model's own", advanced: true },
 );

@@ -209,7 +209,7 @@ export const validating = {
   }),
   valEvery: output(
     z.number().int().nonnegative().default(0),
-    "Steps of the run between validations of the averaged weights; 0: only after each stage",
+    "Steps of the run between validations (EMA weights); 0: only after each stage",
     { free: true },
   ),
   best: output(
@@ -243,12 +243,12 @@ export const optimizing = (beta1: number, beta2: number) => ({
   }),
   lrSchedule: optimizer(
     z.enum(["linear", "cosine", "constant"]).default("linear"),
-    "Decay of the learning rate from the first step of a stage to its end, times the warm-up; constant: no decay",
+    "Decay of the learning rate to --lr-end over a stage, on top of the warm-up; constant: no decay",
     { advanced: true },
   ),
   lrEnd: optimizer(
     z.number().min(0).max(1).default(0.1),
-    "Final learning rate / initial one, of a linear or cosine decay",
+    "Final learning rate as a fraction of --lr, after a linear or cosine decay",
     { advanced: true },
   ),
 });
@@ -257,7 +257,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
 export const objective = {
   time: losses(
     z.enum(["logit-normal", "uniform"]).default("logit-normal"),
-    "Distribution of training times, 0 noise to 1 data: sigmoid of a normal, or uniform",
+    "Distribution of the training time t (0 noise, 1 data): logit-normal (sigmoid of a normal) or uniform",
   ),
   timeMu: losses(z.number().default(0), "Mean of logit-normal times before the sigmoid; JiT: -0.8", {
     advanced: true,
@@ -269,33 +269,39 @@ export const objective = {
   ),
   timeShift: losses(
     z.number().positive().default(1),
-    "Time shift t' = S t / (1 + (S - 1) t), as --shift in sampling: below 1 more times near the noise; RAE's factor " +
-      "sqrt(dimensions / 4096) is 1 / S",
+    "Shift of training times, t' = S t / (1 + (S - 1) t), as --shift of `tok sample`; below 1: more of them near the noise. " +
+      "RAE: sqrt(4096 / latent dimensions)",
     { value: "S", advanced: true },
   ),
   prediction: losses(
     z.enum(["velocity", "data"]).default("velocity"),
-    "Output of the network: the velocity, or the data, from which the velocity is computed (JiT, RAEv2)",
+    "What the network predicts: the velocity, or the data (the clean latent: x-prediction of JiT and RAEv2)",
   ),
-  wDirection: losses(amount().default(1), "Weight of the direction loss", { advanced: true }),
+  wDirection: losses(
+    amount().default(1),
+    "Weight of the direction loss, 1 - cos(predicted, target velocity)",
+    { advanced: true },
+  ),
   innerWeight: losses(amount().default(1), "Weight of the loss of --inner-head", { advanced: true }),
   repa: losses(
     text(),
-    "Align tokens of a block with an encoder's (REPA): as --encoder of align, or embedded; reads the images at each step and " +
-      "runs the encoder on them, which adds its weights to the memory and nothing to the disk; needs images, not --latents",
+    "Align features of a block with this encoder's (REPA): as --encoder of `tok align`, or embedded. Runs the encoder in each " +
+      "step; needs images, not --latents",
     { value: "ENCODER", otherwise: "no alignment" },
   ),
-  repaBlock: losses(count("layers").optional(), "Block, from 1, whose tokens are aligned", {
+  repaBlock: losses(count("layers").optional(), "Block whose output is aligned (first: 1), with --repa", {
     otherwise: "8, at most half of the blocks",
     advanced: true,
   }),
   repaHidden: losses(
     count("channels").default(2048),
-    "Hidden width of the MLP that projects the tokens; trained and not saved",
+    "Hidden width of REPA's projection MLP (used in training only)",
     { advanced: true },
   ),
-  repaWeight: losses(amount().default(0.5), "Weight of the alignment loss", { advanced: true }),
-  download: input(flag(), "Download the encoder of --repa if it is not in the cache", { free: true }),
+  repaWeight: losses(amount().default(0.5), "Weight of REPA's alignment loss", { advanced: true }),
+  download: input(flag(), "Download the encoder of --repa or --val-encoder if it is not in the cache", {
+    free: true,
+  }),
 };
 
 export const sampling = {
@@ -339,23 +345,27 @@ export const sampling = {
 export const watching = {
   sampleEvery: output(
     z.number().int().nonnegative().default(0),
-    "Steps between pictures of samples of the averaged weights, with the same noise and classes; 0: none but the last",
+    "Steps between sample grids (EMA weights, fixed noise and classes); 0: only at the end",
     { free: true },
   ),
   valEvery: output(
     z.number().int().nonnegative().default(0),
-    "Steps between Frechet distances of samples of the averaged weights from the data; the best checkpoint is kept; 0: none",
+    "Steps between validations: Frechet distance of --val-num samples (EMA weights) to the data; keeps the best checkpoint; 0: none",
     { free: true },
   ),
-  valNum: output(count("images").min(2).default(500), "Samples of --val-every", { advanced: true }),
-  valCfg: output(z.number().default(1), "Guidance weight of the samples of --val-every", {
+  valNum: output(count("images").min(2).default(500), "Number of samples per validation", { advanced: true }),
+  valCfg: output(z.number().default(1), "Guidance weight of the samples of a validation", {
     value: "W",
     advanced: true,
   }),
-  valSteps: output(count().default(20), "Integration steps of --val-every and --sample-every", {
-    advanced: true,
-  }),
-  valEncoder: output(text(), "Encoder of --val-every, as --encoder of `tok eval`", {
+  valSteps: output(
+    count().default(20),
+    "Integration steps of the samples of --val-every and --sample-every",
+    {
+      advanced: true,
+    },
+  ),
+  valEncoder: output(text(), "Encoder of the Frechet distance of --val-every, as --encoder of `tok eval`", {
     value: "MODEL",
     otherwise: "the embedded encoder",
     advanced: true,
@@ -366,7 +376,7 @@ export const watching = {
 export const encoding = {
   online: data(
     flag(),
-    "Encode images in each step, with fresh crops and flips, instead of encoding them once before",
+    "Encode images on the fly, with fresh crops and flips, instead of caching their latents",
   ),
   crop: data(
     z.enum(["center", "adm", "random", "resize"]).default("center"),
