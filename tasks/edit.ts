@@ -17,7 +17,7 @@ import { inputRun } from "./inputs.ts";
 
 export const edit = command({
   name: "edit",
-  purpose: "Edit an image with a diffusion model: with another class, or a part of it made anew",
+  purpose: "Edit an image with a diffusion model: regenerate it as another class, or inpaint a masked part",
   schema: editConfig,
   examples: [
     "tok edit --image cat.png --class cat --to dog",

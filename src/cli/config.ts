@@ -375,11 +375,11 @@ export const inspectConfig = z.strictObject({
   convert: output(text(), "Also write the tensors to this .safetensors file", { value: "FILE" }),
   ema: input(
     rebuilt.unwrap().optional(),
-    "List a run's snapshots of averages, and how well the average of this sigma_rel or decay is rebuilt from them",
+    "List the EMA snapshots of a run, and the error of the EMA with this relative width or decay rebuilt from them",
   ),
   out: output(
     text(),
-    "With --ema: write the model with that average, a .safetensors file or a folder for --model",
+    "With --ema: also write the model with that EMA, a .safetensors file or a folder for --model",
     {
       value: "FILE",
     },

@@ -20,70 +20,84 @@ const interval = () =>
     .refine(([from = 0, to = 0]) => from <= to, "give the smaller time first");
 
 export const guidanceSchema = (sample: Declare) => ({
-  cfg: sample(z.number().default(4), "Guidance weight; 1: no guidance", { value: "W" }),
-  cfgInterval: sample(interval().default([0.1, 1]), "Times with guidance (0 noise, 1 data)", {
-    value: "FROM,TO",
-    advanced,
-  }),
+  cfg: sample(z.number().default(4), "Weight of classifier-free guidance; 1: no guidance", { value: "W" }),
+  cfgInterval: sample(
+    interval().default([0.1, 1]),
+    "Apply --cfg and --guide only at times from FROM to TO (0 noise, 1 data)",
+    {
+      value: "FROM,TO",
+      advanced,
+    },
+  ),
   cfgChannels: sample(
     z.union([z.literal("all"), count()]).default("all"),
-    "Number of guided channels; LightningDiT: 3",
+    "Guide all latent channels, or only the first N; LightningDiT: 3",
     { advanced },
   ),
   cfgSchedule: sample(
     z.enum(["constant", "linear", "cosine", "power"]).default("constant"),
-    "Growth of the guidance weight with the time t, from 1 at the noise to W at the data: 1 + (W - 1) f(t), where f is 1, t, " +
-      "(1 - cos(pi t)) / 2, or t^P",
+    "Guidance weight over time: constant W, or 1 + (W - 1) f(t), which rises from 1 (noise) to W (data): linear f = t, cosine " +
+      "f = (1 - cos(pi t)) / 2, power f = t^P",
     { advanced },
   ),
-  cfgPower: sample(z.number().nonnegative().default(2), "P of --cfg-schedule power", {
+  cfgPower: sample(z.number().nonnegative().default(2), "Exponent P of --cfg-schedule power", {
     value: "P",
     advanced,
   }),
   cfgRescale: sample(
     z.number().min(0).max(1).default(0),
-    "Share of the guided velocity that is rescaled to the standard deviation of the unguided one",
+    "Rescale the guided velocity towards the standard deviation of the conditional one; 0: off, 1: fully; Lin et al.: 0.7",
     { value: "PHI", advanced },
   ),
-  cfgZero: sample(flag(), "CFG-Zero*: scale the velocity without classes to fit the one with classes", {
-    advanced,
-  }),
+  cfgZero: sample(
+    flag(),
+    "CFG-Zero*: scale the unconditional velocity of each image to best fit the conditional one",
+    {
+      advanced,
+    },
+  ),
   zeroInit: sample(
     z.number().min(0).lt(1).default(0.04),
-    "Share of the steps, from the first, in which --cfg-zero leaves the noise as it is",
+    "Fraction of initial steps with zero velocity, with --cfg-zero",
     { advanced },
   ),
-  apg: sample(flag(), "Adaptive projected guidance", { advanced }),
+  apg: sample(flag(), "Adaptive projected guidance: less oversaturation at a large --cfg", { advanced }),
   apgEta: sample(
     z.number().default(0),
-    "Factor of the part of the guidance that is parallel to the velocity, with --apg; 1: no projection",
+    "Weight of the guidance component parallel to the conditional velocity, with --apg; 1: keep it",
     { advanced },
   ),
   apgNorm: sample(
     z.union([z.literal("none"), z.number().positive()]).default("none"),
-    "Largest norm of the guidance of an image, with --apg",
+    "Clip the norm of the guidance difference of each image to this, with --apg",
     { advanced },
   ),
   apgMomentum: sample(
     z.number().gt(-1).lt(1).default(0),
-    "Momentum of the guidance from step to step, with --apg; the paper uses negative values",
+    "Momentum of the guidance difference over steps, with --apg; paper: -0.75 to -0.25",
     { advanced },
   ),
   guide: sample(
     z.string().optional(),
-    "Autoguidance: a smaller or less trained diffusion model of the same latents and classes; --cfg 1: autoguidance alone",
+    "Autoguidance: extrapolate away from this weaker model (smaller or less trained, of the same latents and classes); " +
+      "--cfg 1: without classifier-free guidance",
     { value: "RUN", otherwise: "none" },
   ),
   guideWeight: sample(z.number().default(1.5), "Weight of --guide; 1: no autoguidance", { value: "W" }),
   ig: sample(
     z.number().default(1),
-    "Weight of internal guidance, for a model with an inner head (train-dit --inner-head); 1: none",
+    "Weight of internal guidance: extrapolate away from the model's inner head (train-dit --inner-head), at no extra cost; " +
+      "1: no internal guidance",
     { value: "W" },
   ),
-  igInterval: sample(interval().default([0, 1]), "Times with internal guidance (0 noise, 1 data)", {
-    value: "FROM,TO",
-    advanced,
-  }),
+  igInterval: sample(
+    interval().default([0, 1]),
+    "Apply --ig only at times from FROM to TO (0 noise, 1 data)",
+    {
+      value: "FROM,TO",
+      advanced,
+    },
+  ),
 });
 export type GuidanceConfig = z.infer<z.ZodObject<ReturnType<typeof guidanceSchema>>> & { sampler: string };
 

@@ -310,33 +310,50 @@ export const sampling = {
   sampler: sample(
     z.enum(["euler", "heun", "midpoint", "rk4", "dopri5", "dpm++2m", "unipc", "sde", "euler-stochastic"])
       .default("euler"),
-    "Integration method; dopri5: adaptive steps; sde, euler-stochastic: with new noise in each step",
+    "Integration method: heun for 20 to 50 steps; dpm++2m, unipc for fewer; dopri5: adaptive steps; sde, euler-stochastic: " +
+      "stochastic",
   ),
   spacing: sample(
     z.enum(["shifted", "uniform", "log-snr"]).default("shifted"),
-    "Spacing of the steps: uniform in time after --shift, in time, or in log-SNR",
+    "Time grid: shifted (uniform, then --shift), uniform, or log-snr (uniform in the log signal-to-noise ratio)",
     { advanced: true },
   ),
-  shift: sample(z.number().positive().default(1), "Time shift; LightningDiT: 0.3", { value: "S" }),
-  atol: sample(z.number().positive().default(1e-6), "Absolute tolerance of dopri5", { advanced: true }),
-  rtol: sample(z.number().positive().default(1e-3), "Relative tolerance of dopri5", { advanced: true }),
+  shift: sample(
+    z.number().positive().default(1),
+    "Time shift of the grid; below 1: more steps near the noise; LightningDiT: 0.3",
+    { value: "S" },
+  ),
+  atol: sample(z.number().positive().default(1e-6), "Absolute tolerance of --sampler dopri5", {
+    advanced: true,
+  }),
+  rtol: sample(z.number().positive().default(1e-3), "Relative tolerance of --sampler dopri5", {
+    advanced: true,
+  }),
   diffusionForm: sample(
     z.enum(["constant", "sigma", "linear", "sbdm", "decreasing", "increasing-decreasing"]).default("sigma"),
-    "Diffusion coefficient of sde, as in SiT",
+    "Noise strength over time of --sampler sde, as SiT names it",
     { advanced: true },
   ),
   lastStep: sample(
     z.enum(["mean", "tweedie", "euler"]).default("mean"),
-    "Last step of sde: its mean, the data prediction, or a step of the ODE",
+    "Noise-free last step of --sampler sde: mean (drift only), tweedie (data prediction), euler (ODE step)",
     { advanced: true },
   ),
-  lastStepSize: sample(z.number().gt(0).lt(1).default(0.04), "Size of the last step of sde, in time", {
-    advanced: true,
-  }),
+  lastStepSize: sample(
+    z.number().gt(0).lt(1).default(0.04),
+    "Length of the last step of --sampler sde, in time",
+    {
+      advanced: true,
+    },
+  ),
   reuseEncoder: sample(
-    z.string().refine(isSchedule, "give every 2, a share such as 0.3, or steps from 0 on such as 0,5,10")
+    z.string().refine(
+      isSchedule,
+      "give every-2, a share of the steps such as 0.3, or step numbers from 0 on such as 0-5-10",
+    )
       .optional(),
-    "Faster Diffusion: run the first half of the blocks in key steps only: every N, a share such as 0.3, or steps such as 0,5,10",
+    "Faster Diffusion: run the first half of the DiT's blocks at key steps only, and reuse its output in between. Key steps: " +
+      "every-2, a share of the steps (0.3), or step numbers from 0 on (0-5-10)",
     { value: "SCHEDULE", otherwise: "every step", advanced: true },
   ),
 };

@@ -25,16 +25,20 @@ export const sampleConfig = z.strictObject({
   }),
   ema: rebuilt,
   num: output(count("images").default(100), "Number of images"),
-  seeds: output(range(), "Make the images numbered A to B, instead of --num: a part of a larger job", {
-    value: "A-B",
-    otherwise: "from 0 on",
-  }),
+  seeds: output(
+    range(),
+    "Make images A to B only, such as 1000-1999 (each has noise of its own), instead of --num",
+    {
+      value: "A-B",
+      otherwise: "0 to --num - 1",
+    },
+  ),
   classes: output(z.array(z.string()).min(1).default(["all"]), "Class numbers or names, or all", {
     value: "CLASS,...",
   }),
   labels: output(
     z.enum(["equal", "random"]).default("equal"),
-    "Classes of the images: equally many of each, or each at random",
+    "Class of each image: equal (all of --classes equally often) or random",
   ),
   out: output(text(), "Folder for the images", NEW),
   folders: output(flag(), "Write one folder per class"),
@@ -45,19 +49,24 @@ export const sampleConfig = z.strictObject({
   ),
   trajectory: output(
     flag(),
-    "Also write trajectory.png: what the model expects of the first 8 images at 8 times, and the images",
+    "Also write trajectory.png: the predicted clean image at up to 8 steps, for the first 8 images",
   ),
   interpolate: output(
     range(),
-    "Write only interpolation.png: from image A to image B, in noise and class; A-A: from the first to the last of --classes",
-    { value: "A-B", otherwise: "off" },
+    "Write interpolation.png instead of images: from image A to B, in noise and class; A-A: fixed noise, from the first to the " +
+      "last of --classes",
+    { value: "A-B", otherwise: "none" },
   ),
-  frames: output(count("batch").min(2).default(8), "Pictures of --interpolate"),
-  noise: input(text(), 'Noise to start from: .safetensors file with "noise" [N,C,H,W], row i for image i', {
-    value: "FILE",
-    otherwise: "a function of --seed and the image's number",
-    advanced,
-  }),
+  frames: output(count("batch").min(2).default(8), "Number of pictures of --interpolate, both ends included"),
+  noise: input(
+    text(),
+    'Initial noise: .safetensors file with "noise" [N,C,H,W], row i for image i, as `tok edit` writes it',
+    {
+      value: "FILE",
+      otherwise: "a function of --seed and the image's number",
+      advanced,
+    },
+  ),
   ...sampling,
   batchSize: sample(count("batch").default(50), "Images at a time; does not change them"),
   ...general,
@@ -85,23 +94,34 @@ export const editConfig = z.strictObject({
   image: input(text(), "Image: PNG, JPEG or WebP", {
     value: "FILE",
   }),
-  mask: input(text(), "Paint where this image is white and keep the rest, instead of inversion", {
-    value: "FILE",
-    otherwise: "off",
+  mask: input(
+    text(),
+    "Inpainting mask, an image of the size of --image: white is regenerated, black is kept",
+    {
+      value: "FILE",
+      otherwise: "none: invert and regenerate",
+    },
+  ),
+  class: input(text(), "Class that the image shows, used when it is inverted to noise", {
+    value: "CLASS",
+    otherwise: "none",
   }),
-  class: input(text(), "Class of the image, for inversion", { value: "CLASS", otherwise: "none" }),
-  to: input(text(), "Class of the result", { value: "CLASS", otherwise: "--class" }),
+  to: input(text(), "Class of the result", { value: "CLASS", otherwise: "as --class" }),
   out: output(text(), "Folder for edited.png, grid.png and the noise", NEW),
   strength: sample(
     z.number().gt(0).max(1).default(1),
-    "Part of the way to noise that is inverted; below 1 more of the image stays",
+    "How far to go back to noise, 0 to 1; lower keeps more of the image",
   ),
-  cfg: sample(z.number().optional(), "Guidance weight; 1: no guidance", {
+  cfg: sample(z.number().optional(), "Weight of classifier-free guidance; 1: no guidance", {
     value: "W",
     otherwise: "4 towards another class, else 1",
   }),
   steps: sample(count().default(50), "Integration steps in each direction"),
   method: sample(z.enum(["euler", "heun"]).default("heun"), "Integration method"),
-  shift: sample(z.number().positive().default(1), "Time shift", { value: "S", advanced }),
+  shift: sample(
+    z.number().positive().default(1),
+    "Time shift of the grid; below 1: more steps near the noise",
+    { value: "S", advanced },
+  ),
   ...general,
 });

@@ -11,6 +11,8 @@ const { output, metrics, data, sample } = GROUPS;
 
 /** Writes "not given" in a list of an option without a default. */
 const NONE = "none";
+/** Ends the help of a list of intervals. */
+const INTERVALS = "; a list of intervals, such as 0-1,0.1-1";
 /** Separates the parts of a value that is a list itself, such as an interval. */
 const WITHIN = "-";
 
@@ -61,7 +63,11 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
     "name each value once",
   ).default([...standard]);
   const { group: _, help, ...more } = about,
-    names = t instanceof z.ZodEnum ? `: ${t.options.join(", ")}` : "";
+    names = t instanceof z.ZodEnum
+      ? `; NAME: ${t.options.join(", ")}`
+      : t instanceof z.ZodArray
+      ? INTERVALS
+      : "";
   return sample(list, help + names, {
     ...more,
     value: listed(type, about.value),
@@ -109,7 +115,7 @@ export const sweepConfig = z.strictObject({
   inception,
   inceptionInput,
   ...encoder,
-  num: data(count("images").default(200), "Number of images per combination of options, all classes in turn"),
+  num: data(count("images").default(200), "Images per combination of options, classes in turn"),
   batchSize: data(count("batch").default(50), "Images at a time; does not change them"),
   ...reading,
   ...LISTS,

@@ -60,7 +60,7 @@ Deno.test("a schedule names key steps by distance, by share or one by one", () =
     assertThrows(
       () => parseCommandLine(line),
       UsageError,
-      `Cannot use --reuse-encoder ${schedule}: give every 2`,
+      `Cannot use --reuse-encoder ${schedule}: give every-2`,
     );
   }
 });
