@@ -7,19 +7,18 @@ import { METRIC_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
 import { architecture } from "./architecture_options.ts";
+import { encoding, objective, watching } from "./dit_options.ts";
 import {
   ALIGN_PRESET_NAMES,
   amount,
   decay,
   encoder,
-  encoding,
   flag,
   general,
   GROUPS,
   imageSize,
   isPartList,
   lpips,
-  objective,
   optimizing,
   perStage,
   reading,
@@ -28,7 +27,6 @@ import {
   text,
   tokenizer,
   validating,
-  watching,
 } from "./options.ts";
 import { averaging, muon, rebuilt } from "./optimizer_options.ts";
 

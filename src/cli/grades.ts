@@ -3,7 +3,8 @@
 // where nothing is known, and every value is tok's own choice.
 
 import type { AlignConfig, TrainDitConfig } from "./config.ts";
-import type { general, reading, running, validating, watching } from "./options.ts";
+import type { watching } from "./dit_options.ts";
+import type { general, reading, running, validating } from "./options.ts";
 
 /** S stated by the authors, N independent notes that agree, C one note, I inferred. */
 export type Grade = "S" | "N" | "C" | "I";
