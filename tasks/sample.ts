@@ -5,7 +5,6 @@ import metadata from "../deno.json" with { type: "json" };
 import { sampleConfig } from "../src/cli/config.ts";
 import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
-import { fingerprintOf } from "../src/formats/provenance.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { drawTrajectory, MAX_ROWS } from "../src/sampling/trajectory.ts";
 import { openGivenNoise } from "../src/sampling/noise.ts";
@@ -13,7 +12,7 @@ import { latentsFolder, SavedLatents } from "../src/sampling/saved_latents.ts";
 import { writePng } from "../src/image/image.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { interpolate } from "../src/sampling/interpolate.ts";
-import { decidingOptions, endsOf, imagesOf, labelsIdentity } from "../src/sampling/job.ts";
+import { decidingOptions, endsOf, imagesOf, labelsIdentity, optionsIdentity } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, labelSummary, optionsFor } from "../src/sampling/labels.ts";
 import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
@@ -40,7 +39,7 @@ export const sample = command({
     const out = output.folder;
     refuseOthers(out, "sample");
     await openAdapter(asked, log);
-    const { model, tokenizer, origin, guide } = await openGenerator(run, {
+    const { model, tokenizer, origin, guide, madeFrom } = await openGenerator(run, {
       ...asked,
       say: (text) => log.line(text),
     });
@@ -51,20 +50,14 @@ export const sample = command({
     log.line(labelSummary(labels, chosen, c.labels));
     const size = model.config.dit.input_size * tokenizer.factor;
     const folders = c.folders ? classFolders(model.config.classes) : [];
-    const { fingerprint, name } = tokenizer.identity;
-    const { latent_mean: mean, latent_std: std } = model.config;
     const { input_size: S, in_channels: C } = model.config.dit;
     using given = c.noise === undefined ? undefined : await openGivenNoise(c.noise, [C, S, S], first + count);
-    const options = decidingOptions(c, guide?.identity.fingerprint, given?.identity.fingerprint),
-      madeFrom = {
-        model: model.identity,
-        tokenizer: { name, fingerprint },
-        "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
-      };
+    const options = decidingOptions(c, guide?.identity.fingerprint, given?.identity.fingerprint);
+    const classesIdentity = labelsIdentity(c, chosen);
     beginPictures(out, "sample", {
       options: { ...options, folders: c.folders, interpolate: c.interpolate, frames: c.frames },
       defaults: sampleConfig.parse({}),
-      madeFrom: { ...madeFrom, classes: labelsIdentity(c, chosen) },
+      madeFrom: { ...madeFrom, classes: classesIdentity },
       others: { num: count, seeds: c.seeds, npz: c.npz, batchSize: c.batchSize, model: run, labels },
       folders,
     });
@@ -102,7 +95,12 @@ export const sample = command({
     });
     const saved = c.saveLatents
       ? await SavedLatents.open(latentsFolder(out), [C, S, S], { first, labels }, {
-        madeFrom: { ...madeFrom, tokenizer: { name, fingerprint: tokenizer.identity.latents } },
+        madeFrom: {
+          ...madeFrom,
+          tokenizer: { ...madeFrom.tokenizer, fingerprint: tokenizer.identity.latents },
+          classes: classesIdentity,
+          "sampling recipe": optionsIdentity(options),
+        },
         classes: model.config.classes,
       })
       : undefined;
@@ -118,7 +116,7 @@ export const sample = command({
       onProgress: (n) => progress.update(n),
       needed: (i) => !there.has(i) || saved?.lacks(i) === true,
     });
-    await pictures.write(evaluations.of(saved ? saved.saving(made) : made));
+    await pictures.write(evaluations.of(saved ? saved.tee(made) : made));
     progress.end();
     if (c.trajectory) {
       const rows = { ...sampler, labels: labels.slice(0, MAX_ROWS), first, noise: given?.noise };

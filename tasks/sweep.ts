@@ -13,7 +13,6 @@ import {
   variedIn,
 } from "../src/experiment/sweep.ts";
 import { describe, metricsOf, tableLines, writeSweep } from "../src/experiment/sweep_report.ts";
-import { fingerprintOf } from "../src/formats/provenance.ts";
 import { SetEvaluation } from "../src/metrics/evaluate.ts";
 import { Selection } from "../src/metrics/selection.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
@@ -45,8 +44,7 @@ export const sweep = command({
     using workers = openWorkers(c);
     const say = (text: string) => log.line(text);
     const opened = await openGenerator(run, { tokenizer: c.tokenizer, latents: c.latents, say });
-    const { model, tokenizer, origin } = opened,
-      { classes, latent_mean: mean, latent_std: std } = model.config;
+    const { model, tokenizer, madeFrom } = opened, { classes } = model.config;
     const guided = c.cfg.find((weight) => weight !== 1) ?? 1;
     const cfg = optionsFor(run, model.config, { cfg: guided }, context.origins).cfg === guided ? c.cfg : [1];
     const toy = c.real === undefined && makesShapes(classes);
@@ -57,13 +55,11 @@ export const sweep = command({
     const guides = await openGuides(model, c);
     const real = await openSet(c.real, side, { c, workers, log });
     const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
-    const { seed, num, metrics, inception, inceptionInput } = c, { fingerprint, name } = tokenizer.identity;
+    const { seed, num, metrics, inception, inceptionInput } = c;
     beginPictures(out, "sweep", {
       options: { seed, num, metrics, real: c.real, inception, inceptionInput, encoder: c.encoder },
       madeFrom: {
-        model: model.identity,
-        tokenizer: { name, fingerprint },
-        "latent statistics": { name: origin, fingerprint: fingerprintOf(JSON.stringify([mean, std])) },
+        ...madeFrom,
         ...Object.fromEntries([...guides].map(([path, { identity }]) => [`guide "${path}"`, identity])),
       },
       others: { model: run, ...Object.fromEntries(SWEPT.map((name) => [name, c[name]])) },

@@ -4,7 +4,6 @@
 import { join } from "@std/path";
 import { sampleConfig } from "../cli/config.ts";
 import { keySteps } from "../cli/key_steps.ts";
-import { kebab, show } from "../cli/flags.ts";
 import { idleGuidance } from "../cli/guidance.ts";
 import { type SweepConfig, SWEPT, type Swept, written } from "../cli/sweep_config.ts";
 import type { Workers } from "../data/decode_pool.ts";
@@ -21,12 +20,12 @@ import { loadState } from "../nn/layers.ts";
 import type { DiffusionModel, KnownTokenizer } from "../zoo/runs.ts";
 import { generate } from "../sampling/generate.ts";
 import { Guidance } from "../sampling/guidance.ts";
+import { flagsOf } from "../sampling/job.ts";
 import { type SamplingOptions, samplingOptions } from "../sampling/sampler.ts";
 import { withoutEffect } from "../sampling/sampler_options.ts";
 import { gridOf, SAMPLERS } from "../sampling/samplers.ts";
 import { duration, type Log } from "../run/log.ts";
 import { rebuiltEma } from "../run/power_ema.ts";
-import { quoted } from "../run/resume.ts";
 
 /** A combination of options. */
 export interface Cell {
@@ -254,12 +253,5 @@ export function bestOf(results: readonly CellResult[]): CellResult | undefined {
 }
 
 /** The command that samples with the options of a cell. @param given options that every cell has */
-export function sampleCommand({ options }: Cell, given: Readonly<Record<string, unknown>>): string {
-  const defaults = sampleConfig.parse({}) as Record<string, unknown>;
-  const flags = Object.entries({ ...given, ...withEffect(options) }).flatMap(([name, value]) => {
-    if (value === undefined || JSON.stringify(value) === JSON.stringify(defaults[name])) return [];
-    if (typeof value === "boolean") return [`--${value ? "" : "no-"}${kebab(name)}`];
-    return [`--${kebab(name)} ${quoted(show(value))}`];
-  });
-  return ["tok sample", ...flags].join(" ");
-}
+export const sampleCommand = ({ options }: Cell, given: Readonly<Record<string, unknown>>): string =>
+  ["tok sample", ...flagsOf({ ...given, ...withEffect(options) })].join(" ");

@@ -90,14 +90,7 @@ export class LatentsWriter {
     record: LatentsRecord,
     perShard?: number,
   ): Promise<LatentsWriter> {
-    const complete = exists(join(folder, STATS)) ? await storedStatistics(folder) : undefined;
-    const [difference] = differences(complete?.record?.made_from ?? {}, record.made_from);
-    if (difference !== undefined) {
-      throw new UsageError(
-        `Cannot write latents to "${folder}": it holds latents already, and ${difference}; choose another --out, or remove ` +
-          `the folder to encode again`,
-      );
-    }
+    if (exists(join(folder, STATS))) refuseOtherLatents(folder, await storedStatistics(folder), record);
     const writer = new LatentsWriter(folder, shape, perShard, record, { keep: true });
     await writer.#resume(record);
     return writer;
@@ -307,6 +300,23 @@ export async function readStatistics(folder: string): Promise<FolderStatistics |
   const read = await storedStatistics(folder);
   if (read) checkStatistics(`"${read.path}"`, read.mean, read.std);
   return read;
+}
+
+/**
+ * Compares complete latents with those that are to be written.
+ * @throws UsageError if they were made from something else
+ */
+export function refuseOtherLatents(
+  folder: string,
+  complete: { record: LatentsRecord | undefined } | undefined,
+  record: LatentsRecord,
+): void {
+  const [difference] = differences(complete?.record?.made_from ?? {}, record.made_from);
+  if (difference === undefined) return;
+  throw new UsageError(
+    `Cannot write latents to "${folder}": it holds latents already, and ${difference}; choose another --out, or remove ` +
+      `the folder to encode again`,
+  );
 }
 
 async function storedStatistics(folder: string): Promise<FolderStatistics | undefined> {

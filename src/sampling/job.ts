@@ -1,11 +1,12 @@
 // What a sampling command makes: numbers of the images, what decides about each, and the ends of an interpolation.
 
-import type { SampleConfig } from "../cli/config.ts";
-import { kebab, type Origin } from "../cli/flags.ts";
+import { type SampleConfig, sampleConfig } from "../cli/config.ts";
+import { kebab, type Origin, show } from "../cli/flags.ts";
 import { keySteps } from "../cli/key_steps.ts";
 import { parseRange, sampling } from "../cli/options.ts";
 import { UsageError } from "../errors.ts";
 import { fingerprintOf, type Identity } from "../formats/provenance.ts";
+import { quoted } from "../run/resume.ts";
 import type { Ends } from "./interpolate.ts";
 import { labelsOf } from "./labels.ts";
 import { SAMPLERS } from "./samplers.ts";
@@ -23,6 +24,22 @@ export function decidingOptions(c: SampleConfig, guide?: string, noise?: string)
   const reuses = keySteps(c.reuseEncoder, c.steps).includes(false);
   const options = Object.fromEntries(keys.map((key) => [key, c[key]]));
   return { ...options, reuseEncoder: reuses ? c.reuseEncoder : undefined, guide, noise };
+}
+
+/** Options of `tok sample` as it takes them, those with default values left out. */
+export function flagsOf(options: Readonly<Record<string, unknown>>): string[] {
+  const defaults = sampleConfig.parse({}) as Record<string, unknown>;
+  return Object.entries(options).flatMap(([name, value]) => {
+    if (value === undefined || JSON.stringify(value) === JSON.stringify(defaults[name])) return [];
+    if (typeof value === "boolean") return [`--${value ? "" : "no-"}${kebab(name)}`];
+    return [`--${kebab(name)} ${quoted(show(value))}`];
+  });
+}
+
+/** What {@link decidingOptions} gives, for a record. */
+export function optionsIdentity(options: Readonly<Record<string, unknown>>): Identity {
+  const flags = flagsOf(options).sort();
+  return { name: flags.join(" ") || "defaults", fingerprint: fingerprintOf(...flags) };
 }
 
 /** Options that an interpolation does not read. */

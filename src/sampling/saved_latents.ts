@@ -3,7 +3,7 @@
 
 import { join } from "@std/path";
 import { exists } from "../formats/files.ts";
-import { LatentsWriter, readStatistics } from "../formats/latents.ts";
+import { LatentsWriter, readStatistics, refuseOtherLatents } from "../formats/latents.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import type { Numbered } from "./pictures.ts";
 
@@ -19,7 +19,8 @@ export class SavedLatents {
   /**
    * Starts or continues a folder of the latents of images `first`, first + 1, ... in these classes.
    * @param shape [C,S,S]
-   * @throws UsageError if it holds latents of something else
+   * @param about.madeFrom the sources and sampling options that decide about each latent
+   * @throws UsageError if it holds latents of something else, which stay as they are
    */
   static async open(
     folder: string,
@@ -27,13 +28,16 @@ export class SavedLatents {
     images: { first: number; labels: readonly number[] },
     { madeFrom, classes }: { madeFrom: Provenance; classes: readonly string[] },
   ): Promise<SavedLatents> {
-    const stats = exists(folder) ? await readStatistics(folder) : undefined;
-    if ((stats?.count ?? 0) >= images.labels.length) return new SavedLatents(undefined, images);
-    if (stats) Deno.removeSync(stats.path); // of fewer images: they are continued
     const record = {
       made_from: { ...madeFrom, "first image": images.first, flip: false },
       classes: [...classes],
     };
+    const complete = exists(folder) ? await readStatistics(folder) : undefined;
+    if (complete?.record && complete.count !== undefined) {
+      refuseOtherLatents(folder, complete, record);
+      if (complete.count >= images.labels.length) return new SavedLatents(undefined, images);
+      Deno.removeSync(complete.path); // the folder is continued
+    }
     return new SavedLatents(await LatentsWriter.open(folder, shape, record), images);
   }
 
@@ -43,7 +47,7 @@ export class SavedLatents {
   }
 
   /** Passes pictures on and saves their latents; what is done is saved when it ends early. */
-  async *saving<T extends WithLatent>(made: AsyncIterable<T>): AsyncGenerator<T> {
+  async *tee<T extends WithLatent>(made: AsyncIterable<T>): AsyncGenerator<T> {
     const { writer, images: { first, labels } } = this;
     if (!writer) return yield* made;
     let complete = false;

@@ -7,7 +7,7 @@ import { exists } from "../formats/files.ts";
 import { checkStatistics } from "../formats/finite.ts";
 import { cachedModel, isModelName } from "../formats/hub.ts";
 import { readStatistics } from "../formats/latents.ts";
-import { differences } from "../formats/provenance.ts";
+import { differences, fingerprintOf, type Identity } from "../formats/provenance.ts";
 import type { LatentStatistics } from "../models/tokenizer.ts";
 import { type GuideOptions, openGuide } from "./guide.ts";
 import {
@@ -26,6 +26,7 @@ import {
  * @param options.ema width of the average of the weights to rebuild, see `openDit()`
  * @param options.guide,ig of guidance, see `openGuide()`
  * @param options.say called with a line that names the tokenizer, and one about the average
+ * @returns also what pictures of it are made from, for records
  * @throws UsageError if the two do not match, the model's tokenizer is not found, the statistics are unknown, or the guide does
  * not fit
  */
@@ -38,7 +39,13 @@ export async function openGenerator(
     say?: (line: string) => void;
   } & Partial<GuideOptions> = {},
 ): Promise<
-  { model: DiffusionModel; tokenizer: KnownTokenizer; origin: string; guide: DiffusionModel | undefined }
+  {
+    model: DiffusionModel;
+    tokenizer: KnownTokenizer;
+    origin: string;
+    guide: DiffusionModel | undefined;
+    madeFrom: Record<"model" | "tokenizer" | "latent statistics", Identity>;
+  }
 > {
   const model = await openDit(path, options);
   const { say = () => {} } = options;
@@ -60,8 +67,16 @@ export async function openGenerator(
   }
   checkStatistics(`"${path}" (${origin})`, mean, std);
   const config = { ...model.config, latent_mean: [...mean], latent_std: [...std] };
-  const known = { ...model, config };
-  return { model: known, tokenizer, origin, guide: await openGuide(known, options) };
+  const known = { ...model, config }, { name, fingerprint } = tokenizer.identity;
+  const madeFrom = {
+    model: model.identity,
+    tokenizer: { name, fingerprint },
+    "latent statistics": {
+      name: origin,
+      fingerprint: fingerprintOf(JSON.stringify([config.latent_mean, config.latent_std])),
+    },
+  };
+  return { model: known, tokenizer, origin, guide: await openGuide(known, options), madeFrom };
 }
 
 /** Where a model in `folder` looks for the tokenizer `path`: the absolute path, and the one relative to the model. */

@@ -189,6 +189,13 @@ Deno.test("latents are saved and decoded to the same pictures; trajectory and in
     await assertRejects(labels, UsageError, "latents_stats.safetensors");
     await more("2");
     assertEquals(await labels(), [7, 2, 4, 7, 2]);
+    // Without the pictures, whose folder compares them, latents of other options are refused and left as they are.
+    for (const { name, isFile } of [...Deno.readDirSync(out)]) if (isFile) Deno.removeSync(join(out, name));
+    for (const [num, option] of [["5", "--shift"], ["9", "--seed"]] as const) {
+      const other = () => sample("--num", num, "--save-latents", option, "2", "--out", out);
+      await assertRejects(other, UsageError, `the sampling recipe was "--steps 3`);
+      assertEquals(await labels(), [7, 2, 4, 7, 2]);
+    }
     const strip = join(folder, "strip");
     await sample("--interpolate", "0-2", "--frames", "3", "--out", strip);
     const at = (k: number) => cell(join(strip, "interpolation.png"), side, k);
