@@ -182,9 +182,12 @@ export async function runCells(
 /** Loads an average of the weights, or with undefined the model's own, into the model. */
 async function loadAverage({ model, path, log }: SweepContext, width: number | undefined): Promise<void> {
   const source = width === undefined ? await openModel(model.path) : await rebuiltEma(path, width);
-  if ("about" in source) log.line(`weights: ${source.about}`);
-  await loadState(model.dit, source);
-  source.close();
+  try {
+    if ("about" in source) log.line(`weights: ${source.about}`);
+    await loadState(model.network, source);
+  } finally {
+    source.close();
+  }
 }
 
 /** Samples and scores a cell. */

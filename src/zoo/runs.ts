@@ -124,6 +124,8 @@ export type ModelConfig = z.infer<typeof modelConfig>;
 export interface DiffusionModel {
   /** Outputs velocities, whatever the network does. */
   dit: Denoiser;
+  /** The network, whose parameters have the names of files. */
+  network: Dit;
   config: ModelConfig;
   /** The folder or file that it was read from. */
   path: string;
@@ -154,6 +156,7 @@ export async function openDit(
     const classes = Array.from({ length: dit.config.num_classes }, (_, i) => String(i));
     return {
       dit,
+      network: dit,
       config: { dit: dit.config, classes },
       path,
       identity: { name: path, fingerprint },
@@ -161,21 +164,21 @@ export async function openDit(
     };
   }
   const config = readConfig(folder, modelConfig, "a diffusion model");
-  const dit = new Dit(config.dit);
+  const network = new Dit(config.dit), dit = velocitiesOf(network, config.prediction);
   if (ema !== undefined) {
     const average = await rebuiltEma(path, ema), weights = new WeightsFingerprint();
     say(`weights: ${average.about}`);
     try {
-      await loadState(dit, weights.through(average));
+      await loadState(network, weights.through(average));
     } finally {
       average.close();
     }
     const identity = { name: path, fingerprint: weights.value() };
-    return { dit: velocitiesOf(dit, config.prediction), config, path: folder, identity };
+    return { dit, network, config, path: folder, identity };
   }
-  const fingerprint = (await loadFrom(dit, folder)).value();
+  const fingerprint = (await loadFrom(network, folder)).value();
   const identity = { name: path, fingerprint };
-  return { dit: velocitiesOf(dit, config.prediction), config, path: folder, identity };
+  return { dit, network, config, path: folder, identity };
 }
 
 /** The tensors of a diffusion model in RUN/model or that folder itself; undefined if tok wrote none there. */

@@ -1,6 +1,13 @@
 // tok sweep: its cells, scores and files, what it computes again, and what it refuses.
 
-import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { join } from "@std/path";
 import { resolveConfig } from "../../src/cli/flags.ts";
 import { sweepConfig } from "../../src/cli/sweep_config.ts";
@@ -186,6 +193,32 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
       if (at >= 0) args.splice(at, 2);
       await assertRejects(() => run("sweep", ...args, option!, value!), UsageError, text);
     }
+  }));
+
+Deno.test("a sweep over averages and reused blocks of a run that predicts data has the weights, NFE, time and distance of each", () =>
+  inFolder(async (folder) => {
+    const real = join(folder, "real"), dit = join(folder, "dit"), few = ["--workers", "0"];
+    await writeImages(join(real, "a"), 4);
+    const tokenizer = ["--tokenizer", fixturePath("vavae_tiny.pt")];
+    const small = [...tokenizer, "--data", real, "--image-size", "8", "--batch-size", "2", "--steps", "3"];
+    const posthoc = ["--ema", "posthoc", "--ema-every", "1", "--lr", "0.1", "--warmup", "0"];
+    await run("train-dit", ...small, ...few, ...posthoc, "--prediction", "data", "--out", dit);
+    const shared = ["--model", dit, "--real", real, "--num", "4", "--batch-size", "4", "--cfg", "1", ...few];
+    const sweep = async (out: string, ...args: string[]) => {
+      const { lines } = await run("sweep", ...shared, "--steps", "2", "--out", join(folder, out), ...args);
+      const { cells } = JSON.parse(Deno.readTextFileSync(join(folder, out, "metrics.json")));
+      return { lines, cells: cells as { nfe: number; fd_encoder: number }[] };
+    };
+    const both = await sweep("both", "--ema", "0.25,none");
+    assertEquals(both.lines.filter((line) => line.startsWith("weights: power-function")).length, 1);
+    const { lines, cells } = await sweep("reuse", "--reuse-encoder", "none,every-2");
+    assertEquals(cells.map(({ nfe }) => nfe), [2, 1.5]);
+    const own = cells[0]?.fd_encoder;
+    assertEquals(both.cells[1]?.fd_encoder, own);
+    for (const other of [both.cells[0], cells[1]]) assertNotEquals(other?.fd_encoder, own);
+    const table = lines.findIndex((line) => /reuse-encoder +NFE +seconds +fd_encoder/.test(line));
+    assertMatch(lines[table + 1] ?? "", /none +2 +\d+\.\d +[\d.]+/);
+    assertMatch(lines[table + 2] ?? "", /every-2 +1\.5 +\d+\.\d +[\d.]+/);
   }));
 
 Deno.test("unknown samplers, empty lists, repeated values and intervals in another form are refused", () => {
