@@ -1,7 +1,8 @@
 // tok edit: a real image again with another class (inversion), or with a part of it made anew (inpainting).
 
 import { join } from "@std/path";
-import { editConfig } from "../src/cli/config.ts";
+import { type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
+import { type EditConfig, editConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { writeNoise } from "../src/formats/latents_file.ts";
 import { grid, writePng } from "../src/image/image.ts";
@@ -9,11 +10,18 @@ import { refuseOthers } from "../src/run/existing_output.ts";
 import { writeJson } from "../src/formats/files.ts";
 import { decodeLatents } from "../src/sampling/decode.ts";
 import { editTimes, encodeImage, Flow, readMask, readSquare } from "../src/sampling/editing.ts";
-import { classesOf } from "../src/sampling/labels.ts";
+import { classesOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { channelsFirst, noiseOf } from "../src/sampling/noise.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
+
+const INVERTED: Conditions<EditConfig>[keyof EditConfig] = [[
+  ({ mask }) => mask === undefined,
+  "--mask paints from noise, without inversion",
+  "drop --mask",
+]];
+const EDITING: Conditions<EditConfig> = { class: INVERTED, strength: INVERTED };
 
 export const edit = command({
   name: "edit",
@@ -23,23 +31,21 @@ export const edit = command({
     "tok edit --image cat.png --class cat --to dog",
     "tok edit --image street.png --mask hole.png --to street",
   ],
-  async run(c, { log, origins = {} }) {
-    if (c.image === undefined) throw new UsageError("Cannot edit: name an image with --image");
-    for (const name of ["class", "strength"] as const) {
-      if (c.mask === undefined || origins[name] === undefined) continue;
-      throw new UsageError(`Cannot use --${name} with --mask: painting starts from noise; leave it out`);
-    }
-    const run = inputRun(c.model, "model", log);
-    using output = openOutput(c.out, "edit");
+  async run(asked, { log, origins }) {
+    if (asked.image === undefined) throw new UsageError("Cannot edit: name an image with --image");
+    refuseWithoutEffect(asked, EDITING, origins);
+    const run = inputRun(asked.model, "model", log);
+    using output = openOutput(asked.out, "edit");
     const out = output.folder;
     refuseOthers(out, "edit");
-    await openAdapter(c, log);
+    await openAdapter(asked, log);
     const { model, tokenizer } = await openGenerator(run, {
-      tokenizer: c.tokenizer,
-      latents: c.latents,
-      ema: c.ema,
+      tokenizer: asked.tokenizer,
+      latents: asked.latents,
+      ema: asked.ema,
       say: (text) => log.line(text),
     });
+    const c = unguidedIfUnconditional(run, model.config, asked, origins);
     const { dit, config: { classes, latent_mean: mean = [], latent_std: std = [] } } = model;
     const { input_size: S, in_channels: C, num_classes } = dit.config;
     const labelOf = (name: string | undefined) =>
@@ -50,10 +56,10 @@ export const edit = command({
       throw new UsageError(`Cannot use --cfg ${cfg}: there is no class to guide to; name one with --to`);
     }
     const { factor, channels } = tokenizer, size = S * factor, statistics = { mean, std };
-    const image = await readSquare(c.image, size);
+    const image = await readSquare(asked.image, size);
     const mask = c.mask === undefined
       ? undefined
-      : await readMask(c.mask, { path: c.image, original: image.original }, { size, factor, channels });
+      : await readMask(c.mask, { path: asked.image, original: image.original }, { size, factor, channels });
     const data = await encodeImage(tokenizer, image.data, statistics);
     const times = editTimes(c.steps, c.shift, 1 - c.strength), shape = [S, S, C] as const;
     const plain = new Flow(dit, { method: c.method, cfg: 1 });

@@ -1,20 +1,24 @@
 // tok eval: scores of a tokenizer, of a diffusion model's samples, or of two sets of images.
 
 import { join } from "@std/path";
+import { type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
 import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
-import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
+import { guidanceText } from "../src/cli/guidance.ts";
+import { sampling } from "../src/cli/options.ts";
+import { SAMPLING } from "../src/cli/sampling_conditions.ts";
 import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
 import { described, Sizes } from "../src/data/network_input.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeNpz } from "../src/formats/npz.ts";
 import { evaluateTokenizer, SetEvaluation, type SetOptions, shorterSide } from "../src/metrics/evaluate.ts";
-import { Results, Selection, subjectOf } from "../src/metrics/selection.ts";
+import { Results, Selection, subjectOf, SUBJECTS } from "../src/metrics/selection.ts";
+import type { Subject } from "../src/metrics/table.ts";
 import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
 import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
-import { classesOf, labelsOf, optionsFor } from "../src/sampling/labels.ts";
+import { classesOf, labelsOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
@@ -22,7 +26,7 @@ import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEE
 import { reportScores } from "./output.ts";
 import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
-import { checkSamplerOptions } from "../src/sampling/sampler_options.ts";
+import { checkSampling } from "../src/sampling/sampler_options.ts";
 
 /** What the three kinds of evaluation share. */
 interface Job {
@@ -34,6 +38,13 @@ interface Job {
   log: Log;
 }
 
+/** Options about samples, which only a model has. */
+function sampledBy(subject: Subject): Conditions<EvalConfig> {
+  const reason = `it is for the samples of a model, and this scores ${SUBJECTS[subject]}`;
+  const condition = [() => subject === "model", reason, "score a --model"] as const;
+  return Object.fromEntries(Object.keys(sampling).map((name) => [name, [condition]]));
+}
+
 export const evaluate = command({
   name: "eval",
   purpose: "Score a tokenizer, a diffusion model, or two sets of images",
@@ -43,8 +54,10 @@ export const evaluate = command({
     "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
   ],
   async run(c, { log, origins }) {
-    checkSamplerOptions(c, origins);
-    const subject = subjectOf(c), selection = new Selection(subject, c);
+    const subject = subjectOf(c);
+    refuseWithoutEffect(c, sampledBy(subject), origins);
+    checkSampling(c, origins);
+    const selection = new Selection(subject, c);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
     using output = openOutput(c.out, "eval");
     const out = output.folder;
@@ -97,7 +110,7 @@ async function scoreFiles(job: Job): Promise<void> {
 async function scoreModel(job: Job, run: string, out: string, origins: Context["origins"]): Promise<void> {
   const { selection, log } = job;
   const { model, tokenizer, guide } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
-  const c = checkGuidance(optionsFor(run, model.config, job.c, origins), origins);
+  const c = unguidedIfUnconditional(run, model.config, job.c, origins, SAMPLING);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const toy = c.real === undefined && makesShapes(classes);
   selection.exclude(({ from }) =>

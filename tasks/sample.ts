@@ -3,7 +3,8 @@
 import { join } from "@std/path";
 import metadata from "../deno.json" with { type: "json" };
 import { sampleConfig } from "../src/cli/config.ts";
-import { checkGuidance, guidanceText } from "../src/cli/guidance.ts";
+import { guidanceText } from "../src/cli/guidance.ts";
+import { SAMPLING } from "../src/cli/sampling_conditions.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { drawTrajectory, MAX_ROWS } from "../src/sampling/trajectory.ts";
@@ -13,10 +14,10 @@ import { writePng } from "../src/image/image.ts";
 import { generate } from "../src/sampling/generate.ts";
 import { interpolate } from "../src/sampling/interpolate.ts";
 import { decidingOptions, endsOf, imagesOf, labelsIdentity, optionsIdentity } from "../src/sampling/job.ts";
-import { classesOf, labelsOf, labelSummary, optionsFor } from "../src/sampling/labels.ts";
+import { classesOf, labelsOf, labelSummary, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { classFolders, Pictures } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
-import { checkSamplerOptions, Evaluations } from "../src/sampling/sampler_options.ts";
+import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
@@ -32,7 +33,7 @@ export const sample = command({
   ],
   async run(asked, context) {
     const { log } = context, evaluations = new Evaluations();
-    checkSamplerOptions(asked, context.origins);
+    checkSampling(asked, context.origins);
     const images = imagesOf(asked, context.origins), { first, count } = images;
     const run = inputRun(asked.model, "model", log);
     using output = openOutput(asked.out, "samples");
@@ -43,7 +44,7 @@ export const sample = command({
       ...asked,
       say: (text) => log.line(text),
     });
-    const c = checkGuidance(optionsFor(run, model.config, asked, context.origins), context.origins);
+    const c = unguidedIfUnconditional(run, model.config, asked, context.origins, SAMPLING);
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = labelsOf({ ...images, classes: chosen, labeling: c.labels, seed: c.seed });

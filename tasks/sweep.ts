@@ -17,7 +17,7 @@ import { SetEvaluation } from "../src/metrics/evaluate.ts";
 import { Selection } from "../src/metrics/selection.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
-import { classesOf, labelsOf, optionsFor } from "../src/sampling/labels.ts";
+import { classesOf, labelsOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openGuides } from "../src/zoo/guide.ts";
 import { openInception } from "../src/zoo/networks.ts";
@@ -45,8 +45,7 @@ export const sweep = command({
     const say = (text: string) => log.line(text);
     const opened = await openGenerator(run, { tokenizer: c.tokenizer, latents: c.latents, say });
     const { model, tokenizer, madeFrom } = opened, { classes } = model.config;
-    const guided = c.cfg.find((weight) => weight !== 1) ?? 1;
-    const cfg = optionsFor(run, model.config, { cfg: guided }, context.origins).cfg === guided ? c.cfg : [1];
+    const { cfg } = unguidedIfUnconditional(run, model.config, { cfg: c.cfg }, context.origins);
     const toy = c.real === undefined && makesShapes(classes);
     selection.exclude(({ from }) =>
       from === "labels" && !toy && "they need a model of the generated shapes, and no --real"

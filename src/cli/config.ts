@@ -30,7 +30,13 @@ import {
 } from "./options.ts";
 import { averaging, muon, rebuilt } from "./optimizer_options.ts";
 
-export { decodeConfig, editConfig, type SampleConfig, sampleConfig } from "./sample_config.ts";
+export {
+  decodeConfig,
+  type EditConfig,
+  editConfig,
+  type SampleConfig,
+  sampleConfig,
+} from "./sample_config.ts";
 
 const { input, output, data, model, training, losses, metrics } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };

@@ -1,10 +1,7 @@
-// The guidance options of tok sample and tok eval, which of them have no effect with the others, and their names in
-// messages. sampling/guidance.ts has what they do.
+// The guidance options of the commands that sample, and their names in messages. sampling/guidance.ts has what they do.
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { UsageError } from "../errors.ts";
-import { kebab, type Origin } from "./flags.ts";
 
 /** Declares an option of the help's group "Sampling"; see options.ts. */
 type Declare = <T extends z.ZodType>(
@@ -99,58 +96,7 @@ export const guidanceSchema = (sample: Declare) => ({
     },
   ),
 });
-export type GuidanceConfig = z.infer<z.ZodObject<ReturnType<typeof guidanceSchema>>> & { sampler: string };
-
-/** A condition of an option, and why the option has no effect where it does not hold. */
-type Condition = readonly [holds: (c: GuidanceConfig) => boolean, otherwise: string];
-
-const CFG: Condition = [({ cfg }) => cfg !== 1, "--cfg is 1"];
-const EITHER: Condition = [
-  ({ cfg, guide }) => cfg !== 1 || guide !== undefined,
-  "--cfg is 1, and there is no --guide",
-];
-const GRID: Condition = [({ sampler }) => sampler !== "dopri5", "dopri5 chooses its own steps"];
-const APG: Condition[] = [[({ apg }) => apg, "it is for --apg"], CFG];
-const ZERO: Condition[] = [CFG, [({ apg }) => !apg, "--apg is another form of guidance"]];
-
-/** Options that have an effect with certain others only. */
-const CONDITIONAL: Readonly<Partial<Record<keyof GuidanceConfig, readonly Condition[]>>> = {
-  cfgInterval: [EITHER],
-  cfgChannels: [EITHER],
-  cfgSchedule: [CFG],
-  cfgPower: [[(c) => c.cfgSchedule === "power", "it is for --cfg-schedule power"], CFG],
-  cfgRescale: [EITHER],
-  cfgZero: ZERO,
-  zeroInit: [[({ cfgZero }) => cfgZero, "it is for --cfg-zero"], ...ZERO, GRID],
-  apg: [CFG],
-  apgEta: APG,
-  apgNorm: APG,
-  apgMomentum: [...APG, GRID],
-  guideWeight: [[({ guide }) => guide !== undefined, "there is no --guide"]],
-  igInterval: [[({ ig }) => ig !== 1, "--ig is 1"]],
-};
-
-/** The options without effect, and the reasons. */
-export function idleGuidance(c: GuidanceConfig): [option: string, reason: string][] {
-  return Object.entries(CONDITIONAL).flatMap(([option, conditions]) => {
-    const failed = conditions.find(([holds]) => !holds(c));
-    return failed ? [[option, failed[1]]] : [];
-  });
-}
-
-/**
- * Returns the options.
- * @param origins of the options: one of a config file may have no effect, one of the command line may not
- * @throws UsageError for an option without effect
- */
-export function checkGuidance<C extends GuidanceConfig>(
-  c: C,
-  origins: Readonly<Record<string, Origin>> = {},
-): C {
-  const [idle] = idleGuidance(c).filter(([option]) => origins[option] === "command line");
-  if (idle) throw new UsageError(`Cannot use --${kebab(idle[0])}: ${idle[1]}; leave it out`);
-  return c;
-}
+export type GuidanceConfig = z.infer<z.ZodObject<ReturnType<typeof guidanceSchema>>>;
 
 /** The guidance in words, such as "guidance 4, cosine, CFG-Zero*". */
 export function guidanceText(c: GuidanceConfig): string {

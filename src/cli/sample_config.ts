@@ -125,3 +125,4 @@ export const editConfig = z.strictObject({
   ),
   ...general,
 });
+export type EditConfig = z.infer<typeof editConfig>;

@@ -3,8 +3,9 @@
 
 import { join } from "@std/path";
 import { sampleConfig } from "../cli/config.ts";
+import { idleOptions } from "../cli/conditions.ts";
 import { keySteps } from "../cli/key_steps.ts";
-import { idleGuidance } from "../cli/guidance.ts";
+import { SAMPLING } from "../cli/sampling_conditions.ts";
 import { type SweepConfig, SWEPT, type Swept, written } from "../cli/sweep_config.ts";
 import type { Workers } from "../data/decode_pool.ts";
 import { openNpzSet } from "../data/npz_images.ts";
@@ -22,7 +23,6 @@ import { generate } from "../sampling/generate.ts";
 import { Guidance } from "../sampling/guidance.ts";
 import { flagsOf } from "../sampling/job.ts";
 import { type SamplingOptions, samplingOptions } from "../sampling/sampler.ts";
-import { withoutEffect } from "../sampling/sampler_options.ts";
 import { gridOf, SAMPLERS } from "../sampling/samplers.ts";
 import { duration, type Log } from "../run/log.ts";
 import { rebuiltEma } from "../run/power_ema.ts";
@@ -57,8 +57,7 @@ export function cellsOf(lists: { [K in keyof Swept]: Swept[K][] }): Cell[] {
 
 /** The options with the defaults in place of those without effect. */
 function withEffect(options: Swept): Swept {
-  const guidance = idleGuidance(options).map(([option]) => option);
-  const idle = new Set<string>([...withoutEffect(options), ...guidance]), defaults = sampleConfig.parse({});
+  const idle = idleOptions(options, SAMPLING), defaults = sampleConfig.parse({});
   return Object.fromEntries(
     SWEPT.map((name) => [name, (idle.has(name) ? defaults as Partial<Swept> : options)[name]]),
   ) as unknown as Swept;

@@ -8,7 +8,8 @@ import { LPIPS_FILES } from "../models/lpips.ts";
 import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
 import type { PairScore } from "./tokenizer.ts";
 
-const SUBJECTS: Record<Subject, string> = {
+/** What is scored, in messages. */
+export const SUBJECTS: Record<Subject, string> = {
   tokenizer: "a tokenizer",
   model: "a diffusion model",
   sets: "two sets of images",

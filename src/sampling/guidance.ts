@@ -2,7 +2,8 @@
 // internal guidance changes the network's outputs with and without classes, classifier-free guidance extrapolates from one to the
 // other, autoguidance adds its own difference, and the result is rescaled.
 
-import { type GuidanceConfig, idleGuidance } from "../cli/guidance.ts";
+import { idleOptions } from "../cli/conditions.ts";
+import { SAMPLING, type SamplingConfig } from "../cli/sampling_conditions.ts";
 import { copy, fill } from "../gpu/memory.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { concat, slice } from "../ops/layout.ts";
@@ -74,7 +75,8 @@ export class Guidance {
     const still = zero !== undefined && progress < zero.init;
     const on = {
       zero: still,
-      cfg: !still && within(cfgInterval) && weightAt(this.#weight, t) !== 1,
+      cfg: !still && this.model.config.num_classes > 0 && within(cfgInterval) &&
+        weightAt(this.#weight, t) !== 1,
       guide: !still && within(cfgInterval) && guide !== undefined && guide.weight !== 1,
       internal: !still && internal !== undefined && internal.weight !== 1 && within(internal.interval),
     };
@@ -159,9 +161,9 @@ export class Guidance {
 }
 
 /** The guidance options of a command; those without effect are off. @param guide the model of --guide */
-export function guidanceOptions(c: GuidanceConfig, guide?: Denoiser): GuidanceOptions {
+export function guidanceOptions(c: SamplingConfig, guide?: Denoiser): GuidanceOptions {
   const { cfg, cfgInterval: [from = 0, to = 1], igInterval: [igFrom = 0, igTo = 1], cfgChannels } = c;
-  const idle = new Set(idleGuidance(c).map(([option]) => option));
+  const idle = idleOptions(c, SAMPLING);
   const norm = c.apgNorm === "none" ? Infinity : c.apgNorm;
   return {
     cfg,

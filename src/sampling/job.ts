@@ -1,7 +1,14 @@
 // What a sampling command makes: numbers of the images, what decides about each, and the ends of an interpolation.
 
+import {
+  type Condition,
+  type Conditions,
+  needs,
+  type Origins,
+  refuseWithoutEffect,
+} from "../cli/conditions.ts";
 import { type SampleConfig, sampleConfig } from "../cli/config.ts";
-import { kebab, type Origin, show } from "../cli/flags.ts";
+import { kebab, show } from "../cli/flags.ts";
 import { keySteps } from "../cli/key_steps.ts";
 import { parseRange, sampling } from "../cli/options.ts";
 import { UsageError } from "../errors.ts";
@@ -10,8 +17,6 @@ import { quoted } from "../run/resume.ts";
 import type { Ends } from "./interpolate.ts";
 import { labelsOf } from "./labels.ts";
 import { SAMPLERS } from "./samplers.ts";
-
-type Origins = Readonly<Record<string, Origin>> | undefined;
 
 /**
  * The options that decide about each picture; with more pictures, or another batch size, the first ones are the same.
@@ -42,8 +47,23 @@ export function optionsIdentity(options: Readonly<Record<string, unknown>>): Ide
   return { name: flags.join(" ") || "defaults", fingerprint: fingerprintOf(...flags) };
 }
 
-/** Options that an interpolation does not read. */
-const NOT_BETWEEN = ["num", "seeds", "folders", "npz", "noise", "saveLatents", "trajectory"] as const;
+const SEPARATE: Condition<SampleConfig> = [
+  ({ interpolate }) => interpolate === undefined,
+  "--interpolate writes one picture of --frames",
+  "drop --interpolate",
+];
+
+/** Options about the images of a job. */
+const IMAGES: Conditions<SampleConfig> = {
+  num: [SEPARATE, [({ seeds }) => seeds === undefined, "--seeds says which images to make", "drop --seeds"]],
+  seeds: [SEPARATE],
+  folders: [SEPARATE],
+  npz: [SEPARATE],
+  noise: [SEPARATE],
+  saveLatents: [SEPARATE],
+  trajectory: [SEPARATE],
+  frames: [needs("--interpolate", ({ interpolate }) => interpolate !== undefined)],
+};
 
 /** What an interpolation cannot be made with, and why. */
 function obstacle({ sampler, guide }: SampleConfig): string | undefined {
@@ -55,21 +75,12 @@ function obstacle({ sampler, guide }: SampleConfig): string | undefined {
 
 /**
  * Numbers of the images.
- * @throws UsageError if two options say them, and for options that --interpolate does not read or cannot take
+ * @throws UsageError for options without effect, and for what --interpolate and --trajectory cannot take
  */
-export function imagesOf(c: SampleConfig, origins: Origins): { first: number; count: number } {
-  const given = (name: string) => origins?.[name] !== undefined && origins[name] !== "default";
-  const useless = c.interpolate === undefined ? undefined : NOT_BETWEEN.find(given);
-  if (useless !== undefined) {
-    throw new UsageError(
-      `Cannot use --${kebab(useless)} with --interpolate, which makes one picture of --frames; leave it out`,
-    );
-  }
+export function imagesOf(c: SampleConfig, origins?: Origins): { first: number; count: number } {
+  refuseWithoutEffect(c, IMAGES, origins);
   const unfit = c.interpolate === undefined ? undefined : obstacle(c);
   if (unfit !== undefined) throw new UsageError(`Cannot use --interpolate with ${unfit}`);
-  if (c.interpolate === undefined && given("frames")) {
-    throw new UsageError("Cannot use --frames: it is for --interpolate; leave it out");
-  }
   if (c.trajectory && c.sampler === "dopri5") {
     throw new UsageError(
       "Cannot draw a --trajectory of --sampler dopri5: its times differ from image to image; choose another sampler",
@@ -77,9 +88,6 @@ export function imagesOf(c: SampleConfig, origins: Origins): { first: number; co
   }
   const range = c.seeds === undefined ? undefined : parseRange(c.seeds);
   if (!range) return { first: 0, count: c.num };
-  if (given("num")) {
-    throw new UsageError(`Cannot use --num with --seeds ${c.seeds}, which says how many; leave one out`);
-  }
   return { first: range[0], count: range[1] - range[0] + 1 };
 }
 

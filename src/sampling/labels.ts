@@ -3,7 +3,8 @@
 
 import { UsageError } from "../errors.ts";
 import type { SampleConfig } from "../cli/config.ts";
-import { hint, kebab, type Origin } from "../cli/flags.ts";
+import { type Conditions, idleOptions, type Origins } from "../cli/conditions.ts";
+import { hint, kebab } from "../cli/flags.ts";
 import { keyOf, philox } from "../philox.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
 
@@ -109,25 +110,31 @@ export function classesOf(words: readonly string[], names: readonly string[]): n
   });
 }
 
+/** Options about classes. */
+const OF_CLASSES = ["classes", "labels", "class", "to"];
+
 /**
- * The options of a command for a model: without guidance if it has no classes.
- * @param origins of the options
- * @throws UsageError if classes or guidance are asked of a model without classes
+ * The options of a command for a model. An unconditional model has no guidance by classes.
+ * @param c options, with --cfg as a weight or a list
+ * @param conditions of the options: those that need guidance have no effect either
+ * @throws UsageError if classes or guidance are asked of an unconditional model
  */
-export function optionsFor<C extends { cfg: number; classes?: readonly string[]; labels?: string }>(
+export function unguidedIfUnconditional<C extends { cfg?: number | readonly number[] | undefined }>(
   path: string,
   { dit }: Pick<ModelConfig, "dit">,
   c: C,
-  origins: Readonly<Record<string, Origin>> = {},
+  origins: Origins = {},
+  conditions?: Conditions<C>,
 ): C {
   if (dit.num_classes > 0) return c;
-  const asked = (["classes", "labels", "cfg"] as const).find((name) =>
-    origins[name] !== undefined && origins[name] !== "default" && !(name === "cfg" && c.cfg === 1)
-  );
-  if (asked === undefined) return { ...c, cfg: 1 };
+  const guided = [c.cfg ?? 1].flat().some((weight) => weight !== 1);
+  const unguided = { ...c, cfg: Array.isArray(c.cfg) ? [1] : 1 } as C;
+  const idle = [...guided ? ["cfg"] : [], ...conditions ? idleOptions(unguided, conditions) : []];
+  const asked = [...OF_CLASSES, ...idle].find((name) => origins[name] === "command line");
+  if (asked === undefined) return unguided;
   throw new UsageError(
     `Cannot use --${kebab(asked)} with "${path}": it is an unconditional model, without classes${
-      asked === "cfg" ? " to guide to" : ""
+      OF_CLASSES.includes(asked) ? "" : " to guide to"
     }; leave --${kebab(asked)} out`,
   );
 }

@@ -26,7 +26,7 @@ export async function drawPreview(
   const classes = model.config.classes.length, columns = Math.min(COLUMNS, classes || COLUMNS);
   const count = Math.max(20, 2 * columns), side = model.config.dit.input_size * tokenizer.factor;
   const labels = Array.from({ length: count }, (_, i) => classes && i % columns);
-  const sampling = { ...options, ...classes ? {} : { cfg: 1 }, batchSize: batchSizeOf(side, count), labels };
+  const sampling = { ...options, batchSize: batchSizeOf(side, count), labels };
   const images: Uint8Array[] = [];
   for await (const { image } of generate(model, tokenizer, sampling)) images.push(image);
   return grid(images, side, columns);

@@ -1,7 +1,6 @@
 // Sampling latents from a diffusion model. A step of the grid is one program, replayed with other times and coefficients.
 
-import type { SampleConfig } from "../cli/config.ts";
-import type { GuidanceConfig } from "../cli/guidance.ts";
+import type { SamplingConfig } from "../cli/sampling_conditions.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { keySteps } from "../cli/key_steps.ts";
 import { UsageError } from "../errors.ts";
@@ -208,7 +207,7 @@ const nameOf = ({ key }: Terms, complete: boolean) =>
 
 /** The sampling options of a command. @param guide the model of --guide */
 export function samplingOptions(
-  c: GuidanceConfig & Pick<SampleConfig, keyof SamplerOptions | "seed" | "batchSize">,
+  c: SamplingConfig & { seed: number; batchSize: number },
   guide?: Denoiser,
 ): SamplingOptions {
   const { sampler, steps, shift, spacing, atol, rtol, diffusionForm, lastStep, lastStepSize, reuseEncoder } =

@@ -1,50 +1,16 @@
-// Which options of a sampler have an effect, and refusing the others.
+// Sampling options that do not go together, and the number of network evaluations of what was sampled.
 
-import { kebab, type Origin } from "../cli/flags.ts";
-import { UsageError } from "../errors.ts";
-import { gridOf, type SamplerOptions } from "./samplers.ts";
-
-/** A condition of an option, and why the option has no effect where it does not hold. */
-type Condition = readonly [holds: (c: SamplerOptions) => boolean, otherwise: string];
-
-const GRID: Condition = [(c) => c.sampler !== "dopri5", "dopri5 chooses its own steps"];
-const DOPRI5: Condition = [(c) => c.sampler === "dopri5", "it is for --sampler dopri5"];
-const SDE: Condition = [(c) => c.sampler === "sde", "it is for --sampler sde"];
-const SHIFTED: Condition = [
-  (c) => c.spacing !== "uniform" && c.spacing !== "log-snr",
-  "it is for --spacing shifted",
-];
-
-/** Options of some samplers. */
-const CONDITIONAL = {
-  steps: [GRID],
-  spacing: [GRID],
-  shift: [GRID, SHIFTED],
-  atol: [DOPRI5],
-  rtol: [DOPRI5],
-  diffusionForm: [SDE],
-  lastStep: [SDE],
-  lastStepSize: [SDE],
-  reuseEncoder: [GRID],
-} as const satisfies Partial<Record<keyof SamplerOptions, readonly Condition[]>>;
-
-const CONDITIONS = Object.entries(CONDITIONAL) as [keyof typeof CONDITIONAL, readonly Condition[]][];
-
-/** The options that the sampler does not read. */
-export const withoutEffect = (c: SamplerOptions): (keyof typeof CONDITIONAL)[] =>
-  CONDITIONS.filter(([, conditions]) => conditions.some(([holds]) => !holds(c))).map(([option]) => option);
+import { type Origins, refuseWithoutEffect } from "../cli/conditions.ts";
+import { SAMPLING, type SamplingConfig } from "../cli/sampling_conditions.ts";
+import { gridOf } from "./samplers.ts";
 
 /**
- * Checks that the sampler reads each option from the command line.
+ * Checks the sampling options of a command.
  * @param origins of the options
  * @throws UsageError for an option without effect, and for too few steps
  */
-export function checkSamplerOptions(c: SamplerOptions, origins: Readonly<Record<string, Origin>> = {}): void {
-  for (const [option, conditions] of CONDITIONS) {
-    const failed = conditions.find(([holds]) => !holds(c));
-    if (origins[option] !== "command line" || !failed) continue;
-    throw new UsageError(`Cannot use --${kebab(option)}: ${failed[1]}; leave it out`);
-  }
+export function checkSampling(c: SamplingConfig, origins?: Origins): void {
+  refuseWithoutEffect(c, SAMPLING, origins);
   gridOf(c);
 }
 

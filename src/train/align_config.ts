@@ -1,7 +1,12 @@
 // What the options of `tok align` describe: the tokenizer and the stages, and what options require of one another.
 
 import type { AlignConfig } from "../cli/config.ts";
-import { type Condition as ConditionOf, type Conditions, refuseWithoutEffect } from "../cli/conditions.ts";
+import {
+  type Condition as ConditionOf,
+  type Conditions,
+  needs,
+  refuseWithoutEffect,
+} from "../cli/conditions.ts";
 import { kebab, type Origin } from "../cli/flags.ts";
 import { requireData } from "../cli/presets.ts";
 import { UsageError } from "../errors.ts";
@@ -17,7 +22,7 @@ import type { Stage } from "./stage_run.ts";
 import { checkEpochs } from "./epochs.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
 import { weightsOf } from "./alignment_losses.ts";
-import { schedule } from "./recipe.ts";
+import { DECAYS, schedule } from "./recipe.ts";
 
 /** The convolutional networks: levels of the decoder, and of the encoder that mirrors it. */
 function convolutions(c: AlignConfig, z_channels: number) {
@@ -84,9 +89,22 @@ export function usesEncoder(c: AlignConfig): boolean {
 
 type Condition = ConditionOf<AlignConfig>;
 
-const ADVERSARIAL: Condition = [(c) => c.gan !== "none" && c.wGan > 0, "there is no discriminator"];
-const PATCH: Condition = [(c) => c.gan === "patch" && c.wGan > 0, "it is for --gan patch"];
-const SEMANTIC: Condition = [(c) => c.wSemantic > 0, "--w-semantic is 0"];
+const GAN: Condition = [
+  (c) => c.gan !== "none",
+  "--gan none has no discriminator",
+  "choose another --gan",
+];
+const ADVERSARIAL: Condition[] = [GAN, [
+  (c) => c.wGan > 0,
+  "--w-gan 0 turns the discriminator off",
+  "choose another --w-gan",
+]];
+const PATCH: Condition[] = [...ADVERSARIAL, needs("--gan patch", (c) => c.gan === "patch")];
+const SEMANTIC: Condition = [
+  (c) => c.wSemantic > 0,
+  "--w-semantic 0 turns the semantic loss off",
+  "choose another --w-semantic",
+];
 const inStages = (names: readonly string[], otherwise: string): Condition => [
   (c) => chosenStages(c).some(({ name }) => names.includes(name)),
   otherwise,
@@ -99,27 +117,31 @@ const trained = (part: Part): Condition => [
 /** Options that have an effect with certain others only. */
 const CONDITIONAL: Conditions<AlignConfig> = {
   encoder: [[usesEncoder, "neither the tokenizer nor a loss uses one"]],
-  initParts: [[(c) => c.init !== undefined, "there is no --init"]],
+  initParts: [needs("--init", (c) => c.init !== undefined)],
   encoderLr: [trained("encoder")],
   adapterLr: [trained("adapter")],
   decoderLr: [trained("decoder")],
-  lrEnd: [[(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"]],
-  loraAlpha: [[(c) => c.loraRank > 0, "--lora-rank is 0"]],
-  wPerceptual: [[(c) => c.perceptual !== "none", "there is no perceptual loss"]],
+  lrEnd: [DECAYS],
+  loraAlpha: [needs("--lora-rank", (c) => c.loraRank > 0)],
+  wPerceptual: [[
+    (c) => c.perceptual !== "none",
+    "--perceptual none turns the loss off",
+    "choose another --perceptual",
+  ]],
   wSemantic: [inStages(["perceptual"], "stage 2 alone has it")],
   semanticLoss: [SEMANTIC, inStages(["perceptual"], "stage 2 alone has it")],
   semanticAt: [SEMANTIC, inStages(["perceptual"], "stage 2 alone has it")],
-  vfMargins: [[(c) => c.wVf > 0, "--w-vf is 0"]],
+  vfMargins: [needs("--w-vf", (c) => c.wVf > 0)],
   noiseTau: [inStages(["latent", "refine", "joint", "decoder"], "stages 1 and 3 alone have it")],
-  wGan: [[(c) => c.gan !== "none", "there is no discriminator"]],
-  ganStart: [ADVERSARIAL],
-  ganWarmup: [ADVERSARIAL],
-  ganEncoder: [ADVERSARIAL, [(c) => c.gan === "dino", "it is for --gan dino"]],
-  ganLoss: [ADVERSARIAL],
-  ganLr: [ADVERSARIAL],
-  diffaug: [ADVERSARIAL],
-  discriminatorChannels: [PATCH],
-  discriminatorLayers: [PATCH],
+  wGan: [GAN],
+  ganStart: ADVERSARIAL,
+  ganWarmup: ADVERSARIAL,
+  ganEncoder: [...ADVERSARIAL, needs("--gan dino", (c) => c.gan === "dino")],
+  ganLoss: ADVERSARIAL,
+  ganLr: ADVERSARIAL,
+  diffaug: ADVERSARIAL,
+  discriminatorChannels: PATCH,
+  discriminatorLayers: PATCH,
 };
 
 /**

@@ -1,7 +1,7 @@
 // What `tok train-dit` trains, from its options: the architecture, the recipe and the configuration that the result is saved with.
 
 import { join } from "@std/path";
-import { type Condition, type Conditions, refuseWithoutEffect } from "../cli/conditions.ts";
+import { type Condition, type Conditions, needs, refuseWithoutEffect } from "../cli/conditions.ts";
 import type { TrainDitConfig } from "../cli/config.ts";
 import type { Origin } from "../cli/flags.ts";
 import type { ImageSource } from "../data/image_source.ts";
@@ -19,6 +19,7 @@ import type { KnownTokenizer, ModelConfig } from "../zoo/runs.ts";
 import { DiffusionRecipe } from "./diffusion.ts";
 import { checkEpochs } from "./epochs.ts";
 import { type LatentSource, StoredLatents } from "./latent_source.ts";
+import { DECAYS } from "./recipe.ts";
 import { Repa } from "./repa.ts";
 
 /** The smallest DiT: the default of `train-dit`. */
@@ -28,49 +29,50 @@ const SIZES = { ...DIT_SIZES, tiny: { ...TINY, patch_size: 1 }, "tiny/2": { ...T
 /** Channels of a head of attention in RAE's wide head. */
 const WIDE_HEAD_CHANNELS = 128;
 
-const LOGIT_NORMAL: Condition<TrainDitConfig> = [
-  (c) => c.time === "logit-normal",
-  "it is for --time logit-normal",
+const LOGIT_NORMAL = needs<TrainDitConfig>("--time logit-normal", (c) => c.time === "logit-normal");
+const MUON = needs<TrainDitConfig>("--optimizer muon", (c) => c.optimizer === "muon");
+const ALIGNED = needs<TrainDitConfig>("--repa", (c) => c.repa !== undefined);
+const VALIDATED = needs<TrainDitConfig>("--val-every", (c) => c.valEvery > 0);
+const ENCODED: Condition<TrainDitConfig> = [
+  (c) => c.latents === undefined,
+  "--latents are encoded already",
+  "drop --latents",
 ];
-const MUON: Condition<TrainDitConfig> = [(c) => c.optimizer === "muon", "it is for --optimizer muon"];
-const ALIGNED: Condition<TrainDitConfig> = [(c) => c.repa !== undefined, "there is no --repa"];
-
-const VALIDATED: Condition<TrainDitConfig> = [
-  (c) => c.valEvery > 0,
-  "no Frechet distance is computed; it needs --val-every",
-];
+const CONDITIONED = ({ unconditional }: TrainDitConfig) => !unconditional;
 
 /** Options that have an effect with certain others only. */
 const CONDITIONAL: Conditions<TrainDitConfig> = {
-  online: [[(c) => c.latents === undefined, "--latents are encoded already"]],
+  online: [ENCODED],
   crop: [
-    [(c) => c.latents === undefined, "--latents are encoded already"],
-    [(c) => c.crop === "center" || c.data !== undefined || c.dryRun, "generated shapes are squares already"],
+    ENCODED,
+    [
+      (c) => c.crop === "center" || c.data !== undefined || c.dryRun,
+      "generated shapes are squares already",
+      "name images with --data",
+    ],
   ],
-  statImages: [[(c) => c.online, "statistics of encoded latents are of all; it needs --online"]],
+  statImages: [needs("--online", (c) => c.online)],
   valNum: [VALIDATED],
-  valCfg: [VALIDATED, [(c) => !c.unconditional || c.valCfg === 1, "an unconditional model has no guidance"]],
-  valEncoder: [VALIDATED],
-  valSteps: [[
-    (c) => c.valEvery + c.sampleEvery > 0,
-    "nothing is sampled; it needs --val-every or --sample-every",
+  valCfg: [VALIDATED, [
+    (c) => CONDITIONED(c) || c.valCfg === 1,
+    "an unconditional model has no guidance",
+    "drop --unconditional",
   ]],
-  headDepth: [[(c) => c.headWidth > 0, "--head-width is 0"]],
-  emaEvery: [[(c) => c.ema === "posthoc", "it is for --ema posthoc"]],
+  valEncoder: [VALIDATED],
+  valSteps: [needs("--val-every or --sample-every", (c) => c.valEvery + c.sampleEvery > 0)],
+  headDepth: [needs("--head-width", (c) => c.headWidth > 0)],
+  emaEvery: [needs("--ema posthoc", (c) => c.ema === "posthoc")],
   muonLr: [MUON],
   momentum: [MUON],
-  labelDropout: [[(c) => !c.unconditional, "an unconditional model has no labels to drop"]],
+  labelDropout: [[CONDITIONED, "an unconditional model has no labels to drop", "drop --unconditional"]],
   timeMu: [LOGIT_NORMAL],
   timeSigma: [LOGIT_NORMAL],
-  innerWeight: [[(c) => c.innerHead > 0, "there is no --inner-head"]],
+  innerWeight: [needs("--inner-head", (c) => c.innerHead > 0)],
   repaBlock: [ALIGNED],
   repaHidden: [ALIGNED],
   repaWeight: [ALIGNED],
-  download: [[
-    (c) => c.repa !== undefined || c.valEncoder !== undefined,
-    "there is neither --repa nor --val-encoder",
-  ]],
-  lrEnd: [[(c) => c.lrSchedule !== "constant", "--lr-schedule constant has no decay"]],
+  download: [needs("--repa or --val-encoder", (c) => c.repa !== undefined || c.valEncoder !== undefined)],
+  lrEnd: [DECAYS],
 };
 
 /**

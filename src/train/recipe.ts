@@ -1,6 +1,7 @@
 // What a training run is made of: recipes, one after another. A recipe says what a step is, where its data come from and
 // which tensors a checkpoint holds; run.ts does everything else.
 
+import type { Condition } from "../cli/conditions.ts";
 import type { AlignConfig } from "../cli/config.ts";
 import type { Hyper } from "../ops/adamw.ts";
 import type { Plan } from "../gpu/plan.ts";
@@ -83,6 +84,13 @@ const SCHEDULES: Readonly<Record<ScheduleOptions["lrSchedule"], (t: number, last
   cosine: (t, last) => last + (1 - last) * (1 + Math.cos(Math.PI * t)) / 2,
   constant: () => 1,
 };
+
+/** Condition of --lr-end. */
+export const DECAYS: Condition<Pick<ScheduleOptions, "lrSchedule">> = [
+  ({ lrSchedule }) => lrSchedule !== "constant",
+  "--lr-schedule constant has no decay",
+  "choose another --lr-schedule",
+];
 
 /** Factor of the learning rate of step `n` of `steps`: linear warm-up times the decay. */
 export function schedule(n: number, steps: number, { warmup, lrSchedule, lrEnd }: ScheduleOptions): number {

@@ -182,7 +182,7 @@ Deno.test("each option of train-dit changes the architecture as its name says", 
   assertThrows(
     () => checkDitOptions(trainDitConfig.parse({ headDepth: 3 }), { headDepth: "command line" }),
     UsageError,
-    "Cannot use --head-depth: --head-width is 0; leave it out",
+    "Cannot use --head-depth: it needs --head-width; add it, or leave --head-depth out",
   );
   const odd = trainDitConfig.parse({ model: "tiny/2" });
   assertThrows(() => ditOf(odd, [4, 7, 7], 10), UsageError, "must be a multiple of the patch size");

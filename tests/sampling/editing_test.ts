@@ -203,8 +203,11 @@ Deno.test("latents are saved and decoded to the same pictures; trajectory and in
     assertEquals(await at(2), data[2]);
     assert(worst(await at(1), data[0] as Uint8Array) > 1 && worst(await at(1), data[2] as Uint8Array) > 1);
     const refused: [string[], string][] = [
-      [["--interpolate", "0-2", "--npz"], "Cannot use --npz with --interpolate"],
-      [["--frames", "3"], "Cannot use --frames: it is for --interpolate"],
+      [
+        ["--interpolate", "0-2", "--npz"],
+        "Cannot use --npz: --interpolate writes one picture of --frames; drop --interpolate, or leave --npz out",
+      ],
+      [["--frames", "3"], "Cannot use --frames: it needs --interpolate"],
       [["--interpolate", "2-0"], "Cannot use --interpolate 2-0: give first-last"],
     ];
     for (const [args, message] of refused) {
@@ -268,7 +271,10 @@ Deno.test("edit writes noise from which sample makes the edited picture, and ref
     for (
       const [args, message] of [
         [["--mask", mask], "it is 16 x 16 and the image"],
-        [["--mask", mask, "--class", "1"], "Cannot use --class with --mask"],
+        [
+          ["--mask", mask, "--class", "1"],
+          "Cannot use --class: --mask paints from noise, without inversion; drop --mask, or leave --class out",
+        ],
         [["--to", "99"], 'Cannot sample the class "99"'],
         [["--cfg", "3"], "Cannot use --cfg 3: there is no class to guide to"],
         [["--strength", "0"], "Cannot use --strength 0"],

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { sampleConfig } from "../../src/cli/config.ts";
 import { resolveOptions } from "../../src/cli/flags.ts";
-import { checkGuidance, guidanceText } from "../../src/cli/guidance.ts";
+import { guidanceText } from "../../src/cli/guidance.ts";
 import { sweepConfig } from "../../src/cli/sweep_config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { cellsOf, distinct, optionsOf } from "../../src/experiment/sweep.ts";
@@ -12,6 +12,7 @@ import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { guidanceOptions } from "../../src/sampling/guidance.ts";
 import { samplingOptions } from "../../src/sampling/sampler.ts";
+import { checkSampling } from "../../src/sampling/sampler_options.ts";
 import { openGuide } from "../../src/zoo/guide.ts";
 import { type DiffusionModel, type ModelConfig, openDit, saveDit } from "../../src/zoo/runs.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -85,23 +86,36 @@ Deno.test("a sweep varies all options of guidance, and computes no cell twice fo
 
 Deno.test("guidance options that are wrong or have no effect are refused in one line", () => {
   const wrong: [line: string, message: string][] = [
-    ["--cfg 1 --cfg-interval 0,1", "--cfg-interval: --cfg is 1, and there is no --guide; leave it out"],
-    ["--cfg 1 --cfg-channels 3", "--cfg-channels: --cfg is 1, and there is no --guide"],
-    ["--cfg 1 --cfg-schedule linear", "--cfg-schedule: --cfg is 1"],
-    ["--cfg-power 2", "--cfg-power: it is for --cfg-schedule power"],
-    ["--cfg-schedule linear --cfg-power 2", "--cfg-power: it is for --cfg-schedule power"],
-    ["--cfg 1 --cfg-rescale 0.5", "--cfg-rescale: --cfg is 1, and there is no --guide"],
-    ["--cfg 1 --cfg-zero", "--cfg-zero: --cfg is 1"],
-    ["--apg --cfg-zero", "--cfg-zero: --apg is another form of guidance"],
-    ["--zero-init 0.1", "--zero-init: it is for --cfg-zero"],
-    ["--apg --cfg 1", "--apg: --cfg is 1"],
-    ["--apg-eta 0.5", "--apg-eta: it is for --apg"],
-    ["--apg-norm 5", "--apg-norm: it is for --apg"],
-    ["--apg-momentum -0.5", "--apg-momentum: it is for --apg"],
-    ["--guide-weight 2", "--guide-weight: there is no --guide"],
-    ["--apg --apg-momentum -0.5 --sampler dopri5", "--apg-momentum: dopri5 chooses its own steps"],
-    ["--cfg-zero --zero-init 0.1 --sampler dopri5", "--zero-init: dopri5 chooses its own steps"],
-    ["--ig-interval 0,0.9", "--ig-interval: --ig is 1"],
+    [
+      "--cfg 1 --cfg-interval 0,1",
+      "Cannot use --cfg-interval: --cfg 1 turns guidance off, and there is no --guide; choose another --cfg, add --guide, or leave " +
+      "--cfg-interval out",
+    ],
+    ["--cfg 1 --cfg-channels 3", "--cfg-channels: --cfg 1 turns guidance off, and there is no --guide"],
+    [
+      "--cfg 1 --cfg-schedule linear",
+      "--cfg-schedule: --cfg 1 turns guidance off; choose another --cfg, or leave --cfg-schedule out",
+    ],
+    ["--cfg-power 2", "--cfg-power: it needs --cfg-schedule power; add it, or leave --cfg-power out"],
+    ["--cfg-schedule linear --cfg-power 2", "--cfg-power: it needs --cfg-schedule power"],
+    ["--cfg 1 --cfg-rescale 0.5", "--cfg-rescale: --cfg 1 turns guidance off, and there is no --guide"],
+    ["--cfg 1 --cfg-zero", "--cfg-zero: --cfg 1 turns guidance off"],
+    [
+      "--apg --cfg-zero",
+      "--cfg-zero: --apg is another form of guidance; drop --apg, or leave --cfg-zero out",
+    ],
+    ["--zero-init 0.1", "--zero-init: it needs --cfg-zero"],
+    ["--apg --cfg 1", "--apg: --cfg 1 turns guidance off"],
+    ["--apg-eta 0.5", "--apg-eta: it needs --apg; add it, or leave --apg-eta out"],
+    ["--apg-norm 5", "--apg-norm: it needs --apg"],
+    ["--apg-momentum -0.5", "--apg-momentum: it needs --apg"],
+    ["--guide-weight 2", "--guide-weight: it needs --guide; add it, or leave --guide-weight out"],
+    ["--apg --apg-momentum -0.5 --sampler dopri5", "--apg-momentum: --sampler dopri5 chooses its own steps"],
+    ["--cfg-zero --zero-init 0.1 --sampler dopri5", "--zero-init: --sampler dopri5 chooses its own steps"],
+    [
+      "--ig-interval 0,0.9",
+      "--ig-interval: --ig 1 turns internal guidance off; choose another --ig, or leave --ig-interval out",
+    ],
     ["--cfg-schedule cosin", "--cfg-schedule cosin: invalid option"],
     ["--cfg-schedule cosin", "; did you mean cosine?"],
     ["--cfg-interval 0.8,0.2", "--cfg-interval 0.8,0.2: give the smaller time first"],
@@ -116,7 +130,7 @@ Deno.test("guidance options that are wrong or have no effect are refused in one 
     const error = assertThrows(
       () => {
         const { config, origins } = parsed(line);
-        checkGuidance(config, origins);
+        checkSampling(config, origins);
       },
       UsageError,
       message,
@@ -132,7 +146,7 @@ Deno.test("guidance options that are wrong or have no effect are refused in one 
     ]
   ) {
     const { config, origins } = parsed(line);
-    checkGuidance(config, origins);
+    checkSampling(config, origins);
   }
 });
 

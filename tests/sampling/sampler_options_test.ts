@@ -4,7 +4,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
-import { checkSamplerOptions } from "../../src/sampling/sampler_options.ts";
+import { checkSampling } from "../../src/sampling/sampler_options.ts";
 import type { SamplerName } from "../../src/sampling/samplers.ts";
 import { timeGrid } from "../../src/sampling/times.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
@@ -68,15 +68,24 @@ Deno.test("spacings run from 0 to 1: uniform in time, and in log-SNR, to which a
 
 Deno.test("options that the sampler does not read, and tolerances of 0, are refused in one line", () => {
   const refused: [string, string][] = [
-    ["--atol 1e-3", "Cannot use --atol: it is for --sampler dopri5; leave it out"],
-    ["--sampler sde --rtol 1e-3", "Cannot use --rtol: it is for --sampler dopri5; leave it out"],
-    ["--sampler dopri5 --steps 9", "Cannot use --steps: dopri5 chooses its own steps; leave it out"],
-    ["--sampler dopri5 --shift 0.3", "Cannot use --shift: dopri5 chooses its own steps; leave it out"],
-    ["--sampler dopri5 --spacing uniform", "Cannot use --spacing: dopri5 chooses"],
-    ["--spacing log-snr --shift 0.3", "Cannot use --shift: it is for --spacing shifted; leave it out"],
-    ["--diffusion-form sbdm", "Cannot use --diffusion-form: it is for --sampler sde; leave it out"],
-    ["--sampler euler-stochastic --last-step mean", "Cannot use --last-step: it is for --sampler sde"],
-    ["--last-step-size 0.1", "Cannot use --last-step-size: it is for --sampler sde; leave it out"],
+    ["--atol 1e-3", "Cannot use --atol: it needs --sampler dopri5; add it, or leave --atol out"],
+    [
+      "--sampler sde --rtol 1e-3",
+      "Cannot use --rtol: it needs --sampler dopri5; add it, or leave --rtol out",
+    ],
+    [
+      "--sampler dopri5 --steps 9",
+      "Cannot use --steps: --sampler dopri5 chooses its own steps; choose another --sampler, or leave --steps out",
+    ],
+    ["--sampler dopri5 --shift 0.3", "Cannot use --shift: --sampler dopri5 chooses its own steps"],
+    ["--sampler dopri5 --spacing uniform", "Cannot use --spacing: --sampler dopri5 chooses"],
+    [
+      "--spacing log-snr --shift 0.3",
+      "Cannot use --shift: it needs --spacing shifted; add it, or leave --shift out",
+    ],
+    ["--diffusion-form sbdm", "Cannot use --diffusion-form: it needs --sampler sde"],
+    ["--sampler euler-stochastic --last-step mean", "Cannot use --last-step: it needs --sampler sde"],
+    ["--last-step-size 0.1", "Cannot use --last-step-size: it needs --sampler sde"],
     ["--sampler sde --steps 1", "Cannot sample with sde in 1 step"],
     ["--sampler dopri5 --atol 0", "Cannot use --atol 0"],
     ["--sampler dopri5 --rtol -1e-3", "Cannot use --rtol -0.001"],
@@ -87,12 +96,12 @@ Deno.test("options that the sampler does not read, and tolerances of 0, are refu
     for (const [args, message] of refused) {
       const error = assertThrows(() => {
         const { config, origins } = parseCommandLine([command, ...args.split(" ")]);
-        checkSamplerOptions(config, origins);
+        checkSampling(config, origins);
       }, UsageError);
       assert(error.message.startsWith(message) && !error.message.includes("\n"), error.message);
     }
     const { config, origins } = parseCommandLine([command, "--sampler", "dopri5", "--atol", "1e-3"]);
-    checkSamplerOptions(config, origins);
+    checkSampling(config, origins);
   }
 });
 

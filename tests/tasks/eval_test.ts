@@ -13,6 +13,7 @@ import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
 import { evaluate } from "../../tasks/eval.ts";
 import { alignment } from "../helpers/alignment.ts";
+import { run } from "../helpers/commands.ts";
 import { units } from "../helpers/formula.ts";
 
 /** Runs the command in this process; what it says is kept. */
@@ -38,6 +39,23 @@ async function writeImages(folder: string, sizes: readonly (readonly [number, nu
     await writePng(join(folder, `${i}.png`), { width, height, data });
   }
 }
+
+Deno.test("sampling options are refused where nothing is sampled", async () => {
+  const cases: [string, string][] = [
+    [
+      "--tokenizer x --cfg 2",
+      "Cannot use --cfg: it is for the samples of a model, and this scores a tokenizer",
+    ],
+    [
+      "--real a --fake b --guide x",
+      "Cannot use --guide: it is for the samples of a model, and this scores two sets",
+    ],
+    ["--fake b --steps 9", "score a --model, or leave --steps out"],
+  ];
+  for (const [line, message] of cases) {
+    await assertRejects(() => run("eval", ...line.split(" ")), UsageError, message);
+  }
+});
 
 const readScores = async (out: string) => JSON.parse(await Deno.readTextFile(join(out, "metrics.json")));
 

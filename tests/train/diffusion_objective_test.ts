@@ -288,13 +288,16 @@ Deno.test("options of the objective reach the training", async () => {
 
 Deno.test("options without effect, and those that exclude each other, are refused in one line", () => {
   const refusals: [string, string][] = [
-    ["--time uniform --time-mu 1", "Cannot use --time-mu: it is for --time logit-normal"],
-    ["--time uniform --time-sigma 2", "Cannot use --time-sigma: it is for --time logit-normal"],
-    ["--inner-weight 2", "Cannot use --inner-weight: there is no --inner-head"],
-    ["--repa-block 2", "Cannot use --repa-block: there is no --repa"],
-    ["--repa-hidden 2", "Cannot use --repa-hidden: there is no --repa"],
-    ["--repa-weight 2", "Cannot use --repa-weight: there is no --repa"],
-    ["--download", "Cannot use --download: there is neither --repa nor"],
+    ["--time uniform --time-mu 1", "Cannot use --time-mu: it needs --time logit-normal"],
+    ["--time uniform --time-sigma 2", "Cannot use --time-sigma: it needs --time logit-normal"],
+    ["--inner-weight 2", "Cannot use --inner-weight: it needs --inner-head"],
+    ["--repa-block 2", "Cannot use --repa-block: it needs --repa"],
+    ["--repa-hidden 2", "Cannot use --repa-hidden: it needs --repa"],
+    ["--repa-weight 2", "Cannot use --repa-weight: it needs --repa"],
+    [
+      "--download",
+      "Cannot use --download: it needs --repa or --val-encoder; add it, or leave --download out",
+    ],
     ["--lr-schedule constant --lr-end 0.5", "Cannot use --lr-end: --lr-schedule constant has no decay"],
     ["--repa embedded --latents z", "Cannot use --repa with --latents: the encoder needs images"],
     ["--time-shift 0", "Cannot use --time-shift 0"],

@@ -10,6 +10,7 @@ import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { saveState, snapshot } from "../../src/nn/layers.ts";
 import { saveCheckpoint } from "../../src/run/checkpoint.ts";
+import { Guidance } from "../../src/sampling/guidance.ts";
 import { diffusionRecipe } from "../../src/train/dit_training.ts";
 import { StoredLatents } from "../../src/train/latent_source.ts";
 import { initialiseDit } from "../../src/train/initial_weights.ts";
@@ -143,17 +144,31 @@ Deno.test("an unconditional model ignores labels, resumes to the same bits, and 
       run("sample", "--model", at("first"), "--num", "2", "--steps", "1", "--out", at("samples"), ...args);
     await sample();
     await sample("--cfg", "1");
-    for (const [option, value] of [["cfg", "2"], ["classes", "0"]] as const) {
+    const edit = (...args: string[]) =>
+      run("edit", "--model", at("first"), "--image", "x.png", "--out", at("edited"), ...args);
+    for (
+      const [command, option, value] of [
+        [sample, "cfg", "2"],
+        [sample, "classes", "0"],
+        [sample, "cfg-schedule", "linear"],
+        [edit, "class", "0"],
+        [edit, "to", "disc"],
+        [edit, "cfg", "3"],
+      ] as const
+    ) {
       await assertRejects(
-        () => sample(`--${option}`, value),
+        () => command(`--${option}`, value),
         UsageError,
         `Cannot use --${option} with "${at("first")}": it is an unconditional model`,
       );
     }
+    // What asks for guidance without checking, such as --val-cfg of a config file, gets one pass a step.
+    const guidance = new Guidance(dit, { cfg: 4, cfgInterval: [0, 1] });
+    assertEquals(guidance.evaluations(guidance.terms(0.5)), 1);
     await assertRejects(
       () => train("third", "--label-dropout", "0.2"),
       UsageError,
-      "Cannot use --label-dropout: an unconditional model has no labels to drop; leave it out",
+      "Cannot use --label-dropout: an unconditional model has no labels to drop; drop --unconditional, or leave --label-dropout out",
     );
   });
 });

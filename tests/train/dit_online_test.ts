@@ -233,7 +233,7 @@ Deno.test("options of images without effect are refused", async () => {
     [["--online", "--latents", "x"], "Cannot use --online: --latents are encoded already"],
     [
       ["--stat-images", "9"],
-      "Cannot use --stat-images: statistics of encoded latents are of all; it needs --online",
+      "Cannot use --stat-images: it needs --online; add it, or leave --stat-images out",
     ],
   ] as const;
   for (const [args, message] of cases) {

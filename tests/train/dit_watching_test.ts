@@ -227,10 +227,10 @@ Deno.test("where samples are not finite or memory is too small, the training goe
 
 Deno.test("options of watching without effect are refused", async () => {
   const cases = [
-    [["--val-num", "9"], "Cannot use --val-num: no Frechet distance is computed; it needs --val-every"],
-    [["--val-cfg", "2"], "Cannot use --val-cfg: no Frechet distance is computed"],
-    [["--val-encoder", "x"], "Cannot use --val-encoder: no Frechet distance is computed"],
-    [["--val-steps", "2"], "Cannot use --val-steps: nothing is sampled"],
+    [["--val-num", "9"], "Cannot use --val-num: it needs --val-every; add it, or leave --val-num out"],
+    [["--val-cfg", "2"], "Cannot use --val-cfg: it needs --val-every"],
+    [["--val-encoder", "x"], "Cannot use --val-encoder: it needs --val-every"],
+    [["--val-steps", "2"], "Cannot use --val-steps: it needs --val-every or --sample-every"],
     [
       ["--val-every", "1", "--val-cfg", "2", "--unconditional"],
       "Cannot use --val-cfg: an unconditional model",

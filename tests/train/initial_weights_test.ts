@@ -243,7 +243,7 @@ Deno.test("every key of --init that does not fit is in one line; what holds no p
     assertThrows(
       () => checkOptions(parsed("--init-parts", "decoder"), { initParts: "command line" }),
       UsageError,
-      "Cannot use --init-parts: there is no --init",
+      "Cannot use --init-parts: it needs --init",
     );
   });
 });

@@ -219,7 +219,7 @@ Deno.test("--muon-lr and --momentum reach the step, on the schedule of --lr, and
   assertEquals([muonLr, momentum, lr], [0.15, 0.8, 0.05]);
   for (const option of ["muonLr", "momentum"] as const) {
     const c = trainDitConfig.parse({ [option]: 0.5 }), given = { [option]: "command line" } as const;
-    assertThrows(() => checkDitOptions(c, given), UsageError, "it is for --optimizer muon");
+    assertThrows(() => checkDitOptions(c, given), UsageError, "it needs --optimizer muon");
     checkDitOptions({ ...c, optimizer: "muon" }, given);
   }
 });
