@@ -3,6 +3,7 @@
 import { generatedInputs, type Workers } from "../src/data/decode_pool.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
+import type { Identity } from "../src/formats/provenance.ts";
 import type { ImageSet } from "../src/metrics/evaluate.ts";
 import type { Log } from "../src/run/log.ts";
 import { imageFiles, type Reading, SEEDS } from "./inputs.ts";
@@ -23,13 +24,15 @@ export async function openSet(
   path: string | undefined,
   side: number,
   { c, workers, log }: SetContext,
-): Promise<ImageSet> {
+): Promise<ImageSet & { identity: Identity }> {
   if (path === undefined) {
     const shapes = generatedShapes(Math.max(c.num, MIN_REAL), log);
-    return { name: "generated shapes", images: generatedInputs(workers, shapes, side) };
+    const images = generatedInputs(workers, shapes, side);
+    return { name: "generated shapes", images, identity: shapes.identity() };
   }
   if (/\.np[yz]$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
-  return { name: path, images: await imageFiles(path, c, workers, log) };
+  const images = await imageFiles(path, c, workers, log);
+  return { name: path, images, identity: images.identity() };
 }
 
 /** Generated images for a probe, and their side. */

@@ -54,29 +54,37 @@ export const sweep = command({
     const guides = await openGuides(model, c);
     const real = await openSet(c.real, side, { c, workers, log });
     const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
-    const { seed, num, metrics, inception, inceptionInput } = c;
-    beginPictures(out, "sweep", {
-      options: { seed, num, metrics, real: c.real, inception, inceptionInput, encoder: c.encoder },
-      madeFrom: {
-        ...madeFrom,
-        ...Object.fromEntries([...guides].map(([path, { identity }]) => [`guide "${path}"`, identity])),
-      },
-      others: { model: run, ...Object.fromEntries(SWEPT.map((name) => [name, c[name]])) },
-      folders: ["cells"],
-    });
-    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
-    const folder = output.sub("cells"),
-      all = cellsOf({ ...c, cfg }),
-      cells = distinct(all),
-      varied = variedIn(cells);
-    const options = {
+    const { seed, num, metrics, inception, inceptionInput, encoder } = c;
+    const networks = {
       ...c,
-      inception: () => openInception(c.inception ?? ""),
+      inception: () => openInception(inception ?? ""),
       lpips: () => Promise.reject(),
       encoder: () => chosenEncoder(c, log),
     };
     const fakeFacts = { name: "samples", images: labels };
-    using evaluation = await SetEvaluation.open(selection, options, real, fakeFacts, log);
+    using evaluation = await SetEvaluation.open(selection, networks, real, fakeFacts, log);
+    beginPictures(out, "sweep", {
+      options: { seed, num, metrics, inceptionInput },
+      madeFrom: {
+        ...madeFrom,
+        "real set": real.identity,
+        ...await evaluation.networks(),
+        ...Object.fromEntries([...guides].map(([path, { identity }]) => [`guide "${path}"`, identity])),
+      },
+      others: {
+        model: run,
+        real: c.real,
+        inception,
+        encoder,
+        ...Object.fromEntries(SWEPT.map((name) => [name, c[name]])),
+      },
+      folders: ["cells"],
+    });
+    context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
+    const folder = output.sub("cells"),
+      all = cellsOf({ ...c, cfg }, guides),
+      cells = distinct(all),
+      varied = variedIn(cells);
     const train = probeImages(workers, side), config = c;
     const shared = {
       model,

@@ -8,6 +8,7 @@ import type { InputSource, View } from "./network_input.ts";
 import type { Image } from "../image/rows.ts";
 import type { NpyHeader } from "../formats/npy.ts";
 import { type NpzFile, openNpz } from "../formats/npz.ts";
+import type { Identity } from "../formats/provenance.ts";
 import type { Pixels } from "./preprocess.ts";
 import { Workers } from "./decode_pool.ts";
 
@@ -84,6 +85,7 @@ export interface Statistics {
 
 /** Contents of an .npz file: images, labels, statistics. */
 export interface NpzSet {
+  identity: Identity;
   images?: NpzImages;
   pooled?: Statistics;
   spatial?: Statistics;
@@ -101,7 +103,7 @@ export async function openNpzSet(path: string, workers = new Workers(0)): Promis
     );
   }
   const npz = await openNpz(path);
-  const set: NpzSet = {};
+  const set: NpzSet = { identity: { name: path, fingerprint: npz.fingerprint() } };
   try {
     if (npz.arrays.has("arr_0")) set.images = await imagesOf(npz, workers);
     if (npz.arrays.has("mu")) set.pooled = await statisticsOf(npz, "mu", "sigma");

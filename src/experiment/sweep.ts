@@ -42,14 +42,21 @@ export interface CellResult extends Cell {
   scores: Scores;
 }
 
-/** All combinations of the lists of a config; the last option varies fastest. */
-export function cellsOf(lists: { [K in keyof Swept]: Swept[K][] }): Cell[] {
+/**
+ * All combinations of the lists of a config; the last option varies fastest.
+ * @param guides the models of --guide by their path, whose weights identify a cell
+ */
+export function cellsOf(
+  lists: { [K in keyof Swept]: Swept[K][] },
+  guides: ReadonlyMap<string, Pick<DiffusionModel, "identity">> = new Map(),
+): Cell[] {
   let all: Record<string, unknown>[] = [{}];
   for (const name of SWEPT) {
     all = all.flatMap((options) => lists[name].map((value) => ({ ...options, [name]: value })));
   }
   return all.map((options) => {
-    const effective = withEffect(options as unknown as Swept);
+    const used = withEffect(options as unknown as Swept);
+    const effective = { ...used, guide: guides.get(used.guide ?? "")?.identity.fingerprint ?? used.guide };
     const texts = SWEPT.map((name) => `${name} ${written(effective[name])}`);
     return { options: options as unknown as Swept, key: fingerprintOf(...texts) };
   });

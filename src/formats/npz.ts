@@ -13,6 +13,7 @@ import {
   npyNumbers,
   parseNpyHeader,
 } from "./npy.ts";
+import { fingerprintOf } from "./provenance.ts";
 import { type Member, ZipReader, ZipWriter } from "./zip.ts";
 
 /** An array to write: complete, or uint8 in consecutive parts. */
@@ -110,6 +111,12 @@ export class NpzFile {
   /** @throws UsageError if the size of an array does not match its shape */
   verify(key: string): void {
     this.#member(key, this.#header(key));
+  }
+
+  /** Hash of the names, sizes and checksums of the arrays. */
+  fingerprint(): string {
+    const members = [...this.zip.members.values()].map(({ name, size, crc }) => `${name} ${size} ${crc}`);
+    return fingerprintOf(...members.sort());
   }
 
   close(): void {

@@ -5,6 +5,7 @@
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import { NpzImages } from "../data/npz_images.ts";
+import type { Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import {
   type Inception,
@@ -197,6 +198,15 @@ export class SetEvaluation implements Disposable {
     const inception = selection.from("inception").length ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
     return new SetEvaluation(selection, options, inception, encoder, log);
+  }
+
+  /** What the scores depend on: the networks of the selected metrics. */
+  async networks(): Promise<Provenance> {
+    const { encoder, inception } = this;
+    return {
+      encoder: encoder ? { name: encoder.path, fingerprint: await encoder.fingerprint() } : "none",
+      inception: inception?.identity ?? "none",
+    };
   }
 
   /**

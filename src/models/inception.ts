@@ -3,6 +3,7 @@
 // pytorch-fid's; each batch norm is folded into its convolution at loading.
 
 import { UsageError } from "../errors.ts";
+import type { Identity } from "../formats/provenance.ts";
 import { Conv2d, countParameters, Linear, state, type TensorSource } from "../nn/layers.ts";
 import { relu, scale, shift } from "../ops/math.ts";
 import { linear } from "../ops/matmul.ts";
@@ -152,6 +153,8 @@ const blockE = (C: number, pool: (x: Tensor) => Tensor) => ({
 });
 
 export class Inception {
+  /** Of the weights, if they were read from a file. */
+  identity?: Identity;
   readonly Conv2d_1a_3x3 = new Conv2d(3, 32, 3, { stride: 2 });
   readonly Conv2d_2a_3x3 = new Conv2d(32, 32, 3);
   readonly Conv2d_2b_3x3 = same(32, 64, 3);

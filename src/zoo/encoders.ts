@@ -39,6 +39,8 @@ export interface EncoderSource {
    * @throws UsageError listing every wrong key
    */
   load(vit: Vit): Promise<string>;
+  /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
+  fingerprint(): Promise<string>;
 }
 
 export interface EncoderOptions {
@@ -82,7 +84,7 @@ export async function openEncoder(
 function planned(path: string, config: VitConfig): EncoderSource {
   const load = () =>
     Promise.reject(new UsageError(`Cannot load the encoder "${path}": it was opened for a dry run`));
-  return { path, config, preprocessor: preprocessorIn(undefined, config), load };
+  return { path, config, preprocessor: preprocessorIn(undefined, config), load, fingerprint: load };
 }
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
@@ -155,14 +157,28 @@ function sourceOf(
   preprocessor: Preprocessor,
   view: (store: TensorStore) => TensorSource,
 ): EncoderSource {
-  const load = async (vit: Vit) => {
+  const weightsRead = async (read: (source: TensorSource) => Promise<void>) => {
     const store = await openModel(path), weights = new WeightsFingerprint();
     try {
-      await loadState(vit, weights.through(view(store)));
-      return fingerprintOf(weights.value(), `${preprocessor.mean}`, `${preprocessor.std}`);
+      await read(weights.through(view(store)));
+      return weights.value();
     } finally {
       store.close();
     }
   };
-  return { path, config, preprocessor, load };
+  return {
+    path,
+    config,
+    preprocessor,
+    async load(vit) {
+      const weights = await weightsRead((source) => loadState(vit, source));
+      return fingerprintOf(weights, `${preprocessor.mean}`, `${preprocessor.std}`);
+    },
+    async fingerprint() {
+      const weights = await weightsRead(async (source) => {
+        for (const name of source.shapes.keys()) await source.read(name);
+      });
+      return fingerprintOf(weights, JSON.stringify(preprocessor), String(this.config.interpolate_offset));
+    },
+  };
 }

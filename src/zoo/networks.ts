@@ -32,10 +32,11 @@ export async function openToyClassifier(): Promise<ToyClassifier> {
 export async function openInception(path: string): Promise<Inception> {
   const store = await openModel(path);
   try {
-    const inception = new Inception();
-    await loadState(inception, folded(unwrapped(store, "Conv2d_1a_3x3.conv.weight")), {
+    const inception = new Inception(), weights = new WeightsFingerprint();
+    await loadState(inception, weights.through(folded(unwrapped(store, "Conv2d_1a_3x3.conv.weight"))), {
       ignore: /\.num_batches_tracked$/,
     });
+    inception.identity = { name: path, fingerprint: weights.value() };
     return inception;
   } finally {
     store.close();

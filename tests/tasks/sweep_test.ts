@@ -52,6 +52,13 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
   // Another order or further values keep the keys, which name the files of finished cells.
   const more = distinct(cellsOf({ ...c, cfg: [4, 2, 1] })).map(({ key }) => key);
   assertEquals([more.length, unique.filter(({ key }) => !more.includes(key))], [20, []]);
+  // A guide counts by its weights: not by its path, where it may have been trained again.
+  const keys = (path: string, fingerprint: string) => {
+    const guides = new Map([[path, { identity: { name: path, fingerprint } }]]);
+    return cellsOf(config("--cfg", "1", "--guide", path), guides).map(({ key }) => key);
+  };
+  assertEquals(keys("runs/a", "1"), keys("runs/b", "1"));
+  assertNotEquals(keys("runs/a", "1"), keys("runs/a", "2"));
   assertEquals(config().cfg, [1, 1.5, 2, 4]);
   assertEquals(cellsOf(config("--cfg-channels", "all,3")).length, 8);
 });
@@ -182,17 +189,25 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
     ]);
     assertEquals(times(), before);
     assertEquals(read().cells.slice(0, 6), metrics.cells);
-    for (
-      const [option, value, text] of [["--seed", "1", "--seed was 0 and is 1"], [
-        "--num",
-        "5",
-        "--num was 4 and is 5",
-      ]]
-    ) {
-      const args = [...common, "--out", out, "--cfg", "2"], at = args.indexOf(option!);
-      if (at >= 0) args.splice(at, 2);
-      await assertRejects(() => run("sweep", ...args, option!, value!), UsageError, text);
-    }
+    const sweepWith = (option: string, value: string) => {
+      const args = [...common, "--out", out, "--cfg", "1", "--steps", "1"], at = args.indexOf(option);
+      args.splice(at < 0 ? args.length : at, at < 0 ? 0 : 2, option, value);
+      return run("sweep", ...args);
+    };
+    const refused = (text: string, option: string, value: string) =>
+      assertRejects(() => sweepWith(option, value), UsageError, text);
+    await refused("--seed was 0 and is 1", "--seed", "1");
+    await refused("--num was 4 and is 5", "--num", "5");
+    await refused("the encoder was", "--interpolate-offset", "0.3");
+    // The same images in another place; then one of them replaced.
+    Deno.renameSync(real, join(folder, "moved"));
+    const moved = await sweepWith("--real", join(folder, "moved"));
+    assert(moved.lines.some((line) => line.startsWith("1 of 1 cells are there already")), `${moved.lines}`);
+    Deno.renameSync(join(folder, "moved"), real);
+    Deno.copyFileSync(join(scored, "samples.npz"), join(folder, "other.npz"));
+    await refused("the real set was", "--real", join(folder, "other.npz"));
+    Deno.copyFileSync(join(real, "0.png"), join(real, "more.png"));
+    await refused("the real set was", "--real", real);
   }));
 
 Deno.test("a sweep over averages and reused blocks of a run that predicts data has the weights, NFE, time and distance of each", () =>
