@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 import { count, countOrNone } from "../bounds.ts";
-import { flag, GROUPS } from "./options.ts";
+import { GROUPS } from "./about.ts";
+import { flag } from "./options.ts";
 
 const { model } = GROUPS;
 const advanced = true;

@@ -6,6 +6,7 @@ import { BOUNDS, count, countOrNone } from "../bounds.ts";
 import { METRIC_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
+import { GROUPS } from "./about.ts";
 import { architecture } from "./architecture_options.ts";
 import { encoding, objective, watching } from "./dit_options.ts";
 import {
@@ -15,7 +16,6 @@ import {
   encoder,
   flag,
   general,
-  GROUPS,
   imageSize,
   isPartList,
   lpips,

@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { amount, flag, GROUPS, text } from "./options.ts";
+import { GROUPS } from "./about.ts";
+import { amount, flag, text } from "./options.ts";
 
 const { data, input, losses, output } = GROUPS;
 

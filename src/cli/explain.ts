@@ -1,10 +1,10 @@
 // `--explain`: the value of each option that decides the result, where it comes from, and how sure it is.
 
 import type { z } from "zod";
+import { aboutOption } from "./about.ts";
 import { kebab, type Origin, type Schema, show } from "./flags.ts";
 import { breakable, wrapped } from "./help.ts";
 import type { Evidence, Grade } from "./grades.ts";
-import { aboutOption } from "./options.ts";
 
 export interface Explained {
   name: string;

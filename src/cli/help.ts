@@ -2,8 +2,8 @@
 // advanced options are shown by `--help all` only.
 
 import type { z } from "zod";
+import { type About, aboutOption } from "./about.ts";
 import { inner, kebab, placeholder, type Schema, show } from "./flags.ts";
-import { type About, aboutOption } from "./options.ts";
 
 /** Columns of the flags, the first indent included. */
 const FLAGS = 30;

@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { amount, decay, GROUPS } from "./options.ts";
+import { GROUPS } from "./about.ts";
+import { amount, decay } from "./options.ts";
 
 const { optimizer, sample, training } = GROUPS;
 

@@ -2,7 +2,8 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
-import { flag, general, GROUPS, range, sampling, text, tokenizer } from "./options.ts";
+import { GROUPS } from "./about.ts";
+import { flag, general, range, sampling, text, tokenizer } from "./options.ts";
 import { rebuilt } from "./optimizer_options.ts";
 
 const { input, output, sample } = GROUPS;

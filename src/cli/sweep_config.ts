@@ -3,9 +3,10 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { METRIC_NAMES, METRICS } from "../metrics/table.ts";
+import { type About, aboutOption, GROUPS } from "./about.ts";
 import { evalConfig, sampleConfig } from "./config.ts";
 import { inner, placeholder, show } from "./flags.ts";
-import { type About, aboutOption, encoder, general, GROUPS, reading, sampling } from "./options.ts";
+import { encoder, general, reading, sampling } from "./options.ts";
 
 const { output, metrics, data, sample } = GROUPS;
 

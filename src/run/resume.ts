@@ -5,7 +5,7 @@
 import { dirname, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import type { Schema } from "../cli/flags.ts";
-import { freeOptions } from "../cli/options.ts";
+import { freeOptions } from "../cli/about.ts";
 import { type Checkpoint, listCheckpoints, newestCheckpoint, openCheckpoint } from "./checkpoint.ts";
 import { optionChanges } from "./existing_output.ts";
 import { exists } from "../formats/files.ts";

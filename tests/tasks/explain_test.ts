@@ -2,11 +2,11 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { z } from "zod";
+import { aboutOption } from "../../src/cli/about.ts";
 import { alignConfig, trainDitConfig } from "../../src/cli/config.ts";
 import { explain, explainTable } from "../../src/cli/explain.ts";
 import { resolveOptions, type Schema } from "../../src/cli/flags.ts";
 import { ALIGN_GRADES, TRAIN_DIT_GRADES } from "../../src/cli/grades.ts";
-import { aboutOption } from "../../src/cli/options.ts";
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { run } from "../helpers/commands.ts";
 
