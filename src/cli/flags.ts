@@ -6,6 +6,7 @@ import { levenshteinDistance } from "@std/text/levenshtein-distance";
 import { z } from "zod";
 import { UsageError } from "../errors.ts";
 import { readJson } from "../formats/files.ts";
+import { aboutOption } from "./about.ts";
 
 export type Schema = z.ZodObject<z.ZodRawShape>;
 
@@ -26,7 +27,8 @@ export const elementOf = (type: z.ZodArray): z.ZodType => inner(type.element as 
 
 /** What a flag takes, for messages and help. */
 export function placeholder(type: z.ZodType): string {
-  const t = inner(type);
+  const t = inner(type), value = aboutOption(type)?.value;
+  if (value !== undefined) return value;
   if (t instanceof z.ZodBoolean) return "";
   if (t instanceof z.ZodEnum) return t.options.join("|");
   if (t instanceof z.ZodNumber) return "N";
@@ -118,7 +120,7 @@ export function resolveOptions<S extends Schema>(
   const recipe = recipeValues(recipes, { ...file, ...flags }, () => schema.parse(preset));
   const layers = { preset, recipe, "config file": file, "command line": flags };
   const values: Record<string, unknown> = Object.assign({}, ...Object.values(layers));
-  const result = schema.safeParse(values);
+  const result = schema.safeParse(values, { error: () => "" }); // the schema's own messages stay, refusal() has the others
   if (result.success) {
     const origins: Record<string, Origin> = Object.fromEntries(
       Object.entries(layers).flatMap(([origin, set]) =>
@@ -128,10 +130,58 @@ export function resolveOptions<S extends Schema>(
     return { config: result.data as z.infer<S>, origins };
   }
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
-  const near = issue.code === "invalid_value" ? hint(show(values[field]), issue.values.map(String), "") : "";
-  throw new UsageError(
-    `Cannot use --${kebab(field)} ${show(values[field])}: ${issue.message.toLowerCase()}${near}`,
-  );
+  const reason = issue.message || refusal(issue, schema.shape[field] as z.ZodType, values[field]);
+  throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${reason}`);
+}
+
+/** The JSON schema of a value, as far as options have it. */
+type Form =
+  & Partial<Record<"minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum", number>>
+  & { type?: string; const?: unknown; enum?: readonly unknown[]; anyOf?: readonly Form[]; default?: unknown }
+  & { items?: Form; minItems?: number; maxItems?: number };
+
+/** Why the value of an option is refused and what to give, from an issue that zod found. */
+function refusal(issue: z.core.$ZodIssue, type: z.ZodType, value: unknown): string {
+  const form = z.toJSONSchema(type) as Form, { items } = form, [, index] = issue.path;
+  if (issue.code === "too_big" && issue.maximum === Number.MAX_SAFE_INTEGER) {
+    return `at most ${issue.maximum.toLocaleString("en-US")} is supported`;
+  }
+  const part = Array.isArray(value) && typeof index === "number" ? value[index] : undefined;
+  const near = issue.code === "invalid_value" ? hint(show(part ?? value), issue.values.map(String), "") : "";
+  if (part === undefined || !items) {
+    const example = items && form.default !== undefined ? `, such as ${show(form.default)}` : "";
+    return `give ${described(form)}${example}${near}`;
+  }
+  if (!items.items) return `"${show(part)}" is not ${described(items, true)}${near}`;
+  const [each] = placeholder(type).split(","), [example] = form.default as unknown[][];
+  return `"${show(part)}" is not ${each}, each ${described(items.items)}, such as ${
+    example?.join("-")
+  }; a comma separates values`;
+}
+
+/** What an option takes, such as "a number from 0 to 1". @param listed whether it is an element of a list */
+function described(form: Form, listed = false): string {
+  const { type, anyOf, items, minItems, maxItems } = form;
+  if (anyOf) return anyOf.map((one) => described(one)).join(listed ? " or " : ", or ");
+  if (form.const !== undefined) return String(form.const);
+  if (form.enum) return `${form.enum.length > 1 ? "one of " : ""}${form.enum.join(", ")}`;
+  if (items) return `${minItems === maxItems ? minItems : "one or more"} values, each ${described(items)}`;
+  if (type === "boolean") return listed ? "off or on" : "true or false";
+  return type === "number" || type === "integer" ? numberDescribed(form) : "a text";
+}
+
+/** A number with its bounds, of which the safe integers are none. */
+function numberDescribed(form: Form): string {
+  const { minimum, exclusiveMinimum: above, maximum, exclusiveMaximum: below } = form;
+  const written = (bound: number) => bound.toLocaleString("en-US"), whole = form.type === "integer";
+  const safe = (bound = NaN) => Math.abs(bound) < Number.MAX_SAFE_INTEGER ? bound : undefined;
+  const from = whole && above !== undefined ? above + 1 : safe(minimum), to = safe(maximum);
+  const noun = whole ? "a whole number" : "a number", closed = from !== undefined;
+  if (!closed && above === undefined) return noun;
+  const low = closed ? `from ${written(from)}` : `above ${written(above as number)}`;
+  if (to !== undefined) return `${noun} ${low} ${closed ? "to" : "and at most"} ${written(to)}`;
+  if (below !== undefined) return `${noun} ${low} ${closed ? "to" : "and"} below ${written(below)}`;
+  return `${noun} ${low}${closed ? " on" : ""}`;
 }
 
 /**
@@ -156,14 +206,9 @@ function recipeValues(
   return recipe.options(preset() as never);
 }
 
-/** Names that begin with the unknown one, such as the former "dinov2-l"; else the nearest, else all. */
-function unknownPreset(name: string, known: readonly string[]): string {
-  const longer = known.filter((other) => other.startsWith(`${name}-`));
-  return "there is no such preset" +
-    (longer.length
-      ? `; did you mean ${longer.join(", ")}?`
-      : hint(name, known, "") || `; choose one of ${known.join(", ")}`);
-}
+/** The names that may be meant, such as those with the former "dinov2-l" in them, else all. */
+const unknownPreset = (name: string, known: readonly string[]): string =>
+  `there is no such preset${hint(name, known, "") || `; choose one of ${known.join(", ")}`}`;
 
 /** Why a name is unknown, and which one was meant. */
 function unknown(name: string, known: readonly string[], prefix: string, reason: string): string {
@@ -239,12 +284,14 @@ function readConfig(path: string, names: readonly string[]): Record<string, unkn
   );
 }
 
-/** `; did you mean ...?` for the nearest of `known`, if one is near. */
+/** `; did you mean ...?` for the nearest of `known`, or if none is near for up to five with the word in them. */
 export function hint(word: string, known: readonly string[], prefix: string): string {
   const [nearest] = known.map((name) => ({ name, distance: distance(word, name) }))
     .sort((a, b) => a.distance - b.distance);
   const near = nearest && nearest.distance <= Math.max(2, word.length / 3);
-  return near ? `; did you mean ${prefix}${nearest.name}?` : "";
+  const longer = word.length < 3 ? [] : known.filter((name) => `-${name}-`.includes(`-${word}-`));
+  const meant = near ? [nearest.name] : longer.slice(0, 5);
+  return meant.length ? `; did you mean ${meant.map((name) => prefix + name).join(", ")}?` : "";
 }
 
 /** Levenshtein's distance; swapped letters count once. */

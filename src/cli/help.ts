@@ -45,12 +45,12 @@ export function helpOf(
 function entry(
   field: string,
   type: z.ZodType,
-  { help, value, unit, otherwise }: About,
+  { help, unit, otherwise }: About,
   columns: number,
 ): string {
   const standard = inner(type) === type ? undefined : type.safeParse(undefined).data;
   const on = standard === true; // help is about the flag that changes something
-  const flag = `  --${on ? "no-" : ""}${kebab(field)} ${value ?? placeholder(type)}`.trimEnd();
+  const flag = `  --${on ? "no-" : ""}${kebab(field)} ${placeholder(type)}`.trimEnd();
   const shown = otherwise ??
     (standard === undefined || typeof standard === "boolean"
       ? undefined

@@ -40,16 +40,12 @@ export const written = (value: unknown): string =>
     : show(value);
 
 /** What the list of an option takes, for help. */
-function listed(type: z.ZodType, value: string | undefined): string {
-  const t = inner(type);
-  const one = t instanceof z.ZodArray
-    ? (value ?? "N,N").replaceAll(",", WITHIN)
-    : t instanceof z.ZodBoolean
-    ? "off|on"
-    : t instanceof z.ZodEnum
-    ? "NAME"
-    : value ?? placeholder(t);
-  return `${one},...`;
+function listed(type: z.ZodType): string {
+  const t = inner(type), one = placeholder(type);
+  if (t instanceof z.ZodBoolean) return "off|on,...";
+  return `${
+    t instanceof z.ZodEnum ? "NAME" : t instanceof z.ZodArray ? one.replaceAll(",", WITHIN) : one
+  },...`;
 }
 
 /** An option as a list of its values. */
@@ -71,7 +67,7 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
       : "";
   return sample(list, help + names, {
     ...more,
-    value: listed(type, about.value),
+    value: listed(type),
     otherwise: about.otherwise ?? standard.map(written).join(),
   });
 }

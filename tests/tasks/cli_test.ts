@@ -121,6 +121,7 @@ Deno.test("an unknown command or option ends with exit 2 and one line that names
       ["align --stepps 1,1,1", "did you mean --steps?"],
       ["align --checkpoint", "Cannot use --checkpoint: it is called --recompute now"],
       ["sample --checkpoint", '"tok sample" has no such option'],
+      ["sweep --interval 0-1", "did you mean --cfg-interval, --ig-interval?"],
     ] as const
   ) assertThrows(() => parseCommandLine(line.split(" ")), UsageError, nearest);
 });
