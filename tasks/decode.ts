@@ -1,14 +1,13 @@
 // tok decode: latents in a folder or a file to pictures. Started again in the same folder, it makes those that are missing.
 
 import { join } from "@std/path";
-import metadata from "../deno.json" with { type: "json" };
 import { decodeConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { decodeLatents } from "../src/sampling/decode.ts";
 import { openForDecoding } from "../src/sampling/latent_input.ts";
-import { Pictures } from "../src/sampling/pictures.ts";
+import { Pictures, recipeOf } from "../src/sampling/pictures.ts";
 import { openTokenizer } from "../src/zoo/runs.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
@@ -34,9 +33,10 @@ export const decode = command({
     const tokenizer = await openTokenizer(run), { name, fingerprint } = tokenizer.identity;
     using latents = await openForDecoding(c.latents, tokenizer, (line) => log.line(line));
     const { source, labels, statistics, identity } = latents, count = source.length;
+    const madeFrom = { tokenizer: { name, fingerprint }, latents: identity };
     beginPictures(out, "decode", {
       options: {},
-      madeFrom: { tokenizer: { name, fingerprint }, latents: identity },
+      madeFrom,
       others: { num: count, npz: c.npz, batchSize: c.batchSize },
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
@@ -47,13 +47,7 @@ export const decode = command({
       count,
       labels,
       npz: c.npz,
-      recipe: (image) => ({
-        tok: metadata.version,
-        tokenizer: fingerprint,
-        latents: identity.fingerprint,
-        image,
-        ...labels ? { class: labels[image] } : {},
-      }),
+      recipe: (image) => recipeOf(madeFrom, { image, ...labels ? { class: labels[image] } : {} }),
     });
     const { there } = pictures;
     if (there.size) log.line(`${there.size} of ${count} images are there already: going on`);

@@ -4,14 +4,15 @@ import { join } from "@std/path";
 import { type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
 import { type EditConfig, editConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
+import { fingerprintOfBytes } from "../src/formats/provenance.ts";
 import { writeNoise } from "../src/formats/latents_file.ts";
 import { grid, writePng } from "../src/image/image.ts";
-import { refuseOthers } from "../src/run/existing_output.ts";
-import { writeJson } from "../src/formats/files.ts";
+import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { decodeLatents } from "../src/sampling/decode.ts";
 import { editTimes, encodeImage, Flow, readMask, readSquare } from "../src/sampling/editing.ts";
 import { classesOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { channelsFirst, noiseOf } from "../src/sampling/noise.ts";
+import { recipeOf, writePicture } from "../src/sampling/pictures.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
@@ -39,10 +40,8 @@ export const edit = command({
     const out = output.folder;
     refuseOthers(out, "edit");
     await openAdapter(asked, log);
-    const { model, tokenizer } = await openGenerator(run, {
-      tokenizer: asked.tokenizer,
-      latents: asked.latents,
-      ema: asked.ema,
+    const { model, tokenizer, madeFrom } = await openGenerator(run, {
+      ...asked,
       say: (text) => log.line(text),
     });
     const c = unguidedIfUnconditional(run, model.config, asked, origins);
@@ -60,6 +59,21 @@ export const edit = command({
     const mask = c.mask === undefined
       ? undefined
       : await readMask(c.mask, { path: asked.image, original: image.original }, { size, factor, channels });
+    const fingerprint = fingerprintOfBytes(image.data);
+    const sources = { ...madeFrom, image: { name: asked.image, fingerprint } };
+    const options = {
+      ...{ class: c.class, to: c.to, cfg, method: c.method, steps: c.steps, shift: c.shift, ema: c.ema },
+      ...{
+        strength: c.strength,
+        seed: c.seed,
+        mask: mask && fingerprintOfBytes(new Uint8Array(mask.buffer)),
+      },
+    };
+    beginPictures(out, "edit", {
+      options,
+      madeFrom: sources,
+      others: { model: run, tokenizer: c.tokenizer, latents: c.latents },
+    });
     const data = await encodeImage(tokenizer, image.data, statistics);
     const times = editTimes(c.steps, c.shift, 1 - c.strength), shape = [S, S, C] as const;
     const plain = new Flow(dit, { method: c.method, cfg: 1 });
@@ -70,7 +84,8 @@ export const edit = command({
         : await plain.run(data, from, times.toReversed()),
     );
     const edited = await guided.run(noise, to, times, mask && { mask, noise, data });
-    for (const flow of new Set([plain, guided])) flow.destroy();
+    const flows = [...new Set([plain, guided])], nfe = flows.reduce((sum, flow) => sum + flow.evaluations, 0);
+    for (const flow of flows) flow.destroy();
 
     const latents = [data, edited].map((z) => channelsFirst(z, C)), pictures = [Uint8Array.from(image.data)];
     const source = {
@@ -81,30 +96,13 @@ export const edit = command({
     for await (const made of decodeLatents(tokenizer, source, { batchSize: 2, statistics })) {
       pictures.push(made.image);
     }
-    await writePng(join(out, "edited.png"), {
-      width: size,
-      height: size,
-      data: pictures[2] as Uint8Array<ArrayBuffer>,
-    });
+    const result = { width: size, height: size, data: pictures[2] as Uint8Array<ArrayBuffer> };
+    await writePicture(join(out, "edited.png"), result, recipeOf(sources, options));
     await writePng(join(out, "grid.png"), grid(pictures, size, 3));
     if (!mask && c.strength === 1) {
       await writeNoise(join(out, "noise.safetensors"), [1, C, S, S], channelsFirst(noise, C));
     }
-    const { image: path, mask: hole, class: was, method, steps, shift, strength, seed } = c;
-    const options = {
-      image: path,
-      mask: hole,
-      class: was,
-      to: c.to,
-      cfg,
-      method,
-      steps,
-      shift,
-      strength,
-      seed,
-    };
-    writeJson(join(out, "config.json"), { command: "edit", ...options, model: run });
-    log.line(`image, its reconstruction, and the edited one: ${join(out, "grid.png")}`);
-    return { out };
+    log.line(`image, its reconstruction, and the edited one, ${nfe} NFE: ${join(out, "grid.png")}`);
+    return { out, nfe };
   },
 });

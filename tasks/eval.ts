@@ -26,7 +26,7 @@ import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEE
 import { reportScores } from "./output.ts";
 import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
-import { checkSampling } from "../src/sampling/sampler_options.ts";
+import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
 
 /** What the three kinds of evaluation share. */
 interface Job {
@@ -42,7 +42,7 @@ interface Job {
 function sampledBy(subject: Subject): Conditions<EvalConfig> {
   const reason = `it is for the samples of a model, and this scores ${SUBJECTS[subject]}`;
   const condition = [() => subject === "model", reason, "score a --model"] as const;
-  return Object.fromEntries(Object.keys(sampling).map((name) => [name, [condition]]));
+  return Object.fromEntries(["latents", "ema", ...Object.keys(sampling)].map((name) => [name, [condition]]));
 }
 
 export const evaluate = command({
@@ -121,15 +121,17 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
   using evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
   const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");
+  const evaluations = new Evaluations();
   async function* samples() {
     const options = { ...samplingOptions(c, guide?.dit), labels, onProgress: progress.update };
-    for await (const { image } of generate(model, tokenizer, options)) yield image;
+    for await (const { image } of evaluations.of(generate(model, tokenizer, options))) yield image;
   }
   await writeNpz(path, [
     { name: "arr_0", shape: [c.num, size, size, 3], data: samples() },
     { name: "arr_1", shape: [c.num], data: BigInt64Array.from(labels, BigInt) },
   ]);
   progress.end();
-  log.line(`samples: ${path}`);
+  log.line(`samples: ${path}${evaluations}`);
+  await job.results.add(() => evaluations.result);
   await evaluation.score(real, await openSet(path, side, job), probeImages(job.workers, side), job.results);
 }

@@ -1,7 +1,6 @@
 // tok sample: pictures from a diffusion model. Started again in the same folder, it makes those that are missing.
 
 import { join } from "@std/path";
-import metadata from "../deno.json" with { type: "json" };
 import { sampleConfig } from "../src/cli/config.ts";
 import { guidanceText } from "../src/cli/guidance.ts";
 import { SAMPLING } from "../src/cli/sampling_conditions.ts";
@@ -15,7 +14,7 @@ import { generate } from "../src/sampling/generate.ts";
 import { interpolate } from "../src/sampling/interpolate.ts";
 import { decidingOptions, endsOf, imagesOf, labelsIdentity, optionsIdentity } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, labelSummary, unguidedIfUnconditional } from "../src/sampling/labels.ts";
-import { classFolders, Pictures } from "../src/sampling/pictures.ts";
+import { classFolders, Pictures, recipeOf } from "../src/sampling/pictures.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
@@ -59,22 +58,24 @@ export const sample = command({
       options: { ...options, folders: c.folders, interpolate: c.interpolate, frames: c.frames },
       defaults: sampleConfig.parse({}),
       madeFrom: { ...madeFrom, classes: classesIdentity },
-      others: { num: count, seeds: c.seeds, npz: c.npz, batchSize: c.batchSize, model: run, labels },
+      others: {
+        ...{ num: count, seeds: c.seeds, npz: c.npz, batchSize: c.batchSize, model: run },
+        ...{ classes: c.classes, labels: c.labels, imageClasses: labels },
+      },
       folders,
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
     const sampler = samplingOptions(c, guide?.dit);
     if (c.interpolate !== undefined) {
       const progress = log.progress("sampling", c.frames, "images");
-      const between = { ...sampler, frames: c.frames, onProgress: progress.update };
+      const between = { ...sampler, frames: c.frames, evaluations, onProgress: progress.update };
       const path = join(out, "interpolation.png");
       await writePng(path, await interpolate(model, tokenizer, endsOf(c, chosen), between));
       progress.end();
-      log.line(`${c.frames} images from ${c.interpolate.replace("-", " to ")}: ${path}`);
-      return { out, n: c.frames };
+      log.line(`${c.frames} images from ${c.interpolate.replace("-", " to ")}${evaluations}: ${path}`);
+      return { out, n: c.frames, ...evaluations.result };
     }
     for (const folder of folders) output.sub(folder);
-    const sources = Object.fromEntries(Object.entries(madeFrom).map(([key, is]) => [key, is.fingerprint]));
     const pictures = new Pictures({
       folder: out,
       size,
@@ -84,14 +85,7 @@ export const sample = command({
       npz: c.npz,
       recipe: (image) => {
         const label = labels[image - first] as number;
-        return {
-          tok: metadata.version,
-          ...sources,
-          image,
-          class: label,
-          name: model.config.classes[label],
-          ...options,
-        };
+        return recipeOf(madeFrom, { image, class: label, name: model.config.classes[label], ...options });
       },
     });
     const saved = c.saveLatents

@@ -28,15 +28,10 @@ import {
   tokenizer,
   validating,
 } from "./options.ts";
-import { averaging, muon, rebuilt } from "./optimizer_options.ts";
+import { emaOptions, emaWidth, muonOptions } from "./optimizer_options.ts";
+import { generator } from "./sample_config.ts";
 
-export {
-  decodeConfig,
-  type EditConfig,
-  editConfig,
-  type SampleConfig,
-  sampleConfig,
-} from "./sample_config.ts";
+export * from "./sample_config.ts";
 
 const { input, output, data, model, training, losses, metrics } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };
@@ -279,8 +274,8 @@ export const trainDitConfig = z.strictObject({
     { advanced },
   ),
   ...objective,
-  ...averaging,
-  ...muon,
+  ...emaOptions,
+  ...muonOptions,
   ...optimizing(0.9, 0.95),
   ...general,
 });
@@ -334,6 +329,7 @@ export const featuresConfig = z.strictObject({
 });
 
 export const evalConfig = z.strictObject({
+  ...generator,
   model: input(text(), "Score a diffusion model: sample from it, then compare", {
     value: "RUN",
     otherwise: "the newest run with one",
@@ -378,7 +374,7 @@ export const inspectConfig = z.strictObject({
   path: input(text(), "File, run or folder; also as the argument", { value: "PATH" }),
   convert: output(text(), "Also write the tensors to this .safetensors file", { value: "FILE" }),
   ema: input(
-    rebuilt.unwrap().optional(),
+    emaWidth.unwrap().optional(),
     "List the EMA snapshots of a run, and the error of the EMA with this relative width or decay rebuilt from them",
   ),
   out: output(

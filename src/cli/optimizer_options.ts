@@ -8,7 +8,7 @@ import { amount, decay } from "./options.ts";
 const { optimizer, sample, training } = GROUPS;
 
 /** How `train-dit` chooses between AdamW and Muon. */
-export const muon = {
+export const muonOptions = {
   optimizer: optimizer(
     z.enum(["adamw", "muon"]).default("adamw"),
     "Optimizer; muon: Muon for the weight matrices of the blocks, AdamW for everything else",
@@ -24,7 +24,7 @@ export const muon = {
 };
 
 /** The averages of the weights that `train-dit` keeps. */
-export const averaging = {
+export const emaOptions = {
   ema: training(
     z.union([decay, z.literal("posthoc")]).default(0.99),
     "EMA decay (LightningDiT: 0.9999); 0: no EMA; posthoc: save snapshots, and choose the decay after training by " +
@@ -39,7 +39,7 @@ export const averaging = {
 };
 
 /** The average of the weights that a run's model is rebuilt with. */
-export const rebuilt = sample(
+export const emaWidth = sample(
   z.number().gt(0).lt(1).optional(),
   "Use another EMA of a run of `train-dit --ema posthoc`: a relative width below 0.289 (EDM2's sigma_rel, such as 0.1), or a " +
     "decay such as 0.9999",

@@ -4,13 +4,14 @@ import { z } from "zod";
 import { count } from "../bounds.ts";
 import { GROUPS } from "./about.ts";
 import { flag, general, range, sampling, text, tokenizer } from "./options.ts";
-import { rebuilt } from "./optimizer_options.ts";
+import { emaWidth } from "./optimizer_options.ts";
 
 const { input, output, sample } = GROUPS;
 const NEW = { value: "DIR", otherwise: "a new one under ./runs" };
 const advanced = true;
 
-export const sampleConfig = z.strictObject({
+/** What generates images: a diffusion model, with the tokenizer of its latents. */
+export const generator = {
   model: input(text(), "Diffusion model: run, or checkpoint of LightningDiT", {
     value: "RUN",
     otherwise: "the newest run with one",
@@ -24,7 +25,11 @@ export const sampleConfig = z.strictObject({
     otherwise: "the model's, else the tokenizer's",
     advanced,
   }),
-  ema: rebuilt,
+  ema: emaWidth,
+};
+
+export const sampleConfig = z.strictObject({
+  ...generator,
   num: output(count("images").default(100), "Number of images"),
   seeds: output(
     range(),
@@ -88,10 +93,7 @@ export const decodeConfig = z.strictObject({
 });
 
 export const editConfig = z.strictObject({
-  model: sampleConfig.shape.model,
-  tokenizer: sampleConfig.shape.tokenizer,
-  latents: sampleConfig.shape.latents,
-  ema: sampleConfig.shape.ema,
+  ...generator,
   image: input(text(), "Image: PNG, JPEG or WebP", {
     value: "FILE",
   }),

@@ -4,9 +4,10 @@ import { z } from "zod";
 import { count } from "../bounds.ts";
 import { METRIC_NAMES, METRICS } from "../metrics/table.ts";
 import { type About, aboutOption, GROUPS } from "./about.ts";
-import { evalConfig, sampleConfig } from "./config.ts";
+import { evalConfig } from "./config.ts";
 import { inner, placeholder, show } from "./flags.ts";
 import { encoder, general, reading, sampling } from "./options.ts";
+import { generator } from "./sample_config.ts";
 
 const { output, metrics, data, sample } = GROUPS;
 
@@ -72,7 +73,7 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
   });
 }
 
-const ONE = { ema: sampleConfig.shape.ema, ...sampling };
+const ONE = { ema: generator.ema, ...sampling };
 
 /** Values of the options that decide the images of a cell. */
 export type Swept = { [K in keyof typeof ONE]: z.output<(typeof ONE)[K]> };
@@ -87,16 +88,13 @@ const LISTS = Object.fromEntries(
 /** The names of the swept options, in the order of help. */
 export const SWEPT = Object.keys(LISTS) as (keyof Swept)[];
 
-const { model, tokenizer, latents } = sampleConfig.shape;
 const { inception, inceptionInput, real } = evalConfig.shape;
 const SCORES = METRIC_NAMES.filter((name) =>
   METRICS.some((metric) => metric.name === name && metric.of.includes("model"))
 );
 
 export const sweepConfig = z.strictObject({
-  model,
-  tokenizer,
-  latents,
+  ...generator,
   real,
   out: output(
     z.string().optional(),

@@ -39,6 +39,8 @@ export class Flow {
   readonly #times: Tensor;
   readonly #kept: Readonly<Record<keyof Kept, Tensor>>;
   readonly #guidance: Guidance;
+  /** Evaluations of the network so far (NFE). */
+  evaluations = 0;
   /** Programs by the key of their terms. */
   readonly #steps = new Map<string, Step>();
 
@@ -82,6 +84,7 @@ export class Flow {
       if (!step) this.#steps.set(terms.key, step = await this.#capture(terms).prepare());
       this.#times.storage.write(new Float32Array([t, next]));
       step.run({ labels });
+      this.evaluations += this.#guidance.evaluations(terms) * (this.options.method === "heun" ? 2 : 1);
     }
     return Float32Array.from(await readTensor(this.#x));
   }

@@ -75,7 +75,7 @@ export class Guidance {
     const still = zero !== undefined && progress < zero.init;
     const on = {
       zero: still,
-      cfg: !still && this.model.config.num_classes > 0 && within(cfgInterval) &&
+      cfg: !still && this.model.config.num_classes !== 0 && within(cfgInterval) &&
         weightAt(this.#weight, t) !== 1,
       guide: !still && within(cfgInterval) && guide !== undefined && guide.weight !== 1,
       internal: !still && internal !== undefined && internal.weight !== 1 && within(internal.interval),

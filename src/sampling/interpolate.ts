@@ -10,6 +10,7 @@ import type { Denoiser } from "../models/denoiser.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
 import { generate, type GenerateOptions } from "./generate.ts";
 import { noiseOf, slerp } from "./noise.ts";
+import type { Evaluations } from "./sampler_options.ts";
 
 export interface Ends {
   /** Number of the image whose noise is used, and its class. */
@@ -20,14 +21,15 @@ export interface Ends {
 /**
  * Pictures from one end to the other, side by side.
  * @param options.frames number of pictures, 2 or more
+ * @param options.evaluations counts those of the pictures
  */
 export async function interpolate(
   { dit, config }: { dit: Denoiser; config: ModelConfig },
   tokenizer: ImageTokenizer,
   [from, to]: readonly [Ends, Ends],
-  { frames, onProgress, ...options }:
+  { frames, evaluations, onProgress, ...options }:
     & Omit<GenerateOptions, "labels" | "first" | "needed" | "noise">
-    & { frames: number },
+    & { frames: number; evaluations: Evaluations },
 ): Promise<Image> {
   const { input_size: S, in_channels: C } = dit.config;
   const [a, b] = await noiseOf(options.seed, [S, S, C], [from.number, to.number]) as [
@@ -43,7 +45,7 @@ export async function interpolate(
     labels: between.labels,
     noise: (i) => slerp(a, b, parts[i] as number),
   });
-  for await (const { image } of made) images.push(image);
+  for await (const { image } of evaluations.of(made)) images.push(image);
   return grid(images, S * tokenizer.factor, frames);
 }
 

@@ -2,9 +2,11 @@
 // in order. The text chunk "tok" of each PNG says how it was made.
 
 import { join } from "@std/path";
+import metadata from "../../deno.json" with { type: "json" };
 import { exists, writeAtomic } from "../formats/files.ts";
 import { type NpzArray, writeNpz } from "../formats/npz.ts";
-import { encodePng, grid, readImage, writePng } from "../image/image.ts";
+import type { Identity } from "../formats/provenance.ts";
+import { encodePng, grid, type Image, readImage, writePng } from "../image/image.ts";
 import { withText } from "../image/png_text.ts";
 import { MAX_COLUMNS } from "./labels.ts";
 
@@ -18,6 +20,25 @@ const SHOWN = 200;
 export function recipeText(recipe: Readonly<Record<string, unknown>>): string {
   const escaped = (c: string) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`;
   return JSON.stringify(recipe).replace(/[\u007f-\uffff]/g, escaped);
+}
+
+/** What decides about a picture. @param madeFrom its sources, by their fingerprints */
+export const recipeOf = (
+  madeFrom: Readonly<Record<string, Identity>>,
+  options: Readonly<Record<string, unknown>>,
+): Readonly<Record<string, unknown>> => ({
+  tok: metadata.version,
+  ...Object.fromEntries(Object.entries(madeFrom).map(([source, is]) => [source, is.fingerprint])),
+  ...options,
+});
+
+/** Writes a picture that says how it was made. */
+export async function writePicture(
+  path: string,
+  image: Image,
+  recipe: Readonly<Record<string, unknown>>,
+): Promise<void> {
+  writeAtomic(path, withText(await encodePng(image), RECIPE, recipeText(recipe)));
 }
 
 /** Names of the folders by class: number and name. */
@@ -101,8 +122,7 @@ export class Pictures {
     for await (const { index, image } of made) {
       yield* earlier(index);
       if (!this.there.has(index)) {
-        const png = await encodePng({ width: size, height: size, data: image });
-        writeAtomic(this.path(index), withText(png, RECIPE, recipeText(recipe(index))));
+        await writePicture(this.path(index), { width: size, height: size, data: image }, recipe(index));
       }
       if (isShown(index)) shown.push(image);
       at = index + 1;

@@ -8,6 +8,7 @@ import { endIf } from "../../src/interruption.ts";
 import { openLatents } from "../../src/formats/latents.ts";
 import { openNoise, writeNoise } from "../../src/formats/latents_file.ts";
 import { readImage, toBytes, writePng } from "../../src/image/image.ts";
+import { readPngTexts } from "../../src/image/png_text.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import type { ImageTokenizer } from "../../src/models/tokenizer.ts";
 import { parameters } from "../../src/nn/layers.ts";
@@ -197,7 +198,9 @@ Deno.test("latents are saved and decoded to the same pictures; trajectory and in
       assertEquals(await labels(), [7, 2, 4, 7, 2]);
     }
     const strip = join(folder, "strip");
-    await sample("--interpolate", "0-2", "--frames", "3", "--out", strip);
+    const { lines: said, result } = await sample("--interpolate", "0-2", "--frames", "3", "--out", strip);
+    // Three steps, of which those from 1/3 and 2/3 are guided.
+    assertEquals([result.nfe, said.at(-1)?.startsWith("3 images from 0 to 2, 5 NFE: ")], [5, true]);
     const at = (k: number) => cell(join(strip, "interpolation.png"), side, k);
     assertEquals(await at(0), data[0]);
     assertEquals(await at(2), data[2]);
@@ -248,7 +251,29 @@ Deno.test("edit writes noise from which sample makes the edited picture, and ref
     const data = Uint8Array.from(randomArray(20 * 16 * 3, 5), (v) => 128 + 60 * v);
     await writePng(image, { width: 20, height: 16, data });
     const edit = (...args: string[]) => run("edit", ...GENERATOR, "--image", image, ...args);
-    await edit("--class", "3", "--to", "5", "--cfg", "1", "--steps", "4", "--out", out);
+    const made = () => edit("--class", "3", "--to", "5", "--cfg", "1", "--steps", "4", "--out", out);
+    const { lines, result } = await made();
+    // Two evaluations a step of Heun's method, back and forth.
+    assertEquals([result.nfe, lines.at(-1)?.includes("the edited one, 16 NFE: ")], [16, true]);
+    const config = JSON.parse(Deno.readTextFileSync(join(out, "config.json"))),
+      text = Deno.readFileSync(join(out, "edited.png"));
+    assertEquals([config.command, config.tokenizer, config.to, config.seed], ["edit", GENERATOR[3], "5", 0]);
+    assertEquals(Object.keys(config.made_from), ["model", "tokenizer", "latent statistics", "image"]);
+    const recipe = JSON.parse(readPngTexts(join(out, "edited.png")).get("tok") as string);
+    assertEquals([recipe.image, recipe.model, recipe.to, recipe.steps], [
+      ...[config.made_from.image.fingerprint, config.made_from.model.fingerprint, "5", 4],
+    ]);
+    // The same again is the same picture; another is refused.
+    await made();
+    assertEquals(Deno.readFileSync(join(out, "edited.png")), text);
+    await assertRejects(
+      () => edit("--class", "3", "--to", "6", "--steps", "4", "--out", out),
+      UsageError,
+      '--to was "5" and is "6"',
+    );
+    await writePng(image, { width: 20, height: 16, data: data.toReversed() });
+    await assertRejects(made, UsageError, "the image was ");
+    await writePng(image, { width: 20, height: 16, data });
     const noise = join(out, "noise.safetensors"), edited = (await readImage(join(out, "edited.png"))).data;
     const sampling = ["--cfg", "1", "--steps", "4", "--sampler", "heun", "--classes", "5", "--num", "1"];
     const sample = (...args: string[]) => run("sample", ...GENERATOR, ...sampling, ...args);

@@ -61,7 +61,7 @@ Deno.test("the same seed gives the same PNG bytes in batches of 1, 3 and 8, for 
     );
     assertEquals(pictures(out("range")), some(all, 25, 33));
     const npz = await openNpz(join(out("range"), "samples.npz"));
-    const { labels } = JSON.parse(Deno.readTextFileSync(join(out("range"), "config.json")));
+    const { imageClasses: labels } = JSON.parse(Deno.readTextFileSync(join(out("range"), "config.json")));
     assertEquals([...await npz.read("arr_1")], labels);
     const rows = await Array.fromAsync(npz.rows("arr_0"));
     npz.close();
@@ -85,7 +85,8 @@ Deno.test("random labels are printed, and the same picture needs the same class"
       lines.some((line) => /^labels: random, \d to \d images of each of 3 classes$/.test(line)),
       `${lines}`,
     );
-    const { labels } = JSON.parse(Deno.readTextFileSync(join(out, "config.json")));
+    const config = JSON.parse(Deno.readTextFileSync(join(out, "config.json"))), labels = config.imageClasses;
+    assertEquals([config.labels, config.classes], ["random", ["1", "4", "7"]]);
     assert(labels.every((k: number) => [1, 4, 7].includes(k)) && `${labels}` !== "1,4,7,1,4,7", `${labels}`);
     await sample(...args, "--out", join(folder, "b"));
     const random = pictures(out), equal = pictures(join(folder, "b"));

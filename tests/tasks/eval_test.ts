@@ -13,8 +13,9 @@ import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
 import { evaluate } from "../../tasks/eval.ts";
 import { alignment } from "../helpers/alignment.ts";
-import { run } from "../helpers/commands.ts";
+import { inFolder, run } from "../helpers/commands.ts";
 import { units } from "../helpers/formula.ts";
+import { fixturePath } from "../helpers/published.ts";
 
 /** Runs the command in this process; what it says is kept. */
 async function tokEval(options: Record<string, unknown>) {
@@ -50,11 +51,27 @@ Deno.test("sampling options are refused where nothing is sampled", async () => {
       "--real a --fake b --guide x",
       "Cannot use --guide: it is for the samples of a model, and this scores two sets",
     ],
+    ["--tokenizer x --ema 0.1", "Cannot use --ema: it is for the samples of a model"],
     ["--fake b --steps 9", "score a --model, or leave --steps out"],
   ];
   for (const [line, message] of cases) {
     await assertRejects(() => run("eval", ...line.split(" ")), UsageError, message);
   }
+});
+
+Deno.test("eval opens a model with the options of sample: --ema and --latents", async () => {
+  await inFolder(async (folder) => {
+    const model = [
+      "--model",
+      fixturePath("lightningdit_tiny.pt"),
+      "--tokenizer",
+      fixturePath("vavae_tiny.pt"),
+    ];
+    const score = (...args: string[]) =>
+      run("eval", ...model, "--workers", "0", "--out", join(folder, "out"), ...args);
+    await assertRejects(() => score("--ema", "0.1"), UsageError, "there are no snapshots");
+    await assertRejects(() => score("--latents", folder), UsageError, `Cannot use the latents "${folder}"`);
+  });
 });
 
 const readScores = async (out: string) => JSON.parse(await Deno.readTextFile(join(out, "metrics.json")));

@@ -170,10 +170,8 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
     const cell = metrics.cells.find(({ options: o }: CellResult) =>
       o.cfg === 2 && o.steps === 2 && o.cfgInterval[0] === 0.5
     );
-    assertEquals([cell.fd_encoder, cell.nfe], [
-      JSON.parse(Deno.readTextFileSync(join(scored, "metrics.json"))).fd_encoder,
-      3,
-    ]);
+    const { fd_encoder, nfe } = JSON.parse(Deno.readTextFileSync(join(scored, "metrics.json")));
+    assertEquals([cell.fd_encoder, cell.nfe, nfe], [fd_encoder, 3, 3]);
     // A record that is missing is computed again, to the same figures; further values are further cells.
     const names = [...Deno.readDirSync(cells)].map(({ name }) => name).filter((name) =>
       name.endsWith(".json")
