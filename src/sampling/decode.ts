@@ -5,11 +5,11 @@ import { notFinite } from "../formats/finite.ts";
 import { capture } from "../gpu/program.ts";
 import { toBytes } from "../image/image.ts";
 import { throwIfStopped } from "../interruption.ts";
+import { denormalised, type Statistics } from "../models/normalisation.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { permute } from "../ops/layout.ts";
-import { add, mul } from "../ops/math.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { constant, input, type Tensor } from "../tensor/tensor.ts";
+import { input } from "../tensor/tensor.ts";
 import type { Numbered } from "./pictures.ts";
 
 /** Latents [C,H,W] by number. */
@@ -17,18 +17,6 @@ export interface LatentSource {
   readonly length: number;
   readonly shape: readonly [number, number, number];
   latent(i: number): Promise<Float32Array> | Float32Array;
-}
-
-/** Mean and standard deviation of each channel. */
-export interface Statistics {
-  mean: ArrayLike<number>;
-  std: ArrayLike<number>;
-}
-
-/** z = x std + mean, along the last axis. */
-export function denormalised(x: Tensor, { mean, std }: Statistics): Tensor {
-  const channels = (values: ArrayLike<number>) => constant(Float32Array.from(values), [values.length]);
-  return add(mul(x, channels(std)), channels(mean));
 }
 
 /**

@@ -10,13 +10,13 @@ import { toFloat, withImage } from "../image/image.ts";
 import { resizeRows, type Size, squareOf } from "../image/resize.ts";
 import { throwIfStopped } from "../interruption.ts";
 import type { Denoiser } from "../models/denoiser.ts";
+import { normalised, type Statistics } from "../models/normalisation.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { slice } from "../ops/layout.ts";
 import { add, mul, sub } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { constant, input, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
-import type { Statistics } from "./decode.ts";
+import { input, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
 import { Guidance, type Terms } from "./guidance.ts";
 import { timeGrid } from "./times.ts";
 
@@ -129,18 +129,13 @@ export async function readSquare(path: string, size: number): Promise<{ data: Ui
 export async function encodeImage(
   tokenizer: ImageTokenizer,
   image: Uint8Array,
-  { mean, std }: Statistics,
+  statistics: Statistics,
 ): Promise<Float32Array<ArrayBuffer>> {
   const size = Math.sqrt(image.length / 3);
-  const channels = (values: ArrayLike<number>) => constant(Float32Array.from(values), [values.length]);
   const program = await capture(
     "encode",
     { x: input([1, size, size, 3], "f32", "image") },
-    ({ x }) =>
-      noGrad(() => {
-        const inverse = Float32Array.from(std, (s) => 1 / s);
-        return { z: mul(sub(tokenizer.encode(x), channels(mean)), channels(inverse)) };
-      }),
+    ({ x }) => noGrad(() => ({ z: normalised(tokenizer.encode(x), statistics) })),
   ).prepare();
   program.run({ x: toFloat(image) });
   const z = Float32Array.from(await program.read(program.outputs.z));

@@ -8,11 +8,11 @@ import { throwIfStopped } from "../interruption.ts";
 import { notFinite } from "../formats/finite.ts";
 import { toBytes } from "../image/image.ts";
 import type { Denoiser } from "../models/denoiser.ts";
+import { denormalised } from "../models/normalisation.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import { permute } from "../ops/layout.ts";
 import { readTensor, type Tensor } from "../tensor/tensor.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
-import { denormalised } from "./decode.ts";
 import { Sampler, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateOptions extends SamplingOptions {

@@ -7,7 +7,8 @@ import { openLatents } from "../formats/latents.ts";
 import { openLatentsFile } from "../formats/latents_file.ts";
 import { differences, fingerprintOf, type Identity, type Provenance } from "../formats/provenance.ts";
 import type { KnownTokenizer } from "../zoo/runs.ts";
-import type { LatentSource, Statistics } from "./decode.ts";
+import type { Statistics } from "../models/normalisation.ts";
+import type { LatentSource } from "./decode.ts";
 
 /** Open latents. */
 export interface DecodableLatents extends Disposable {

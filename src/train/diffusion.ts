@@ -9,13 +9,14 @@ import type { Resumed } from "../run/resume.ts";
 import { full, grad, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
 import type { Denoiser } from "../models/denoiser.ts";
+import { normalised } from "../models/normalisation.ts";
 import { type Prediction, velocitiesOf, velocityTowards } from "../models/prediction.ts";
 import { parameters, saveState, state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
-import { add, div, mul, sub } from "../ops/math.ts";
+import { add, mul, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
 import { reshape } from "../ops/layout.ts";
-import { constant, input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
+import { input, type Precision, type Tensor, variable } from "../tensor/tensor.ts";
 import type { Plan } from "../gpu/plan.ts";
 import { diffusionLosses, type DiffusionLossWeights, lossNames } from "./diffusion_losses.ts";
 import type { LatentBatch, LatentSource } from "./latent_source.ts";
@@ -178,12 +179,6 @@ export class Diffusion {
     this.runningMetrics.storage.destroy();
     this.repa?.destroy();
   }
-}
-
-/** (z - mean) / std per channel: z [B,S,S,C]. */
-function normalised(z: Tensor, { mean, std }: { mean: Float32Array; std: Float32Array }): Tensor {
-  const channels = (values: Float32Array, label: string) => constant(values, [values.length], label);
-  return div(sub(z, channels(mean, "latent mean")), channels(std, "latent std"));
 }
 
 export interface DiffusionRecipeOptions extends DiffusionOptions, OptimizerOptions {
