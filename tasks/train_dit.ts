@@ -22,7 +22,7 @@ import {
   suggestQkNorm,
   trainedConfig,
 } from "../src/train/dit_training.ts";
-import { IMAGENET, stepsOfEpochs } from "../src/train/epochs.ts";
+import { stepsOfEpochs } from "../src/train/epochs.ts";
 import { fitMemory } from "../src/train/fit_memory.ts";
 import { initialiseDit } from "../src/train/initial_weights.ts";
 import { run, type Training } from "../src/train/run.ts";
@@ -30,12 +30,8 @@ import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
 import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
-import {
-  openTrainingLatents,
-  plannedSource,
-  plannedTokenizer,
-  resumedTokenizer,
-} from "./training_latents.ts";
+import { plannedLatents, plannedTokenizer } from "./planned_latents.ts";
+import { openTrainingLatents, resumedTokenizer } from "./training_latents.ts";
 
 export const trainDit = command({
   name: "train-dit",
@@ -63,11 +59,10 @@ export const trainDit = command({
     const { tokenizer } = tokenizerRun === undefined
       ? plannedTokenizer(log)
       : await openTokenizerFor(c, tokenizerRun);
-    const size = c.imageSize ?? tokenizer.config.image_size, side = tokenizer.side(size);
+    const { size, shape, classes, source } = await plannedLatents(c, tokenizer);
     const planned = (c: TrainDitConfig) => {
-      const dit = ditOf(c, [tokenizer.channels, side], c.unconditional ? 0 : IMAGENET.classes);
-      const repa = repaOf(c, dit.config, encoder, undefined, size);
-      return diffusionRecipe(c, dit, plannedSource(c, tokenizer), undefined, repa);
+      const dit = ditOf(c, shape, classes), repa = repaOf(c, dit.config, encoder, undefined, size);
+      return diffusionRecipe(c, dit, source, undefined, repa);
     };
     const config = await fitMemory(c, log, (c) => Promise.resolve({ recipes: [planned(c)] })); // before anything is encoded
     const options = {
@@ -114,8 +109,7 @@ async function training(
   const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
   const read = out !== undefined,
     initial = c.init === undefined ? {} : await initialiseDit(dit, c.init, log, { read });
-  const parameters = parametersOf(dit, repa);
-  const snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
+  const parameters = parametersOf(dit, repa), snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
   if (snapshots !== undefined) log.line(snapshots);
   const configIn = (folder: string) =>
     trainedConfig(dit, { ...data, ...source, prediction: c.prediction, tokenizer, tokenizerRun }, folder);

@@ -10,7 +10,6 @@ import { exists, readJson } from "../src/formats/files.ts";
 import type { CropName } from "../src/data/crops.ts";
 import { openLatents } from "../src/formats/latents.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
-import { Autoencoder, AUTOENCODER_SIZES } from "../src/models/autoencoder.ts";
 import type { Log } from "../src/run/log.ts";
 import type { Real } from "../src/sampling/watch.ts";
 import { checkLatents, measureStatistics } from "../src/train/encode_latents.ts";
@@ -19,6 +18,7 @@ import { EncodedImages, type LatentSource, StoredLatents } from "../src/train/la
 import type { KnownTokenizer } from "../src/zoo/runs.ts";
 import { imageSource, SEEDS } from "./inputs.ts";
 import { encodeShown } from "./output.ts";
+import { classesOfLatents, numbered, plannedSource, sizeOf } from "./planned_latents.ts";
 
 export interface TrainingLatents {
   source: LatentSource;
@@ -34,14 +34,6 @@ export interface TrainingLatents {
   /** What samples are compared with; undefined in a dry run. */
   real: Real | undefined;
   close(): void;
-}
-
-/** Side of the images. */
-const sizeOf = (c: TrainDitConfig, tokenizer: KnownTokenizer) => c.imageSize ?? tokenizer.config.image_size;
-
-/** Where the latents of a dry run would come from; undefined for encoded ones. */
-export function plannedSource(c: TrainDitConfig, tokenizer: KnownTokenizer): EncodedImages | undefined {
-  return c.online ? new EncodedImages(tokenizer, undefined, { ...c, size: sizeOf(c, tokenizer) }) : undefined;
 }
 
 /**
@@ -79,12 +71,10 @@ export async function openTrainingLatents(
   if (images && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {
     await encodeShown(folder, tokenizer, images, { size, crop, batchSize: 50, mirrored: c.flip }, log);
   }
-  const latents = await openLatents(folder), { shape, record } = latents, close = () => latents.close();
+  const latents = await openLatents(folder), { shape } = latents, close = () => latents.close();
   try {
     const madeFrom = await checkLatents(latents, tokenizer, { ...c, size, source: images, log });
-    const known = record?.classes.length ? record.classes : images?.classes ?? [];
-    const highest = latents.labels.reduce((a, b) => Math.max(a, b), 0);
-    const classes = c.unconditional ? [] : known.length ? [...known] : numbered(highest + 1);
+    const classes = c.unconditional ? [] : [...classesOfLatents(latents, images)];
     const misfit = shape[0] !== tokenizer.channels
       ? `its latents have ${shape[0]} channels, the tokenizer ${tokenizer.channels}`
       : c.imageSize !== undefined && shape[1] !== side
@@ -99,17 +89,7 @@ export async function openTrainingLatents(
   }
 }
 
-const numbered = (count: number) => Array.from({ length: count }, (_, i) => String(i));
 const classesOf = (images: ImageSource | undefined) => images?.classes.length ? [...images.classes] : ["0"];
-
-/** For a dry run without a tokenizer: the sizes of an f16d32, without weights. */
-export function plannedTokenizer(log: Log): { tokenizer: KnownTokenizer } {
-  log.line(
-    "tokenizer: there is none; planned for latents of 32 channels, a cell for 16 x 16 pixels (f16d32)",
-  );
-  const identity = { name: "f16d32", fingerprint: "", latents: "" };
-  return { tokenizer: Object.assign(new Autoencoder(AUTOENCODER_SIZES.vavae), { identity }) };
-}
 
 /** The tokenizer of the run that is resumed, which need not be the newest any more; undefined where it is not said. */
 export function resumedTokenizer(

@@ -115,12 +115,13 @@ export async function largestMicroBatch(
   const sizes = Array.from({ length: batch }, (_, i) => i + 1).filter((size) => batch % size === 0);
   let found: { microBatch: number; bytes: number } | undefined;
   const first = Math.max(0, sizes.findLastIndex((size) => worst(size) <= budget));
+  let full = false;
   for (const [i, microBatch] of sizes.entries()) {
-    if (i < first) continue;
-    if (i > first && worst(microBatch, grown) > SLACK * budget) break;
+    if (i < first || i > first && worst(microBatch, grown) > SLACK * budget) continue;
+    if (full && microBatch < batch) continue; // the complete batch is without sums of gradients
     const bytes = await bytesAt(microBatch);
-    if (bytes === undefined) break;
-    found = { microBatch, bytes };
+    if (bytes === undefined) full = true;
+    else found = { microBatch, bytes };
   }
   for (let i = first - 1; i >= 0 && !found; i--) {
     const microBatch = sizes[i] as number, bytes = await bytesAt(microBatch);

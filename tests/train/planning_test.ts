@@ -29,6 +29,8 @@ import { IMAGENET } from "../../src/train/epochs.ts";
 import { largestMicroBatch } from "../../src/train/fit_memory.ts";
 import { spelled } from "../../src/train/plan_table.ts";
 import { stageRecipes } from "../../src/train/stage_recipe.ts";
+import { LatentsWriter } from "../../src/formats/latents.ts";
+import { openTokenizer } from "../../src/zoo/runs.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -133,15 +135,16 @@ Deno.test("a dry run with --memory lists what fits with and without fp16 and rec
 
 Deno.test("train-dit --memory finds the largest micro-batch of a batch, and says what would fit otherwise", async () => {
   const tokenizer = new URL("../fixtures/vavae_tiny.pt", import.meta.url).pathname;
-  const line = ["--tokenizer", tokenizer, "--image-size", "32", "--dry-run", "--epochs", "1"];
+  const line = ["--tokenizer", tokenizer, "--dry-run", "--epochs", "1"], sized = ["--image-size", "32"];
   const planned = async (...options: string[]) => {
     const { lines, result } = await run("train-dit", ...line, ...options);
     return { lines, plan: (result.plans as { totalBytes: number; steps: number }[])[0] };
   };
   for (const size of [1, 2]) {
     const options = ["--batch-size", `${size}`, "--accumulate", `${2 / size}`];
-    const { plan: asked } = await planned(...options);
-    const { plan, lines } = await planned("--batch-size", "2", "--memory", `${asked?.totalBytes}B`);
+    const { plan: asked } = await planned(...sized, ...options);
+    const fitted = ["--batch-size", "2", "--memory", `${asked?.totalBytes}B`];
+    const { plan, lines } = await planned(...sized, ...fitted);
     assertEquals(plan, asked);
     assertEquals(plan?.steps, Math.ceil(IMAGENET.images / 2), "a step sees the whole batch");
     assert(
@@ -155,10 +158,25 @@ Deno.test("train-dit --memory finds the largest micro-batch of a batch, and says
       ["10MB", "use a smaller model"],
     ] as const
   ) {
-    const error = await assertRejects(() => planned("--batch-size", "2", "--memory", memory), UsageError);
+    const error = await assertRejects(
+      () => planned(...sized, "--batch-size", "2", "--memory", memory),
+      UsageError,
+    );
     assertMatch(error.message, /^Cannot fit micro-batches of 1, which need \d/);
     assert(error.message.includes(remedy), error.message);
   }
+  // Latents of another size than the tokenizer's images have, of three classes.
+  await inFolder(async (folder) => {
+    const { channels: C } = await openTokenizer(tokenizer),
+      data = new Float32Array(C * 16).map((_, i) => i % 7);
+    const writer = new LatentsWriter(folder, [C, 4, 4]);
+    for (const label of [0, 2]) await writer.add(data, data, [label]);
+    await writer.close();
+    const options = ["--latents", folder, "--batch-size", "2"], { plan } = await planned(...options);
+    const fitted = await planned(...options, "--memory", `${plan?.totalBytes}B`);
+    assertEquals(fitted.plan, plan);
+    assert(fitted.lines.some((text) => /^ {2}f32 .*--batch-size 2 --accumulate 1$/.test(text)), "it fits");
+  });
 });
 
 Deno.test("a run uses the micro-batch of --memory and the steps of --epochs, records both, and resumes with them", async () => {
