@@ -11,7 +11,7 @@ import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { writePreview } from "../src/sampling/preview.ts";
 import { SampleWatch } from "../src/sampling/watch.ts";
-import { checkSteps } from "../src/train/diffusion.ts";
+import { checkResumable } from "../src/train/diffusion.ts";
 import {
   checkDitOptions,
   diffusionRecipe,
@@ -27,6 +27,7 @@ import { fitMemory } from "../src/train/fit_memory.ts";
 import { initialiseDit } from "../src/train/initial_weights.ts";
 import { run, type Training } from "../src/train/run.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
+import { openInitialDit } from "../src/zoo/initial_weights.ts";
 import { type KnownTokenizer, saveDit } from "../src/zoo/runs.ts";
 import { command, explained, openAdapter, openOutput, RUNS } from "./command.ts";
 import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
@@ -101,14 +102,15 @@ async function training(
   const epochs = c.epochs === undefined ? [] : [c.epochs];
   const [steps = c.steps] = stepsOfEpochs(epochs, data.length, c.batchSize * c.accumulate, log);
   suggestQkNorm(c, steps, log);
-  const dit = ditOf(c, data.shape, data.classes.length), init = new Initializer(c.seed);
+  using from = c.init === undefined ? undefined : await openInitialDit(c.init);
+  const dit = ditOf(c, data.shape, data.classes.length, from?.parametrization.reversed);
+  const init = new Initializer(c.seed);
   const repa = repaOf(c, dit.config, encoder, data.images, c.imageSize ?? tokenizer.config.image_size);
   const recipe = diffusionRecipe({ ...c, steps }, dit, source, out, repa);
   dit.init(init);
   repa?.init(init);
   const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
-  const read = out !== undefined,
-    initial = c.init === undefined ? {} : await initialiseDit(dit, c.init, log, { read });
+  const initial = from ? await initialiseDit(dit, from, log, { ...c, read: out !== undefined }) : {};
   const parameters = parametersOf(dit, repa), snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
   if (snapshots !== undefined) log.line(snapshots);
   const configIn = (folder: string) =>
@@ -126,9 +128,9 @@ async function training(
       ...initial,
       ...fingerprint === undefined ? {} : { "alignment encoder": { name: c.repa as string, fingerprint } },
     },
-    record: { tokenizer: tokenizerRun, steps },
+    record: { tokenizer: tokenizerRun, steps, reversed_time: dit.config.reversed_time },
     ...watch?.hooks(save, log),
-    checkSchedule: (resumed) => checkSteps(resumed, { ...c, steps }, log),
+    checkSchedule: (resumed) => checkResumable(resumed, dit.config, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {
       if (out === undefined) return {};
       await save(out);

@@ -79,6 +79,10 @@ export const DIT_ANCHOR = "x_embedder.proj.weight";
 /** Tensors of REPA's training alone: what projects inner tokens to an encoder's features. */
 export const PROJECTORS = /^projectors\./;
 
+/** Whether a published file is RAE's or REPA's, whose time is reversed. */
+export const isReversed = (shapes: ReadonlyMap<string, unknown>): boolean =>
+  [...shapes.keys()].some((key) => key === "t_embedder.W" || PROJECTORS.test(key));
+
 /**
  * Infers the architecture of a published diffusion transformer from its tensors. DiT's own models have the tensors of SiT and
  * predict noise instead of a velocity; nothing in the file says so.
@@ -131,7 +135,6 @@ export function inferDit(name: string, shapes: ReadonlyMap<string, readonly numb
     );
   }
   if (!Number.isInteger(heads)) throw refuse(`heads of ${HS} do not divide its width of ${C}`);
-  const fourier = shapes.has("t_embedder.W");
   const config = {
     input_size: side * patch,
     patch_size: patch,
@@ -146,8 +149,8 @@ export function inferDit(name: string, shapes: ReadonlyMap<string, readonly numb
     use_rmsnorm: shapes.has("blocks.0.norm1.weight"),
     wo_shift: values === 4,
     learn_sigma: outputs === 2 * cells,
-    use_gembed: fourier,
-    reversed_time: fourier || [...shapes.keys()].some((key) => PROJECTORS.test(key)),
+    use_gembed: shapes.has("t_embedder.W"),
+    reversed_time: isReversed(shapes),
     inner_head: shapes.has("final_layer_xr.linear.weight") ? PUBLISHED_INNER_HEAD : 0,
     ...head && { head },
   };

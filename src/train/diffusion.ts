@@ -8,6 +8,7 @@ import { removeSnapshotsAfter, saveSnapshot } from "../run/power_ema.ts";
 import type { Resumed } from "../run/resume.ts";
 import { full, grad, noGrad } from "../tensor/autograd.ts";
 import { within } from "../gpu/scope.ts";
+import type { DitConfig } from "../models/dit_config.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { normalised } from "../models/normalisation.ts";
 import { type Prediction, velocitiesOf, velocityTowards } from "../models/prediction.ts";
@@ -278,14 +279,31 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   }
 }
 
-/** Reports how another number of steps changes the learning rate. @throws UsageError when they are done already */
-export function checkSteps(
+/** What the record of a run has besides its options. */
+interface RunRecord {
+  steps: number;
+  reversed_time: boolean;
+}
+
+/**
+ * Reports how another number of steps changes the learning rate.
+ * @throws UsageError when they are done already, or the checkpoint's network has another direction of time
+ */
+export function checkResumable(
   { path, step, config }: Resumed,
+  { reversed_time: now }: DitConfig,
   c: Pick<DiffusionRecipeOptions, "steps" | "lr"> & ScheduleOptions,
   log: Log,
 ): void {
-  const before = (config as { steps?: number }).steps;
-  if (before === undefined || before === c.steps) return;
+  const { steps: before = c.steps, reversed_time = now } = config as Partial<RunRecord>;
+  if (reversed_time !== now) {
+    throw new UsageError(
+      `Cannot resume from "${path}": the time of its network is ${
+        now ? "not " : ""
+      }reversed, as its --init has it; give the same --init`,
+    );
+  }
+  if (before === c.steps) return;
   if (c.steps < step) {
     throw new UsageError(
       `Cannot resume from "${path}": it has done ${step} steps, and --steps is ${c.steps}; ask for more`,

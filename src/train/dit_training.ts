@@ -114,9 +114,16 @@ export function suggestQkNorm({ qkNorm }: TrainDitConfig, steps: number, log: Lo
  * The DiT that the options describe, with weights that are not initialised.
  * @param shape of one latent, [C, S, S]
  * @param classes their number
+ * @param reversed whether the network's own time is 1 - t: that of the initial weights; by default as in RAE's code where there is
+ * a wide head, so that its files and these are read alike
  * @throws UsageError for sizes that do not fit
  */
-export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: number): Dit {
+export function ditOf(
+  c: TrainDitConfig,
+  shape: readonly number[],
+  classes: number,
+  reversed = c.headWidth > 0,
+): Dit {
   const head = wideHeadOf(c);
   const config = {
     ...SIZES[c.model],
@@ -129,8 +136,8 @@ export function ditOf(c: TrainDitConfig, shape: readonly number[], classes: numb
     use_rmsnorm: c.norm === "rms",
     wo_shift: c.woShift,
     inner_head: c.innerHead,
-    // Time as in RAE's code, so that its files and these are read alike.
-    ...head && { head, use_gembed: true, reversed_time: true },
+    reversed_time: reversed,
+    ...head && { head, use_gembed: true },
   };
   return new Dit(validated(ditConfig, config, "the options"));
 }

@@ -9,8 +9,9 @@ import { inFileLayout, loadProblems, loadState, state, type TensorSource } from 
 import type { Log } from "../run/log.ts";
 import type { Dit } from "../models/dit.ts";
 import { PROJECTORS } from "../models/dit_config.ts";
+import type { Prediction } from "../models/prediction.ts";
 import { readTensor, type Tensor } from "../tensor/tensor.ts";
-import { openInitialDit, openInitialWeights } from "../zoo/initial_weights.ts";
+import { type InitialDit, openInitialWeights } from "../zoo/initial_weights.ts";
 import { ALIGN_RECIPES } from "./align_recipes.ts";
 import type { Alignment } from "./alignment.ts";
 
@@ -122,59 +123,114 @@ function chosenParts(
 const LABEL_TABLE = "y_embedder.embedding_table.weight";
 
 /**
- * Loads a diffusion model into `dit`, which is initialised and belongs to a parameter set already. The label table of another
- * number of classes is not loaded, but for its last row, which means "no class".
+ * Loads a diffusion model into `dit`, which is initialised and belongs to a parameter set already, and has the time of the source,
+ * see `ditOf()`. The label table of another number of classes is not loaded, but for its last row, which means "no class".
+ * @param options.prediction of the training
  * @param options.read false for a dry run: names and shapes are checked, nothing is read
  * @returns the identity of the weights
- * @throws UsageError that lists every key that does not fit
+ * @throws UsageError that lists every key that does not fit, or says which option the outputs of the source need
  */
 export async function initialiseDit(
   dit: Dit,
-  path: string,
+  weights: InitialDit,
   log: Log,
-  { read }: { read: boolean },
+  { prediction, read }: { prediction: Prediction; read: boolean },
 ): Promise<Provenance> {
-  const weights = await openInitialDit(path), table = dit.y_embedder.embedding_table.weight;
-  try {
-    const [rows = 0, width] = weights.shapes.get(LABEL_TABLE) ?? [], others = rows !== table.dim(0);
-    const anew = others && rows > 0 && width === table.dim(1);
-    const kept = <T>(all: Iterable<readonly [string, T]>) =>
-      [...all].filter(([key]) => !(anew && key === LABEL_TABLE) && !PROJECTORS.test(key));
-    const module = Object.fromEntries(kept(state(dit)));
-    const source: TensorSource = { ...weights, shapes: new Map(kept(weights.shapes)) };
-    const view = weights.deviceLayout ? inFileLayout(module, source) : source;
-    const problems = loadProblems(module, view);
-    if (problems.length) {
-      throw new UsageError(
-        `Cannot initialise from "${path}": ${
-          problems.join(", ")
-        }; choose options of the same sizes, or another file`,
-        { maxLength: MAX_MESSAGE },
-      );
-    }
-    const counted = (rows: number) => `${rows - 1} ${rows === 2 ? "class" : "classes"}`;
-    log.line(
-      `init: ${path}${
-        anew
-          ? `, but for the label table: it has ${counted(rows)}, this run ${
-            counted(table.dim(0))
-          }; the table is made ` +
-            `anew, its row "no class" stays`
-          : ""
-      }`,
+  const { path, parametrization } = weights, table = dit.y_embedder.embedding_table.weight;
+  checkParametrization(weights, dit, prediction);
+  const [rows = 0, width] = weights.shapes.get(LABEL_TABLE) ?? [], others = rows !== table.dim(0);
+  const anew = others && rows > 0 && width === table.dim(1);
+  const kept = <T>(all: Iterable<readonly [string, T]>) =>
+    [...all].filter(([key]) => !(anew && key === LABEL_TABLE) && !PROJECTORS.test(key));
+  const module = Object.fromEntries(kept(state(dit)));
+  const source: TensorSource = { ...weights, shapes: new Map(kept(weights.shapes)) };
+  const { view, halved } = withoutVariance(weights.deviceLayout ? inFileLayout(module, source) : source, dit);
+  const problems = loadProblems(module, view);
+  if (problems.length) {
+    throw new UsageError(
+      `Cannot initialise from "${path}": ${
+        problems.join(", ")
+      }; choose options of the same sizes, or another file`,
+      { maxLength: MAX_MESSAGE },
     );
-    const fingerprint = new WeightsFingerprint();
-    if (!read) return {};
-    const through = fingerprint.through(view);
-    await loadState(module, through);
-    if (anew) {
-      const before = await through.read(LABEL_TABLE, new Float32Array(rows * table.dim(1)));
-      const made = (await readTensor(table)).slice();
-      made.set(before.subarray(-table.dim(1)), made.length - table.dim(1));
-      table.storage.write(made);
-    }
-    return { initialisation: { name: path, fingerprint: fingerprint.value() } };
-  } finally {
-    weights.close();
   }
+  const counted = (rows: number) => `${rows - 1} ${rows === 2 ? "class" : "classes"}`;
+  const notes = [
+    ...anew
+      ? [
+        `but for the label table: it has ${counted(rows)}, this run ${
+          counted(table.dim(0))
+        }; the table is made ` +
+        `anew, its row "no class" stays`,
+      ]
+      : [],
+    ...halved
+      ? ["read as SiT's, which predicts a velocity; the variance that it also makes is left out"]
+      : [],
+    ...parametrization.reversed ? ["its time is reversed, and so is this model's"] : [],
+  ];
+  log.line([`init: ${path}`, ...notes].join(", "));
+  const fingerprint = new WeightsFingerprint();
+  if (!read) return {};
+  const through = fingerprint.through(view);
+  await loadState(module, through);
+  if (anew) {
+    const before = await through.read(LABEL_TABLE, new Float32Array(rows * table.dim(1)));
+    const made = (await readTensor(table)).slice();
+    made.set(before.subarray(-table.dim(1)), made.length - table.dim(1));
+    table.storage.write(made);
+  }
+  return { initialisation: { name: path, fingerprint: fingerprint.value() } };
+}
+
+/** @throws UsageError where tensors of equal shapes would mean something else */
+function checkParametrization(
+  { path, parametrization }: InitialDit,
+  { config }: Dit,
+  prediction: Prediction,
+): void {
+  const { innerHead = config.inner_head } = parametrization;
+  const [what, now, option] = parametrization.prediction !== prediction
+    ? [
+      `its network predicts the ${parametrization.prediction}`,
+      prediction,
+      `--prediction ${parametrization.prediction}`,
+    ]
+    : innerHead && config.inner_head && innerHead !== config.inner_head
+    ? [`its inner head follows block ${innerHead}`, config.inner_head, `--inner-head ${innerHead}`]
+    : [];
+  if (option === undefined) return;
+  const [name] = option.split(" ");
+  throw new UsageError(`Cannot initialise from "${path}": ${what}, and ${name} is ${now}; use ${option}`);
+}
+
+/** Linear layers that make the outputs. */
+const OUTPUTS = /^final_layer(_xr)?\.linear\./;
+
+/**
+ * The tensors without the variance that SiT's output layers make as well: the second half of the channels of each cell.
+ * @returns also whether there was one
+ */
+function withoutVariance(source: TensorSource, dit: Dit): { view: TensorSource; halved: boolean } {
+  const own = state(dit), { in_channels: C } = dit.config;
+  const isTwice = (key: string) =>
+    OUTPUTS.test(key) && source.shapes.get(key)?.[0] === 2 * (own.get(key)?.dim(0) ?? NaN);
+  const shapes = [...source.shapes].map(([key, shape]) => {
+    const [rows = 0, ...others] = shape;
+    return [key, isTwice(key) ? [rows / 2, ...others] : shape] as const;
+  });
+  const view: TensorSource = {
+    ...source,
+    shapes: new Map(shapes),
+    read: async (key, into) => {
+      if (!isTwice(key)) return await source.read(key, into);
+      const [rows = 0, width = 1] = source.shapes.get(key) ?? [], data = await source.read(key);
+      const half = new Float32Array(data.length / 2), each = C * width;
+      for (let cell = 0; cell < rows / (2 * C); cell++) {
+        half.set(data.subarray(2 * cell * each, (2 * cell + 1) * each), cell * each);
+      }
+      return half;
+    },
+  };
+  return { view, halved: [...source.shapes.keys()].some(isTwice) };
 }

@@ -9,7 +9,8 @@ import { type Renamed, renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import type { TensorStore } from "../formats/tensors.ts";
 import { AUTOENCODER_ANCHOR, autoencoderIn } from "../models/autoencoder_names.ts";
-import { DIT_ANCHOR } from "../models/dit_config.ts";
+import { DIT_ANCHOR, isReversed } from "../models/dit_config.ts";
+import type { Prediction } from "../models/prediction.ts";
 import { underNote, unwrapped, wrapperOf } from "../models/wrappers.ts";
 import { autoencoderPlace, holdsAutoencoder } from "./published.ts";
 import { openSavedDit, openSavedTokenizer } from "./runs.ts";
@@ -50,14 +51,39 @@ export async function openInitialWeights(path: string): Promise<InitialWeights> 
   }
 }
 
+/** What a diffusion network's outputs mean, which shapes of tensors do not show. */
+export interface Parametrization {
+  /** Its time is 1 - t and its velocity noise - data. */
+  reversed: boolean;
+  prediction: Prediction;
+  /** The block that its inner head follows; 0 for none, undefined where the file does not say it. */
+  innerHead?: number;
+}
+
+/** The weights of a diffusion model that a training begins with. */
+export interface InitialDit extends InitialWeights, Disposable {
+  readonly path: string;
+  readonly parametrization: Parametrization;
+}
+
 /**
  * Opens a diffusion model: a run, its `model` or best/, a checkpoint of it (its weights are not averaged), or a published file
  * in LightningDiT's names, of which EMA weights come first.
  * @throws UsageError if there is none
  */
-export async function openInitialDit(path: string): Promise<InitialWeights> {
+export async function openInitialDit(path: string): Promise<InitialDit> {
   const saved = await openSavedDit(path);
-  if (saved) return opened(saved, saved);
+  const of = (weights: InitialWeights, parametrization: Parametrization): InitialDit => ({
+    ...weights,
+    path,
+    parametrization,
+    [Symbol.dispose]: () => weights.close(),
+  });
+  if (saved) {
+    const { store, config: { dit, prediction = "velocity" } } = saved;
+    const parametrization = { reversed: dit.reversed_time, prediction, innerHead: dit.inner_head };
+    return of(opened(store, store), parametrization);
+  }
   if (!isFile(path)) {
     throw new UsageError(
       `Cannot initialise from "${path}": ${
@@ -75,13 +101,25 @@ export async function openInitialDit(path: string): Promise<InitialWeights> {
           `diffusion model`,
       );
     }
-    if (!checkpoint) return opened(store, unwrapped(store, DIT_ANCHOR));
+    if (!checkpoint) {
+      const source = unwrapped(store, DIT_ANCHOR);
+      return of(opened(store, source), { reversed: isReversed(source.shapes), prediction: "velocity" });
+    }
     const own = keys.filter((key) => key.startsWith(prefix));
-    return opened(store, renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key]))), true);
+    const source = renamed(store, new Map(own.map((key) => [key.slice(prefix.length), key])));
+    return of(opened(store, source, true), parametrizationOf(store));
   } catch (error) {
     store.close();
     throw error;
   }
+}
+
+/** Of a checkpoint, from the options of its run. */
+function parametrizationOf(store: TensorStore): Parametrization {
+  const { reversed_time, headWidth = 0, prediction = "velocity", innerHead = 0 } = JSON.parse(
+    store.metadata.get("config") ?? "{}",
+  ) as { reversed_time?: boolean; headWidth?: number; prediction?: Prediction; innerHead?: number };
+  return { reversed: reversed_time ?? headWidth > 0, prediction, innerHead };
 }
 
 function opened(store: TensorStore, source: Renamed, deviceLayout = false): InitialWeights {

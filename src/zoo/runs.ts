@@ -181,12 +181,14 @@ export async function openDit(
   return { dit, network, config, path: folder, identity };
 }
 
-/** The tensors of a diffusion model in RUN/model or that folder itself; undefined if tok wrote none there. */
-export async function openSavedDit(path: string): Promise<TensorStore | undefined> {
+/** Tensors and configuration of a diffusion model in RUN/model or that folder itself; undefined if tok wrote none there. */
+export async function openSavedDit(
+  path: string,
+): Promise<{ store: TensorStore; config: ModelConfig } | undefined> {
   const folder = partOf(path, "model");
   if (folder === undefined) return undefined;
-  readConfig(folder, modelConfig, "a diffusion model");
-  return await openModel(folder);
+  const config = readConfig(folder, modelConfig, "a diffusion model");
+  return { store: await openModel(folder), config };
 }
 
 export async function saveDit(run: string, dit: Dit, config: ModelConfig): Promise<void> {

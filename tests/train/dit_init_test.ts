@@ -1,22 +1,29 @@
 // train-dit --init and --unconditional: every kind of file, another number of classes, what does not fit; and sampling without
 // classes.
 
-import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { trainDitConfig } from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";
+import { capture } from "../../src/gpu/program.ts";
+import type { Denoiser } from "../../src/models/denoiser.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { saveState, snapshot } from "../../src/nn/layers.ts";
-import { saveCheckpoint } from "../../src/run/checkpoint.ts";
+import { openCheckpoint, saveCheckpoint } from "../../src/run/checkpoint.ts";
 import { Guidance } from "../../src/sampling/guidance.ts";
-import { diffusionRecipe } from "../../src/train/dit_training.ts";
+import { checkResumable } from "../../src/train/diffusion.ts";
+import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
+import { noGrad } from "../../src/tensor/autograd.ts";
+import { constant } from "../../src/tensor/tensor.ts";
 import { StoredLatents } from "../../src/train/latent_source.ts";
 import { initialiseDit } from "../../src/train/initial_weights.ts";
+import { openInitialDit } from "../../src/zoo/initial_weights.ts";
 import { openDit, saveDit } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
 import { inFolder, quietLog, run } from "../helpers/commands.ts";
+import { shapesOf, writeFormula } from "../helpers/formula.ts";
 import { fixturePath } from "../helpers/published.ts";
 
 const TABLE = "y_embedder.embedding_table.weight", WIDTH = 24;
@@ -50,7 +57,8 @@ async function trained(classes: number) {
 /** Initialises from `path`. @returns the tensors before and after, and what was said */
 async function initialised(path: string, classes: number) {
   const { dit } = await before({}, classes), was = await tensors(dit), { log, lines } = quietLog();
-  const { initialisation } = await initialiseDit(dit, path, log, { read: true });
+  using from = await openInitialDit(path);
+  const { initialisation } = await initialiseDit(dit, from, log, { prediction: "velocity", read: true });
   assertEquals((initialisation as { name: string }).name, path);
   return { was, is: await tensors(dit), lines };
 }
@@ -93,8 +101,12 @@ Deno.test("--init with other classes makes the label table anew but for its last
 Deno.test("--init lists every key that does not fit, also in a dry run, and refuses what is no diffusion model", async () => {
   const published = fixturePath("lightningdit_tiny.pt"), { log } = quietLog();
   const { dit } = await before({ use_qknorm: true }, 3);
+  const initialise = async (path: string, read = true) => {
+    using from = await openInitialDit(path);
+    await initialiseDit(dit, from, log, { prediction: "velocity", read });
+  };
   for (const read of [true, false]) {
-    const error = await assertRejects(() => initialiseDit(dit, published, log, { read }), UsageError);
+    const error = await assertRejects(() => initialise(published, read), UsageError);
     for (
       const part of [
         `Cannot initialise from "${published}": `,
@@ -108,10 +120,103 @@ Deno.test("--init lists every key that does not fit, also in a dry run, and refu
     }
   }
   const refused = (path: string, message: string) =>
-    assertRejects(() => initialiseDit(dit, path, log, { read: true }), UsageError, message);
+    assertRejects(() => initialise(path), UsageError, message);
   await refused(fixturePath("vavae_tiny.pt"), 'it has no "x_embedder.proj.weight"; name a diffusion model');
   await refused("nowhere", "there is no such path; name a finished run");
   await refused(fixturePath("data"), "it holds no diffusion model; name a finished run");
+});
+
+const SIT = { use_swiglu: false, use_rmsnorm: false, use_rope: false, patch_size: 2 } as const;
+const STATE = { input_size: 4, in_channels: 4, hidden_size: 16, depth: 1, num_heads: 2, num_classes: 3 };
+/** Its velocity at some latents, times and classes. */
+async function velocity(dit: Denoiser): Promise<Float32Array> {
+  const values = (n: number, seed: number) => Float32Array.from(randomArray(n, seed));
+  const program = await capture("velocity", {}, () =>
+    noGrad(() => ({
+      v: dit.forward(
+        constant(values(128, 1), [2, 4, 4, 4]),
+        constant(Float32Array.of(0.2, 0.7), [2]),
+        constant(Uint32Array.of(1, 3), [2]),
+      ),
+    }))).prepare();
+  program.run();
+  const v = (await program.read(program.outputs.v)).slice();
+  program.destroy();
+  return v;
+}
+
+Deno.test("--init gives files of REPA and SiT the velocities that sampling from them has, and says how it reads them", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const path = join(folder, "sit.safetensors");
+    const cases = [
+      [
+        { learn_sigma: true },
+        {},
+        "read as SiT's, which predicts a velocity; the variance that it also makes is left out",
+      ],
+      [{}, { "projectors.0.0.weight": [3, 16] }, "its time is reversed, and so is this model's"],
+    ] as const;
+    for (const [options, more, note] of cases) {
+      const file = new Dit(ditConfig.parse({ ...STATE, ...SIT, ...options, use_rope: true }));
+      await writeFormula(path, new Map([...shapesOf(file), ...Object.entries<readonly number[]>(more)]));
+      const expected = await velocity((await openDit(path)).dit);
+      using from = await openInitialDit(path);
+      const c = trainDitConfig.parse({ mlp: "plain", norm: "layer" });
+      const { config } = ditOf(c, [4, 4, 4], 3, from.parametrization.reversed);
+      const dit = new Dit({ ...config, ...STATE, patch_size: 2 }), { log, lines } = quietLog();
+      dit.init(new Initializer(0));
+      await initialiseDit(dit, from, log, { prediction: "velocity", read: true });
+      assertEquals(await velocity(dit), expected);
+      assertEquals(lines, [`init: ${path}, ${note}`]);
+    }
+  });
+});
+
+Deno.test("--init refuses weights whose outputs mean something else, and a run records the direction of its time", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const made = new Dit(ditConfig.parse({ ...STATE, depth: 3, inner_head: 1 }));
+    made.init(new Initializer(0));
+    await saveDit(folder, made, { dit: made.config, prediction: "data", classes: ["a", "b", "c"] });
+    const options = { seed: 0, prediction: "data", innerHead: 2, headWidth: 0 };
+    const checkpoint = (more: object) =>
+      saveCheckpoint(folder, 1, [{
+        name: "model.x_embedder.proj.weight",
+        shape: [1],
+        data: new Float32Array(1),
+      }], { ...options, ...more });
+    const before = await checkpoint({}), reversed = await checkpoint({ reversed_time: true });
+    const { log } = quietLog(), dit = new Dit(ditConfig.parse({ ...STATE, depth: 3, inner_head: 2 }));
+    for (
+      const [path, prediction, message] of [
+        [
+          folder,
+          "velocity",
+          "its network predicts the data, and --prediction is velocity; use --prediction data",
+        ],
+        [before, "velocity", "its network predicts the data"],
+        [folder, "data", "its inner head follows block 1, and --inner-head is 2; use --inner-head 1"],
+        [before, "data", '"x_embedder.proj.weight" is [1]'],
+      ] as const
+    ) {
+      using from = await openInitialDit(path);
+      await assertRejects(
+        () => initialiseDit(dit, from, log, { prediction, read: false }),
+        UsageError,
+        `Cannot initialise from "${path}": ${message}`,
+      );
+    }
+    using from = await openInitialDit(reversed);
+    assertEquals(from.parametrization, { reversed: true, prediction: "data", innerHead: 2 });
+    const resumed = await openCheckpoint(reversed);
+    resumed.file.close();
+    assertThrows(
+      () => checkResumable({ ...resumed, elsewhere: true }, dit.config, trainDitConfig.parse({}), log),
+      UsageError,
+      "the time of its network is reversed, as its --init has it; give the same --init",
+    );
+  });
 });
 
 Deno.test("an unconditional model ignores labels, resumes to the same bits, and samples without classes and guidance", async () => {
