@@ -31,7 +31,7 @@ export const sweep = command({
   schema: sweepConfig,
   examples: [
     "tok sweep --cfg 1,1.5,2,4 --steps 10,20,50",
-    "tok sweep --sampler euler,heun --steps 5,10,20 --cfg 2 --cfg-interval 0-1,0.1-1 --num 1000 --out sweep",
+    "tok sweep --sampler euler,heun --steps 5,10,20 --cfg 2 --interval 0-1,0.1-1 --num 1000 --out sweep",
   ],
   async run(c, context) {
     const { log } = context,

@@ -8,6 +8,8 @@ export interface About {
   /** A noun phrase or an imperative; a boolean that is on by default says what its `--no-` form does. */
   help: string;
   unit?: string;
+  /** The flag's name in this command, where the option has a longer one in others; that one is taken, too. */
+  flag?: string;
   /** Name of the value in help, such as DIR; by default it follows from the type. */
   value?: string;
   /** What applies without the option, where that is no fixed default. */

@@ -13,6 +13,9 @@ export type Schema = z.ZodObject<z.ZodRawShape>;
 export const kebab = (name: string): string => name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
 const camel = (flag: string): string => flag.replace(/-([a-z0-9])/g, (_, c: string) => c.toUpperCase());
 
+/** The name of an option's flag. */
+export const flagOf = (name: string, type: z.ZodType): string => aboutOption(type)?.flag ?? kebab(name);
+
 /** Former names of options. */
 const RENAMED: Readonly<Record<string, string>> = { checkpoint: "recompute" };
 
@@ -74,11 +77,11 @@ export function resolveOptions<S extends Schema>(
     recipes?: Readonly<Record<string, RecipeOptions>> | undefined;
   },
 ): { config: z.infer<S>; origins: Record<string, Origin> } {
-  const fields = Object.entries(schema.shape) as [string, z.ZodType][], names = fields.map(([name]) => name);
+  const fields = Object.entries(schema.shape) as [string, z.ZodType][];
   const flagsOf = (test: (type: z.ZodType) => boolean) =>
-    fields.filter(([, type]) => test(inner(type))).map(([name]) => kebab(name));
-  const booleans = flagsOf((t) => t instanceof z.ZodBoolean), known = [...names.map(kebab), "help"];
-  const words = withListsJoined(args, flagsOf((t) => t instanceof z.ZodArray));
+    fields.filter(([, type]) => test(inner(type))).map(([name, type]) => flagOf(name, type));
+  const booleans = flagsOf((t) => t instanceof z.ZodBoolean), known = [...flagsOf(() => true), "help"];
+  const words = withListsJoined(withOwnFlags(args, fields), flagsOf((t) => t instanceof z.ZodArray));
   const named = words.map((arg) => /^--(?:no-)?([^=]+)/.exec(arg)?.[1]).filter((flag) => flag !== undefined);
   const twice = named.find((flag, i) => named.includes(flag, i + 1));
   if (twice !== undefined) throw new UsageError(`Cannot use --${twice} twice`);
@@ -95,7 +98,7 @@ export function resolveOptions<S extends Schema>(
   });
   const flags: Record<string, unknown> = {};
   for (const [name, type] of fields) {
-    const flag = kebab(name);
+    const flag = flagOf(name, type);
     if (named.includes(flag)) flags[name] = valueOf(type, parsed[flag], flag);
   }
   const [word, ...more] = parsed._.map(String);
@@ -106,11 +109,11 @@ export function resolveOptions<S extends Schema>(
   }
   if (word !== undefined && argument !== undefined) flags[argument] = word;
 
-  const file = typeof flags.config === "string" ? readConfig(flags.config, names) : {};
+  const file = typeof flags.config === "string" ? readConfig(flags.config, fields) : {};
   for (const [name, type] of fields) {
     // A list may be written as on the command line, "0,1".
     if (inner(type) instanceof z.ZodArray && typeof file[name] === "string") {
-      file[name] = valueOf(type, file[name], kebab(name));
+      file[name] = valueOf(type, file[name], flagOf(name, type));
     }
   }
   const name = String(flags.preset ?? file.preset ?? "tiny"), preset = presets[name] ?? {};
@@ -130,8 +133,9 @@ export function resolveOptions<S extends Schema>(
     return { config: result.data as z.infer<S>, origins };
   }
   const issue = result.error.issues[0] as z.core.$ZodIssue, field = String(issue.path[0] ?? "");
-  const reason = issue.message || refusal(issue, schema.shape[field] as z.ZodType, values[field]);
-  throw new UsageError(`Cannot use --${kebab(field)} ${show(values[field])}: ${reason}`);
+  const type = schema.shape[field] as z.ZodType;
+  const reason = issue.message || refusal(issue, type, values[field]);
+  throw new UsageError(`Cannot use --${flagOf(field, type)} ${show(values[field])}: ${reason}`);
 }
 
 /** The JSON schema of a value, as far as options have it. */
@@ -218,6 +222,12 @@ function unknown(name: string, known: readonly string[], prefix: string, reason:
     : `${reason}${hint(name, known, prefix)}`;
 }
 
+/** Arguments with a command's own flags in place of the names that other commands have for them. */
+function withOwnFlags(args: readonly string[], fields: readonly [string, z.ZodType][]): string[] {
+  const own = new Map(fields.map(([name, type]) => [kebab(name), flagOf(name, type)]));
+  return args.map((arg) => arg.replace(/(?<=^--)[^=]+/, (flag) => own.get(flag) ?? flag));
+}
+
 /**
  * Joins what parseArgs would take apart: a negative number (`--cfg -1`) is a value and no flag, and a list with spaces at its
  * commas (`--classes 0, 1`) is one value.
@@ -268,17 +278,20 @@ function valueOf(type: z.ZodType, value: unknown, flag: string): unknown {
 }
 
 /** A JSON file with keys in camelCase or kebab-case. */
-function readConfig(path: string, names: readonly string[]): Record<string, unknown> {
+function readConfig(path: string, fields: readonly [string, z.ZodType][]): Record<string, unknown> {
+  const names = new Map(fields.flatMap(([name, type]) => [[name, name], [camel(flagOf(name, type)), name]]));
   const json = readJson(path);
   if (typeof json !== "object" || json === null || Array.isArray(json)) {
     throw new UsageError(`Cannot read the config "${path}": it must be one JSON object`);
   }
   return Object.fromEntries(
     Object.entries(json).map(([key, value]) => {
-      const name = camel(key);
-      if (names.includes(name)) return [name, value];
+      const word = camel(key), name = names.get(word);
+      if (name !== undefined) return [name, value];
       throw new UsageError(
-        `Cannot use "${key}" in "${path}": ${unknown(name, names, "", "there is no such option")}`,
+        `Cannot use "${key}" in "${path}": ${
+          unknown(word, [...names.keys()], "", "there is no such option")
+        }`,
       );
     }),
   );

@@ -3,7 +3,7 @@
 
 import type { z } from "zod";
 import { type About, aboutOption } from "./about.ts";
-import { inner, kebab, placeholder, type Schema, show } from "./flags.ts";
+import { flagOf, inner, placeholder, type Schema, show } from "./flags.ts";
 
 /** Columns of the flags, the first indent included. */
 const FLAGS = 30;
@@ -50,7 +50,7 @@ function entry(
 ): string {
   const standard = inner(type) === type ? undefined : type.safeParse(undefined).data;
   const on = standard === true; // help is about the flag that changes something
-  const flag = `  --${on ? "no-" : ""}${kebab(field)} ${placeholder(type)}`.trimEnd();
+  const flag = `  --${on ? "no-" : ""}${flagOf(field, type)} ${placeholder(type)}`.trimEnd();
   const shown = otherwise ??
     (standard === undefined || typeof standard === "boolean"
       ? undefined

@@ -49,8 +49,14 @@ function listed(type: z.ZodType): string {
   },...`;
 }
 
+/** Lists of more than the option's default value. */
+const STANDARD: Readonly<Record<string, readonly unknown[]>> = { cfg: [1, 1.5, 2, 4] };
+/** Flags that are shorter than in other commands. */
+const FLAGS: Readonly<Record<string, string>> = { cfgInterval: "interval" };
+
 /** An option as a list of its values. */
-function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(undefined).data]): z.ZodType {
+function listOf(name: string, type: z.ZodType): z.ZodType {
+  const standard = STANDARD[name] ?? [type.safeParse(undefined).data];
   const about = aboutOption(type) as About, t = inner(type);
   const element = z.preprocess(
     (value) => typeof value === "string" ? read(type, value) : value,
@@ -68,6 +74,7 @@ function listOf(type: z.ZodType, standard: readonly unknown[] = [type.safeParse(
       : "";
   return sample(list, help + names, {
     ...more,
+    ...name in FLAGS ? { flag: FLAGS[name] } : {},
     value: listed(type),
     otherwise: about.otherwise ?? standard.map(written).join(),
   });
@@ -80,9 +87,7 @@ export type Swept = { [K in keyof typeof ONE]: z.output<(typeof ONE)[K]> };
 type Lists = { [K in keyof Swept]: z.ZodType<Swept[K][]> };
 
 const LISTS = Object.fromEntries(
-  Object.entries(ONE).map((
-    [name, type],
-  ) => [name, listOf(type, name === "cfg" ? [1, 1.5, 2, 4] : undefined)]),
+  Object.entries(ONE).map(([name, type]) => [name, listOf(name, type)]),
 ) as unknown as Lists;
 
 /** The names of the swept options, in the order of help. */

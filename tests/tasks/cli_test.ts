@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
+import type { z } from "zod";
 import {
   type AlignConfig,
   alignConfig,
@@ -12,7 +13,7 @@ import {
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { UsageError } from "../../src/errors.ts";
 import { run } from "../helpers/commands.ts";
-import { resolveConfig } from "../../src/cli/flags.ts";
+import { flagOf, resolveConfig } from "../../src/cli/flags.ts";
 import { helpOf } from "../../src/cli/help.ts";
 import { ganStartOf } from "../../src/train/align_config.ts";
 import { COMMANDS, parseCommandLine } from "../../tasks/run.ts";
@@ -59,9 +60,7 @@ Deno.test("help fits the terminal, shows defaults, and leaves advanced options t
       !short.includes("--debug") && short.includes("--help all") && all.includes("--debug"),
       command.name,
     );
-    const flags = Object.keys(command.schema.shape).map((name) =>
-      name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)
-    );
+    const flags = Object.entries(command.schema.shape).map(([name, type]) => flagOf(name, type as z.ZodType));
     for (const flag of flags) assertMatch(all, new RegExp(`^  --(no-)?${flag}( |$)`, "m"), command.name);
     assert(!/\[[SNCI]\/?[SNCI]?[\]:]/.test(all), `${command.name}: no grades of evidence`);
   }
@@ -121,7 +120,7 @@ Deno.test("an unknown command or option ends with exit 2 and one line that names
       ["align --stepps 1,1,1", "did you mean --steps?"],
       ["align --checkpoint", "Cannot use --checkpoint: it is called --recompute now"],
       ["sample --checkpoint", '"tok sample" has no such option'],
-      ["sweep --interval 0-1", "did you mean --cfg-interval, --ig-interval?"],
+      ["sample --interval 0,1", "did you mean --cfg-interval, --ig-interval?"],
     ] as const
   ) assertThrows(() => parseCommandLine(line.split(" ")), UsageError, nearest);
 });

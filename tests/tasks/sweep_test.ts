@@ -61,6 +61,14 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
   assertNotEquals(keys("runs/a", "1"), keys("runs/a", "2"));
   assertEquals(config().cfg, [1, 1.5, 2, 4]);
   assertEquals(cellsOf(config("--cfg-channels", "all,3")).length, 8);
+  // The interval has the name of the other commands, too.
+  const file = Deno.makeTempFileSync({ suffix: ".json" }), intervals = [[0, 1], [0.5, 1]];
+  for (const name of ["interval", "cfg-interval", "cfgInterval"]) {
+    Deno.writeTextFileSync(file, JSON.stringify({ [name]: "0-1,0.5-1" }));
+    assertEquals(config("--config", file).cfgInterval, intervals);
+    if (name !== "cfgInterval") assertEquals(config(`--${name}`, "0-1,0.5-1").cfgInterval, intervals);
+  }
+  Deno.removeSync(file);
 });
 
 Deno.test("lists take switches, options that are not given, and values that are lists themselves", () => {
@@ -252,8 +260,10 @@ Deno.test("unknown samplers, empty lists, repeated values and intervals in anoth
   assertStringIncludes(refused("--cfg", "1,,2"), "a value is missing before or after a comma");
   assertStringIncludes(refused("--cfg", "1,1.0"), "name each value once");
   assertStringIncludes(refused("--steps", "0"), "Cannot use --steps 0");
-  assertStringIncludes(refused("--cfg-interval", "0.1,1"), "Cannot use --cfg-interval 0.1,1");
-  assertStringIncludes(refused("--cfg-interval", "0.1-2"), "Cannot use --cfg-interval 0.1-2");
+  assertStringIncludes(refused("--cfg-interval", "0.1,1"), "Cannot use --interval 0.1,1");
+  assertStringIncludes(refused("--cfg-interval", "0.1-2"), "Cannot use --interval 0.1-2");
+  assertStringIncludes(refused("--interval", "0-1", "--cfg-interval", "0-1"), "Cannot use --interval twice");
+  assertStringIncludes(refused("--intervall", "0-1"), "did you mean --interval?");
   assertStringIncludes(refused("--cfg-zero", "yes"), "Cannot use --cfg-zero yes");
   assertStringIncludes(refused("--reuse-encoder", "every 2,1-2"), "give every-2");
   assertStringIncludes(refused("--metrics", "psnr"), "Cannot use --metrics psnr");
