@@ -23,7 +23,7 @@ export function keySteps(schedule: string | undefined, count: number): boolean[]
   const keys = parsed(schedule ?? "1") ?? { every: 1 };
   if ("steps" in keys && (keys.steps.at(-1) as number) >= count) {
     throw new UsageError(
-      `Cannot reuse the encoder: step ${keys.steps.at(-1)} is to be a key step, and there are steps 0 to ${
+      `Cannot use --reuse-encoder ${schedule}: it names step ${keys.steps.at(-1)}, but the steps are 0 to ${
         count - 1
       }; name others`,
     );

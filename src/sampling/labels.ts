@@ -84,9 +84,9 @@ export function labelSummary(
   for (const k of labels) counts.set(k, (counts.get(k) ?? 0) + 1);
   let least = Infinity, most = 0;
   for (const n of counts.values()) [least, most] = [Math.min(least, n), Math.max(most, n)];
-  const each = least === most ? `${least}` : `${least} to ${most}`;
-  return `labels: ${labeling}, ${each} ${most === 1 ? "image" : "images"} of each of ${counts.size} ` +
-    `${counts.size === 1 ? "class" : "classes"}`;
+  const each = least === most ? `${least}` : `${least} ${most - least === 1 ? "or" : "to"} ${most}`;
+  return `labels: ${labeling}, ${each} ${most === 1 ? "image" : "images"} per class ` +
+    `(${counts.size} ${counts.size === 1 ? "class" : "classes"})`;
 }
 
 /**
@@ -101,7 +101,7 @@ export function classesOf(words: readonly string[], names: readonly string[]): n
     const isNumber = /^\d+$/.test(word);
     const i = names.includes(word) ? names.indexOf(word) : isNumber ? Number(word) : -1;
     if (i >= 0 && i < names.length) return i;
-    const range = `the model has 0 to ${names.length - 1}`;
+    const range = `the model's classes are 0 to ${names.length - 1}`;
     const known = names.length <= MAX_COLUMNS ? ` (${names.join(", ")})` : "";
     const nearest = isNumber ? "" : hint(word, names, "");
     throw new UsageError(

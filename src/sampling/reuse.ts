@@ -20,7 +20,11 @@ export class ReusedEncoder implements Denoiser {
   constructor(readonly model: Denoiser) {
     this.config = model.config;
     this.#block = Math.floor(model.config.depth / 2);
-    if (this.#block === 0) throw new UsageError("Cannot reuse the encoder: the model has a single block");
+    if (this.#block === 0) {
+      throw new UsageError(
+        "Cannot reuse the encoder: the model has a single block; leave --reuse-encoder out",
+      );
+    }
   }
 
   /** The share of the network that a pass between key steps runs. */

@@ -187,7 +187,7 @@ export const DIFFUSION_FORMS: Readonly<
 function sdeTimes({ steps, shift, spacing, lastStepSize: last = 0.04 }: SamplerOptions): number[] {
   if (steps < 2) {
     throw new UsageError(
-      `Cannot sample with sde in ${steps} step: the last step is one of its own; use --steps 2 or more`,
+      `Cannot sample with sde in ${steps} step: it needs a noise-free last step after others; use --steps 2 or more`,
     );
   }
   return [...timeGrid(steps - 1, shift, spacing).map((t) => (1 - last) * t), 1];

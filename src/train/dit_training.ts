@@ -225,10 +225,12 @@ const emaEveryOf = ({ emaEvery, steps }: TrainDitConfig) => emaEvery ?? Math.max
 export function snapshotsLine(c: TrainDitConfig, parameters: number): string | undefined {
   if (c.ema !== "posthoc") return undefined;
   const every = emaEveryOf(c), n = Math.ceil(c.steps / every), each = 4 * parameters * TRACKED_WIDTHS.length;
-  return `--ema posthoc: ${n} snapshots of averages of sigma_rel ${
+  return `--ema posthoc: ${n} snapshots of two EMAs, of relative widths ${
     TRACKED_WIDTHS.join(" and ")
   }, one every ${every} steps: ` +
-    `${formatBytes(n * each)} of disk space in all; the run's model will be that of ${TRACKED_WIDTHS.at(-1)}`;
+    `${formatBytes(n * each)} of disk space in all; RUN/model will be the EMA of width ${
+      TRACKED_WIDTHS.at(-1)
+    }`;
 }
 
 /** What a trained model records besides its architecture. */

@@ -158,18 +158,14 @@ export async function initialiseDit(
   const notes = [
     ...anew
       ? [
-        `but for the label table: it has ${counted(rows)}, this run ${
-          counted(table.dim(0))
-        }; the table is made ` +
-        `anew, its row "no class" stays`,
+        `class embeddings re-initialised: the file has ${counted(rows)}, this run ${counted(table.dim(0))} ` +
+        '("no class" is kept)',
       ]
       : [],
-    ...halved
-      ? ["read as SiT's, which predicts a velocity; the variance that it also makes is left out"]
-      : [],
+    ...halved ? ["read as SiT's, which predicts a velocity, without the variance that it also makes"] : [],
     ...parametrization.reversed ? ["its time is reversed, and so is this model's"] : [],
   ];
-  log.line([`init: ${path}`, ...notes].join(", "));
+  log.line([`init: ${path}`, ...notes].join("; "));
   const fingerprint = new WeightsFingerprint();
   if (!read) return {};
   const through = fingerprint.through(view);

@@ -1,4 +1,5 @@
-// How exact every model is: the largest error of its output and of its gradients against the official implementation,
+// How exact every model is: the largest error of its output and of its gradients against the official implementation (dit_*: an
+// independent one in PyTorch, fixtures/make_dit_variants.py),
 // relative to the largest element of a tensor, worst of both kernel profiles, on small models with random weights (LPIPS and
 // Inception at full size), measured on Mesa's llvmpipe. Tests allow three times as much.
 // `deno run tests/helpers/claims.ts` prints the table as README.md has it.

@@ -1,4 +1,4 @@
-// compare: one call that proves a model against its official implementation. A fixture holds weights (`weights.*`, or names for
+// compare: one call that proves a model against its official implementation or, for dit_*, an independent one. A fixture holds weights (`weights.*`, or names for
 // helpers/formula.ts), inputs, the output and the gradients of a loss, mean(output * loss.weight), for all parameters (`gradients.*`) or 64 samples of
 // a large one (`sampled.*`); how it was made stands in its metadata.
 

@@ -1,5 +1,5 @@
 // Every model against its official implementation on random weights: outputs and all gradients. The metadata of each
-// fixture say how it was made.
+// fixture says how it was made.
 
 import { assert, assertEquals } from "@std/assert";
 import { Decoder, decoderConfig } from "../../src/models/decoder.ts";

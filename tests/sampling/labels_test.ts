@@ -68,9 +68,9 @@ Deno.test("random labels are uniform, another sequence for each seed, and indepe
 Deno.test("labelSummary() says how many images each class gets", () => {
   const summary = (count: number, K: number) =>
     labelSummary(labelsOf({ count, classes: range(K) }), range(K), "equal");
-  assertEquals(summary(100, 10), "labels: equal, 10 images of each of 10 classes");
-  assertEquals(summary(100, 1000), "labels: equal, 0 to 1 image of each of 1000 classes");
-  assertEquals(summary(3, 1), "labels: equal, 3 images of each of 1 class");
+  assertEquals(summary(100, 10), "labels: equal, 10 images per class (10 classes)");
+  assertEquals(summary(100, 1000), "labels: equal, 0 or 1 image per class (1000 classes)");
+  assertEquals(summary(3, 1), "labels: equal, 3 images per class (1 class)");
 });
 
 Deno.test("classesOf() takes numbers and names, and names the nearest for an unknown one", () => {
@@ -80,15 +80,15 @@ Deno.test("classesOf() takes numbers and names, and names the nearest for an unk
   assertThrows(
     () => classesOf(["hrose"], names),
     UsageError,
-    'Cannot sample the class "hrose": the model has 0 to 2 (cat, dog, horse); did you mean horse?',
+    'Cannot sample the class "hrose": the model\'s classes are 0 to 2 (cat, dog, horse); did you mean horse?',
   );
   assertThrows(
     () => classesOf(["3"], names),
     UsageError,
-    'Cannot sample the class "3": the model has 0 to 2 (cat, dog, horse); choose among them',
+    'Cannot sample the class "3": the model\'s classes are 0 to 2 (cat, dog, horse); choose among them',
   );
   const many = range(1000).map((i) => `class ${i}`);
-  assertThrows(() => classesOf(["1000"], many), UsageError, "the model has 0 to 999; choose");
+  assertThrows(() => classesOf(["1000"], many), UsageError, "the model's classes are 0 to 999; choose");
   assertThrows(() => classesOf(["-1"], names), UsageError, 'the class "-1"');
 });
 

@@ -82,7 +82,7 @@ Deno.test("random labels are printed, and the same picture needs the same class"
     const out = join(folder, "a"), args = ["--num", "6", "--classes", "1,4,7", "--batch-size", "6"];
     const { lines } = await sample(...args, "--labels", "random", "--out", out);
     assert(
-      lines.some((line) => /^labels: random, \d to \d images of each of 3 classes$/.test(line)),
+      lines.some((line) => /^labels: random, \d (or|to) \d images per class \(3 classes\)$/.test(line)),
       `${lines}`,
     );
     const config = JSON.parse(Deno.readTextFileSync(join(out, "config.json"))), labels = config.imageClasses;
@@ -204,7 +204,7 @@ Deno.test("seeds that are no range or with a number of images, and interpolation
       [["--interpolate", "0-2", "--sampler", "sde"], "Cannot use --interpolate with --sampler sde"],
       [["--interpolate", "0-2", "--guide", "dit.pt"], "Cannot use --interpolate with --guide"],
       [["--labels", "even"], "Cannot use --labels even"],
-      [["--classes", "0,99"], 'Cannot sample the class "99": the model has 0 to'],
+      [["--classes", "0,99"], 'Cannot sample the class "99": the model\'s classes are 0 to'],
     ] as const
   ) await assertRejects(() => sample(...args), UsageError, message);
 });

@@ -53,7 +53,7 @@ Deno.test("a schedule names key steps by distance, by share or one by one", () =
   assertThrows(
     () => keySteps("0,9", 9),
     UsageError,
-    "step 9 is to be a key step, and there are steps 0 to 8",
+    "Cannot use --reuse-encoder 0,9: it names step 9, but the steps are 0 to 8",
   );
   for (const schedule of ["1,2", "often"]) {
     const line = ["sample", "--reuse-encoder", schedule];
@@ -143,7 +143,7 @@ Deno.test("adaptive steps, a network of one block and an inner head in the reuse
   assertThrows(
     () => new ReusedEncoder(new Dit(ditConfig.parse({ ...TINY, depth: 1 }))),
     UsageError,
-    "a single block",
+    "a single block; leave --reuse-encoder out",
   );
   const reused = new ReusedEncoder(dit), x = constant(new Float32Array(16), [1, 2, 2, 4]);
   const t = constant(Float32Array.of(0), [1]), y = constant(Uint32Array.of(0), [1]);

@@ -91,8 +91,7 @@ Deno.test("--init with other classes makes the label table anew but for its last
       for (const map of [is, all]) map.delete(TABLE);
       assertEquals(is, all);
       assertEquals(lines, [
-        `init: ${folder}, but for the label table: it has 3 classes, this run ${text}; the table is made anew, its row ` +
-        `"no class" stays`,
+        `init: ${folder}; class embeddings re-initialised: the file has 3 classes, this run ${text} ("no class" is kept)`,
       ]);
     }
   });
@@ -153,7 +152,7 @@ Deno.test("--init gives files of REPA and SiT the velocities that sampling from 
       [
         { learn_sigma: true },
         {},
-        "read as SiT's, which predicts a velocity; the variance that it also makes is left out",
+        "read as SiT's, which predicts a velocity, without the variance that it also makes",
       ],
       [{}, { "projectors.0.0.weight": [3, 16] }, "its time is reversed, and so is this model's"],
     ] as const;
