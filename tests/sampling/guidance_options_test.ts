@@ -116,7 +116,7 @@ Deno.test("guidance options that are wrong or have no effect are refused in one 
       "--ig-interval 0,0.9",
       "--ig-interval: --ig 1 turns internal guidance off; choose another --ig, or leave --ig-interval out",
     ],
-    ["--cfg-schedule cosin", "--cfg-schedule cosin: invalid option"],
+    ["--cfg-schedule cosin", "--cfg-schedule cosin: give one of constant, linear"],
     ["--cfg-schedule cosin", "; did you mean cosine?"],
     ["--cfg-interval 0.8,0.2", "--cfg-interval 0.8,0.2: give the smaller time first"],
     ["--ig-interval 1,0", "--ig-interval 1,0: give the smaller time first"],
