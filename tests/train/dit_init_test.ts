@@ -167,7 +167,7 @@ Deno.test("--init gives files of REPA and SiT the velocities that sampling from 
       dit.init(new Initializer(0));
       await initialiseDit(dit, from, log, { prediction: "velocity", read: true });
       assertEquals(await velocity(dit), expected);
-      assertEquals(lines, [`init: ${path}, ${note}`]);
+      assertEquals(lines, [`init: ${path}; ${note}`]);
     }
   });
 });
