@@ -9,9 +9,10 @@ import type { Step } from "./cells.ts";
 export interface ChartsOptions {
   /** Images of a cell of a sweep. */
   num: number;
-  /** Weights of guidance, and of the weaker forms. */
+  /** Weights of classifier-free guidance. */
   weights: readonly number[];
-  mildWeights: readonly number[];
+  /** Weights of autoguidance and of internal guidance. */
+  guideWeights: readonly number[];
   steps: readonly number[];
   /** A trained model and its guide, instead of new ones. */
   model?: string | undefined;
@@ -21,7 +22,7 @@ export interface ChartsOptions {
 export const DEFAULTS: ChartsOptions = {
   num: 200,
   weights: [1, 1.5, 2, 3, 4],
-  mildWeights: [1, 1.25, 1.5, 2, 3],
+  guideWeights: [1, 1.25, 1.5, 2, 3],
   steps: [5, 10, 20],
 };
 
@@ -41,22 +42,22 @@ const CFG = ["--cfg", "2"];
 /** The samplers of the comparison. */
 const SAMPLERS = ["euler", "heun", "midpoint", "rk4", "dpm++2m", "unipc", "sde"];
 
-function sweepsOf({ weights, mildWeights, steps }: ChartsOptions, guide: string): Sweep[] {
+function sweepsOf({ weights, guideWeights, steps }: ChartsOptions, guide: string): Sweep[] {
   const guidance = (name: string, title: string, weight: string, args: readonly string[]): Sweep => ({
     ...{ chart: "guidance", name, title, weight, args },
   });
-  const alone = ["--cfg", "1"], strong = weights.join(), mild = mildWeights.join();
+  const alone = ["--cfg", "1"], cfg = weights.join(), guided = guideWeights.join();
   return [
-    guidance("cfg", "CFG", "cfg", ["--cfg", strong]),
-    guidance("cfg-zero", "CFG-Zero*", "cfg", ["--cfg", strong, "--cfg-zero", "on"]),
+    guidance("cfg", "CFG", "cfg", ["--cfg", cfg]),
+    guidance("cfg-zero", "CFG-Zero*", "cfg", ["--cfg", cfg, "--cfg-zero", "on"]),
     guidance("autoguidance", "autoguidance", "guideWeight", [
       ...alone,
       "--guide",
       guide,
       "--guide-weight",
-      mild,
+      guided,
     ]),
-    guidance("internal", "internal guidance", "ig", [...alone, "--ig", mild]),
+    guidance("internal", "internal guidance", "ig", [...alone, "--ig", guided]),
     {
       name: "samplers",
       chart: "evaluations",

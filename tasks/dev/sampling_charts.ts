@@ -13,18 +13,18 @@ import { chartFile } from "../../src/run/chart.ts";
 const here = (name: string) => fromFileUrl(new URL(name, import.meta.url));
 const USAGE = `Usage: deno task charts [options]
 
-  --out DIR       Folder of the models, the sweeps and the charts [runs/charts]
-  --num N         Images of each cell [${DEFAULTS.num}]
-  --weights W,... Weights of classifier-free guidance [${DEFAULTS.weights}]
-  --mild W,...    Weights of autoguidance and internal guidance [${DEFAULTS.mildWeights}]
-  --steps N,...   Steps of the samplers [${DEFAULTS.steps}]
-  --model RUN     Model with an inner head, with --guide [trained]
-  --guide RUN     Guide of autoguidance, with --model [trained for less long]
-  --write         Also write the charts to src/sampling/charts
+  --out DIR              Folder of the models, the sweeps and the charts [runs/charts]
+  --num N                Images of each cell [${DEFAULTS.num}]
+  --weights W,...        Weights of classifier-free guidance [${DEFAULTS.weights}]
+  --guide-weights W,...  Weights of autoguidance and of internal guidance [${DEFAULTS.guideWeights}]
+  --steps N,...          Steps of the samplers [${DEFAULTS.steps}]
+  --model RUN            Model with an inner head, with --guide [trained]
+  --guide RUN            Guide of autoguidance, with --model [trained for fewer steps]
+  --write                Also write the charts to src/sampling/charts
 `;
 
 const args = parseArgs(Deno.args, {
-  string: ["out", "num", "weights", "mild", "steps", "model", "guide"],
+  string: ["out", "num", "weights", "guide-weights", "steps", "model", "guide"],
   boolean: ["write", "help"],
   default: { out: "runs/charts" },
   unknown: (arg) => {
@@ -36,7 +36,7 @@ if (args.help) {
   console.log(USAGE);
   Deno.exit(0);
 }
-const list = (name: "weights" | "mild" | "steps", standard: readonly number[]) => {
+const list = (name: "weights" | "guide-weights" | "steps", standard: readonly number[]) => {
   const values = (args[name] as string | undefined)?.split(",").map(Number) ?? standard;
   if (values.every((value) => value > 0)) return values;
   console.error(`Cannot make the charts: --${name} is ${args[name]}, not a list of positive numbers`);
@@ -45,7 +45,7 @@ const list = (name: "weights" | "mild" | "steps", standard: readonly number[]) =
 const options: ChartsOptions = {
   num: Number(args.num ?? DEFAULTS.num),
   weights: list("weights", DEFAULTS.weights),
-  mildWeights: list("mild", DEFAULTS.mildWeights),
+  guideWeights: list("guide-weights", DEFAULTS.guideWeights),
   steps: list("steps", DEFAULTS.steps),
   model: args.model as string | undefined,
   guide: args.guide as string | undefined,

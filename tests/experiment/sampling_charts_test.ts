@@ -21,7 +21,7 @@ Deno.test("the charts are made by commands that parse, from trained models or fr
   const { config } = parseCommandLine(given[2]!.args.slice(1)) as unknown as {
     config: Record<string, unknown[]>;
   };
-  assertEquals([config.guide, config.cfg, config.guideWeight], [["b"], [1], [...DEFAULTS.mildWeights]]);
+  assertEquals([config.guide, config.cfg, config.guideWeight], [["b"], [1], [...DEFAULTS.guideWeights]]);
 });
 
 Deno.test("a chart over guidance has a line for each form, one over evaluations a line for each sampler", () =>
