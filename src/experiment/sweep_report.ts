@@ -47,8 +47,15 @@ export function tableLines(results: readonly CellResult[]): string[] {
 const seriesOf = ({ options }: Cell, names: readonly (keyof Swept)[]) =>
   names.map((name) => `${kebab(name)} ${written(options[name])}`).join(", ");
 
+/** The weights of guidance, each the x of a chart where it varies. */
+const WEIGHTS = {
+  cfg: "guidance weight",
+  guideWeight: "autoguidance weight",
+  ig: "internal guidance weight",
+} as const satisfies Partial<Record<keyof Swept, string>>;
+
 /**
- * A chart of each score over guidance, and over network evaluations, where these vary: a row each.
+ * A chart of each score over each weight of guidance, and over network evaluations, where these vary: a row each.
  * @param cells all combinations; those of one key share a result
  */
 export function chartsOf(cells: readonly Cell[], results: readonly CellResult[]): Chart[][] {
@@ -71,7 +78,9 @@ export function chartsOf(cells: readonly Cell[], results: readonly CellResult[])
     }));
   };
   return [
-    over("guidance weight", ({ options }) => options.cfg, varied.filter((name) => name !== "cfg")),
+    ...(Object.keys(WEIGHTS) as (keyof typeof WEIGHTS)[]).map((weight) =>
+      over(WEIGHTS[weight], ({ options }) => options[weight], varied.filter((name) => name !== weight))
+    ),
     over("network evaluations", ({ nfe }) => nfe, varied.filter((name) => name !== "steps")),
   ].filter((row) => row.length > 0);
 }

@@ -140,6 +140,22 @@ Deno.test("the best cell has the smallest distance; table and charts show every 
   for (const text of [">cfg 4<", ">guidance weight<", ">network evaluations<"]) {
     assertStringIncludes(svg, text);
   }
+  for (
+    const [option, x, values] of [
+      ["--guide-weight", "autoguidance weight", [1.5, 2]],
+      ["--ig", "internal guidance weight", [1, 1.5]],
+    ] as const
+  ) {
+    const cells = cellsOf(config("--cfg", "1", "--guide", "runs/a", option, values.join()));
+    const results = cells.map((cell): CellResult => ({
+      ...cell,
+      nfe: 2,
+      seconds: 1,
+      scores: { fd_encoder: 1 },
+    }));
+    const [row, ...others] = chartsOf(cells, results);
+    assertEquals([row?.[0]?.options.x, row?.[0]?.points.map(([x]) => x), others], [x, [...values], []]);
+  }
   const { config: given } = parseCommandLine(
     sampleCommand(results[2]!, { seed: 7, num: 9 }).split(" ").slice(1),
   );
