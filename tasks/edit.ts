@@ -9,7 +9,7 @@ import { writeNoise } from "../src/formats/latents_file.ts";
 import { grid, writePng } from "../src/image/image.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { decodeLatents } from "../src/sampling/decode.ts";
-import { editTimes, encodeImage, Flow, readMask, readSquare } from "../src/sampling/editing.ts";
+import { editTimes, encodeImage, readMask, readSquare, solveOde } from "../src/sampling/editing.ts";
 import { classesOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { channelsFirst, noiseOf } from "../src/sampling/noise.ts";
 import { recipeOf, writePicture } from "../src/sampling/pictures.ts";
@@ -76,18 +76,15 @@ export const edit = command({
     });
     const data = await encodeImage(tokenizer, image.data, statistics);
     const times = editTimes(c.steps, c.shift, 1 - c.strength), shape = [S, S, C] as const;
-    const plain = new Flow(dit, { method: c.method, cfg: 1 });
-    const guided = cfg === 1 ? plain : new Flow(dit, { method: c.method, cfg });
-    const noise = Float32Array.from(
-      mask
-        ? (await noiseOf(c.seed, shape, [0]))[0] as Float32Array
-        : await plain.run(data, from, times.toReversed()),
-    );
-    const edited = await guided.run(noise, to, times, mask && { mask, noise, data });
-    const flows = [...new Set([plain, guided])], nfe = flows.reduce((sum, flow) => sum + flow.evaluations, 0);
-    for (const flow of flows) flow.destroy();
+    const inverted = mask
+      ? { x: Float32Array.from((await noiseOf(c.seed, shape, [0]))[0] as Float32Array), evaluations: 0 }
+      : await solveOde(dit, data, from, { method: c.method, times: times.toReversed() });
+    const noise = inverted.x, kept = mask && { mask, noise, data };
+    const edited = await solveOde(dit, noise, to, { method: c.method, cfg, times, kept });
+    const nfe = inverted.evaluations + edited.evaluations;
 
-    const latents = [data, edited].map((z) => channelsFirst(z, C)), pictures = [Uint8Array.from(image.data)];
+    const latents = [data, edited.x].map((z) => channelsFirst(z, C)),
+      pictures = [Uint8Array.from(image.data)];
     const source = {
       length: 2,
       shape: [C, S, S] as const,

@@ -4,20 +4,17 @@
 // without resampling), so that they end as the image's latent exactly.
 
 import { UsageError } from "../errors.ts";
-import { copy } from "../gpu/memory.ts";
-import { capture, type Program } from "../gpu/program.ts";
+import { capture } from "../gpu/program.ts";
 import { toFloat, withImage } from "../image/image.ts";
 import { resizeRows, type Size, squareOf } from "../image/resize.ts";
-import { throwIfStopped } from "../interruption.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { normalised, type Statistics } from "../models/normalisation.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
-import { slice } from "../ops/layout.ts";
-import { add, mul, sub } from "../ops/math.ts";
+import { add, mul } from "../ops/math.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { input, readTensor, type Tensor, variable } from "../tensor/tensor.ts";
-import { Guidance, type Terms } from "./guidance.ts";
+import { constant, input, readTensor, type Tensor } from "../tensor/tensor.ts";
+import { Sampler } from "./sampler.ts";
 import { timeGrid } from "./times.ts";
 
 /** Methods that integrate in both directions. */
@@ -31,85 +28,52 @@ export interface Kept {
   data: Float32Array<ArrayBuffer>;
 }
 
-type Step = Program<{ labels: Tensor }, Record<string, Tensor>>;
+export interface OdeOptions {
+  method: EditMethod;
+  /** Guidance weight (1, none). */
+  cfg?: number;
+  /** From the time of the given latent to that of the result, ascending or descending. */
+  times: readonly number[];
+  /** By default all cells are made. */
+  kept?: Kept | undefined;
+}
 
-/** The flow of a model for one latent [1,S,S,C], in both directions of time. */
-export class Flow {
-  readonly #x: Tensor;
-  readonly #times: Tensor;
-  readonly #kept: Readonly<Record<keyof Kept, Tensor>>;
-  readonly #guidance: Guidance;
-  /** Evaluations of the network so far (NFE). */
-  evaluations = 0;
-  /** Programs by the key of their terms. */
-  readonly #steps = new Map<string, Step>();
-
-  /** @param options.cfg guidance weight; 1 for none */
-  constructor(model: Denoiser, readonly options: { method: EditMethod; cfg: number }) {
-    const { input_size: S, in_channels: C } = model.config;
-    const latent = (label: string) => variable([1, S, S, C], { label });
-    this.#x = latent("latent");
-    this.#times = variable([2], { label: "times" });
-    this.#kept = { mask: latent("mask"), noise: latent("noise"), data: latent("data") };
-    this.#guidance = new Guidance(model, { cfg: options.cfg, cfgInterval: [0, 1] });
+/**
+ * Solves the ODE of a model from the latent `x` [S,S,C] at times[0] to the last time, by the steps of the samplers.
+ * @param label class number; that of "no class" is the number of classes
+ * @returns the latent at the last time, and the evaluations of the network (NFE)
+ */
+export async function solveOde(
+  model: Denoiser,
+  x: Float32Array<ArrayBuffer>,
+  label: number,
+  { method, cfg = 1, times, kept }: OdeOptions,
+): Promise<{ x: Float32Array<ArrayBuffer>; evaluations: number }> {
+  const { input_size: S, in_channels: C } = model.config, shape = [1, S, S, C];
+  const known = kept &&
+    {
+      mask: constant(kept.mask, shape),
+      noise: constant(kept.noise, shape),
+      data: constant(kept.data, shape),
+    };
+  const sampler = await new Sampler(model, {
+    ...{ sampler: method, steps: times.length - 1, shift: 1, times, cfg, cfgInterval: [0, 1] },
+    ...{ batchSize: 1, seed: 0, batches: 1 },
+    ...known && { constrain: (x, t) => withKnown(x, t, known) },
+  }).prepare();
+  try {
+    const solved = await readTensor(await sampler.run(Uint32Array.of(label), 0, { noise: x }));
+    return { x: Float32Array.from(solved), evaluations: sampler.evaluations[0] as number };
+  } finally {
+    sampler.destroy();
+    for (const { storage } of Object.values(known ?? {})) storage.destroy();
   }
+}
 
-  /**
-   * Integrates from `x` [S,S,C] at times[0] through all times, ascending or descending.
-   * @param label class number; that of "no class" is the number of classes
-   * @param kept by default all cells are made
-   * @returns the latent at the last time
-   */
-  async run(
-    x: Float32Array<ArrayBuffer>,
-    label: number,
-    times: readonly number[],
-    kept?: Kept,
-  ): Promise<Float32Array<ArrayBuffer>> {
-    const zero = new Float32Array(x.length), labels = Uint32Array.of(label);
-    const { mask, noise, data } = kept ?? { mask: zero.map(() => 1), noise: zero, data: zero };
-    const values = { mask, noise, data };
-    for (const key of ["mask", "noise", "data"] as const) {
-      await this.#kept[key].storage.materialise();
-      this.#kept[key].storage.write(values[key]);
-    }
-    await this.#x.storage.materialise();
-    this.#x.storage.write(x);
-    for (let i = 1; i < times.length; i++) {
-      throwIfStopped();
-      const t = times[i - 1] as number, next = times[i] as number;
-      // A step belongs to its earlier end in both directions.
-      const terms = this.#guidance.terms(Math.min(t, next));
-      let step = this.#steps.get(terms.key);
-      if (!step) this.#steps.set(terms.key, step = await this.#capture(terms).prepare());
-      this.#times.storage.write(new Float32Array([t, next]));
-      step.run({ labels });
-      this.evaluations += this.#guidance.evaluations(terms) * (this.options.method === "heun" ? 2 : 1);
-    }
-    return Float32Array.from(await readTensor(this.#x));
-  }
-
-  destroy(): void {
-    for (const step of this.#steps.values()) step.destroy();
-    this.#guidance.destroy();
-    for (const { storage } of [this.#x, this.#times, ...Object.values(this.#kept)]) storage.destroy();
-  }
-
-  #capture(terms: Terms): Step {
-    return capture("edit", { labels: input([1], "u32", "labels") }, ({ labels }) =>
-      noGrad(() => {
-        const t = slice(this.#times, 0, 0, 1), next = slice(this.#times, 0, 1, 2), dt = sub(next, t);
-        const velocity = (x: Tensor, t: Tensor) => this.#guidance.velocity(x, t, labels, terms);
-        const v = velocity(this.#x, t), euler = add(this.#x, mul(v, dt));
-        const x = this.options.method === "euler"
-          ? euler
-          : add(this.#x, mul(pointwise(["0.5 * (x0 + x1)"], [v, velocity(euler, next)]), dt));
-        const { mask, noise, data } = this.#kept;
-        const known = add(mul(noise, pointwise(["1.0 - x0"], [next])), mul(data, next));
-        copy(add(mul(mask, x), mul(pointwise(["1.0 - x0"], [mask]), known)), this.#x);
-        return {};
-      }));
-  }
+/** mask x + (1 - mask) ((1 - t) noise + t data) */
+function withKnown(x: Tensor, t: Tensor, { mask, noise, data }: Record<keyof Kept, Tensor>): Tensor {
+  const known = add(mul(noise, pointwise(["1.0 - x0"], [t])), mul(data, t));
+  return add(mul(mask, x), mul(pointwise(["1.0 - x0"], [mask]), known));
 }
 
 /** Times from `from` to 1 (data), at least two: the grid of the samplers from there on. */

@@ -7,15 +7,13 @@ import { type Conditions, idleOptions, type Origins } from "../cli/conditions.ts
 import { hint, kebab } from "../cli/flags.ts";
 import { keyOf, philox } from "../philox.ts";
 import type { ModelConfig } from "../zoo/runs.ts";
+import { STREAMS } from "./noise.ts";
 
 /** How images get their classes: in rounds of all classes, or independently at random. */
 export type Labeling = SampleConfig["labels"];
 
 /** Classes up to this number keep their order; the grid then has a column for each. */
 export const MAX_COLUMNS = 20;
-
-/** Stream of random labels; the noise of a sampler has stream 0. */
-const LABELS = 0x1abe1;
 
 /**
  * Classes in the order of a round: as they are given if they are few. More are taken in steps of about K / golden ratio modulo
@@ -69,7 +67,7 @@ export function labelsOf(
   const K = classes.length, round = roundOf(classes), key = keyOf(seed);
   const labelOf = (i: number) => {
     if (labeling === "equal") return round[i % K] as number;
-    return classes[Math.floor(philox([i, LABELS, 0, 0], key)[0] / 2 ** 32 * K)] as number;
+    return classes[Math.floor(philox([i, STREAMS.labels, 0, 0], key)[0] / 2 ** 32 * K)] as number;
   };
   return Array.from({ length: count }, (_, i) => labelOf(first + i));
 }

@@ -7,8 +7,8 @@ import { noGrad } from "../tensor/autograd.ts";
 import { capture } from "../gpu/program.ts";
 import { normal, RandomState } from "../ops/random.ts";
 
-/** Stream of the noise that sampling starts from. */
-const START = 0;
+/** Streams of randomness: the noise that images start from, the noise of stochastic steps, and random labels. */
+export const STREAMS = { start: 0, step: 1, labels: 0x1abe1 };
 
 /** The noise [S,S,C] of the images `numbers`, the same bits as in {@link Sampler}. */
 export async function noiseOf(
@@ -20,7 +20,7 @@ export async function noiseOf(
   const program = await capture(
     "noise",
     {},
-    () => noGrad(() => ({ y: normal([1, ...shape], random, START) })),
+    () => noGrad(() => ({ y: normal([1, ...shape], random, STREAMS.start) })),
     {
       runs: numbers.length,
     },

@@ -13,6 +13,7 @@ import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
 import { Dopri5 } from "./dopri5.ts";
 import { Guidance, type GuidanceOptions, guidanceOptions, type Terms } from "./guidance.ts";
+import { STREAMS } from "./noise.ts";
 import { ReusedEncoder } from "./reuse.ts";
 import { gridOf, type GridSampler, type SamplerOptions, SAMPLERS } from "./samplers.ts";
 
@@ -21,6 +22,8 @@ export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
   seed: number;
   /** About how many batches will be sampled (many). */
   batches?: number;
+  /** Records what x [B,S,S,C] becomes at the end of each step of the grid, at time `t` [1] (x itself). */
+  constrain?: (x: Tensor, t: Tensor) => Tensor;
 }
 
 /** What may differ from batch to batch. */
@@ -32,9 +35,6 @@ export interface RunOptions {
 }
 
 type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
-
-/** Streams of randomness. */
-const STREAMS = { start: 0, step: 1 };
 
 /** Samples latents, a batch at a time. Sample i depends on (seed, i) and its class alone. */
 export class Sampler {
@@ -163,7 +163,8 @@ export class Sampler {
    * @param complete false: with the second half of the network only, after a complete step was recorded
    */
   capture(terms: Terms, complete = true): StepProgram {
-    const { batchSize: B, batches } = this.options, { step } = this.#sampler as GridSampler;
+    const { batchSize: B, batches, constrain = (x) => x } = this.options,
+      { step } = this.#sampler as GridSampler;
     const record = () =>
       noGrad(() => {
         this.#reused?.beginStep(complete);
@@ -171,7 +172,7 @@ export class Sampler {
           { length: this.#numbers.size },
           (_, k) => slice(this.#numbers, 0, k, k + 1),
         ) as [Tensor, Tensor, ...Tensor[]];
-        const results = step({
+        const [end, ...history] = step({
           velocity: (x, t) => this.guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, terms),
           x: this.latents,
           t,
@@ -180,8 +181,8 @@ export class Sampler {
           history: this.#history,
           noise: () => normal(this.latents.shape, this.#random, STREAMS.step),
         });
+        const results = [constrain(end, next), ...history], kept = [this.latents, ...this.#history];
         // The oldest first: a step may pass history on.
-        const kept = [this.latents, ...this.#history];
         for (let k = kept.length - 1; k >= 0; k--) copy(results[k] as Tensor, kept[k] as Tensor);
         return {};
       });

@@ -19,6 +19,8 @@ export interface SamplerOptions {
   /** s of the time shift; 1 for none, below 1 spends more steps near the noise's end. */
   shift: number;
   spacing?: Spacing;
+  /** The grid itself, in place of the three; descending for the ODE from data to noise. */
+  times?: readonly number[];
   /** Tolerances of dopri5: the error of a step is at most atol + rtol |x|, as a root mean square over an image. */
   atol?: number;
   rtol?: number;
@@ -251,9 +253,10 @@ export const SAMPLERS: Readonly<Record<Exclude<SamplerName, "dopri5">, GridSampl
   },
 };
 
-/** The times of the steps, from 0 to 1; none for dopri5. @throws UsageError when there are too few steps */
+/** The times of the steps, by default from 0 to 1; none for dopri5. @throws UsageError when there are too few steps */
 export function gridOf(options: SamplerOptions): number[] {
   const { sampler, steps, shift, spacing } = options;
   if (sampler === "dopri5") return [];
+  if (options.times) return [...options.times];
   return SAMPLERS[sampler].times?.(options) ?? timeGrid(steps, shift, spacing);
 }

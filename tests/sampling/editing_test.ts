@@ -12,7 +12,7 @@ import { readPngTexts } from "../../src/image/png_text.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import type { ImageTokenizer } from "../../src/models/tokenizer.ts";
 import { parameters } from "../../src/nn/layers.ts";
-import { editTimes, Flow, type Kept, readMask } from "../../src/sampling/editing.ts";
+import { editTimes, type Kept, readMask, solveOde } from "../../src/sampling/editing.ts";
 import { channelsFirst, channelsLast, noiseOf, slerp } from "../../src/sampling/noise.ts";
 import { drawTrajectory } from "../../src/sampling/trajectory.ts";
 import type { Tensor } from "../../src/tensor/tensor.ts";
@@ -43,6 +43,8 @@ async function tiny(): Promise<Dit> {
   return dit;
 }
 
+const solve = async (...given: Parameters<typeof solveOde>) => (await solveOde(...given)).x;
+
 const distance = (a: Float32Array, b: Float32Array) =>
   Math.sqrt(a.reduce((sum, v, i) => sum + (v - (b[i] as number)) ** 2, 0) / a.length);
 
@@ -50,16 +52,15 @@ Deno.test("inversion and regeneration with the same class return the latent, bet
   const dit = await tiny(), data = random(3);
   const errors: Record<string, number[]> = {};
   for (const method of ["euler", "heun"] as const) {
-    const flow = new Flow(dit, { method, cfg: 1 });
     for (const steps of [4, 8, 16]) {
-      const times = editTimes(steps, 1), noise = await flow.run(data, 1, times.toReversed());
+      const times = editTimes(steps, 1),
+        noise = await solve(dit, data, 1, { method, times: times.toReversed() });
       assert(distance(noise, data) > 0.2, "the noise is the latent itself");
-      (errors[method] ??= []).push(distance(await flow.run(noise, 1, times), data));
+      (errors[method] ??= []).push(distance(await solve(dit, noise, 1, { method, times }), data));
       if (steps < 16 || method === "euler") continue;
-      const other = await flow.run(noise, 2, times);
+      const other = await solve(dit, noise, 2, { method, times });
       assert(distance(other, data) > 0.02, `another class: ${distance(other, data)}`);
     }
-    flow.destroy();
   }
   const { euler = [], heun = [] } = errors as Record<string, [number, number, number]>;
   const slope = (e: number[]) => Math.log2((e[0] as number) / (e[2] as number)) / 2;
@@ -70,15 +71,15 @@ Deno.test("inversion and regeneration with the same class return the latent, bet
 });
 
 Deno.test("inversion of a part of the way stays nearer to the image", async () => {
-  const flow = new Flow(await tiny(), { method: "heun", cfg: 1 }), data = random(3);
+  const dit = await tiny(), data = random(3), method = "heun";
   const [half, full] = [editTimes(16, 1, 0.5), editTimes(16, 1)];
   assertEquals([half[0], half.length, half.at(-1)], [0.5, 9, 1]);
   assertEquals(full, editTimes(16, 1, 0));
   const ends = [];
   for (const times of [half, full]) {
-    ends.push(await flow.run(await flow.run(data, 0, times.toReversed()), 2, times));
+    const noise = await solve(dit, data, 0, { method, times: times.toReversed() });
+    ends.push(await solve(dit, noise, 2, { method, times }));
   }
-  flow.destroy();
   assert(distance(ends[0] as Float32Array, data) < distance(ends[1] as Float32Array, data));
 });
 
@@ -87,21 +88,18 @@ Deno.test("inpainting leaves the latents outside the mask exactly as they were, 
   const mask = Float32Array.from({ length: SIZE }, (_, i) => Math.floor(i / C) % S < 2 ? 1 : 0);
   const painted: Float32Array[] = [];
   for (const label of [0, 1]) {
-    const flow = new Flow(dit, { method: "heun", cfg: 3 }), kept: Kept = { mask, noise, data };
-    const end = await flow.run(noise, label, editTimes(6, 1), kept);
+    const made = (kept?: Kept) =>
+      solve(dit, noise, label, { method: "heun", cfg: 3, times: editTimes(6, 1), kept });
+    const end = await made({ mask, noise, data });
     end.forEach((v, i) => mask[i] || assertEquals(v, data[i], `element ${i}`));
     const changed = end.filter((v, i) => mask[i] && v !== data[i]).length;
     assertEquals(changed, SIZE / 2);
     painted.push(end);
     // The same from other surroundings differs inside: the model sees them.
-    const elsewhere = { mask, noise, data: random(7) };
-    const other = await flow.run(noise, label, editTimes(6, 1), elsewhere);
+    const other = await made({ mask, noise, data: random(7) });
     assert(other.some((v, i) => mask[i] && Math.abs(v - (end[i] as number)) > 1e-3));
     // Nothing kept: the plain sampler.
-    const free = await flow.run(noise, label, editTimes(6, 1));
-    const all = { mask: mask.map(() => 1), noise: data, data: noise };
-    assertEquals(await flow.run(noise, label, editTimes(6, 1), all), free);
-    flow.destroy();
+    assertEquals(await made({ mask: mask.map(() => 1), noise: data, data: noise }), await made());
   }
   assert(distance(painted[0] as Float32Array, painted[1] as Float32Array) > 1e-3, "the class has no effect");
 });
@@ -232,16 +230,15 @@ Deno.test("the columns of a trajectory are data predictions, x + (1 - t) v", asy
   });
   const path = await Deno.makeTempFile({ suffix: ".png" });
   await writePng(path, grid);
-  const flow = new Flow(dit, { method: "euler", cfg: 1 }), noises = await noiseOf(3, [S, S, C], labels);
+  const method = "euler", noises = await noiseOf(3, [S, S, C], labels);
   for (const i of labels) {
     const noise = Float32Array.from(noises[i] as Float32Array);
     // An Euler step over all times is the data prediction at t = 0.
-    const first = toBytes(await flow.run(noise, i, [0, 1])),
-      last = toBytes(await flow.run(noise, i, [0, 0.5, 1]));
+    const first = toBytes(await solve(dit, noise, i, { method, times: [0, 1] })),
+      last = toBytes(await solve(dit, noise, i, { method, times: [0, 0.5, 1] }));
     assert(worst(await cell(path, side, 0, i), first) <= 1 && worst(await cell(path, side, 2, i), last) <= 1);
     assert(worst(first, last) > 1, "both are the same");
   }
-  flow.destroy();
   Deno.removeSync(path);
 });
 
