@@ -120,7 +120,7 @@ async function training(
       ...images?.validation?.identity ? { "validation data": images.validation.identity() } : {},
       ...lpips?.fingerprint ? { LPIPS: { name: `${c.lpips}`, fingerprint: lpips.fingerprint } } : {},
     },
-    metrics: scores?.stages ?? {},
+    checkpoint: { metrics: scores?.stages ?? {} },
     validation: scores && {
       every: c.valEvery,
       best: c.best ?? (c.valEvery > 0 ? "psnr" : undefined),

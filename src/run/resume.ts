@@ -63,24 +63,23 @@ const SOURCES: Readonly<Record<string, string>> = {
 };
 
 /**
- * Compares the options and sources of a run with those of its checkpoint.
- * @param now options and sources; `schema` has the defaults of options that the checkpoint lacks, and which ones are free
+ * Compares the options of a run with those of its checkpoint.
+ * @param now `schema` has the defaults of options that the checkpoint lacks, and which ones are free
  * @param except options that the caller checks
- * @throws UsageError if something differs that must not
+ * @throws UsageError if one differs that must not
  */
-export function checkResumed(
-  { path, step, config, elsewhere }: Resumed,
-  now: { config: Record<string, unknown>; schema: Schema; madeFrom: Provenance },
+export function checkResumedOptions(
+  resumed: Resumed,
+  now: { config: Record<string, unknown>; schema: Schema },
   except: readonly string[],
   log: Log,
 ): void {
-  const before: Record<string, unknown> = { ...now.schema.parse({}), ...config as object };
-  const free = freeOptions(now.schema);
-  const recorded = provenanceSchema.safeParse(before.made_from);
+  const { config } = resumed,
+    before: Record<string, unknown> = { ...now.schema.parse({}), ...config as object };
+  const free = freeOptions(now.schema), recorded = sourcesOf(resumed);
   const byContents = (key: string) => {
-    const source = SOURCES[key] ?? "";
-    if (BY_FINGERPRINT.has(key)) return recorded.success || now.config[key] === undefined;
-    return recorded.success && source in recorded.data && source in now.madeFrom;
+    if (BY_FINGERPRINT.has(key)) return recorded !== undefined || now.config[key] === undefined;
+    return (SOURCES[key] ?? "") in (recorded ?? {}) && now.config[key] !== undefined;
   };
   // Options that are not given count, too.
   const keys = new Set([...Object.keys(now.config), ...Object.keys(now.schema.shape)]);
@@ -88,11 +87,48 @@ export function checkResumed(
     (key) => [key, now.config[key]] as const,
   );
   const changes = optionChanges(before, Object.fromEntries(compared));
-  if (recorded.success) changes.push(...differences(recorded.data, now.madeFrom));
-  else log.line(`"${path}" does not say what it was made from (tok 0.2.0): that is taken to be the same`);
+  refuseChanges(resumed, changes, log, microBatchOf(before, now.config));
+}
+
+/**
+ * Compares what a run is made from with what the run of its checkpoint was.
+ * @throws UsageError if something differs
+ */
+export function checkResumedSources(resumed: Resumed, madeFrom: Provenance, log: Log): void {
+  const recorded = sourcesOf(resumed);
+  if (recorded) return refuseChanges(resumed, differences(recorded, madeFrom), log);
+  log.line(`"${resumed.path}" does not say what it was made from (tok 0.2.0): that is taken to be the same`);
+}
+
+/** Undefined for checkpoints of tok 0.2.0. */
+const sourcesOf = ({ config }: Resumed): Provenance | undefined =>
+  provenanceSchema.safeParse((config as { made_from?: unknown }).made_from).data;
+
+/**
+ * What to use where the batch is the same in other micro-batches: sums of gradients in another order round differently, so a run
+ * would not resume to the same bits.
+ */
+function microBatchOf(
+  before: Record<string, unknown>,
+  { batchSize, accumulate }: Record<string, unknown>,
+): string | undefined {
+  const { batchSize: size, accumulate: times } = before;
+  if (size === batchSize || Number(size) * Number(times) !== Number(batchSize) * Number(accumulate)) {
+    return undefined;
+  }
+  return `use --batch-size ${size} --accumulate ${times} without --memory, since other micro-batches of the same batch round ` +
+    `differently`;
+}
+
+function refuseChanges(
+  { path, step, elsewhere }: Resumed,
+  changes: readonly string[],
+  log: Log,
+  remedy = "use the same",
+): void {
   if (changes.length && !elsewhere) {
     throw new UsageError(
-      `Cannot resume from "${path}": ${changes[0]}; use the same, or go on in a new run with ` +
+      `Cannot resume from "${path}": ${changes[0]}; ${remedy}, or go on in a new run with ` +
         `--resume ${path} and another --out`,
     );
   }

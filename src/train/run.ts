@@ -11,7 +11,13 @@ import type { Log } from "../run/log.ts";
 import type { Output } from "../run/output.ts";
 import { progressOf } from "../run/progress.ts";
 import { writeReport } from "../run/report.ts";
-import { checkResumed, openResumed, resumeCommandOf, type Resumed } from "../run/resume.ts";
+import {
+  checkResumedOptions,
+  checkResumedSources,
+  openResumed,
+  resumeCommandOf,
+  type Resumed,
+} from "../run/resume.ts";
 import { EventFile } from "../run/tensorboard.ts";
 import { type LogRow, trainLoop } from "./loop.ts";
 import { planTable } from "./plan_table.ts";
@@ -68,12 +74,12 @@ export interface Training {
   madeFrom: Provenance;
   /** Fields of config.json and of checkpoints besides the options. */
   record?: Record<string, unknown>;
-  /** Scores so far, saved with each checkpoint. */
-  metrics?: Record<string, unknown>;
+  /** Fields of checkpoints alone. */
+  checkpoint?: Record<string, unknown>;
   /** Reports how another schedule than the checkpoint's changes the run. @throws UsageError where it cannot go on */
   checkSchedule(resumed: Resumed): void;
-  /** Called before the first step. */
-  begin?(resumed: Resumed | undefined): void;
+  /** Called before the first step, after all checks; may write to the run's folder. */
+  begin?(resumed: Resumed | undefined): void | Promise<void>;
   /** How the weights are scored during the run. */
   validation?: Validation | undefined;
   /**
@@ -91,12 +97,13 @@ export interface Training {
 
 /**
  * Runs (the rest of) a training, or prints its plan.
- * @param make opens models and data; gets the run's folder, undefined in a dry run
+ * @param make opens models and data; gets the run's folder, undefined in a dry run, and the checkpoint that it resumes from, whose
+ * options are those of the run
  * @returns fields of the last JSON line; `finished` is false for a run that was stopped
  */
 export async function run(
   options: RunOptions,
-  make: (out: string | undefined) => Promise<Training>,
+  make: (out: string | undefined, resumed?: Resumed) => Promise<Training>,
 ): Promise<Record<string, unknown>> {
   const { command, config, context: { log } } = options;
   if (config.dryRun) {
@@ -111,13 +118,13 @@ export async function run(
     config.out === undefined ? out : undefined,
     true,
   );
-  const training = await make(out);
+  const resumed = await openResumed(config.resume, { out, command, log });
+  if (resumed) checkResumedOptions(resumed, options, options.schedule, log); // before anything is written
+  const training = await make(out, resumed);
   try {
-    if (training.validation) metricOf(training.validation); // an error before anything is written
-    const resumed = await openResumed(config.resume, { out, command, log });
+    if (training.validation) metricOf(training.validation);
     if (resumed) {
-      const { madeFrom } = training;
-      checkResumed(resumed, { config, schema: options.schema, madeFrom }, options.schedule, log);
+      checkResumedSources(resumed, training.madeFrom, log);
       training.checkSchedule(resumed);
     }
     const step = resumed?.step ?? 0;
@@ -125,7 +132,7 @@ export async function run(
     log.openFile(out);
     writeJson(join(out, "config.json"), recordOf(options, training));
     log.event("start", { command, out, parameters: training.parameters, step });
-    training.begin?.(resumed);
+    await training.begin?.(resumed);
     const dataWaits = await train(out, training, options, resumed);
     if (!dataWaits) {
       log.line(`saved; go on with: ${options.context.resumeCommand}`);
@@ -181,8 +188,7 @@ async function train(
     progress.begin(recipe.name);
     await recipe.prepare(from, progress.compile);
     const save = async (n: number) => {
-      const metrics = training.metrics ? { metrics: training.metrics } : {};
-      const record = { ...recordOf(options, training), ...metrics, validated: validator?.latest };
+      const record = { ...recordOf(options, training), ...training.checkpoint, validated: validator?.latest };
       await saveCheckpoint(out, offset + n, await snapshot(recipe.state()), record, config);
     };
     const validate = async (n: number) => {

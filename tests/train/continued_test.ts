@@ -9,7 +9,12 @@ import { openModel } from "../../src/formats/shards.ts";
 import { EMBEDDED_ENCODER } from "../../src/zoo/encoders.ts";
 import { z } from "zod";
 import { optimizing, running } from "../../src/cli/options.ts";
-import { checkResumed, openResumed, resumeCommandOf } from "../../src/run/resume.ts";
+import {
+  checkResumedOptions,
+  checkResumedSources,
+  openResumed,
+  resumeCommandOf,
+} from "../../src/run/resume.ts";
 import { inFolder, quietLog, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
 
@@ -32,16 +37,9 @@ Deno.test("a run resumes in its own folder only with the same options; from anot
   });
   const check = (from: ReturnType<typeof resumed>, change: object, data: [string, string] = ["d", "11"]) => {
     const { log, lines } = quietLog();
-    checkResumed(
-      from,
-      {
-        config: { ...options, later: "x", ...change },
-        schema: z.object({ later: z.string().default("x"), out: running.out, recompute }),
-        madeFrom: { data: { name: data[0], fingerprint: data[1] } },
-      },
-      ["steps"],
-      log,
-    );
+    const schema = z.object({ later: z.string().default("x"), out: running.out, recompute });
+    checkResumedOptions(from, { config: { ...options, later: "x", ...change }, schema }, ["steps"], log);
+    checkResumedSources(from, { data: { name: data[0], fingerprint: data[1] } }, log);
     return lines;
   };
   // Where things are, what the caller compares, and options that the checkpoint does not know yet.
@@ -55,6 +53,20 @@ Deno.test("a run resumes in its own folder only with the same options; from anot
   );
   // Checkpoints of tok 0.2.0 call recomputation "checkpoint".
   assertEquals(check(resumed(false, { ...saved, checkpoint: true }), { recompute: false }), []);
+  // The batch in other micro-batches: its sums round differently.
+  const sized = resumed(false, { ...saved, batchSize: 8, accumulate: 3 });
+  for (
+    const [batchSize, remedy] of [[
+      24,
+      "use --batch-size 8 --accumulate 3 without --memory, since other micro-batches of the same batch round differently",
+    ], [25, "use the same"]] as const
+  ) {
+    assertEquals(
+      assertThrows(() => check(sized, { batchSize, accumulate: 1 }), UsageError).message,
+      `Cannot resume from "a/checkpoints/step_7": --batch-size was 8 and is ${batchSize}; ${remedy}, or go on in a new run ` +
+        "with --resume a/checkpoints/step_7 and another --out",
+    );
+  }
   assertMatch(refused({ later: "y" }), /--later was "x" and is "y"/);
   assertMatch(refused({}, ["e", "22"]), /the data was "d" \(11\) and is "e" \(22\)/);
   assertEquals(check(resumed(true), { lr: 2 }, ["e", "22"]), [
