@@ -7,6 +7,7 @@ import type { Workers } from "../src/data/decode_pool.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { newestRun } from "../src/run/checkpoint.ts";
 import type { Log } from "../src/run/log.ts";
+import type { Resumed } from "../src/run/resume.ts";
 import { percent } from "../src/run/progress.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { writePreview } from "../src/sampling/preview.ts";
@@ -78,7 +79,7 @@ export const trainDit = command({
       output: () => openOutput(c.out, "dit"),
     } as const;
     const from = { tokenizerRun: tokenizerRun ?? "", tokenizer, encoder, workers };
-    return await run(options, (out) => training(config, from, log, out));
+    return await run(options, (out, resumed) => training(config, from, log, out, resumed));
   },
 });
 
@@ -97,8 +98,10 @@ async function training(
   { tokenizerRun, tokenizer, encoder, workers }: Inputs,
   log: Log,
   out: string | undefined,
+  resumed: Resumed | undefined,
 ): Promise<Training> {
-  const data = await openTrainingLatents(c, tokenizer, workers, log, out), { source, madeFrom } = data;
+  const data = await openTrainingLatents(c, tokenizer, workers, log, out, resumed);
+  const { source, madeFrom, online } = data;
   const epochs = c.epochs === undefined ? [] : [c.epochs];
   const [steps = c.steps] = stepsOfEpochs(epochs, data.length, c.batchSize * c.accumulate, log);
   suggestQkNorm(c, steps, log);
@@ -107,8 +110,7 @@ async function training(
   const init = new Initializer(c.seed);
   const repa = repaOf(c, dit.config, encoder, data.images, c.imageSize ?? tokenizer.config.image_size);
   const recipe = diffusionRecipe({ ...c, steps }, dit, source, out, repa);
-  dit.init(init);
-  repa?.init(init);
+  for (const network of [dit, repa]) network?.init(init);
   const fingerprint = repa && out !== undefined ? await encoder?.load(repa.encoder.vit) : undefined;
   const initial = from ? await initialiseDit(dit, from, log, { ...c, read: out !== undefined }) : {};
   const parameters = parametersOf(dit, repa), snapshots = snapshotsLine({ ...c, steps }, parameters.dit);
@@ -129,6 +131,8 @@ async function training(
       ...fingerprint === undefined ? {} : { "alignment encoder": { name: c.repa as string, fingerprint } },
     },
     record: { tokenizer: tokenizerRun, steps, reversed_time: dit.config.reversed_time },
+    checkpoint: { statistics: online?.statistics },
+    begin: () => online?.write(),
     ...watch?.hooks(save, log),
     checkSchedule: (resumed) => checkResumable(resumed, dit.config, { ...c, steps }, log),
     async finish({ diffusion: dataWait = 0 }) {

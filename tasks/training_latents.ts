@@ -11,8 +11,9 @@ import type { CropName } from "../src/data/crops.ts";
 import { openLatents } from "../src/formats/latents.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
 import type { Log } from "../src/run/log.ts";
+import type { Resumed } from "../src/run/resume.ts";
 import type { Real } from "../src/sampling/watch.ts";
-import { checkLatents, measureStatistics } from "../src/train/encode_latents.ts";
+import { checkLatents, measureStatistics, type OnlineLatents } from "../src/train/encode_latents.ts";
 import { IMAGENET } from "../src/train/epochs.ts";
 import { EncodedImages, type LatentSource, StoredLatents } from "../src/train/latent_source.ts";
 import type { KnownTokenizer } from "../src/zoo/runs.ts";
@@ -33,12 +34,15 @@ export interface TrainingLatents {
   images: ImageSource | undefined;
   /** What samples are compared with; undefined in a dry run. */
   real: Real | undefined;
+  /** Of --online: their statistics, which checkpoints have and the run's folder gets. */
+  online?: OnlineLatents;
   close(): void;
 }
 
 /**
  * Opens the latents that the options name; encodes images first, or measures the statistics of those that the training encodes.
  * @param out the run's folder; undefined: a dry run, for which no image is encoded
+ * @param resumed the checkpoint that the run resumes from
  */
 export async function openTrainingLatents(
   c: TrainDitConfig,
@@ -46,6 +50,7 @@ export async function openTrainingLatents(
   workers: Workers,
   log: Log,
   out: string | undefined,
+  resumed?: Resumed,
 ): Promise<TrainingLatents> {
   const size = sizeOf(c, tokenizer), side = tokenizer.side(size);
   const generated = { length: c.images, seed: SEEDS.train + c.seed };
@@ -64,8 +69,9 @@ export async function openTrainingLatents(
       return { source, madeFrom: {}, classes, shape, length, images, real: undefined, close };
     }
     const source = new EncodedImages(tokenizer, images, { ...c, size });
-    const madeFrom = await measureStatistics(out, source, tokenizer, images, { ...c, size }, log);
-    return { source, madeFrom, classes, shape, length, images, real: { images, crop: c.crop }, close };
+    const online = await measureStatistics(out, source, tokenizer, images, { ...c, size }, log, resumed);
+    const real = { images, crop: c.crop }, { madeFrom } = online;
+    return { source, madeFrom, classes, shape, length, images, real, online, close };
   }
   const folder = c.latents ?? join(out ?? "", "latents"), crop = c.crop as Exclude<CropName, "random">;
   if (images && out !== undefined && !exists(join(folder, "latents_stats.safetensors"))) {

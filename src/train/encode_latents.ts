@@ -9,6 +9,7 @@ import {
   type Provenance,
 } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
+import type { Resumed } from "../run/resume.ts";
 import { checkStatistics } from "../formats/finite.ts";
 import {
   type Latents,
@@ -183,9 +184,26 @@ export async function checkLatents(
   );
 }
 
+/** Statistics of the latents that a training encodes, as its checkpoints have them. */
+export interface OnlineStatistics {
+  mean: readonly number[];
+  std: readonly number[];
+  /** Number of images that they were measured over. */
+  count: number;
+}
+
+/** Normalisation of latents that the training encodes. */
+export interface OnlineLatents {
+  madeFrom: Provenance;
+  statistics: OnlineStatistics;
+  /** Writes the statistics to the run's folder. */
+  write(): Promise<void>;
+}
+
 /**
- * Measures the statistics of latents that the training encodes, or reads those that this run has measured, in its folder.
- * @throws UsageError if they are of another tokenizer, other images or other settings
+ * Gives the source the statistics of its checkpoint, or those that this run has measured, in its folder, or measures them. The
+ * weights of a checkpoint go with its statistics, whatever images they were measured over, unless its tokenizer was another.
+ * @throws UsageError if those in the folder are of another tokenizer, other images or other settings
  */
 export async function measureStatistics(
   out: string,
@@ -194,23 +212,46 @@ export async function measureStatistics(
   images: ImageSource,
   { size, crop, flip, statImages }: { size: number; crop: CropName; flip: boolean; statImages: number },
   log: Log,
-): Promise<Provenance> {
-  const record = await latentsRecord(tokenizer, images, { size, crop, mirrored: flip });
-  const count = Math.min(statImages, images.length), known = await readStatistics(out);
-  const [difference] = differences(known?.record?.made_from ?? {}, record.made_from);
+  resumed?: Resumed,
+): Promise<OnlineLatents> {
+  const record = await latentsRecord(tokenizer, images, { size, crop, mirrored: flip }),
+    { made_from } = record;
+  const asked = Math.min(statImages, images.length), known = await readStatistics(out);
+  const [difference] = differences(known?.record?.made_from ?? {}, made_from);
   if (difference !== undefined) {
     throw new UsageError(
       `Cannot train on the statistics "${known?.path}": ${difference}; use the same, or choose another --out`,
     );
   }
-  if (known?.record && known.count === count) Object.assign(source, { mean: known.mean, std: known.std });
-  else {
-    const progress = log.progress("statistics of latents", count, "images");
-    await source.measureStatistics(count, progress.update);
+  const saved = resumed && savedStatistics(resumed, made_from);
+  const usable = saved ?? (known?.record && known.count === asked ? known : undefined);
+  if (usable) {
+    Object.assign(source, { mean: Float32Array.from(usable.mean), std: Float32Array.from(usable.std) });
+  } else {
+    const progress = log.progress("statistics of latents", asked, "images");
+    await source.measureStatistics(asked, progress.update);
     progress.end();
     checkStatistics(`the latents of "${images.identity?.().name}"`, source.mean, source.std);
-    await writeStatistics(out, source, record, count);
   }
-  log.line(`statistics of latents: over ${count} images, as the training crops them`);
-  return record.made_from;
+  const { mean, std } = source, count = saved?.count ?? asked;
+  log.line(
+    `statistics of latents: over ${count} images, ${
+      saved ? "of the checkpoint" : "as the training crops them"
+    }`,
+  );
+  const identity = { name: `over ${count} images`, fingerprint: fingerprintOf(`${mean}`, `${std}`) };
+  return {
+    madeFrom: { ...made_from, "statistics of latents": identity },
+    statistics: { mean: [...mean], std: [...std], count },
+    write: () => writeStatistics(out, source, record, count),
+  };
+}
+
+/** The statistics of a checkpoint; undefined where it has none, and where its tokenizer was another. */
+function savedStatistics({ config }: Resumed, madeFrom: Provenance): OnlineStatistics | undefined {
+  const { statistics, made_from: { tokenizer } = {} } = config as {
+    statistics?: OnlineStatistics;
+    made_from?: Provenance;
+  };
+  return tokenizer && differences({ tokenizer }, madeFrom).length ? undefined : statistics;
 }

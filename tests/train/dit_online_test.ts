@@ -8,6 +8,9 @@ import { batches } from "../../src/data/batches.ts";
 import { openImages } from "../../src/data/open_images.ts";
 import { UsageError } from "../../src/errors.ts";
 import { readStatistics } from "../../src/formats/latents.ts";
+import type { Provenance } from "../../src/formats/provenance.ts";
+import { openCheckpoint } from "../../src/run/checkpoint.ts";
+import { measureStatistics } from "../../src/train/encode_latents.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { pixels } from "../../src/ops/pixels.ts";
 import { noGrad } from "../../src/tensor/autograd.ts";
@@ -18,8 +21,8 @@ import { openEncoder } from "../../src/zoo/encoders.ts";
 import { state } from "../../src/nn/layers.ts";
 import { openTokenizer } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
-import { changed, ENCODES, inFolder, run } from "../helpers/commands.ts";
-import { makeFolder } from "../../src/formats/files.ts";
+import { changed, ENCODES, inFolder, quietLog, run } from "../helpers/commands.ts";
+import { exists, makeFolder } from "../../src/formats/files.ts";
 import { writePng } from "../../src/image/image.ts";
 import { fixturePath } from "../helpers/published.ts";
 
@@ -147,14 +150,44 @@ Deno.test("an online training has the losses of one on cached latents where neit
     assertEquals(statistics?.record?.made_from.crop, "random");
     const config = JSON.parse(Deno.readTextFileSync(at("whole/model/config.json")));
     assertEquals(config.latent_mean, [...statistics?.mean ?? []]);
+    const checkpoint = await openCheckpoint(at("whole/checkpoints/step_00000002.safetensors"));
+    checkpoint.file.close();
     Deno.removeSync(at("whole/checkpoints/step_00000003.safetensors"));
+    // The checkpoint has the statistics: those of the folder may be missing, and other options do not replace them.
+    const stats = at("whole/latents_stats.safetensors"), bytes = Deno.readFileSync(stats);
+    const fewer = online.map((arg) => arg === "5" ? "4" : arg);
+    await assertRejects(
+      () => train("whole", ...fewer, "--resume"),
+      UsageError,
+      "--stat-images was 5 and is 4",
+    );
+    assertEquals(Deno.readFileSync(stats), bytes);
+    Deno.removeSync(stats);
     await train("whole", ...online, "--resume");
     assertEquals(model("whole"), whole);
+    assertEquals(Deno.readFileSync(stats), bytes);
+    assertEquals(config.made_from.latents["statistics of latents"].name, "over 5 images");
     const source = new EncodedImages(await openTokenizer(VAE), await openImages(at("data")), {
       ...{ size: 8, seed: 0, flip: true, crop: "random" as const },
     });
     await source.measureStatistics(5);
     assertEquals([statistics?.mean, statistics?.std], [source.mean, source.std], "--crop and --flip count");
+
+    const resumed = { ...checkpoint, elsewhere: true }, out = at("new");
+    const measure = async (from: typeof resumed) => {
+      const images = await openImages(at("data")), tokenizer = await openTokenizer(VAE);
+      const options = { size: 8, crop: "center", flip: false, statImages: 3 } as const;
+      const other = new EncodedImages(tokenizer, images, { ...options, seed: 1 });
+      return await measureStatistics(out, other, tokenizer, images, options, quietLog().log, from);
+    };
+    const { mean, std, count } = (await measure(resumed)).statistics;
+    assertEquals([mean, std, count], [config.latent_mean, config.latent_std, 5], "in another folder, too");
+    const record = resumed.config as { made_from: Provenance };
+    const made_from = { ...record.made_from, tokenizer: { name: "other", fingerprint: "1" } };
+    const anew = await measure({ ...resumed, config: { ...record, made_from } });
+    assertEquals(anew.statistics.count, 3, "of another tokenizer");
+    assertNotEquals(anew.statistics.mean, mean);
+    assert(!exists(out), "nothing is written before the checks");
 
     // Neither crops nor flips: the latents, statistics and losses of a cached training.
     const losses = (out: string) =>
