@@ -18,12 +18,13 @@ import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
 import type { Log } from "../src/run/log.ts";
 import { generate } from "../src/sampling/generate.ts";
+import { decidingOptions } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
-import { reportScores } from "./output.ts";
+import { recordOfScores, reportScores } from "./output.ts";
 import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
@@ -36,6 +37,7 @@ interface Job {
   results: Results;
   workers: Workers;
   log: Log;
+  record: ReturnType<typeof recordOfScores>;
 }
 
 /** Options about samples, which only a model has. */
@@ -70,7 +72,8 @@ export const evaluate = command({
       lpips: () => openLpips(c.lpips ?? []),
       encoder: () => chosenEncoder(c, log),
     };
-    const results = new Results(), job = { c, options, selection, results, workers, log };
+    const results = new Results(), record = recordOfScores(out, c);
+    const job = { c, options, selection, results, workers, log, record };
     try {
       if (model !== undefined) await scoreModel(job, model, out, origins);
       else if (c.tokenizer !== undefined) await scoreTokenizer(job, c.tokenizer);
@@ -86,6 +89,7 @@ export const evaluate = command({
 async function scoreTokenizer(job: Job, run: string): Promise<void> {
   const { c, selection, results, workers, log } = job;
   const { tokenizer, size } = await openTokenizerFor(c, run);
+  job.record({ tokenizer: tokenizer.identity });
   const sizes = new Sizes();
   const all = c.data === undefined
     ? generatedImages(workers, generatedShapes(c.num, log))
@@ -103,13 +107,16 @@ async function scoreFiles(job: Job): Promise<void> {
   const side = job.c.imageSize ?? await shorterSide(fake);
   const real = await openSet(job.c.real, side, job);
   using evaluation = await SetEvaluation.open(job.selection, job.options, real, fake, job.log);
+  const sets = { "real set": real.identity, "fake set": fake.identity };
+  job.record({ ...sets, ...await evaluation.networks() });
   await evaluation.score(real, fake, probeImages(job.workers, side), job.results);
 }
 
 /** Samples from a model, kept in `out`, against held-out images. Errors in those or in the networks come before sampling. */
 async function scoreModel(job: Job, run: string, out: string, origins: Context["origins"]): Promise<void> {
   const { selection, log } = job;
-  const { model, tokenizer, guide } = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
+  const opened = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
+  const { model, tokenizer, guide, madeFrom } = opened;
   const c = unguidedIfUnconditional(run, model.config, job.c, origins, SAMPLING);
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const toy = c.real === undefined && makesShapes(classes);
@@ -120,6 +127,8 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
   const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
   using evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
+  const sources = { ...madeFrom, "real set": real.identity, ...await evaluation.networks() };
+  job.record(sources, decidingOptions(c, guide?.identity.fingerprint));
   const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");
   const evaluations = new Evaluations();
   async function* samples() {

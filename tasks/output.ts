@@ -1,8 +1,10 @@
 // Output that several commands share: encoding with progress, and scores.
 
 import { join } from "@std/path";
+import type { EvalConfig } from "../src/cli/config.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { writeJson } from "../src/formats/files.ts";
+import type { Provenance } from "../src/formats/provenance.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import type { Log, Progress } from "../src/run/log.ts";
 import { type EncodeOptions, encodeTo } from "../src/train/encode_latents.ts";
@@ -26,6 +28,14 @@ export async function encodeShown(
   });
   progress?.end();
 }
+
+/** Writes config.json of an evaluation in `out`: its options, and what its scores are made from. */
+export const recordOfScores =
+  (out: string, { num, imageSize, inceptionInput, metrics }: EvalConfig) =>
+  (madeFrom: Provenance, others: Readonly<Record<string, unknown>> = {}): void => {
+    const options = { num, imageSize, inceptionInput, metrics, ...others };
+    writeJson(join(out, "config.json"), { command: "eval", ...options, made_from: madeFrom });
+  };
 
 /** Prints scores and writes them to metrics.json in `out`; nothing if there are none. */
 export function reportScores(scores: Record<string, number>, out: string, log: Log): void {

@@ -18,13 +18,15 @@ import type { Ends } from "./interpolate.ts";
 import { labelsOf } from "./labels.ts";
 import { SAMPLERS } from "./samplers.ts";
 
+type Deciding = Pick<SampleConfig, "seed" | "ema" | keyof typeof sampling>;
+
 /**
  * The options that decide about each picture; with more pictures, or another batch size, the first ones are the same.
  * @param guide fingerprint of the model that guides
  * @param noise fingerprint of the given noise
  */
-export function decidingOptions(c: SampleConfig, guide?: string, noise?: string): Record<string, unknown> {
-  const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof SampleConfig)[];
+export function decidingOptions(c: Deciding, guide?: string, noise?: string): Record<string, unknown> {
+  const keys = ["seed", "ema", ...Object.keys(sampling)] as (keyof Deciding)[];
   // With key steps only, --reuse-encoder changes no bit.
   const reuses = keySteps(c.reuseEncoder, c.steps).includes(false);
   const options = Object.fromEntries(keys.map((key) => [key, c[key]]));

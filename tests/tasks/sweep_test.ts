@@ -196,6 +196,9 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
     );
     const { fd_encoder, nfe } = JSON.parse(Deno.readTextFileSync(join(scored, "metrics.json")));
     assertEquals([cell.fd_encoder, cell.nfe, nfe], [fd_encoder, 3, 3]);
+    const sources = (at: string) => JSON.parse(Deno.readTextFileSync(join(at, "config.json"))).made_from;
+    assertEquals(sources(scored), sources(out));
+    assertEquals(Object.keys(sources(out)).slice(-3), ["real set", "encoder", "inception"]);
     // A record that is missing is computed again, to the same figures; further values are further cells.
     const names = [...Deno.readDirSync(cells)].map(({ name }) => name).filter((name) =>
       name.endsWith(".json")
