@@ -280,6 +280,32 @@ Deno.test("timestepEmbedding() is cosines then sines of geometric frequencies", 
   );
 });
 
+Deno.test("features of times have small relative errors, also where they are small", async () => {
+  const times = Float32Array.from({ length: 64 }, (_, i) => i < 32 ? (i + 1) / 32 : 31 * (i - 31)),
+    half = 128;
+  for (const profile of ["cpu", "gpu"] as const) {
+    await testDevice(profile);
+    const { y } = await evaluate(
+      { t: { shape: [times.length], data: times } },
+      ({ t }) => ({ y: timestepEmbedding(t as Tensor, 2 * half) }),
+    );
+    for (const [b, t] of times.entries()) {
+      for (let i = 0; i < half; i++) {
+        const angle = Math.fround(t * Math.fround(10000 ** (-i / half)));
+        for (const [k, exact] of [Math.cos(angle), Math.sin(angle)].entries()) {
+          const value = y[2 * half * b + half * k + i] as number;
+          // Relative for small angles; near the zeros of large ones what pi / 2 in three parts leaves.
+          const bound = 3e-7 * Math.abs(exact) + (angle < 1 ? 0 : 1e-7 + 2e-10 * angle);
+          assert(
+            Math.abs(value - exact) <= bound,
+            `${["cos", "sin"][k]}(${angle}) is ${value}, not ${exact}`,
+          );
+        }
+      }
+    }
+  }
+});
+
 Deno.test("modulate(), gatedAdd() and their gradients match the reference", async () => {
   // The last in chunks of tokens, in both profiles.
   const shapes: [number, number, number][] = [[2, 5, 8], [1, 3, 6], [1, 600, 12], [2, 513, 3]];
