@@ -4,7 +4,7 @@
 import type { z } from "zod";
 import { UsageError } from "../src/errors.ts";
 import { explain, explainTable } from "../src/cli/explain.ts";
-import type { Origin, RecipeOptions, Schema } from "../src/cli/flags.ts";
+import type { DependentDefaults, Origin, RecipeOptions, Schema } from "../src/cli/flags.ts";
 import type { Evidence } from "../src/cli/grades.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
@@ -31,6 +31,8 @@ export interface Command<S extends Schema = Schema> {
   name: string;
   purpose: string;
   schema: S;
+  /** Defaults that depend on other options. */
+  defaults?: DependentDefaults;
   /** Options by the name of --preset. */
   presets?: Readonly<Record<string, object>>;
   /** Methods by the name of --recipe; the first one is the default. */

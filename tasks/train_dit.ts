@@ -2,7 +2,7 @@
 
 import { sampleConfig, type TrainDitConfig, trainDitConfig } from "../src/cli/config.ts";
 import { TRAIN_DIT_GRADES } from "../src/cli/grades.ts";
-import { requireData, TRAIN_DIT_PRESETS } from "../src/cli/presets.ts";
+import { requireData, TRAIN_DIT_PRESETS, trainDitDefaults } from "../src/cli/presets.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { Initializer } from "../src/nn/init.ts";
 import { newestRun } from "../src/run/checkpoint.ts";
@@ -39,6 +39,7 @@ export const trainDit = command({
   name: "train-dit",
   purpose: "Train a LightningDiT on a tokenizer's latents",
   schema: trainDitConfig,
+  defaults: trainDitDefaults,
   presets: TRAIN_DIT_PRESETS,
   examples: [
     "tok train-dit",

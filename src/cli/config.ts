@@ -267,7 +267,9 @@ export const trainDitConfig = z.strictObject({
   }),
   batchSize: training(count("batch").default(24), "Latents of a micro-batch"),
   accumulate: training(count().default(1), ACCUMULATE),
-  lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4"),
+  lr: training(amount().default(7e-3), "Learning rate; LightningDiT: 2e-4", {
+    otherwise: "0.007 for tiny, 0.001 for S, 0.0002 for larger models",
+  }),
   labelDropout: training(
     z.number().min(0).max(1).default(0.1),
     'Fraction of labels replaced by "no class", for classifier-free guidance',

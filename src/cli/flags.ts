@@ -52,6 +52,9 @@ export function resolveConfig<S extends Schema>(
   return resolveOptions(...args).config;
 }
 
+/** Defaults that depend on other options, in place of those of the schema. @param given options that are set anywhere */
+export type DependentDefaults = (given: Readonly<Record<string, unknown>>) => Record<string, unknown>;
+
 /** A method of a command, chosen by --recipe: other defaults, and options that do nothing in it. */
 export interface RecipeOptions {
   /** Values in place of those of the preset. @param preset all options as the preset has them */
@@ -63,6 +66,7 @@ export interface RecipeOptions {
 /**
  * The config of a command, and where each value comes from.
  * @param options.argument field of the positional argument, if the command has one
+ * @param options.defaults defaults that depend on other options
  * @param options.presets values by the name of the preset
  * @param options.recipes methods by name
  * @throws UsageError for unknown flags, missing or wrong values, and options that the recipe does not have
@@ -70,9 +74,10 @@ export interface RecipeOptions {
 export function resolveOptions<S extends Schema>(
   schema: S,
   args: readonly string[],
-  { command, argument, presets = {}, recipes = {} }: {
+  { command, argument, defaults, presets = {}, recipes = {} }: {
     command: string;
     argument?: string | undefined;
+    defaults?: DependentDefaults | undefined;
     presets?: Readonly<Record<string, object>> | undefined;
     recipes?: Readonly<Record<string, RecipeOptions>> | undefined;
   },
@@ -122,7 +127,8 @@ export function resolveOptions<S extends Schema>(
   }
   const recipe = recipeValues(recipes, { ...file, ...flags }, () => schema.parse(preset));
   const layers = { preset, recipe, "config file": file, "command line": flags };
-  const values: Record<string, unknown> = Object.assign({}, ...Object.values(layers));
+  const given: Record<string, unknown> = Object.assign({}, ...Object.values(layers));
+  const values = { ...defaults?.(given), ...given };
   const result = schema.safeParse(values, { error: () => "" }); // the schema's own messages stay, refusal() has the others
   if (result.success) {
     const origins: Record<string, Origin> = Object.fromEntries(
