@@ -2,6 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import { join } from "@std/path";
+import { requestAdapter } from "../../src/gpu/device.ts";
 import { makeFolder } from "../../src/formats/files.ts";
 import { writePng } from "../../src/image/image.ts";
 import { Log } from "../../src/run/log.ts";
@@ -12,12 +13,15 @@ import { parseCommandLine } from "../../tasks/run.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { fixturePath } from "./published.ts";
 
-/** Runs a command on the software adapter, as main.ts does. @returns what it said and what it returned */
+/** `--cpu`, or nothing where there is only a GPU. */
+export const SOFTWARE: readonly string[] = await requestAdapter(true).then(() => ["--cpu"], () => []);
+
+/** Runs a command on the software adapter if there is one, as main.ts does. @returns what it said and what it returned */
 export async function run(
   name: string,
   ...args: string[]
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
-  const { command, config, origins } = parseCommandLine([name, ...args, "--cpu"]);
+  const { command, config, origins } = parseCommandLine([name, ...args, ...SOFTWARE]);
   const { log, lines } = quietLog();
   try {
     return {

@@ -15,6 +15,7 @@ import { variable } from "../../src/tensor/tensor.ts";
 import type { Optimizer } from "../../src/train/optimizer.ts";
 import { trainLoop } from "../../src/train/loop.ts";
 import { testDevice } from "../helpers/check.ts";
+import { SOFTWARE } from "../helpers/commands.ts";
 
 const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
 const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
@@ -108,7 +109,7 @@ async function signalled(
   ...args: string[]
 ) {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args, "--json", "--cpu"],
+    args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args, "--json", ...SOFTWARE],
     cwd: folder,
     stdout: "piped",
     stderr: "piped",

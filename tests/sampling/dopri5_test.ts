@@ -71,7 +71,8 @@ Deno.test("dopri5 takes the steps of Dormand and Prince's method, and its error 
     const tolerances = { rtol, atol: rtol / 100 };
     const { x, evaluations } = await sampled(CURVED, { sampler: "dopri5", ...tolerances });
     const twin = dopri5(Float64Array.from(start()), [0, 1], curved, tolerances);
-    assert(relativeError(x, twin.x) < 2e-5, `tolerance ${rtol}: ${relativeError(x, twin.x)}`);
+    // Attempts are as many, but lengths of steps follow an error estimate in f32, on a GPU with another rounding of 2^-24.
+    assert(relativeError(x, twin.x) < 1e-4, `tolerance ${rtol}: ${relativeError(x, twin.x)}`);
     assertEquals(evaluations, [2 + 6 * twin.attempts]);
     errors.push(relativeError(x, [...start()].map(flowed)));
     assert((errors.at(-1) as number) < rtol, `tolerance ${rtol}: error ${errors.at(-1)}`);

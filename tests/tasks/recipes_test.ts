@@ -14,7 +14,7 @@ import { saveState } from "../../src/nn/layers.ts";
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { testDevice } from "../helpers/check.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
-import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { inFolder, run, SOFTWARE, writeImages } from "../helpers/commands.ts";
 
 const parsed = (...args: string[]) =>
   resolveConfig(alignConfig, args, {
@@ -210,7 +210,7 @@ Deno.test("a run of va-vae that is killed resumes to the bits of the run that wa
       ...["--out", join(folder, out), ...SMALL(folder)],
     ];
     const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args("killed"), "--cpu"],
+      args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args("killed"), ...SOFTWARE],
       stdout: "null",
       stderr: "null",
     }).spawn();

@@ -98,8 +98,11 @@ Deno.test("frozen weights never change, a skipped step leaves the singular vecto
   assert(names.some((name) => name.startsWith("tokenizer.decoder.")), "the generator goes on");
   await step(2);
   const last = await snapshot(all);
-  // A vector of one element, of each logit, stays 1.
-  assertEquals(changed(first, last).filter((name) => name.endsWith(".u")).length, 4);
+  // Of each head two vectors move; that of a logit has one element, which stays 1 but for rounding.
+  const longer = last.filter(({ name, data }) => name.endsWith(".u") && data.length > 1).map(({ name }) =>
+    name
+  );
+  assertEquals(changed(first, last).filter((name) => longer.includes(name)), longer);
   assertEquals(changed(frozen, await snapshot(encoder)), []);
   await restore(resumed.all, {
     name: "checkpoint",
