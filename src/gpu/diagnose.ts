@@ -47,6 +47,9 @@ const MANIFESTS = [
   "/usr/local/etc/vulkan/icd.d",
 ];
 
+/** Where NVIDIA's container runtime mounts manifests; the loader does not look there. */
+const UNSEARCHED = "/usr/local/nvidia/share/vulkan/icd.d";
+
 /** Whether the dynamic linker loads a library; true if that cannot be tried. */
 function loads(library: string): boolean {
   try {
@@ -142,11 +145,28 @@ export function diagnose(
       remedy: named.length ? `${install}; or unset ${variable}` : install,
     });
   }
-  if (nvidia && !manifests.some((name) => name.includes("nvidia"))) {
+  const mounted = list(UNSEARCHED).find((name) => name.endsWith(".json"));
+  const visible = [...manifests, ...named].some((name) => name.includes("nvidia"));
+  if (nvidia && unanswered && !visible && mounted !== undefined) {
+    found.push({
+      problem:
+        `an NVIDIA GPU is plugged in, but its Vulkan manifest is in ${UNSEARCHED}, where nothing looks for it`,
+      remedy: `export VK_DRIVER_FILES=${UNSEARCHED}/${mounted}`,
+    });
+  } else if (nvidia && !visible) {
     found.push({
       problem: "an NVIDIA GPU is plugged in, but its Vulkan driver is not visible here",
       remedy:
         "in a container: start it with -e NVIDIA_DRIVER_CAPABILITIES=all; else install the driver's graphics part (libnvidia-gl)",
+    });
+  }
+  // The driver loads without them, but then gives no Vulkan instance.
+  const settled = !nvidia || !unanswered || !visible || broken.length;
+  const lacking = settled ? [] : ["libEGL.so.1", "libGLX.so.0"].filter((library) => !canLoad(library));
+  if (lacking.length) {
+    found.push({
+      problem: `NVIDIA's Vulkan driver needs ${lacking.join(" and ")}, which cannot be loaded${answers}`,
+      remedy: "apt-get install -y libegl1 libglx0",
     });
   }
   for (const [folder, names] of [["/dev/dri", render], ["/dev", nvidia ? ["nvidiactl"] : []]] as const) {

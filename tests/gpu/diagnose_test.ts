@@ -100,6 +100,21 @@ if (onLinux) {
     });
   });
 
+  Deno.test("diagnose() finds a mounted NVIDIA driver that nothing looks for, or that lacks libraries of OpenGL", () => {
+    const folder = "/usr/local/nvidia/share/vulkan/icd.d", mounted = `${folder}/nvidia_icd.json`;
+    withRoot([LOADER, "/etc/vulkan/icd.d/other.json", mounted, "/dev/nvidiactl"], (root) => {
+      Deno.writeTextFileSync(root + mounted, manifest(LIBRARY));
+      assertEquals(diagnose(undefined, root, {}, () => true).map(({ remedy }) => remedy), [
+        `export VK_DRIVER_FILES=${mounted}`,
+      ]);
+      const found = diagnose(undefined, root, { VK_DRIVER_FILES: mounted }, (name) => name !== "libEGL.so.1");
+      assertEquals(found, [{
+        problem: "NVIDIA's Vulkan driver needs libEGL.so.1, which cannot be loaded",
+        remedy: "apt-get install -y libegl1 libglx0",
+      }]);
+    });
+  });
+
   Deno.test("diagnose() finds the library of a manifest in an environment variable, also without a GPU", () => {
     withRoot([LOADER, LAVAPIPE, NVIDIA], (root) => {
       Deno.writeTextFileSync(root + NVIDIA, manifest(LIBRARY));
