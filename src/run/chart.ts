@@ -11,7 +11,7 @@ export interface ChartOptions {
   series: readonly string[];
   /** Whether a dashed line joins the points of all series, as long as they are few. */
   course?: boolean;
-  /** Whether the x axis has a tick at each value, and the series are named below it. */
+  /** Whether the x axis has a tick at each value that has room, and the series are named below it. */
   legend?: boolean;
 }
 
@@ -24,6 +24,8 @@ export const escape = (text: unknown): string =>
 /** Number of points up to which each of them is marked. */
 const MAX_MARKED = 30;
 const W = 310, H = 170, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22, ROW = 15;
+/** Smallest distance of the centers of two tick labels. */
+const TICK = 28;
 /** Light and dark color of each series; further ones repeat them with dashes. */
 const COLORS = {
   a: ["#0b6bcb", "#58a6ff"],
@@ -61,7 +63,7 @@ function plot(
   const good = points.filter(([x, y]) => Number.isFinite(x) && Number.isFinite(y));
   if (good.length < 2 || good.every(([, y]) => y === 0)) return undefined;
   const x = axis(good.map(([x]) => x), LEFT, W - RIGHT, legend ? 8 : Infinity);
-  const y = axis(good.map(([, y]) => y), H - BOTTOM, TOP, 10);
+  const y = axis(good.map(([, y]) => y), H - BOTTOM, TOP, legend ? 2.5 : 10);
   const at = ([a, b]: Point) => `${x.place(a)} ${y.place(b)}`;
   const path = (own: readonly Point[]) => own.map((point, k) => `${k ? "L" : "M"}${at(point)}`).join("");
   const lines = (series.length ? series : [""]).map((one, i) => {
@@ -88,7 +90,12 @@ function plot(
     }</text>`
   );
   const values = [...new Set(good.map(([a]) => a))].sort((a, b) => a - b);
-  const between = legend && values.length <= 8 ? values.slice(1, -1) : [];
+  const between: number[] = [];
+  for (const value of legend ? values.slice(1, -1) : []) {
+    const before = between.length ? Number(x.place(between.at(-1) as number)) : LEFT + TICK / 2;
+    const place = Number(x.place(value));
+    if (place - before >= TICK && W - RIGHT - TICK / 2 - place >= TICK) between.push(value);
+  }
   const vertical = [
     `<text x="${LEFT}" y="${H - 6}">${values[0]}</text>`,
     ...between.map((value) =>
