@@ -88,8 +88,7 @@ export const trainDit = command({
 interface Inputs {
   tokenizerRun: string;
   tokenizer: KnownTokenizer;
-  /** That of --repa. */
-  encoder: EncoderSource | undefined;
+  encoder: EncoderSource | undefined; // of --repa
   workers: Workers;
 }
 
