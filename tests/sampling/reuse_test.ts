@@ -152,5 +152,5 @@ Deno.test("adaptive steps, a network of one block and an inner head in the reuse
     UsageError,
     "the inner head of the model reads block 1, and blocks 1 to 2",
   );
-  await assertRejects(() => sampled(dit, { reuseEncoder: "0,4" }), UsageError, "steps 0 to 3");
+  await assertRejects(() => sampled(dit, { reuseEncoder: "0,4" }), UsageError, "the steps are 0 to 3");
 });
