@@ -132,10 +132,10 @@ export class Storage {
     else this.#init = () => data;
   }
 
-  /** Reads the whole storage back. Waits for the device: never call it inside a step. */
-  async read(): Promise<ArrayBuffer> {
+  /** Reads the storage back, or `bytes` of it from `offset`. Waits for the device: never call it inside a step. */
+  async read({ offset = 0, bytes = this.bytes } = {}): Promise<ArrayBuffer> {
     await this.materialise();
-    return await readBuffer(this.buffer, this.#offset, this.bytes);
+    return await readBuffer(this.buffer, this.#offset + offset, bytes);
   }
 
   destroy(): void {

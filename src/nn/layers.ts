@@ -234,6 +234,12 @@ export interface SavedTensor {
   data: Float32Array;
 }
 
+/** Elements of a tensor, in the layout of the device, as they go into a file. @throws GpuError for numbers that are not finite */
+export function savedTensor(name: string, tensor: Tensor, data: Float32Array): SavedTensor {
+  refuseToSave(name, data);
+  return { name, shape: fileShape(tensor), data: toFile(tensor, data) };
+}
+
 /** Reads every tensor of `module` back, in the public layouts. Waits for the device. */
 export async function saveState(module: object): Promise<SavedTensor[]> {
   const own = state(module);

@@ -8,7 +8,7 @@ import { basename, dirname, join, resolve } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { damaged } from "../formats/bytes.ts";
 import { exists, makeFolder } from "../formats/files.ts";
-import { openSafetensors, type SafetensorsFile, writeSafetensors } from "../formats/safetensors.ts";
+import { openSafetensors, RowsWriter, type SafetensorsFile } from "../formats/safetensors.ts";
 
 /** Relative widths sigma_rel of the averages that are tracked; the last one is the result of a run. */
 export const TRACKED_WIDTHS = [0.05, 0.1] as const;
@@ -143,20 +143,24 @@ export interface Snapshot {
 /** An average as it is saved: the trained tensors, in the layout of files. */
 export interface SavedAverage {
   sigmaRel: number;
-  tensors: readonly { name: string; shape: readonly number[]; data: Float32Array }[];
+  tensors: readonly { name: string; shape: readonly number[]; read(): Promise<Float32Array> }[];
 }
 
-/** Saves the tracked averages after `step` steps, of which `applied` were not skipped, to RUN/ema/step_*.safetensors. */
+/**
+ * Saves the tracked averages after `step` steps, of which `applied` were not skipped, to RUN/ema/step_*.safetensors; one tensor at
+ * a time is in memory.
+ */
 export async function saveSnapshot(
   run: string,
   { step, applied, averages }: { step: number; applied: number; averages: readonly SavedAverage[] },
 ): Promise<void> {
   makeFolder(folderOf(run));
-  await writeSafetensors(
+  const tensors = averages.flatMap(({ sigmaRel, tensors }) =>
+    tensors.map((tensor) => ({ ...tensor, name: nameOf(sigmaRel, tensor.name) }))
+  );
+  const file = new RowsWriter(
     join(folderOf(run), `step_${String(step).padStart(8, "0")}.safetensors`),
-    averages.flatMap(({ sigmaRel, tensors }) =>
-      tensors.map(({ name, ...tensor }) => ({ ...tensor, name: nameOf(sigmaRel, name) }))
-    ),
+    tensors,
     {
       format: FORMAT,
       step: String(step),
@@ -164,6 +168,13 @@ export async function saveSnapshot(
       sigma_rel: averages.map(({ sigmaRel }) => sigmaRel).join(),
     },
   );
+  try {
+    for (const { name, read } of tensors) file.add(name, await read());
+    file.commit();
+  } catch (error) {
+    file.abort();
+    throw error;
+  }
 }
 
 const nameOf = (sigmaRel: number, name: string) => `ema_${sigmaRel}.${name}`;

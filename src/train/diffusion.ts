@@ -12,7 +12,7 @@ import type { DitConfig } from "../models/dit_config.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import { normalised } from "../models/normalisation.ts";
 import { type Prediction, velocitiesOf, velocityTowards } from "../models/prediction.ts";
-import { parameters, saveState, state } from "../nn/layers.ts";
+import { fileShape, parameters, savedTensor, state } from "../nn/layers.ts";
 import { ParameterSet } from "../nn/parameter_set.ts";
 import { add, mul, sub } from "../ops/math.ts";
 import { dropLabels, normal, RandomState } from "../ops/random.ts";
@@ -256,11 +256,15 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
     if (!snapshots || !Array.isArray(ema) || n % snapshots.every !== 0 && n !== steps) return;
     const { applied } = await this.optimizer.readProgress();
     if (applied === 0) return;
-    const trained = parameters(this.dit), averages = [];
-    for (const sigmaRel of ema) {
-      const tensors = await this.optimizer.withEma(() => saveState(this.dit), sigmaRel);
-      averages.push({ sigmaRel, tensors: tensors.filter(({ name }) => trained.has(name)) });
-    }
+    const averages = ema.map((sigmaRel: number) => ({
+      sigmaRel,
+      tensors: [...parameters(this.dit)].map(([name, parameter]) => ({
+        name,
+        shape: fileShape(parameter),
+        read: async () =>
+          savedTensor(name, parameter, await this.optimizer.readAverage(sigmaRel, parameter)).data,
+      })),
+    }));
     await saveSnapshot(snapshots.run, { step: n, applied, averages });
   }
 

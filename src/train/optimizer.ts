@@ -1,6 +1,7 @@
 // AdamW over parameter sets, or Muon over sets of matrices, recorded into a program: gradients are copied into flat buffers, their
 // global norm is computed, and each set is updated by one launch (Muon: and some for each matrix). `state()` has every tensor that a checkpoint needs.
 
+import { GpuError } from "../errors.ts";
 import { uninterrupted } from "../interruption.ts";
 import { detach, full, grad, store } from "../tensor/autograd.ts";
 import { addInPlace, copy, fill } from "../gpu/memory.ts";
@@ -259,24 +260,32 @@ export class Optimizer {
     await copyTensors(average?.flats.map((from, i) => [from, target.flats[i] as Tensor]) ?? []);
   }
 
-  /**
-   * Runs `use` with averages in place of the weights, which are then restored to the last bit.
-   * @param sigmaRel the relative width of those averages; by default those that are the result
-   */
-  async withEma<T>(use: () => Promise<T>, sigmaRel?: number): Promise<T> {
-    await uninterrupted(() => this.#swapEma(sigmaRel));
+  /** Reads the average of relative width `sigmaRel` of one parameter. Waits for the device. */
+  async readAverage(sigmaRel: number, { storage: { root, offset, bytes } }: Tensor): Promise<Float32Array> {
+    for (const { set, averages } of this.#slots) {
+      const average = averages.find((a) => a.sigmaRel === sigmaRel);
+      const flat = average?.flats[set.flats.findIndex(({ storage }) => storage === root)];
+      if (flat) return new Float32Array(await flat.storage.read({ offset, bytes }));
+    }
+    throw new GpuError(
+      `Cannot read an average of relative width ${sigmaRel}: "${this.label}" keeps none of it`,
+    );
+  }
+
+  /** Runs `use` with the averages that are the result in place of the weights, which are then restored to the last bit. */
+  async withEma<T>(use: () => Promise<T>): Promise<T> {
+    await uninterrupted(() => this.#swapEma());
     try {
       return await use();
     } finally {
-      await uninterrupted(() => this.#swapEma(sigmaRel)); // also where a signal has ended `use`
+      await uninterrupted(() => this.#swapEma()); // also where a signal has ended `use`
     }
   }
 
   /** Exchanges weights and averages; needs memory for one flat buffer. The fp16 working copies stay as they are. */
-  async #swapEma(sigmaRel: number | undefined): Promise<void> {
+  async #swapEma(): Promise<void> {
     for (const { set, averages } of this.#slots) {
-      const average = averages.findLast((a) => sigmaRel === undefined || a.sigmaRel === sigmaRel);
-      for (const [i, flat] of (average?.flats ?? []).entries()) {
+      for (const [i, flat] of (averages.at(-1)?.flats ?? []).entries()) {
         const weights = set.flats[i] as Tensor, spare = variable(weights.shape, { label: "weights aside" });
         await copyTensors([[weights, spare], [flat, weights], [spare, flat]]);
         spare.storage.destroy();

@@ -5,6 +5,7 @@ import { join } from "@std/path";
 import { trainDitConfig } from "../../src/cli/config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { openSafetensors } from "../../src/formats/safetensors.ts";
+import { device } from "../../src/gpu/device.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { parameters, restore, saveState, snapshot } from "../../src/nn/layers.ts";
@@ -46,7 +47,9 @@ async function train(
       x: Float32Array.from(normal(5, 1, BATCH * 16, n)),
       labels: Uint32Array.of(0, n % 3),
     });
+    const { buffers } = device().counters;
     await recipe.afterStep(n + 1);
+    assertEquals(device().counters.buffers, buffers, "a snapshot needs no memory of the device");
     const trained = parameters(dit), saved = (await saveState(dit)).filter(({ name }) => trained.has(name));
     after(new Map(saved.map(({ name, data }) => [name, data.slice()])));
   }
