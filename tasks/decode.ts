@@ -2,14 +2,13 @@
 
 import { join } from "@std/path";
 import { decodeConfig } from "../src/cli/config.ts";
-import { UsageError } from "../src/errors.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { decodeLatents } from "../src/sampling/decode.ts";
-import { openForDecoding } from "../src/sampling/latent_input.ts";
+import { newestLatents, openForDecoding } from "../src/sampling/latent_input.ts";
 import { Pictures, recipeOf } from "../src/sampling/pictures.ts";
 import { openTokenizer } from "../src/zoo/runs.ts";
-import { command, openAdapter, openOutput } from "./command.ts";
+import { command, openAdapter, openOutput, RUNS } from "./command.ts";
 import { inputRun } from "./inputs.ts";
 
 export const decode = command({
@@ -17,21 +16,21 @@ export const decode = command({
   purpose: "Decode latents into images",
   schema: decodeConfig,
   examples: [
+    "tok decode",
     "tok decode --latents runs/latents-001 --tokenizer runs/align-001 --out pictures",
     "tok decode --latents latents.safetensors --tokenizer vavae.pt --npz",
   ],
   async run(c, context) {
     const { log } = context;
-    if (c.latents === undefined) {
-      throw new UsageError("Cannot decode: name a folder of latents or a .safetensors file with --latents");
-    }
     const run = inputRun(c.tokenizer, "tokenizer", log);
     using output = openOutput(c.out, "decode");
     const out = output.folder;
     refuseOthers(out, "decode");
     await openAdapter(c, log);
     const tokenizer = await openTokenizer(run), { name, fingerprint } = tokenizer.identity;
-    using latents = await openForDecoding(c.latents, tokenizer, (line) => log.line(line));
+    const path = c.latents ?? await newestLatents(RUNS, tokenizer);
+    if (c.latents === undefined) log.line(`latents: ${path} (the newest)`);
+    using latents = await openForDecoding(path, tokenizer, (line) => log.line(line));
     const { source, labels, statistics, identity } = latents, count = source.length;
     const madeFrom = { tokenizer: { name, fingerprint }, latents: identity };
     beginPictures(out, "decode", {

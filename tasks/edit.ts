@@ -1,7 +1,7 @@
 // tok edit: a real image again with another class (inversion), or with a part of it made anew (inpainting).
 
 import { join } from "@std/path";
-import { type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
+import { type Condition, type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
 import { type EditConfig, editConfig } from "../src/cli/config.ts";
 import { UsageError } from "../src/errors.ts";
 import { fingerprintOfBytes } from "../src/formats/provenance.ts";
@@ -17,12 +17,12 @@ import { openGenerator } from "../src/zoo/generator.ts";
 import { command, openAdapter, openOutput } from "./command.ts";
 import { inputRun } from "./inputs.ts";
 
-const INVERTED: Conditions<EditConfig>[keyof EditConfig] = [[
+const INVERTED: Condition<EditConfig> = [
   ({ mask }) => mask === undefined,
   "--mask paints from noise, without inversion",
   "drop --mask",
-]];
-const EDITING: Conditions<EditConfig> = { class: INVERTED, strength: INVERTED };
+];
+const EDITING: Conditions<EditConfig> = { class: [INVERTED], strength: [INVERTED] };
 
 export const edit = command({
   name: "edit",
@@ -33,7 +33,11 @@ export const edit = command({
     "tok edit --image street.png --mask hole.png --to street",
   ],
   async run(asked, { log, origins }) {
-    if (asked.image === undefined) throw new UsageError("Cannot edit: name an image with --image");
+    if (asked.image === undefined) {
+      throw new UsageError(
+        "Cannot edit: give an image with --image FILE, and either the classes --class FROM --to CLASS or --mask FILE",
+      );
+    }
     refuseWithoutEffect(asked, EDITING, origins);
     const run = inputRun(asked.model, "model", log);
     using output = openOutput(asked.out, "edit");

@@ -83,7 +83,7 @@ export const decodeConfig = z.strictObject({
   latents: input(
     text(),
     'Latents: folder from `tok encode` or of LightningDiT\'s tools, or a .safetensors file with "latents" [N,C,H,W]',
-    { value: "DIR|FILE" },
+    { value: "DIR|FILE", otherwise: "the newest ones of the tokenizer under ./runs" },
   ),
   tokenizer,
   out: output(text(), "Folder for the images", NEW),

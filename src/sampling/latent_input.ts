@@ -1,14 +1,16 @@
 // Opens latents that are decoded: a folder in the layout of LightningDiT's tools, or one safetensors file. Those of another
 // tokenizer are refused by name.
 
+import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { isFile } from "../formats/files.ts";
-import { openLatents } from "../formats/latents.ts";
+import { exists, isFile } from "../formats/files.ts";
+import { openLatents, readStatistics } from "../formats/latents.ts";
 import { openLatentsFile } from "../formats/latents_file.ts";
 import { differences, fingerprintOf, type Identity, type Provenance } from "../formats/provenance.ts";
 import type { KnownTokenizer } from "../zoo/runs.ts";
 import type { Statistics } from "../models/normalisation.ts";
 import type { LatentSource } from "./decode.ts";
+import { latentsFolder } from "./saved_latents.ts";
 
 /** Open latents. */
 export interface DecodableLatents extends Disposable {
@@ -54,6 +56,27 @@ export async function openForDecoding(
     close();
     throw error;
   }
+}
+
+/**
+ * The newest complete folder of latents of a tokenizer in `runs`: of `tok encode`, or those that `tok sample` saved.
+ * @throws UsageError if there is none
+ */
+export async function newestLatents(runs: string, { identity }: KnownTokenizer): Promise<string> {
+  const folders = exists(runs) ? [...Deno.readDirSync(runs)].map(({ name }) => join(runs, name)).sort() : [];
+  let newest: { folder: string; time: number } | undefined;
+  for (const folder of folders.flatMap((run) => [run, latentsFolder(run)])) {
+    const stats = await readStatistics(folder).catch(() => undefined); // a damaged one is not suitable
+    const { tokenizer } = stats?.record?.made_from ?? {};
+    if (!stats || typeof tokenizer !== "object" || tokenizer.fingerprint !== identity.latents) continue;
+    const time = Deno.statSync(stats.path).mtime?.getTime() ?? 0;
+    if (!newest || time >= newest.time) newest = { folder, time };
+  }
+  if (newest) return newest.folder;
+  throw new UsageError(
+    `Cannot find latents of the tokenizer "${identity.name}" under "${runs}": run "tok encode" or "tok sample --save-latents" ` +
+      `first, or name a folder or a file with --latents`,
+  );
 }
 
 type Opened = Omit<DecodableLatents, typeof Symbol.dispose> & {

@@ -302,7 +302,11 @@ Deno.test("edit writes noise from which sample makes the edited picture, and ref
         [["--strength", "0"], "Cannot use --strength 0"],
       ] as [string[], string][]
     ) await assertRejects(() => edit(...args, "--out", join(folder, "y")), UsageError, message);
-    await assertRejects(() => run("edit", ...GENERATOR), UsageError, "name an image with --image");
+    await assertRejects(
+      () => run("edit", ...GENERATOR),
+      UsageError,
+      "Cannot edit: give an image with --image FILE, and either",
+    );
   }));
 
 Deno.test("the noise of a number is the same in any company", async () => {
