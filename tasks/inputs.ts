@@ -129,7 +129,7 @@ export async function splitImages(
     const validation = await imageFiles(c.val, c, workers, log);
     return { all, validation, ...heldOutOf(all, validation, c.heldOut, { train: name, validation: c.val }) };
   }
-  if (c.data !== undefined) return { all, ...splitOff(all, c.heldOut, name) };
+  if (c.data !== undefined) return { all, ...splitOff(all, c.heldOut, name, (line) => log.line(line)) };
   // Generated images of other seeds.
   const shapes = (n: number, seed: number): ImageSource => generatedImages(workers, new Shapes(n, seed));
   return { all, train: all, heldOut: shapes(c.heldOut, SEEDS.heldOut), probe: shapes(500, SEEDS.probe) };

@@ -13,11 +13,24 @@ export interface Split {
   probe: ImageSource | undefined;
 }
 
-/** Holds out the first `most` images, at most a tenth. @throws UsageError if none is left */
-export function splitOff(all: ImageSource, most: number, name: string): Split {
+/** Images below which a tokenizer learns its training images by heart, and a tenth is too few for a score. */
+const MIN_IMAGES = 200;
+
+/**
+ * Holds out the first `most` images, at most a tenth.
+ * @param warn called with a line where they are few
+ * @throws UsageError if none is left
+ */
+export function splitOff(all: ImageSource, most: number, name: string, warn: (line: string) => void): Split {
   const n = Math.min(most, Math.max(1, Math.floor(all.length / 10)));
   const train = part(all, n, all.length), heldOut = part(all, 0, n);
   if (train.length === 0) throw new UsageError(`Cannot train on "${name}": one image is not enough`);
+  if (all.length < MIN_IMAGES) {
+    warn(
+      `warning: "${name}" has few images: ${train.length} to train on, which a tokenizer learns by heart, and ${n} ` +
+        "held out, whose scores say little; add some, or score those that it trains on by --val",
+    );
+  }
   return { train, heldOut, probe: undefined };
 }
 

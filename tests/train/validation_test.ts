@@ -1,8 +1,8 @@
 // Validation during an alignment: it changes no bit of the training, scores the averaged weights, and keeps the best checkpoint.
 
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { join } from "@std/path";
-import { heldOutOf } from "../../src/data/held_out.ts";
+import { heldOutOf, splitOff } from "../../src/data/held_out.ts";
 import { gather, subset } from "../../src/data/image_source.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { Interrupted, UsageError } from "../../src/errors.ts";
@@ -216,6 +216,14 @@ Deno.test("FeatureFrechet is the Frechet distance of the images' mean tokens", a
   await again.add(images(7, 3), images(10, 2)); // the known statistics count
   assertEquals((await again.scores()).fd_encoder, fd_encoder);
   again.destroy();
+});
+
+Deno.test("a folder of few images is said to be one, whatever is held out of it", () => {
+  const lines: string[] = [], of = (n: number) => new Shapes(n, 0);
+  splitOff(of(12), 256, "photos", (line) => lines.push(line));
+  assertMatch(lines.join(), /^warning: "photos" has few images: 11 to train on.*1 held out.*--val$/);
+  splitOff(of(200), 5, "photos", (line) => lines.push(line));
+  assertEquals(lines.length, 1);
 });
 
 Deno.test("images held out in a folder need the classes of the training images", () => {
