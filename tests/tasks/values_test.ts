@@ -1,7 +1,8 @@
 // Values of options that are refused: the message says what the option takes, in the command line's words.
 
 import { assert, assertThrows } from "@std/assert";
-import { kebab } from "../../src/cli/flags.ts";
+import type { z } from "zod";
+import { flagOf } from "../../src/cli/flags.ts";
 import { UsageError } from "../../src/errors.ts";
 import { COMMANDS, parseCommandLine } from "../../tasks/run.ts";
 
@@ -45,9 +46,9 @@ Deno.test("a refused value of any option is answered in the command line's words
   assert(refused("train-dit --model XL").includes(": give one of tiny, tiny/2, S/1, "));
   let count = 0;
   for (const { name, schema } of COMMANDS) {
-    for (const field of Object.keys(schema.shape).filter((field) => field !== "config")) {
+    for (const [field, type] of Object.entries(schema.shape).filter(([field]) => field !== "config")) {
       for (const value of ["?", "-1e30", "1e30", "?,?,?,?"]) {
-        const flag = kebab(field), line = `${name} --${flag}=${value}`;
+        const flag = flagOf(field, type as z.ZodType), line = `${name} --${flag}=${value}`;
         try {
           parseCommandLine([name, `--${flag}=${value}`]);
         } catch (error) {
