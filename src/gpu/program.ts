@@ -35,8 +35,20 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     this.#staging = new Staging(plan.places);
   }
 
-  /** Allocates memory, compiles pipelines and makes bind groups, once. @param progress kernels compiled, of how many */
+  /**
+   * Allocates memory, compiles pipelines and makes bind groups, once; if that fails, destroys the program.
+   * @param progress kernels compiled, of how many
+   */
   async prepare(progress?: (done: number, total: number) => void): Promise<this> {
+    try {
+      return await this.#prepare(progress);
+    } catch (error) {
+      this.destroy();
+      throw error;
+    }
+  }
+
+  async #prepare(progress?: (done: number, total: number) => void): Promise<this> {
     if (this.#steps) return this;
     if (this.#destroyed) {
       throw new GpuError(`Cannot prepare "${this.label}": it was destroyed; capture it again`);
@@ -122,6 +134,10 @@ export class Program<I extends Record<string, Bindable>, O extends Record<string
     for (const input of Object.values(this.inputs)) {
       if (input.storage.category === "inputs") input.storage.destroy();
     }
+  }
+
+  [Symbol.dispose](): void {
+    this.destroy();
   }
 
   #ready(): Step[] {
