@@ -26,6 +26,7 @@ import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
 import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
+import { planOf } from "../src/sampling/plan.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
 
@@ -118,6 +119,8 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const opened = await openGenerator(run, { ...job.c, say: (text) => log.line(text) });
   const { model, tokenizer, guide, madeFrom } = opened;
   const c = unguidedIfUnconditional(run, model.config, job.c, origins, SAMPLING);
+  const sampling = samplingOptions(c, guide?.dit);
+  planOf(model.config.dit, sampling); // refuses what the model cannot do
   const size = model.config.dit.input_size * tokenizer.factor, { classes } = model.config;
   const toy = c.real === undefined && makesShapes(classes);
   selection.exclude(({ from }) =>
@@ -132,7 +135,7 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");
   const evaluations = new Evaluations();
   async function* samples() {
-    const options = { ...samplingOptions(c, guide?.dit), labels, onProgress: progress.update };
+    const options = { ...sampling, labels, onProgress: progress.update };
     for await (const { image } of evaluations.of(generate(model, tokenizer, options))) yield image;
   }
   await writeNpz(path, [

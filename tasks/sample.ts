@@ -15,6 +15,7 @@ import { interpolate } from "../src/sampling/interpolate.ts";
 import { decidingOptions, endsOf, imagesOf, labelsIdentity, optionsIdentity } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, labelSummary, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { classFolders, Pictures, recipeOf } from "../src/sampling/pictures.ts";
+import { planOf } from "../src/sampling/plan.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
@@ -44,6 +45,8 @@ export const sample = command({
       say: (text) => log.line(text),
     });
     const c = unguidedIfUnconditional(run, model.config, asked, context.origins, SAMPLING);
+    const sampler = samplingOptions(c, guide?.dit);
+    planOf(model.config.dit, sampler); // refuses what the model cannot do
     log.line(`latents are normalised by ${origin}`);
     const chosen = classesOf(c.classes, model.config.classes);
     const labels = labelsOf({ ...images, classes: chosen, labeling: c.labels, seed: c.seed });
@@ -65,7 +68,6 @@ export const sample = command({
       folders,
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
-    const sampler = samplingOptions(c, guide?.dit);
     if (c.interpolate !== undefined) {
       const progress = log.progress("sampling", c.frames, "images");
       const between = { ...sampler, frames: c.frames, evaluations, onProgress: progress.update };

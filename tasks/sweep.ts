@@ -8,6 +8,7 @@ import {
   type CellResult,
   cellsOf,
   distinct,
+  optionsOf,
   runCells,
   sampleCommand,
   variedIn,
@@ -17,6 +18,7 @@ import { SetEvaluation } from "../src/metrics/evaluate.ts";
 import { Selection } from "../src/metrics/selection.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
+import { planOf } from "../src/sampling/plan.ts";
 import { classesOf, labelsOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openGuides } from "../src/zoo/guide.ts";
@@ -52,6 +54,9 @@ export const sweep = command({
     );
     const side = model.config.dit.input_size * tokenizer.factor;
     const guides = await openGuides(model, c);
+    const all = cellsOf({ ...c, cfg }, guides), cells = distinct(all);
+    // Refuses what the model cannot do.
+    for (const cell of cells) planOf(model.config.dit, optionsOf(cell, { config: c, guides }));
     const real = await openSet(c.real, side, { c, workers, log });
     const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
     const { seed, num, metrics, inception, inceptionInput, encoder } = c;
@@ -81,10 +86,7 @@ export const sweep = command({
       folders: ["cells"],
     });
     context.resumeCommand = resumeCommandOf(context, c.out === undefined ? out : undefined);
-    const folder = output.sub("cells"),
-      all = cellsOf({ ...c, cfg }, guides),
-      cells = distinct(all),
-      varied = variedIn(cells);
+    const folder = output.sub("cells"), varied = variedIn(cells);
     const train = probeImages(workers, side), config = c;
     const shared = {
       model,

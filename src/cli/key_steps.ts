@@ -31,9 +31,9 @@ export function keySteps(schedule: string | undefined, count: number): boolean[]
   const named = new Set("steps" in keys ? keys.steps : []);
   // Share: `total` steps at equal distances, the first of which is step 0.
   const total = "share" in keys ? Math.max(1, Math.round(keys.share * count)) : 0;
-  const turn = (i: number) => Math.floor(i * total / count);
+  const interval = (i: number) => Math.floor(i * total / count);
   return Array.from({ length: count }, (_, i) => {
     if ("every" in keys) return i % keys.every === 0;
-    return "steps" in keys ? named.has(i) : i === 0 || turn(i) > turn(i - 1);
+    return "steps" in keys ? named.has(i) : i === 0 || interval(i) > interval(i - 1);
   });
 }

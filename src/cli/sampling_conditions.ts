@@ -25,6 +25,11 @@ const GRID: Condition = [
   "--sampler dopri5 chooses its own steps",
   "choose another --sampler",
 ];
+/** In other samplers a step of velocity 0 adds noise, or later steps remember it. */
+const ONE_STEP = needs<SamplingConfig>(
+  "--sampler euler, heun, midpoint or rk4",
+  ({ sampler }) => ["euler", "heun", "midpoint", "rk4"].includes(sampler),
+);
 const DOPRI5 = needs<SamplingConfig>("--sampler dopri5", ({ sampler }) => sampler === "dopri5");
 const SDE = needs<SamplingConfig>("--sampler sde", ({ sampler }) => sampler === "sde");
 
@@ -35,7 +40,7 @@ export const SAMPLING: Conditions<SamplingConfig> = {
   cfgPower: [needs("--cfg-schedule power", (c) => c.cfgSchedule === "power"), CFG],
   cfgRescale: [EITHER],
   cfgZero: CFG_ZERO,
-  zeroInit: [needs("--cfg-zero", ({ cfgZero }) => cfgZero), ...CFG_ZERO, GRID],
+  zeroInit: [needs("--cfg-zero", ({ cfgZero }) => cfgZero), ...CFG_ZERO, GRID, ONE_STEP],
   apg: [CFG],
   apgEta: APG,
   apgNorm: APG,

@@ -4,7 +4,6 @@
 import { join } from "@std/path";
 import { sampleConfig } from "../cli/config.ts";
 import { idleOptions } from "../cli/conditions.ts";
-import { keySteps } from "../cli/key_steps.ts";
 import { SAMPLING } from "../cli/sampling_conditions.ts";
 import { type SweepConfig, SWEPT, type Swept, written } from "../cli/sweep_config.ts";
 import type { Workers } from "../data/decode_pool.ts";
@@ -20,10 +19,10 @@ import type { Scores } from "../metrics/table.ts";
 import { loadState } from "../nn/layers.ts";
 import type { DiffusionModel, KnownTokenizer } from "../zoo/runs.ts";
 import { generate } from "../sampling/generate.ts";
-import { Guidance } from "../sampling/guidance.ts";
 import { flagsOf } from "../sampling/job.ts";
+import { expectedEvaluations } from "../sampling/plan.ts";
 import { type SamplingOptions, samplingOptions } from "../sampling/sampler.ts";
-import { gridOf, SAMPLERS } from "../sampling/samplers.ts";
+import { roundedNfe } from "../sampling/sampler_options.ts";
 import { duration, type Log } from "../run/log.ts";
 import { rebuiltEma } from "../run/power_ema.ts";
 
@@ -75,22 +74,6 @@ export const distinct = (cells: readonly Cell[]): Cell[] =>
   [
     ...new Map(cells.toReversed().map((cell) => [cell.key, cell])).values(),
   ].toReversed();
-
-/** About the evaluations of dopri5 with one term, which depend on the images. */
-const ADAPTIVE = 60;
-
-/**
- * Expected evaluations of the network for an image.
- * @throws UsageError for options that the sampler cannot take
- */
-export function expectedEvaluations(model: DiffusionModel["dit"], options: SamplingOptions): number {
-  const guidance = new Guidance(model, options), { sampler, reuseEncoder } = options;
-  const passes = (t: number, progress = t) => guidance.evaluations(guidance.terms(t, progress));
-  if (sampler === "dopri5") return ADAPTIVE * passes(0.5);
-  const times = gridOf(options).slice(0, -1), isKey = keySteps(reuseEncoder, times.length);
-  const cost = (t: number, i: number) => passes(t, i / times.length) * (isKey[i] ? 1 : 0.5);
-  return SAMPLERS[sampler].evaluations * times.reduce((sum, t, i) => sum + cost(t, i), 0);
-}
 
 /** The options with values that differ between cells. */
 export const variedIn = (cells: readonly Cell[]): (keyof Swept)[] =>
@@ -150,14 +133,16 @@ export async function runCells(
   const { folder, log, labels: { length: n }, model } = context;
   const missing = cells.filter((cell) => !finished(folder, cell));
   const passes = missing.reduce(
-    (sum, cell) => sum + expectedEvaluations(model.dit, optionsOf(cell, context)),
+    (sum, cell) => sum + expectedEvaluations(model.dit.config, optionsOf(cell, context)),
     0,
   );
   log.begin();
   const known = cells.length - missing.length;
   if (known > 0) log.line(`${known} of ${cells.length} cells are there already`);
   log.line(
-    `${missing.length} cells of ${n} images: ${missing.length * n} images, ${passes * n} network evaluations`,
+    `${missing.length} cells of ${n} images: ${missing.length * n} images, ${
+      Math.round(passes * n)
+    } network evaluations`,
   );
   const results: CellResult[] = [];
   // Seconds of sampling and of scoring a cell; the first cell is scored together with the reference.
@@ -233,7 +218,7 @@ async function runCell(
   }
   results.rethrow();
   await writePng(pictureOf(folder, cell), grid(shown, size, columns));
-  const result = { ...cell, nfe: total / labels.length, seconds, scores: results.scores };
+  const result = { ...cell, nfe: roundedNfe(total / labels.length), seconds, scores: results.scores };
   writeJson(recordOf(folder, cell), result);
   return result;
 }

@@ -35,7 +35,11 @@ export interface Denoiser {
     readonly depth: number;
     /** Channels of the tokens. */
     readonly hidden_size: number;
+    /** A wide head, whose blocks follow. */
+    readonly head?: { readonly depth: number } | undefined;
   };
+  /** Minimum of 1 - t by which the velocity is divided, of a network that predicts data; 0 if absent. See prediction.ts. */
+  readonly minTimeLeft?: number;
   /** The embeddings of the classes [num_classes + 1, hidden_size]; a longer table has labels for its further rows. */
   readonly classTable?: { weight: Tensor };
   /**

@@ -1,5 +1,6 @@
-// What a diffusion network outputs: the velocity, or the data. A network that outputs data X is used as one of velocities,
-// v = (X - x) / max(1 - t, 0.05): JiT (Li and He, arXiv 2511.13720), whose bound on the denominator this is; RAEv2.
+// What a diffusion network outputs: the velocity v, or the data X = x + (1 - t) v. A network of data is used as one of velocities,
+// v = (X - x) / max(1 - t, 0.05): JiT (Li and He, arXiv 2511.13720), whose bound on the denominator this is; RAEv2. Where a
+// sampler needs X, or the velocity without the bound, it is undone.
 
 import { within } from "../gpu/scope.ts";
 import { div, sub } from "../ops/math.ts";
@@ -25,8 +26,16 @@ export function velocityTowards(data: Tensor, x: Tensor, t: Tensor): Tensor {
   });
 }
 
+/** The divisor of a network's velocity at time `t`: the time left, or where that is larger the network's bound. */
+export const timeLeft = ({ minTimeLeft = 0 }: Denoiser, t: number): number => Math.max(1 - t, minTimeLeft);
+
+/** The data that `x` and its velocity `v` [B,S,S,C] predict, X = x + (1 - t) v. @param left {@link timeLeft}, [1] */
+export const dataPrediction = (x: Tensor, v: Tensor, left: Tensor): Tensor =>
+  pointwise(["x0 + x2 * x1"], [x, v, left]);
+
 /** A network of data as one of velocities. */
 class DataPrediction implements Denoiser {
+  readonly minTimeLeft = MIN_TIME_LEFT;
   readonly classTable?: { weight: Tensor };
 
   constructor(private readonly network: Denoiser) {

@@ -13,6 +13,7 @@ import { mean } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { type Tensor, variable } from "../tensor/tensor.ts";
 import type { Terms } from "./guidance.ts";
+import type { Stretch } from "./plan.ts";
 
 /** c, a and the differences of the weights of orders 5 and 4; the last row of a is the step. */
 const C = [1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1];
@@ -31,21 +32,13 @@ const START_EVALUATIONS = 2, ATTEMPT_EVALUATIONS = 6;
 /** Attempts of a segment after which integration is given up. */
 const MAX_ATTEMPTS = 1000;
 
-/** A stretch of time with one set of guidance terms, in which the velocity is smooth. */
-export interface Segment {
-  from: number;
-  to: number;
-  terms: Terms;
-  /** Evaluations of the network in a velocity. */
-  evaluations: number;
-}
-
 export interface Dopri5Options {
   /** The state [B,S,S,C]. */
   x: Tensor;
   /** Records dx/dt at x [B,S,S,C] and times [B]. */
   velocity(x: Tensor, t: Tensor, terms: Terms): Tensor;
-  segments: readonly Segment[];
+  /** In each of them the velocity is smooth. */
+  segments: readonly Stretch[];
   atol: number;
   rtol: number;
   /** Inputs of the programs, which `velocity` reads. */
@@ -85,18 +78,21 @@ export class Dopri5 {
       if (this.#programs.has(key)) continue;
       const start = record("dopri5 start", key, () => this.#recordStart(terms));
       const attempt = record("dopri5 step", key, () => this.#recordAttempt(terms));
-      this.#programs.set(key, { start: await start.prepare(), attempt: await attempt.prepare() });
+      this.#programs.set(key, { start, attempt });
+      await start.prepare();
+      await attempt.prepare();
     }
   }
 
   /**
    * Integrates x through all segments. @returns evaluations of the network for each image
    * @param first number of the first image, for errors
+   * @param count number of images; the rows after them are padding, which is not integrated
    * @throws UsageError when an image does not reach the end
    */
-  async run(first: number): Promise<number[]> {
+  async run(first: number, count: number): Promise<number[]> {
     const { segments, x } = this.options, B = x.dim(0);
-    const evaluations: number[] = Array(B).fill(0);
+    const evaluations: number[] = Array(count).fill(0);
     for (const { from, to, terms, evaluations: perVelocity } of segments) {
       const { start, attempt } = this.#programs.get(terms.key) as {
         start: ControlProgram;
@@ -104,7 +100,7 @@ export class Dopri5 {
       };
       const end = Math.fround(to);
       this.#end.storage.write(new Float32Array([to]));
-      this.#control.storage.write(new Float32Array(4 * B).fill(from, 0, B));
+      this.#control.storage.write(new Float32Array(4 * B).fill(from, 0, count).fill(to, count, B));
       start.run();
       for (let n = 1;; n++) {
         attempt.run();
@@ -112,7 +108,7 @@ export class Dopri5 {
         const at = (row: number, i: number) => rows[row * B + i] as number;
         const behind = evaluations.findIndex((_, i) => !(at(ROWS.t, i) >= end));
         if (behind < 0) {
-          for (let i = 0; i < B; i++) {
+          for (let i = 0; i < count; i++) {
             const evaluated = START_EVALUATIONS + ATTEMPT_EVALUATIONS * at(ROWS.attempts, i);
             evaluations[i] = (evaluations[i] as number) + perVelocity * evaluated;
           }
@@ -196,13 +192,8 @@ export class Dopri5 {
     const { x, atol, rtol } = this.options;
     const t = this.#row(ROWS.t), wanted = this.#row(ROWS.h), end = this.#end;
     const h = pointwise(["min(x0, x2 - x1)"], [wanted, t, end]);
-    const k: Tensor[] = [this.#slope];
-    let y = x;
-    A.forEach((row, stage) => {
-      y = combined(k, row, h, x);
-      k.push(this.#velocity(y, pointwise(["x0 + s0 * x1"], [t, h], [C[stage] as number]), terms));
-    });
-    const difference = combined(k, E, h);
+    const velocity = (x: Tensor, t: Tensor) => this.#velocity(x, t, terms);
+    const { y, slope: nextSlope, difference } = dormandPrince(velocity, { x, t, h, slope: this.#slope });
     const ratio = pointwise(
       ["x0 / (s0 + s1 * max(abs(x1), abs(x2)))"],
       [difference, x, y],
@@ -222,11 +213,29 @@ export class Dopri5 {
     ];
     const chosen = (now: Tensor, then: Tensor) =>
       pointwise(["select(x0, x1, x2 > T(0.5))"], [now, then, taken]);
-    const state = chosen(x, y), slope = chosen(this.#slope, k[6] as Tensor);
+    const state = chosen(x, y), slope = chosen(this.#slope, nextSlope);
     copy(state, x);
     copy(slope, this.#slope);
     this.#keep(rows);
   }
+}
+
+/**
+ * Records a step of length `h` of Dormand and Prince's method.
+ * @param start.slope velocity at x and t
+ * @returns x at t + h by the weights of order 5, its velocity, and its difference from that of order 4
+ */
+export function dormandPrince(
+  velocity: (x: Tensor, t: Tensor) => Tensor,
+  { x, t, h, slope }: Record<"x" | "t" | "h" | "slope", Tensor>,
+): Record<"y" | "slope" | "difference", Tensor> {
+  const k: Tensor[] = [slope];
+  let y = x;
+  A.forEach((row, stage) => {
+    y = combined(k, row, h, x);
+    k.push(velocity(y, pointwise(["x0 + s0 * x1"], [t, h], [C[stage] as number])));
+  });
+  return { y, slope: k[6] as Tensor, difference: combined(k, E, h) };
 }
 
 /** x + h (w0 k0 + w1 k1 + ...), without x where there is none. */

@@ -56,16 +56,15 @@ export async function solveOde(
       noise: constant(kept.noise, shape),
       data: constant(kept.data, shape),
     };
-  const sampler = await new Sampler(model, {
-    ...{ sampler: method, steps: times.length - 1, shift: 1, times, cfg, cfgInterval: [0, 1] },
-    ...{ batchSize: 1, seed: 0, batches: 1 },
-    ...known && { constrain: (x, t) => withKnown(x, t, known) },
-  }).prepare();
   try {
+    using sampler = await new Sampler(model, {
+      ...{ sampler: method, steps: times.length - 1, shift: 1, times, cfg, cfgInterval: [0, 1] },
+      ...{ batchSize: 1, seed: 0, batches: 1 },
+      ...known && { constrain: (x, t) => withKnown(x, t, known) },
+    }).prepare();
     const solved = await readTensor(await sampler.run(Uint32Array.of(label), 0, { noise: x }));
     return { x: Float32Array.from(solved), evaluations: sampler.evaluations[0] as number };
   } finally {
-    sampler.destroy();
     for (const { storage } of Object.values(known ?? {})) storage.destroy();
   }
 }
@@ -96,15 +95,13 @@ export async function encodeImage(
   statistics: Statistics,
 ): Promise<Float32Array<ArrayBuffer>> {
   const size = Math.sqrt(image.length / 3);
-  const program = await capture(
+  using program = await capture(
     "encode",
     { x: input([1, size, size, 3], "f32", "image") },
     ({ x }) => noGrad(() => ({ z: normalised(tokenizer.encode(x), statistics) })),
   ).prepare();
   program.run({ x: toFloat(image) });
-  const z = Float32Array.from(await program.read(program.outputs.z));
-  program.destroy();
-  return z;
+  return Float32Array.from(await program.read(program.outputs.z));
 }
 
 /**

@@ -58,42 +58,37 @@ export async function* generate(
     throw new UsageError("Cannot sample: nothing says how the model's latents were normalised");
   }
   const batches = Math.ceil(labels.length / B);
-  const sampler = await new Sampler(dit, { ...options, batchSize: B, batches }).prepare();
-  const decode = await capture("decode", {}, () =>
+  using sampler = await new Sampler(dit, { ...options, batchSize: B, batches }).prepare();
+  using decode = await capture("decode", {}, () =>
     noGrad(() => {
       const z = denormalised(sampler.latents, { mean, std });
       return { y: tokenizer.decode(z), ...withLatents ? { z: permute(z, [0, 3, 1, 2]) } : {} };
     }), { runs: batches, batchInvariant: true }).prepare();
   const each = sampler.latents.size / B;
-  try {
-    options.onStart?.();
-    for (let done = 0; done < labels.length; done += B) {
-      throwIfStopped();
-      const count = Math.min(B, labels.length - done), first = start + done;
-      const indices = Array.from({ length: count }, (_, i) => first + i);
-      if (options.needed && !indices.some(options.needed)) continue;
-      const classes = Uint32Array.from(
-        { length: B },
-        (_, i) => labels[done + Math.min(i, count - 1)] as number,
-      );
-      const noise = options.noise && await batchNoise(indices, options.noise, each, B);
-      await sampler.run(classes, first, { noise });
-      decode.run();
-      const y = await decode.read(decode.outputs.y), length = y.length / B;
-      const z = decode.outputs.z && await decode.read(decode.outputs.z);
-      for (let i = 0; i < count; i++) {
-        const pixels = y.slice(i * length, (i + 1) * length);
-        const fault = notFinite(pixels);
-        if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
-        const evaluations = sampler.evaluations[i] as number;
-        const latent = z && { latent: z.slice(i * each, (i + 1) * each) };
-        yield { index: first + i, image: toBytes(pixels), pixels, evaluations, ...latent };
-      }
-      options.onProgress?.(done + count);
+  options.onStart?.();
+  for (let done = 0; done < labels.length; done += B) {
+    throwIfStopped();
+    const count = Math.min(B, labels.length - done), first = start + done;
+    const indices = Array.from({ length: count }, (_, i) => first + i);
+    if (options.needed && !indices.some(options.needed)) continue;
+    const classes = Uint32Array.from(
+      { length: B },
+      (_, i) => labels[done + Math.min(i, count - 1)] as number,
+    );
+    const noise = options.noise && await batchNoise(indices, options.noise, each, B);
+    await sampler.run(classes, first, { noise, count });
+    decode.run();
+    const y = await decode.read(decode.outputs.y), length = y.length / B;
+    const z = decode.outputs.z && await decode.read(decode.outputs.z);
+    for (let i = 0; i < count; i++) {
+      const pixels = y.slice(i * length, (i + 1) * length);
+      const fault = notFinite(pixels);
+      if (fault !== undefined) throw await refusal(first + i, i, sampler.latents, fault);
+      const evaluations = sampler.evaluations[i] as number;
+      const latent = z && { latent: z.slice(i * each, (i + 1) * each) };
+      yield { index: first + i, image: toBytes(pixels), pixels, evaluations, ...latent };
     }
-  } finally {
-    sampler.destroy();
-    decode.destroy();
+    options.onProgress?.(done + count);
   }
 }
 

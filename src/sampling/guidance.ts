@@ -17,6 +17,7 @@ import {
   type ProjectionOptions,
   rescaled,
   type ScheduleName,
+  type Weight,
   weightAt,
   weightsOf,
   zeroStar,
@@ -33,11 +34,11 @@ export interface GuidanceOptions {
   schedule?: { readonly name: ScheduleName; readonly power: number };
   /** phi of the rescaling; 0 for none. */
   rescale?: number;
-  /** CFG-Zero*, with velocity 0 in the first `init` of the steps (a share). */
-  zero?: { readonly init: number } | undefined;
+  /** CFG-Zero*, with velocity 0 in the first `init` of the steps (a share) but the last. */
+  zeroStar?: { readonly init: number } | undefined;
   /** Adaptive projected guidance; beta is `momentum`. */
   apg?: ProjectionOptions & { readonly momentum: number } | undefined;
-  /** Autoguidance (Karras et al., 2024, arXiv 2406.02507) by a weaker model of the same latents. */
+  /** Autoguidance (Karras et al., 2024, arXiv 2406.02507) by a weaker model of the same latents and prediction. */
   guide?: { readonly model: Denoiser; readonly weight: number } | undefined;
   /** Internal guidance (Zhou et al., 2025, arXiv 2512.24176) by the network's inner head, in steps from times in the interval. */
   internal?: { readonly weight: number; readonly interval: readonly [number, number] } | undefined;
@@ -48,7 +49,7 @@ export interface Terms {
   /** The names of the others, joined. */
   readonly key: string;
   /** Nothing at all: the velocity is 0. */
-  readonly zero: boolean;
+  readonly zeroed: boolean;
   /** The network without classes. */
   readonly cfg: boolean;
   /** The guide with the classes. */
@@ -57,42 +58,41 @@ export interface Terms {
   readonly internal: boolean;
 }
 
+/**
+ * The terms of a step from time `t`.
+ * @param zeroed whether its velocity is 0, as CFG-Zero* has it in the first steps
+ */
+export function termsAt(
+  { num_classes }: Pick<Denoiser["config"], "num_classes">,
+  options: GuidanceOptions,
+  t: number,
+  zeroed = false,
+): Terms {
+  const { cfgInterval, guide, internal } = options;
+  const within = ([from, to]: readonly [number, number]) => !zeroed && t >= from && t <= to;
+  const on = {
+    zeroed,
+    cfg: num_classes !== 0 && within(cfgInterval) && weightAt(weightOf(options), t) !== 1,
+    guide: within(cfgInterval) && guide !== undefined && guide.weight !== 1,
+    internal: internal !== undefined && internal.weight !== 1 && within(internal.interval),
+  };
+  return { ...on, key: Object.entries(on).filter(([, on]) => on).map(([name]) => name).join("+") };
+}
+
+/** Times at which the terms change. */
+export const boundaries = ({ cfgInterval, internal }: GuidanceOptions): readonly number[] => [
+  ...cfgInterval,
+  ...internal?.interval ?? [],
+];
+
 /** Velocities of a network with and without guidance. */
 export class Guidance {
-  /** Running mean of c - u, for the momentum of APG. */
+  /** Running mean of c - u over the steps, for the momentum of APG. */
   #mean: Tensor | undefined;
+  /** The mean that the first velocity of the step being recorded has. */
+  #nextMean: Tensor | undefined;
 
   constructor(readonly model: Denoiser, readonly options: GuidanceOptions) {}
-
-  /**
-   * The terms of a step.
-   * @param t its first time
-   * @param progress the share of the steps before it; where there is no grid of steps, the time
-   */
-  terms(t: number, progress = t): Terms {
-    const { cfgInterval, zero, guide, internal } = this.options;
-    const within = ([from, to]: readonly [number, number]) => t >= from && t <= to;
-    const still = zero !== undefined && progress < zero.init;
-    const on = {
-      zero: still,
-      cfg: !still && this.model.config.num_classes !== 0 && within(cfgInterval) &&
-        weightAt(this.#weight, t) !== 1,
-      guide: !still && within(cfgInterval) && guide !== undefined && guide.weight !== 1,
-      internal: !still && internal !== undefined && internal.weight !== 1 && within(internal.interval),
-    };
-    return { ...on, key: Object.entries(on).filter(([, on]) => on).map(([name]) => name).join("+") };
-  }
-
-  /** Times at which the terms change. */
-  boundaries(): readonly number[] {
-    const { cfgInterval, internal } = this.options;
-    return [...cfgInterval, ...internal?.interval ?? []];
-  }
-
-  /** Evaluations of networks for one velocity with these terms, those of the guide included. */
-  evaluations({ zero, cfg, guide }: Terms): number {
-    return zero ? 0 : 1 + Number(cfg) + Number(guide);
-  }
 
   /**
    * Records the velocity at x [B,S,S,C] and times t [B].
@@ -100,9 +100,9 @@ export class Guidance {
    * @param terms of the step
    */
   velocity(x: Tensor, t: Tensor, labels: Tensor, terms: Terms): Tensor {
-    const { model, options: { apg, zero, guide, rescale = 0, cfgChannels } } = this;
+    const { model, options: { apg, zeroStar: zero, guide, rescale = 0, cfgChannels } } = this;
     const { in_channels: C, num_classes } = model.config, B = x.dim(0), guided = cfgChannels ?? C;
-    if (terms.zero) {
+    if (terms.zeroed) {
       const none = empty(x.shape);
       fill(none, 0);
       return none;
@@ -111,7 +111,7 @@ export class Guidance {
     if (terms.cfg) {
       const none = constant(new Uint32Array(B).fill(num_classes), [B], "no class");
       const both = this.#outputs(concat([x, x], 0), concat([t, t], 0), concat([labels, none], 0), terms);
-      const u = slice(both, 0, B, 2 * B), w = weightsOf(this.#weight, t, C, guided);
+      const u = slice(both, 0, B, 2 * B), w = weightsOf(weightOf(this.options), t, C, guided);
       c = slice(both, 0, 0, B);
       if (apg) v = projected(c, this.#averaged(sub(c, u), apg.momentum), w, apg);
       else v = (zero ? zeroStar : extrapolate)(u, c, w);
@@ -123,6 +123,12 @@ export class Guidance {
         : extrapolate(b, c, channelwise(C, guided, guide.weight, 1));
     }
     return rescale > 0 && v !== c ? rescaled(v, c, channelwise(C, guided, rescale, 0)) : v;
+  }
+
+  /** Records the end of a step: the mean of its first velocity is that of the next step. */
+  endStep(): void {
+    if (this.#mean && this.#nextMean) copy(this.#nextMean, this.#mean);
+    this.#nextMean = undefined;
   }
 
   /** Records the start of new images [B,S,S,C]: what is kept between steps is reset. */
@@ -145,19 +151,19 @@ export class Guidance {
     return extrapolate(inner, velocity, constant(Float32Array.of(internal.weight), [1], "internal guidance"));
   }
 
-  get #weight() {
-    const { cfg: w, schedule: { name, power } = { name: "constant", power: 0 } } = this.options;
-    return { w, schedule: name, power };
-  }
-
-  /** difference + momentum mean, which is the new mean. */
+  /** The running mean with this difference, difference + momentum mean. */
   #averaged(difference: Tensor, momentum: number): Tensor {
     if (!momentum) return difference;
     this.#mean ??= variable(difference.shape, { label: "guidance mean" });
     const mean = pointwise(["x0 + s0 * x1"], [difference, this.#mean], [momentum]);
-    copy(mean, this.#mean);
+    this.#nextMean ??= mean;
     return mean;
   }
+}
+
+function weightOf({ cfg: w, schedule }: GuidanceOptions): Weight {
+  const { name, power } = schedule ?? { name: "constant", power: 0 };
+  return { w, schedule: name, power };
 }
 
 /** The guidance options of a command; those without effect are off. @param guide the model of --guide */
@@ -171,7 +177,7 @@ export function guidanceOptions(c: SamplingConfig, guide?: Denoiser): GuidanceOp
     cfgChannels: cfgChannels === "all" ? undefined : cfgChannels,
     schedule: { name: c.cfgSchedule, power: c.cfgPower },
     rescale: c.cfgRescale,
-    zero: c.cfgZero && !idle.has("cfgZero") ? { init: idle.has("zeroInit") ? 0 : c.zeroInit } : undefined,
+    zeroStar: c.cfgZero && !idle.has("cfgZero") ? { init: idle.has("zeroInit") ? 0 : c.zeroInit } : undefined,
     apg: c.apg && !idle.has("apg")
       ? { eta: c.apgEta, norm, momentum: idle.has("apgMomentum") ? 0 : c.apgMomentum }
       : undefined,

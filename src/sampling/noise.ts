@@ -16,23 +16,22 @@ export async function noiseOf(
   shape: readonly [S: number, S: number, C: number],
   numbers: readonly number[],
 ): Promise<Float32Array[]> {
-  const random = new RandomState(seed);
-  const program = await capture(
-    "noise",
-    {},
-    () => noGrad(() => ({ y: normal([1, ...shape], random, STREAMS.start) })),
-    {
-      runs: numbers.length,
-    },
-  ).prepare();
-  const noise: Float32Array[] = [];
-  for (const number of numbers) {
-    random.set(0, number);
-    program.run();
-    noise.push((await program.read(program.outputs.y)).slice());
+  const random = new RandomState(seed), noise: Float32Array[] = [];
+  try {
+    using program = await capture(
+      "noise",
+      {},
+      () => noGrad(() => ({ y: normal([1, ...shape], random, STREAMS.start) })),
+      { runs: numbers.length },
+    ).prepare();
+    for (const number of numbers) {
+      random.set(0, number);
+      program.run();
+      noise.push((await program.read(program.outputs.y)).slice());
+    }
+  } finally {
+    random.tensor.storage.destroy();
   }
-  program.destroy();
-  random.tensor.storage.destroy();
   return noise;
 }
 

@@ -6,30 +6,47 @@ import { copy } from "../gpu/memory.ts";
 import type { Denoiser, DenoiserOutputs, PassOptions } from "../models/denoiser.ts";
 import { type Tensor, variable } from "../tensor/tensor.ts";
 
+type Config = Denoiser["config"];
+
+/** The last block of the first half, from 1. */
+const lastReused = ({ depth }: Config): number => Math.floor(depth / 2);
+
+/** The share of the network's blocks, those of a wide head included, that a pass between key steps runs. */
+export const shareBetweenKeySteps = (config: Config): number =>
+  1 - lastReused(config) / (config.depth + (config.head?.depth ?? 0));
+
+/**
+ * Checks that a network can start behind the first half of its blocks.
+ * @param internal whether the inner head is evaluated in such passes
+ * @throws UsageError for a network of one block, and if the inner head reads a block of the first half
+ */
+export function checkReuse(config: Config, internal: boolean): void {
+  const { inner_head } = config, block = lastReused(config);
+  if (block === 0) {
+    throw new UsageError(
+      "Cannot reuse the encoder: the model has a single block; leave --reuse-encoder out",
+    );
+  }
+  if (!internal || inner_head > block) return;
+  throw new UsageError(
+    `Cannot reuse the encoder: the inner head of the model reads block ${inner_head}, and blocks 1 to ${block} ` +
+      `run in key steps only; leave --reuse-encoder or internal guidance out`,
+  );
+}
+
 /** A network whose passes keep the tokens after the first half of its blocks, or start from them. Each evaluation of a step has its own. */
-export class ReusedEncoder implements Denoiser {
-  readonly config: Denoiser["config"];
-  /** The last block of the first half, from 1. */
-  readonly #block: number;
+export class ReusedBlocks implements Denoiser {
+  readonly config: Config;
+  readonly minTimeLeft: number;
   /** Tokens [B, T, width] by evaluation of a step and batch, which depends on the guidance. */
   readonly #kept = new Map<string, Tensor>();
   #key = true;
   #evaluation = 0;
 
-  /** @throws UsageError for a network of one block */
+  /** @param model one that {@link checkReuse} accepts */
   constructor(readonly model: Denoiser) {
     this.config = model.config;
-    this.#block = Math.floor(model.config.depth / 2);
-    if (this.#block === 0) {
-      throw new UsageError(
-        "Cannot reuse the encoder: the model has a single block; leave --reuse-encoder out",
-      );
-    }
-  }
-
-  /** The share of the network that a pass between key steps runs. */
-  get share(): number {
-    return 1 - this.#block / this.config.depth;
+    this.minTimeLeft = model.minTimeLeft ?? 0;
   }
 
   /** Begins to record a step: the passes after it keep their tokens, or start from those of the last key step. */
@@ -39,23 +56,12 @@ export class ReusedEncoder implements Denoiser {
   }
 
   forward(x: Tensor, t: Tensor, y: Tensor): Tensor {
-    return this.#pass(x, t, y, {}).velocity;
+    return this.outputs(x, t, y).velocity;
   }
 
-  /** @throws UsageError if the inner head reads a block of the first half */
   outputs(x: Tensor, t: Tensor, y: Tensor, options: PassOptions = {}): DenoiserOutputs {
-    const { inner_head } = this.config;
-    if (inner_head > 0 && inner_head <= this.#block) {
-      throw new UsageError(
-        `Cannot reuse the encoder: the inner head of the model reads block ${inner_head}, and blocks 1 to ${this.#block} ` +
-          `run in key steps only; leave --reuse-encoder or internal guidance out`,
-      );
-    }
-    return this.#pass(x, t, y, options);
-  }
-
-  #pass(x: Tensor, t: Tensor, y: Tensor, options: PassOptions): DenoiserOutputs {
-    const slot = `${this.#evaluation++} ${x.dim(0)}`, block = this.#block, known = this.#kept.get(slot);
+    const slot = `${this.#evaluation++} ${x.dim(0)}`, block = lastReused(this.config);
+    const known = this.#kept.get(slot);
     if (!this.#key && known) {
       return this.model.outputs(x, t, y, { ...options, start: { block, tokens: known } });
     }

@@ -2,19 +2,19 @@
 
 import type { SamplingConfig } from "../cli/sampling_conditions.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { keySteps } from "../cli/key_steps.ts";
-import { UsageError } from "../errors.ts";
 import { copy, fill } from "../gpu/memory.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import type { Denoiser } from "../models/denoiser.ts";
+import { dataPrediction, timeLeft } from "../models/prediction.ts";
 import { pointwise } from "../ops/pointwise.ts";
 import { normal, RandomState } from "../ops/random.ts";
 import { slice } from "../ops/layout.ts";
 import { input, type Tensor, variable } from "../tensor/tensor.ts";
 import { Dopri5 } from "./dopri5.ts";
-import { Guidance, type GuidanceOptions, guidanceOptions, type Terms } from "./guidance.ts";
+import { Guidance, type GuidanceOptions, guidanceOptions } from "./guidance.ts";
 import { STREAMS } from "./noise.ts";
-import { ReusedEncoder } from "./reuse.ts";
+import { planOf, type Stretch } from "./plan.ts";
+import { ReusedBlocks } from "./reuse.ts";
 import { gridOf, type GridSampler, type SamplerOptions, SAMPLERS } from "./samplers.ts";
 
 export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
@@ -24,14 +24,18 @@ export interface SamplingOptions extends GuidanceOptions, SamplerOptions {
   batches?: number;
   /** Records what x [B,S,S,C] becomes at the end of each step of the grid, at time `t` [1] (x itself). */
   constrain?: (x: Tensor, t: Tensor) => Tensor;
+  /** Whether {@link Sampler.prediction} is kept (false); dopri5 has none. */
+  keepPrediction?: boolean;
 }
 
 /** What may differ from batch to batch. */
 export interface RunOptions {
   /** Noise [B,S,S,C] to start from, instead of that of the samples' numbers. */
   noise?: Float32Array<ArrayBuffer> | undefined;
-  /** Called before each step of the grid with its time and terms; dopri5 has no grid. */
-  onStep?: (t: number, terms: Terms) => void | Promise<void>;
+  /** Number of images (the batch size); the rest of the batch is padding. */
+  count?: number;
+  /** Called after step `i` of the grid; dopri5 has no grid. */
+  onStep?: (i: number) => void | Promise<void>;
 }
 
 type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
@@ -40,58 +44,57 @@ type StepProgram = Program<Record<string, Tensor>, Record<string, Tensor>>;
 export class Sampler {
   /** The latents [B,S,S,C], normalised: after {@link run} those of its batch. */
   readonly latents: Tensor;
-  /** Evaluations of the network (NFE) that {@link run} used for each image of its batch: two of a step with two terms. */
+  /** With `keepPrediction`: the data [B,S,S,C] that the network predicted at the start of the latest step. */
+  readonly prediction: Tensor | undefined;
+  /** Evaluations of the network (NFE) that {@link run} used for each image: two of a step with two terms. */
   evaluations: readonly number[] = [];
+  readonly plan: readonly Stretch[];
   readonly #labels: Tensor;
   readonly #random: RandomState;
   readonly guidance: Guidance;
   /** undefined: dopri5. */
   readonly #sampler: GridSampler | undefined;
   readonly #dopri5: Dopri5 | undefined;
-  /** t, next t and coefficients of each step. */
+  /** t, next t, time left and coefficients of each step. */
   readonly #grid: readonly Float32Array<ArrayBuffer>[];
   /** The numbers of the current step. */
   readonly #numbers: Tensor;
   readonly #history: readonly Tensor[];
   /** The network, where some steps run its second half only. */
-  readonly #reused: ReusedEncoder | undefined;
-  /** Terms of each step of the grid, and whether it runs the complete network. */
-  readonly #plan: readonly { terms: Terms; complete: boolean }[];
+  readonly #reused: ReusedBlocks | undefined;
   #start: StepProgram | undefined;
   /** Programs of steps by what they run. */
   readonly #steps = new Map<string, StepProgram>();
 
-  /** @throws UsageError when the sampler cannot take so few steps */
+  /** @throws UsageError for options that the sampler or the model cannot take */
   constructor(model: Denoiser, readonly options: SamplingOptions) {
     const { input_size: S, in_channels: C } = model.config;
-    const { batchSize: B, sampler, atol = 1e-6, rtol = 1e-3, batches } = options;
+    const { batchSize: B, sampler, atol = 1e-6, rtol = 1e-3, batches, keepPrediction } = options;
+    this.plan = planOf(model.config, options);
     this.latents = variable([B, S, S, C], { label: "samples" });
     this.#labels = input([B], "u32", "labels");
     this.#random = new RandomState(options.seed);
-    const isKey = keySteps(options.reuseEncoder, sampler === "dopri5" ? 1 : gridOf(options).length - 1);
-    if (sampler === "dopri5" && options.reuseEncoder !== undefined) {
-      throw new UsageError("Cannot reuse the encoder: dopri5 chooses its own steps; use another --sampler");
-    }
-    this.#reused = isKey.includes(false) ? new ReusedEncoder(model) : undefined;
+    this.prediction = keepPrediction ? variable([B, S, S, C], { label: "data prediction" }) : undefined;
+    this.#reused = this.plan.every(({ complete }) => complete) ? undefined : new ReusedBlocks(model);
     this.guidance = new Guidance(this.#reused ?? model, options);
     this.#sampler = sampler === "dopri5" ? undefined : SAMPLERS[sampler];
     const { history = 0, coefficients } = this.#sampler ?? {}, grid = gridOf(options);
-    this.#grid = grid.slice(0, -1).map((t, i) =>
-      new Float32Array([t, grid[i + 1] as number, ...coefficients?.(grid, i, options) ?? []])
-    );
-    const all = grid.slice(0, -1).map((t, i, { length }) => this.guidance.terms(t, i / length));
-    // Other terms have other batches, whose tokens were not kept.
-    this.#plan = all.map((terms, i) => ({
-      terms,
-      complete: isKey[i] === true || terms.key !== all[i - 1]?.key,
-    }));
+    this.#grid = grid.slice(0, -1).map((t, i) => {
+      const left = timeLeft(model, t);
+      return new Float32Array([
+        t,
+        grid[i + 1] as number,
+        left,
+        ...coefficients?.(grid, i, options, left) ?? [],
+      ]);
+    });
     this.#numbers = variable([this.#grid[0]?.length ?? 1], { label: "times and coefficients" });
     this.#history = Array.from({ length: history }, () => variable([B, S, S, C], { label: "history" }));
     if (this.#sampler) return;
     this.#dopri5 = new Dopri5({
       x: this.latents,
       velocity: (x, t, terms) => this.guidance.velocity(x, t, this.#labels, terms),
-      segments: this.#segments(),
+      segments: this.plan,
       inputs: { labels: this.#labels },
       atol,
       rtol,
@@ -99,19 +102,29 @@ export class Sampler {
     });
   }
 
+  /** Allocates memory and compiles the programs; if that fails, frees everything. */
   async prepare(): Promise<this> {
+    try {
+      await this.#prepare();
+    } catch (error) {
+      this.destroy();
+      throw error;
+    }
+    return this;
+  }
+
+  async #prepare(): Promise<void> {
     this.#start = await capture("noise", {}, () => {
       copy(normal(this.latents.shape, this.#random, STREAMS.start), this.latents);
       for (const kept of this.#history) fill(kept, 0);
       this.guidance.reset(this.latents.shape);
       return {};
     }).prepare();
-    for (const { terms, complete } of this.#plan) {
-      const name = nameOf(terms, complete);
-      if (!this.#steps.has(name)) this.#steps.set(name, await this.capture(terms, complete).prepare());
+    if (this.#dopri5) return await this.#dopri5.prepare();
+    for (const planned of this.plan) {
+      const name = nameOf(planned);
+      if (!this.#steps.has(name)) this.#steps.set(name, await this.capture(planned).prepare());
     }
-    await this.#dopri5?.prepare();
-    return this;
   }
 
   /**
@@ -119,27 +132,26 @@ export class Sampler {
    * @param labels one class number for each sample of the batch
    * @throws UsageError when an adaptive step size does not reach the data
    */
-  async run(labels: Uint32Array, first: number, { noise, onStep }: RunOptions = {}): Promise<Tensor> {
+  async run(
+    labels: Uint32Array,
+    first: number,
+    { noise, onStep, count = this.options.batchSize }: RunOptions = {},
+  ): Promise<Tensor> {
     this.#labels.storage.write(labels);
     this.#random.set(0, first);
     this.#start?.run();
     if (noise) this.latents.storage.write(noise);
     if (this.#dopri5) {
-      this.evaluations = await this.#dopri5.run(first);
+      this.evaluations = await this.#dopri5.run(first, count);
       return this.latents;
     }
-    const { evaluations = 0, stochastic } = this.#sampler ?? {};
-    let total = 0;
-    for (const [i, numbers] of this.#grid.entries()) {
-      const { terms, complete } = this.#plan[i] as { terms: Terms; complete: boolean };
-      await onStep?.(numbers[0] as number, terms);
-      this.#numbers.storage.write(numbers);
-      if (stochastic) this.#random.set(i, first);
-      this.#steps.get(nameOf(terms, complete))?.run();
-      const all = this.guidance.evaluations(terms), guide = Number(terms.guide);
-      total += evaluations * ((all - guide) * (complete ? 1 : this.#reused?.share ?? 1) + guide);
+    for (const [i, planned] of this.plan.entries()) {
+      this.#numbers.storage.write(this.#grid[i] as Float32Array<ArrayBuffer>);
+      if (this.#sampler?.stochastic) this.#random.set(i, first);
+      this.#steps.get(nameOf(planned))?.run();
+      await onStep?.(i);
     }
-    this.evaluations = Array(this.options.batchSize).fill(total);
+    this.evaluations = Array(count).fill(this.plan.reduce((sum, { evaluations }) => sum + evaluations, 0));
     return this.latents;
   }
 
@@ -153,27 +165,39 @@ export class Sampler {
         this.#numbers,
         this.#random.tensor,
         ...this.#history,
+        ...this.prediction ? [this.prediction] : [],
       ]
     ) storage.destroy();
     this.guidance.destroy();
   }
 
-  /**
-   * Records a step of the grid with these terms; the caller prepares it.
-   * @param complete false: with the second half of the network only, after a complete step was recorded
-   */
-  capture(terms: Terms, complete = true): StepProgram {
+  [Symbol.dispose](): void {
+    this.destroy();
+  }
+
+  /** Records a step of the grid; the caller prepares it. One that is not complete comes after a complete one. */
+  capture({ terms, complete }: Pick<Stretch, "terms" | "complete">): StepProgram {
     const { batchSize: B, batches, constrain = (x) => x } = this.options,
       { step } = this.#sampler as GridSampler;
     const record = () =>
       noGrad(() => {
         this.#reused?.beginStep(complete);
-        const [t, next, ...c] = Array.from(
+        const [t, next, left, ...c] = Array.from(
           { length: this.#numbers.size },
           (_, k) => slice(this.#numbers, 0, k, k + 1),
-        ) as [Tensor, Tensor, ...Tensor[]];
+        ) as [Tensor, Tensor, Tensor, ...Tensor[]];
+        /** The first velocity of the step, at its x and t. */
+        let first: Tensor | undefined;
+        const velocity = (x: Tensor, t: Tensor) => {
+          const times = pointwise(["x0"], [t], [], [B]);
+          const v = this.guidance.velocity(x, times, this.#labels, terms);
+          first ??= v;
+          return v;
+        };
+        const data = () => dataPrediction(this.latents, first ?? velocity(this.latents, t), left);
         const [end, ...history] = step({
-          velocity: (x, t) => this.guidance.velocity(x, pointwise(["x0"], [t], [], [B]), this.#labels, terms),
+          velocity,
+          data,
           x: this.latents,
           t,
           next,
@@ -181,6 +205,8 @@ export class Sampler {
           history: this.#history,
           noise: () => normal(this.latents.shape, this.#random, STREAMS.step),
         });
+        this.guidance.endStep();
+        if (this.prediction) copy(data(), this.prediction);
         const results = [constrain(end, next), ...history], kept = [this.latents, ...this.#history];
         // The oldest first: a step may pass history on.
         for (let k = kept.length - 1; k >= 0; k--) copy(results[k] as Tensor, kept[k] as Tensor);
@@ -188,22 +214,12 @@ export class Sampler {
       });
     const runs = batches === undefined ? {} : { runs: batches * this.#grid.length };
     const options = { ...runs, batchInvariant: true };
-    return capture(nameOf(terms, complete), { labels: this.#labels }, record, options);
-  }
-
-  /** The stretches of 0..1 between changes of the terms. */
-  #segments() {
-    const inside = this.guidance.boundaries().filter((t) => t > 0 && t < 1);
-    const ends = [0, ...new Set(inside), 1].sort((a, b) => a - b);
-    return ends.slice(0, -1).map((from, i) => {
-      const to = ends[i + 1] as number, terms = this.guidance.terms((from + to) / 2);
-      return { from, to, terms, evaluations: this.guidance.evaluations(terms) };
-    });
+    return capture(nameOf({ terms, complete }), { labels: this.#labels }, record, options);
   }
 }
 
 /** The name of the program of a step. */
-const nameOf = ({ key }: Terms, complete: boolean) =>
+const nameOf = ({ terms: { key }, complete }: Pick<Stretch, "terms" | "complete">) =>
   `${complete ? "step" : "second half of a step"}${key ? ` with ${key}` : ""}`;
 
 /** The sampling options of a command. @param guide the model of --guide */

@@ -14,6 +14,9 @@ export function checkSampling(c: SamplingConfig, origins?: Origins): void {
   gridOf(c);
 }
 
+/** A number of evaluations to two decimals: a pass between key steps is a part of one. */
+export const roundedNfe = (nfe: number): number => Math.round(100 * nfe) / 100;
+
 /** Evaluations of the network for each image (NFE): mean and maximum. */
 export class Evaluations {
   #images = 0;
@@ -32,13 +35,14 @@ export class Evaluations {
 
   /** For a command's last JSON line; nothing if no image was made. */
   get result(): { nfe?: number; nfe_max?: number } {
-    return this.#images ? { nfe: this.#sum / this.#images, nfe_max: this.#max } : {};
+    if (!this.#images) return {};
+    return { nfe: roundedNfe(this.#sum / this.#images), nfe_max: roundedNfe(this.#max) };
   }
 
   /** Such as ", 40 NFE"; empty if no image was made. */
   toString(): string {
     const { nfe, nfe_max: max } = this.result;
     if (nfe === undefined) return "";
-    return nfe === max ? `, ${nfe} NFE` : `, ${nfe.toFixed(1)} NFE on average (at most ${max})`;
+    return nfe === max ? `, ${nfe} NFE` : `, ${nfe} NFE on average (at most ${max})`;
   }
 }

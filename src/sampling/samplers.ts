@@ -35,8 +35,10 @@ export interface SamplerOptions {
 
 /** What a step is recorded from. */
 export interface StepContext {
-  /** dx/dt at x [B,S,S,C] and times [1]. */
+  /** dx/dt at x [B,S,S,C] and times [1]; of a network of data bounded near t = 1, see prediction.ts. */
   velocity(x: Tensor, t: Tensor): Tensor;
+  /** The data X [B,S,S,C] that the network predicts at the step's x and t. */
+  data(): Tensor;
   /** The latents [B,S,S,C] at time `t`. */
   readonly x: Tensor;
   /** Times [1] at which the step starts and ends. */
@@ -63,28 +65,34 @@ export interface GridSampler {
   stochastic?: true;
   /** The grid, where it is not {@link timeGrid}. */
   times?(options: SamplerOptions): number[];
-  /** The coefficients of step `i` of the grid, the same number for every step. */
-  coefficients?(times: readonly number[], i: number, options: SamplerOptions): number[];
+  /**
+   * The coefficients of step `i` of the grid, the same number for every step.
+   * @param left the velocity at the start of the step is (X - x) / left, see timeLeft()
+   */
+  coefficients?(times: readonly number[], i: number, options: SamplerOptions, left: number): number[];
 }
 
-/** Euler's method. */
+/** Euler's method (Euler, 1768): Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, section I.7. */
 export const sampleEuler: SamplerStep = ({ velocity, x, t, next }) => [
   add(x, mul(velocity(x, t), sub(next, t))),
 ];
 
-/** Heun's method: the mean of the velocities at both ends of the step. */
+/**
+ * Heun's method (Heun, 1900), the explicit trapezoidal rule: the mean of the velocities at both ends of the step. As Karras et al.
+ * (2022), arXiv 2206.00364, algorithm 1, but with two velocities in the last step, too.
+ */
 export const sampleHeun: SamplerStep = ({ velocity, x, t, next }) => {
   const dt = sub(next, t), v0 = velocity(x, t), v1 = velocity(add(x, mul(v0, dt)), next);
   return [add(x, mul(pointwise(["0.5 * (x0 + x1)"], [v0, v1]), dt))];
 };
 
-/** The midpoint method (Runge, 1895): the velocity after half an Euler step. */
+/** The midpoint method (Runge, 1895): the velocity after half an Euler step. Hairer, Norsett and Wanner, section II.1. */
 export const sampleMidpoint: SamplerStep = ({ velocity, x, t, next }) => {
   const dt = sub(next, t), middle = pointwise(["x0 + 0.5 * x1"], [t, dt]);
   return [add(x, mul(velocity(advanced(x, velocity(x, t), dt, 0.5), middle), dt))];
 };
 
-/** The classical Runge-Kutta method of order 4 (Kutta, 1901). */
+/** The classical Runge-Kutta method of order 4 (Kutta, 1901): Hairer, Norsett and Wanner, section II.1, table 1.2. */
 export const sampleRk4: SamplerStep = ({ velocity, x, t, next }) => {
   const dt = sub(next, t), middle = pointwise(["x0 + 0.5 * x1"], [t, dt]);
   const k1 = velocity(x, t);
@@ -99,45 +107,39 @@ export const sampleRk4: SamplerStep = ({ velocity, x, t, next }) => {
 const advanced = (x: Tensor, v: Tensor, dt: Tensor, part: number) =>
   pointwise(["x0 + s0 * x2 * x1"], [x, v, dt], [part]);
 
-/** The data that x at t and its velocity predict, X = x + (1 - t) v. */
-const dataPrediction = (x: Tensor, v: Tensor, sigma: Tensor) => pointwise(["x0 + x2 * x1"], [x, v, sigma]);
-
 /**
  * DPM-Solver++(2M): Lu et al. (2022), arXiv 2211.01095, algorithm 2, with the alpha and sigma of the flow:
  * x' = (sigma' / sigma) x - alpha' (e^-h - 1) (X + (X - X_previous) / 2r). The first step and the last are of order 1.
  */
-export const sampleDpmSolver2M: SamplerStep = ({ velocity, x, t, c, history: [previous] }) => {
-  const [sigma, onX, onData, onPrevious] = c as [Tensor, Tensor, Tensor, Tensor];
-  const data = dataPrediction(x, velocity(x, t), sigma);
-  const next = "x1 * x0 + x3 * x2 + x5 * x4";
-  return [pointwise([next], [x, onX, data, onData, previous as Tensor, onPrevious]), data];
+export const sampleDpmSolver2M: SamplerStep = ({ data, x, c, history: [previous] }) => {
+  const [onX, onData, onPrevious] = c as [Tensor, Tensor, Tensor];
+  const X = data(), next = "x1 * x0 + x3 * x2 + x5 * x4";
+  return [pointwise([next], [x, onX, X, onData, previous as Tensor, onPrevious]), X];
 };
 
 function dpmSolver2MCoefficients(times: readonly number[], i: number): number[] {
-  const { t, sigma, decay, weight, r } = exponentialStep(times, i);
+  const { decay, weight, r } = exponentialStep(times, i);
   // With log-SNR from -Infinity or to Infinity the formula's limit is order 1.
   const slope = i > 0 && i < times.length - 2 ? weight / (2 * r) : 0;
-  return [sigma(t), decay, weight + slope, -slope];
+  return [decay, weight + slope, -slope];
 }
 
 /**
  * UniPC of order 2 with B(h) = e^h - 1, in data prediction: Zhao et al. (2023), arXiv 2302.04867, algorithms 1 and 2 (UniP-2, and
  * UniC-2 on the evaluation that the next step needs anyway). The first step and the last are of order 1; the last has no corrector.
  */
-export const sampleUniPc: SamplerStep = ({ velocity, x, t, c, history }) => {
-  const [start, data1, data2] = history as [Tensor, Tensor, Tensor];
-  const [sigma, ...k] = c as [Tensor, ...Tensor[]];
-  const data = dataPrediction(x, velocity(x, t), sigma);
+export const sampleUniPc: SamplerStep = ({ data, x, c: k, history }) => {
+  const [start, data1, data2] = history as [Tensor, Tensor, Tensor], X = data();
   const weighted = (terms: readonly (readonly [Tensor, Tensor | undefined])[]) =>
     terms.map(([x, weight]) => mul(x, weight as Tensor)).reduce(add);
-  const corrected = weighted([[x, k[0]], [start, k[1]], [data, k[2]], [data1, k[3]], [data2, k[4]]]);
-  return [weighted([[corrected, k[5]], [data, k[6]], [data1, k[7]]]), corrected, data, data1];
+  const corrected = weighted([[x, k[0]], [start, k[1]], [X, k[2]], [data1, k[3]], [data2, k[4]]]);
+  return [weighted([[corrected, k[5]], [X, k[6]], [data1, k[7]]]), corrected, X, data1];
 };
 
 function uniPcCoefficients(times: readonly number[], i: number): number[] {
-  const { t, sigma, decay, weight, r } = exponentialStep(times, i);
+  const { decay, weight, r } = exponentialStep(times, i);
   const slope = i > 0 && i < times.length - 2 ? weight / (2 * r) : 0;
-  return [sigma(t), ...uniCorrector(times, i), decay, weight + slope, -slope];
+  return [...uniCorrector(times, i), decay, weight + slope, -slope];
 }
 
 /** UniC's weights of the predicted x, of x at the step before, and of X here, one step before and two steps before. */
@@ -161,7 +163,7 @@ function exponentialStep(times: readonly number[], i: number) {
   const [before = NaN, t, next] = [times[i - 1], times[i] as number, times[i + 1] as number];
   const sigma = (t: number) => 1 - t, h = lambda(next) - lambda(t);
   const r = (lambda(t) - lambda(before)) / h;
-  return { t, sigma, h, decay: sigma(next) / sigma(t), weight: -next * Math.expm1(-h), r };
+  return { h, decay: sigma(next) / sigma(t), weight: -next * Math.expm1(-h), r };
 }
 
 /**
@@ -199,12 +201,13 @@ function sdeCoefficients(
   times: readonly number[],
   i: number,
   { diffusionForm = "sigma", lastStep = "mean" }: SamplerOptions,
+  left: number,
 ): number[] {
-  const t = times[i] as number, h = times[i + 1] as number - t;
+  const t = times[i] as number, h = times[i + 1] as number - t, unbounded = left / (1 - t);
   // sbdm is infinite at t = 0. There x is noise, whose distribution the diffusion keeps: the step is one of the ODE.
   const form = DIFFUSION_FORMS[diffusionForm](t), g = Number.isFinite(form) ? form : 0;
-  /** x + h (v + g s) */
-  const drift = (g: number) => [1 - h * g / (1 - t), h * (1 + g * t / (1 - t))];
+  /** x + h (v + g s), without the bound on v. */
+  const drift = (g: number) => [1 - h * g / (1 - t), h * (1 + g * t / (1 - t)) * unbounded];
   if (i < times.length - 2) return [...drift(g), Math.sqrt(2 * g * h)];
   switch (lastStep) {
     case "mean":
@@ -212,7 +215,7 @@ function sdeCoefficients(
     case "euler":
       return [...drift(0), 0];
     case "tweedie": // x / alpha + sigma^2 / alpha s
-      return [1 / t - (1 - t) / t, 1 - t, 0];
+      return [1 / t - (1 - t) / t, left, 0];
   }
 }
 
@@ -220,11 +223,9 @@ function sdeCoefficients(
  * Stochastic Euler: the data prediction with new noise, x' = alpha' X + sigma' z (the consistency models' multistep sampling, Song
  * et al., 2023, arXiv 2303.01469, algorithm 1; `stochastic_sampling` of diffusers' FlowMatchEulerDiscreteScheduler).
  */
-export const sampleStochasticEuler: SamplerStep = ({ velocity, x, t, next, c, noise }) => {
-  const [sigma, nextSigma] = c as [Tensor, Tensor];
-  const data = dataPrediction(x, velocity(x, t), sigma);
-  return [pointwise(["x1 * x0 + x3 * x2"], [data, next, noise(), nextSigma])];
-};
+export const sampleStochasticEuler: SamplerStep = ({ data, next, c: [sigma], noise }) => [
+  pointwise(["x1 * x0 + x3 * x2"], [data(), next, noise(), sigma as Tensor]),
+];
 
 export const SAMPLERS: Readonly<Record<Exclude<SamplerName, "dopri5">, GridSampler>> = {
   euler: { step: sampleEuler, evaluations: 1 },
@@ -249,7 +250,7 @@ export const SAMPLERS: Readonly<Record<Exclude<SamplerName, "dopri5">, GridSampl
     step: sampleStochasticEuler,
     evaluations: 1,
     stochastic: true,
-    coefficients: (times, i) => [1 - (times[i] as number), 1 - (times[i + 1] as number)],
+    coefficients: (times, i) => [1 - (times[i + 1] as number)],
   },
 };
 

@@ -17,7 +17,7 @@ export interface GuideOptions {
 /**
  * Opens the guide of a diffusion model, if the options name one.
  * @param model with the statistics of its latents
- * @throws UsageError for a guide of other latents or classes, and for internal guidance of a model without an inner head
+ * @throws UsageError for a guide of other latents, classes or prediction, and for internal guidance of a model without an inner head
  */
 export async function openGuide(
   model: DiffusionModel,
@@ -34,7 +34,7 @@ export async function openGuide(
   const guide = await openDit(path), difference = differenceOf(model, guide);
   if (difference === undefined) return guide;
   throw new UsageError(
-    `Cannot guide "${name}" by "${path}": ${difference}; name a model of the same latents and classes`,
+    `Cannot guide "${name}" by "${path}": ${difference}; name a model of the same latents, classes and prediction`,
   );
 }
 
@@ -59,6 +59,8 @@ function differenceOf({ config }: DiffusionModel, { config: guide }: DiffusionMo
   if (shape !== other) return `its latents are ${other}, those of the model ${shape}`;
   const { num_classes: K } = config.dit, count = guide.dit.num_classes;
   if (K !== count) return `it has ${count} classes, the model ${K}`;
+  const [own, others] = [config, guide].map(({ prediction = "velocity" }) => prediction);
+  if (own !== others) return `it predicts the ${others}, the model the ${own}`;
   const latents = config.made_from?.tokenizer, guideLatents = guide.made_from?.tokenizer;
   if (latents && guideLatents) {
     const k = config.classes.findIndex((name, k) => name !== guide.classes[k]);

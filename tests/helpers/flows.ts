@@ -1,6 +1,7 @@
 // Flows between Gaussians with velocities and solutions in closed form, and latents that a Sampler makes from a network.
 
 import type { Denoiser } from "../../src/models/denoiser.ts";
+import { velocitiesOf } from "../../src/models/prediction.ts";
 import { reshape } from "../../src/ops/layout.ts";
 import { pointwise } from "../../src/ops/pointwise.ts";
 import { normal } from "../../src/philox.ts";
@@ -39,6 +40,16 @@ export function linear(t: number): { p: number; q: number } {
   const p = (t * D * D - (1 - t)) / (t * t * D * D + (1 - t) ** 2);
   return { p, q: M - p * t * M };
 }
+
+/** The mean of the data given x_t, in closed form: what a network that predicts data learns of the flow of {@link LINEAR}. */
+export const POSTERIOR = velocitiesOf(
+  network(
+    `${M} + x1 * ${D * D} / (x1 * x1 * ${D * D} + (1.0 - x1) * (1.0 - x1)) * (x0 - x1 * ${M})`,
+  ),
+  "data",
+);
+export const posterior = (x: number, t: number): number =>
+  M + t * D * D / (t * t * D * D + (1 - t) ** 2) * (x - t * M);
 
 /** A flow from N(0, 1) to the same data over the path sin(pi t / 2) x1 + cos(pi t / 2) x0: on the linear one the midpoint method has order 3. */
 const HALF_PI = Math.PI / 2;

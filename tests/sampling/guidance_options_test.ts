@@ -35,16 +35,16 @@ Deno.test("the options of a command become those of the guidance", () => {
   assertEquals(none, undefined);
   assertEquals(standard, {
     ...{ cfg: 4, cfgInterval: [0.1, 1], cfgChannels: undefined, schedule: { name: "constant", power: 2 } },
-    ...{ rescale: 0, zero: undefined, apg: undefined, internal: undefined },
+    ...{ rescale: 0, zeroStar: undefined, apg: undefined, internal: undefined },
   });
   assertEquals(of("--cfg-channels 3 --cfg-interval 0.2,0.8").cfgChannels, 3);
   assertEquals(of("--cfg-channels 3 --cfg-interval 0.2,0.8").cfgInterval, [0.2, 0.8]);
   assertEquals(of("--cfg-schedule power --cfg-power 3").schedule, { name: "power", power: 3 });
   assertEquals(of("--cfg-rescale 0.7").rescale, 0.7);
-  assertEquals(of("--cfg-zero").zero, { init: 0.04 });
-  assertEquals(of("--cfg-zero --zero-init 0.1").zero, { init: 0.1 });
-  assertEquals(of("--cfg-zero --cfg 1").zero, undefined);
-  assertEquals(of("--cfg-zero --apg").zero, undefined);
+  assertEquals(of("--cfg-zero").zeroStar, { init: 0.04 });
+  assertEquals(of("--cfg-zero --zero-init 0.1").zeroStar, { init: 0.1 });
+  assertEquals(of("--cfg-zero --cfg 1").zeroStar, undefined);
+  assertEquals(of("--cfg-zero --apg").zeroStar, undefined);
   assertEquals(of("--apg --cfg 1").apg, undefined);
   assertEquals(of("--apg --apg-momentum -0.5 --sampler dopri5").apg?.momentum, 0);
   assertEquals(of("--apg").apg, { eta: 0, norm: Infinity, momentum: 0 });
@@ -53,7 +53,9 @@ Deno.test("the options of a command become those of the guidance", () => {
     norm: 5,
     momentum: -0.75,
   });
-  assertEquals(of("--cfg-zero --sampler dopri5").zero, { init: 0 });
+  for (const sampler of ["dopri5", "dpm++2m", "unipc", "sde", "euler-stochastic"]) {
+    assertEquals(of(`--cfg-zero --sampler ${sampler}`).zeroStar, { init: 0 });
+  }
   assertEquals(of("--guide x").guide?.weight, 1.5);
   assertEquals(of("--guide x --guide-weight 2").guide?.weight, 2);
   assertEquals(of("--ig 1.4").internal, { weight: 1.4, interval: [0, 1] });
@@ -112,6 +114,10 @@ Deno.test("guidance options that are wrong or have no effect are refused in one 
     ["--guide-weight 2", "--guide-weight: it needs --guide; add it, or leave --guide-weight out"],
     ["--apg --apg-momentum -0.5 --sampler dopri5", "--apg-momentum: --sampler dopri5 chooses its own steps"],
     ["--cfg-zero --zero-init 0.1 --sampler dopri5", "--zero-init: --sampler dopri5 chooses its own steps"],
+    ...["dpm++2m", "unipc", "sde", "euler-stochastic"].map((sampler): [string, string] => [
+      `--cfg-zero --zero-init 0.1 --sampler ${sampler}`,
+      "--zero-init: it needs --sampler euler, heun, midpoint or rk4; add it, or leave --zero-init out",
+    ]),
     [
       "--ig-interval 0,0.9",
       "--ig-interval: --ig 1 turns internal guidance off; choose another --ig, or leave --ig-interval out",
@@ -177,7 +183,7 @@ Deno.test("a guide of other latents or classes, and --ig without an inner head, 
       assert(error.message.startsWith(`Cannot guide "${of.identity.name}" by "${path}": `), error.message);
       assert(
         !error.message.includes("\n") &&
-          error.message.endsWith("; name a model of the same latents and classes"),
+          error.message.endsWith("; name a model of the same latents, classes and prediction"),
       );
     };
     await refused(
@@ -193,6 +199,10 @@ Deno.test("a guide of other latents or classes, and --ig without an inner head, 
     await refused(
       await save("latents", {}, { made_from: { tokenizer: { ...tokenizer, latents: "3" }, latents: {} } }),
       'it works on latents of the tokenizer "runs/a" (3), the model on those of "runs/a" (2)',
+    );
+    await refused(
+      await save("data", {}, { prediction: "data" }),
+      "it predicts the data, the model the velocity",
     );
     const shifted = { latent_mean: [0, 0, 0, 1.2] }, wide = { latent_std: [1.1, 1, 1, 2] };
     await refused(await save("mean", {}, shifted), "channel 3 of its latents was normalised differently");

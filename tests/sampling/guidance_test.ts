@@ -6,8 +6,10 @@ import { capture } from "../../src/gpu/program.ts";
 import type { Denoiser } from "../../src/models/denoiser.ts";
 import { embedding } from "../../src/ops/embedding.ts";
 import { pointwise } from "../../src/ops/pointwise.ts";
-import { Guidance, type GuidanceOptions } from "../../src/sampling/guidance.ts";
+import { normal } from "../../src/philox.ts";
+import { Guidance, type GuidanceOptions, termsAt } from "../../src/sampling/guidance.ts";
 import { type ScheduleName, weightAt } from "../../src/sampling/guidance_forms.ts";
+import { passes, planOf } from "../../src/sampling/plan.ts";
 import { Sampler } from "../../src/sampling/sampler.ts";
 import { constant, input, readTensor, type Tensor, viewAs } from "../../src/tensor/tensor.ts";
 import { randomArray, relativeError, testDevice } from "../helpers/check.ts";
@@ -59,6 +61,8 @@ const table = (seed: number) => randomArray((K + 1) * N, seed);
 const model = () => new Network(table(1), table(2));
 const guide = () => new Network(table(3));
 
+const termsOf = ({ model, options }: Guidance, t: number) => termsAt(model.config, options, t);
+
 /** Runs the recorded velocity at x for each of `times`. */
 async function velocities(
   guidance: Guidance,
@@ -68,7 +72,7 @@ async function velocities(
 ): Promise<Float32Array[]> {
   const B = labels.length;
   const inputs = { x: input([B, S, S, C]), t: input([B]), y: input([B], "u32") };
-  const terms = guidance.terms(times[0] as number);
+  const terms = termsOf(guidance, times[0] as number);
   const program = await capture(
     "velocity",
     inputs,
@@ -144,7 +148,7 @@ const FORMS: Record<string, [options: GuidanceOptions, form: (o: Outputs) => num
     const v = map((c, u) => u + 3 * (c - u), c, u), ratio = deviation(c) / deviation(v);
     return v.map((x) => 0.7 * x * ratio + 0.3 * x);
   }],
-  "CFG-Zero*": [{ ...PLAIN, cfg: 3, zero: { init: 0 } }, ({ c, u }) => {
+  "CFG-Zero*": [{ ...PLAIN, cfg: 3, zeroStar: { init: 0 } }, ({ c, u }) => {
     const s = dot(c, u) / dot(u, u);
     return map((c, u) => (1 - 3) * s * u + 3 * c, c, u);
   }],
@@ -213,7 +217,7 @@ Deno.test("forms without effect are plain guidance or none, to the bit", async (
     await same({ ...PLAIN, schedule: { name, power: 2 } }, PLAIN, `${name} schedule of weight 1`);
   }
   await same(
-    { ...PLAIN, zero: { init: 0 }, rescale: 0.7, apg: { eta: 0, norm: 1, momentum: 0 } },
+    { ...PLAIN, zeroStar: { init: 0 }, rescale: 0.7, apg: { eta: 0, norm: 1, momentum: 0 } },
     PLAIN,
     "cfg 1",
   );
@@ -233,7 +237,7 @@ Deno.test("CFG-Zero* is plain guidance, to the bit, where c - u is orthogonal to
   const still = async (options: GuidanceOptions) =>
     (await velocities(new Guidance(exact, options), new Float32Array(X.length), LABELS, [1]))[0];
   assertEquals(
-    await still({ ...PLAIN, cfg: 3, zero: { init: 0 } }),
+    await still({ ...PLAIN, cfg: 3, zeroStar: { init: 0 } }),
     await still({ ...PLAIN, cfg: 3 }),
   );
 });
@@ -257,20 +261,18 @@ Deno.test("one program follows the schedule over time, and 1 at the noise grows 
   }
 });
 
-Deno.test("the momentum of projected guidance runs over the evaluations of an image and starts anew with the next", async () => {
+Deno.test("the momentum of projected guidance advances once a step, with its first velocity, and starts anew with the next image", async () => {
   await testDevice();
-  const guidance = new Guidance(model(), {
-    ...PLAIN,
-    cfg: 3,
-    apg: { eta: 0, norm: Infinity, momentum: -0.5 },
-  });
-  const B = LABELS.length, times = [0.2, 0.4]; // two evaluations a step, as Heun's method has them
+  const apg = { eta: 0, norm: Infinity, momentum: -0.5 };
+  const guidance = new Guidance(model(), { ...PLAIN, cfg: 3, apg });
+  const B = LABELS.length, times = [0.2, 0.4]; // two velocities a step, as Heun's method has them
   const inputs = { x: input([B, S, S, C]), y: input([B], "u32") };
   const start = await capture("start", {}, () => (guidance.reset([B, S, S, C]), {})).prepare();
   const program = await capture("step", inputs, ({ x, y }) => {
-    const [v0, v1] = times.map((t) =>
-      guidance.velocity(x, constant(new Float32Array(B).fill(t), [B]), y, guidance.terms(t))
-    ) as [Tensor, Tensor];
+    const velocity = (t: number) =>
+      guidance.velocity(x, constant(new Float32Array(B).fill(t), [B]), y, termsOf(guidance, t));
+    const [v0, v1] = times.map(velocity) as [Tensor, Tensor];
+    guidance.endStep();
     return { v0, v1 };
   }).prepare();
   const step = async () => {
@@ -278,19 +280,22 @@ Deno.test("the momentum of projected guidance runs over the evaluations of an im
     return [...await program.read(program.outputs.v0), ...await program.read(program.outputs.v1)];
   };
   start.run();
-  const steps = [await step(), await step()];
+  const steps = [await step(), await step(), await step()];
   start.run();
   assertEquals(await step(), steps[0], "the next image starts without a mean");
-  const means = LABELS.map(() => Array<number>(N).fill(0));
+  let means = LABELS.map(() => Array<number>(N).fill(0));
   for (const got of steps) {
-    const expected = times.flatMap((t) =>
-      LABELS.flatMap((_, i) => {
-        const { c, u } = outputsOf(i, t), d = map((c, u, r) => c - u - 0.5 * r, c, u, means[i] as number[]);
-        means[i] = d;
-        const k = dot(d, c) / dot(c, c);
-        return map((c, d) => c + 2 * (d - k * c), c, d);
+    const differences = times.map((t) =>
+      LABELS.map((_, i) => {
+        const { c, u } = outputsOf(i, t);
+        return { c, d: map((c, u, r) => c - u - 0.5 * r, c, u, means[i] as number[]) };
       })
     );
+    const expected = differences.flat().flatMap(({ c, d }) => {
+      const k = dot(d, c) / dot(c, c);
+      return map((c, d) => c + 2 * (d - k * c), c, d);
+    });
+    means = (differences[0] as { d: number[] }[]).map(({ d }) => d);
     assert(relativeError(got, expected) < 2e-6);
   }
   assert(relativeError(steps[1] as number[], steps[0] as number[]) > 0.05, "the mean does something");
@@ -305,7 +310,7 @@ Deno.test("a step evaluates only the networks that its guidance needs", async ()
   const cases: [
     Partial<GuidanceOptions> & { weight?: number },
     time: number,
-    passes: number,
+    own: number,
     ofGuide: number,
   ][] = [
     [{}, 0.5, 1, 0],
@@ -319,9 +324,8 @@ Deno.test("a step evaluates only the networks that its guidance needs", async ()
     [{ cfg: 3, weight: 1.6 }, 0.5, 2, 1],
     [{ internal }, 0.1, 1, 0],
     [{ internal, cfg: 3, weight: 1.6 }, 0.6, 2, 1],
-    [{ zero: { init: 0.5 }, cfg: 3, weight: 1.6, internal }, 0.3, 0, 0],
   ];
-  for (const [{ weight, ...options }, time, passes, guidePasses] of cases) {
+  for (const [{ weight, ...options }, time, own, guidePasses] of cases) {
     const network = model(), other = guide();
     const guidance = new Guidance(network, {
       ...PLAIN,
@@ -331,8 +335,8 @@ Deno.test("a step evaluates only the networks that its guidance needs", async ()
     });
     await velocities(guidance, X, LABELS, [time]);
     const name = JSON.stringify([options, time]);
-    assertEquals([network.rows / LABELS.length, other.rows / LABELS.length], [passes, guidePasses], name);
-    assertEquals(guidance.evaluations(guidance.terms(time)), passes + guidePasses, name);
+    assertEquals([network.rows / LABELS.length, other.rows / LABELS.length], [own, guidePasses], name);
+    assertEquals(passes(termsOf(guidance, time)), own + guidePasses, name);
   }
 });
 
@@ -362,7 +366,7 @@ Deno.test("guided samples have the same bits in batches of 1 and 3", async () =>
       guide: { model: guide(), weight: 1.5 },
       internal: { weight: 1.4, interval: ALL },
     }, 6],
-    [{ cfg: 3, zero: { init: 0 }, schedule: { name: "cosine", power: 0 } }, 3], // the weight is 1 in the first step
+    [{ cfg: 3, zeroStar: { init: 0 }, schedule: { name: "cosine", power: 0 } }, 3], // the weight is 1 in the first step
   ];
   for (const [options, evaluations] of cases) {
     const three = await sampled(options, 3);
@@ -371,22 +375,25 @@ Deno.test("guided samples have the same bits in batches of 1 and 3", async () =>
   }
 });
 
-Deno.test("--zero-init leaves the noise as it is for a share of the steps", async () => {
+Deno.test("--zero-init leaves the noise as it is for a share of the steps, but never in the last one", async () => {
   await testDevice();
-  const zero = (init: number) => ({ cfg: 3, zero: { init } });
-  const guidance = new Guidance(model(), { ...PLAIN, ...zero(0.04) });
-  const still = (steps: number) =>
-    Array.from({ length: steps }, (_, i) => guidance.terms(i / steps, i / steps).zero).filter(Boolean).length;
-  assertEquals([10, 20, 25, 50, 250].map(still), [1, 1, 1, 2, 10]);
-  // All steps: the result is the noise, and the network is not evaluated.
-  const network = model(), { latents: noise, evaluations } = await sampled(zero(0.99), 3, network);
-  assertEquals([network.rows, evaluations], [0, 0]);
-  // Half of them: one guided step from the noise.
-  const { latents } = await sampled(zero(0.5), 3);
+  const zero = (init: number) => ({ cfg: 3, zeroStar: { init } });
+  const zeroed = (steps: number, init: number) => {
+    const options = { ...PLAIN, ...zero(init), sampler: "euler", steps, shift: 1 } as const;
+    return planOf(model().config, options).filter(({ terms, evaluations }) => {
+      assertEquals(evaluations, terms.zeroed ? 0 : 2);
+      return terms.zeroed;
+    }).length;
+  };
+  assertEquals([10, 20, 25, 50, 250].map((n) => zeroed(n, 0.04)), [1, 1, 1, 2, 10]);
+  assertEquals([1, 2, 4].map((n) => zeroed(n, 0.99)), [0, 1, 3]);
+  // Half of the steps: one guided step from the noise.
+  const network = model(), { latents, evaluations } = await sampled(zero(0.5), 3, network);
+  assertEquals([network.rows, evaluations], [2 * 3, 2]);
   const expected = LABELS.flatMap((_, i) => {
-    const m = model(), x = noise.slice(i * N, (i + 1) * N);
+    const m = model(), x = normal(3, 0, N, 0, i);
     const c = m.at(m.table, x, 0.5, i), u = m.at(m.table, x, 0.5, K), s = dot(c, u) / dot(u, u);
-    return map((x, c, u) => x + 0.5 * (s * u + 3 * (c - s * u)), x, c, u);
+    return map((x, c, u) => x + 0.5 * (s * u + 3 * (c - s * u)), [...x], c, u);
   });
   assert(relativeError(latents, expected) < 2e-6);
 });

@@ -1,20 +1,26 @@
 // Steps that reuse the tokens of the first half of the blocks: which steps do, and their velocities.
 
 import { assert, assertAlmostEquals, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { join } from "@std/path";
 import { sampleConfig } from "../../src/cli/config.ts";
 import { isSchedule, keySteps } from "../../src/cli/key_steps.ts";
 import { UsageError } from "../../src/errors.ts";
+import { exists } from "../../src/formats/files.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { Initializer } from "../../src/nn/init.ts";
 import { loadState } from "../../src/nn/layers.ts";
 import { normal } from "../../src/philox.ts";
 import { decidingOptions } from "../../src/sampling/job.ts";
-import { ReusedEncoder } from "../../src/sampling/reuse.ts";
+import { planOf } from "../../src/sampling/plan.ts";
 import { Sampler, type SamplingOptions } from "../../src/sampling/sampler.ts";
 import { constant, readTensor, type Tensor } from "../../src/tensor/tensor.ts";
+import { openDit, saveDit } from "../../src/zoo/runs.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
-import { testDevice } from "../helpers/check.ts";
+import { relativeError, testDevice } from "../helpers/check.ts";
+import { inFolder, run } from "../helpers/commands.ts";
 import { formulaSource, shapesOf } from "../helpers/formula.ts";
+import { fixturePath } from "../helpers/published.ts";
 
 const TINY = { input_size: 2, in_channels: 4, hidden_size: 16, depth: 3, num_heads: 2, num_classes: 3 };
 const LABEL = 1, NONE = 3, SIZE = 16, BLOCK = 1;
@@ -132,25 +138,79 @@ for (const sampler of ["euler", "heun"] as const) {
   });
 }
 
-Deno.test("adaptive steps, a network of one block and an inner head in the reused half are refused", async () => {
-  const dit = await tiny({ depth: 4, inner_head: 1 });
-  const options = { ...OPTIONS, reuseEncoder: "every 2" };
-  assertThrows(
-    () => new Sampler(dit, { ...options, sampler: "dopri5" }),
-    UsageError,
-    "dopri5 chooses its own steps",
-  );
-  assertThrows(
-    () => new ReusedEncoder(new Dit(ditConfig.parse({ ...TINY, depth: 1 }))),
-    UsageError,
-    "a single block; leave --reuse-encoder out",
-  );
-  const reused = new ReusedEncoder(dit), x = constant(new Float32Array(16), [1, 2, 2, 4]);
-  const t = constant(Float32Array.of(0), [1]), y = constant(Uint32Array.of(0), [1]);
-  assertThrows(
-    () => reused.outputs(x, t, y),
-    UsageError,
-    "the inner head of the model reads block 1, and blocks 1 to 2",
-  );
-  await assertRejects(() => sampled(dit, { reuseEncoder: "0,4" }), UsageError, "the steps are 0 to 3");
+Deno.test("the data prediction that is kept is that of the step's own velocity, with reused tokens and momentum", async () => {
+  const dit = await tiny(), apg = { eta: 0, norm: Infinity, momentum: -0.5 };
+  const options = { ...OPTIONS, apg, reuseEncoder: "every 2", keepPrediction: true };
+  using sampler = await new Sampler(dit, options).prepare();
+  const states: Float32Array[] = [normal(OPTIONS.seed, 0, SIZE)], data: Float32Array[] = [];
+  await sampler.run(Uint32Array.of(LABEL), 0, {
+    onStep: async (i) => {
+      assertEquals(i, data.length);
+      states.push(await readTensor(sampler.latents));
+      data.push(await readTensor(sampler.prediction as Tensor));
+    },
+  });
+  for (const [i, X] of data.entries()) {
+    const [x, next] = [states[i], states[i + 1]] as [Float32Array, Float32Array];
+    const expected = [...x].map((v, k) => v + (1 - i / 4) * 4 * (next[k]! - v));
+    assert(relativeError(X, expected) < 1e-5, `step ${i}: ${relativeError(X, expected)}`);
+  }
 });
+
+/** The steps of a plan for a tiny network. */
+const planned = (more: object, options: Partial<SamplingOptions>) =>
+  planOf(ditConfig.parse({ ...TINY, ...more }), { ...OPTIONS, ...options });
+
+Deno.test("a pass between key steps counts as the share of the blocks that it runs, with those of a wide head", () => {
+  const nfe = (more: object, options: Partial<SamplingOptions> = {}) =>
+    planned(more, { cfg: 1, reuseEncoder: "every 2", ...options }).map(({ evaluations }) => evaluations);
+  const half = 1 - 2 / 4, wide = 1 - 2 / 6, head = { hidden_size: 32, depth: 2, num_heads: 2 };
+  assertEquals(nfe({ depth: 4 }), [1, half, 1, half]);
+  assertEquals(nfe({ depth: 4, head }), [1, wide, 1, wide]);
+  assertEquals(nfe({ depth: 4, head }, { sampler: "rk4", cfg: 2 }), [8, 8 * wide, 8, 8 * wide]);
+  // A guide runs in full.
+  const guide = { model: undefined as never, weight: 2 };
+  assertEquals(nfe({ depth: 4 }, { guide }), [2, 1 + half, 2, 1 + half]);
+});
+
+Deno.test("adaptive steps, a network of one block and an inner head in the reused half are refused by the plan", async () => {
+  const refused: [more: object, options: Partial<SamplingOptions>, message: string][] = [
+    [{}, { sampler: "dopri5" }, "dopri5 chooses its own steps"],
+    [{ depth: 1 }, {}, "the model has a single block; leave --reuse-encoder out"],
+    [{}, { reuseEncoder: "0,4" }, "the steps are 0 to 3"],
+    [
+      { depth: 4, inner_head: 1 },
+      { internal: { weight: 1.5, interval: [0, 1] } },
+      "the inner head of the model reads block 1, and blocks 1 to 2 run in key steps only",
+    ],
+  ];
+  for (const [more, options, message] of refused) {
+    assertThrows(() => planned(more, { reuseEncoder: "every 2", ...options }), UsageError, message);
+  }
+  // Behind the reused half, or in complete steps alone, the inner head is evaluated.
+  const internal = { weight: 1.5, interval: [0, 0.2] as const },
+    dit = await tiny({ depth: 4, inner_head: 1 });
+  assertEquals(planned({ depth: 4, inner_head: 3 }, { reuseEncoder: "0", internal }).length, 4);
+  assertEquals((await sampled(dit, { reuseEncoder: "0,1,3", internal })).nfe, 7);
+});
+
+Deno.test("sample, eval and sweep refuse internal guidance in the reused half before they write anything", () =>
+  inFolder(async (folder) => {
+    await testDevice();
+    const { config: { dit: config } } = await openDit(fixturePath("lightningdit_tiny.pt"));
+    const dit = new Dit({ ...config, depth: 2, inner_head: 1 }), model = join(folder, "model");
+    dit.init(new Initializer(0));
+    const classes = Array.from({ length: config.num_classes }, (_, k) => String(k));
+    const tokenizer = fixturePath("vavae_tiny.pt");
+    await saveDit(model, dit, { dit: dit.config, classes, tokenizer });
+    for (const command of ["sample", "eval", "sweep"]) {
+      const out = join(folder, command), schedule = command === "sweep" ? "none,every-4" : "every 4";
+      const options = ["--steps", "4", "--cfg", "1", "--ig", "1.5", "--reuse-encoder", schedule];
+      await assertRejects(
+        () => run(command, "--model", model, ...options, "--num", "2", "--out", out),
+        UsageError,
+        "the inner head of the model reads block 1, and blocks 1 to 1 run in key steps only",
+      );
+      assert(!exists(out), command);
+    }
+  }));

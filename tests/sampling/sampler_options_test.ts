@@ -1,16 +1,27 @@
 // What holds for every sampler: the same bits in any batch, counted evaluations, grids, and refused options.
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
+import { device } from "../../src/gpu/device.ts";
+import type { Denoiser } from "../../src/models/denoiser.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
+import type { ImageTokenizer } from "../../src/models/tokenizer.ts";
 import { Initializer } from "../../src/nn/init.ts";
+import { slice } from "../../src/ops/layout.ts";
+import { pointwise } from "../../src/ops/pointwise.ts";
+import { normal } from "../../src/philox.ts";
+import { encodeImage } from "../../src/sampling/editing.ts";
+import { generate } from "../../src/sampling/generate.ts";
+import { noiseOf } from "../../src/sampling/noise.ts";
 import { checkSampling } from "../../src/sampling/sampler_options.ts";
 import type { SamplerName } from "../../src/sampling/samplers.ts";
 import { timeGrid } from "../../src/sampling/times.ts";
+import { drawTrajectory } from "../../src/sampling/trajectory.ts";
+import type { Tensor } from "../../src/tensor/tensor.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { testDevice } from "../helpers/check.ts";
 import { inFolder, run } from "../helpers/commands.ts";
-import { C, lambda, S, sampled, SIZE } from "../helpers/flows.ts";
+import { C, DEFAULTS, lambda, network, S, sampled, SIZE } from "../helpers/flows.ts";
 import { fixturePath } from "../helpers/published.ts";
 
 /** Evaluations of the velocity in a step. */
@@ -103,6 +114,52 @@ Deno.test("options that the sampler does not read, and tolerances of 0, are refu
     const { config, origins } = parseCommandLine([command, "--sampler", "dopri5", "--atol", "1e-3"]);
     checkSampling(config, origins);
   }
+});
+
+const STATISTICS = { config: { latent_mean: [0, 0, 0, 0], latent_std: [1, 1, 1, 1] } };
+/** A tokenizer whose pixels are the latents. */
+const identity = { factor: 1, channels: C, decode: (z: Tensor) => z } as unknown as ImageTokenizer;
+
+Deno.test("an image that nobody asked for does not fail the batch that it fills", async () => {
+  await testDevice();
+  const largest = (seed: number) => [0, 1, 2, 3].map((i) => Math.max(...normal(seed, 0, SIZE, 0, i)));
+  // Image 3, which fills the second batch of two, has the largest noise: the velocity is NaN there alone.
+  const seed = Array.from({ length: 100 }, (_, seed) => seed).find((seed) => {
+    const [a = 0, b = 0, c = 0, d = 0] = largest(seed);
+    return d > Math.max(a, b, c) + 0.5;
+  }) as number;
+  const limit = (largest(seed)[3] as number) - 0.25, dit = network(`0.01 * log(${limit} - x0)`);
+  const options = { ...DEFAULTS, sampler: "dopri5", batchSize: 2, seed } as const;
+  const made = await Array.fromAsync(
+    generate({ dit, ...STATISTICS }, identity, { ...options, labels: [0, 1, 2] }),
+  );
+  assertEquals(made.map(({ index }) => index), [0, 1, 2]);
+  await assertRejects(
+    () => Array.fromAsync(generate({ dit, ...STATISTICS }, identity, { ...options, labels: [0, 1, 2, 0] })),
+    UsageError,
+    "Cannot generate image 3",
+  );
+});
+
+Deno.test("what fails while it is prepared leaves nothing on the device", async () => {
+  await testDevice();
+  const { memory } = device(), before = memory.live, dit = network("x1 - x0");
+  // More bytes than a binding: it fails in prepare(), after the sampler is ready.
+  const decode = (z: Tensor) => pointwise(["x0"], [slice(z, 3, 0, 1)], [], [1, 2, 2, 2 ** 29]);
+  const large = { factor: 1, channels: C, decode, encode: decode } as unknown as ImageTokenizer;
+  const broken: Denoiser = { ...dit, forward: () => assert(false, "no velocity") as never };
+  const options = { ...DEFAULTS, sampler: "euler", labels: [0] } as const;
+  for (const [model, tokenizer] of [[dit, large], [broken, identity]] as const) {
+    await assertRejects(() => Array.fromAsync(generate({ dit: model, ...STATISTICS }, tokenizer, options)));
+    assertEquals(memory.live, before, "generate()");
+    await assertRejects(() => drawTrajectory({ dit: model, ...STATISTICS } as never, tokenizer, options));
+    assertEquals(memory.live, before, "drawTrajectory()");
+  }
+  await assertRejects(() => noiseOf(0, [2 ** 15, 2 ** 15, 1], [0]));
+  assertEquals(memory.live, before, "noiseOf()");
+  const statistics = { mean: [0], std: [1] };
+  await assertRejects(() => encodeImage(large, new Uint8Array(2 * 2 * 3), statistics));
+  assertEquals(memory.live, before, "encodeImage()");
 });
 
 Deno.test("tok sample prints the evaluations per image", () =>

@@ -2,11 +2,14 @@
 // formulas in f64, and the law of the stochastic differential equation.
 
 import { assert, assertEquals } from "@std/assert";
+import type { Denoiser } from "../../src/models/denoiser.ts";
+import { embedding } from "../../src/ops/embedding.ts";
+import { pointwise } from "../../src/ops/pointwise.ts";
 import { normal } from "../../src/philox.ts";
 import { Sampler, type SamplingOptions } from "../../src/sampling/sampler.ts";
 import type { SamplerName } from "../../src/sampling/samplers.ts";
 import { timeGrid } from "../../src/sampling/times.ts";
-import { readTensor } from "../../src/tensor/tensor.ts";
+import { constant, readTensor, type Tensor, viewAs } from "../../src/tensor/tensor.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 import {
   C,
@@ -19,6 +22,8 @@ import {
   LINEAR,
   linear,
   M,
+  POSTERIOR,
+  posterior,
   sampled,
   SIZE,
   start,
@@ -144,12 +149,13 @@ function sde(
   form: keyof typeof G,
   lastStep: string,
   z: (i: number) => number,
+  velocity = curved,
 ): number {
   let x = x0;
   for (let i = 0; i < steps; i++) {
     const t = (1 - size) * i / (steps - 1), isLast = i === steps - 1;
     const h = isLast ? size : (1 - size) / (steps - 1), g = G[form](t);
-    const v = curved(x, t), score = (t * v - x) / (1 - t);
+    const v = velocity(x, t), score = (t * v - x) / (1 - t);
     if (!isLast) x += h * (v + g * score) + Math.sqrt(2 * g * h) * z(i);
     else if (lastStep === "mean") x += h * (v + g * score);
     else if (lastStep === "euler") x += h * v;
@@ -191,6 +197,65 @@ Deno.test("each step of euler-stochastic adds new noise to the data prediction",
     expected = expected.map((x, e) => next * (x + (1 - t) * curved(x, t)) + (1 - next) * (z[e] as number));
   }
   assert(relativeError(x, expected) < 2e-6, `${relativeError(x, expected)}`);
+});
+
+Deno.test("samplers that use the data prediction get that of a network of data, the others velocities bounded near the data", async () => {
+  await testDevice();
+  const steps = 25, times = timeGrid(steps, 1); // the last from t = 0.96, within the bound
+  const v = (x: number, t: number) => (posterior(x, t) - x) / (1 - t);
+  const z = (i: number, e: number) => stepNoise(i, 0)[e] as number;
+  const noisy = (x0: number, e: number) => {
+    let x = x0;
+    for (let i = 0; i < steps; i++) {
+      const next = times[i + 1] as number;
+      x = next * posterior(x, times[i] as number) + (1 - next) * z(i, e);
+    }
+    return x;
+  };
+  const bounded = (x0: number) =>
+    times.slice(1).reduce((x, next, i) => {
+      const t = times[i] as number;
+      return x + (next - t) * (posterior(x, t) - x) / Math.max(1 - t, 0.05);
+    }, x0);
+  const ofSde = (lastStep: string) => (x0: number, e: number) =>
+    sde(x0, steps, 0.04, "constant", lastStep, (i) => z(i, e), v);
+  const cases: [SamplerName, Partial<SamplingOptions>, (x0: number, e: number) => number][] = [
+    ["dpm++2m", {}, (x0) => dpmSolver2M(x0, times, v)],
+    ["unipc", {}, (x0) => uniPc(x0, times, v)],
+    ["euler-stochastic", {}, noisy],
+    ...(["mean", "euler", "tweedie"] as const).map((lastStep): typeof cases[number] => [
+      "sde",
+      { diffusionForm: "constant", lastStep },
+      ofSde(lastStep),
+    ]),
+    ["euler", {}, bounded],
+  ];
+  for (const [sampler, options, twin] of cases) {
+    const { x } = await sampled(POSTERIOR, { sampler, steps, ...options });
+    const error = relativeError(x, [...start()].map(twin));
+    assert(error < 1e-5, `${sampler} ${options.lastStep ?? ""}: relative error ${error}`);
+  }
+});
+
+Deno.test("every sampler advances the momentum once a step", async () => {
+  await testDevice();
+  // c = 1 and c - u = 1/2 everywhere. With eta 1 the velocity of step i is 1 + 2 (1/2) (1 + 0.9 + ... + 0.9^i).
+  const forward = (x: Tensor, _: Tensor, y: Tensor) => {
+    const values = embedding(constant(Float32Array.of(1, 1, 1, 0.5), [4, 1]), y);
+    return pointwise(["x0"], [viewAs(values, [x.dim(0), 1, 1, 1])], [], x.shape);
+  };
+  const network: Denoiser = {
+    config: CURVED.config,
+    forward,
+    outputs: (x, t, y) => ({ velocity: forward(x, t, y) }),
+  };
+  const apg = { eta: 1, norm: Infinity, momentum: 0.9 }, expected = 1 + (1 + 1.9 + 2.71) / 3;
+  const options = { ...DEFAULTS, cfg: 3, apg, steps: 3 };
+  for (const sampler of ["euler", "heun", "rk4"] as const) {
+    using s = await new Sampler(network, { ...options, sampler }).prepare();
+    const x = await readTensor(await s.run(Uint32Array.of(0), 0, { noise: new Float32Array(SIZE) }));
+    assert(x.every((v) => Math.abs(v - expected) < 1e-5), `${sampler}: ${x[0]} instead of ${expected}`);
+  }
 });
 
 Deno.test("8,192 samples of sde have the mean and the variance of the data, within 4 standard errors", async () => {

@@ -17,13 +17,13 @@ import {
   type CellResult,
   cellsOf,
   distinct,
-  expectedEvaluations,
   optionsOf,
   sampleCommand,
 } from "../../src/experiment/sweep.ts";
 import { chartsOf, tableLines } from "../../src/experiment/sweep_report.ts";
+import { ditConfig } from "../../src/models/dit.ts";
 import { chartFile } from "../../src/run/chart.ts";
-import type { Dit } from "../../src/models/dit.ts";
+import { expectedEvaluations } from "../../src/sampling/plan.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { inFolder, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath } from "../helpers/published.ts";
@@ -96,15 +96,22 @@ Deno.test("lists take switches, options that are not given, and values that are 
 });
 
 Deno.test("network evaluations are counted over steps, stages of the sampler and passes of guidance", () => {
+  const model = ditConfig.parse({
+    ...{ input_size: 2, in_channels: 4, hidden_size: 16, depth: 4, num_heads: 2, num_classes: 3 },
+    head: { hidden_size: 16, depth: 1, num_heads: 2 },
+  });
   const nfe = (...args: string[]) => {
-    const c = config(...args), model = { config: { in_channels: 4 } } as Dit;
-    return cellsOf(c).map((cell) =>
-      expectedEvaluations(model, optionsOf(cell, { config: c, guides: new Map() }))
-    );
+    const c = config(...args), guides = new Map([["a", { dit: undefined as never }]]);
+    return cellsOf(c).map((cell) => expectedEvaluations(model, optionsOf(cell, { config: c, guides })));
   };
   assertEquals(nfe("--steps", "4", "--cfg", "1,2", "--cfg-interval", "0-1"), [4, 8]);
   assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1"), [6]); // at 0.5 and 0.75
   assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1", "--sampler", "heun"), [12]);
+  // The second step is guided, so complete; a guide is never reused; dopri5 takes about 60 velocities.
+  const reuse = ["--steps", "4", "--cfg", "2", "--reuse-encoder", "every 4"];
+  assertEquals(nfe(...reuse, "--cfg-interval", "0.25-1"), [1 + 2 + 4 * 0.6]);
+  assertEquals(nfe(...reuse, "--cfg-interval", "0-1", "--guide", "a"), [2 + 6 * 0.6 + 4]);
+  assertEquals(nfe("--sampler", "dopri5", "--cfg", "2", "--cfg-interval", "0.25-1"), [60 * 1.75]);
 });
 
 Deno.test("the best cell has the smallest distance; table and charts show every cell", () => {

@@ -12,7 +12,7 @@ import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { saveState, snapshot } from "../../src/nn/layers.ts";
 import { openCheckpoint, saveCheckpoint } from "../../src/run/checkpoint.ts";
-import { Guidance } from "../../src/sampling/guidance.ts";
+import { planOf } from "../../src/sampling/plan.ts";
 import { checkResumable } from "../../src/train/diffusion.ts";
 import { diffusionRecipe, ditOf } from "../../src/train/dit_training.ts";
 import { noGrad } from "../../src/tensor/autograd.ts";
@@ -267,8 +267,8 @@ Deno.test("an unconditional model ignores labels, resumes to the same bits, and 
       );
     }
     // What asks for guidance without checking, such as --val-cfg of a config file, gets one pass a step.
-    const guidance = new Guidance(dit, { cfg: 4, cfgInterval: [0, 1] });
-    assertEquals(guidance.evaluations(guidance.terms(0.5)), 1);
+    const options = { cfg: 4, cfgInterval: [0, 1], sampler: "euler", steps: 2, shift: 1 } as const;
+    assertEquals(planOf(dit.config, options).map(({ evaluations }) => evaluations), [1, 1]);
     await assertRejects(
       () => train("third", "--label-dropout", "0.2"),
       UsageError,

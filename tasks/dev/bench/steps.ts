@@ -18,6 +18,7 @@ import { Diffusion } from "../../../src/train/diffusion.ts";
 import { openEncoder } from "../../../src/zoo/encoders.ts";
 import { refreshWorkingCopies } from "../../../src/train/optimizer.ts";
 import { TINY } from "../../../src/train/dit_training.ts";
+import type { Stretch } from "../../../src/sampling/plan.ts";
 import { Sampler } from "../../../src/sampling/sampler.ts";
 import { ganStartOf, stagesOf, tokenizerOf } from "../../../src/train/align_config.ts";
 import { discriminatorOf } from "../../../src/train/discriminators.ts";
@@ -165,7 +166,7 @@ function sampling(name: string, sizes: Record<string, unknown>, batchSize: numbe
     dit.init(new Initializer(0));
     const options = { steps: 1, sampler: "euler", shift: 1, cfg: 4, seed: 0 } as const;
     const sampler = new Sampler(dit, { ...options, batchSize, cfgInterval: [0, 1] });
-    const program = sampler.capture(sampler.guidance.terms(0));
+    const program = sampler.capture(sampler.plan[0] as Stretch);
     return measurable(program, program, sampler, set);
   };
   return { op: "dit sampling", name, precision: "f32", ...sizesOf(config, batchSize), make };
