@@ -53,7 +53,7 @@ export const sweep = command({
       from === "labels" && !toy && "they need a model of the generated shapes, and no --real"
     );
     const side = model.config.dit.input_size * tokenizer.factor;
-    const guides = await openGuides(model, c);
+    const guides = await openGuides(model, c, say);
     const all = cellsOf({ ...c, cfg }, guides), cells = distinct(all);
     // Refuses what the model cannot do.
     for (const cell of cells) planOf(model.config.dit, optionsOf(cell, { config: c, guides }));

@@ -9,7 +9,7 @@ import type { Recipe } from "./recipe.ts";
 
 /**
  * Logged every `logEvery` steps: means over applied steps of the metrics and of the gradient norm of each module
- * (`grad_norm/NAME`, before clipping), the learning rate, the number of skipped steps, the loss scale if there is one, and
+ * (`grad_norm/NAME`, before clipping), the learning rate and that of Muon (`muon_lr`), the number of skipped steps, the loss scale if there is one, and
  * `data_wait`, the share of the time spent waiting for data.
  */
 export interface LogRow {
@@ -96,7 +96,8 @@ export async function trainLoop<D>(
         if (steps > 0) row[`grad_norm/${name}`] = sum / steps;
       }
     }
-    row.lr = optimizers[0]?.lr ?? 0;
+    const { lr = 0, muonLr } = optimizers[0] ?? {};
+    Object.assign(row, { lr }, muonLr === undefined ? {} : { muon_lr: muonLr });
     row.skipped = since.reduce((sum, { skipped }) => sum + skipped, 0);
     const scale = Math.min(...now.map((p) => p.lossScale));
     if (now.some((p) => p.lossScale > 1)) row.loss_scale = scale;
@@ -197,11 +198,12 @@ async function remedyOf(
   optimizer: Optimizer,
   { learned, scaled, more }: { learned: boolean; scaled: boolean; more: readonly string[] },
 ): Promise<string> {
-  if ((await optimizer.readFault()).kind === "update") return "use a smaller --lr";
+  const rates = ["a smaller --lr", ...optimizer.muonLr === undefined ? [] : ["a smaller --muon-lr"]];
+  if ((await optimizer.readFault()).kind === "update") return `use ${rates.join(" or ")}`;
   const { name, magnitude } = await optimizer.readLargest();
   const weights = `the largest weight is ${magnitude.toPrecision(2)} ("${name}")`;
   if (learned) {
-    const options = ["a smaller --lr", "a smaller --clip", ...scaled ? ["--precision f32"] : [], ...more];
+    const options = [...rates, "a smaller --clip", ...scaled ? ["--precision f32"] : [], ...more];
     return `${weights}, the training has diverged: go on from an earlier checkpoint or begin again, with ` +
       `${options.slice(0, -1).join(", ")} or ${options.at(-1)}`;
   }

@@ -137,9 +137,13 @@ export class Optimizer {
   /** Learning rate of the latest step, before the factors of the sets. */
   lr = 0;
 
+  /** The same of Muon; undefined where no set is updated by it. */
+  muonLr: number | undefined;
+
   /** Sets the hyper-parameters of the next step. */
   set(hyper: Hyper): void {
     this.lr = hyper.lr;
+    this.muonLr = hyper.muonLr;
     this.#hyper.storage.write(packHyper(hyper));
   }
 

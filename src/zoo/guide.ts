@@ -12,18 +12,28 @@ export interface GuideOptions {
   guide?: string | undefined;
   /** Weight of internal guidance; 1 for none. */
   ig: number;
+  /** Number of guided channels. */
+  cfgChannels: number | "all";
+  /** Called with lines about what a published guide does not say. */
+  say: (line: string) => void;
 }
 
 /**
  * Opens the guide of a diffusion model, if the options name one.
  * @param model with the statistics of its latents
- * @throws UsageError for a guide of other latents, classes or prediction, and for internal guidance of a model without an inner head
+ * @throws UsageError for a guide of other latents, classes or prediction, for internal guidance of a model without an inner head,
+ * and for more guided channels than its latents have
  */
 export async function openGuide(
   model: DiffusionModel,
-  { guide: path, ig = 1 }: Partial<GuideOptions>,
+  { guide: path, ig = 1, cfgChannels = "all", say = () => {} }: Partial<GuideOptions>,
 ): Promise<DiffusionModel | undefined> {
-  const { name } = model.identity;
+  const { name } = model.identity, { in_channels: C } = model.config.dit;
+  if (cfgChannels !== "all" && cfgChannels > C) {
+    throw new UsageError(
+      `Cannot use --cfg-channels ${cfgChannels} with "${name}": its latents have ${C} channels; choose at most ${C}, or all`,
+    );
+  }
   if (ig !== 1 && !model.config.dit.inner_head) {
     throw new UsageError(
       `Cannot use --ig ${ig} with "${name}": it has no inner head; train a model with "tok train-dit --inner-head N", or ` +
@@ -32,7 +42,10 @@ export async function openGuide(
   }
   if (path === undefined) return undefined;
   const guide = await openDit(path), difference = differenceOf(model, guide);
-  if (difference === undefined) return guide;
+  if (difference === undefined) {
+    guide.notes?.forEach(say);
+    return guide;
+  }
   throw new UsageError(
     `Cannot guide "${name}" by "${path}": ${difference}; name a model of the same latents, classes and prediction`,
   );
@@ -41,12 +54,18 @@ export async function openGuide(
 /** As {@link openGuide}, for lists of options: the guides by their paths. */
 export async function openGuides(
   model: DiffusionModel,
-  { guide, ig }: { guide: readonly (string | undefined)[]; ig: readonly number[] },
+  { guide, ig, cfgChannels }: {
+    guide: readonly (string | undefined)[];
+    ig: readonly number[];
+    cfgChannels: readonly (number | "all")[];
+  },
+  say?: (line: string) => void,
 ): Promise<Map<string, DiffusionModel>> {
   const guides = new Map<string, DiffusionModel>();
   await openGuide(model, { ig: ig.find((weight) => weight !== 1) ?? 1 });
+  for (const channels of cfgChannels) await openGuide(model, { cfgChannels: channels });
   for (const path of guide) {
-    const opened = await openGuide(model, { guide: path });
+    const opened = await openGuide(model, { guide: path, ...say && { say } });
     if (opened && path !== undefined) guides.set(path, opened);
   }
   return guides;

@@ -9,7 +9,9 @@ import { sweepConfig } from "../../src/cli/sweep_config.ts";
 import { UsageError } from "../../src/errors.ts";
 import { cellsOf, distinct, optionsOf } from "../../src/experiment/sweep.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { Initializer } from "../../src/nn/init.ts";
+import { saveState } from "../../src/nn/layers.ts";
 import { guidanceOptions } from "../../src/sampling/guidance.ts";
 import { samplingOptions } from "../../src/sampling/sampler.ts";
 import { checkSampling } from "../../src/sampling/sampler_options.ts";
@@ -217,6 +219,20 @@ Deno.test("a guide of other latents or classes, and --ig without an inner head, 
       const path = await save(name, options, changes as unknown as Partial<ModelConfig>);
       assertEquals((await openGuide(model, { guide: path }))?.identity.name, path);
     }
+    const said: string[] = [], published = join(folder, "published.safetensors");
+    const tensors = [...await saveState(new Dit({ ...model.config.dit, learn_sigma: true }))];
+    await writeSafetensors(published, tensors);
+    await openGuide({ ...model, config: { ...model.config, made_from: undefined } }, {
+      guide: published,
+      say: (line) => said.push(line),
+    });
+    assertEquals([said.length, said[0]?.startsWith(`"${published}" is read as SiT's`)], [1, true]);
+    assertEquals(await openGuide(model, { cfgChannels: 4 }), undefined);
+    const more = await assertRejects(() => openGuide(model, { cfgChannels: 5 }), UsageError);
+    assertEquals(
+      more.message,
+      `Cannot use --cfg-channels 5 with "${model.identity.name}": its latents have 4 channels; choose at most 4, or all`,
+    );
     assertEquals(await openGuide(model, {}), undefined);
     const error = await assertRejects(() => openGuide(model, { ig: 1.4 }), UsageError);
     assertEquals(

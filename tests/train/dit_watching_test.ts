@@ -13,7 +13,7 @@ import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { writeReport } from "../../src/run/report.ts";
 import { samplingOptions } from "../../src/sampling/sampler.ts";
 import { writePreview } from "../../src/sampling/preview.ts";
-import { type Real, SampleWatch } from "../../src/sampling/watch.ts";
+import { type Real, SampleWatch, type WatchOptions } from "../../src/sampling/watch.ts";
 import { type Validation, Validator } from "../../src/train/validation.ts";
 import type { Tensor } from "../../src/tensor/tensor.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
@@ -143,17 +143,21 @@ Deno.test("latents without images are decoded for the distance", async () => {
 });
 
 /** Watches a small DiT on the fixture's latents in `folder`, with a picture and a distance every second step. */
-async function watching(folder: string, real: Real) {
+async function watching(
+  folder: string,
+  real: Real,
+  { classes = ["a", "b"], ...more }: { classes?: string[] } & Partial<WatchOptions> = {},
+) {
   await testDevice();
   const tokenizer = await openTokenizer(VAE), side = tokenizer.side(8), C = tokenizer.channels;
-  const sizes = { hidden_size: 16, depth: 1, num_heads: 2, num_classes: 2 };
+  const sizes = { hidden_size: 16, depth: 1, num_heads: 2, num_classes: classes.length };
   const dit = new Dit(ditConfig.parse({ ...sizes, input_size: side, in_channels: C }));
   dit.init(new Initializer(0));
   await new ParameterSet("model", dit).materialise();
-  const config = { dit: dit.config, classes: ["a", "b"], latent_mean: Array(C).fill(0) };
+  const config = { dit: dit.config, classes, latent_mean: Array(C).fill(0) };
   const configIn = () => ({ ...config, latent_std: Array(C).fill(1) });
   const { log, lines } = quietLog(), sampling = samplingOptions(sampleConfig.parse({ steps: 2 }));
-  const options = { sampleEvery: 2, valEvery: 2, valNum: 2, valCfg: 1, valSteps: 1 };
+  const options = { sampleEvery: 2, valEvery: 2, valNum: 2, valCfg: 1, valSteps: 1, ...more };
   const watched = { model: dit, configIn, tokenizer, real, workers: new Workers(0), sampling };
   const watch = await SampleWatch.open(folder, watched, options, openEncoder) as SampleWatch;
   const preview = () => writePreview(folder, { dit, config: configIn() }, tokenizer, sampling, log);
@@ -222,6 +226,22 @@ Deno.test("where samples are not finite or memory is too small, the training goe
     Deno.writeTextFileSync(join(folder, "log.jsonl"), found.join("\n"));
     await writeReport(folder, { title: "t", line: "tok" });
     assert(!Deno.readTextFileSync(join(folder, "report.html")).includes("validation fd encoder"));
+  });
+});
+
+Deno.test("the distance of an unconditional model takes one pass a step, whatever a config file says of --val-cfg", async () => {
+  await inFolder(async (folder) => {
+    const real = { images: countedImages([]), crop: "random" } as const, batches: number[] = [];
+    using made = await watching(folder, real, { classes: [], valCfg: 3, sampleEvery: 0 });
+    const forward = made.dit.forward.bind(made.dit);
+    made.dit.forward = (x, ...others) => {
+      batches.push(x.dim(0));
+      return forward(x, ...others);
+    };
+    const { scores } = await made.watch.score(2, made.log);
+    assert(Number.isFinite(scores.fd_encoder));
+    assertEquals(batches, [2]);
+    made.watch.destroy();
   });
 });
 

@@ -135,7 +135,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
         '"loss" is not finite',
         "no step was applied, so numbers overflow in the networks",
       ],
-      ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr"],
+      ["rate", 1e39, 1, 3, "the update overflows", "use a smaller --lr or a smaller --muon-lr"],
       [
         "divergence",
         1e-3,
@@ -143,7 +143,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
         3,
         '"loss" is not finite',
         "the training has diverged: go on from an earlier checkpoint or begin again, with a smaller --lr, " +
-        "a smaller --clip or --qk-norm",
+        "a smaller --muon-lr, a smaller --clip or --qk-norm",
       ],
     ] as const
   ) {
@@ -161,11 +161,12 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
       labelDropout: 0.1,
       directionWeight: 1,
       ema: true,
+      muon: { lr: 1e-3, momentum: 0.9 },
       seed: 0,
     });
     dit.init(new Initializer(0));
     const program = diffusion.capture();
-    await diffusion.set.materialise();
+    for (const set of diffusion.sets) await set.materialise();
     await diffusion.optimizer.startEma();
     await diffusion.prepareProgram(program);
     const x = normal(0, 9, B * 16), labels = new Uint32Array(B);
@@ -185,7 +186,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
           },
           async step(n, x) {
             if (n === good) before = await snapshot(diffusion.state());
-            diffusion.optimizer.set({ ...HYPER, lr: n < good ? 1e-3 : lr });
+            diffusion.optimizer.set({ ...HYPER, lr: n < good ? 1e-3 : lr, muonLr: 1e-3, momentum: 0.9 });
             diffusion.random.set(n);
             program.run({ x: n < good ? x : x.map((v) => v * bad), labels });
           },
@@ -193,7 +194,7 @@ Deno.test("a run whose steps are all skipped reports why and ends; its good chec
           from: 0,
           logEvery: 1,
           saveEvery: 1,
-          onLog: () => {},
+          onLog: ({ muon_lr }) => assertEquals(muon_lr, 1e-3),
           onSkipped: (message) => said.push(message),
           save: async (n) => void saved.push(n),
           stopping: () => false,
