@@ -20,7 +20,7 @@ export async function inspectEma(
   log: Log,
 ): Promise<Record<string, unknown>> {
   if (ema === undefined) {
-    throw new UsageError("Cannot use --out: it is for --ema; leave it out, or convert a file with --convert");
+    throw new UsageError("Cannot use --out: it needs --ema; add it, or convert a file with --convert");
   }
   if (path === undefined || convert !== undefined || preset !== undefined) {
     throw new UsageError(

@@ -210,7 +210,10 @@ function recipeValues(
   const wrong = Object.keys(given).find((option) => Object.hasOwn(recipe.without, option));
   if (wrong !== undefined) {
     throw new UsageError(
-      `Cannot use --${kebab(wrong)} with --recipe ${name}: ${recipe.without[wrong]}; leave it out`,
+      `Cannot use --${kebab(wrong)} with --recipe ${name}: ${
+        recipe.without[wrong]
+      }; choose another --recipe, or leave ` +
+        `--${kebab(wrong)} out`,
     );
   }
   return recipe.options(preset() as never);

@@ -80,10 +80,10 @@ export function labelSummary(
 ): string {
   const counts = new Map(classes.map((k) => [k, 0]));
   for (const k of labels) counts.set(k, (counts.get(k) ?? 0) + 1);
-  let least = Infinity, most = 0;
-  for (const n of counts.values()) [least, most] = [Math.min(least, n), Math.max(most, n)];
-  const each = least === most ? `${least}` : `${least} ${most - least === 1 ? "or" : "to"} ${most}`;
-  return `labels: ${labeling}, ${each} ${most === 1 ? "image" : "images"} per class ` +
+  let min = Infinity, max = 0;
+  for (const n of counts.values()) [min, max] = [Math.min(min, n), Math.max(max, n)];
+  const each = min === max ? `${min}` : `${min} ${max - min === 1 ? "or" : "to"} ${max}`;
+  return `labels: ${labeling}, ${each} ${max === 1 ? "image" : "images"} per class ` +
     `(${counts.size} ${counts.size === 1 ? "class" : "classes"})`;
 }
 

@@ -79,7 +79,11 @@ Deno.test("options override a recipe; one that the recipe does not have, or the 
   ) {
     const option = /--(?!recipe)\S+/.exec(line)?.[0];
     assertThrows(() => parsed(...line.split(" ")), UsageError, `Cannot use ${option} with --recipe `);
-    assertThrows(() => parsed(...line.split(" ")), UsageError, `: ${reason}; leave it out`);
+    assertThrows(
+      () => parsed(...line.split(" ")),
+      UsageError,
+      `: ${reason}; choose another --recipe, or leave ${option} out`,
+    );
   }
   assertThrows(() => parsed("--recipe", "gan"), UsageError, "Cannot use --recipe gan");
   const stages = (...args: string[]) => () => stagesOf(parsed(...args), true);

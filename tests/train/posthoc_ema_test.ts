@@ -132,7 +132,7 @@ Deno.test("ten steps with --ema posthoc: rebuilt averages equal directly tracked
     written.close();
     for (
       const [args, message] of [
-        [["--out", file], "it is for --ema"],
+        [["--out", file], "it needs --ema; add it, or convert"],
         [["--ema", "0.07", "--convert", file], "--ema needs a run"],
         [["--ema", "0.07", "--out", model], "it holds a model or a run already"],
         [["--ema", "1.5"], "--ema"],
