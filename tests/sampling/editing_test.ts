@@ -12,10 +12,19 @@ import { readPngTexts } from "../../src/image/png_text.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import type { ImageTokenizer } from "../../src/models/tokenizer.ts";
 import { parameters } from "../../src/nn/layers.ts";
-import { editTimes, type Kept, readMask, solveOde } from "../../src/sampling/editing.ts";
+import {
+  editTimes,
+  encodeImage,
+  type Kept,
+  readMask,
+  readSquare,
+  solveOde,
+} from "../../src/sampling/editing.ts";
+import { decodeLatents } from "../../src/sampling/decode.ts";
 import { channelsFirst, channelsLast, noiseOf, slerp } from "../../src/sampling/noise.ts";
 import { drawTrajectory } from "../../src/sampling/trajectory.ts";
 import type { Tensor } from "../../src/tensor/tensor.ts";
+import { openGenerator } from "../../src/zoo/generator.ts";
 import type { DiffusionModel } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
 import { inFolder, run } from "../helpers/commands.ts";
@@ -203,6 +212,18 @@ Deno.test("latents are saved and decoded to the same pictures; trajectory and in
     assertEquals(await at(0), data[0]);
     assertEquals(await at(2), data[2]);
     assert(worst(await at(1), data[0] as Uint8Array) > 1 && worst(await at(1), data[2] as Uint8Array) > 1);
+    // One noise, from the first class to the last: the ends are image 1 in the one class and in the other.
+    const between = join(folder, "between"), strong = ["--steps", "2", "--cfg", "500"];
+    const one = (...args: string[]) => run("sample", ...GENERATOR, ...strong, ...args);
+    await one("--classes", "7,4,2", "--interpolate", "1-1", "--frames", "3", "--out", between);
+    const ends: Uint8Array[] = [];
+    for (const label of [7, 2]) {
+      await one("--classes", String(label), "--seeds", "1-1", "--out", join(folder, String(label)));
+      ends.push((await readImage(join(folder, String(label), "000001.png"))).data);
+    }
+    const frame = (k: number) => cell(join(between, "interpolation.png"), side, k);
+    assertEquals([await frame(0), await frame(2)], ends);
+    for (const end of ends) assert(worst(await frame(1), end) > 1, "the middle is an end");
     const refused: [string[], string][] = [
       [
         ["--interpolate", "0-2", "--npz"],
@@ -307,6 +328,42 @@ Deno.test("edit writes noise from which sample makes the edited picture, and ref
       UsageError,
       "Cannot edit: give an image with --image FILE, and either",
     );
+  }));
+
+Deno.test("edit --mask decodes a latent that is the image's own outside the mask and made anew inside", () =>
+  inFolder(async (folder) => {
+    const [path, mask, out] = ["image.png", "mask.png", "out"].map((name) => join(folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    const bytes = Uint8Array.from(randomArray(20 * 16 * 3, 5), (v) => 128 + 60 * v);
+    await writePng(path, { width: 20, height: 16, data: bytes });
+    const left = bytes.map((_, i) => Math.floor(i / 3) % 20 < 10 ? 255 : 0);
+    await writePng(mask, { width: 20, height: 16, data: left });
+    const options = ["--mask", mask, "--to", "5", "--cfg", "2", "--steps", "4", "--seed", "3"];
+    const { result } = await run("edit", ...GENERATOR, "--image", path, ...options, "--out", out);
+    assertEquals(result.nfe, 16); // two of Heun's method, with and without the class
+    assert(!exists(join(out, "noise.safetensors")), "nothing was inverted");
+
+    const { model: { dit, config }, tokenizer } = await openGenerator(GENERATOR[1] as string, {
+      tokenizer: GENERATOR[3],
+    });
+    const { latent_mean: mean = [], latent_std: std = [] } = config, statistics = { mean, std };
+    const { input_size: S, in_channels: C } = dit.config, size = S * tokenizer.factor;
+    const image = await readSquare(path, size), data = await encodeImage(tokenizer, image.data, statistics);
+    const [noise] = await noiseOf(3, [S, S, C], [0]) as [Float32Array<ArrayBuffer>];
+    const cells = await readMask(mask, { path, original: image.original }, {
+      ...{ size, factor: tokenizer.factor, channels: C },
+    });
+    const kept = { mask: cells, noise, data }, times = editTimes(4, 0.3);
+    const z = await solve(dit, noise, 5, { method: "heun", cfg: 2, times, kept });
+    const same = z.map((v, i) => Number(v === data[i]));
+    assertEquals(same, cells.map((painted) => 1 - painted));
+    assertEquals(cells.reduce((sum, v) => sum + v), cells.length / 2);
+    const source = { length: 1, shape: [C, S, S] as const, latent: () => channelsFirst(z, C) };
+    const decoded = await Array.fromAsync(decodeLatents(tokenizer, source, { batchSize: 1, statistics }));
+    assert(worst((await readImage(join(out, "edited.png"))).data, decoded[0]?.image as Uint8Array) <= 1);
   }));
 
 Deno.test("the noise of a number is the same in any company", async () => {
