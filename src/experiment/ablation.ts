@@ -123,9 +123,9 @@ export const QUANTITIES: readonly Quantity[] = [
   { key: "rfd", title: "FD of reconstructions", better: "lower", digits: 2 },
   { key: "probe", title: "linear probe", better: "higher", digits: 3 },
   { key: "gfd", title: "FD unguided", better: "lower", digits: 2 },
-  { key: "agreement_unguided", title: "class agreement unguided", better: "higher", digits: 3 },
+  { key: "agreement_unguided", title: "agreement, unguided", better: "higher", digits: 3 },
   { key: "gfd_guided", title: "FD, guided", better: "lower", digits: 2 },
-  { key: "agreement", title: "class agreement, guided", better: "higher", digits: 3 },
+  { key: "agreement", title: "agreement, guided", better: "higher", digits: 3 },
 ];
 
 /** A claim of the paper about the means of two rows. */
