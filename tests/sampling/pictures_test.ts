@@ -200,7 +200,7 @@ Deno.test("seeds that are no range or with a number of images, and interpolation
     const [args, message] of [
       [["--seeds", "9-3"], "Cannot use --seeds 9-3: give first-last, such as 0-9"],
       [["--seeds", "x"], "Cannot use --seeds x: give first-last, such as 0-9"],
-      [["--seeds", "0-3", "--num", "4"], "Cannot use --num with --seeds 0-3"],
+      [["--seeds", "0-3", "--num", "4"], "Cannot use --num: --seeds says which images to make"],
       [["--interpolate", "0-2", "--sampler", "sde"], "Cannot use --interpolate with --sampler sde"],
       [["--interpolate", "0-2", "--guide", "dit.pt"], "Cannot use --interpolate with --guide"],
       [["--labels", "even"], "Cannot use --labels even"],
