@@ -1,4 +1,4 @@
-// tok edit: a real image again with another class (inversion), or with a part of it made anew (inpainting).
+// tok edit: regenerates a real image as another class (inversion), or a masked part of it (inpainting).
 
 import { join } from "@std/path";
 import { type Condition, type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
