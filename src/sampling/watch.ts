@@ -155,9 +155,8 @@ export class SampleWatch {
   }
 
   async *#samples(): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-    const { valNum, valCfg, valSteps: steps } = this.options, { tokenizer, sampling } = this.watched;
-    const { classes } = this.#config, cfg = classes.length ? valCfg : 1;
-    const labels = labelsOf({ count: valNum, classes: classesOf(["all"], classes) });
+    const { valNum, valCfg: cfg, valSteps: steps } = this.options, { tokenizer, sampling } = this.watched;
+    const labels = labelsOf({ count: valNum, classes: classesOf(["all"], this.#config.classes) });
     const options = { ...sampling, cfg, steps, batchSize: batchSizeOf(this.#side, valNum), labels };
     for await (const { image } of generate(this.#model, tokenizer, options)) yield image;
   }
