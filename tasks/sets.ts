@@ -4,7 +4,7 @@ import { generatedInputs, type Workers } from "../src/data/decode_pool.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import type { Identity } from "../src/formats/provenance.ts";
-import type { ImageSet } from "../src/metrics/evaluate.ts";
+import type { ImageSet } from "../src/metrics/image_set.ts";
 import type { Log } from "../src/run/log.ts";
 import { imageFiles, type Reading, SEEDS } from "./inputs.ts";
 

@@ -3,7 +3,7 @@
 
 import { z } from "zod";
 import { BOUNDS, count, countOrNone } from "../bounds.ts";
-import { METRIC_NAMES } from "../metrics/table.ts";
+import { METRIC_NAMES, REQUESTED_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
 import { GROUPS } from "./about.ts";
@@ -346,7 +346,7 @@ export const evalConfig = z.strictObject({
   fake: input(text(), "Images to compare with --real: as --data, or NPZ", { value: "PATH" }),
   out: output(text(), "Folder for metrics.json", NEW),
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
-    otherwise: "all that apply",
+    otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
   }),
   inception: metrics(
     text(),

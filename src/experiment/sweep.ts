@@ -13,7 +13,8 @@ import { writeNpz } from "../formats/npz.ts";
 import { fingerprintOf } from "../formats/provenance.ts";
 import { openModel } from "../formats/shards.ts";
 import { grid, writePng } from "../image/image.ts";
-import type { ImageSet, SetEvaluation } from "../metrics/evaluate.ts";
+import type { SetEvaluation } from "../metrics/evaluate.ts";
+import type { ImageSet } from "../metrics/image_set.ts";
 import { Results } from "../metrics/selection.ts";
 import type { Scores } from "../metrics/table.ts";
 import { loadState } from "../nn/layers.ts";
@@ -224,7 +225,10 @@ async function runCell(
 }
 
 /** Scores that are distances, the first of which decides; without one, the first of the others does. */
-const DISTANCES = ["fid", "fd_encoder", "sfid", "kid"];
+const DISTANCES = [
+  ...["fid", "fd_encoder", "fd_dinov2", "sfid", "kid", "kid_encoder", "mind", "mind_encoder", "cmmd"],
+  ...["fid_infinity", "fd_infinity_encoder"],
+];
 
 export const isDistance = (score: string): boolean => DISTANCES.includes(score);
 

@@ -1,5 +1,5 @@
 // An encoder's features of images of any size, each image resized and cropped as the encoder's preprocessor_config.json says:
-// mean patch tokens for metrics, and all tokens as a file.
+// one row an image for metrics, in one of several spaces, and all tokens as a file.
 
 import { UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
@@ -7,30 +7,75 @@ import { inputs, type InputSource, type Sizes, type View } from "../data/network
 import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
 import { RowsWriter } from "../formats/safetensors.ts";
 import { fits, Vit, type VitConfig } from "../models/vit.ts";
-import { mean } from "../ops/reduce.ts";
+import { div, sqrt, square } from "../ops/math.ts";
+import { linear } from "../ops/matmul.ts";
+import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { input, type Tensor } from "../tensor/tensor.ts";
-import type { EncoderSource } from "../zoo/encoders.ts";
+import { constant, input, type Tensor } from "../tensor/tensor.ts";
+import type { EncoderSource, Projection } from "../zoo/encoders.ts";
 import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
 
-/** The mean of an encoder's patch tokens, one row of features an image. */
+/**
+ * What serves as the features of an image.
+ * - patches: mean of the patch tokens
+ * - embedding: CLIP's projected embedding, of encoders without one the CLS token, else the mean of the patch tokens; as a unit
+ *   vector
+ * - dinov2: CLS token as dgm-eval computes it: the image stretched to 224 x 224 by Pillow's bicubic filter, ImageNet's mean and
+ *   standard deviation, positions interpolated by the offset 0.1 of the authors' code
+ */
+export type EncoderSpace = "patches" | "embedding" | "dinov2";
+
+const DINOV2: Preprocessor = {
+  resize: { height: 224, width: 224 },
+  filter: "bicubic",
+  exact: false,
+  mean: [0.485, 0.456, 0.406],
+  std: [0.229, 0.224, 0.225],
+};
+
+/** The encoder with the preprocessing and the interpolation of positions of a space. */
+function encoderIn(
+  space: EncoderSpace,
+  encoder: EncoderSource,
+): Pick<EncoderSource, "config" | "preprocessor"> {
+  const { config, preprocessor } = encoder;
+  if (space === "dinov2") return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: DINOV2 };
+  return { config, preprocessor: squares(preprocessor, config) };
+}
+
+function rowsIn(
+  space: EncoderSpace,
+  { patches, cls }: { patches: Tensor; cls?: Tensor },
+  projection?: Projection,
+) {
+  if (space === "patches") return mean(patches, [1]);
+  if (space === "dinov2") return cls as Tensor;
+  const token = cls ?? mean(patches, [1]);
+  const y = projection ? linear(token, constant(projection.data, projection.shape)) : token;
+  return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));
+}
+
+/** An encoder's features, one row an image. */
 export class EncoderFeatures {
   private constructor(private readonly program: ImageProgram<"y">, readonly view: View) {}
 
   /**
    * @param options.n number of images it will run on
+   * @param options.space what serves as the features ["patches"]
    * @param options.square side to which images are resized and cropped before the encoder's preprocessing
    */
   static async open(
     encoder: EncoderSource,
-    options: { batchSize: number; n: number; square?: number | undefined },
+    options: { batchSize: number; n: number; square?: number | undefined; space?: EncoderSpace },
   ): Promise<EncoderFeatures> {
-    const { batchSize, n, square } = options, vit = new Vit(encoder.config);
+    const { batchSize, n, square, space = "patches" } = options;
+    const { config, preprocessor } = encoderIn(space, encoder), vit = new Vit(config);
     await encoder.load(vit);
-    const preprocessor = squares(encoder.preprocessor, encoder.config), size = sideOf(preprocessor) as number;
+    const size = sideOf(preprocessor) as number;
+    const projection = space === "embedding" ? await encoder.projection?.() : undefined;
     const program = await imageProgram(
       "features",
-      (x) => ({ y: mean(vit.forward(x).patches, [1]) }),
+      (x) => ({ y: rowsIn(space, vit.forward(x), projection) }),
       { batchSize, size, n, floats: true },
     );
     return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } });

@@ -4,26 +4,19 @@
 
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
 import type { ImageSource } from "../data/image_source.ts";
-import { NpzImages } from "../data/npz_images.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
-import {
-  type Inception,
-  INCEPTION_SIDE,
-  INCEPTION_WIDTHS,
-  type InceptionInput,
-  SAMPLING,
-} from "../models/inception.ts";
+import { type Inception, INCEPTION_SIDE, type InceptionInput, SAMPLING } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
-import { EncoderFeatures } from "./encoder_features.ts";
-import type { Gaussian } from "./frechet.ts";
+import { EncoderFeatures, type EncoderSpace } from "./encoder_features.ts";
+import { type ImageSet, obstacle, serves, type SetFacts, stored } from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { EncoderMetric, InceptionMetric, LabelContext, Metric } from "./table.ts";
+import type { EncoderMetric, InceptionMetric, LabelContext } from "./table.ts";
 import { latentFeatures, scoreReconstruction } from "./tokenizer.ts";
 
 export interface EvaluationOptions {
@@ -112,54 +105,6 @@ function noClasses(
   return undefined;
 }
 
-/** What decides which metrics a set allows. */
-export interface SetFacts {
-  name: string;
-  images?: { length: number };
-  pooled?: Gaussian;
-  spatial?: Gaussian;
-}
-
-/** A set of images, or statistics of one: the moments of its pooled and of its spatial Inception features. */
-export interface ImageSet extends SetFacts {
-  images?: InputSource;
-}
-
-/** Shorter side of the first image of a set; Inception's side if it has no images. */
-export async function shorterSide({ images }: ImageSet): Promise<number> {
-  if (images instanceof NpzImages) return Math.min(images.width, images.height);
-  if (!images) return INCEPTION_SIDE;
-  const { width, height } = await images.input(0, {});
-  return Math.min(width, height);
-}
-
-/** Why a metric cannot be computed of these sets; undefined if it can. */
-export function obstacle(
-  metric: Pick<Metric, "minImages"> & Partial<Pick<InceptionMetric, "only" | "statistics">>,
-  real: SetFacts,
-  fake: SetFacts,
-): string | undefined {
-  const { statistics, only, minImages: least = 1 } = metric;
-  for (const set of only === "fake" ? [fake] : [real, fake]) {
-    const { name, images } = set;
-    if (statistics && set[statistics]) continue;
-    if (!images) {
-      return `"${name}" holds ${
-        statistics
-          ? `neither images nor ${statistics === "spatial" ? "spatial " : ""}statistics`
-          : "no images"
-      }`;
-    }
-    if (images.length < least) {
-      return `"${name}" holds ${images.length} image${images.length === 1 ? "" : "s"}, it takes ${least}`;
-    }
-  }
-  if (!statistics) return undefined;
-  const [a, b] = [real, fake].map((set) => set[statistics]?.mean.length ?? INCEPTION_WIDTHS[statistics]);
-  if (a === b) return undefined;
-  return `"${real.name}" has ${a} features, "${fake.name}" ${b}: the statistics are of another network`;
-}
-
 export interface SetOptions extends EvaluationOptions {
   /** Side of the squares to which all images are resized and cropped first. */
   imageSize?: number | undefined;
@@ -170,8 +115,9 @@ export interface SetOptions extends EvaluationOptions {
  * the real and the training images is kept, so that several sets can be scored against them.
  */
 export class SetEvaluation implements Disposable {
-  #encoderFeatures: EncoderFeatures | undefined;
-  readonly #features = new Map<InputSource, LabelledFeatures>();
+  readonly #extractors = new Map<EncoderSpace, EncoderFeatures>();
+  /** Of the real images. */
+  readonly #features = new Map<InputSource, Map<EncoderSpace, LabelledFeatures>>();
   readonly #views = new Map<InputSource, InceptionView>();
   #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
   /** Lines that were logged: each is said once. */
@@ -193,10 +139,11 @@ export class SetEvaluation implements Disposable {
     fake: SetFacts,
     log: Log,
   ): Promise<SetEvaluation> {
-    selection.exclude((metric) => metric.from !== "labels" && obstacle(metric, real, fake));
+    selection.exclude((metric) => obstacle(metric, real, fake));
     selection.settle((line) => log.line(line));
     const inception = selection.from("inception").length ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
+    selection.exclude((metric) => metric.from === "encoder" && encoder && metric.excludes?.(encoder));
     return new SetEvaluation(selection, options, inception, encoder, log);
   }
 
@@ -220,16 +167,15 @@ export class SetEvaluation implements Disposable {
     results: Results,
   ): Promise<void> {
     const { encoder, inception, selection } = this;
-    if (encoder && real.images && fake.images) {
-      const sets = { real: { ...real, images: real.images }, fake: { ...fake, images: fake.images } };
+    if (encoder) {
       await results.add(async () => {
-        await this.#byEncoder(encoder, sets, train, results);
+        await this.#byEncoder(encoder, real, fake, train, results);
         return {};
       });
     }
     if (inception) {
       const metrics = selection.from("inception");
-      if (metrics.some(({ statistics }) => statistics === "pooled")) {
+      if (metrics.some(({ fake }) => fake === "moments")) {
         for (const { images, pooled } of [real, fake]) {
           if (images && !pooled && !this.#views.has(images)) warnFew(images.length, this.log);
         }
@@ -244,31 +190,53 @@ export class SetEvaluation implements Disposable {
         return {};
       });
     }
-    const { scores } = results;
-    if (fake.images && Object.keys(scores).length > 0) scores.n = fake.images.length;
+    const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
+    if (n !== undefined && Object.keys(scores).length > 0) scores.n = n;
   }
 
   async #byEncoder(
     encoder: EncoderSource,
-    { real, fake }: Record<"real" | "fake", { name: string; images: InputSource }>,
+    real: ImageSet,
+    fake: ImageSet,
     train: { images: InputSource; side: number },
     results: Results,
   ): Promise<void> {
-    const { batchSize, imageSize: square } = this.options, report = this.#reporter("the encoder");
-    const n = real.images.length + fake.images.length + train.images.length;
-    const features = this.#encoderFeatures ??= await EncoderFeatures.open(encoder, { batchSize, n, square });
-    const extract = async (set: { name: string; images: InputSource }) => {
-      const sizes = new Sizes(), extracted = await features.extract(set.images, sizes);
-      report(set, sizes, features.view);
-      return extracted;
+    const { batchSize, imageSize: square, seed } = this.options, { log, selection } = this;
+    const n = train.images.length + (real.images?.length ?? 0) + (fake.images?.length ?? 0);
+    const open = (space: EncoderSpace) =>
+      kept(this.#extractors, space, () => EncoderFeatures.open(encoder, { batchSize, n, square, space }));
+    const ofReal = real.images && await kept(this.#features, real.images, () => Promise.resolve(new Map()));
+    const memories = { real: ofReal ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() };
+    const sets = { real, fake };
+    const extract = async (space: EncoderSpace, report: Report, side: "real" | "fake") => {
+      const features = await open(space), { name, images } = sets[side];
+      return await kept(memories[side], space, async () => {
+        const sizes = new Sizes(), extracted = await features.extract(images as InputSource, sizes);
+        report({ name }, sizes, features.view);
+        return extracted;
+      });
     };
-    const a = await kept(this.#features, real.images, () => extract(real)), b = await extract(fake);
-    const encoderMetrics: EncoderMetric[] = this.selection.from("encoder");
-    for (const { compute } of encoderMetrics) await results.add(() => compute(a.features, b.features));
-    const labels = this.selection.from("labels");
-    if (labels.length === 0) return;
+    const metrics: EncoderMetric[] = selection.from("encoder");
+    for (const space of new Set(metrics.map(({ space }) => space))) {
+      const inSpace = metrics.filter((metric) => metric.space === space),
+        report = this.#reporter(PLACES[space]);
+      const view = async (side: "real" | "fake"): Promise<InceptionView> => {
+        const known = stored(sets[side], inSpace[0] as EncoderMetric);
+        if (inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
+        return { ...known, features: (await extract(space, report, side)).features };
+      };
+      const a = await view("real"), b = await view("fake"), progress = log.progress.bind(log);
+      for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
+        await results.add(async () => selection.reported(await compute(a, b, { seed, progress })));
+      }
+    }
+    const labels = selection.from("labels");
+    if (labels.length === 0 || !real.images || !fake.images) return;
+    const report = this.#reporter(PLACES.patches);
+    const a = await extract("patches", report, "real"), b = await extract("patches", report, "fake");
     if (this.#learnt?.real !== real.images || this.#learnt.train !== train.images) {
-      const learnt = await features.extract(train.images), classes = train.images.classes.length;
+      const learnt = await (await open("patches")).extract(train.images),
+        classes = train.images.classes.length;
       const context = labelContext({ train: learnt, test: a }, classes, batchSize);
       this.#learnt = { real: real.images, train: train.images, context };
     }
@@ -277,7 +245,7 @@ export class SetEvaluation implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#encoderFeatures?.destroy();
+    for (const features of this.#extractors.values()) features.destroy();
   }
 
   async #byInception(
@@ -294,18 +262,16 @@ export class SetEvaluation implements Disposable {
       network: { kind: "stretched", side: INCEPTION_SIDE, sampling: SAMPLING[input] },
     };
     const extract = async (set: ImageSet): Promise<InceptionView> => {
-      const needed = metrics.filter(({ only, statistics }) =>
-        (only !== "fake" || set === fake) && !(statistics && set[statistics])
-      );
-      const kinds: FeatureKind[] = [...new Set(needed.map(({ kind }) => kind))];
-      const known = { ...set.pooled && { moments: set.pooled }, ...set.spatial && { spatial: set.spatial } };
+      const known = stored(set, { from: "inception" });
+      const needed = metrics.map((metric) => set === fake ? metric.fake : metric.real);
+      const kinds = [...new Set(needed)].filter((kind) => kind !== undefined && !serves(known, kind));
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
       const extractor = await InceptionFeatures.open(inception, {
         size: INCEPTION_SIDE,
         batchSize,
         input,
-        kinds,
+        kinds: kinds as FeatureKind[],
         floats: true,
       });
       const progress = log.progress(`inception (${set.name})`, n, "images");
@@ -325,7 +291,7 @@ export class SetEvaluation implements Disposable {
   }
 
   /** Reports what happens to the images of each set, and notes that their sizes differ. */
-  #reporter(network: string): (set: { name: string }, sizes: Sizes, view: View) => void {
+  #reporter(network: string): Report {
     let first: Sizes | undefined;
     return ({ name }, sizes, view) => {
       const line = `"${name}": ${sizes}; for ${network}, each has ${described(view)}`;
@@ -340,6 +306,16 @@ export class SetEvaluation implements Disposable {
     };
   }
 }
+
+/** Reports what happens to the images of a set. */
+type Report = (set: { name: string }, sizes: Sizes, view: View) => void;
+
+/** What images are prepared for, in messages. */
+const PLACES: Record<EncoderSpace, string> = {
+  patches: "the encoder",
+  embedding: "the encoder's embeddings",
+  dinov2: "DINOv2 as dgm-eval does",
+};
 
 /** The value of `key`, computed the first time. */
 async function kept<K, V>(values: Map<K, V>, key: K, compute: () => Promise<V>): Promise<V> {

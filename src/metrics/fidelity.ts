@@ -1,11 +1,10 @@
 // Inception score (Salimans et al. 2016): exp of the mean KL divergence of an image's class distribution from that of its split
 // of 5000 images, as in ADM's evaluator. Kernel Inception distance (Binkowski et al. 2018): unbiased MMD^2 with the kernel
-// (x . y / n + 1)^3, over subsets.
+// (x . y / n + 1)^3, over subsets. CMMD (Jayasumana et al. 2024): biased MMD^2 with a Gaussian kernel.
 
 import { UsageError } from "../errors.ts";
-import { permutation } from "../philox.ts";
 import type { Features } from "./frechet.ts";
-import { GramBlocks, rowsOf } from "./gram.ts";
+import { GramBlocks, type Measured, orderByContent, PairDistances, randomRows } from "./gram.ts";
 
 /** Images per split. */
 const SPLIT = 5000;
@@ -71,12 +70,11 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
   if (size < 2) throw new UsageError(`Cannot compute the kernel distance: ${size} images are too few`);
   const subsets = size === a.rows && size === b.rows ? 1 : options.subsets ?? 100;
   const program = await GramBlocks.open(size, a.columns), within = size * (size - 1);
+  const orderA = orderByContent(a), orderB = orderByContent(b), { seed = 0 } = options;
   try {
     let sum = 0;
     for (let s = 0; s < subsets; s++) {
-      const pick = (x: Features, stream: number) =>
-        rowsOf(x, permutation(options.seed ?? 0, 2 * s + stream, x.rows).subarray(0, size));
-      const x = pick(a, 0), y = pick(b, 1);
+      const x = randomRows(a, size, seed, 2 * s, orderA), y = randomRows(b, size, seed, 2 * s + 1, orderB);
       sum += await kernels(program, x, x, true) / within + await kernels(program, y, y, true) / within -
         2 * await kernels(program, x, y, false) / size ** 2;
     }
@@ -98,4 +96,32 @@ async function kernels(program: GramBlocks, a: Features, b: Features, different:
     }
   }
   return sum;
+}
+
+/** Bandwidth of CMMD's kernel exp(-|x - y|^2 / (2 sigma^2)), and its factor. */
+const SIGMA = 10, SCALE = 1000;
+
+/**
+ * CMMD of two sets of image embeddings: 1000 times the biased MMD^2 with a Gaussian kernel of sigma = 10; zero if they are
+ * equal. The published figures are of unit vectors: CLIP's projected embeddings.
+ * @param onPairs called with the share of pairs that is finished
+ */
+export async function cmmd(
+  a: Features,
+  b: Features,
+  onPairs: (share: number) => void = () => {},
+): Promise<number> {
+  const total = a.rows ** 2 + b.rows ** 2 + a.rows * b.rows;
+  const pairs = await PairDistances.open(a, b, (done) => onPairs(done / total));
+  try {
+    const meanKernel = async (x: Measured, y: Measured) => { // minus 1, which cancels
+      let sum = 0;
+      await pairs.each(x, y, (_i, _j, d2) => sum += Math.expm1(-d2 / (2 * SIGMA ** 2)));
+      return sum / x.rows / y.rows;
+    };
+    const within = await meanKernel(pairs.a, pairs.a) + await meanKernel(pairs.b, pairs.b);
+    return Math.max(0, SCALE * (within - 2 * await meanKernel(pairs.a, pairs.b)));
+  } finally {
+    pairs.destroy();
+  }
 }

@@ -114,11 +114,17 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
     distance += ((a.mean[i] as number) - (b.mean[i] as number)) ** 2;
     distance += (a.covariance[i * n + i] as number) + (b.covariance[i * n + i] as number);
   }
-  const { rank, order, upper } = await choleskyFactor(a.covariance, n, breathe);
-  const other = new Float64Array(N * N); // S2 in the order of the factor
+  // With the factor of lower rank, no zero eigenvalue is left whose rounding error the square root would enlarge.
+  const factors = [
+    await choleskyFactor(a.covariance, n, breathe),
+    await choleskyFactor(b.covariance, n, breathe),
+  ] as const;
+  const second = factors[1].rank < factors[0].rank, { covariance } = second ? a : b;
+  const { rank, order, upper } = factors[second ? 1 : 0];
+  const other = new Float64Array(N * N); // the other covariance, in the order of the factor
   for (let i = 0; i < n; i++) {
     const from = (order[i] as number) * n;
-    for (let j = 0; j < n; j++) other[i * N + j] = b.covariance[from + (order[j] as number)] as number;
+    for (let j = 0; j < n; j++) other[i * N + j] = covariance[from + (order[j] as number)] as number;
   }
   const R = padded(rank), us = new Float64Array(R * N), usu = new Float64Array(R * R);
   for (let k = 0; k < R; k += 4) { // U S2, whose row k begins at column k of U
@@ -131,4 +137,52 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   }
   const values = await symmetricEigenvalues(usu, rank, R, breathe);
   return Math.max(0, distance - 2 * values.reduce((sum, v) => sum + Math.sqrt(Math.max(0, v)), 0));
+}
+
+/** Number of distances to which a line is fitted. */
+export const INFINITY_POINTS = 15;
+
+/**
+ * FD-infinity (Chong and Forsyth 2020): the Frechet distance extrapolated to infinitely many generated images, the intercept of
+ * the least-squares line through the distances at 15 numbers of images N as a function of 1 / N. The numbers are those of
+ * dgm-eval, equally spaced from min(5000, max(rows / 10, 2)) to all rows; each subset contains the smaller ones.
+ * @param options.order of the rows of `fake`: the subsets are its beginnings
+ * @throws UsageError for fewer than 16 rows
+ */
+export async function frechetAtInfinity(
+  real: Gaussian,
+  fake: Features,
+  options: { order: ArrayLike<number>; onPoint?: (done: number) => void },
+): Promise<number> {
+  const { rows, columns } = fake;
+  if (rows <= INFINITY_POINTS) {
+    throw new UsageError(
+      `Cannot extrapolate the Frechet distance: ${rows} images are too few; use more than ${INFINITY_POINTS}`,
+    );
+  }
+  const least = Math.min(5000, Math.max(Math.floor(rows / 10), 2)), moments = new Moments(columns);
+  const inverses: number[] = [], distances: number[] = [];
+  for (let point = 0; point < INFINITY_POINTS; point++) {
+    const count = Math.floor(least + (rows - least) * point / (INFINITY_POINTS - 1));
+    while (moments.rows < count) {
+      const at = (options.order[moments.rows] as number) * columns;
+      moments.add(fake.data.subarray(at, at + columns));
+    }
+    inverses.push(1 / count);
+    distances.push(await frechet(real, moments.gaussian()));
+    options.onPoint?.(point + 1);
+  }
+  return intercept(inverses, distances);
+}
+
+/** Value at x = 0 of the least-squares line through points. */
+function intercept(x: readonly number[], y: readonly number[]): number {
+  const mean = (values: readonly number[]) => values.reduce((sum, v) => sum + v, 0) / values.length;
+  const mx = mean(x), my = mean(y);
+  let xy = 0, xx = 0;
+  for (const [i, v] of x.entries()) {
+    xy += (v - mx) * ((y[i] as number) - my);
+    xx += (v - mx) ** 2;
+  }
+  return my - xy / xx * mx;
 }

@@ -1,6 +1,8 @@
 // Pairwise dot products (Gram matrix) of the rows of two sets on the device, block by block, for distances and kernels of all
 // pairs: 50,000 x 50,000 images are 5e12 multiplications.
 
+import { UsageError } from "../errors.ts";
+import { permutation } from "../philox.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { matmul } from "../ops/matmul.ts";
@@ -36,18 +38,19 @@ export class GramBlocks {
     return new GramBlocks(await program.prepare(), block);
   }
 
-  /** All dot products of rows of `a` and `b` in f32, after `centre` is subtracted. */
+  /** All dot products of rows of `a` and `b` in f32, after `centre` is subtracted from a, and `centreOfB` from b. */
   async *of(
     a: Features,
     b: Features,
     centre: ArrayLike<number> = new Float32Array(a.columns),
+    centreOfB: ArrayLike<number> = centre,
   ): AsyncGenerator<Block> {
     const { block, program } = this;
     const x = new Float32Array(block * a.columns), y = new Float32Array(block * a.columns);
     for (let i = 0; i < a.rows; i += block) {
       const rows = fill(x, a, i, centre);
       for (let j = 0; j < b.rows; j += block) {
-        const columns = fill(y, b, j, centre);
+        const columns = fill(y, b, j, centreOfB);
         program.run(j === 0 ? { x, y } : { y });
         const dots = await program.read(program.outputs.z);
         yield { first: [i, j], count: [rows, columns], dots, stride: block };
@@ -74,6 +77,70 @@ function fill(
   return Math.min(into.length / columns, rows - first);
 }
 
+/** Squared Euclidean distances of all pairs of rows of two sets. */
+export class PairDistances {
+  #done = 0;
+
+  private constructor(
+    private readonly program: GramBlocks,
+    private readonly centre: Float64Array,
+    readonly a: Measured,
+    readonly b: Measured,
+    private readonly onPairs: (done: number) => void,
+  ) {}
+
+  /**
+   * @param onPairs called with the number of finished pairs
+   * @throws UsageError for different numbers of features
+   */
+  static async open(
+    a: Features,
+    b: Features,
+    onPairs: (done: number) => void = () => {},
+  ): Promise<PairDistances> {
+    if (a.columns !== b.columns) {
+      throw new UsageError(`Cannot compare features: ${a.columns} against ${b.columns} of them`);
+    }
+    const centre = meanOf(a); // Cancels in distances, but improves rounding.
+    const program = await GramBlocks.open(Math.max(a.rows, b.rows), a.columns);
+    const measured = (x: Features) => ({ ...x, lengths: squaredLengths(x, centre) });
+    return new PairDistances(program, centre, measured(a), measured(b), onPairs);
+  }
+
+  /** Calls `visit` with the indices and the squared distance of each pair. */
+  async each(x: Measured, y: Measured, visit: (i: number, j: number, d2: number) => void): Promise<void> {
+    const blocks = this.program.of(x, y, this.centre);
+    for await (const { first: [i0, j0], count: [rows, columns], dots, stride } of blocks) {
+      for (let i = 0; i < rows; i++) {
+        const length = x.lengths[i0 + i] as number;
+        for (let j = 0; j < columns; j++) {
+          const d2 = length + (y.lengths[j0 + j] as number) - 2 * (dots[i * stride + j] as number);
+          visit(i0 + i, j0 + j, Math.max(0, d2));
+        }
+      }
+      this.onPairs(this.#done += rows * columns);
+    }
+  }
+
+  destroy(): void {
+    this.program.destroy();
+  }
+}
+
+/** Features with the squared lengths of their centred rows. */
+export interface Measured extends Features {
+  lengths: Float64Array;
+}
+
+/** Mean of the rows. */
+export function meanOf({ data, rows, columns }: Features): Float64Array {
+  const mean = new Float64Array(columns);
+  for (let at = 0; at < data.length; at += columns) {
+    for (let c = 0; c < columns; c++) mean[c] = (mean[c] as number) + (data[at + c] as number) / rows;
+  }
+  return mean;
+}
+
 /** Squared lengths of the centred rows, rounded like the operands of GramBlocks. */
 export function squaredLengths({ data, rows, columns }: Features, centre: ArrayLike<number>): Float64Array {
   return Float64Array.from({ length: rows }, (_, r) => {
@@ -83,6 +150,44 @@ export function squaredLengths({ data, rows, columns }: Features, centre: ArrayL
     }
     return sum;
   });
+}
+
+/**
+ * The indices of all rows, sorted by a hash of what the rows hold: subsets that are selected from it do not depend on the order
+ * of the files.
+ */
+export function orderByContent({ data, rows, columns }: Features): Uint32Array {
+  const bits = new Uint32Array(data.buffer, data.byteOffset, data.length);
+  const low = new Uint32Array(rows), high = new Uint32Array(rows);
+  for (let r = 0; r < rows; r++) {
+    let a = 2166136261, b = 0x9e3779b9;
+    for (let at = r * columns; at < (r + 1) * columns; at++) {
+      const word = bits[at] as number;
+      a = Math.imul(a ^ word ^ (a >>> 15), 16777619);
+      b = Math.imul(b ^ word ^ (b >>> 13), 0x85ebca6b);
+    }
+    low[r] = a;
+    high[r] = b;
+  }
+  const compare = (i: number, j: number) =>
+    (high[i] as number) - (high[j] as number) || (low[i] as number) - (low[j] as number) || i - j;
+  return Uint32Array.from({ length: rows }, (_, i) => i).sort(compare);
+}
+
+/** A random order of the rows, a function of seed, stream and what the rows hold. */
+export function randomOrder(x: Features, seed: number, stream = 0, content = orderByContent(x)): Uint32Array {
+  return permutation(seed, stream, x.rows).map((i) => content[i] as number);
+}
+
+/** `count` rows in such an order. */
+export function randomRows(
+  x: Features,
+  count: number,
+  seed: number,
+  stream: number,
+  content = orderByContent(x),
+): Features {
+  return rowsOf(x, randomOrder(x, seed, stream, content).subarray(0, count));
 }
 
 /** The rows with these indices. */

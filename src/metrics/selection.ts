@@ -55,6 +55,7 @@ export class Selection {
   constructor(subject: Subject, options: SelectionOptions) {
     const { metrics, standard } = options;
     this.#requested = metrics !== undefined;
+    if (!metrics) this.#metrics = METRICS.filter(({ onRequest }) => !onRequest);
     if (standard && !metrics) this.#metrics = METRICS.filter(({ name }) => standard.includes(name));
     if (metrics) {
       const requested = METRICS.filter(({ name }) => metrics.includes(name));
@@ -104,7 +105,7 @@ export class Selection {
   reported(scores: Scores): Scores {
     const names = new Set(this.#metrics.map(({ name }) => name));
     const left = new Set(METRICS.map(({ name }) => name).filter((name) => !names.has(name)));
-    return Object.fromEntries(Object.entries(scores).filter(([key]) => !left.has(key)));
+    return Object.fromEntries(Object.entries(scores).filter(([key]) => !left.has(key.replaceAll("_", "-"))));
   }
 }
 

@@ -8,8 +8,18 @@ import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
 import { TOY_CLASSIFIER_SIZE } from "../models/toy_classifier.ts";
 import { openToyClassifier } from "../zoo/networks.ts";
 import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
-import { kernelDistance } from "./fidelity.ts";
-import { type Features, frechet, type Gaussian, gaussian } from "./frechet.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
+import type { EncoderSpace } from "./encoder_features.ts";
+import { cmmd, kernelDistance } from "./fidelity.ts";
+import {
+  type Features,
+  frechet,
+  frechetAtInfinity,
+  type Gaussian,
+  gaussian,
+  INFINITY_POINTS,
+} from "./frechet.ts";
+import { randomOrder } from "./gram.ts";
 import {
   type FeatureKind,
   InceptionFeatures,
@@ -18,7 +28,8 @@ import {
 } from "./inception.ts";
 import { accuracy, predict, type Probe } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
-import { NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
+import { DENSITY_NEIGHBOURS, densityCoverage, NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
+import { mind } from "./sliced.ts";
 import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
 import { ImageMean, neighbourAccuracy, type PairScore } from "./tokenizer.ts";
 
@@ -36,6 +47,8 @@ interface Entry {
   weights?: "inception" | "lpips";
   /** Smallest number of images (of either set) that defines it. */
   minImages?: number;
+  /** Computed only if --metrics names it. */
+  onRequest?: true;
 }
 
 /** Computed from images and their reconstructions, batch by batch. */
@@ -76,25 +89,32 @@ export interface LabelContext {
   batchSize: number;
 }
 
-/** Computed from an encoder's features of both sets. */
-export interface EncoderMetric extends Entry {
-  from: "encoder";
-  compute(real: Features, fake: Features): Promise<Scores>;
+/** Computed from features of both sets. */
+interface SetMetric extends Entry {
+  /** What it needs of each set. */
+  real?: FeatureKind;
+  fake: FeatureKind;
+  compute: SetCompute;
 }
 
-/** Computed from Inception's features of both sets. */
-export interface InceptionMetric extends Entry {
+type SetCompute = (real: InceptionView, fake: InceptionView, context: SetContext) => Promise<Scores>;
+
+interface SetContext {
+  seed: number;
+  progress: Log["progress"];
+}
+
+/** In an encoder's space. */
+export interface EncoderMetric extends SetMetric {
+  from: "encoder";
+  space: EncoderSpace;
+  /** Why it is not defined for an encoder. */
+  excludes?(encoder: EncoderSource): string | undefined;
+}
+
+/** In Inception's space. */
+export interface InceptionMetric extends SetMetric {
   from: "inception";
-  /** Features that it needs of both sets, or of the fake one alone. */
-  kind: FeatureKind;
-  only?: "fake";
-  /** Statistics of a set that serve instead of its images. */
-  statistics?: "pooled" | "spatial";
-  compute(
-    real: InceptionView,
-    fake: InceptionView,
-    context: { seed: number; progress: Log["progress"] },
-  ): Promise<Scores>;
 }
 
 export type Metric = ReconstructionMetric | LabelMetric | EncoderMetric | InceptionMetric;
@@ -106,27 +126,75 @@ const pairsOf = (name: string, compare: (a: Uint8Array, b: Uint8Array, side: num
   open: ({ n, size }: ReconstructionContext) => new ImageMean(name, n, size, compare),
 });
 
+type Kinds = Pick<SetMetric, "real" | "fake" | "onRequest">;
+
+const onRequest = true;
+const MOMENTS: Kinds = { real: "moments", fake: "moments" };
+const FEATURES: Kinds = { real: "features", fake: "features" };
+const REQUESTED: Kinds = { ...FEATURES, onRequest };
+const EXTRAPOLATED: Kinds = { real: "moments", fake: "features", onRequest };
+
 /** @param minImages of both sets */
-const byInception = (
-  name: string,
-  kind: FeatureKind,
-  minImages: number,
-  compute: InceptionMetric["compute"],
-  more: Pick<InceptionMetric, "only" | "statistics"> = {},
-): InceptionMetric => {
+const byInception = (name: string, kinds: Kinds, minImages: number, compute: SetCompute): InceptionMetric => {
   const common = { of: ["model", "sets"], from: "inception", weights: "inception" } as const;
-  return { ...common, name, kind, minImages, compute, ...more };
+  return { ...common, name, ...kinds, minImages, compute };
 };
 
-/** Both come out of one pass over all pairs of images. */
-const bothOfPrecisionRecall: InceptionMetric["compute"] = async (real, fake, { progress }) => {
-  const shown = progress("precision and recall", 1, "of all pairs");
-  return await precisionRecall(
-    real.features as Features,
-    fake.features as Features,
-    (done, total) => shown.update(done / total),
-  ).finally(() => shown.end());
+const byEncoder = (
+  name: string,
+  kinds: Kinds,
+  minImages: number,
+  compute: SetCompute,
+  more: Partial<Pick<EncoderMetric, "space" | "excludes">> = {},
+): EncoderMetric => {
+  const common = { of: ["model", "sets"], from: "encoder", space: "patches" } as const;
+  return { ...common, name, ...kinds, minImages, compute, ...more };
 };
+
+const momentsOf = (view: InceptionView): Gaussian => view.moments ??= gaussian(view.features as Features);
+
+const distance = (key: string): SetCompute => async (a, b) => ({
+  [key]: await frechet(momentsOf(a), momentsOf(b)),
+});
+
+/** Scores of rows of features, by what their keys end with. */
+const scoresOfFeatures = (end: "" | "_encoder") => {
+  const rows = (a: InceptionView, b: InceptionView) =>
+    [a.features as Features, b.features as Features] as const;
+  /** Two scores that come out of one pass over all pairs of images. */
+  const both =
+    (what: string, compute: typeof precisionRecall | typeof densityCoverage): SetCompute =>
+    async (a, b, { progress }) => {
+      const shown = progress(what, 1, "of all pairs");
+      const scores = await compute(...rows(a, b), (done, total) => shown.update(done / total))
+        .finally(() => shown.end());
+      return Object.fromEntries(Object.entries(scores).map(([key, value]) => [key + end, value]));
+    };
+  const kid: SetCompute = async (a, b, { seed }) => ({
+    [`kid${end}`]: await kernelDistance(...rows(a, b), { seed }),
+  });
+  const sliced: SetCompute = async (a, b, { seed, progress }) => {
+    const shown = progress("MIND", 1, "of all directions");
+    const value = mind(...rows(a, b), { seed, onProgress: shown.update }).finally(() => shown.end());
+    return { [`mind${end}`]: await value };
+  };
+  const infinity: SetCompute = async (a, { features }, { seed, progress }) => {
+    const fake = features as Features, shown = progress("FD-infinity", INFINITY_POINTS, "distances");
+    const options = { order: randomOrder(fake, seed), onPoint: shown.update };
+    const value = frechetAtInfinity(momentsOf(a), fake, options).finally(() => shown.end());
+    return { [end ? `fd_infinity${end}` : "fid_infinity"]: await value };
+  };
+  const precision = both("precision and recall", precisionRecall);
+  const density = both("density and coverage", densityCoverage);
+  return { kid, precision, density, sliced, infinity };
+};
+const ofInception = scoresOfFeatures(""), ofEncoder = scoresOfFeatures("_encoder");
+
+const notDinov2L = ({ path, config: c }: EncoderSource) =>
+  c.model_type === "dinov2" && c.hidden_size === 1024 && c.num_hidden_layers === 24 && c.patch_size === 14
+    ? undefined
+    : `it is a distance in the space of DINOv2-L/14, and "${path}" is another encoder; give --encoder ` +
+      `facebook/dinov2-large`;
 
 export const METRICS: readonly Metric[] = [
   pairsOf("psnr", psnr),
@@ -151,13 +219,7 @@ export const METRICS: readonly Metric[] = [
         await InceptionFeatures.open(await inception(), { size, batchSize, input, kinds: ["moments"] }),
       ),
   },
-  {
-    name: "fd-encoder",
-    of: ["model", "sets"],
-    from: "encoder",
-    minImages: 2,
-    compute: async (real, fake) => ({ fd_encoder: await frechet(gaussian(real), gaussian(fake)) }),
-  },
+  byEncoder("fd-encoder", MOMENTS, 2, distance("fd_encoder")),
   {
     name: "classes",
     of: ["model"],
@@ -195,22 +257,41 @@ export const METRICS: readonly Metric[] = [
       return { class_agreement_independent: accuracy(argmax(features), fake.labels) };
     },
   },
-  byInception("fid", "moments", 2, async ({ moments: a }, { moments: b }) => {
-    return { fid: await frechet(a as Gaussian, b as Gaussian) };
-  }, { statistics: "pooled" }),
-  byInception("sfid", "spatial", 2, async ({ spatial: a }, { spatial: b }) => {
+  byInception("fid", MOMENTS, 2, distance("fid")),
+  byInception("sfid", { real: "spatial", fake: "spatial" }, 2, async ({ spatial: a }, { spatial: b }) => {
     return { sfid: await frechet(a as Gaussian, b as Gaussian) };
-  }, { statistics: "spatial" }),
-  byInception("is", "score", 1, async (_, { score }) => ({ is: score as number }), { only: "fake" }),
-  byInception("kid", "features", 2, async ({ features: a }, { features: b }, { seed }) => {
-    return { kid: await kernelDistance(a as Features, b as Features, { seed }) };
   }),
-  byInception("precision", "features", NEIGHBOURS + 1, bothOfPrecisionRecall),
-  byInception("recall", "features", NEIGHBOURS + 1, bothOfPrecisionRecall),
+  byInception("is", { fake: "score" }, 1, (_, { score }) => Promise.resolve({ is: score as number })),
+  byInception("kid", FEATURES, 2, ofInception.kid),
+  byInception("precision", FEATURES, NEIGHBOURS + 1, ofInception.precision),
+  byInception("recall", FEATURES, NEIGHBOURS + 1, ofInception.precision),
+  byInception("density", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
+  byInception("coverage", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
+  byInception("mind", REQUESTED, 2, ofInception.sliced),
+  byInception("fid-infinity", EXTRAPOLATED, INFINITY_POINTS + 1, ofInception.infinity),
+  byEncoder("fd-dinov2", { ...MOMENTS, onRequest }, 2, distance("fd_dinov2"), {
+    space: "dinov2",
+    excludes: notDinov2L,
+  }),
+  byEncoder("cmmd", REQUESTED, 1, async (a, b, { progress }) => {
+    const shown = progress("CMMD", 1, "of all pairs");
+    const value = cmmd(a.features as Features, b.features as Features, shown.update);
+    return { cmmd: await value.finally(() => shown.end()) };
+  }, { space: "embedding" }),
+  byEncoder("kid-encoder", REQUESTED, 2, ofEncoder.kid),
+  byEncoder("precision-encoder", REQUESTED, NEIGHBOURS + 1, ofEncoder.precision),
+  byEncoder("recall-encoder", REQUESTED, NEIGHBOURS + 1, ofEncoder.precision),
+  byEncoder("density-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
+  byEncoder("coverage-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
+  byEncoder("mind-encoder", REQUESTED, 2, ofEncoder.sliced),
+  byEncoder("fd-infinity-encoder", EXTRAPOLATED, INFINITY_POINTS + 1, ofEncoder.infinity),
 ];
 
 /** The values of --metrics. */
 export const METRIC_NAMES = [...new Set(METRICS.map(({ name }) => name))];
+
+/** Those that are computed only on request. */
+export const REQUESTED_NAMES = METRICS.flatMap(({ name, onRequest }) => onRequest ? [name] : []);
 
 function argmax({ data, rows, columns }: Features): Int32Array {
   return Int32Array.from({ length: rows }, (_, r) => {

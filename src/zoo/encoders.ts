@@ -41,6 +41,15 @@ export interface EncoderSource {
   load(vit: Vit): Promise<string>;
   /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
   fingerprint(): Promise<string>;
+  /** CLIP's projection of the CLS token to image embeddings [C, width]; undefined if the file has none. */
+  projection?(): Promise<Projection | undefined>;
+}
+
+/** A linear layer without a bias. */
+export interface Projection {
+  data: Float32Array;
+  /** [Cout, Cin] */
+  shape: readonly number[];
 }
 
 export interface EncoderOptions {
@@ -179,6 +188,16 @@ function sourceOf(
         for (const name of source.shapes.keys()) await source.read(name);
       });
       return fingerprintOf(weights, JSON.stringify(preprocessor), String(this.config.interpolate_offset));
+    },
+    async projection() {
+      const store = await openModel(path);
+      try {
+        const key = [...store.shapes.keys()].find((name) => /(^|\.)visual_projection\.weight$/.test(name));
+        const shape = store.shapes.get(key ?? "");
+        return key === undefined || !shape ? undefined : { data: await store.read(key), shape };
+      } finally {
+        store.close();
+      }
     },
   };
 }

@@ -189,7 +189,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   assertEquals(refused.code, 2, refused.stderr);
   assertEquals(
     refused.stderr.trim().split("\n").at(-1),
-    `tok: Cannot score "kid": "${path("known.npz")}" holds no images`,
+    `tok: Cannot score "kid": "${path("known.npz")}" holds neither images nor features`,
   );
   await Deno.remove(folder, { recursive: true });
 });

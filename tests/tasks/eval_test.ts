@@ -7,7 +7,7 @@ import { ShapeError, UsageError } from "../../src/errors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { Log } from "../../src/run/log.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
-import { obstacle as obstacleOf, type SetFacts } from "../../src/metrics/evaluate.ts";
+import { obstacle as obstacleOf, type SetFacts } from "../../src/metrics/image_set.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
@@ -170,7 +170,12 @@ Deno.test("scores that sets do not allow are excluded before any is computed", (
     obstacle("fid", other, many),
     '"other" has 3 features, "many" 2048: the statistics are of another network',
   );
-  assertEquals(obstacle("kid", other, many), '"other" holds no images');
+  assertEquals(obstacle("kid", other, many), '"other" holds neither images nor features');
+  assertEquals(
+    obstacle("fid-infinity", { ...other, pooled: statistics(2048) }, { ...many, images: { length: 16 } }),
+    undefined,
+  );
+  assertEquals(obstacle("fid-infinity", many, many), '"many" holds 10 images, it takes 16');
   assertEquals(obstacle("sfid", other, many), '"other" holds neither images nor spatial statistics');
 });
 

@@ -1,0 +1,87 @@
+// A set to compare: images, or what is stored of their features; and which metrics it allows.
+
+import type { InputSource } from "../data/network_input.ts";
+import { NpzImages } from "../data/npz_images.ts";
+import { INCEPTION_SIDE, INCEPTION_WIDTHS } from "../models/inception.ts";
+import type { EncoderSpace } from "./encoder_features.ts";
+import type { Features, Gaussian } from "./frechet.ts";
+import type { FeatureKind, InceptionView } from "./inception.ts";
+import type { EncoderMetric, InceptionMetric, Metric } from "./table.ts";
+
+/** What decides which metrics a set allows. */
+export interface SetFacts {
+  name: string;
+  images?: { length: number };
+  /** Moments of pooled and of spatial Inception features. */
+  pooled?: Gaussian;
+  spatial?: Gaussian;
+  /** Pooled Inception features. */
+  features?: Features;
+  /** Moments and features in an encoder's spaces. */
+  spaces?: Partial<Record<EncoderSpace, { moments?: Gaussian; features?: Features }>>;
+}
+
+/** A set of images, or what is stored of one. */
+export interface ImageSet extends SetFacts {
+  images?: InputSource;
+}
+
+/** Shorter side of the first image of a set; Inception's side if it has no images. */
+export async function shorterSide({ images }: ImageSet): Promise<number> {
+  if (images instanceof NpzImages) return Math.min(images.width, images.height);
+  if (!images) return INCEPTION_SIDE;
+  const { width, height } = await images.input(0, {});
+  return Math.min(width, height);
+}
+
+/** What is stored of a set in the space of a metric. */
+export function stored(set: SetFacts, metric: Pick<InceptionMetric, "from"> | EncoderMetric): InceptionView {
+  if (metric.from === "encoder") return set.spaces?.[metric.space] ?? {};
+  const { pooled, spatial, features } = set;
+  return { ...pooled && { moments: pooled }, ...spatial && { spatial }, ...features && { features } };
+}
+
+/** Whether a view serves where a kind of features is needed. */
+export function serves(view: InceptionView, kind: FeatureKind | undefined): boolean {
+  if (kind === undefined) return true;
+  return (kind === "moments" ? view.moments ?? view.features : view[kind]) !== undefined;
+}
+
+const LACKING: Record<FeatureKind, string> = {
+  moments: "neither images nor statistics",
+  spatial: "neither images nor spatial statistics",
+  features: "neither images nor features",
+  score: "no images",
+};
+
+/** Why a metric cannot be computed of these sets; undefined if it can. */
+export function obstacle(
+  metric: Metric,
+  real: SetFacts,
+  fake: SetFacts,
+): string | undefined {
+  if (metric.from !== "inception" && metric.from !== "encoder") return undefined;
+  const { from, minImages: least = 1 } = metric, widths: number[] = [];
+  for (const [set, kind] of [[real, metric.real], [fake, metric.fake]] as const) {
+    if (kind === undefined) continue;
+    const { name, images } = set, known = stored(set, metric), served = serves(known, kind);
+    if (!images && !served) {
+      return `"${name}" holds ${LACKING[kind]}${
+        from === "encoder" ? ` in the space "${metric.space}" of an encoder` : ""
+      }`;
+    }
+    const moments = kind === "spatial" ? known.spatial : kind === "moments" ? known.moments : undefined;
+    const count = moments ? undefined : served ? known.features?.rows : images?.length;
+    if (count !== undefined && count < least) {
+      return `"${name}" holds ${count} image${count === 1 ? "" : "s"}, it takes ${least}`;
+    }
+    const own = from === "inception"
+      ? INCEPTION_WIDTHS[kind === "spatial" ? "spatial" : "pooled"]
+      : undefined;
+    const width = served ? moments?.mean.length ?? known.features?.columns : own;
+    if (width !== undefined) widths.push(width);
+  }
+  const [a, b] = widths;
+  if (a === undefined || b === undefined || a === b) return undefined;
+  return `"${real.name}" has ${a} features, "${fake.name}" ${b}: the statistics are of another network`;
+}

@@ -1,0 +1,186 @@
+// Distances of sets of features against NumPy and SciPy, what must hold of each of them, and that neither the batch size nor the
+// order of the files changes a score.
+
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { UsageError } from "../../src/errors.ts";
+import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
+import type { InputSource } from "../../src/data/network_input.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
+import { Rows } from "../../src/metrics/batched.ts";
+import { SetEvaluation } from "../../src/metrics/evaluate.ts";
+import { cmmd, kernelDistance } from "../../src/metrics/fidelity.ts";
+import { type Features, frechet, frechetAtInfinity, gaussian, Moments } from "../../src/metrics/frechet.ts";
+import { randomOrder, rowsOf } from "../../src/metrics/gram.ts";
+import { densityCoverage, precisionRecall } from "../../src/metrics/precision_recall.ts";
+import { Results, Selection } from "../../src/metrics/selection.ts";
+import { mind } from "../../src/metrics/sliced.ts";
+import { METRICS } from "../../src/metrics/table.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
+import { testDevice } from "../helpers/check.ts";
+import { quietLog } from "../helpers/commands.ts";
+import { units } from "../helpers/formula.ts";
+import fixture from "../fixtures/distances.json" with { type: "json" };
+
+const features = (name: string, rows: number, columns: number, scale: number, shift = 0): Features => ({
+  data: Float32Array.from(units(name, rows * columns), (u) => scale * u + shift),
+  rows,
+  columns,
+});
+type Made = [string, number, number, number, number?];
+const REAL = features(...fixture.real as Made), FAKE = features(...fixture.fake as Made);
+
+function assertNear(got: number | undefined, expected: number, tolerance: number, what = ""): void {
+  assert(
+    got !== undefined && Math.abs(got - expected) <= tolerance * Math.abs(expected),
+    `${what} ${got}, not ${expected}`,
+  );
+}
+
+const first = (x: Features, rows: number): Features => ({
+  ...x,
+  rows,
+  data: x.data.subarray(0, rows * x.columns),
+});
+const inOrder = (n: number) => Uint32Array.from({ length: n }, (_, i) => i);
+const unit = (x: Features): Features => {
+  const shifted = x.data.map((v) => v - 2),
+    lengths = Array.from({ length: x.rows }, (_, r) => {
+      return Math.hypot(...shifted.subarray(r * x.columns, (r + 1) * x.columns));
+    });
+  return { ...x, data: shifted.map((v, i) => v / lengths[Math.floor(i / x.columns)]!) };
+};
+
+Deno.test("distances of given features equal NumPy's and SciPy's to 1e-6, singular covariances too", async () => {
+  const u = units("d.directions", 300 * REAL.columns), columns = REAL.columns;
+  const directions = { data: Float32Array.from(u, (v) => 2 * v - 1), rows: 300, columns };
+  const [wideReal, wideFake] = fixture.wide.map((made) => features(...made as Made)) as [Features, Features];
+  assertNear(await frechet(gaussian(REAL), gaussian(FAKE)), fixture.frechet, 1e-6, "frechet");
+  assertNear(await frechet(gaussian(wideReal), gaussian(wideFake)), fixture.singular, 1e-6, "singular");
+  const options = { order: inOrder(FAKE.rows) };
+  assertNear(await frechetAtInfinity(gaussian(REAL), FAKE, options), fixture.infinity, 1e-6, "infinity");
+  for (const profile of ["cpu", "gpu"] as const) {
+    await testDevice(profile);
+    const { density, coverage } = await densityCoverage(REAL, FAKE);
+    assertNear(density, fixture.density, 1e-12, "density");
+    assertNear(coverage, fixture.coverage, 1e-12, "coverage");
+    assertNear(await cmmd(REAL, FAKE), fixture.cmmd, 1e-6, "cmmd");
+    assertNear(await cmmd(unit(REAL), unit(FAKE)), fixture.unitCmmd, 1e-6, "cmmd of unit vectors");
+    assertNear(await mind(first(REAL, 45), FAKE, { directions }), fixture.mind, 1e-6, "mind");
+  }
+});
+
+/** The distances, and their value for equal sets where it is known. Outliers enlarge the balls of recall: it need not fall. */
+const DISTANCES: Record<
+  string,
+  { of(a: Features, b: Features): Promise<number>; equal?: number; oneWay?: true }
+> = {
+  fid: { of: (a, b) => frechet(gaussian(a), gaussian(b)), equal: 0 },
+  "fid-infinity": {
+    of: (a, b) => frechetAtInfinity(gaussian(a), b, { order: randomOrder(b, 3) }),
+    oneWay: true,
+  },
+  kid: { of: kernelDistance },
+  "kid of subsets": { of: (a, b) => kernelDistance(a, b, { subsets: 20, size: 30 }), oneWay: true },
+  cmmd: { of: cmmd, equal: 0 },
+  mind: { of: mind, equal: 0 },
+  "1 - precision": {
+    of: async (a, b) => 1 - (await precisionRecall(a, b)).precision,
+    equal: 0,
+    oneWay: true,
+  },
+  "1 - recall": { of: async (a, b) => 1 - (await precisionRecall(a, b)).recall, equal: 0, oneWay: true },
+  "1 - density": { of: async (a, b) => 1 - (await densityCoverage(a, b)).density, equal: 0, oneWay: true },
+  "1 - coverage": { of: async (a, b) => 1 - (await densityCoverage(a, b)).coverage, equal: 0, oneWay: true },
+};
+
+/** 64 rows, a share of which is replaced by noise far away. */
+function corrupted(share: number): Features {
+  const x = features("d.set", 64, 12, 4), noise = features("d.noise", 64, 12, 9, -6);
+  return { ...x, data: x.data.map((v, i) => i % (12 * 8) < 12 * 8 * share ? noise.data[i]! : v) };
+}
+
+Deno.test("each distance is 0 for equal sets, symmetric, grows with corruption and ignores the order of rows", async () => {
+  await testDevice();
+  const set = corrupted(0), other = features("d.other", 64, 12, 4, 0.2), quarter = corrupted(0.25);
+  const half = corrupted(0.5), mixed = rowsOf(half, inOrder(64).map((i) => (37 * i + 5) % 64));
+  for (const [name, { of, equal, oneWay }] of Object.entries(DISTANCES)) {
+    const [same, near, far] = [await of(set, set), await of(other, quarter), await of(other, half)];
+    if (equal !== undefined) assert(Math.abs(same - equal) < 1e-6, `${name} of equal sets: ${same}`);
+    else assert(same < 0.05 * far, `${name} of equal sets: ${same}, of others ${far}`);
+    if (name !== "1 - recall") assert(far > near, `${name}: half corrupted ${far}, a quarter ${near}`);
+    if (!oneWay) assertNear(await of(half, other), far, 1e-6, `${name} the other way round:`);
+    assertNear(await of(other, mixed), far, 1e-9, `${name} of other order:`);
+  }
+});
+
+Deno.test("moments and rows do not depend on the size of the batches that they are made of", async () => {
+  const set = corrupted(0.5), base = gaussian(corrupted(0));
+  for (const size of [1, 7, 64]) {
+    const moments = new Moments(set.columns), rows = new Rows();
+    for (let at = 0; at < set.rows; at += size) {
+      const part = set.data.slice(at * set.columns, (at + size) * set.columns);
+      moments.add(part);
+      rows.add(part);
+    }
+    assertNear(await frechet(base, moments.gaussian()), await frechet(base, gaussian(set)), 1e-9);
+    assertEquals(rows.features(set.rows), set);
+  }
+});
+
+const shuffled = (images: InputSource): InputSource => {
+  const at = (i: number) => (29 * i + 3) % images.length;
+  return {
+    ...{ length: images.length, classes: images.classes },
+    ...{ label: (i) => images.label(at(i)), name: (i) => images.name(at(i)) },
+    ...{ bytes: (i, ...more) => images.bytes(at(i), ...more), input: (i, view) => images.input(at(i), view) },
+  };
+};
+
+Deno.test("no score in an encoder's space depends on batch size or order of files beyond 1e-9", async () => {
+  await testDevice();
+  const encoder = await openEncoder(), workers = new Workers(0);
+  const shapes = (n: number, seed: number) => generatedInputs(workers, new Shapes(n, seed), 32);
+  const images = { real: shapes(20, 1), fake: shapes(17, 2) };
+  const metrics = METRICS.filter(({ from, name }) => from === "encoder" && name !== "fd-dinov2").map((m) =>
+    m.name
+  );
+  const score = async (batchSize: number, order: (images: InputSource) => InputSource = (x) => x) => {
+    const { log } = quietLog(), results = new Results();
+    const options = {
+      ...{ batchSize, seed: 0, inceptionInput: "pytorch-fid" as const },
+      inception: () => Promise.reject(),
+      lpips: () => Promise.reject(),
+      encoder: () => Promise.resolve(encoder),
+    };
+    const real = { name: "real", images: order(images.real) },
+      fake = { name: "fake", images: order(images.fake) };
+    using evaluation = await SetEvaluation.open(new Selection("sets", { metrics }), options, real, fake, log);
+    await evaluation.score(real, fake, { images: images.real, side: 32 }, results);
+    results.rethrow();
+    return results.scores;
+  };
+  const expected = await score(64);
+  assertEquals(
+    Object.keys(expected).sort(),
+    [...metrics.map((name) => name.replaceAll("-", "_")), "n"].sort(),
+  );
+  for (const other of [await score(1), await score(7, shuffled)]) {
+    for (const [key, value] of Object.entries(expected)) assertNear(other[key], value, 1e-9, key);
+  }
+});
+
+Deno.test("distances refuse too few images and features of another network", async () => {
+  await testDevice();
+  const few = first(FAKE, 5), order = inOrder(15);
+  const cases: [() => Promise<unknown>, string][] = [
+    [() => densityCoverage(few, FAKE), "5 real images are too few; use more than 5"],
+    [
+      () => frechetAtInfinity(gaussian(REAL), first(FAKE, 15), { order }),
+      "15 images are too few; use more than 15",
+    ],
+    [() => mind(REAL, { ...FAKE, rows: 90, columns: 6 }), "12 against 6"],
+    [() => cmmd(REAL, { ...FAKE, rows: 90, columns: 6 }), "12 against 6"],
+    [() => densityCoverage(REAL, { ...FAKE, rows: 90, columns: 6 }), "12 against 6"],
+  ];
+  for (const [compute, message] of cases) await assertRejects(compute, UsageError, message);
+});
