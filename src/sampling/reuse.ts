@@ -37,7 +37,6 @@ export function checkReuse(config: Config, internal: boolean): void {
 /** A network whose passes keep the tokens after the first half of its blocks, or start from them. Each evaluation of a step has its own. */
 export class ReusedBlocks implements Denoiser {
   readonly config: Config;
-  readonly minTimeLeft: number;
   /** Tokens [B, T, width] by evaluation of a step and batch, which depends on the guidance. */
   readonly #kept = new Map<string, Tensor>();
   #key = true;
@@ -46,7 +45,6 @@ export class ReusedBlocks implements Denoiser {
   /** @param model one that {@link checkReuse} accepts */
   constructor(readonly model: Denoiser) {
     this.config = model.config;
-    this.minTimeLeft = model.minTimeLeft ?? 0;
   }
 
   /** Begins to record a step: the passes after it keep their tokens, or start from those of the last key step. */

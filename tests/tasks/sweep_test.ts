@@ -24,6 +24,7 @@ import { chartsOf, tableLines } from "../../src/experiment/sweep_report.ts";
 import { ditConfig } from "../../src/models/dit.ts";
 import { chartFile } from "../../src/run/chart.ts";
 import { expectedEvaluations } from "../../src/sampling/plan.ts";
+import { roundedNfe } from "../../src/sampling/sampler_options.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { inFolder, run, writeImages } from "../helpers/commands.ts";
 import { fixturePath } from "../helpers/published.ts";
@@ -101,8 +102,10 @@ Deno.test("network evaluations are counted over steps, stages of the sampler and
     head: { hidden_size: 16, depth: 1, num_heads: 2 },
   });
   const nfe = (...args: string[]) => {
-    const c = config(...args), guides = new Map([["a", { dit: undefined as never }]]);
-    return cellsOf(c).map((cell) => expectedEvaluations(model, optionsOf(cell, { config: c, guides })));
+    const c = config(...args), guides = new Map([["a", { dit: {} as never }]]);
+    return cellsOf(c).map((cell) =>
+      roundedNfe(expectedEvaluations(model, optionsOf(cell, { config: c, guides })))
+    );
   };
   assertEquals(nfe("--steps", "4", "--cfg", "1,2", "--cfg-interval", "0-1"), [4, 8]);
   assertEquals(nfe("--steps", "4", "--cfg", "2", "--cfg-interval", "0.5-1"), [6]); // at 0.5 and 0.75
