@@ -74,8 +74,8 @@ Deno.test("class names and labels are the same through encode and --latents as t
     await run("sample", ...sample, "--out", join(folder, "samples"));
     const config = (path: string) => JSON.parse(Deno.readTextFileSync(join(folder, path, "config.json")));
     assertEquals(config("dit/model").classes, sorted);
-    assertEquals(config("samples").labels, [sorted.indexOf("2"), sorted.indexOf("10")]);
-    assertEquals(config("samples").labels, [4, 2]);
+    assertEquals(config("samples").imageClasses, [sorted.indexOf("2"), sorted.indexOf("10")]);
+    assertEquals(config("samples").imageClasses, [4, 2]);
   });
 });
 
