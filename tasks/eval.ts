@@ -1,20 +1,18 @@
 // tok eval: scores of a tokenizer, of a diffusion model's samples, or of two sets of images.
 
 import { join } from "@std/path";
-import { type Conditions, refuseWithoutEffect } from "../src/cli/conditions.ts";
-import { type EvalConfig, evalConfig } from "../src/cli/config.ts";
+import { refuseWithoutEffect } from "../src/cli/conditions.ts";
+import { evalConditions, type EvalConfig, evalConfig } from "../src/cli/eval_config.ts";
 import { guidanceText } from "../src/cli/guidance.ts";
-import { sampling } from "../src/cli/options.ts";
 import { SAMPLING } from "../src/cli/sampling_conditions.ts";
-import { generatedImages, type Workers } from "../src/data/decode_pool.ts";
-import { splitInHalf } from "../src/data/image_source.ts";
+import type { Workers } from "../src/data/decode_pool.ts";
 import { described, Sizes } from "../src/data/network_input.ts";
-import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeNpz } from "../src/formats/npz.ts";
-import { evaluateTokenizer, SetEvaluation, type SetOptions } from "../src/metrics/evaluate.ts";
+import { SetEvaluation, type SetOptions } from "../src/metrics/evaluate.ts";
+import { evaluateTokenizer } from "../src/metrics/evaluate_tokenizer.ts";
 import { shorterSide } from "../src/metrics/image_set.ts";
-import { Results, Selection, subjectOf, SUBJECTS } from "../src/metrics/selection.ts";
-import type { Subject } from "../src/metrics/table.ts";
+import { PairedSets } from "../src/metrics/paired_sets.ts";
+import { Results, Selection, subjectOf } from "../src/metrics/selection.ts";
 import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
 import type { Log } from "../src/run/log.ts";
@@ -23,10 +21,11 @@ import { decidingOptions } from "../src/sampling/job.ts";
 import { classesOf, labelsOf, unguidedIfUnconditional } from "../src/sampling/labels.ts";
 import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
+import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
-import { chosenEncoder, imageFiles, inputRun, openTokenizerFor, openWorkers, SEEDS } from "./inputs.ts";
+import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
-import { generatedShapes, makesShapes, openSet, PROBE_IMAGES, probeImages } from "./sets.ts";
+import { makesShapes, openSet, originalEncoder, probeImages, tokenizerImages } from "./sets.ts";
 import { planOf } from "../src/sampling/plan.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
@@ -42,13 +41,6 @@ interface Job {
   record: ReturnType<typeof recordOfScores>;
 }
 
-/** Options about samples, which only a model has. */
-function sampledBy(subject: Subject): Conditions<EvalConfig> {
-  const reason = `it is for the samples of a model, and this scores ${SUBJECTS[subject]}`;
-  const condition = [() => subject === "model", reason, "score a --model"] as const;
-  return Object.fromEntries(["latents", "ema", ...Object.keys(sampling)].map((name) => [name, [condition]]));
-}
-
 export const evaluate = command({
   name: "eval",
   purpose: "Score a tokenizer, a diffusion model, or two sets of images",
@@ -59,7 +51,7 @@ export const evaluate = command({
   ],
   async run(c, { log, origins }) {
     const subject = subjectOf(c);
-    refuseWithoutEffect(c, sampledBy(subject), origins);
+    refuseWithoutEffect(c, evalConditions(subject), origins);
     checkSampling(c, origins);
     const selection = new Selection(subject, c);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;
@@ -70,6 +62,7 @@ export const evaluate = command({
     using workers = openWorkers(c);
     const options = {
       ...c,
+      out,
       inception: () => openInception(c.inception ?? ""),
       lpips: () => openLpips(c.lpips ?? []),
       encoder: () => chosenEncoder(c, log),
@@ -89,18 +82,13 @@ export const evaluate = command({
 });
 
 async function scoreTokenizer(job: Job, run: string): Promise<void> {
-  const { c, selection, results, workers, log } = job;
+  const { c, selection, results, log } = job;
   const { tokenizer, size } = await openTokenizerFor(c, run);
   job.record({ tokenizer: tokenizer.identity });
   const sizes = new Sizes();
-  const all = c.data === undefined
-    ? generatedImages(workers, generatedShapes(c.num, log))
-    : await imageFiles(c.data, c, workers, log, sizes);
-  const [train, test] = c.data === undefined
-    ? [generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe)), all]
-    : splitInHalf(all);
-  const images = { all, train, test, folder: c.data };
-  await evaluateTokenizer(tokenizer, images, size, selection, job.options, results, log);
+  const images = await tokenizerImages(c.data, size, sizes, job);
+  const options = { ...job.options, original: await originalEncoder(c, run, log) };
+  await evaluateTokenizer(tokenizer, images, size, selection, options, results, log);
   if (sizes.differ(size)) log.line(`"${c.data}": ${sizes}; each has ${described({ square: size })}`);
 }
 
@@ -108,9 +96,11 @@ async function scoreFiles(job: Job): Promise<void> {
   const fake = await openSet(job.c.fake, INCEPTION_SIDE, job);
   const side = job.c.imageSize ?? await shorterSide(fake);
   const real = await openSet(job.c.real, side, job);
+  const pairs = await PairedSets.open(job.selection, job.options, real, fake, job.log);
   using evaluation = await SetEvaluation.open(job.selection, job.options, real, fake, job.log);
   const sets = { "real set": real.identity, "fake set": fake.identity };
   job.record({ ...sets, ...await evaluation.networks() });
+  await pairs?.score(job.results);
   await evaluation.score(real, fake, probeImages(job.workers, side), job.results);
 }
 
@@ -130,7 +120,8 @@ async function scoreModel(job: Job, run: string, out: string, origins: Context["
   const side = c.imageSize ?? size, real = await openSet(c.real, side, job);
   const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
   const fake = { name: "samples", images: labels }, path = join(out, "samples.npz");
-  using evaluation = await SetEvaluation.open(selection, job.options, real, fake, log);
+  const options = { ...job.options, ownEncoder: recordedEncoder(tokenizer.identity.name)?.fingerprint };
+  using evaluation = await SetEvaluation.open(selection, options, real, fake, log);
   const sources = { ...madeFrom, "real set": real.identity, ...await evaluation.networks() };
   job.record(sources, decidingOptions(c, guide?.identity.fingerprint));
   const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");

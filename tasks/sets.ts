@@ -1,15 +1,21 @@
-// Sets of images that samples are compared with: files, NPZ, or generated shapes; and those that probes learn from.
+// What eval and sweep compare with: sets of images in files, NPZ, or generated shapes; those that probes learn from; and the
+// encoder that a tokenizer was made from.
 
-import { generatedInputs, type Workers } from "../src/data/decode_pool.ts";
+import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
+import { splitInHalf } from "../src/data/image_source.ts";
+import type { Sizes } from "../src/data/network_input.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
 import type { Identity } from "../src/formats/provenance.ts";
 import type { ImageSet } from "../src/metrics/image_set.ts";
+import { UsageError } from "../src/errors.ts";
 import type { Log } from "../src/run/log.ts";
-import { imageFiles, type Reading, SEEDS } from "./inputs.ts";
+import type { EncoderSource } from "../src/zoo/encoders.ts";
+import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
+import { chosenEncoder, imageFiles, type Reading, SEEDS } from "./inputs.ts";
 
 /** Generated images that probes learn from. */
-export const PROBE_IMAGES = 2000;
+const PROBE_IMAGES = 2000;
 /** Least number of generated images that samples are compared with. */
 const MIN_REAL = 500;
 
@@ -28,11 +34,27 @@ export async function openSet(
   if (path === undefined) {
     const shapes = generatedShapes(Math.max(c.num, MIN_REAL), log);
     const images = generatedInputs(workers, shapes, side);
-    return { name: "generated shapes", images, identity: shapes.identity() };
+    return { name: "generated shapes", generated: true, images, identity: shapes.identity() };
   }
   if (/\.np[yz]$/i.test(path)) return { name: path, ...await openNpzSet(path, workers) };
   const images = await imageFiles(path, c, workers, log);
   return { name: path, images, identity: images.identity() };
+}
+
+/** Images that a tokenizer reconstructs; half of them, or generated ones, train its probes. @param sizes counts those of files */
+export async function tokenizerImages(
+  path: string | undefined,
+  size: number,
+  sizes: Sizes,
+  { c, workers, log }: SetContext,
+) {
+  if (path === undefined) {
+    const all = generatedInputs(workers, generatedShapes(c.num, log), size);
+    const train = generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe));
+    return { all, train, test: all, folder: path };
+  }
+  const all = await imageFiles(path, c, workers, log, sizes), [train, test] = splitInHalf(all);
+  return { all, train, test, folder: path };
 }
 
 /** Generated images for a probe, and their side. */
@@ -42,10 +64,26 @@ export const probeImages = (workers: Workers, side: number) => ({
 });
 
 /** Held-out generated images. */
-export function generatedShapes(length: number, log: Log): Shapes {
+function generatedShapes(length: number, log: Log): Shapes {
   log.line("data: generated shapes");
   return new Shapes(length, SEEDS.heldOut);
 }
 
 /** Whether a model makes the generated shapes. */
 export const makesShapes = (classes: readonly string[]) => classes.join() === new Shapes(1, 0).classes.join();
+
+/** The encoder that a tokenizer was made from: --encoder, or the one that its run records; or why it cannot be opened. */
+export async function originalEncoder(
+  c: Parameters<typeof chosenEncoder>[0],
+  tokenizer: string,
+  log: Log,
+): Promise<EncoderSource | string | undefined> {
+  const recorded = recordedEncoder(tokenizer);
+  if (c.encoder === undefined && !recorded) return undefined;
+  try {
+    return await chosenEncoder({ ...c, encoder: c.encoder ?? recorded?.encoder }, log);
+  } catch (error) {
+    if (error instanceof UsageError) return error.message;
+    throw error;
+  }
+}

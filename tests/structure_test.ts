@@ -40,7 +40,7 @@ const LAYERS: [RegExp, number][] = [
   [/^src\/models\//, 7],
   [/^src\/bench\//, 7],
   [/^src\/zoo\//, 8],
-  [/^src\/cli\/(config|sweep_config|presets|grades|explain)\.ts$|^src\/(metrics|train)\//, 9],
+  [/^src\/cli\/(config|eval_config|sweep_config|presets|grades|explain)\.ts$|^src\/(metrics|train)\//, 9],
   [/^src\/cli\//, 4],
   [/^src\/(sampling|experiment)\//, 10],
   [/^tasks\//, 11],

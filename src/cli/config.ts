@@ -3,7 +3,6 @@
 
 import { z } from "zod";
 import { BOUNDS, count, countOrNone } from "../bounds.ts";
-import { METRIC_NAMES, REQUESTED_NAMES } from "../metrics/table.ts";
 import { AUGMENTATIONS } from "../ops/diffaug.ts";
 import { GAN_LOSSES } from "../train/losses.ts";
 import { GROUPS } from "./about.ts";
@@ -23,17 +22,16 @@ import {
   perStage,
   reading,
   running,
-  sampling,
   text,
   tokenizer,
   validating,
 } from "./options.ts";
 import { emaOptions, emaWidth, muonOptions } from "./optimizer_options.ts";
-import { generator } from "./sample_config.ts";
 
+export * from "./eval_config.ts";
 export * from "./sample_config.ts";
 
-const { input, output, data, model, training, losses, metrics } = GROUPS;
+const { input, output, data, model, training, losses } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };
 const IMAGES = "Images: folder, .txt list of paths, .tar shards (also a-{00..99}.tar) or .parquet files";
 const ACCUMULATE = "Micro-batches per step (gradient accumulation); batch = --batch-size x --accumulate";
@@ -329,48 +327,6 @@ export const featuresConfig = z.strictObject({
   ...reading,
   ...general,
 });
-
-export const evalConfig = z.strictObject({
-  ...generator,
-  model: input(text(), "Score a diffusion model: sample from it, then compare", {
-    value: "RUN",
-    otherwise: "the newest run with one",
-  }),
-  tokenizer: input(
-    text(),
-    "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
-    { value: "RUN" },
-  ),
-  data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
-  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics", DATA),
-  fake: input(text(), "Images to compare with --real: as --data, or NPZ", { value: "PATH" }),
-  out: output(text(), "Folder for metrics.json", NEW),
-  metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
-    otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
-  }),
-  inception: metrics(
-    text(),
-    "Inception-v3 weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
-    { value: "FILE" },
-  ),
-  inceptionInput: metrics(
-    z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
-    "Resizing and scaling before Inception: pytorch-fid's, or that of ADM's evaluator (TensorFlow 1)",
-    { advanced },
-  ),
-  lpips,
-  ...encoder,
-  num: data(count("images").default(200), "Number of images to sample or generate"),
-  imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
-    unit: "pixels",
-    otherwise: "a tokenizer's training size; sets: no",
-  }),
-  batchSize: data(count("batch").default(50), "Images at a time"),
-  ...reading,
-  ...sampling,
-  ...general,
-});
-export type EvalConfig = z.infer<typeof evalConfig>;
 
 export const inspectConfig = z.strictObject({
   path: input(text(), "File, run or folder; also as the argument", { value: "PATH" }),

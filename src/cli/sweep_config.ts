@@ -4,7 +4,7 @@ import { z } from "zod";
 import { count } from "../bounds.ts";
 import { METRIC_NAMES, METRICS } from "../metrics/table.ts";
 import { type About, aboutOption, GROUPS } from "./about.ts";
-import { evalConfig } from "./config.ts";
+import { evalConfig } from "./eval_config.ts";
 import { inner, placeholder, show } from "./flags.ts";
 import { encoder, general, reading, sampling } from "./options.ts";
 import { generator } from "./sample_config.ts";

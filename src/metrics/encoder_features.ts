@@ -57,7 +57,12 @@ function rowsIn(
 
 /** An encoder's features, one row an image. */
 export class EncoderFeatures {
-  private constructor(private readonly program: ImageProgram<"y">, readonly view: View) {}
+  private constructor(
+    private readonly program: ImageProgram<"y">,
+    readonly view: View,
+    /** Of the weights, as EncoderSource.load() returns it. */
+    readonly fingerprint: string,
+  ) {}
 
   /**
    * @param options.n number of images it will run on
@@ -70,7 +75,7 @@ export class EncoderFeatures {
   ): Promise<EncoderFeatures> {
     const { batchSize, n, square, space = "patches" } = options;
     const { config, preprocessor } = encoderIn(space, encoder), vit = new Vit(config);
-    await encoder.load(vit);
+    const fingerprint = await encoder.load(vit);
     const size = sideOf(preprocessor) as number;
     const projection = space === "embedding" ? await encoder.projection?.() : undefined;
     const program = await imageProgram(
@@ -78,7 +83,7 @@ export class EncoderFeatures {
       (x) => ({ y: rowsIn(space, vit.forward(x), projection) }),
       { batchSize, size, n, floats: true },
     );
-    return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } });
+    return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } }, fingerprint);
   }
 
   /** @param sizes counts the sizes of the images */

@@ -1,23 +1,23 @@
-// Evaluation of a tokenizer, and of two sets of images (samples of a model, or files): leaves out the metrics that the images
+// Evaluation of two sets of images (samples of a model, or files): leaves out the metrics that the images
 // do not allow, opens the networks, extracts features once each, and computes the selected metrics of table.ts from them.
 // Each image enters a network as the network's own protocol says, whatever the sizes of the others.
 
+import { join } from "@std/path";
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
-import type { ImageSource } from "../data/image_source.ts";
+import { pairGrid, writePng } from "../image/image.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, type InceptionInput, SAMPLING } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
-import type { ImageTokenizer } from "../models/tokenizer.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
+import { cautionOfFew, cautionsOf } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace } from "./encoder_features.ts";
-import { type ImageSet, obstacle, serves, type SetFacts, stored } from "./image_set.ts";
+import { type ImageSet, obstacle, serves, type SetFacts, shorterSide, stored } from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { EncoderMetric, InceptionMetric, LabelContext } from "./table.ts";
-import { latentFeatures, scoreReconstruction } from "./tokenizer.ts";
+import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./table.ts";
 
 export interface EvaluationOptions {
   batchSize: number;
@@ -27,52 +27,18 @@ export interface EvaluationOptions {
   inception(): Promise<Inception>;
   lpips(): Promise<Lpips>;
   encoder(): Promise<EncoderSource>;
+  /** Fingerprint of the encoder that the tokenizer behind the samples was made from [unknown]. */
+  ownEncoder?: string | undefined;
+  /** The encoder that a tokenizer was made from, or why it cannot be opened [unknown]. */
+  original?: EncoderSource | string | undefined;
+  /** Of a tokenizer: also reconstruct from latents with noise of these standard deviations, in units of theirs [none]. */
+  latentNoise?: readonly number[] | undefined;
+  /** Folder for the scores of each image, and for pictures [none]. */
+  out?: string | undefined;
 }
 
-/**
- * Scores reconstructions and latents.
- * @param images.train images that probes on latents learn from; `test` are also reconstructed
- * @param images.folder where they come from, for messages; undefined for generated images
- */
-export async function evaluateTokenizer(
-  tokenizer: ImageTokenizer,
-  images: { train: ImageSource; test: ImageSource; all: ImageSource; folder: string | undefined },
-  size: number,
-  selection: Selection,
-  options: EvaluationOptions,
-  results: Results,
-  log: Log,
-): Promise<void> {
-  const { all, train, test, folder } = images, n = all.length, batchSize = Math.min(options.batchSize, n);
-  selection.exclude((m) =>
-    m.from === "labels" && folder !== undefined && noClasses(m.minPerClass, all, train, folder)
-  );
-  selection.exclude((m) =>
-    m.from === "reconstructions" && m.minSide !== undefined && size < m.minSide &&
-    `images of ${size} x ${size} are too small, it takes ${m.minSide} x ${m.minSide}`
-  );
-  selection.exclude(({ minImages = 1 }) => n < minImages && `it takes ${minImages} images or more`);
-  selection.settle((line) => log.line(line));
-  const reconstructions = selection.from("reconstructions"), labels = selection.from("labels");
-  if (reconstructions.length > 0) {
-    if (reconstructions.some(({ weights }) => weights === "inception")) warnFew(n, log);
-    const context = { ...options, n, size, batchSize }, scores = [];
-    for (const metric of reconstructions) scores.push(await metric.open(context));
-    const guarded = scores.map((score) => results.guarded(score));
-    await results.add(() => scoreReconstruction(tokenizer, all, { size, batchSize, scores: guarded }));
-    for (const score of scores) score.destroy?.();
-  }
-  if (labels.length > 0) {
-    await results.add(async () => {
-      const latents = await latentFeatures(tokenizer, train, test, { size, batchSize });
-      const context = labelContext(latents, train.classes.length, batchSize);
-      for (const { compute } of labels) await results.add(() => compute(context));
-      return {};
-    });
-  }
-}
-
-function labelContext(
+/** Features and labels for the metrics, with a probe that is trained once. */
+export function labelContext(
   features: { train: LabelledFeatures; test: LabelledFeatures },
   classes: number,
   batchSize: number,
@@ -80,29 +46,6 @@ function labelContext(
   let probe: ReturnType<typeof trainProbe> | undefined;
   const { train } = features;
   return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
-}
-
-/** Why these images give no labels to learn; undefined if they do. @param minPerClass training images of a class */
-function noClasses(
-  minPerClass: number | undefined,
-  all: ImageSource,
-  train: ImageSource,
-  folder: string,
-): string | undefined {
-  const { classes } = all;
-  if (classes.length < 2) return `the images in "${folder}" have no classes`;
-  const counts = new Uint32Array(classes.length);
-  for (let i = 0; i < all.length; i++) counts[all.label(i)]!++;
-  const few = classes.filter((_, k) => (counts[k] as number) < 2);
-  if (few.length > 0) {
-    return `classes with fewer than two images, one to learn from and one to test on: ${
-      few.slice(0, 3).map((name) => `"${name}"`).join(", ")
-    }${few.length > 3 ? ` and ${few.length - 3} more` : ""}`;
-  }
-  if (minPerClass === 2 && train.length < 2 * classes.length) {
-    return `${train.length} images to learn from are fewer than two for each of ${classes.length} classes`;
-  }
-  return undefined;
 }
 
 export interface SetOptions extends EvaluationOptions {
@@ -140,6 +83,9 @@ export class SetEvaluation implements Disposable {
     log: Log,
   ): Promise<SetEvaluation> {
     selection.exclude((metric) => obstacle(metric, real, fake));
+    selection.exclude((m) =>
+      m.from === "encoder" && m.named && real.generated && "it needs the training images as --real"
+    );
     selection.settle((line) => log.line(line));
     const inception = selection.from("inception").length ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
@@ -167,6 +113,7 @@ export class SetEvaluation implements Disposable {
     results: Results,
   ): Promise<void> {
     const { encoder, inception, selection } = this;
+    this.#caution(real, fake);
     if (encoder) {
       await results.add(async () => {
         await this.#byEncoder(encoder, real, fake, train, results);
@@ -175,11 +122,6 @@ export class SetEvaluation implements Disposable {
     }
     if (inception) {
       const metrics = selection.from("inception");
-      if (metrics.some(({ fake }) => fake === "moments")) {
-        for (const { images, pooled } of [real, fake]) {
-          if (images && !pooled && !this.#views.has(images)) warnFew(images.length, this.log);
-        }
-      }
       if (real.spatial && this.options.inceptionInput !== "adm") {
         this.log.warn(
           `the statistics in "${real.name}" are ADM's: --inception-input adm scores as its evaluator does`,
@@ -210,12 +152,14 @@ export class SetEvaluation implements Disposable {
     const sets = { real, fake };
     const extract = async (space: EncoderSpace, report: Report, side: "real" | "fake") => {
       const features = await open(space), { name, images } = sets[side];
+      if (features.fingerprint === this.options.ownEncoder) this.#warn(PARTIAL);
       return await kept(memories[side], space, async () => {
         const sizes = new Sizes(), extracted = await features.extract(images as InputSource, sizes);
         report({ name }, sizes, features.view);
         return extracted;
       });
     };
+    const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
     const metrics: EncoderMetric[] = selection.from("encoder");
     for (const space of new Set(metrics.map(({ space }) => space))) {
       const inSpace = metrics.filter((metric) => metric.space === space),
@@ -227,7 +171,7 @@ export class SetEvaluation implements Disposable {
       };
       const a = await view("real"), b = await view("fake"), progress = log.progress.bind(log);
       for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
-        await results.add(async () => selection.reported(await compute(a, b, { seed, progress })));
+        await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })));
       }
     }
     const labels = selection.from("labels");
@@ -242,6 +186,20 @@ export class SetEvaluation implements Disposable {
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
     for (const { compute } of labels) await results.add(() => compute(context));
+  }
+
+  /** Writes a picture of pairs of images into the folder of the options. */
+  async #show([real, fake]: [ImageSet, ImageSet], ...args: Parameters<SetContext["show"]>): Promise<void> {
+    const { out, imageSize } = this.options,
+      [file, what, pairs] = args,
+      shown: [Uint8Array, Uint8Array][] = [];
+    if (out === undefined || !real.images || !fake.images) return;
+    const size = imageSize ?? await shorterSide(fake);
+    for (const [i, j] of pairs) {
+      shown.push([await fake.images.bytes(i, size), await real.images.bytes(j, size)]);
+    }
+    await writePng(join(out, file), pairGrid(shown, size, shown.length));
+    this.log.line(`${what}: ${join(out, file)}`);
   }
 
   [Symbol.dispose](): void {
@@ -286,8 +244,26 @@ export class SetEvaluation implements Disposable {
     const a = real.images ? await kept(this.#views, real.images, () => extract(real)) : await extract(real);
     const b = await extract(fake), progress = log.progress.bind(log);
     for (const compute of new Set(metrics.map(({ compute }) => compute))) {
-      await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress })));
+      const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
+      await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress, show })));
     }
+  }
+
+  /** Warns of what makes the scores hard to compare with others. */
+  #caution(real: ImageSet, fake: ImageSet): void {
+    const metrics = [...this.selection.from("inception"), ...this.selection.from("encoder")];
+    if (metrics.some(({ name }) => /^s?fid$|^fd-(?!infinity)/.test(name))) {
+      const counts = [real, fake].flatMap(({ images, pooled }) => images && !pooled ? [images.length] : []);
+      const few = counts.length > 0 && cautionOfFew(...counts);
+      if (few) this.#warn(few);
+    }
+    for (const text of cautionsOf(real, fake)) this.#warn(text);
+  }
+
+  /** Warns once. */
+  #warn(text: string): void {
+    if (!this.#said.has(text)) this.log.warn(text);
+    this.#said.add(text);
   }
 
   /** Reports what happens to the images of each set, and notes that their sizes differ. */
@@ -317,17 +293,13 @@ const PLACES: Record<EncoderSpace, string> = {
   dinov2: "DINOv2 as dgm-eval does",
 };
 
+const PARTIAL =
+  "the encoder is the one that the tokenizer was made from, a partial judge: also score by another " +
+  "--encoder, or by --inception";
+
 /** The value of `key`, computed the first time. */
 async function kept<K, V>(values: Map<K, V>, key: K, compute: () => Promise<V>): Promise<V> {
   const value = values.get(key) ?? await compute();
   values.set(key, value);
   return value;
-}
-
-function warnFew(images: number, log: Log): void {
-  if (images <= 2048) {
-    log.warn(
-      `${images} images are few for 2048 features: such Frechet distances compare only at equal numbers`,
-    );
-  }
 }

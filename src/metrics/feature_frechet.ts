@@ -5,7 +5,7 @@ import { mean } from "../ops/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { type ImageProgram, imageProgram, inferImages } from "./batched.ts";
 import { frechet, type Gaussian, Moments } from "./frechet.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { PairScore } from "./pairs.ts";
 
 export class FeatureFrechet implements PairScore {
   #originals: Moments | undefined;

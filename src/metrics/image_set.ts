@@ -12,6 +12,8 @@ import type { EncoderMetric, InceptionMetric, Metric } from "./table.ts";
 export interface SetFacts {
   name: string;
   images?: { length: number };
+  /** Whether the images are generated for want of others. */
+  generated?: boolean;
   /** Moments of pooled and of spatial Inception features. */
   pooled?: Gaussian;
   spatial?: Gaussian;

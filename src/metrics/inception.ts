@@ -12,7 +12,7 @@ import {
 import { InceptionScore } from "./fidelity.ts";
 import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
 import { type ImageProgram, imageProgram, infer, inferImages, Rows } from "./batched.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { PairScore } from "./pairs.ts";
 
 /** What can be computed of a set. */
 export type FeatureKind = "moments" | "spatial" | "features" | "score";

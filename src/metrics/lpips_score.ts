@@ -8,9 +8,10 @@ import { notFinite } from "../formats/finite.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { PairScore } from "./pairs.ts";
 
 export class LpipsScore implements PairScore {
+  readonly name = "lpips";
   #sum = 0;
   #count = 0;
 
@@ -31,8 +32,9 @@ export class LpipsScore implements PairScore {
     return new LpipsScore(await program.prepare());
   }
 
-  async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
+  async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<number[]> {
     const { size, shape } = this.program.inputs.x, [B, S] = shape as [number, number], each = 3 * S * S;
+    const values: number[] = [];
     for (let at = 0; at < originals.length; at += B * each) {
       const x = new Uint32Array(size), y = new Uint32Array(size);
       packImages(originals.subarray(at, at + B * each), S, x);
@@ -46,9 +48,13 @@ export class LpipsScore implements PairScore {
           `Cannot compute LPIPS: the distances from image ${this.#count} on hold ${fault}; use other weights of VGG-16`,
         );
       }
-      for (const d of distances.subarray(0, count)) this.#sum += d;
+      for (const d of distances.subarray(0, count)) {
+        this.#sum += d;
+        values.push(d);
+      }
       this.#count += count;
     }
+    return values;
   }
 
   scores(): Record<string, number> {

@@ -6,7 +6,7 @@ import { ShapeError, UsageError } from "../errors.ts";
 import { INCEPTION_FILE } from "../models/inception.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
 import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
-import type { PairScore } from "./tokenizer.ts";
+import type { PairScore } from "./pairs.ts";
 
 /** What is scored, in messages. */
 export const SUBJECTS: Record<Subject, string> = {
@@ -69,7 +69,10 @@ export class Selection {
           `${other.of.map((s) => SUBJECTS[s]).join(" or ")}, and this is ${SUBJECTS[subject]}`,
       );
     }
-    this.#metrics = this.#metrics.filter(({ of }) => of.includes(subject));
+    // Two sets are pairs only where the caller says so.
+    this.#metrics = this.#metrics.filter(({ of, from }) =>
+      of.includes(subject) && (metrics || subject !== "sets" || from !== "reconstructions")
+    );
     this.exclude(({ weights }) => weights && options[weights] === undefined && FILES[weights]);
   }
 
@@ -136,9 +139,10 @@ export class Results {
       this.fail(error);
     };
     return {
+      ...pair.name === undefined ? {} : { name: pair.name },
       async add(originals, reconstructions) {
         try {
-          if (!failed) await pair.add(originals, reconstructions);
+          if (!failed) return await pair.add(originals, reconstructions);
         } catch (error) {
           fail(error);
         }

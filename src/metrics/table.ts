@@ -30,8 +30,11 @@ import { accuracy, predict, type Probe } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
 import { DENSITY_NEIGHBOURS, densityCoverage, NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
 import { mind } from "./sliced.ts";
-import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
-import { ImageMean, neighbourAccuracy, type PairScore } from "./tokenizer.ts";
+import { closest, nearestTraining, shareOfCopies } from "./copies.ts";
+import { ImageMean, type PairScore } from "./pairs.ts";
+import { MS_SSIM_SIDE, mse, msSsim, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
+import { channelRanges, cknna, CKNNA_NEIGHBOURS, type LatentSummary } from "./representation.ts";
+import { neighbourAccuracy } from "./tokenizer.ts";
 
 /** What is scored. */
 export type Subject = "tokenizer" | "model" | "sets";
@@ -51,7 +54,7 @@ interface Entry {
   onRequest?: true;
 }
 
-/** Computed from images and their reconstructions, batch by batch. */
+/** Computed from pairs of images, batch by batch: originals and their reconstructions, or two sets with the same names. */
 export interface ReconstructionMetric extends Entry {
   from: "reconstructions";
   /** Smallest side of an image, pixels. */
@@ -89,6 +92,15 @@ export interface LabelContext {
   batchSize: number;
 }
 
+/** Computed from a summary of a tokenizer's latents. */
+export interface LatentMetric extends Entry {
+  from: "latents";
+  /** Whether it compares with the encoder that the tokenizer was made from. */
+  original?: true;
+  /** @param features of the same images by that encoder */
+  compute(latents: LatentSummary, features: () => Promise<Features>): Scores | Promise<Scores>;
+}
+
 /** Computed from features of both sets. */
 interface SetMetric extends Entry {
   /** What it needs of each set. */
@@ -99,9 +111,15 @@ interface SetMetric extends Entry {
 
 type SetCompute = (real: InceptionView, fake: InceptionView, context: SetContext) => Promise<Scores>;
 
-interface SetContext {
+export interface SetContext {
   seed: number;
   progress: Log["progress"];
+  /** Writes a picture of images of the fake set above others of the real one, by their numbers. */
+  show(
+    file: string,
+    what: string,
+    pairs: readonly (readonly [fake: number, real: number])[],
+  ): Promise<void>;
 }
 
 /** In an encoder's space. */
@@ -110,6 +128,8 @@ export interface EncoderMetric extends SetMetric {
   space: EncoderSpace;
   /** Why it is not defined for an encoder. */
   excludes?(encoder: EncoderSource): string | undefined;
+  /** Whether it is defined only against images that the caller names, and not against generated shapes. */
+  named?: true;
 }
 
 /** In Inception's space. */
@@ -117,13 +137,14 @@ export interface InceptionMetric extends SetMetric {
   from: "inception";
 }
 
-export type Metric = ReconstructionMetric | LabelMetric | EncoderMetric | InceptionMetric;
+export type Metric = ReconstructionMetric | LabelMetric | LatentMetric | EncoderMetric | InceptionMetric;
+
+const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions" } as const;
 
 const pairsOf = (name: string, compare: (a: Uint8Array, b: Uint8Array, side: number) => number) => ({
+  ...OF_PAIRS,
   name,
-  of: ["tokenizer"] as const,
-  from: "reconstructions" as const,
-  open: ({ n, size }: ReconstructionContext) => new ImageMean(name, n, size, compare),
+  open: ({ n, size }: ReconstructionContext) => new ImageMean(name.replace("-", "_"), n, size, compare),
 });
 
 type Kinds = Pick<SetMetric, "real" | "fake" | "onRequest">;
@@ -145,7 +166,7 @@ const byEncoder = (
   kinds: Kinds,
   minImages: number,
   compute: SetCompute,
-  more: Partial<Pick<EncoderMetric, "space" | "excludes">> = {},
+  more: Partial<Pick<EncoderMetric, "space" | "excludes" | "named">> = {},
 ): EncoderMetric => {
   const common = { of: ["model", "sets"], from: "encoder", space: "patches" } as const;
   return { ...common, name, ...kinds, minImages, compute, ...more };
@@ -199,19 +220,18 @@ const notDinov2L = ({ path, config: c }: EncoderSource) =>
 export const METRICS: readonly Metric[] = [
   pairsOf("psnr", psnr),
   { ...pairsOf("ssim", (a, b, side) => ssim(a, b, side, side)), minSide: SSIM_SIDE },
+  { ...pairsOf("ms-ssim", (a, b, side) => msSsim(a, b, side, side)), minSide: MS_SSIM_SIDE },
   { ...pairsOf("mse", mse), always: true },
   {
+    ...OF_PAIRS,
     name: "lpips",
-    of: ["tokenizer"],
-    from: "reconstructions",
     weights: "lpips",
     minSide: LPIPS_SIDE,
     open: async (c) => await LpipsScore.open(await c.lpips(), c),
   },
   {
+    ...OF_PAIRS,
     name: "rfid",
-    of: ["tokenizer"],
-    from: "reconstructions",
     weights: "inception",
     minImages: 2,
     open: async ({ size, batchSize, inception, inceptionInput: input }) =>
@@ -219,7 +239,33 @@ export const METRICS: readonly Metric[] = [
         await InceptionFeatures.open(await inception(), { size, batchSize, input, kinds: ["moments"] }),
       ),
   },
+  {
+    name: "channels",
+    of: ["tokenizer"],
+    from: "latents",
+    compute: ({ channels }) => channelRanges(channels),
+  },
+  {
+    name: "effective-rank",
+    of: ["tokenizer"],
+    from: "latents",
+    minImages: 2,
+    compute: async (latents) => ({ effective_rank: await latents.effectiveRank() }),
+  },
+  {
+    name: "cknna",
+    of: ["tokenizer"],
+    from: "latents",
+    original: true,
+    minImages: CKNNA_NEIGHBOURS + 1,
+    compute: async (latents, features) => ({ cknna: await cknna(latents.means(), await features()) }),
+  },
   byEncoder("fd-encoder", MOMENTS, 2, distance("fd_encoder")),
+  byEncoder("copies", FEATURES, 2, async (a, b, { show }) => {
+    const nearest = await nearestTraining(a.features as Features, b.features as Features);
+    await show("nearest.png", "images above their nearest real ones", closest(nearest, 10));
+    return { copies: shareOfCopies(nearest) };
+  }, { named: true }),
   {
     name: "classes",
     of: ["model"],

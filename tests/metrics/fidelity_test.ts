@@ -4,6 +4,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
+import { readImage, writePng } from "../../src/image/image.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { InceptionScore, kernelDistance } from "../../src/metrics/fidelity.ts";
@@ -206,7 +207,7 @@ Deno.test("a requested score that cannot be computed ends with exit 2 and one li
         "a diffusion model or two sets",
         "this is a tokenizer",
       ],
-      [["--fake", "x", "--metrics", "psnr"], '"psnr"', "a tokenizer"],
+      [["--model", "x", "--metrics", "psnr"], '"psnr"', "a tokenizer or two sets of images"],
     ] as [string[], ...string[]][]
   ) {
     const { message } = await assertRejects(() => run("eval", ...args), UsageError);
@@ -251,5 +252,22 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
   const scores = await read("eval/metrics.json");
   assertEquals(Object.keys(scores).sort(), ["lpips", "mse", "n", "rfid"]);
   assert(scores.lpips > 0 && scores.rfid > 0);
+
+  // The same images as two folders have the same LPIPS: they are taken from the picture of the worst.
+  const { width, data } = await readImage(path("eval/worst.png")), side = 32;
+  for (let k = 0; k < 8; k++) { // four above four, each pixel as 2 x 2
+    const image = Uint8Array.from({ length: 3 * side * side }, (_, i) => {
+      const x = 2 + 66 * (k % 4) + 2 * (Math.floor(i / 3) % side);
+      const y = 2 + 66 * Math.floor(k / 4) + 2 * Math.floor(i / 3 / side);
+      return data[3 * (y * width + x) + i % 3] as number;
+    });
+    await Deno.mkdir(path(k < 4 ? "a" : "b"), { recursive: true });
+    await writePng(path(`${k < 4 ? "a" : "b"}/${k % 4}.png`), { width: side, height: side, data: image });
+  }
+  const sets = ["--real", path("a"), "--fake", path("b"), "--metrics", "lpips", ...lpips];
+  await run("eval", ...sets, "--workers", "0", "--out", path("pairs"));
+  const pairs = await read("pairs/metrics.json");
+  assertNear(pairs.lpips, scores.lpips, 1e-5);
+  assertNear(pairs.mse, scores.mse, 1e-9);
   await Deno.remove(folder, { recursive: true });
 });

@@ -83,7 +83,11 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   const out = join(root, "out");
   const { lines, error } = await tokEval({ tokenizer, data, out });
   assertEquals(error, undefined);
-  assertEquals(Object.keys(await readScores(out)), ["psnr", "ssim", "mse", "n"]);
+  const ofLatents = ["mean_min", "mean_max", "std_min", "std_max"].map((name) => `latent_${name}`);
+  assertEquals(
+    Object.keys(await readScores(out)),
+    ["psnr", "ssim", "mse", "n", ...ofLatents, "effective_rank"],
+  );
   const said = (word: string) => lines.filter((line) => line.includes(word));
   assertEquals(said("probe"), [
     'left out: probe, knn (classes with fewer than two images, one to learn from and one to test on: "a", "b", "c")',
@@ -188,10 +192,14 @@ Deno.test("metrics are omitted with one note per reason; if none is left, the re
     notes[0]!,
     "left out: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
   );
-  assertEquals([selection.from("encoder").length, selection.from("inception", "reconstructions")], [1, []]);
+  assertEquals([selection.from("encoder").length, selection.from("inception", "reconstructions")], [2, []]);
   const none = new Selection("sets", nothing);
-  none.exclude(({ name }) => name === "fd-encoder" && '"a.npz" holds no images');
-  assertThrows(() => none.settle(() => notes.push("")), UsageError, 'fd-encoder ("a.npz" holds no images)');
+  none.exclude(({ from }) => from === "encoder" && '"a.npz" holds no images');
+  assertThrows(
+    () => none.settle(() => notes.push("")),
+    UsageError,
+    'fd-encoder, copies ("a.npz" holds no images)',
+  );
   assertThrows(() => new Selection("sets", { ...nothing, metrics: ["fid"] }), UsageError, "--inception FILE");
   assertEquals(notes.length, 1);
 });

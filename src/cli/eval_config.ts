@@ -1,0 +1,81 @@
+// The options of tok eval, one field an option as in config.ts.
+
+import { z } from "zod";
+import { count } from "../bounds.ts";
+import { SUBJECTS } from "../metrics/selection.ts";
+import { METRIC_NAMES, REQUESTED_NAMES, type Subject } from "../metrics/table.ts";
+import { GROUPS } from "./about.ts";
+import type { Conditions } from "./conditions.ts";
+import { encoder, general, lpips, reading, sampling, text } from "./options.ts";
+import { generator } from "./sample_config.ts";
+
+const { input, output, data, metrics } = GROUPS;
+const DATA = { value: "PATH", otherwise: "generated shapes" };
+const advanced = true;
+
+export const evalConfig = z.strictObject({
+  ...generator,
+  model: input(text(), "Score a diffusion model: sample from it, then compare", {
+    value: "RUN",
+    otherwise: "the newest run with one",
+  }),
+  tokenizer: input(
+    text(),
+    "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
+    { value: "RUN" },
+  ),
+  data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
+  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics", DATA),
+  fake: input(
+    text(),
+    "Images to compare with --real: as --data, or NPZ; psnr, ssim, ms-ssim, mse, lpips and rfid pair them by name",
+    { value: "PATH" },
+  ),
+  out: output(text(), "Folder for metrics.json; images.csv, worst.png and nearest.png where they apply", {
+    value: "DIR",
+    otherwise: "a new one under ./runs",
+  }),
+  metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
+    otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
+  }),
+  latentNoise: metrics(
+    z.array(z.number().positive()).min(1).optional(),
+    "Also score reconstructions from latents with Gaussian noise of these standard deviations, in units of the latents' own: " +
+      "0.2,0.4",
+    { value: "N,...", otherwise: "none" },
+  ),
+  inception: metrics(
+    text(),
+    "Inception-v3 weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
+    { value: "FILE" },
+  ),
+  inceptionInput: metrics(
+    z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
+    "Resizing and scaling before Inception: pytorch-fid's, or that of ADM's evaluator (TensorFlow 1)",
+    { advanced },
+  ),
+  lpips,
+  ...encoder,
+  num: data(count("images").default(200), "Number of images to sample or generate"),
+  imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
+    unit: "pixels",
+    otherwise: "a tokenizer's training size; sets: no",
+  }),
+  batchSize: data(count("batch").default(50), "Images at a time"),
+  ...reading,
+  ...sampling,
+  ...general,
+});
+export type EvalConfig = z.infer<typeof evalConfig>;
+
+/** Options about samples, which only a model has, and about latents of a tokenizer: where they have an effect. */
+export function evalConditions(subject: Subject): Conditions<EvalConfig> {
+  const only = (what: string, needed: Subject) => {
+    const reason = `it is for the ${what} of a ${needed}, and this scores ${SUBJECTS[subject]}`;
+    return [[() => subject === needed, reason, `score a --${needed}`] as const];
+  };
+  const sampled = ["latents", "ema", ...Object.keys(sampling)].map((
+    name,
+  ) => [name, only("samples", "model")]);
+  return { ...Object.fromEntries(sampled), latentNoise: only("latents", "tokenizer") };
+}

@@ -1,0 +1,81 @@
+// Scores of pairs: images against their reconstructions, or two sets with the same names, batch by batch.
+
+import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
+
+/** Scores of the images of a batch. */
+export type ImageValues = ArrayLike<number> | void;
+
+/** A score of images against their reconstructions, accumulated over batches. */
+export interface PairScore {
+  /** Key of the scores of each image; absent: it has none. */
+  readonly name?: string;
+  /** Adds a batch: RGB bytes [n,S,S,3] of both. @returns the score of each image, if it has a name */
+  add(originals: Uint8Array, reconstructions: Uint8Array): Promise<ImageValues> | ImageValues;
+  scores(): Promise<Record<string, number>> | Record<string, number>;
+  destroy?(): void;
+}
+
+/** The mean over `n` images of a number computed from the bytes of both, [side,side,3]. */
+export class ImageMean implements PairScore {
+  #sum = 0;
+
+  constructor(
+    readonly name: string,
+    readonly n: number,
+    readonly side: number,
+    readonly compare: (a: Uint8Array, b: Uint8Array, side: number) => number,
+  ) {}
+
+  add(a: Uint8Array, b: Uint8Array): number[] {
+    const each = this.side ** 2 * 3, values: number[] = [];
+    for (let at = 0; at < a.length; at += each) {
+      values.push(this.compare(a.subarray(at, at + each), b.subarray(at, at + each), this.side));
+    }
+    for (const value of values) this.#sum += value / this.n;
+    return values;
+  }
+
+  scores(): Record<string, number> {
+    return { [this.name]: this.#sum };
+  }
+}
+
+/** PSNR, SSIM (if the images are large enough) and MSE. */
+export function imageMeans(n: number, side: number): PairScore[] {
+  const means = [new ImageMean("psnr", n, side, psnr)];
+  if (side >= SSIM_SIDE) means.push(new ImageMean("ssim", n, side, (a, b) => ssim(a, b, side, side)));
+  return [...means, new ImageMean("mse", n, side, mse)];
+}
+
+/** A batch of pairs, RGB bytes [count,S,S,3], from pair `first` on. */
+export interface PairBatch {
+  first: number;
+  count: number;
+  originals: Uint8Array<ArrayBuffer>;
+  reconstructions: Uint8Array<ArrayBuffer>;
+}
+
+/**
+ * Adds all batches to all scores.
+ * @param visit called with each batch and its scores of each image
+ */
+export async function scorePairs(
+  batches: AsyncIterable<PairBatch>,
+  scores: readonly PairScore[],
+  visit: (
+    batch: PairBatch,
+    values: Readonly<Record<string, ArrayLike<number>>>,
+  ) => void | Promise<void> = () => {},
+): Promise<Record<string, number>> {
+  for await (const batch of batches) {
+    const values: Record<string, ArrayLike<number>> = {};
+    for (const score of scores) {
+      const added = await score.add(batch.originals, batch.reconstructions);
+      if (added && score.name !== undefined) values[score.name] = added;
+    }
+    await visit(batch, values);
+  }
+  const all: Record<string, number> = {};
+  for (const score of scores) Object.assign(all, await score.scores());
+  return all;
+}
