@@ -147,8 +147,9 @@ export class SetEvaluation implements Disposable {
     const n = train.images.length + (real.images?.length ?? 0) + (fake.images?.length ?? 0);
     const open = (space: EncoderSpace) =>
       kept(this.#extractors, space, () => EncoderFeatures.open(encoder, { batchSize, n, square, space }));
-    const ofReal = real.images && await kept(this.#features, real.images, () => Promise.resolve(new Map()));
-    const memories = { real: ofReal ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() };
+    const realFeatures = real.images &&
+      await kept(this.#features, real.images, () => Promise.resolve(new Map()));
+    const memories = { real: realFeatures ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() };
     const sets = { real, fake };
     const extract = async (space: EncoderSpace, report: Report, side: "real" | "fake") => {
       const features = await open(space), { name, images } = sets[side];
@@ -252,6 +253,7 @@ export class SetEvaluation implements Disposable {
   /** Warns of what makes the scores hard to compare with others. */
   #caution(real: ImageSet, fake: ImageSet): void {
     const metrics = [...this.selection.from("inception"), ...this.selection.from("encoder")];
+    if (metrics.length === 0) return;
     if (metrics.some(({ name }) => /^s?fid$|^fd-(?!infinity)/.test(name))) {
       const counts = [real, fake].flatMap(({ images, pooled }) => images && !pooled ? [images.length] : []);
       const few = counts.length > 0 && cautionOfFew(...counts);

@@ -65,11 +65,10 @@ export async function evaluateTokenizer(
           table,
           noise,
         });
+        await table?.write(options.out, log);
         return noise ? noisyScores(all, sigma) : all;
       });
       for (const score of scores) score.destroy?.();
-      const written = options.out === undefined ? undefined : await table?.write(options.out);
-      if (written !== undefined) log.line(written);
     }
   }
   const latentMetrics = selection.from("latents");

@@ -3,6 +3,7 @@
 import { join } from "@std/path";
 import { writeAtomic } from "../formats/files.ts";
 import { pairGrid, writePng } from "../image/image.ts";
+import type { Log } from "../run/log.ts";
 import type { PairBatch } from "./pairs.ts";
 
 /** Images in the picture. */
@@ -60,12 +61,12 @@ export class ImageScores {
     return [["name", ...columns.map(([key]) => key)].join(), ...rows, ""].join("\n");
   }
 
-  /** Writes both files, where there are scores of each image. @returns a line for people */
-  async write(folder: string): Promise<string | undefined> {
-    if (this.#columns.size === 0) return undefined;
+  /** Writes both files into a folder, where there is one and there are scores of each image, and says so. */
+  async write(folder: string | undefined, log: Pick<Log, "line">): Promise<void> {
+    if (folder === undefined || this.#columns.size === 0) return;
     const csv = join(folder, "images.csv"), picture = join(folder, "worst.png");
     writeAtomic(csv, this.csv());
     await writePng(picture, pairGrid(this.#worst.map(({ pair }) => pair), this.size, SHOWN));
-    return `each image: ${csv}; the worst by ${this.by}: ${picture}`;
+    log.line(`each image: ${csv}; the worst by ${this.by}: ${picture}`);
   }
 }

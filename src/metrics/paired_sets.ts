@@ -117,12 +117,11 @@ export class PairedSets {
         table.add(batch, values, (i) => this.real.images.name(i));
         progress.update(batch.first + batch.count);
       });
+      await table.write(this.options.out, log);
       return { ...all, n };
     });
     progress.end();
     for (const score of scores) score.destroy?.();
-    const written = this.options.out === undefined ? undefined : await table.write(this.options.out);
-    if (written !== undefined) log.line(written);
   }
 
   async *#batches(batchSize: number): AsyncGenerator<PairBatch> {

@@ -102,8 +102,8 @@ function similarity(
   height: number,
 ): { ssim: number; contrast: number } {
   const c1 = (0.01 * 255) ** 2, c2 = (0.03 * 255) ** 2;
-  const products = [a, b, a.map((v) => v * v), b.map((v) => v * v), a.map((v, i) => v * (b[i] as number))];
-  const [ma, mb, aa, bb, ab] = products.map((plane) => blur(plane, width, height)) as Planes;
+  const moments = [a, b, a.map((v) => v * v), b.map((v) => v * v), a.map((v, i) => v * (b[i] as number))];
+  const [ma, mb, aa, bb, ab] = moments.map((plane) => blur(plane, width, height)) as Planes;
   let total = 0, contrasts = 0;
   for (let i = 0; i < ma.length; i++) {
     const x = ma[i] as number, y = mb[i] as number;

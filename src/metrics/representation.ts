@@ -145,7 +145,7 @@ function lengthsOf({ data, rows, columns }: Features): Float64Array {
 
 /** Unbiased HSIC (Song et al. 2012) of two kernels of m rows that are zero except where i has j as a neighbour in both. */
 function hsic(x: Neighbourhoods, y: Neighbourhoods, m: number): number {
-  let products = 0, sumX = 0, sumY = 0;
+  let trace = 0, sumX = 0, sumY = 0;
   const columnsOfX = new Float64Array(m), rowsOfY = new Float64Array(m);
   x.forEach((row, i) => {
     const other = y[i] as ReadonlyMap<number, number>;
@@ -156,9 +156,9 @@ function hsic(x: Neighbourhoods, y: Neighbourhoods, m: number): number {
       sumY += inY;
       columnsOfX[j] = (columnsOfX[j] as number) + similarity;
       rowsOfY[i] = (rowsOfY[i] as number) + inY;
-      if (x[j]?.has(i) && y[j]?.has(i)) products += similarity * (y[j]?.get(i) as number);
+      if (x[j]?.has(i) && y[j]?.has(i)) trace += similarity * (y[j]?.get(i) as number);
     }
   });
   const chained = columnsOfX.reduce((sum, v, i) => sum + v * (rowsOfY[i] as number), 0);
-  return (products + sumX * sumY / ((m - 1) * (m - 2)) - 2 * chained / (m - 2)) / (m * (m - 3));
+  return (trace + sumX * sumY / ((m - 1) * (m - 2)) - 2 * chained / (m - 2)) / (m * (m - 3));
 }

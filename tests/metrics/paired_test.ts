@@ -78,6 +78,7 @@ Deno.test("tok eval --real A --fake B scores pairs by name: means, a row an imag
   };
   const one = await scored("one", "--metrics", "psnr,ssim", "--batch-size", "5");
   assertEquals(Object.keys(one.scores), ["psnr", "ssim", "mse", "n"]);
+  assert(!one.lines.some((line) => line.includes("few"))); // a caution for distances of sets
   assert(one.lines.some((line) => line.endsWith(`the worst by ssim: ${at("one/worst.png")}`)));
   const sorted = names.toSorted(), rows = one.csv.trimEnd().split("\n");
   assertEquals(rows.shift(), "name,psnr,ssim,mse");
@@ -157,11 +158,14 @@ Deno.test("ImageScores keeps the worst of all batches and nothing without scores
     originals: pixel(first),
     reconstructions: pixel(first),
   });
-  assertEquals([await table.write("nowhere"), table.by], [undefined, undefined]);
+  const said: string[] = [], log = { line: (text = "") => void said.push(text) };
+  await table.write("nowhere", log);
+  assertEquals([said, table.by], [[], undefined]);
   for (const [i, psnr] of [5, 1, Infinity, 3].entries()) table.add(batch(i), { psnr: [psnr] }, String);
   assertEquals(table.csv(), "name,psnr\n0,5\n1,1\n2,Infinity\n3,3\n");
   const folder = await Deno.makeTempDir();
-  await table.write(folder);
+  await table.write(folder, log);
+  assertStringIncludes(said[0] ?? "", "the worst by psnr");
   const { width, data } = await readImage(join(folder, "worst.png"));
   const colors = [1, 3, 0, 2].map((_, k) => data[3 * (2 * width + 2 + 66 * k)]);
   assertEquals(colors, [1, 3, 0, 2]);

@@ -83,10 +83,10 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   const out = join(root, "out");
   const { lines, error } = await tokEval({ tokenizer, data, out });
   assertEquals(error, undefined);
-  const ofLatents = ["mean_min", "mean_max", "std_min", "std_max"].map((name) => `latent_${name}`);
+  const latentKeys = ["mean_min", "mean_max", "std_min", "std_max"].map((name) => `latent_${name}`);
   assertEquals(
     Object.keys(await readScores(out)),
-    ["psnr", "ssim", "mse", "n", ...ofLatents, "effective_rank"],
+    ["psnr", "ssim", "mse", "n", ...latentKeys, "effective_rank"],
   );
   const said = (word: string) => lines.filter((line) => line.includes(word));
   assertEquals(said("probe"), [
