@@ -5,7 +5,8 @@
 import type { ImageSource } from "../data/image_source.ts";
 import { scaleOf, Shapes } from "../data/toy_shapes.ts";
 import { collect, type ImageProgram, imageProgram, inferImages } from "../metrics/batched.ts";
-import { frechet, type Gaussian, Moments } from "../metrics/frechet.ts";
+import { frechet } from "../metrics/frechet.ts";
+import { Moments } from "../metrics/moments.ts";
 import { accuracy, predict, trainProbe } from "../metrics/linear_probe.ts";
 import { imageMeans, type PairScore } from "../metrics/pairs.ts";
 import type { Scores } from "../metrics/table.ts";
@@ -57,7 +58,7 @@ export async function scoreCell(
 
   const real = new Moments(TOY_CLASSIFIER_WIDTH);
   const { features } = await collect(program, "pooled", new Shapes(IMAGES.real, SEEDS.test));
-  real.add(features.data);
+  await real.add(features.data);
   const { model } = await openGenerator(modelRun),
     labels = Array.from(
       { length: IMAGES.generated },
@@ -74,7 +75,7 @@ export async function scoreCell(
       const all = new Uint8Array(BATCH * image.length);
       waiting.splice(0).forEach((bytes, k) => all.set(bytes, k * image.length));
       for await (const { pooled, logits } of inferImages(program, all)) {
-        fake.add(pooled);
+        await fake.add(pooled);
         const classes = logits.length / BATCH;
         for (let k = 0; k < BATCH; k++) {
           const row = logits.subarray(k * classes, (k + 1) * classes);
@@ -82,7 +83,8 @@ export async function scoreCell(
         }
       }
     }
-    const distance = await frechet(real.gaussian(), fake.gaussian()), agreement = hits / labels.length;
+    const distance = await frechet(await real.gaussian(), await fake.gaussian()),
+      agreement = hits / labels.length;
     if (cfg === 1) Object.assign(scores, { gfd: distance, agreement_unguided: agreement });
     else if (distance < (scores.gfd_guided ?? Infinity)) {
       Object.assign(scores, { gfd_guided: distance, guidance: cfg, agreement });
@@ -110,12 +112,12 @@ class ClassifierFrechet implements PairScore {
 
   async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
     for (const [i, images] of [originals, reconstructions].entries()) {
-      for await (const { pooled } of inferImages(this.program, images)) this.#moments[i]?.add(pooled);
+      for await (const { pooled } of inferImages(this.program, images)) await this.#moments[i]?.add(pooled);
     }
   }
 
   async scores(): Promise<Scores> {
-    const [a, b] = this.#moments.map((moments) => moments.gaussian()) as [Gaussian, Gaussian];
-    return { rfd: await frechet(a, b) };
+    const [a, b] = this.#moments;
+    return { rfd: await frechet(await a.gaussian(), await b.gaussian()) };
   }
 }

@@ -16,7 +16,7 @@ import {
 import { noGrad } from "../tensor/autograd.ts";
 import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 
 /** A program over images `x`: an {@link imageInput}, or a network's input [B,H,W,3]. */
 export type ImageProgram<K extends string> = Program<{ x: Tensor }, Record<K, Tensor>>;

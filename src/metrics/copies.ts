@@ -2,7 +2,7 @@
 // that image is to its own nearest neighbour; 1 - the authenticity of Alaa et al. (2022, arXiv 2102.08921). Euclidean distances.
 
 import { UsageError } from "../errors.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { GramBlocks, rowsOf, squaredLengths } from "./gram.ts";
 
 /** For each generated image its nearest training image. */

@@ -86,6 +86,11 @@ export class EncoderFeatures {
     return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } }, fingerprint);
   }
 
+  /** Features of an image. */
+  get columns(): number {
+    return this.program.outputs.y.dim(-1);
+  }
+
   /** @param sizes counts the sizes of the images */
   extract(images: InputSource, sizes?: Sizes): Promise<LabelledFeatures> {
     return collect(this.program, "y", inputs(images, this.view, sizes));

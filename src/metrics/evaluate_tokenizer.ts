@@ -9,7 +9,7 @@ import type { Log } from "../run/log.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import { cautionOfFew } from "./cautions.ts";
 import { EncoderFeatures } from "./encoder_features.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { type EvaluationOptions, labelContext } from "./evaluate.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { PairScore } from "./pairs.ts";

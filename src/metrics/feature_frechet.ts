@@ -4,7 +4,8 @@
 import { mean } from "../ops/reduce.ts";
 import type { Tensor } from "../tensor/tensor.ts";
 import { type ImageProgram, imageProgram, inferImages } from "./batched.ts";
-import { frechet, type Gaussian, Moments } from "./frechet.ts";
+import { frechet } from "./frechet.ts";
+import { type Gaussian, Moments } from "./moments.ts";
 import type { PairScore } from "./pairs.ts";
 
 export class FeatureFrechet implements PairScore {
@@ -38,24 +39,26 @@ export class FeatureFrechet implements PairScore {
     this.#reconstructions = await this.#added(this.#reconstructions, reconstructions);
   }
 
-  /** Statistics of the originals so far. */
-  originals(): Gaussian | undefined {
-    return this.known ?? this.#originals?.gaussian();
+  /** Statistics of the originals, after all were added. */
+  async originals(): Promise<Gaussian | undefined> {
+    return this.known ?? await this.#originals?.gaussian();
   }
 
   async scores(): Promise<Record<string, number>> {
-    const a = this.originals(), b = this.#reconstructions?.gaussian();
+    const a = await this.originals(), b = await this.#reconstructions?.gaussian();
     return a && b ? { fd_encoder: await frechet(a, b) } : {};
   }
 
   destroy(): void {
     this.program.destroy();
+    this.#originals?.[Symbol.dispose]();
+    this.#reconstructions?.[Symbol.dispose]();
   }
 
   async #added(moments: Moments | undefined, images: Uint8Array): Promise<Moments | undefined> {
     for await (const { y } of inferImages(this.program, images)) {
       moments ??= new Moments(this.program.outputs.y.dim(-1));
-      moments.add(y);
+      await moments.add(y);
     }
     return moments;
   }

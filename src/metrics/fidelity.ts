@@ -3,7 +3,7 @@
 // (x . y / n + 1)^3, over subsets. CMMD (Jayasumana et al. 2024): biased MMD^2 with a Gaussian kernel.
 
 import { UsageError } from "../errors.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { GramBlocks, type Measured, orderByContent, PairDistances, randomRows } from "./gram.ts";
 
 /** Images per split. */

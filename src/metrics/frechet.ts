@@ -3,98 +3,12 @@
 // no matrix square root, and singular covariances (fewer images than features) are valid. All in f64.
 
 import { NotFiniteError, UsageError } from "../errors.ts";
-import { addDotProducts, breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
+import { DotProducts, setRow } from "./dot_products.ts";
+import { breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
+import { type Features, type Gaussian, Moments } from "./moments.ts";
 
-/** Features of many images, one row each. */
-export interface Features {
-  data: Float32Array;
-  rows: number;
-  columns: number;
-}
-
-export interface Gaussian {
-  mean: Float64Array;
-  /** Unbiased covariance [n, n]. */
-  covariance: Float64Array;
-}
-
-/** Rows per accumulation of their outer products. */
-const CHUNK = 256;
-
-/** Accumulates mean and covariance of rows; no row is kept. */
-export class Moments {
-  rows = 0;
-  readonly #n: number;
-  /** The first row, which is subtracted from all rows to avoid cancellation. */
-  #origin: Float32Array | undefined;
-  readonly #sum: Float64Array;
-  /** Lower triangle of the sum of outer products [N, N]. */
-  readonly #outer: Float64Array;
-  /** Pending rows, as columns [N, CHUNK]. */
-  readonly #waiting: Float64Array;
-
-  constructor(columns: number) {
-    const N = padded(this.#n = columns);
-    this.#sum = new Float64Array(N);
-    this.#outer = new Float64Array(N * N);
-    this.#waiting = new Float64Array(N * CHUNK);
-  }
-
-  /** Adds complete rows. @throws UsageError for features that are not finite */
-  add(data: Float32Array): void {
-    const n = this.#n;
-    for (let from = 0; from < data.length; from += n) {
-      const row = data.subarray(from, from + n);
-      if (!row.every(Number.isFinite)) {
-        throw new NotFiniteError("Cannot compute the covariance: a feature is not finite");
-      }
-      const origin = this.#origin ??= row.slice();
-      const place = this.rows++ % CHUNK;
-      for (let i = 0; i < n; i++) {
-        const v = (row[i] as number) - (origin[i] as number);
-        this.#waiting[i * CHUNK + place] = v;
-        this.#sum[i] = (this.#sum[i] as number) + v;
-      }
-      if (place === CHUNK - 1) this.#addWaiting();
-    }
-  }
-
-  /** @throws UsageError for fewer than two rows */
-  gaussian(): Gaussian {
-    const { rows } = this, n = this.#n, N = padded(n), S = this.#outer, sum = this.#sum;
-    if (rows < 2) throw new UsageError(`Cannot compute the covariance: ${rows} images are too few`);
-    this.#addWaiting();
-    const covariance = new Float64Array(n * n);
-    for (let i = 0; i < n; i++) {
-      for (let j = 0; j <= i; j++) {
-        const centred = (S[i * N + j] as number) - (sum[i] as number) * (sum[j] as number) / rows;
-        covariance[i * n + j] = covariance[j * n + i] = centred / (rows - 1);
-      }
-    }
-    const mean = Float64Array.from(
-      { length: n },
-      (_, i) => (this.#origin?.[i] ?? 0) + (sum[i] as number) / rows,
-    );
-    return { mean, covariance };
-  }
-
-  #addWaiting(): void {
-    const N = padded(this.#n);
-    for (let i = 0; i < N; i += 4) {
-      for (let j = 0; j <= i; j += 4) {
-        addDotProducts(this.#outer, N, this.#waiting, i, this.#waiting, j, CHUNK);
-      }
-    }
-    this.#waiting.fill(0);
-  }
-}
-
-/** Mean and covariance of features. @throws UsageError for fewer than two rows or features that are not finite */
-export function gaussian({ data, columns }: Features): Gaussian {
-  const moments = new Moments(columns);
-  moments.add(data);
-  return moments.gaussian();
-}
+/** Rows of a matrix between two yields to the event loop. */
+const STRIP = 64;
 
 /** The Frechet distance of two Gaussians; zero if they are equal. */
 export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
@@ -121,21 +35,24 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
   ] as const;
   const second = factors[1].rank < factors[0].rank, { covariance } = second ? a : b;
   const { rank, order, upper } = factors[second ? 1 : 0];
-  const other = new Float64Array(N * N); // the other covariance, in the order of the factor
-  for (let i = 0; i < n; i++) {
-    const from = (order[i] as number) * n;
-    for (let j = 0; j < n; j++) other[i * N + j] = covariance[from + (order[j] as number)] as number;
+  const R = padded(rank), us = new DotProducts(R + N, N, R, N);
+  for (let k = 0; k < R; k++) setRow(us, k, upper.subarray(k * N, (k + 1) * N));
+  for (let i = 0; i < n; i++) { // the other covariance S, in the order of the factor
+    const from = (order[i] as number) * n, at = us.at(R + i);
+    for (let j = 0; j < n; j++) us.panels[at + 4 * j] = covariance[from + (order[j] as number)] as number;
   }
-  const R = padded(rank), us = new Float64Array(R * N), usu = new Float64Array(R * R);
-  for (let k = 0; k < R; k += 4) { // U S2, whose row k begins at column k of U
-    for (let j = 0; j < N; j += 4) addDotProducts(us, N, upper, k, other, j, N, k);
+  for (let k = 0; k < R; k += STRIP) { // U S, whose row k begins at column k of U
+    us.add([k, Math.min(R, k + STRIP)], [R, R + N], { sumTop: 0, zeros: (i) => i });
     await breathe();
   }
-  for (let k = 0; k < R; k += 4) {
-    for (let j = 0; j <= k; j += 4) addDotProducts(usu, R, us, k, upper, j, N, j);
+  const usu = new DotProducts(2 * R, N, R, R);
+  usu.panels.set(us.panels.subarray(0, R * N));
+  for (let k = 0; k < R; k++) setRow(usu, R + k, us.sums.subarray(k * N, (k + 1) * N));
+  for (let k = R; k < 2 * R; k += STRIP) { // U S U^T
+    usu.add([k, Math.min(2 * R, k + STRIP)], [0, R], { sumTop: R, lower: R, zeros: (_, j) => j });
     await breathe();
   }
-  const values = await symmetricEigenvalues(usu, rank, R, breathe);
+  const values = await symmetricEigenvalues(usu.sums, rank, R, breathe);
   return Math.max(0, distance - 2 * values.reduce((sum, v) => sum + Math.sqrt(Math.max(0, v)), 0));
 }
 
@@ -160,16 +77,17 @@ export async function frechetAtInfinity(
       `Cannot extrapolate the Frechet distance: ${rows} images are too few; use more than ${INFINITY_POINTS}`,
     );
   }
-  const least = Math.min(5000, Math.max(Math.floor(rows / 10), 2)), moments = new Moments(columns);
+  const least = Math.min(5000, Math.max(Math.floor(rows / 10), 2));
+  using moments = new Moments(columns);
   const inverses: number[] = [], distances: number[] = [];
   for (let point = 0; point < INFINITY_POINTS; point++) {
     const count = Math.floor(least + (rows - least) * point / (INFINITY_POINTS - 1));
     while (moments.rows < count) {
       const at = (options.order[moments.rows] as number) * columns;
-      moments.add(fake.data.subarray(at, at + columns));
+      await moments.add(fake.data.subarray(at, at + columns));
     }
     inverses.push(1 / count);
-    distances.push(await frechet(real, moments.gaussian()));
+    distances.push(await frechet(real, await moments.gaussian()));
     options.onPoint?.(point + 1);
   }
   return intercept(inverses, distances);

@@ -7,7 +7,7 @@ import { noGrad } from "../tensor/autograd.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { matmul } from "../ops/matmul.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 
 /** Rows per block. */
 const BLOCK = 2048;

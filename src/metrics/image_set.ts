@@ -4,7 +4,7 @@ import type { InputSource } from "../data/network_input.ts";
 import { NpzImages } from "../data/npz_images.ts";
 import { INCEPTION_SIDE, INCEPTION_WIDTHS } from "../models/inception.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
-import type { Features, Gaussian } from "./frechet.ts";
+import type { Features, Gaussian } from "./moments.ts";
 import type { FeatureKind, InceptionView } from "./inception.ts";
 import type { EncoderMetric, InceptionMetric, Metric } from "./table.ts";
 

@@ -10,7 +10,8 @@ import {
   type InceptionOutput,
 } from "../models/inception.ts";
 import { InceptionScore } from "./fidelity.ts";
-import { type Features, frechet, type Gaussian, Moments } from "./frechet.ts";
+import { frechet } from "./frechet.ts";
+import { type Features, type Gaussian, Moments } from "./moments.ts";
 import { type ImageProgram, imageProgram, infer, inferImages, Rows } from "./batched.ts";
 import type { PairScore } from "./pairs.ts";
 
@@ -77,17 +78,17 @@ export class InceptionFeatures {
     n: number = source.length,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
-    const stats = new FeatureStats(this.kinds);
+    using stats = new FeatureStats(this.kinds);
     for await (const { first, count, outputs } of infer(this.program, source, n)) {
-      stats.add(outputs);
+      await stats.add(outputs);
       onProgress(first + count);
     }
-    return stats.view();
+    return await stats.view();
   }
 
   /** Adds images in memory, RGB bytes [n,S,S,3], to `stats`. */
   async add(images: Uint8Array, stats: FeatureStats): Promise<void> {
-    for await (const outputs of inferImages(this.program, images)) stats.add(outputs);
+    for await (const outputs of inferImages(this.program, images)) await stats.add(outputs);
   }
 
   destroy(): void {
@@ -96,7 +97,7 @@ export class InceptionFeatures {
 }
 
 /** Accumulates the requested kinds over batches. */
-export class FeatureStats {
+export class FeatureStats implements Disposable {
   readonly #moments: Moments | undefined;
   readonly #spatial: Moments | undefined;
   readonly #rows: Rows | undefined;
@@ -110,23 +111,28 @@ export class FeatureStats {
     if (kinds.includes("score")) this.#score = new InceptionScore(INCEPTION_WIDTHS.logits);
   }
 
-  add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): void {
+  async add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): Promise<void> {
     if (pooled) {
-      this.#moments?.add(pooled);
+      await this.#moments?.add(pooled);
       this.#rows?.add(pooled);
       this.#count += pooled.length / INCEPTION_WIDTHS.pooled;
     }
-    if (spatial) this.#spatial?.add(spatial);
+    if (spatial) await this.#spatial?.add(spatial);
     if (logits) this.#score?.add(logits);
   }
 
-  view(): InceptionView {
+  async view(): Promise<InceptionView> {
     return {
-      ...this.#moments && { moments: this.#moments.gaussian() },
-      ...this.#spatial && { spatial: this.#spatial.gaussian() },
+      ...this.#moments && { moments: await this.#moments.gaussian() },
+      ...this.#spatial && { spatial: await this.#spatial.gaussian() },
       ...this.#rows && { features: this.#rows.features(this.#count) },
       ...this.#score && { score: this.#score.score() },
     };
+  }
+
+  [Symbol.dispose](): void {
+    this.#moments?.[Symbol.dispose]();
+    this.#spatial?.[Symbol.dispose]();
   }
 }
 
@@ -144,11 +150,13 @@ export class ReconstructionFrechet implements PairScore {
   }
 
   async scores(): Promise<Record<string, number>> {
-    const [a, b] = [this.#originals.view().moments, this.#reconstructions.view().moments];
+    const { moments: a } = await this.#originals.view(), { moments: b } = await this.#reconstructions.view();
     return a && b ? { rfid: await frechet(a, b) } : {};
   }
 
   destroy(): void {
     this.inception.destroy();
+    this.#originals[Symbol.dispose]();
+    this.#reconstructions[Symbol.dispose]();
   }
 }

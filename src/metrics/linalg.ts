@@ -1,6 +1,6 @@
-// Linear algebra of symmetric f64 matrices for covariances of thousands of features: 4x4 register-blocked dot products, Cholesky
-// factors of possibly singular matrices, eigenvalues. Sides are zero-padded to multiples of four and memory is read along rows:
-// 2048 columns take seconds. Long computations yield to the event loop.
+// Linear algebra of symmetric f64 matrices for covariances of thousands of features: Cholesky factors of possibly singular
+// matrices, eigenvalues. Sides are zero-padded to multiples of four and memory is read along rows: 2048 columns take seconds.
+// Long computations yield to the event loop.
 
 /** Yields to the event loop at most every 100 ms, for output and signals. */
 export type Breather = () => Promise<void> | undefined;

@@ -3,7 +3,7 @@
 // derived from the features: deterministic, without a seed or a learning rate.
 
 import { UsageError } from "../errors.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { addDotProducts, padded } from "./linalg.ts";
 
 /** A trained linear classifier. */

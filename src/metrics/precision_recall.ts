@@ -3,7 +3,7 @@
 // neighbour as radius; Euclidean distances of pooled features, as in ADM's evaluator (there in half precision, here in f32).
 
 import { UsageError } from "../errors.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { type Measured, PairDistances } from "./gram.ts";
 
 /** Neighbour whose distance is the radius of a ball; a set needs one image more. */

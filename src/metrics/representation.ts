@@ -4,7 +4,7 @@
 import { UsageError } from "../errors.ts";
 import { ChannelStatistics } from "../formats/channel_statistics.ts";
 import { Rows } from "./batched.ts";
-import { type Features, Moments } from "./frechet.ts";
+import { type Features, Moments } from "./moments.ts";
 import { GramBlocks } from "./gram.ts";
 import { breather, symmetricEigenvalues } from "./linalg.ts";
 
@@ -22,12 +22,12 @@ export class LatentSummary {
   /** @param images number of images that will be added; evenly spaced cells of each enter the covariance */
   constructor(private readonly shape: { cells: number; channels: number }, images: number) {
     this.channels = new ChannelStatistics(shape.channels);
-    this.#moments = new Moments(shape.channels);
+    this.#moments = new Moments(shape.channels, 0);
     this.#cells = Math.min(shape.cells, Math.max(1, Math.floor(MAX_CELLS / images)));
   }
 
   /** Adds the latents of complete images. */
-  add(latents: Float32Array): void {
+  async add(latents: Float32Array): Promise<void> {
     const { cells, channels } = this.shape, each = cells * channels, n = latents.length / each;
     this.channels.add(latents, 1);
     const means = new Float64Array(n * channels), chosen = new Float32Array(n * this.#cells * channels);
@@ -41,7 +41,7 @@ export class LatentSummary {
         chosen.set(latents.subarray(from, from + channels), (i * this.#cells + k) * channels);
       }
     }
-    this.#moments.add(chosen);
+    await this.#moments.add(chosen);
     this.#means.add(Float32Array.from(means));
     this.#images += n;
   }
@@ -52,8 +52,8 @@ export class LatentSummary {
   }
 
   /** {@link effectiveRank} of the cells. */
-  effectiveRank(): Promise<number> {
-    return effectiveRank(this.#moments.gaussian().covariance, this.shape.channels);
+  async effectiveRank(): Promise<number> {
+    return await effectiveRank((await this.#moments.gaussian()).covariance, this.shape.channels);
   }
 }
 

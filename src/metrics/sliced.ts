@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { normal } from "../philox.ts";
-import type { Features } from "./frechet.ts";
+import type { Features } from "./moments.ts";
 import { GramBlocks, meanOf, randomRows } from "./gram.ts";
 
 /** Number of directions. */

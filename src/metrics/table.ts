@@ -11,14 +11,8 @@ import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
 import { cmmd, kernelDistance } from "./fidelity.ts";
-import {
-  type Features,
-  frechet,
-  frechetAtInfinity,
-  type Gaussian,
-  gaussian,
-  INFINITY_POINTS,
-} from "./frechet.ts";
+import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
+import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import { randomOrder } from "./gram.ts";
 import {
   type FeatureKind,
@@ -172,10 +166,11 @@ const byEncoder = (
   return { ...common, name, ...kinds, minImages, compute, ...more };
 };
 
-const momentsOf = (view: InceptionView): Gaussian => view.moments ??= gaussian(view.features as Features);
+const momentsOf = async (view: InceptionView): Promise<Gaussian> =>
+  view.moments ??= await gaussian(view.features as Features);
 
 const distance = (key: string): SetCompute => async (a, b) => ({
-  [key]: await frechet(momentsOf(a), momentsOf(b)),
+  [key]: await frechet(await momentsOf(a), await momentsOf(b)),
 });
 
 /** Scores of rows of features, by what their keys end with. */
@@ -202,7 +197,7 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
   const infinity: SetCompute = async (a, { features }, { seed, progress }) => {
     const fake = features as Features, shown = progress("FD-infinity", INFINITY_POINTS, "distances");
     const options = { order: randomOrder(fake, seed), onPoint: shown.update };
-    const value = frechetAtInfinity(momentsOf(a), fake, options).finally(() => shown.end());
+    const value = frechetAtInfinity(await momentsOf(a), fake, options).finally(() => shown.end());
     return { [end ? `fd_infinity${end}` : "fid_infinity"]: await value };
   };
   const precision = both("precision and recall", precisionRecall);

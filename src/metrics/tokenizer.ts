@@ -204,7 +204,7 @@ export async function summarisedLatents(
   const n = source.length, shape = { cells: tokenizer.side(size) ** 2, channels: tokenizer.channels };
   const summary = new LatentSummary(shape, n), program = await encoderProgram(tokenizer, batchSize, size, n);
   try {
-    for await (const { outputs } of infer(program, source, n)) summary.add(outputs.z);
+    for await (const { outputs } of infer(program, source, n)) await summary.add(outputs.z);
   } finally {
     program.destroy();
   }

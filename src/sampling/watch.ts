@@ -13,7 +13,8 @@ import type { Latents } from "../formats/latents.ts";
 import { type Image, writePng } from "../image/image.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { EncoderFeatures } from "../metrics/encoder_features.ts";
-import { frechet, type Gaussian, Moments } from "../metrics/frechet.ts";
+import { frechet } from "../metrics/frechet.ts";
+import { type Gaussian, Moments } from "../metrics/moments.ts";
 import type { Denoiser } from "../models/denoiser.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import type { Log } from "../run/log.ts";
@@ -186,17 +187,16 @@ export class SampleWatch {
       n: CHUNK,
     });
     const features = this.#features;
-    let moments: Moments | undefined, waiting: Uint8Array[] = [];
+    using moments = new Moments(features.columns);
+    let waiting: Uint8Array[] = [];
     const add = async () => {
       throwIfStopped();
-      const { features: { data, columns } } = await features.extract(this.#inputs(waiting));
-      moments ??= new Moments(columns);
-      moments.add(data);
+      await moments.add((await features.extract(this.#inputs(waiting))).features.data);
       waiting = [];
     };
     for await (const image of images) if (waiting.push(image) === CHUNK) await add();
     if (waiting.length) await add();
-    return (moments as Moments).gaussian();
+    return await moments.gaussian();
   }
 
   #inputs(images: readonly Uint8Array[]): InputSource {

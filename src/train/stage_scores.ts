@@ -9,7 +9,7 @@ import { exists, makeFolder, readJson, writeJson } from "../formats/files.ts";
 import { grid, type Image, pairGrid, writePng } from "../image/image.ts";
 import { infer } from "../metrics/batched.ts";
 import { FeatureFrechet } from "../metrics/feature_frechet.ts";
-import type { Gaussian } from "../metrics/frechet.ts";
+import type { Gaussian } from "../metrics/moments.ts";
 import { LpipsScore } from "../metrics/lpips_score.ts";
 import { SSIM_SIDE } from "../metrics/psnr_ssim.ts";
 import { canProbe, encoderProgram, scoreLatents, scoreReconstruction } from "../metrics/tokenizer.ts";
@@ -140,7 +140,7 @@ export class StageScores {
       pair?.destroy();
       features?.destroy();
     });
-    this.#originals = features?.originals();
+    this.#originals = await features?.originals();
     if (probe) {
       const moved = stage.train.includes("encoder") || stage.train.includes("adapter");
       if (moved) this.#latentScores = undefined;

@@ -6,7 +6,7 @@ import { UsageError } from "../../src/errors.ts";
 import { readImage, writePng } from "../../src/image/image.ts";
 import { cautionOfFew, cautionsOf } from "../../src/metrics/cautions.ts";
 import { nearestTraining, shareOfCopies } from "../../src/metrics/copies.ts";
-import type { Features } from "../../src/metrics/frechet.ts";
+import type { Features } from "../../src/metrics/moments.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { Vit } from "../../src/models/vit.ts";

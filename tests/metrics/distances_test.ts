@@ -9,7 +9,8 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { Rows } from "../../src/metrics/batched.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { cmmd, kernelDistance } from "../../src/metrics/fidelity.ts";
-import { type Features, frechet, frechetAtInfinity, gaussian, Moments } from "../../src/metrics/frechet.ts";
+import { frechet, frechetAtInfinity } from "../../src/metrics/frechet.ts";
+import { type Features, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { randomOrder, rowsOf } from "../../src/metrics/gram.ts";
 import { densityCoverage, precisionRecall } from "../../src/metrics/precision_recall.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
@@ -54,10 +55,20 @@ Deno.test("distances of given features equal NumPy's and SciPy's to 1e-6, singul
   const u = units("d.directions", 300 * REAL.columns), columns = REAL.columns;
   const directions = { data: Float32Array.from(u, (v) => 2 * v - 1), rows: 300, columns };
   const [wideReal, wideFake] = fixture.wide.map((made) => features(...made as Made)) as [Features, Features];
-  assertNear(await frechet(gaussian(REAL), gaussian(FAKE)), fixture.frechet, 1e-6, "frechet");
-  assertNear(await frechet(gaussian(wideReal), gaussian(wideFake)), fixture.singular, 1e-6, "singular");
+  assertNear(await frechet(await gaussian(REAL), await gaussian(FAKE)), fixture.frechet, 1e-6, "frechet");
+  assertNear(
+    await frechet(await gaussian(wideReal), await gaussian(wideFake)),
+    fixture.singular,
+    1e-6,
+    "singular",
+  );
   const options = { order: inOrder(FAKE.rows) };
-  assertNear(await frechetAtInfinity(gaussian(REAL), FAKE, options), fixture.infinity, 1e-6, "infinity");
+  assertNear(
+    await frechetAtInfinity(await gaussian(REAL), FAKE, options),
+    fixture.infinity,
+    1e-6,
+    "infinity",
+  );
   for (const profile of ["cpu", "gpu"] as const) {
     await testDevice(profile);
     const { density, coverage } = await densityCoverage(REAL, FAKE);
@@ -74,9 +85,9 @@ const DISTANCES: Record<
   string,
   { of(a: Features, b: Features): Promise<number>; equal?: number; oneWay?: true }
 > = {
-  fid: { of: (a, b) => frechet(gaussian(a), gaussian(b)), equal: 0 },
+  fid: { of: async (a, b) => frechet(await gaussian(a), await gaussian(b)), equal: 0 },
   "fid-infinity": {
-    of: (a, b) => frechetAtInfinity(gaussian(a), b, { order: randomOrder(b, 3) }),
+    of: async (a, b) => frechetAtInfinity(await gaussian(a), b, { order: randomOrder(b, 3) }),
     oneWay: true,
   },
   kid: { of: kernelDistance },
@@ -114,15 +125,15 @@ Deno.test("each distance is 0 for equal sets, symmetric, grows with corruption a
 });
 
 Deno.test("moments and rows do not depend on the size of the batches that they are made of", async () => {
-  const set = corrupted(0.5), base = gaussian(corrupted(0));
+  const set = corrupted(0.5), base = await gaussian(corrupted(0));
   for (const size of [1, 7, 64]) {
     const moments = new Moments(set.columns), rows = new Rows();
     for (let at = 0; at < set.rows; at += size) {
       const part = set.data.slice(at * set.columns, (at + size) * set.columns);
-      moments.add(part);
+      await moments.add(part);
       rows.add(part);
     }
-    assertNear(await frechet(base, moments.gaussian()), await frechet(base, gaussian(set)), 1e-9);
+    assertNear(await frechet(base, await moments.gaussian()), await frechet(base, await gaussian(set)), 1e-9);
     assertEquals(rows.features(set.rows), set);
   }
 });
@@ -175,7 +186,7 @@ Deno.test("distances refuse too few images and features of another network", asy
   const cases: [() => Promise<unknown>, string][] = [
     [() => densityCoverage(few, FAKE), "5 real images are too few; use more than 5"],
     [
-      () => frechetAtInfinity(gaussian(REAL), first(FAKE, 15), { order }),
+      async () => frechetAtInfinity(await gaussian(REAL), first(FAKE, 15), { order }),
       "15 images are too few; use more than 15",
     ],
     [() => mind(REAL, { ...FAKE, rows: 90, columns: 6 }), "12 against 6"],

@@ -8,7 +8,7 @@ import { readImage, writePng } from "../../src/image/image.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { gather } from "../../src/data/image_source.ts";
 import { InceptionScore, kernelDistance } from "../../src/metrics/fidelity.ts";
-import { type Features, gaussian } from "../../src/metrics/frechet.ts";
+import { type Features, gaussian } from "../../src/metrics/moments.ts";
 import { precisionRecall } from "../../src/metrics/precision_recall.ts";
 import { GramBlocks } from "../../src/metrics/gram.ts";
 import { unpackImages } from "../../src/ops/pixels.ts";
@@ -171,7 +171,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   assertEquals([scores.precision, scores.recall, scores.n], [precision, recall, COUNT]);
 
   // Statistics stand in for images where they suffice, and it is said where they do not.
-  const known = gaussian(features("statistics", 3, 2048, 1));
+  const known = await gaussian(features("statistics", 3, 2048, 1));
   await writeNpz(path("known.npz"), [
     { name: "mu", shape: [2048], data: known.mean },
     { name: "sigma", shape: [2048, 2048], data: known.covariance },

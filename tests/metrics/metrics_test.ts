@@ -1,8 +1,10 @@
 // The scores against independent computations.
 
-import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { UsageError } from "../../src/errors.ts";
-import { type Features, frechet, gaussian, Moments } from "../../src/metrics/frechet.ts";
+import { DotProducts, setRow } from "../../src/metrics/dot_products.ts";
+import { frechet } from "../../src/metrics/frechet.ts";
+import { type Features, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { accuracy, nearest, predict, trainProbe } from "../../src/metrics/linear_probe.ts";
 import { mse, psnr, ssim } from "../../src/metrics/psnr_ssim.ts";
 import { breather, choleskyFactor, padded, symmetricEigenvalues } from "../../src/metrics/linalg.ts";
@@ -17,7 +19,7 @@ const features = (data: number[] | Float32Array, rows: number, columns: number):
 
 for (const { rows, columns, a, b, distance } of fixture.cases) {
   Deno.test(`frechet() of ${rows} x ${columns} features equals scipy's, both ways round`, async () => {
-    const [p, q] = [gaussian(features(a, rows, columns)), gaussian(features(b, rows, columns))];
+    const [p, q] = [await gaussian(features(a, rows, columns)), await gaussian(features(b, rows, columns))];
     const got = [await frechet(p, q), await frechet(q, p)];
     for (const value of got) assert(Math.abs(value / distance - 1) < 1e-6, `${value} against ${distance}`);
     assert(await frechet(p, p) < 1e-6 * distance);
@@ -63,13 +65,13 @@ function orthonormal(n: number): Float64Array {
   return rows;
 }
 
-Deno.test("Moments of rows in batches equal those of two passes, also far from zero", () => {
+Deno.test("Moments of rows in batches equal those of two passes, also far from zero", async () => {
   const n = 7, rows = 700, data = normal(2, 1, rows * n).map((v, i) => 1000 * (i % n) + v * (1 + i % n));
   const moments = new Moments(n);
   for (const [from, to] of [[0, 1], [1, 300], [300, 301], [301, rows]] as const) {
-    moments.add(data.subarray(from * n, to * n));
+    await moments.add(data.subarray(from * n, to * n));
   }
-  const { mean, covariance } = moments.gaussian();
+  const { mean, covariance } = await moments.gaussian();
   for (let i = 0; i < n; i++) {
     let average = 0;
     for (let r = 0; r < rows; r++) average += data[r * n + i]! / rows;
@@ -82,9 +84,61 @@ Deno.test("Moments of rows in batches equal those of two passes, also far from z
   }
 });
 
+Deno.test("Moments have the same bits on any number of threads, and in batches of any size", async () => {
+  const n = 70, rows = 1200, data = normal(4, 1, rows * n).map((v, i) => 30 * (i % n) + v);
+  const momentsOf = async (threads: number, batch: number) => {
+    using moments = new Moments(n, threads);
+    for (let r = 0; r < rows; r += batch) await moments.add(data.subarray(r * n, (r + batch) * n));
+    return await moments.gaussian();
+  };
+  const expected = await momentsOf(0, rows);
+  for (const [threads, batch] of [[1, 7], [3, 64], [0, 1]] as const) {
+    assertEquals(await momentsOf(threads, batch), expected, `${threads} threads, batches of ${batch}`);
+  }
+});
+
+Deno.test("covariances that are ill-conditioned and far from zero equal those of two passes to 1e-12", async () => {
+  // Column i is 1000 + scale (a + 1e-3 b_i) in f32: condition number about 1e6 times that of the scales, 1e8.
+  const n = 8, rows = 600, common = normal(5, 1, rows), own = normal(6, 1, rows * n);
+  const data = own.map((v, k) => 1000 + 10 ** (k % n / 2) * (common[Math.floor(k / n)]! + 1e-3 * v));
+  using moments = new Moments(n, 2);
+  await moments.add(data);
+  const { covariance } = await moments.gaussian();
+  const sum = (values: number[]) => values.reduce((s, v) => s + v, 0);
+  const centred = Array.from({ length: n }, (_, i) => {
+    const values = Array.from({ length: rows }, (_, r) => data[r * n + i]!), mean = sum(values) / rows;
+    return values.map((v) => v - mean);
+  });
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      const expected = sum(centred[i]!.map((v, r) => v * centred[j]![r]!)) / (rows - 1);
+      assert(Math.abs(covariance[i * n + j]! / expected - 1) < 1e-12, `${i}, ${j}`);
+    }
+  }
+});
+
+Deno.test("DotProducts add the dot products of the requested pairs, longer than a block", () => {
+  const length = 516, rows = 152, left = 8, values = normal(7, 1, rows * length);
+  const at = (i: number, k: number) => k < i ? 0 : values[i * length + k]!; // row i starts with i zeros
+  const dots = new DotProducts(rows, length, 140, 144);
+  for (let i = 0; i < rows; i++) {
+    setRow(dots, i, Float64Array.from({ length }, (_, k) => at(i, k)));
+  }
+  dots.sums.fill(1);
+  dots.add([12, rows], [left, rows], { lower: 4, zeros: (i, j) => Math.max(i, j) });
+  for (let i = 12; i < rows; i++) {
+    for (let j = left; j < rows; j++) {
+      let expected = 1;
+      if (j - j % 4 <= i - i % 4 - 4) { for (let k = 0; k < length; k++) expected += at(i, k) * at(j, k); }
+      const got = dots.sums[(i - 12) * 144 + j - left]!;
+      assert(Math.abs(got - expected) < 1e-12 * length, `${i}, ${j}: ${got}, not ${expected}`);
+    }
+  }
+});
+
 Deno.test("gaussian() refuses too few images and features that are not finite", async () => {
-  assertThrows(() => gaussian(features([1, 2], 1, 2)), UsageError, "too few");
-  assertThrows(() => gaussian(features([1, NaN, 2, 3], 2, 2)), UsageError, "finite");
+  await assertRejects(() => gaussian(features([1, 2], 1, 2)), UsageError, "too few");
+  await assertRejects(() => gaussian(features([1, NaN, 2, 3], 2, 2)), UsageError, "finite");
   const one = { mean: new Float64Array(2), covariance: Float64Array.of(1, 0, 0, 1) };
   await assertRejects(
     () => frechet(one, { ...one, covariance: Float64Array.of(1, NaN, NaN, 1) }),

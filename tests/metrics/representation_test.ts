@@ -5,7 +5,7 @@ import { join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { writeJson } from "../../src/formats/files.ts";
 import { writePng } from "../../src/image/image.ts";
-import { type Features, gaussian } from "../../src/metrics/frechet.ts";
+import { type Features, gaussian } from "../../src/metrics/moments.ts";
 import { channelRanges, cknna, effectiveRank, LatentSummary } from "../../src/metrics/representation.ts";
 import { normal } from "../../src/philox.ts";
 import { EMBEDDED_ENCODER, type EncoderSource } from "../../src/zoo/encoders.ts";
@@ -34,7 +34,11 @@ Deno.test("cknna() and effectiveRank() equal NumPy's to 1e-6; CKNNA is 1 with it
   near(await cknna(b, a), fixture.cknna[1]!, 1e-6); // the estimator is not symmetric where neighbourhoods are not
   near(await cknna(a, { ...a, data: a.data.map((v) => 8 * v) }), 1, 2e-3); // but for the 1e-6 of the definition
   for (const [k, set] of [a, b].entries()) {
-    near(await effectiveRank(gaussian(set).covariance, set.columns), fixture.effective_rank[k]!, 1e-6);
+    near(
+      await effectiveRank((await gaussian(set)).covariance, set.columns),
+      fixture.effective_rank[k]!,
+      1e-6,
+    );
   }
   await assertRejects(() => cknna(a, b, rows), UsageError, "40 images are too few for 40 neighbours");
 });
@@ -42,21 +46,24 @@ Deno.test("cknna() and effectiveRank() equal NumPy's to 1e-6; CKNNA is 1 with it
 Deno.test("LatentSummary does not depend on batches: channel statistics, means of images, cells of large sets", async () => {
   const n = 21, cells = 6, channels = 4, each = cells * channels;
   const latents = normal(4, 1, n * each).map((v, i) => v * (1 + i % channels) + 10 * (i % channels));
-  const summary = (batch: number, images = n) => {
+  const summary = async (batch: number, images = n) => {
     const made = new LatentSummary({ cells, channels }, images);
-    for (let at = 0; at < n; at += batch) made.add(latents.subarray(at * each, (at + batch) * each));
+    for (let at = 0; at < n; at += batch) await made.add(latents.subarray(at * each, (at + batch) * each));
     return made;
   };
-  const one = summary(1), ranges = channelRanges(one.channels), rank = await one.effectiveRank();
+  const one = await summary(1), ranges = channelRanges(one.channels), rank = await one.effectiveRank();
   for (const batch of [7, 64]) {
-    const other = summary(batch);
+    const other = await summary(batch);
     assertEquals(channelRanges(other.channels), ranges);
     near(await other.effectiveRank(), rank, 1e-12);
-    assertEquals(other.means(), summary(1).means());
+    assertEquals(other.means(), (await summary(1)).means());
   }
   near(
     rank,
-    await effectiveRank(gaussian({ data: latents, rows: n * cells, columns: channels }).covariance, 4),
+    await effectiveRank(
+      (await gaussian({ data: latents, rows: n * cells, columns: channels })).covariance,
+      4,
+    ),
     1e-12,
   );
   assert(rank > 2 && rank < 4, `${rank}`);
@@ -71,8 +78,11 @@ Deno.test("LatentSummary does not depend on batches: channel statistics, means o
     { length: n * channels },
     (_, i) => latents[Math.floor(i / 4) * each + i % 4]!,
   );
-  const expected = await effectiveRank(gaussian({ data: first, rows: n, columns: channels }).covariance, 4);
-  near(await summary(5, 65_536).effectiveRank(), expected, 1e-12);
+  const expected = await effectiveRank(
+    (await gaussian({ data: first, rows: n, columns: channels })).covariance,
+    4,
+  );
+  near(await (await summary(5, 65_536)).effectiveRank(), expected, 1e-12);
 });
 
 Deno.test("tok eval compares latents with the encoder that the run records, or --encoder; without one it says so", async () => {

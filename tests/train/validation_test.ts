@@ -210,7 +210,7 @@ Deno.test("FeatureFrechet is the Frechet distance of the images' mean tokens", a
   // |m|^2 = (10 / 127.5)^2 (1 + 4 + 9); standard deviations of channel 1 differ by 20 / 127.5 sqrt(n / (n - 1)).
   const expected = (14 * 10 ** 2 + 20 ** 2 * n / (n - 1)) / 127.5 ** 2;
   assert(Math.abs(fd_encoder as number - expected) < 1e-5, `${fd_encoder}, not ${expected}`);
-  const originals = score.originals();
+  const originals = await score.originals();
   score.destroy();
   const again = await FeatureFrechet.open((x) => reshape(x, [x.dim(0), S * S, 3]), { ...options, originals });
   await again.add(images(7, 3), images(10, 2)); // the known statistics count
