@@ -1,5 +1,6 @@
 // Batched inference: runs a captured program over any number of images in batches of fixed size; the last batch is padded and
-// its outputs are cut. The next batch runs while the caller uses the outputs of the last one. Ctrl-C is checked between batches.
+// its outputs are cut. The device never waits for images or for the caller: the next batch is loaded and uploaded while one
+// runs, and runs while the caller uses the outputs of the last one. Ctrl-C is checked between batches.
 
 import { NotFiniteError } from "../errors.ts";
 import { capture, type Program } from "../gpu/program.ts";
@@ -79,18 +80,19 @@ export async function* inferBatches<K extends string>(
   const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
   const depth = depthOf({ parallel }, 4 * size);
   const batches = ahead((k) => make(k * B), { from: from / B, to: Math.ceil(n / B), depth });
-  const start = async () => {
+  const upload = async () => {
     const { value } = await batches.next();
-    if (value) program.run({ x: value.images });
+    if (value) program.inputs.x.storage.write(value.images); // takes effect after the run that is under way
     return value ?? undefined;
   };
-  let batch = await start();
+  let batch = await upload();
+  if (batch) program.run();
   for (let first = from; batch; first += B) {
     throwIfStopped();
     const count = Math.min(B, n - first), { images, labels } = batch;
+    const next = upload(), loaded = await next.catch(() => undefined); // its error is thrown after the outputs of this batch
     const outputs = await readOutputs(program, count, (i) => `image ${first + i} ("${nameOf(first + i)}")`);
-    const next = start();
-    next.catch(() => {}); // thrown by the await below
+    if (loaded) program.run();
     yield {
       first,
       count,
