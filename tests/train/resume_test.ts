@@ -59,6 +59,8 @@ const SMALL = [
   "6,6,1",
   "--batch-size",
   "2",
+  // A small decoder of the same number of levels.
+  ...["--decoder-multiples", "1,1,1,1", "--decoder-channels", "4"],
 ];
 
 Deno.test("an alignment killed in any stage resumes to the bits of the run that was never killed", async () => {
