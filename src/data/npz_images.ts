@@ -1,6 +1,7 @@
 // Images and statistics in an .npz file as evaluation suites exchange them: `arr_0` uint8 [N,H,W,3], `arr_1` labels [N],
 // and the mean and covariance of their features, `mu` and `sigma` (pytorch-fid, ADM), `mu_s` and `sigma_s` (ADM's spatial
-// ones). 50,000 images of 256 x 256 are 9.8 GB, so images are read in order and only the latest are kept.
+// ones). 50,000 images of 256 x 256 are 9.8 GB, so only the latest images are kept: reading in order is one pass,
+// and an uncompressed file (np.savez) is read from any image on.
 
 import { UsageError } from "../errors.ts";
 import type { Crop } from "./crops.ts";
@@ -58,15 +59,14 @@ export class NpzImages implements InputSource {
   }
 
   async #row(i: number): Promise<Uint8Array<ArrayBuffer>> {
-    if (i < this.#next && !this.#latest.has(i)) {
+    const seekable = this.npz.isSeekable("arr_0"), before = i < this.#next && !this.#latest.has(i);
+    if (before || seekable && i > this.#next + KEPT) {
       await this.#rows?.return(undefined);
       this.#rows = undefined;
-    }
-    if (!this.#rows) {
-      this.#rows = this.npz.rows("arr_0");
       this.#latest.clear();
-      this.#next = 0;
+      this.#next = seekable ? i : 0;
     }
+    this.#rows ??= this.npz.rows("arr_0", this.#next);
     while (this.#next <= i) {
       const { value, done } = await this.#rows.next();
       if (done) throw new UsageError(`Cannot read image ${i} of "${this.npz.name}": it ends before`);

@@ -81,10 +81,12 @@ export class NpzFile {
   }
 
   /**
-   * The items along the first axis of a uint8 array, for example images [H,W,3], in order.
+   * The items along the first axis of a uint8 array, for example images [H,W,3], in order. The checksum is verified at the end
+   * if all were read.
+   * @param from first item; what is before it is not read if the array is uncompressed
    * @throws UsageError if the array is missing, of another type, or damaged
    */
-  async *rows(key: string): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  async *rows(key: string, from = 0): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const header = this.#header(key);
     const [count = 1] = header.shape, size = npyDataBytes(header) / count;
     if (size > MAX_ROW) {
@@ -93,7 +95,16 @@ export class NpzFile {
     if (header.kind !== "u1" || header.fortran) {
       throw damaged(this.name, `"${key}" is not a uint8 array in row-major order`);
     }
-    let row = new Uint8Array(size), filled = 0;
+    if (from > 0 && this.isSeekable(key)) {
+      const stored = this.zip.stored(this.#member(key, header));
+      for (let i = from; i < count; i++) {
+        const row = new Uint8Array(size);
+        stored.readInto(header.start + i * size, row);
+        yield row;
+      }
+      return;
+    }
+    let row = new Uint8Array(size), filled = 0, item = 0;
     for await (const part of this.#data(key, header)) {
       for (let at = 0; at < part.length;) {
         const n = Math.min(size - filled, part.length - at);
@@ -101,11 +112,16 @@ export class NpzFile {
         at += n;
         filled += n;
         if (filled < size) continue;
-        yield row;
+        if (item++ >= from) yield row;
         row = new Uint8Array(size);
         filled = 0;
       }
     }
+  }
+
+  /** Whether an array is uncompressed, so that {@link rows} may begin anywhere. */
+  isSeekable(key: string): boolean {
+    return this.zip.isStored(this.#member(key, this.#header(key)));
   }
 
   /** @throws UsageError if the size of an array does not match its shape */

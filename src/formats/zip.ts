@@ -150,6 +150,11 @@ export class ZipReader {
     if (seen !== size || sum !== crc) throw this.#damaged(`the size or the checksum of "${name}" is wrong`);
   }
 
+  /** Whether a member is uncompressed. */
+  isStored({ method }: Member): boolean {
+    return method === STORED;
+  }
+
   /**
    * Random access to an uncompressed member. If it is read sequentially from start to end, the last read fails if the checksum
    * is wrong.
