@@ -11,7 +11,7 @@ import { chosenEncoder, imageFiles, openWorkers, SEEDS } from "./inputs.ts";
 
 export const features = command({
   name: "features",
-  purpose: "Write an encoder's patch and CLS tokens of images",
+  purpose: "Write an encoder's patch tokens, CLS token and pooled features of images",
   schema: featuresConfig,
   examples: [
     "tok features --input photos --encoder facebook/dinov2-large",
@@ -29,14 +29,15 @@ export const features = command({
       ? [generatedInputs(workers, new Shapes(16, SEEDS.heldOut), side), resized(own, "native")]
       : [await imageFiles(c.input, c, workers, log), own];
     const progress = log.progress("encoding", images.length, "images");
-    const { N, T, C, cls } = await writeTokens(c.out, encoder, images, {
+    const { N, T, C, cls, D } = await writeTokens(c.out, encoder, images, {
       preprocessor,
       batchSize: c.batchSize,
       onProgress: progress.update,
     });
     progress.end();
     const second = cls ? `, cls_token [${N}, ${C}]` : " (the encoder has no CLS token)";
-    log.line(`patch_tokens [${N}, ${T}, ${C}]${second}: ${c.out}`);
-    return { out: c.out, n: N, tokens: T, channels: C };
+    const third = D === undefined ? "" : `, pooled [${N}, ${D}]`;
+    log.line(`patch_tokens [${N}, ${T}, ${C}]${second}${third}: ${c.out}`);
+    return { out: c.out, n: N, tokens: T, channels: C, ...D === undefined ? {} : { pooled: D } };
   },
 });

@@ -315,7 +315,7 @@ export const featuresConfig = z.strictObject({
   input: input(text(), `${IMAGES}; or one image`, { value: "PATH", otherwise: "16 generated shapes" }),
   out: output(
     z.string().default("features.safetensors"),
-    "File for patch_tokens [N,T,C] and cls_token [N,C]",
+    "File for patch_tokens [N,T,C], cls_token [N,C] and pooled [N,D], as the encoder has them",
     { value: "FILE" },
   ),
   imageSize: data(

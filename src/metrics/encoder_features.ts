@@ -1,5 +1,5 @@
 // An encoder's features of images of any size, each image resized and cropped as the encoder's preprocessor_config.json says:
-// one row an image for metrics, in one of several spaces, and all tokens as a file.
+// one row an image for metrics, in one of several spaces, and all tokens and pooled features as a file.
 
 import { UsageError } from "../errors.ts";
 import { capture } from "../gpu/program.ts";
@@ -110,8 +110,8 @@ function squares(preprocessor: Preprocessor, config: VitConfig): Preprocessor {
 }
 
 /**
- * Writes the encoder's tokens of all images: `patch_tokens` [N,T,C] and, if it has a CLS token, `cls_token` [N,C]. They go to
- * the file batch by batch; a failure leaves no file.
+ * Writes the encoder's tokens of all images: `patch_tokens` [N,T,C], if it has a CLS token, `cls_token` [N,C], and if its file
+ * has a pooling head, `pooled` [N,D]. They go to the file batch by batch; a failure leaves no file.
  * @param options.preprocessor instead of the encoder's
  * @throws UsageError for images of different sizes, sizes that are no multiple of the patch, and tokens that are not finite
  */
@@ -120,7 +120,7 @@ export async function writeTokens(
   encoder: EncoderSource,
   images: InputSource,
   options: { preprocessor: Preprocessor; batchSize: number; onProgress(done: number): void },
-): Promise<{ N: number; T: number; C: number; cls: boolean }> {
+): Promise<{ N: number; T: number; C: number; cls: boolean; D?: number }> {
   const view: View = { network: { kind: "encoder", preprocessor: options.preprocessor } };
   const { width, height } = await images.input(0, view);
   const { patch_size: P, hidden_size: C } = encoder.config, N = images.length;
@@ -132,19 +132,20 @@ export async function writeTokens(
   }
   const vit = new Vit(encoder.config);
   await encoder.load(vit);
+  const head = await encoder.head();
   const T = Math.floor(width / P) * Math.floor(height / P), B = Math.min(options.batchSize, N);
   const x = input([B, height, width, 3], "f32", "images");
   const program = await capture(
     "features",
     { x },
     ({ x }) =>
-      noGrad((): { patches: Tensor; cls?: Tensor } => {
-        const { patches, cls } = vit.forward(x);
-        return cls ? { patches, cls } : { patches };
+      noGrad((): { patches: Tensor; cls?: Tensor; pooled?: Tensor } => {
+        const { patches, cls } = vit.forward(x), pooled = head?.forward(cls ? { patches, cls } : { patches });
+        return { patches, ...cls ? { cls } : {}, ...pooled ? { pooled } : {} };
       }),
     { batchInvariant: true },
   ).prepare();
-  const { cls } = program.outputs;
+  const { cls, pooled } = program.outputs;
   const load = async (first: number) => {
     const loading = Array.from({ length: Math.min(B, N - first) }, (_, i) => images.input(first + i, view));
     loading.forEach((image) => image.catch(() => {})); // the first failure in order is the one that is thrown
@@ -164,8 +165,9 @@ export async function writeTokens(
   const file = new RowsWriter(path, [
     { name: "patch_tokens", shape: [N, T, C] },
     ...(cls ? [{ name: "cls_token", shape: [N, C] }] : []),
+    ...(head ? [{ name: "pooled", shape: [N, head.width] }] : []),
   ], { encoder: encoder.path });
-  const batches = inferBatches(program as ImageProgram<"patches" | "cls">, load, {
+  const batches = inferBatches(program as ImageProgram<"patches" | "cls" | "pooled">, load, {
     n: N,
     parallel: images.parallel ?? 0,
     nameOf: (i) => images.name(i),
@@ -174,6 +176,7 @@ export async function writeTokens(
     for await (const { first, count, outputs } of batches) {
       file.add("patch_tokens", outputs.patches);
       if (cls) file.add("cls_token", outputs.cls);
+      if (pooled) file.add("pooled", outputs.pooled);
       options.onProgress(first + count);
     }
     file.commit();
@@ -183,5 +186,5 @@ export async function writeTokens(
   } finally {
     program.destroy();
   }
-  return { N, T, C, cls: cls !== undefined };
+  return { N, T, C, cls: cls !== undefined, ...head ? { D: head.width } : {} };
 }

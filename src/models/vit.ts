@@ -33,7 +33,8 @@ export interface VitOutput {
   hidden: Tensor[];
 }
 
-const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
+/** Activations by their names in config.json. */
+export const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> = {
   gelu: "gelu",
   gelu_pytorch_tanh: "geluTanh",
   quick_gelu: "quickGelu",
@@ -76,7 +77,7 @@ class Attention {
   }
 }
 
-class Mlp {
+export class Mlp {
   readonly fc1: Linear;
   readonly fc2: Linear;
 

@@ -20,6 +20,7 @@ import { type TensorStore, unreadNote } from "../formats/tensors.ts";
 import { publishedEncoder } from "../models/sizes.ts";
 import type { Vit, VitConfig } from "../models/vit.ts";
 import { AUTHORS_ANCHOR, authorsModel } from "../models/vit_authors.ts";
+import { type PoolingHead, poolingHead } from "../models/vit_pooling.ts";
 import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
 import { underNote } from "../models/wrappers.ts";
 import { loadState, type TensorSource } from "../nn/layers.ts";
@@ -39,6 +40,8 @@ export interface EncoderSource {
    * @throws UsageError listing every wrong key
    */
   load(vit: Vit): Promise<string>;
+  /** CLIP's visual projection or SigLIP's attention pooling with its weights; undefined if the file has none. */
+  head(): Promise<PoolingHead | undefined>;
   /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
   fingerprint(): Promise<string>;
   /** CLIP's projection of the CLS token to image embeddings [C, width]; undefined if the file has none. */
@@ -93,7 +96,14 @@ export async function openEncoder(
 function planned(path: string, config: VitConfig): EncoderSource {
   const load = () =>
     Promise.reject(new UsageError(`Cannot load the encoder "${path}": it was opened for a dry run`));
-  return { path, config, preprocessor: preprocessorIn(undefined, config), load, fingerprint: load };
+  return {
+    path,
+    config,
+    preprocessor: preprocessorIn(undefined, config),
+    load,
+    head: load,
+    fingerprint: load,
+  };
 }
 
 async function locate(spec: string, { download = false, say }: EncoderOptions): Promise<string> {
@@ -182,6 +192,16 @@ function sourceOf(
     async load(vit) {
       const weights = await weightsRead((source) => loadState(vit, source));
       return fingerprintOf(weights, `${preprocessor.mean}`, `${preprocessor.std}`);
+    },
+    async head() {
+      const store = await openModel(path);
+      try {
+        const found = poolingHead(config, store.shapes);
+        if (found) await loadState(found.head, renamed(store, found.entries));
+        return found?.head;
+      } finally {
+        store.close();
+      }
     },
     async fingerprint() {
       const weights = await weightsRead(async (source) => {

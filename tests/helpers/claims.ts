@@ -1,5 +1,5 @@
 // How exact every model is: the largest error of its output and of its gradients against the official implementation (dit_*: an
-// independent one in PyTorch, fixtures/make_dit_variants.py),
+// independent one in PyTorch, fixtures/make_dit_variants.py; *_pooled: fixtures/make_pooling_heads.py),
 // relative to the largest element of a tensor, worst of both kernel profiles, on small models with random weights (LPIPS and
 // Inception at full size), measured on Mesa's llvmpipe. Tests allow three times as much.
 // `deno run tests/helpers/claims.ts` prints the table as README.md has it.
@@ -25,6 +25,8 @@ export const CLAIMS: Readonly<Record<string, Claim>> = {
   dinov3_authors: { model: "DINOv3, authors' code", output: 4.2e-7 },
   siglip: { model: "SigLIP, SigLIP 2 (fixed size), vision tower", output: 4.9e-7, gradients: 1.4e-6 },
   clip: { model: "CLIP, vision tower", output: 2.9e-7, gradients: 8.6e-7 },
+  siglip_pooled: { model: "SigLIP, SigLIP 2: attention pooling", output: 3.9e-7 },
+  clip_pooled: { model: "CLIP, image embedding", output: 5.8e-7 },
   vit: { model: "ViT", output: 3.1e-7, gradients: 1.2e-6 },
   vit_mae: { model: "MAE", output: 6.4e-7, gradients: 1.5e-6 },
   autoencoder_ldm: { model: "LDM, SD-VAE, VA-VAE autoencoders", output: 3.1e-6, gradients: 1.4e-5 },
