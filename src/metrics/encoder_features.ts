@@ -6,20 +6,20 @@ import { capture } from "../gpu/program.ts";
 import { inputs, type InputSource, type Sizes, type View } from "../data/network_input.ts";
 import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
 import { RowsWriter } from "../formats/safetensors.ts";
-import { fits, Vit, type VitConfig } from "../models/vit.ts";
+import { fits, Vit, type VitConfig, type VitOutput } from "../models/vit.ts";
+import type { PoolingHead } from "../models/vit_pooling.ts";
 import { div, sqrt, square } from "../ops/math.ts";
-import { linear } from "../ops/matmul.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
-import { constant, input, type Tensor } from "../tensor/tensor.ts";
-import type { EncoderSource, Projection } from "../zoo/encoders.ts";
+import { input, type Tensor } from "../tensor/tensor.ts";
+import type { EncoderSource } from "../zoo/encoders.ts";
 import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
 
 /**
  * What serves as the features of an image.
  * - patches: mean of the patch tokens
- * - embedding: CLIP's projected embedding, of encoders without one the CLS token, else the mean of the patch tokens; as a unit
- *   vector
+ * - embedding: CLIP's projected embedding or SigLIP's attention pooling, of encoders without a head the CLS token, else the
+ *   mean of the patch tokens; as a unit vector
  * - dinov2: CLS token as dgm-eval computes it: the image stretched to 224 x 224 by Pillow's bicubic filter, ImageNet's mean and
  *   standard deviation, positions interpolated by the offset 0.1 of the authors' code
  */
@@ -45,13 +45,13 @@ function encoderIn(
 
 function rowsIn(
   space: EncoderSpace,
-  { patches, cls }: { patches: Tensor; cls?: Tensor },
-  projection?: Projection,
+  output: VitOutput,
+  head?: PoolingHead,
 ) {
+  const { patches, cls } = output;
   if (space === "patches") return mean(patches, [1]);
   if (space === "dinov2") return cls as Tensor;
-  const token = cls ?? mean(patches, [1]);
-  const y = projection ? linear(token, constant(projection.data, projection.shape)) : token;
+  const y = head ? head.forward(output) : cls ?? mean(patches, [1]);
   return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));
 }
 
@@ -77,10 +77,10 @@ export class EncoderFeatures {
     const { config, preprocessor } = encoderIn(space, encoder), vit = new Vit(config);
     const fingerprint = await encoder.load(vit);
     const size = sideOf(preprocessor) as number;
-    const projection = space === "embedding" ? await encoder.projection?.() : undefined;
+    const head = space === "embedding" ? await encoder.head() : undefined;
     const program = await imageProgram(
       "features",
-      (x) => ({ y: rowsIn(space, vit.forward(x), projection) }),
+      (x) => ({ y: rowsIn(space, vit.forward(x), head) }),
       { batchSize, size, n, floats: true },
     );
     return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } }, fingerprint);

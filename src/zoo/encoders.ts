@@ -44,15 +44,6 @@ export interface EncoderSource {
   head(): Promise<PoolingHead | undefined>;
   /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
   fingerprint(): Promise<string>;
-  /** CLIP's projection of the CLS token to image embeddings [C, width]; undefined if the file has none. */
-  projection?(): Promise<Projection | undefined>;
-}
-
-/** A linear layer without a bias. */
-export interface Projection {
-  data: Float32Array;
-  /** [Cout, Cin] */
-  shape: readonly number[];
 }
 
 export interface EncoderOptions {
@@ -208,16 +199,6 @@ function sourceOf(
         for (const name of source.shapes.keys()) await source.read(name);
       });
       return fingerprintOf(weights, JSON.stringify(preprocessor), String(this.config.interpolate_offset));
-    },
-    async projection() {
-      const store = await openModel(path);
-      try {
-        const key = [...store.shapes.keys()].find((name) => /(^|\.)visual_projection\.weight$/.test(name));
-        const shape = store.shapes.get(key ?? "");
-        return key === undefined || !shape ? undefined : { data: await store.read(key), shape };
-      } finally {
-        store.close();
-      }
     },
   };
 }
