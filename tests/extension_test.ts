@@ -79,8 +79,8 @@ export function triple(x: Tensor): Tensor {
   sampler: {
     "src/sampling/samplers.ts": [
       [
-        "/** Euler's method. */",
-        "const sampleConstant: SamplerStep = ({ velocity, x, t }) => [add(x, velocity(x, t))];\n",
+        "/** Euler's method ",
+        "const sampleConstant: SamplerStep = ({ velocity, x, t }) => [add(x, velocity(x, t))];\n\n/** Euler's method ",
       ],
       ["euler: { step", "constant: { step: sampleConstant, evaluations: 1 },\n  euler: { step"],
     ],
