@@ -25,7 +25,7 @@ import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
-import { makesShapes, openSet, originalEncoder, probeImages, tokenizerImages } from "./sets.ts";
+import { lockSaved, makesShapes, openSet, originalEncoder, probeImages, tokenizerImages } from "./sets.ts";
 import { planOf } from "../src/sampling/plan.ts";
 import { samplingOptions } from "../src/sampling/sampler.ts";
 import { checkSampling, Evaluations } from "../src/sampling/sampler_options.ts";
@@ -58,6 +58,7 @@ export const evaluate = command({
     using output = openOutput(c.out, "eval");
     const out = output.folder;
     refuseOthers(out, "eval");
+    using _saves = lockSaved(c);
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const options = {

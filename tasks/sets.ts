@@ -1,6 +1,7 @@
 // What eval and sweep compare with: sets of images in files, NPZ, or generated shapes; those that probes learn from; and the
 // encoder that a tokenizer was made from.
 
+import { resolve } from "@std/path";
 import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
 import { splitInHalf } from "../src/data/image_source.ts";
 import type { Sizes } from "../src/data/network_input.ts";
@@ -10,9 +11,27 @@ import type { Identity } from "../src/formats/provenance.ts";
 import type { ImageSet } from "../src/metrics/image_set.ts";
 import { UsageError } from "../src/errors.ts";
 import type { Log } from "../src/run/log.ts";
+import { Output } from "../src/run/output.ts";
 import type { EncoderSource } from "../src/zoo/encoders.ts";
 import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { chosenEncoder, imageFiles, type Reading, SEEDS } from "./inputs.ts";
+
+/** Locks the files of --save-stats and --save-features. @throws UsageError if one is not writable, or is that of --real */
+export function lockSaved(
+  { real, saveStats, saveFeatures }: Partial<
+    Record<"real" | "saveStats" | "saveFeatures", string | undefined>
+  >,
+): Disposable {
+  using locks = new DisposableStack();
+  for (const path of [saveStats, saveFeatures]) {
+    if (path === undefined) continue;
+    if (real !== undefined && resolve(real) === resolve(path)) {
+      throw new UsageError(`Cannot write "${path}": it is the file of --real; choose another name`);
+    }
+    locks.use(Output.file(path));
+  }
+  return locks.move();
+}
 
 /** Generated images that probes learn from. */
 const PROBE_IMAGES = 2000;

@@ -12,6 +12,7 @@ import { generator } from "./sample_config.ts";
 const { input, output, data, metrics } = GROUPS;
 const DATA = { value: "PATH", otherwise: "generated shapes" };
 const advanced = true;
+const npz = () => z.string().endsWith(".npz", 'give a name that ends with ".npz"').optional();
 
 export const evalConfig = z.strictObject({
   ...generator,
@@ -25,7 +26,7 @@ export const evalConfig = z.strictObject({
     { value: "RUN" },
   ),
   data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
-  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics", DATA),
+  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics or features", DATA),
   fake: input(
     text(),
     "Images to compare with --real: as --data, or NPZ; psnr, ssim, ms-ssim, mse, lpips and rfid pair them by name",
@@ -35,6 +36,16 @@ export const evalConfig = z.strictObject({
     value: "DIR",
     otherwise: "a new one under ./runs",
   }),
+  saveStats: output(
+    npz(),
+    "Also write mean and covariance of the features of the real images, for another --real",
+    { value: "FILE" },
+  ),
+  saveFeatures: output(
+    npz(),
+    "Also write the features of the real images, their mean and covariance, for another --real",
+    { value: "FILE" },
+  ),
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
     otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
   }),
@@ -68,7 +79,7 @@ export const evalConfig = z.strictObject({
 });
 export type EvalConfig = z.infer<typeof evalConfig>;
 
-/** Options about samples, which only a model has, and about latents of a tokenizer: where they have an effect. */
+/** Options about samples, which only a model has, latents of a tokenizer, and real images: where they have an effect. */
 export function evalConditions(subject: Subject): Conditions<EvalConfig> {
   const only = (what: string, needed: Subject) => {
     const reason = `it is for the ${what} of a ${needed}, and this scores ${SUBJECTS[subject]}`;
@@ -77,5 +88,12 @@ export function evalConditions(subject: Subject): Conditions<EvalConfig> {
   const sampled = ["latents", "ema", ...Object.keys(sampling)].map((
     name,
   ) => [name, only("samples", "model")]);
-  return { ...Object.fromEntries(sampled), latentNoise: only("latents", "tokenizer") };
+  const reason = `it is for the real images that others are compared with, and this scores ${
+    SUBJECTS[subject]
+  }`;
+  const saved = [[() => subject !== "tokenizer", reason] as const];
+  return {
+    ...Object.fromEntries(sampled),
+    ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
+  };
 }

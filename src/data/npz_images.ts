@@ -1,7 +1,6 @@
-// Images and statistics in an .npz file as evaluation suites exchange them: `arr_0` uint8 [N,H,W,3], `arr_1` labels [N],
-// and the mean and covariance of their features, `mu` and `sigma` (pytorch-fid, ADM), `mu_s` and `sigma_s` (ADM's spatial
-// ones). 50,000 images of 256 x 256 are 9.8 GB, so only the latest images are kept: reading in order is one pass,
-// and an uncompressed file (np.savez) is read from any image on.
+// Images in an .npz file as evaluation suites exchange them: `arr_0` uint8 [N,H,W,3], `arr_1` labels [N]; and what the file
+// holds of their features (npz_features.ts). 50,000 images of 256 x 256 are 9.8 GB, so only the latest images are kept:
+// reading in order is one pass, and an uncompressed file (np.savez) is read from any image on.
 
 import { UsageError } from "../errors.ts";
 import type { Crop } from "./crops.ts";
@@ -9,6 +8,7 @@ import type { InputSource, View } from "./network_input.ts";
 import type { Image } from "../image/rows.ts";
 import type { NpyHeader } from "../formats/npy.ts";
 import { type NpzFile, openNpz } from "../formats/npz.ts";
+import { describedArray, readFeatures, refusal, type StoredFeatures } from "./npz_features.ts";
 import type { Identity } from "../formats/provenance.ts";
 import type { Pixels } from "./preprocess.ts";
 import { Workers } from "./decode_pool.ts";
@@ -77,18 +77,10 @@ export class NpzImages implements InputSource {
   }
 }
 
-/** Mean [n] and covariance [n, n] of features. */
-export interface Statistics {
-  mean: Float64Array;
-  covariance: Float64Array;
-}
-
-/** Contents of an .npz file: images, labels, statistics. */
-export interface NpzSet {
+/** Contents of an .npz file: images, labels, statistics, features. */
+export interface NpzSet extends StoredFeatures {
   identity: Identity;
   images?: NpzImages;
-  pooled?: Statistics;
-  spatial?: Statistics;
 }
 
 /**
@@ -106,13 +98,13 @@ export async function openNpzSet(path: string, workers = new Workers(0)): Promis
   const set: NpzSet = { identity: { name: path, fingerprint: npz.fingerprint() } };
   try {
     if (npz.arrays.has("arr_0")) set.images = await imagesOf(npz, workers);
-    if (npz.arrays.has("mu")) set.pooled = await statisticsOf(npz, "mu", "sigma");
-    if (npz.arrays.has("mu_s")) set.spatial = await statisticsOf(npz, "mu_s", "sigma_s");
-    if (!set.images && !set.pooled) {
+    Object.assign(set, await readFeatures(npz));
+    if (!set.images && !set.pooled && !set.features && !set.spaces) {
       throw refusal(
         npz,
         `it has neither images ("arr_0") nor statistics ("mu", "sigma"), but ${
-          [...npz.arrays].map(([name, header]) => `"${name}" ${described(header)}`).join(", ") || "nothing"
+          [...npz.arrays].map(([name, header]) => `"${name}" ${describedArray(header)}`).join(", ") ||
+          "nothing"
         }; save images as np.savez(path, images), uint8 [N, H, W, 3]`,
       );
     }
@@ -138,7 +130,7 @@ async function imagesOf(npz: NpzFile, workers: Workers): Promise<NpzImages> {
       : fortran
       ? "store it in row-major order: np.ascontiguousarray(images)"
       : "store the pixels as bytes, 0 to 255: images.astype(np.uint8)";
-    throw refusal(npz, `"arr_0" is ${described(header)}, not uint8 [N, H, W, 3]; ${remedy}`);
+    throw refusal(npz, `"arr_0" is ${describedArray(header)}, not uint8 [N, H, W, 3]; ${remedy}`);
   }
   npz.verify("arr_0");
   const { classes, labels } = npz.arrays.has("arr_1")
@@ -153,7 +145,7 @@ async function labelsOf(npz: NpzFile, key: string, count: number) {
   if (header.shape.length !== 1 || header.shape[0] !== count) {
     throw refusal(
       npz,
-      `"${key}" is ${described(header)}, not one label for each of the ${count} images of "arr_0"; ` +
+      `"${key}" is ${describedArray(header)}, not one label for each of the ${count} images of "arr_0"; ` +
         `store whole numbers [${count}]`,
     );
   }
@@ -168,39 +160,4 @@ async function labelsOf(npz: NpzFile, key: string, count: number) {
   const values = [...new Set(given)].sort((a, b) => a - b);
   const index = new Map(values.map((value, i) => [value, i]));
   return { classes: values.map(String), labels: given.map((label) => index.get(label) as number) };
-}
-
-async function statisticsOf(npz: NpzFile, mu: string, sigma: string): Promise<Statistics> {
-  const shapes = [npz.arrays.get(mu)?.shape ?? [], npz.arrays.get(sigma)?.shape ?? []] as const;
-  const [n] = shapes[0];
-  if (shapes[0].length !== 1 || n === undefined || n < 1) {
-    throw refusal(npz, `"${mu}" is [${shapes[0].join(", ")}], not the mean of features [n]`);
-  }
-  if (!npz.arrays.has(sigma)) {
-    throw refusal(npz, `it has "${mu}" but not "${sigma}", the covariance of the features`);
-  }
-  if (shapes[1].length !== 2 || shapes[1][0] !== n || shapes[1][1] !== n) {
-    throw refusal(npz, `"${sigma}" is [${shapes[1].join(", ")}], not [${n}, ${n}] as "${mu}" asks for`);
-  }
-  const statistics = { mean: await npz.read(mu), covariance: await npz.read(sigma) };
-  for (const [key, values] of [[mu, statistics.mean], [sigma, statistics.covariance]] as const) {
-    const at = values.findIndex((value) => !Number.isFinite(value));
-    if (at < 0) continue;
-    const place = key === mu ? [at] : [Math.floor(at / n), at % n];
-    throw refusal(npz, `"${key}" holds ${values[at]} at [${place.join(", ")}]; compute the statistics again`);
-  }
-  return statistics;
-}
-
-const KINDS: Readonly<Record<string, string>> = { u: "uint", i: "int", f: "float" };
-
-/** "float32 [8, 16, 16, 3]" */
-function described({ kind, shape }: NpyHeader): string {
-  const name = KINDS[kind.charAt(0)];
-  const dtype = name ? `${name}${8 * Number(kind.slice(1))}` : kind === "b1" ? "bool" : kind;
-  return `${dtype} [${shape.join(", ")}]`;
-}
-
-function refusal(npz: NpzFile, reason: string): UsageError {
-  return new UsageError(`Cannot score "${npz.name}": ${reason}`);
 }

@@ -71,13 +71,24 @@ export class NpzFile {
   /** All elements of an array as numbers, row-major. @throws UsageError if it is missing or damaged */
   async read(key: string): Promise<Float64Array> {
     const header = this.#header(key);
+    return npyNumbers(header, await this.#bytes(key, header));
+  }
+
+  /** The same in f32: one copy in memory of arrays that are stored so. */
+  async floats(key: string): Promise<Float32Array> {
+    const header = this.#header(key), { kind, bigEndian, fortran } = header;
+    if (kind !== "f4" || bigEndian || fortran) return Float32Array.from(await this.read(key));
+    return new Float32Array((await this.#bytes(key, header)).buffer);
+  }
+
+  async #bytes(key: string, header: NpyHeader): Promise<Uint8Array<ArrayBuffer>> {
     const all = new Uint8Array(npyDataBytes(header));
     let at = 0;
     for await (const part of this.#data(key, header)) {
       all.set(part, at);
       at += part.length;
     }
-    return npyNumbers(header, all);
+    return all;
   }
 
   /**

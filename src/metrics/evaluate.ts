@@ -5,7 +5,8 @@
 import { join } from "@std/path";
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
 import { pairGrid, writePng } from "../image/image.ts";
-import type { Provenance } from "../formats/provenance.ts";
+import { UsageError } from "../errors.ts";
+import { differences, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, type InceptionInput, SAMPLING } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
@@ -13,7 +14,16 @@ import type { EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import { cautionOfFew, cautionsOf } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace } from "./encoder_features.ts";
-import { type ImageSet, obstacle, serves, type SetFacts, shorterSide, stored } from "./image_set.ts";
+import {
+  type ImageSet,
+  obstacle,
+  saveComputed,
+  type Saves,
+  serves,
+  type SetFacts,
+  shorterSide,
+  stored,
+} from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { Results, Selection } from "./selection.ts";
@@ -48,7 +58,7 @@ export function labelContext(
   return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
 }
 
-export interface SetOptions extends EvaluationOptions {
+export interface SetOptions extends EvaluationOptions, Saves {
   /** Side of the squares to which all images are resized and cropped first. */
   imageSize?: number | undefined;
 }
@@ -90,7 +100,20 @@ export class SetEvaluation implements Disposable {
     const inception = selection.from("inception").length ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
     selection.exclude((metric) => metric.from === "encoder" && encoder && metric.excludes?.(encoder));
-    return new SetEvaluation(selection, options, inception, encoder, log);
+    const save = options.saveStats ?? options.saveFeatures;
+    if (save !== undefined && !real.images) {
+      throw new UsageError(`Cannot write "${save}": "${real.name}" holds no images to compute features of`);
+    }
+    if (
+      save !== undefined && selection.from("inception", "encoder").every(({ real }) => real === undefined)
+    ) {
+      throw new UsageError(
+        `Cannot write "${save}": no selected metric uses features of the real images; add fid or fd-encoder to --metrics`,
+      );
+    }
+    const evaluation = new SetEvaluation(selection, options, inception, encoder, log);
+    for (const set of [real, fake]) await evaluation.#refuseOthers(set);
+    return evaluation;
   }
 
   /** What the scores depend on: the networks of the selected metrics. */
@@ -100,6 +123,34 @@ export class SetEvaluation implements Disposable {
       encoder: encoder ? { name: encoder.path, fingerprint: await encoder.fingerprint() } : "none",
       inception: inception?.identity ?? "none",
     };
+  }
+
+  /** What stored features were computed with. */
+  async #about(): Promise<Provenance> {
+    const networks = Object.entries(await this.networks()).filter(([, network]) => network !== "none");
+    const { inceptionInput, imageSize } = this.options;
+    return {
+      ...Object.fromEntries(networks),
+      ...this.inception && { "Inception input": inceptionInput },
+      "image size": imageSize ?? "as the files",
+    };
+  }
+
+  /** @throws UsageError for stored features of other networks or settings */
+  async #refuseOthers({ name, about, spaces }: SetFacts): Promise<void> {
+    const different = about ? differences(about, await this.#about()) : [];
+    for (const space of ["patches", "dinov2"] as const) {
+      const { moments, features } = spaces?.[space] ?? {}, width = moments?.mean.length ?? features?.columns;
+      const own = this.encoder?.config.hidden_size;
+      if (width !== undefined && own !== undefined && width !== own) {
+        different.push(`they have ${width} channels and the encoder has ${own}`);
+      }
+    }
+    if (different.length === 0) return;
+    throw new UsageError(
+      `Cannot compare with the features in "${name}": ${different.join(", ")}; use what they were computed ` +
+        `with, or compute them again`,
+    );
   }
 
   /**
@@ -134,6 +185,12 @@ export class SetEvaluation implements Disposable {
     }
     const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
     if (n !== undefined && Object.keys(scores).length > 0) scores.n = n;
+    const { images } = real;
+    if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {
+      const inception = this.#views.get(images) ?? {}, spaces = this.#features.get(images) ?? new Map();
+      const computed = { inception, spaces, about: await this.#about() };
+      await results.add(() => saveComputed(computed, this.options, this.log));
+    }
   }
 
   async #byEncoder(
@@ -223,6 +280,7 @@ export class SetEvaluation implements Disposable {
     const extract = async (set: ImageSet): Promise<InceptionView> => {
       const known = stored(set, { from: "inception" });
       const needed = metrics.map((metric) => set === fake ? metric.fake : metric.real);
+      if (set === real && this.options.saveFeatures !== undefined) needed.push("features");
       const kinds = [...new Set(needed)].filter((kind) => kind !== undefined && !serves(known, kind));
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);

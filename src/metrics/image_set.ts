@@ -1,10 +1,13 @@
-// A set to compare: images, or what is stored of their features; and which metrics it allows.
+// A set to compare: images, or what is stored of their features; which metrics it allows, and how features are stored.
 
 import type { InputSource } from "../data/network_input.ts";
+import { type StoredFeatures, writeFeatures } from "../data/npz_features.ts";
 import { NpzImages } from "../data/npz_images.ts";
+import type { Provenance } from "../formats/provenance.ts";
 import { INCEPTION_SIDE, INCEPTION_WIDTHS } from "../models/inception.ts";
+import type { Log } from "../run/log.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
-import type { Features, Gaussian } from "./moments.ts";
+import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import type { FeatureKind, InceptionView } from "./inception.ts";
 import type { EncoderMetric, InceptionMetric, Metric } from "./table.ts";
 
@@ -21,6 +24,8 @@ export interface SetFacts {
   features?: Features;
   /** Moments and features in an encoder's spaces. */
   spaces?: Partial<Record<EncoderSpace, { moments?: Gaussian; features?: Features }>>;
+  /** What the stored features were computed with, where it is known. */
+  about?: Provenance;
 }
 
 /** A set of images, or what is stored of one. */
@@ -86,4 +91,46 @@ export function obstacle(
   const [a, b] = widths;
   if (a === undefined || b === undefined || a === b) return undefined;
   return `"${real.name}" has ${a} features, "${fake.name}" ${b}: the statistics are of another network`;
+}
+
+/** Files for what is computed of the real images, .npz. */
+export interface Saves {
+  /** Means and covariances. */
+  saveStats?: string | undefined;
+  /** The features, their means and covariances. */
+  saveFeatures?: string | undefined;
+}
+
+/** Writes what was computed of a set, for openNpzSet(). @returns no scores */
+export async function saveComputed(
+  { inception, spaces, about }: {
+    inception: InceptionView;
+    spaces: ReadonlyMap<EncoderSpace, { features: Features }>;
+    about: Provenance;
+  },
+  { saveStats, saveFeatures }: Saves,
+  log: Log,
+): Promise<Record<string, number>> {
+  const momentsOf = async (x: Features | undefined) => x && x.rows > 1 ? { moments: await gaussian(x) } : {};
+  const pooled = inception.moments ?? (await momentsOf(inception.features)).moments;
+  const encoded: { space: EncoderSpace; features: Features; moments?: Gaussian }[] = [];
+  for (const [space, { features }] of spaces) encoded.push({ space, features, ...await momentsOf(features) });
+  const contents = (withFeatures: boolean): StoredFeatures => ({
+    ...pooled && { pooled },
+    ...inception.spatial && { spatial: inception.spatial },
+    ...withFeatures && inception.features && { features: inception.features },
+    spaces: Object.fromEntries(
+      encoded.map(({ space, features, moments }) => [space, {
+        ...moments && { moments },
+        ...withFeatures && { features },
+      }]),
+    ),
+    about,
+  });
+  for (const [path, withFeatures] of [[saveStats, false], [saveFeatures, true]] as const) {
+    if (path === undefined) continue;
+    await writeFeatures(path, contents(withFeatures));
+    log.line(`${withFeatures ? "features" : "statistics"} of the real images: ${path}`);
+  }
+  return {};
 }

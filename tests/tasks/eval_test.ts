@@ -2,36 +2,18 @@
 
 import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import { join } from "@std/path";
-import { evalConfig } from "../../src/cli/config.ts";
 import { ShapeError, UsageError } from "../../src/errors.ts";
 import { writePng } from "../../src/image/image.ts";
-import { Log } from "../../src/run/log.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { obstacle as obstacleOf, type SetFacts } from "../../src/metrics/image_set.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
-import { evaluate } from "../../tasks/eval.ts";
 import { alignment } from "../helpers/alignment.ts";
 import { inFolder, run } from "../helpers/commands.ts";
+import { evalScores } from "../helpers/eval.ts";
 import { units } from "../helpers/formula.ts";
 import { fixturePath } from "../helpers/published.ts";
-
-/** Runs the command in this process; what it says is kept. */
-async function tokEval(options: Record<string, unknown>) {
-  const lines: string[] = [];
-  const log = new class extends Log {
-    override line(text = "") {
-      lines.push(text);
-    }
-    override warn(text: string) {
-      lines.push(text);
-    }
-  }({ json: false, terminal: { stdout: false, stderr: false } });
-  const config = evalConfig.parse({ cpu: true, workers: 0, ...options });
-  const run = evaluate.run(config as never, { log, commandLine: "", stopping: () => false });
-  return { lines, error: await run.then(() => undefined, (error) => error as Error) };
-}
 
 async function writeImages(folder: string, sizes: readonly (readonly [number, number])[]) {
   await Deno.mkdir(folder, { recursive: true });
@@ -81,7 +63,7 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   await saveTokenizer(tokenizer, (await alignment()).tokenizer);
   for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[40, 32]]);
   const out = join(root, "out");
-  const { lines, error } = await tokEval({ tokenizer, data, out });
+  const { lines, error } = await evalScores({ tokenizer, data, out });
   assertEquals(error, undefined);
   const latentKeys = ["mean_min", "mean_max", "std_min", "std_max"].map((name) => `latent_${name}`);
   assertEquals(
@@ -97,14 +79,14 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
     `"${data}": 3 images of 40 x 32; each has its shorter side resized to 32 and the central 32 x 32 kept`,
   ]);
   for (const metric of ["probe", "knn"]) {
-    const refused = await tokEval({ tokenizer, data, metrics: ["psnr", metric], out: join(root, metric) });
+    const refused = await evalScores({ tokenizer, data, metrics: ["psnr", metric], out: join(root, metric) });
     assert(refused.error instanceof UsageError, `${refused.error}`);
     assertStringIncludes(refused.error.message, `Cannot score "${metric}": classes with fewer than two`);
     await assertRejects(() => readScores(join(root, metric)), Deno.errors.NotFound);
   }
   // With two images a class, nearest neighbours have one to learn from; the probe wants two.
   for (const name of ["a", "b", "c"]) await writeImages(join(data, name), [[32, 32], [32, 32]]);
-  const more = await tokEval({ tokenizer, data, out: join(root, "more") });
+  const more = await evalScores({ tokenizer, data, out: join(root, "more") });
   assertEquals(more.error, undefined);
   assert((await readScores(join(root, "more"))).knn >= 0);
   assertEquals(more.lines.filter((line) => line.includes("probe")), [
@@ -119,7 +101,7 @@ Deno.test("each image is preprocessed as the encoder requires: the distance of t
   await writeImages(at("b"), [[32, 32], [32, 32], [32, 32], [32, 32]]);
   const scored = async (real: string, fake: string, more: Record<string, unknown> = {}) => {
     const out = at(`${real}${fake}`), metrics = ["fd-encoder"];
-    const { lines, error } = await tokEval({ real: at(real), fake: at(fake), metrics, out, ...more });
+    const { lines, error } = await evalScores({ real: at(real), fake: at(fake), metrics, out, ...more });
     assertEquals(error, undefined);
     const { fd_encoder, n } = await readScores(out);
     assertEquals(n, 4);
@@ -206,7 +188,7 @@ Deno.test("metrics are omitted with one note per reason; if none is left, the re
 
 Deno.test("an option without effect and a single array are refused with a remedy", async () => {
   const refused = async (options: Record<string, unknown>, ...words: string[]) => {
-    const { error, lines } = await tokEval(options);
+    const { error, lines } = await evalScores(options);
     assert(error instanceof UsageError, `${error}`);
     for (const word of words) assertStringIncludes(error.message, word);
     return lines;
@@ -256,7 +238,7 @@ Deno.test("an npz with unusable images, labels or statistics is refused with the
   ];
   for (const [arrays, message] of cases) {
     await writeNpz(path, arrays);
-    const { error } = await tokEval({ fake: path, metrics: ["fd-encoder"], out: join(root, "out") });
+    const { error } = await evalScores({ fake: path, metrics: ["fd-encoder"], out: join(root, "out") });
     assert(error instanceof UsageError, `${error}`);
     assertStringIncludes(error.message, `Cannot score "${path}": `);
     assertStringIncludes(error.message, message);
