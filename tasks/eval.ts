@@ -23,7 +23,8 @@ import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
-import { chosenEncoder, inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
+import { chosenFeatureEncoder } from "./encoders.ts";
+import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
 import { lockSaved, makesShapes, openSet, originalEncoder, probeImages, tokenizerImages } from "./sets.ts";
 import { planOf } from "../src/sampling/plan.ts";
@@ -66,7 +67,7 @@ export const evaluate = command({
       out,
       inception: () => openInception(c.inception ?? ""),
       lpips: () => openLpips(c.lpips ?? []),
-      encoder: () => chosenEncoder(c, log),
+      encoder: () => chosenFeatureEncoder(c, log),
     };
     const results = new Results(), record = recordOfScores(out, c);
     const job = { c, options, selection, results, workers, log, record };

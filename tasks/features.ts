@@ -7,7 +7,8 @@ import { Shapes } from "../src/data/toy_shapes.ts";
 import { writeTokens } from "../src/metrics/encoder_features.ts";
 import { Output } from "../src/run/output.ts";
 import { command, openAdapter } from "./command.ts";
-import { chosenEncoder, imageFiles, openWorkers, SEEDS } from "./inputs.ts";
+import { chosenFeatureEncoder } from "./encoders.ts";
+import { imageFiles, openWorkers, SEEDS } from "./inputs.ts";
 
 export const features = command({
   name: "features",
@@ -19,7 +20,7 @@ export const features = command({
   ],
   async run(c, { log }) {
     using _output = Output.file(c.out);
-    const encoder = await chosenEncoder(c, log);
+    const encoder = await chosenFeatureEncoder(c, log);
     await openAdapter(c, log);
     using workers = openWorkers(c);
     const own = c.imageSize === undefined ? encoder.preprocessor : resized(encoder.preprocessor, c.imageSize);

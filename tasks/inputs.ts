@@ -11,27 +11,10 @@ import { UsageError } from "../src/errors.ts";
 import { device } from "../src/gpu/device.ts";
 import { newestRun, type RunKind } from "../src/run/checkpoint.ts";
 import type { Log } from "../src/run/log.ts";
-import { type EncoderSource, openEncoder } from "../src/zoo/encoders.ts";
 import { type KnownTokenizer, openTokenizer } from "../src/zoo/runs.ts";
 import { RUNS } from "./command.ts";
 
-/** Opens the encoder that the options select. @throws UsageError as openEncoder() */
-export async function chosenEncoder(
-  c: {
-    encoder?: string | undefined;
-    download: boolean;
-    interpolateOffset?: number | undefined;
-    dryRun?: boolean;
-  },
-  log: Log,
-): Promise<EncoderSource> {
-  const { download, interpolateOffset, dryRun = false } = c;
-  const say = (line: string) => {
-    log.begin(); // a download takes a while
-    log.line(line);
-  };
-  return await openEncoder(c.encoder, { download, interpolateOffset, planOnly: dryRun, say });
-}
+export { chosenEncoder } from "./encoders.ts";
 
 /**
  * Opens the tokenizer `run` for images of side --image-size, else of its training size.

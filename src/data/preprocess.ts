@@ -48,6 +48,17 @@ const CLASSES: Readonly<Record<string, { one: "shorter" | "square"; fields: Reco
   CLIPImageProcessor: { one: "shorter", fields: CLIP },
   SiglipImageProcessor: { one: "shorter", fields: { ...HALF, ...EXACT_224, resample: 3 } },
   ViTImageProcessor: { one: "square", fields: { ...HALF, ...EXACT_224, resample: 2 } },
+  // A side below 384: the shorter side resized to side / crop_pct, then the center; else stretched.
+  ConvNextImageProcessor: {
+    one: "shorter",
+    fields: {
+      size: { shortest_edge: 384 },
+      image_mean: [0.485, 0.456, 0.406],
+      image_std: [0.229, 0.224, 0.225],
+      resample: 2,
+      crop_pct: 224 / 256,
+    },
+  },
   DINOv3ViTImageProcessor: {
     one: "square",
     fields: {
@@ -109,7 +120,8 @@ export function preprocessorOf(json: unknown, fallback: string, path: string): P
     );
   }
   const given = Object.fromEntries(Object.entries(named).filter(([, value]) => value !== null));
-  const f = validated(fields, { ...processor.fields, ...given }, path);
+  const all = { ...processor.fields, ...given };
+  const f = validated(fields, type === "ConvNextImageProcessor" ? cropped(all, path) : all, path);
   const filter = FILTERS[f.resample];
   if (!filter) {
     const supported = Object.entries(FILTERS).map(([n, name]) => `${n} (${name})`).join(", ");
@@ -136,6 +148,23 @@ export function preprocessorOf(json: unknown, fallback: string, path: string): P
     exact: type === "DINOv3ViTImageProcessor",
     mean: f.do_normalize ? f.image_mean.map((m) => m / unit) : [0, 0, 0],
     std: f.do_normalize ? f.image_std.map((s) => s / unit) : [1, 1, 1].map((s) => s / unit),
+  };
+}
+
+/** Size and crop of a ConvNextImageProcessor by its `crop_pct`, in the terms of the other classes. */
+function cropped(all: Record<string, unknown>, path: string): Record<string, unknown> {
+  const given = z.looseObject({
+    size: z.union([side, z.strictObject({ shortest_edge: side })]),
+    crop_pct: z.number().positive().max(1),
+  });
+  const { size, crop_pct, ...rest } = validated(given, all, path);
+  const edge = typeof size === "number" ? size : size.shortest_edge;
+  if (edge >= 384) return { ...rest, size: { height: edge, width: edge } };
+  return {
+    ...rest,
+    size: { shortest_edge: Math.trunc(edge / crop_pct) },
+    crop_size: edge,
+    do_center_crop: true,
   };
 }
 

@@ -6,13 +6,13 @@ import { capture } from "../gpu/program.ts";
 import { inputs, type InputSource, type Sizes, type View } from "../data/network_input.ts";
 import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
 import { RowsWriter } from "../formats/safetensors.ts";
-import { fits, Vit, type VitConfig, type VitOutput } from "../models/vit.ts";
+import { fits, type VitConfig, type VitOutput } from "../models/vit.ts";
 import type { PoolingHead } from "../models/vit_pooling.ts";
 import { div, sqrt, square } from "../ops/math.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
-import type { EncoderSource } from "../zoo/encoders.ts";
+import { type EncoderConfig, encoderNetwork, type EncoderSource } from "../zoo/encoders.ts";
 import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
 
 /**
@@ -36,10 +36,12 @@ const DINOV2: Preprocessor = {
 /** The encoder with the preprocessing and the interpolation of positions of a space. */
 function encoderIn(
   space: EncoderSpace,
-  encoder: EncoderSource,
-): Pick<EncoderSource, "config" | "preprocessor"> {
+  encoder: EncoderSource<EncoderConfig>,
+): { config: EncoderConfig; preprocessor: Preprocessor } {
   const { config, preprocessor } = encoder;
-  if (space === "dinov2") return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: DINOV2 };
+  if (space === "dinov2" && config.model_type === "dinov2") {
+    return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: DINOV2 };
+  }
   return { config, preprocessor: squares(preprocessor, config) };
 }
 
@@ -70,17 +72,17 @@ export class EncoderFeatures {
    * @param options.square side to which images are resized and cropped before the encoder's preprocessing
    */
   static async open(
-    encoder: EncoderSource,
+    encoder: EncoderSource<EncoderConfig>,
     options: { batchSize: number; n: number; square?: number | undefined; space?: EncoderSpace },
   ): Promise<EncoderFeatures> {
     const { batchSize, n, square, space = "patches" } = options;
-    const { config, preprocessor } = encoderIn(space, encoder), vit = new Vit(config);
-    const fingerprint = await encoder.load(vit);
+    const { config, preprocessor } = encoderIn(space, encoder), network = encoderNetwork(config);
+    const fingerprint = await encoder.load(network);
     const size = sideOf(preprocessor) as number;
     const head = space === "embedding" ? await encoder.head() : undefined;
     const program = await imageProgram(
       "features",
-      (x) => ({ y: rowsIn(space, vit.forward(x), head) }),
+      (x) => ({ y: rowsIn(space, network.forward(x), head) }),
       { batchSize, size, n, floats: true },
     );
     return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } }, fingerprint);
@@ -102,7 +104,10 @@ export class EncoderFeatures {
 }
 
 /** The encoder's preprocessing if it makes squares of whole patches; else squares of the nearest such side. */
-function squares(preprocessor: Preprocessor, config: VitConfig): Preprocessor {
+function squares(
+  preprocessor: Preprocessor,
+  config: Pick<VitConfig, "patch_size" | "image_size">,
+): Preprocessor {
   const side = sideOf(preprocessor);
   if (side !== undefined && fits(side, config)) return preprocessor;
   const P = config.patch_size;
@@ -117,7 +122,7 @@ function squares(preprocessor: Preprocessor, config: VitConfig): Preprocessor {
  */
 export async function writeTokens(
   path: string,
-  encoder: EncoderSource,
+  encoder: EncoderSource<EncoderConfig>,
   images: InputSource,
   options: { preprocessor: Preprocessor; batchSize: number; onProgress(done: number): void },
 ): Promise<{ N: number; T: number; C: number; cls: boolean; D?: number }> {
@@ -130,8 +135,8 @@ export async function writeTokens(
         `give another --image-size`,
     );
   }
-  const vit = new Vit(encoder.config);
-  await encoder.load(vit);
+  const network = encoderNetwork(encoder.config);
+  await encoder.load(network);
   const head = await encoder.head();
   const T = Math.floor(width / P) * Math.floor(height / P), B = Math.min(options.batchSize, N);
   const x = input([B, height, width, 3], "f32", "images");
@@ -140,7 +145,8 @@ export async function writeTokens(
     { x },
     ({ x }) =>
       noGrad((): { patches: Tensor; cls?: Tensor; pooled?: Tensor } => {
-        const { patches, cls } = vit.forward(x), pooled = head?.forward(cls ? { patches, cls } : { patches });
+        const { patches, cls } = network.forward(x),
+          pooled = head?.forward(cls ? { patches, cls } : { patches });
         return { patches, ...cls ? { cls } : {}, ...pooled ? { pooled } : {} };
       }),
     { batchInvariant: true },

@@ -10,7 +10,7 @@ import { differences, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, type InceptionInput, SAMPLING } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
-import type { EncoderSource } from "../zoo/encoders.ts";
+import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import { cautionOfFew, cautionsOf } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace } from "./encoder_features.ts";
@@ -36,7 +36,7 @@ export interface EvaluationOptions {
   /** Open the networks; called for those that the selected metrics need. */
   inception(): Promise<Inception>;
   lpips(): Promise<Lpips>;
-  encoder(): Promise<EncoderSource>;
+  encoder(): Promise<EncoderSource<EncoderConfig>>;
   /** Fingerprint of the encoder that the tokenizer behind the samples was made from [unknown]. */
   ownEncoder?: string | undefined;
   /** The encoder that a tokenizer was made from, or why it cannot be opened [unknown]. */
@@ -80,7 +80,7 @@ export class SetEvaluation implements Disposable {
     private readonly selection: Selection,
     private readonly options: SetOptions,
     private readonly inception: Inception | undefined,
-    private readonly encoder: EncoderSource | undefined,
+    private readonly encoder: EncoderSource<EncoderConfig> | undefined,
     private readonly log: Log,
   ) {}
 
@@ -194,7 +194,7 @@ export class SetEvaluation implements Disposable {
   }
 
   async #byEncoder(
-    encoder: EncoderSource,
+    encoder: EncoderSource<EncoderConfig>,
     real: ImageSet,
     fake: ImageSet,
     train: { images: InputSource; side: number },

@@ -8,7 +8,7 @@ import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
 import { TOY_CLASSIFIER_SIZE } from "../models/toy_classifier.ts";
 import { openToyClassifier } from "../zoo/networks.ts";
 import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
-import type { EncoderSource } from "../zoo/encoders.ts";
+import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
 import { cmmd, kernelDistance } from "./fidelity.ts";
 import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
@@ -121,7 +121,7 @@ export interface EncoderMetric extends SetMetric {
   from: "encoder";
   space: EncoderSpace;
   /** Why it is not defined for an encoder. */
-  excludes?(encoder: EncoderSource): string | undefined;
+  excludes?(encoder: EncoderSource<EncoderConfig>): string | undefined;
   /** Whether it is defined only against images that the caller names, and not against generated shapes. */
   named?: true;
 }
@@ -206,7 +206,7 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
 };
 const ofInception = scoresOfFeatures(""), ofEncoder = scoresOfFeatures("_encoder");
 
-const notDinov2L = ({ path, config: c }: EncoderSource) =>
+const notDinov2L = ({ path, config: c }: EncoderSource<EncoderConfig>) =>
   c.model_type === "dinov2" && c.hidden_size === 1024 && c.num_hidden_layers === 24 && c.patch_size === 14
     ? undefined
     : `it is a distance in the space of DINOv2-L/14, and "${path}" is another encoder; give --encoder ` +

@@ -42,8 +42,10 @@ export const ACTIVATIONS: Readonly<Record<VitConfig["hidden_act"], Activation>> 
 };
 
 /** Whether an image may have this side: a multiple of the patch size, or the model's image size. */
-export const fits = (side: number, { patch_size, image_size }: VitConfig): boolean =>
-  side % patch_size === 0 || side === image_size;
+export const fits = (
+  side: number,
+  { patch_size, image_size }: Pick<VitConfig, "patch_size" | "image_size">,
+): boolean => side % patch_size === 0 || side === image_size;
 
 /** Angles of the rotary positions, [tokens, HS] each. */
 interface Angles {

@@ -7,7 +7,9 @@ import { LayerNorm, Linear } from "../nn/layers.ts";
 import { attention } from "../ops/attention.ts";
 import { broadcastTo, reshape } from "../ops/layout.ts";
 import { add } from "../ops/math.ts";
+import { mean } from "../ops/reduce.ts";
 import { check, parameter, type Shape, type Tensor } from "../tensor/tensor.ts";
+import type { ConvNextConfig } from "./convnext.ts";
 import { ACTIVATIONS, Mlp, type VitConfig, type VitOutput } from "./vit.ts";
 
 export interface PoolingHead {
@@ -64,18 +66,39 @@ class AttentionPooling implements PoolingHead {
   }
 }
 
+/** ConvNeXt's: the norm of the mean over pixels, which its classifier reads. */
+class NormOfMean implements PoolingHead {
+  readonly layernorm: LayerNorm;
+
+  constructor(readonly width: number, eps: number) {
+    this.layernorm = new LayerNorm(width, eps);
+  }
+
+  forward({ patches }: Pick<VitOutput, "patches">): Tensor {
+    return this.layernorm.forward(mean(patches, [1]));
+  }
+}
+
 /**
  * The pooling head in an encoder's file. SigLIP's stores query, key and value as one, as torch.nn.MultiheadAttention does.
  * @param shapes of all tensors of the file
  * @returns the head without its weights, and where they are; undefined for a file without a head
  */
 export function poolingHead(
-  config: VitConfig,
+  config: VitConfig | ConvNextConfig,
   shapes: ReadonlyMap<string, Shape>,
 ): { head: PoolingHead; entries: ReadonlyMap<string, Origin> } | undefined {
   const C = config.hidden_size, keys = [...shapes.keys()];
   const prefixOf = (name: string) =>
     keys.find((key) => key === name || key.endsWith(`.${name}`))?.slice(0, -name.length);
+  if (config.model_type === "convnextv2") {
+    const weight = keys.find((key) => /^(.*\bconvnextv2\.)?layernorm\.weight$/.test(key));
+    if (weight === undefined) return undefined;
+    const entries = ["weight", "bias"].map((kind) =>
+      [`layernorm.${kind}`, weight.replace(/weight$/, kind)] as const
+    );
+    return { head: new NormOfMean(C, config.layer_norm_eps), entries: new Map(entries) };
+  }
   if (config.model_type === "clip_vision_model") {
     const name = "visual_projection.weight", prefix = prefixOf(name);
     const width = shapes.get(`${prefix}${name}`)?.[0];

@@ -7,6 +7,7 @@ import type { Storage } from "../gpu/storage.ts";
 import { notFinite } from "../formats/finite.ts";
 import { unreadNote, type UnreadObject } from "../formats/tensors.ts";
 import { conv2d, type ConvOptions } from "../ops/conv.ts";
+import { depthwiseConv2d } from "../ops/depthwise.ts";
 import { linear } from "../ops/matmul.ts";
 import { batchNorm, groupNorm, layerNorm, rmsNorm } from "../ops/norm.ts";
 import { parameter, type Shape, sizeOf, Tensor, variable } from "../tensor/tensor.ts";
@@ -49,6 +50,22 @@ export class Conv2d {
 
   forward(x: Tensor): Tensor {
     return conv2d(x, this.weight, this.bias, this.options);
+  }
+}
+
+/** Convolution of each channel of [B,H,W,C] by its own kernel; weight [C,K,K,1] here, [C,1,K,K] in files. */
+export class DepthwiseConv2d {
+  readonly weight: Tensor;
+  readonly bias: Tensor;
+
+  constructor(channels: number, kernelSize: number, readonly padding = 0) {
+    this.weight = zeros([channels, kernelSize, kernelSize, 1], "conv.weight");
+    channelsLast.add(this.weight);
+    this.bias = zeros([channels], "conv.bias");
+  }
+
+  forward(x: Tensor): Tensor {
+    return depthwiseConv2d(x, this.weight, this.bias, this.padding);
   }
 }
 

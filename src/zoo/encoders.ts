@@ -3,7 +3,7 @@
 
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { exists, isFile, readJson } from "../formats/files.ts";
+import { exists, isFile, readJson, validated } from "../formats/files.ts";
 import {
   cachedModel,
   cacheProblem,
@@ -18,29 +18,37 @@ import { renamed } from "../formats/mapped_store.ts";
 import { openModel } from "../formats/shards.ts";
 import { type TensorStore, unreadNote } from "../formats/tensors.ts";
 import { publishedEncoder } from "../models/sizes.ts";
-import type { Vit, VitConfig } from "../models/vit.ts";
+import { ConvNext, type ConvNextConfig, convNextConfig, convNextKeys } from "../models/convnext.ts";
+import { Vit, type VitConfig, type VitOutput } from "../models/vit.ts";
 import { AUTHORS_ANCHOR, authorsModel } from "../models/vit_authors.ts";
 import { type PoolingHead, poolingHead } from "../models/vit_pooling.ts";
 import { architectureOf, FAMILIES, publishedKeys } from "../models/vit_families.ts";
 import { underNote } from "../models/wrappers.ts";
 import { loadState, type TensorSource } from "../nn/layers.ts";
+import type { Tensor } from "../tensor/tensor.ts";
 
 /** The encoder that comes with tok: trained by tasks/dev/pretrain_encoder.ts on generated images. */
 export const EMBEDDED_ENCODER = fromFileUrl(new URL("../models/tiny", import.meta.url));
 
-/** An encoder before its weights are read. */
-export interface EncoderSource {
+export type EncoderConfig = VitConfig | ConvNextConfig;
+
+/** The network of a configuration, without weights. */
+export const encoderNetwork = (config: EncoderConfig): { forward(x: Tensor): VitOutput } =>
+  config.model_type === "convnextv2" ? new ConvNext(config) : new Vit(config);
+
+/** An encoder before its weights are read: a vision transformer, or any network that makes features. */
+export interface EncoderSource<C extends EncoderConfig = VitConfig> {
   /** Folder or file. */
   path: string;
-  config: VitConfig;
+  config: C;
   preprocessor: Preprocessor;
   /**
    * Loads the weights into a model built from `config`.
    * @returns the fingerprint of the weights and the pixel normalisation
    * @throws UsageError listing every wrong key
    */
-  load(vit: Vit): Promise<string>;
-  /** CLIP's visual projection or SigLIP's attention pooling with its weights; undefined if the file has none. */
+  load(network: object): Promise<string>;
+  /** Its pooling head with its weights (models/vit_pooling.ts); undefined if the file has none. */
   head(): Promise<PoolingHead | undefined>;
   /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
   fingerprint(): Promise<string>;
@@ -61,26 +69,43 @@ export interface EncoderOptions {
 }
 
 /**
- * Finds an encoder and reads its configuration.
+ * Finds a vision transformer and reads its configuration.
+ * @throws UsageError as openFeatureEncoder(), and for other networks
+ */
+export async function openEncoder(spec?: string, options?: EncoderOptions): Promise<EncoderSource> {
+  const encoder = await openFeatureEncoder(spec, options), { config } = encoder;
+  if (config.model_type !== "convnextv2") return { ...encoder, config };
+  throw new UsageError(
+    `Cannot use the encoder "${spec}" here: a ConvNeXt is for features and metrics only (tok features, tok eval); ` +
+      `give a vision transformer`,
+  );
+}
+
+/**
+ * Finds an encoder of any kind and reads its configuration.
  * @param spec a folder, a file, or a name such as "facebook/dinov2-large"; default: the embedded encoder
  * @throws UsageError if it is not found, incomplete, or not supported
  */
-export async function openEncoder(
+export async function openFeatureEncoder(
   spec: string = EMBEDDED_ENCODER,
   options: EncoderOptions = {},
-): Promise<EncoderSource> {
+): Promise<EncoderSource<EncoderConfig>> {
   const published = options.planOnly && !exists(spec) ? publishedEncoder(spec) : undefined;
   if (published && cachedModel(spec) === undefined) return planned(spec, published);
   const path = await locate(spec, options);
   const encoder = isFile(path) ? await openFile(path) : openFolder(path);
-  const { interpolateOffset: offset } = options;
+  const { interpolateOffset: offset } = options, { config } = encoder;
   if (offset === undefined) return encoder;
-  if (FAMILIES[encoder.config.model_type].positions === "rotary") {
+  const positions = config.model_type === "convnextv2" ? "none" : FAMILIES[config.model_type].positions;
+  if (config.model_type === "convnextv2" || positions === "rotary") {
     throw new UsageError(
-      `Cannot use "--interpolate-offset" with "${spec}": its positions are rotations, and nothing is interpolated`,
+      `Cannot use "--interpolate-offset" with "${spec}": ` +
+        `${
+          positions === "none" ? "it has no positions" : "its positions are rotations"
+        }, and nothing is interpolated`,
     );
   }
-  return { ...encoder, config: { ...encoder.config, interpolate_offset: offset } };
+  return { ...encoder, config: { ...config, interpolate_offset: offset } };
 }
 
 /** A published encoder without its weights. */
@@ -121,14 +146,20 @@ async function locate(spec: string, { download = false, say }: EncoderOptions): 
   );
 }
 
-function openFolder(path: string): EncoderSource {
+function openFolder(path: string): EncoderSource<EncoderConfig> {
   const file = join(path, "config.json");
   if (!exists(file)) {
     throw new UsageError(
       `Cannot load the encoder "${path}": there is no "config.json" in it; check the path`,
     );
   }
-  const config = architectureOf(readJson(file), file);
+  const json = readJson(file);
+  if ((json as { model_type?: unknown } | null)?.model_type === "convnextv2") {
+    const config = validated(convNextConfig, json, file);
+    const view = (store: TensorStore) => renamed(store, convNextKeys(store.shapes.keys()));
+    return sourceOf(path, config, preprocessorIn(path, config), view);
+  }
+  const config = architectureOf(json, file);
   const view = (store: TensorStore) => renamed(store, publishedKeys(config.model_type, store.shapes.keys()));
   return sourceOf(path, config, preprocessorIn(path, config), view);
 }
@@ -153,20 +184,22 @@ async function openFile(path: string): Promise<EncoderSource> {
 }
 
 /** The folder's preprocessor_config.json, or the family's default. */
-function preprocessorIn(folder: string | undefined, { model_type }: VitConfig): Preprocessor {
-  const { type, published } = FAMILIES[model_type].processor;
+function preprocessorIn(folder: string | undefined, { model_type }: EncoderConfig): Preprocessor {
+  const { type, published } = model_type === "convnextv2"
+    ? { type: "ConvNextImageProcessor", published: {} }
+    : FAMILIES[model_type].processor;
   const file = join(folder ?? "", "preprocessor_config.json");
   const found = folder !== undefined && exists(file);
   return preprocessorOf(found ? readJson(file) : published, type, file);
 }
 
 /** @param view the encoder's tensors in its open file */
-function sourceOf(
+function sourceOf<C extends EncoderConfig>(
   path: string,
-  config: VitConfig,
+  config: C,
   preprocessor: Preprocessor,
   view: (store: TensorStore) => TensorSource,
-): EncoderSource {
+): EncoderSource<C> {
   const weightsRead = async (read: (source: TensorSource) => Promise<void>) => {
     const store = await openModel(path), weights = new WeightsFingerprint();
     try {
@@ -180,8 +213,8 @@ function sourceOf(
     path,
     config,
     preprocessor,
-    async load(vit) {
-      const weights = await weightsRead((source) => loadState(vit, source));
+    async load(network) {
+      const weights = await weightsRead((source) => loadState(network, source));
       return fingerprintOf(weights, `${preprocessor.mean}`, `${preprocessor.std}`);
     },
     async head() {
@@ -198,7 +231,9 @@ function sourceOf(
       const weights = await weightsRead(async (source) => {
         for (const name of source.shapes.keys()) await source.read(name);
       });
-      return fingerprintOf(weights, JSON.stringify(preprocessor), String(this.config.interpolate_offset));
+      const { config } = this; // with the caller's offset
+      const offset = config.model_type === "convnextv2" ? 0 : config.interpolate_offset;
+      return fingerprintOf(weights, JSON.stringify(preprocessor), String(offset));
     },
   };
 }

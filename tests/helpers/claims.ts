@@ -27,6 +27,7 @@ export const CLAIMS: Readonly<Record<string, Claim>> = {
   clip: { model: "CLIP, vision tower", output: 2.9e-7, gradients: 8.6e-7 },
   siglip_pooled: { model: "SigLIP, SigLIP 2: attention pooling", output: 3.9e-7 },
   clip_pooled: { model: "CLIP, image embedding", output: 5.8e-7 },
+  convnextv2_pooled: { model: "ConvNeXt V2, norm of the mean included", output: 4e-7 },
   vit: { model: "ViT", output: 3.1e-7, gradients: 1.2e-6 },
   vit_mae: { model: "MAE", output: 6.4e-7, gradients: 1.5e-6 },
   autoencoder_ldm: { model: "LDM, SD-VAE, VA-VAE autoencoders", output: 3.1e-6, gradients: 1.4e-5 },

@@ -1,12 +1,15 @@
-// CLIP's projection and SigLIP's attention pooling, from image files to `tok features`, against an independent PyTorch
+// CLIP's projection, SigLIP's attention pooling and ConvNeXt V2, from image files to `tok features`, against an independent PyTorch
 // implementation (fixtures/make_pooling_heads.py).
 
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
+import { openImages } from "../../src/data/open_images.ts";
+import { preprocessorOf } from "../../src/data/preprocess.ts";
+import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
-import { openEncoder } from "../../src/zoo/encoders.ts";
+import { openEncoder, openFeatureEncoder } from "../../src/zoo/encoders.ts";
 import { PROFILES, relativeError, testDevice } from "../helpers/check.ts";
 import { assertClaim } from "../helpers/claims.ts";
 import { run } from "../helpers/commands.ts";
@@ -20,20 +23,22 @@ interface Model {
   preprocessor: Record<string, unknown>;
 }
 
-/** A two-tower checkpoint in Hugging Face layout. @param without a tensor that it lacks */
+/** A two-tower checkpoint, or one with a classifier, in Hugging Face layout. @param without a tensor that it lacks */
 async function checkpoint(path: string, { shapes, config, preprocessor }: Model, without?: string) {
   await Deno.mkdir(path);
   writeJson(join(path, "config.json"), config);
   writeJson(join(path, "preprocessor_config.json"), preprocessor);
-  const text = { "text_model.final_layer_norm.weight": [4], "text_projection.weight": [12, 4] };
-  const tensors = Object.entries({ ...shapes, ...text }).filter(([name]) => name !== without);
+  const others: Record<string, number[]> = config.model_type === "convnextv2"
+    ? { "classifier.weight": [4, 8] }
+    : { "text_model.final_layer_norm.weight": [4], "text_projection.weight": [12, 4] };
+  const tensors = Object.entries({ ...shapes, ...others }).filter(([name]) => name !== without);
   await writeSafetensors(
     join(path, "model.safetensors"),
     tensors.map(([name, shape]) => ({ name, shape, data: formulaWeights(name, shape) })),
   );
 }
 
-for (const name of ["clip", "siglip"]) {
+for (const name of ["clip", "siglip", "convnextv2"]) {
   Deno.test(`tok features writes the pooled features of ${name} that PyTorch computes, in both kernel profiles`, async () => {
     await inFolder(async (folder) => {
       const fixture = await open("pooling_heads"), images = await fixture.read("images");
@@ -74,6 +79,62 @@ for (const name of ["clip", "siglip"]) {
     });
   });
 }
+
+Deno.test("metrics read ConvNeXt's mean pixel and pooled features; it is refused where an encoder is trained", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const fixture = await open("pooling_heads"), path = join(folder, "model");
+    await checkpoint(path, JSON.parse(fixture.metadata.get("convnextv2") as string));
+    const [B, S] = fixture.shapes.get("images") as [number, number], data = await fixture.read("images");
+    await Deno.mkdir(join(folder, "images"));
+    for (let i = 0; i < B; i++) {
+      const image = Uint8Array.from(data.subarray(i * S * S * 3, (i + 1) * S * S * 3));
+      await writePng(join(folder, "images", `${i}.png`), { width: S, height: S, data: image });
+    }
+    const encoder = await openFeatureEncoder(path), images = await openImages(join(folder, "images"));
+    const patches = await fixture.read("convnextv2.patches"),
+      pooled = await fixture.read("convnextv2.pooled");
+    const C = pooled.length / B, T = patches.length / B / C;
+    const norm = (b: number) => Math.hypot(...pooled.subarray(b * C, (b + 1) * C));
+    const expected = {
+      patches: Float64Array.from(pooled, (_, i) => {
+        const b = Math.floor(i / C);
+        let sum = 0;
+        for (let t = 0; t < T; t++) sum += patches[(b * T + t) * C + i % C] as number;
+        return sum / T;
+      }),
+      embedding: Float64Array.from(pooled, (v, i) => v / norm(Math.floor(i / C))),
+    };
+    for (const space of ["patches", "embedding"] as const) {
+      const features = await EncoderFeatures.open(encoder, { batchSize: 2, n: B, space });
+      const { features: rows } = await features.extract(images);
+      features.destroy();
+      assert(relativeError(rows.data, expected[space]) < 2e-6, space);
+    }
+    fixture.close();
+    await assertRejects(() => openEncoder(path), UsageError, "a ConvNeXt is for features and metrics only");
+    const offset = { interpolateOffset: 0.1 };
+    await assertRejects(() => openFeatureEncoder(path, offset), UsageError, "it has no positions");
+    writeJson(join(path, "config.json"), { model_type: "convnextv2", depths: [1] });
+    await assertRejects(() => openFeatureEncoder(path), UsageError, "another number of stages");
+  });
+});
+
+Deno.test("ConvNeXt's processor crops below 384 pixels by crop_pct, and stretches from there on", () => {
+  const sizes = (fields: Record<string, unknown>) => {
+    const { resize, crop } = preprocessorOf(
+      { image_processor_type: "ConvNextImageProcessor", ...fields },
+      "",
+      "file",
+    );
+    return [resize, crop];
+  };
+  const square = (side: number) => ({ height: side, width: side });
+  assertEquals(sizes({ size: { shortest_edge: 224 }, crop_pct: 0.875 }), [{ shorter: 256 }, square(224)]);
+  assertEquals(sizes({ size: 224 }), [{ shorter: 256 }, square(224)]);
+  assertEquals(sizes({ size: 224, crop_pct: 0.95 }), [{ shorter: 235 }, square(224)]);
+  assertEquals(sizes({}), [square(384), undefined]);
+});
 
 Deno.test("an encoder without its head has no pooled features; an incomplete head is refused by the missing key", async () => {
   await testDevice();

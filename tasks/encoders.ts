@@ -1,0 +1,27 @@
+// The encoder that the options of a command select: a vision transformer to train with, or any network that makes features.
+
+import type { Log } from "../src/run/log.ts";
+import { type EncoderOptions, openEncoder, openFeatureEncoder } from "../src/zoo/encoders.ts";
+
+interface Choice extends Pick<EncoderOptions, "interpolateOffset"> {
+  encoder?: string | undefined;
+  download: boolean;
+  dryRun?: boolean;
+}
+
+const chosenBy =
+  <E>(open: (spec: string | undefined, options: EncoderOptions) => Promise<E>) =>
+  async (c: Choice, log: Log): Promise<E> => {
+    const { download, interpolateOffset, dryRun: planOnly = false } = c;
+    const say = (line: string) => {
+      log.begin(); // a download takes a while
+      log.line(line);
+    };
+    return await open(c.encoder, { download, interpolateOffset, planOnly, say });
+  };
+
+/** Opens a vision transformer. @throws UsageError as openEncoder() */
+export const chosenEncoder = chosenBy(openEncoder);
+
+/** Opens an encoder of any kind. @throws UsageError as openFeatureEncoder() */
+export const chosenFeatureEncoder = chosenBy(openFeatureEncoder);
