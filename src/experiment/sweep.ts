@@ -226,7 +226,19 @@ async function runCell(
 
 /** Scores that are distances, the first of which decides; without one, the first of the others does. */
 const DISTANCES = [
-  ...["fid", "fd_encoder", "fd_dinov2", "sfid", "kid", "kid_encoder", "mind", "mind_encoder", "cmmd"],
+  ...[
+    "fid",
+    "fd_encoder",
+    "fd_cls",
+    "fd_pooled",
+    "fd_dinov2",
+    "sfid",
+    "kid",
+    "kid_encoder",
+    "mind",
+    "mind_encoder",
+    "cmmd",
+  ],
   ...["fid_infinity", "fd_infinity_encoder"],
 ];
 

@@ -20,10 +20,12 @@ import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFe
  * - patches: mean of the patch tokens
  * - embedding: CLIP's projected embedding or SigLIP's attention pooling, of encoders without a head the CLS token, else the
  *   mean of the patch tokens; as a unit vector
+ * - cls: CLS token
+ * - pooled: the output of the pooling head: CLIP's projection, SigLIP's attention pooling, ConvNeXt's norm of the mean
  * - dinov2: CLS token as dgm-eval computes it: the image stretched to 224 x 224 by Pillow's bicubic filter, ImageNet's mean and
  *   standard deviation, positions interpolated by the offset 0.1 of the authors' code
  */
-export type EncoderSpace = "patches" | "embedding" | "dinov2";
+export type EncoderSpace = "patches" | "embedding" | "cls" | "pooled" | "dinov2";
 
 const DINOV2: Preprocessor = {
   resize: { height: 224, width: 224 },
@@ -52,7 +54,8 @@ function rowsIn(
 ) {
   const { patches, cls } = output;
   if (space === "patches") return mean(patches, [1]);
-  if (space === "dinov2") return cls as Tensor;
+  if (space === "dinov2" || space === "cls") return cls as Tensor;
+  if (space === "pooled") return (head as PoolingHead).forward(output);
   const y = head ? head.forward(output) : cls ?? mean(patches, [1]);
   return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));
 }
@@ -79,7 +82,12 @@ export class EncoderFeatures {
     const { config, preprocessor } = encoderIn(space, encoder), network = encoderNetwork(config);
     const fingerprint = await encoder.load(network);
     const size = sideOf(preprocessor) as number;
-    const head = space === "embedding" ? await encoder.head() : undefined;
+    const head = space === "embedding" || space === "pooled" ? await encoder.head() : undefined;
+    if (space === "pooled" && !head) {
+      throw new UsageError(
+        `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
+      );
+    }
     const program = await imageProgram(
       "features",
       (x) => ({ y: rowsIn(space, network.forward(x), head) }),

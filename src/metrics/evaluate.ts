@@ -139,7 +139,7 @@ export class SetEvaluation implements Disposable {
   /** @throws UsageError for stored features of other networks or settings */
   async #refuseOthers({ name, about, spaces }: SetFacts): Promise<void> {
     const different = about ? differences(about, await this.#about()) : [];
-    for (const space of ["patches", "dinov2"] as const) {
+    for (const space of ["patches", "cls", "dinov2"] as const) {
       const { moments, features } = spaces?.[space] ?? {}, width = moments?.mean.length ?? features?.columns;
       const own = this.encoder?.config.hidden_size;
       if (width !== undefined && own !== undefined && width !== own) {
@@ -350,6 +350,8 @@ type Report = (set: { name: string }, sizes: Sizes, view: View) => void;
 const PLACES: Record<EncoderSpace, string> = {
   patches: "the encoder",
   embedding: "the encoder's embeddings",
+  cls: "the encoder's CLS token",
+  pooled: "the encoder's pooled features",
   dinov2: "DINOv2 as dgm-eval does",
 };
 

@@ -5,6 +5,7 @@ import type { InputSource } from "../data/network_input.ts";
 import type { Log } from "../run/log.ts";
 import type { Inception, InceptionInput } from "../models/inception.ts";
 import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
+import { FAMILIES } from "../models/vit_families.ts";
 import { TOY_CLASSIFIER_SIZE } from "../models/toy_classifier.ts";
 import { openToyClassifier } from "../zoo/networks.ts";
 import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
@@ -212,6 +213,16 @@ const notDinov2L = ({ path, config: c }: EncoderSource<EncoderConfig>) =>
     : `it is a distance in the space of DINOv2-L/14, and "${path}" is another encoder; give --encoder ` +
       `facebook/dinov2-large`;
 
+const withoutCls = ({ path, config: { model_type: type } }: EncoderSource<EncoderConfig>) =>
+  type !== "convnextv2" && FAMILIES[type].cls
+    ? undefined
+    : `"${path}" has no CLS token; "fd-encoder" is of its patches`;
+
+const withoutHead = ({ path, config: { model_type: type } }: EncoderSource<EncoderConfig>) =>
+  ["clip_vision_model", "siglip_vision_model", "convnextv2"].includes(type)
+    ? undefined
+    : `"${path}" has no pooling head, as CLIP, SigLIP and ConvNeXt V2 have; "fd-cls" is of its CLS token`;
+
 export const METRICS: readonly Metric[] = [
   pairsOf("psnr", psnr),
   { ...pairsOf("ssim", (a, b, side) => ssim(a, b, side, side)), minSide: SSIM_SIDE },
@@ -310,6 +321,14 @@ export const METRICS: readonly Metric[] = [
   byInception("coverage", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
   byInception("mind", REQUESTED, 2, ofInception.sliced),
   byInception("fid-infinity", EXTRAPOLATED, INFINITY_POINTS + 1, ofInception.infinity),
+  byEncoder("fd-cls", { ...MOMENTS, onRequest }, 2, distance("fd_cls"), {
+    space: "cls",
+    excludes: withoutCls,
+  }),
+  byEncoder("fd-pooled", { ...MOMENTS, onRequest }, 2, distance("fd_pooled"), {
+    space: "pooled",
+    excludes: withoutHead,
+  }),
   byEncoder("fd-dinov2", { ...MOMENTS, onRequest }, 2, distance("fd_dinov2"), {
     space: "dinov2",
     excludes: notDinov2L,

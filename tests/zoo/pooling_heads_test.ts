@@ -103,15 +103,41 @@ Deno.test("metrics read ConvNeXt's mean pixel and pooled features; it is refused
         for (let t = 0; t < T; t++) sum += patches[(b * T + t) * C + i % C] as number;
         return sum / T;
       }),
+      pooled: Float64Array.from(pooled),
       embedding: Float64Array.from(pooled, (v, i) => v / norm(Math.floor(i / C))),
     };
-    for (const space of ["patches", "embedding"] as const) {
+    for (const space of ["patches", "pooled", "embedding"] as const) {
       const features = await EncoderFeatures.open(encoder, { batchSize: 2, n: B, space });
       const { features: rows } = await features.extract(images);
       features.destroy();
       assert(relativeError(rows.data, expected[space]) < 2e-6, space);
     }
+    const clip = join(folder, "clip");
+    await checkpoint(clip, JSON.parse(fixture.metadata.get("clip") as string), "visual_projection.weight");
+    const headless = await openFeatureEncoder(clip), options = { batchSize: 2, n: B };
+    const tokens = await EncoderFeatures.open(headless, { ...options, space: "cls" });
+    const { features: rows } = await tokens.extract(images);
+    tokens.destroy();
+    assert(relativeError(rows.data, await fixture.read("clip.cls")) < 2e-6, "cls");
+    await assertRejects(
+      () => EncoderFeatures.open(headless, { ...options, space: "pooled" }),
+      UsageError,
+      "its file has no pooling head",
+    );
     fixture.close();
+    const set = join(folder, "images"), out = join(folder, "out");
+    const sets = ["eval", "--real", set, "--fake", set, "--out", out] as const;
+    const score = (...metrics: string[]) => run(...sets, "--encoder", path, "--metrics", metrics.join());
+    await assertRejects(
+      () => run(...sets, "--metrics", "fd-pooled"),
+      UsageError,
+      "has no pooling head, as CLIP",
+    );
+    const scores = (await score("fd-encoder", "fd-pooled", "cmmd")).result;
+    for (const key of ["fd_encoder", "fd_pooled", "cmmd"]) {
+      assert(Math.abs(scores[key] as number) < 1e-6, `${key} of equal sets: ${scores[key]}`);
+    }
+    await assertRejects(() => score("fd-cls"), UsageError, "has no CLS token");
     await assertRejects(() => openEncoder(path), UsageError, "a ConvNeXt is for features and metrics only");
     const offset = { interpolateOffset: 0.1 };
     await assertRejects(() => openFeatureEncoder(path, offset), UsageError, "it has no positions");
