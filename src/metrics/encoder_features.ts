@@ -8,6 +8,7 @@ import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
 import { RowsWriter } from "../formats/safetensors.ts";
 import { fits, type VitConfig, type VitOutput } from "../models/vit.ts";
 import type { PoolingHead } from "../models/vit_pooling.ts";
+import { state } from "../nn/layers.ts";
 import { div, sqrt, square } from "../ops/math.ts";
 import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
@@ -63,6 +64,7 @@ function rowsIn(
 /** An encoder's features, one row an image. */
 export class EncoderFeatures {
   private constructor(
+    private readonly networks: object,
     private readonly program: ImageProgram<"y">,
     readonly view: View,
     /** Of the weights, as EncoderSource.load() returns it. */
@@ -80,20 +82,28 @@ export class EncoderFeatures {
   ): Promise<EncoderFeatures> {
     const { batchSize, n, square, space = "patches" } = options;
     const { config, preprocessor } = encoderIn(space, encoder), network = encoderNetwork(config);
-    const fingerprint = await encoder.load(network);
-    const size = sideOf(preprocessor) as number;
-    const head = space === "embedding" || space === "pooled" ? await encoder.head() : undefined;
-    if (space === "pooled" && !head) {
-      throw new UsageError(
-        `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
+    const networks: { network: object; head?: PoolingHead | undefined } = { network };
+    try {
+      const fingerprint = await encoder.load(network), size = sideOf(preprocessor) as number;
+      const head = networks.head = space === "embedding" || space === "pooled"
+        ? await encoder.head()
+        : undefined;
+      if (space === "pooled" && !head) {
+        throw new UsageError(
+          `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
+        );
+      }
+      const program = await imageProgram(
+        "features",
+        (x) => ({ y: rowsIn(space, network.forward(x), head) }),
+        { batchSize, size, n, floats: true },
       );
+      const view: View = { square, network: { kind: "encoder", preprocessor } };
+      return new EncoderFeatures(networks, program, view, fingerprint);
+    } catch (error) {
+      free(networks);
+      throw error;
     }
-    const program = await imageProgram(
-      "features",
-      (x) => ({ y: rowsIn(space, network.forward(x), head) }),
-      { batchSize, size, n, floats: true },
-    );
-    return new EncoderFeatures(program, { square, network: { kind: "encoder", preprocessor } }, fingerprint);
   }
 
   /** Features of an image. */
@@ -108,7 +118,12 @@ export class EncoderFeatures {
 
   destroy(): void {
     this.program.destroy();
+    free(this.networks);
   }
+}
+
+function free(networks: object): void {
+  for (const { storage } of state(networks).values()) storage.destroy();
 }
 
 /** The encoder's preprocessing if it makes squares of whole patches; else squares of the nearest such side. */

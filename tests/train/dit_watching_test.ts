@@ -7,6 +7,7 @@ import { sampleConfig } from "../../src/cli/config.ts";
 import { Workers } from "../../src/data/decode_pool.ts";
 import { OutOfMemoryError, UsageError } from "../../src/errors.ts";
 import { device } from "../../src/gpu/device.ts";
+import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
@@ -260,4 +261,20 @@ Deno.test("options of watching without effect are refused", async () => {
   for (const [args, message] of cases) {
     await assertRejects(() => run("train-dit", ...SMALL, ...args, "--dry-run"), UsageError, message);
   }
+});
+
+Deno.test("an encoder whose features do not fit into memory, or are closed, leaves nothing on the device", async () => {
+  await testDevice();
+  const encoder = await openEncoder(), { createBuffer, memory } = device(), before = memory.live;
+  const open = () => EncoderFeatures.open(encoder, { batchSize: 2, n: 2 });
+  const features = await open();
+  assert(memory.live > before);
+  features.destroy();
+  assertEquals(memory.live, before);
+  let left = 20; // of the encoder's weights
+  device().createBuffer = (...args) =>
+    left-- > 0 ? createBuffer.apply(device(), args) : Promise.reject(new OutOfMemoryError("full"));
+  await assertRejects(open, OutOfMemoryError, "full");
+  device().createBuffer = createBuffer;
+  assertEquals([left < 0, memory.live], [true, before]);
 });
