@@ -13,6 +13,29 @@ import { parseCommandLine } from "../../tasks/run.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { fixturePath } from "./published.ts";
 
+/** Whether the next device that is requested is the one of commands. */
+let sharing = false;
+
+/**
+ * Lets all commands of a test file have one device: kernels that the first one compiled are ready for all. A device that a
+ * command requests for itself after that (to compile on several threads) is a new one.
+ */
+function shareDevice(): void {
+  const { requestDevice } = GPUAdapter.prototype, open = new Map<boolean, GPUDevice>();
+  GPUAdapter.prototype.requestDevice = async function (...args) {
+    const shared = sharing, fallback = this.info.isFallbackAdapter, known = open.get(fallback);
+    sharing = false;
+    if (shared && known) return known;
+    const device = await requestDevice.apply(this, args);
+    if (shared) {
+      open.set(fallback, device);
+      device.lost.then(() => void open.delete(fallback));
+    }
+    return device;
+  };
+}
+shareDevice();
+
 /** `--cpu`, or nothing where there is only a GPU. */
 export const SOFTWARE: readonly string[] = await requestAdapter(true).then(() => ["--cpu"], () => []);
 
@@ -23,12 +46,14 @@ export async function run(
 ): Promise<{ lines: string[]; result: Record<string, unknown> }> {
   const { command, config, origins } = parseCommandLine([name, ...args, ...SOFTWARE]);
   const { log, lines } = quietLog();
+  sharing = true;
   try {
     return {
       lines,
       result: await command.run(config, { log, commandLine: `tok ${name}`, stopping: () => false, origins }),
     };
   } finally {
+    sharing = false;
     log.close();
   }
 }
