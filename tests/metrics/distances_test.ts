@@ -2,11 +2,17 @@
 // order of the files changes a score.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
 import type { InputSource } from "../../src/data/network_input.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
-import { Rows } from "../../src/metrics/batched.ts";
+import { openImages } from "../../src/data/open_images.ts";
+import { writePng } from "../../src/image/image.ts";
+import { centerOf, resizeRows } from "../../src/image/resize.ts";
+import { rowsOf as imageRows } from "../../src/image/rows.ts";
+import { imageProgram, Rows } from "../../src/metrics/batched.ts";
+import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { cmmd, kernelDistance } from "../../src/metrics/fidelity.ts";
 import { frechet, frechetAtInfinity } from "../../src/metrics/frechet.ts";
@@ -16,9 +22,11 @@ import { densityCoverage, precisionRecall } from "../../src/metrics/precision_re
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { mind } from "../../src/metrics/sliced.ts";
 import { METRICS } from "../../src/metrics/table.ts";
+import { Vit } from "../../src/models/vit.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { testDevice } from "../helpers/check.ts";
 import { quietLog } from "../helpers/commands.ts";
+import { encoderFolder, inFolder } from "../helpers/encoder_files.ts";
 import { units } from "../helpers/formula.ts";
 import fixture from "../fixtures/distances.json" with { type: "json" };
 
@@ -178,6 +186,37 @@ Deno.test("no score in an encoder's space depends on batch size or order of file
   for (const other of [await score(1), await score(7, shuffled)]) {
     for (const [key, value] of Object.entries(expected)) assertNear(other[key], value, 1e-9, key);
   }
+});
+
+Deno.test("FD-DINOv2 takes the CLS token of the image stretched to 224 x 224, with the authors' positions", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const encoder = await openEncoder(await encoderFolder(folder, "dinov2_patch14"));
+    const image = {
+      width: 40,
+      height: 56,
+      data: Uint8Array.from(units("dinov2", 3 * 40 * 56), (u) => 256 * u),
+    };
+    await Deno.mkdir(join(folder, "images"));
+    await writePng(join(folder, "images", "0.png"), image);
+    const stretched = await resizeRows(imageRows(image), centerOf({ width: 224, height: 224 }, 224, 224));
+    const mean = [0.485, 0.456, 0.406], std = [0.229, 0.224, 0.225];
+    const x = Float32Array.from(stretched.data, (v, i) => (v / 255 - mean[i % 3]!) / std[i % 3]!);
+    const vit = new Vit({ ...encoder.config, interpolate_offset: 0.1 });
+    await encoder.load(vit);
+    const sizes = { batchSize: 1, size: 224, floats: true };
+    const program = await imageProgram("cls", (x) => ({ y: vit.forward(x).cls! }), sizes);
+    program.run({ x });
+    const expected = await program.read(program.outputs.y).finally(() => program.destroy());
+    const options = { batchSize: 1, n: 1, space: "dinov2" as const };
+    const extractor = await EncoderFeatures.open(encoder, options);
+    const { features } = await extractor.extract(await openImages(join(folder, "images")));
+    extractor.destroy();
+    expected.forEach((v, i) =>
+      assert(Math.abs(v - features.data[i]!) < 1e-5, `${i}: ${v}, ${features.data[i]}`)
+    );
+    assertEquals(features.data.length, expected.length);
+  });
 });
 
 Deno.test("distances refuse too few images and features of another network", async () => {

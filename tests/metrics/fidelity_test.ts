@@ -158,8 +158,9 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   await writeSet(path("fake.npz"), bytes("set.fake", 0.95));
   const inception = ["--inception", path("inception.safetensors")];
   const sets = ["--real", path("real.npz"), "--fake", path("fake.npz"), ...inception];
-  const asked = "fid,sfid,is,kid,precision,recall";
-  const { code, stderr } = await tok("eval", ...sets, "--metrics", asked, "--out", path("out"));
+  const asked = "fid,sfid,is,kid,precision,recall,density,coverage,mind";
+  const saved = ["--save-features", path("features.npz"), "--out", path("out")];
+  const { code, stderr } = await tok("eval", ...sets, "--metrics", asked, ...saved);
   assertEquals(code, 0, stderr);
   const scores = JSON.parse(await Deno.readTextFile(path("out/metrics.json")));
   assertEquals(Object.keys(scores).sort(), ["n", ...asked.split(",")].sort());
@@ -169,6 +170,29 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   assertNear(scores.is, is, 1e-5);
   assertNear(scores.kid, kid, 1e-4);
   assertEquals([scores.precision, scores.recall, scores.n], [precision, recall, COUNT]);
+
+  // Saved features serve as both sets: every distance is that of equal sets.
+  const stored = await openNpzSet(path("features.npz"));
+  assertEquals([stored.features?.rows, stored.features?.columns, stored.spatial?.mean.length], [
+    COUNT,
+    2048,
+    2023,
+  ]);
+  const names = Object.keys(stored.about ?? {});
+  assertEquals(names, ["inception", "Inception input", "image size"]);
+  const equal = ["--real", path("features.npz"), "--fake", path("features.npz"), ...inception];
+  const { result } = await run(
+    "eval",
+    ...[...equal, "--metrics", "fid,precision,density,coverage,mind", "--out", path("equal")],
+  );
+  assert((result.fid as number) < 1e-6, `${result.fid}`);
+  const { precision: p, density, coverage, mind, n } = result;
+  assertEquals([p, density, coverage, mind, n], [1, 1, 1, 0, COUNT]);
+  await assertRejects(
+    () => run("eval", ...equal, "--metrics", "fid", "--inception-input", "adm"),
+    UsageError,
+    'the Inception input was "pytorch-fid" and is "adm"',
+  );
 
   // Statistics stand in for images where they suffice, and it is said where they do not.
   const known = await gaussian(features("statistics", 3, 2048, 1));
