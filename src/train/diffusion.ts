@@ -283,9 +283,10 @@ export class DiffusionRecipe extends Diffusion implements Recipe<LatentBatch> {
   }
 }
 
-/** What the record of a run has besides its options. */
+/** What the record of a run says of it. */
 interface RunRecord {
   steps: number;
+  headWidth: number;
   reversed_time: boolean;
 }
 
@@ -299,12 +300,16 @@ export function checkResumable(
   c: Pick<DiffusionRecipeOptions, "steps" | "lr"> & ScheduleOptions,
   log: Log,
 ): void {
-  const { steps: before = c.steps, reversed_time = now } = config as Partial<RunRecord>;
+  // A checkpoint without the direction is of a version that did not take over that of --init.
+  const record = config as Partial<RunRecord>, { steps: before = c.steps, headWidth = 0 } = record;
+  const { reversed_time = headWidth > 0 } = record;
   if (reversed_time !== now) {
     throw new UsageError(
       `Cannot resume from "${path}": the time of its network is ${
         now ? "not " : ""
-      }reversed, as its --init has it; give the same --init`,
+      }reversed, and that of this run's is${
+        now ? "" : " not"
+      }; give the --init that it began with, or begin again`,
     );
   }
   if (before === c.steps) return;

@@ -179,13 +179,13 @@ Deno.test("--init refuses weights whose outputs mean something else, and a run r
     made.init(new Initializer(0));
     await saveDit(folder, made, { dit: made.config, prediction: "data", classes: ["a", "b", "c"] });
     const options = { seed: 0, prediction: "data", innerHead: 2, headWidth: 0 };
-    const checkpoint = (more: object) =>
-      saveCheckpoint(folder, 1, [{
+    const checkpoint = (step: number, more: object) =>
+      saveCheckpoint(folder, step, [{
         name: "model.x_embedder.proj.weight",
         shape: [1],
         data: new Float32Array(1),
       }], { ...options, ...more });
-    const before = await checkpoint({}), reversed = await checkpoint({ reversed_time: true });
+    const before = await checkpoint(1, {}), reversed = await checkpoint(2, { reversed_time: true });
     const { log } = quietLog(), dit = new Dit(ditConfig.parse({ ...STATE, depth: 3, inner_head: 2 }));
     for (
       const [path, prediction, message] of [
@@ -208,13 +208,20 @@ Deno.test("--init refuses weights whose outputs mean something else, and a run r
     }
     using from = await openInitialDit(reversed);
     assertEquals(from.parametrization, { reversed: true, prediction: "data", innerHead: 2 });
-    const resumed = await openCheckpoint(reversed);
-    resumed.file.close();
-    assertThrows(
-      () => checkResumable({ ...resumed, elsewhere: true }, dit.config, trainDitConfig.parse({}), log),
-      UsageError,
-      "the time of its network is reversed, as its --init has it; give the same --init",
-    );
+    for (const [path, now, was] of [[reversed, false, "reversed"], [before, true, "not reversed"]] as const) {
+      const resumed = await openCheckpoint(path), config = { ...dit.config, reversed_time: now };
+      resumed.file.close();
+      const check = (config: typeof dit.config) =>
+        checkResumable({ ...resumed, elsewhere: true }, config, trainDitConfig.parse({}), log);
+      check({ ...config, reversed_time: !now });
+      assertThrows(
+        () => check(config),
+        UsageError,
+        `the time of its network is ${was}, and that of this run's is${
+          now ? "" : " not"
+        }; give the --init that`,
+      );
+    }
   });
 });
 
