@@ -57,6 +57,6 @@ thread.onmessage = ({ data }: MessageEvent<number>) => exitAtOnce(data);
 thread.onerror = (event) => {
   event.preventDefault();
   log.line(`tok: ${event.message.replace(/^Uncaught /, "").split("\n")[0]}`);
-  Deno.exit(1);
+  exitAtOnce(1);
 };
 thread.postMessage({ args: Deno.args, state: sharedState() });
