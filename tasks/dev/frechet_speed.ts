@@ -24,7 +24,7 @@ function report(what: string): void {
   const { user, system } = process.cpuUsage(), seconds = (performance.now() - start) / 1e3;
   const cpu = (user + system) / 1e6, { maxRSS } = process.resourceUsage();
   const spent = `${seconds.toFixed(1)} s, ${cpu.toFixed(1)} s of all threads`;
-  console.log(`${what}: ${spent}, at most ${(maxRSS / 1e3).toFixed(0)} MB`);
+  console.log(`${what}: ${spent}, at most ${(maxRSS * 1024 / 1e6).toFixed(0)} MB`);
 }
 
 const sets: Gaussian[] = [];
