@@ -42,7 +42,7 @@ function encoderIn(
   encoder: EncoderSource<EncoderConfig>,
 ): { config: EncoderConfig; preprocessor: Preprocessor } {
   const { config, preprocessor } = encoder;
-  if (space === "dinov2" && config.model_type === "dinov2") {
+  if (space === "dinov2" && config.model_type !== "convnextv2") {
     return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: DINOV2 };
   }
   return { config, preprocessor: squares(preprocessor, config) };

@@ -15,6 +15,7 @@ import { adamw, hyperVariable, progressVariable, record } from "../../src/ops/ad
 import { attention } from "../../src/ops/attention.ts";
 import { multiplyAdds } from "../../src/bench/peak_kernel.ts";
 import { conv2d } from "../../src/ops/conv.ts";
+import { depthwiseConv2d } from "../../src/ops/depthwise.ts";
 import { embedding } from "../../src/ops/embedding.ts";
 import { scale } from "../../src/ops/math.ts";
 import { linear } from "../../src/ops/matmul.ts";
@@ -124,6 +125,7 @@ const CASES: Readonly<Record<string, Case>> = {
     3,
     40,
   ]),
+  "depthwise convolution": op((x, w, b) => depthwiseConv2d(x, w, b, 1), [1, 9, 9, 4], [4, 3, 3, 1], [4]),
   "embedding": {
     inputs: { table: [5, 3] },
     fn: ({ table }) => embedding(table as Tensor, constant(new Uint32Array(700).fill(2), [700])),
