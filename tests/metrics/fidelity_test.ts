@@ -247,7 +247,18 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
   await writeFormula(path("lpips.safetensors"), shapesOf(new Lpips()));
   await writeFormula(path("inception.safetensors"), inceptionShapes());
   const lpips = ["--lpips", path("lpips.safetensors")];
-  const few = ["--steps", "2,1,1", "--batch-size", "2", "--held-out", "2", "--gan", "none"];
+  const few = [
+    "--stages",
+    "1,2",
+    "--steps",
+    "2,1,1",
+    "--batch-size",
+    "2",
+    "--held-out",
+    "2",
+    "--gan",
+    "none",
+  ];
   const aligned = await tok(
     "align",
     ...few,
