@@ -1,6 +1,7 @@
 // Precision and recall of generated images (Kynkaanniemi et al. 2019): the share of generated images inside the manifold of the
-// real ones, and the reverse; density and coverage (Naeem et al. 2020), which one outlier changes little. A manifold is the union of balls around its images with the distance to the third nearest
-// neighbour as radius; Euclidean distances of pooled features, as in ADM's evaluator (there in half precision, here in f32).
+// real ones, and the reverse; density and coverage (Naeem et al. 2020), which one outlier changes little. A manifold is the union
+// of balls around its images with the distance to the third (density, coverage: fifth) nearest neighbour as radius; Euclidean
+// distances of pooled features, as in ADM's evaluator (there in half precision, here in f32).
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./moments.ts";
