@@ -55,7 +55,7 @@ export const guidanceSchema = (sample: Declare) => ({
   ),
   zeroInit: sample(
     z.number().min(0).lt(1).default(0.04),
-    "Fraction of initial steps with zero velocity, with --cfg-zero",
+    "Fraction of initial steps with zero velocity, with --cfg-zero and --sampler euler, heun, midpoint or rk4",
     { advanced },
   ),
   apg: sample(flag(), "Adaptive projected guidance: less oversaturation at a large --cfg", { advanced }),
