@@ -108,6 +108,15 @@ Deno.test("every file begins with a header that says what it owns", () => {
   assertEquals([...SOURCES, ...WGSL].filter((path) => !/^(\/\/ |\/\*\*)/.test(read(path))), []);
 });
 
+Deno.test("only tests in a process of their own change or measure what belongs to the process", () => {
+  const shared = new RegExp("Deno\\.(chdir|memoryUsage|umask|env\\.(set|delete))\\(");
+  const wrong = SOURCES.filter((path) =>
+    path.startsWith("tests/") && shared.test(read(path)) &&
+    !imports(path).includes("tests/helpers/own_process.ts")
+  );
+  assertEquals(wrong, []);
+});
+
 Deno.test("a compiled program includes the files that are opened by path", () => {
   const included = [...read("deno.json").matchAll(/--include (\S+)/g)].map((m) => m[1] as string);
   const opened = product.filter((path) => !path.startsWith("tasks/dev/")).flatMap((path) =>

@@ -10,6 +10,9 @@ import { Vit } from "../../src/models/vit.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { testDevice } from "../helpers/check.ts";
 import { encoderFolder, inFolder } from "../helpers/encoder_files.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
+
+const inOwnProcess = testInOwnProcess(import.meta.url);
 
 const NAME = "someone/some-encoder", SHA = "0123456789abcdef0123456789abcdef01234567";
 const VARIABLES = [
@@ -135,147 +138,162 @@ Deno.test("the cache has the path of huggingface_hub", () => {
   ]);
 });
 
-Deno.test("--download fetches the needed files into the cache's layout, once, and sends the token to the hub only", async () => {
-  await testDevice();
-  for (const sharded of [false, true]) {
-    await inFolder(async (folder) => {
-      const files = await modelFiles(folder, sharded);
-      await withHub(files, async ({ endpoint, asked, stored }) => {
-        await withCache({ HF_ENDPOINT: `${endpoint}/`, HF_TOKEN: "secret" }, async (cache) => {
-          const lines: string[] = [];
-          const encoder = await openEncoder(NAME, { download: true, say: (line) => lines.push(line) });
-          const vit = new Vit(encoder.config);
-          await encoder.load(vit);
-          const model = join(cache, "models--someone--some-encoder"),
-            snapshot = join(model, "snapshots", SHA);
-          assertEquals(encoder.path, snapshot);
-          assertEquals(Deno.readTextFileSync(join(model, "refs/main")), SHA);
-          const fetched = [...Deno.readDirSync(snapshot)].map(({ name }) => name).sort();
-          assertEquals(fetched, [...files.keys()].filter((name) => name !== "README.md").sort());
-          assertEquals(lines.length, fetched.length);
-          for (const name of fetched) {
-            assertEquals(Deno.readFileSync(join(snapshot, name)), files.get(name));
-            const target = Deno.readLinkSync(join(snapshot, name));
-            assert(/^\.\.\/\.\.\/blobs\/[0-9a-f]{40,64}$/.test(target), target);
-          }
-          assert(asked.every((request) => request.endsWith(" Bearer secret")), asked.join());
-          assert(stored.length > 0 && stored.every((request) => request.endsWith(" null")), stored.join());
-          const requests = asked.length;
-          Deno.env.set("HF_HUB_OFFLINE", "1");
-          assertEquals((await openEncoder(NAME)).path, snapshot);
-          assertEquals((await openEncoder(NAME, { download: true })).path, snapshot);
-          assertEquals(asked.length, requests);
+inOwnProcess(
+  "--download fetches the needed files into the cache's layout, once, and sends the token to the hub only",
+  async () => {
+    await testDevice();
+    for (const sharded of [false, true]) {
+      await inFolder(async (folder) => {
+        const files = await modelFiles(folder, sharded);
+        await withHub(files, async ({ endpoint, asked, stored }) => {
+          await withCache({ HF_ENDPOINT: `${endpoint}/`, HF_TOKEN: "secret" }, async (cache) => {
+            const lines: string[] = [];
+            const encoder = await openEncoder(NAME, { download: true, say: (line) => lines.push(line) });
+            const vit = new Vit(encoder.config);
+            await encoder.load(vit);
+            const model = join(cache, "models--someone--some-encoder"),
+              snapshot = join(model, "snapshots", SHA);
+            assertEquals(encoder.path, snapshot);
+            assertEquals(Deno.readTextFileSync(join(model, "refs/main")), SHA);
+            const fetched = [...Deno.readDirSync(snapshot)].map(({ name }) => name).sort();
+            assertEquals(fetched, [...files.keys()].filter((name) => name !== "README.md").sort());
+            assertEquals(lines.length, fetched.length);
+            for (const name of fetched) {
+              assertEquals(Deno.readFileSync(join(snapshot, name)), files.get(name));
+              const target = Deno.readLinkSync(join(snapshot, name));
+              assert(/^\.\.\/\.\.\/blobs\/[0-9a-f]{40,64}$/.test(target), target);
+            }
+            assert(asked.every((request) => request.endsWith(" Bearer secret")), asked.join());
+            assert(stored.length > 0 && stored.every((request) => request.endsWith(" null")), stored.join());
+            const requests = asked.length;
+            Deno.env.set("HF_HUB_OFFLINE", "1");
+            assertEquals((await openEncoder(NAME)).path, snapshot);
+            assertEquals((await openEncoder(NAME, { download: true })).path, snapshot);
+            assertEquals(asked.length, requests);
+          });
         });
       });
-    });
-  }
-});
-
-Deno.test("a name that is not in the cache is refused with the searched paths and the remedy; nothing is fetched", async () => {
-  await withCache({ HF_ENDPOINT: "http://127.0.0.1:9" }, async (cache) => {
-    const { message } = await assertRejects(() => openEncoder(NAME), UsageError);
-    assert(message.includes(NAME) && message.includes(cache) && message.includes("--download"), message);
-    const offline = await assertRejects(() => downloadModel(NAME), UsageError);
-    assert(
-      offline.message.includes("http://127.0.0.1:9") && offline.message.includes("HF_ENDPOINT"),
-      offline.message,
-    );
-    Deno.env.set("HF_HUB_OFFLINE", "1");
-    const set = await assertRejects(() => openEncoder(NAME, { download: true }), UsageError);
-    assert(set.message.includes("HF_HUB_OFFLINE"), set.message);
-    const model = join(cache, "models--someone--some-encoder");
-    await Deno.mkdir(join(model, "refs"), { recursive: true });
-    await Deno.writeTextFile(join(model, "refs/main"), "../../elsewhere");
-    await assertRejects(() => openEncoder(NAME), UsageError, "commit");
-    await Deno.writeTextFile(join(model, "refs/main"), SHA);
-    await Deno.mkdir(join(model, "snapshots", SHA), { recursive: true });
-    await Deno.writeTextFile(join(model, "snapshots", SHA, "config.json"), "{}");
-    assertEquals(cachedModel(NAME), undefined, "a configuration alone is no model");
-  });
-});
-
-Deno.test("a cache without refs/main is read if it has one snapshot, and incomplete entries are reported", async () => {
-  await withCache({}, async (cache) => {
-    await inFolder(async (folder) => {
-      const model = join(cache, "models--someone--some-encoder"), snapshots = join(model, "snapshots");
-      const files = await modelFiles(folder);
-      const fill = async (commit: string, leave: readonly string[] = []) => {
-        await Deno.mkdir(join(snapshots, commit), { recursive: true });
-        for (const [name, bytes] of files) {
-          if (!leave.includes(name)) await Deno.writeFile(join(snapshots, commit, name), bytes);
-        }
-      };
-      const refused = async () =>
-        (await assertRejects(() => openEncoder(NAME), UsageError) as UsageError).message;
-      await fill(SHA);
-      assertEquals(cachedModel(NAME), join(snapshots, SHA));
-      assertEquals((await openEncoder(NAME)).path, join(snapshots, SHA));
-      // The folder of the model, in place of its snapshot's.
-      assertEquals((await openEncoder(model)).path, join(snapshots, SHA));
-      await fill("other");
-      assertEquals(cachedModel(NAME), undefined);
-      assert(
-        (await refused()).includes(`there are 2 snapshots in "${snapshots}": give one of their folders`),
-      );
-      await Deno.mkdir(join(model, "refs"));
-      await Deno.writeTextFile(join(model, "refs/main"), "other\n");
-      assertEquals(cachedModel(NAME), join(snapshots, "other"));
-      await Deno.writeTextFile(join(model, "refs/main"), "gone");
-      assert((await refused()).includes("names the snapshot gone, which is not there"));
-      await fill("part", ["model.safetensors"]);
-      await Deno.writeTextFile(join(model, "refs/main"), "part");
-      const message = await refused();
-      assert(!message.includes("not in the Hugging Face cache"), message);
-      assert(
-        message.includes(
-          `"${join(snapshots, "part")}" has no weights that tok knows, but "README.md", "config.json"`,
-        ),
-        message,
-      );
-      await Deno.symlink("../../blobs/lost", join(snapshots, "part", "model.safetensors"));
-      assert((await refused()).includes('"model.safetensors" of its snapshot'));
-      await Deno.remove(join(snapshots, "part", "config.json"));
-      await Deno.remove(join(snapshots, "part", "model.safetensors"));
-      assert((await refused()).includes('has no "config.json", but "README.md"'));
-    });
-  });
-});
-
-Deno.test("refused, damaged and missing files of the hub end in one line, and leave no file in the cache", async () => {
-  await inFolder(async (folder) => {
-    const files = await modelFiles(folder);
-    const without = new Map([...files].filter(([name]) => name !== "model.safetensors"));
-    const index = (shard: string) =>
-      new Map([...without, [
-        "model.safetensors.index.json",
-        new TextEncoder().encode(`{"weight_map":{"a":"${shard}"}}`),
-      ]]);
-    const cases: [ReadonlyMap<string, Uint8Array<ArrayBuffer>>, Parameters<typeof withHub>[2], string][] = [
-      [files, { status: 401 }, "HF_TOKEN"],
-      [files, { status: 404 }, "check the name"],
-      [files, { status: 503 }, "503"],
-      [new Map([["model.safetensors", new Uint8Array(10)]]), {}, "config.json"],
-      [without, {}, "model.safetensors"],
-      [index("../../x.safetensors"), {}, "shard"],
-      [index("absent.safetensors"), {}, "is not there"],
-      [files, { spoil: (bytes) => bytes.map((b, i) => i === 5000 ? b ^ 1 : b) }, "SHA-256"],
-      [files, { spoil: (bytes) => bytes.slice(0, -7) }, "bytes"],
-    ];
-    for (const [served, options, part] of cases) {
-      await withHub(served, async ({ endpoint }) => {
-        await withCache({ HF_ENDPOINT: endpoint }, async (cache) => {
-          const { message } = await assertRejects(() => openEncoder(NAME, { download: true }), UsageError);
-          assert(message.includes(part) && message.startsWith("Cannot") && !message.includes("\n"), message);
-          assertEquals(cachedModel(NAME), undefined);
-          const left = [...view(cache)].filter((path) =>
-            path.endsWith(".tmp") || path.endsWith("model.safetensors")
-          );
-          assertEquals(left, []);
-        });
-      }, options);
     }
-  });
-});
+  },
+);
+
+inOwnProcess(
+  "a name that is not in the cache is refused with the searched paths and the remedy; nothing is fetched",
+  async () => {
+    await withCache({ HF_ENDPOINT: "http://127.0.0.1:9" }, async (cache) => {
+      const { message } = await assertRejects(() => openEncoder(NAME), UsageError);
+      assert(message.includes(NAME) && message.includes(cache) && message.includes("--download"), message);
+      const offline = await assertRejects(() => downloadModel(NAME), UsageError);
+      assert(
+        offline.message.includes("http://127.0.0.1:9") && offline.message.includes("HF_ENDPOINT"),
+        offline.message,
+      );
+      Deno.env.set("HF_HUB_OFFLINE", "1");
+      const set = await assertRejects(() => openEncoder(NAME, { download: true }), UsageError);
+      assert(set.message.includes("HF_HUB_OFFLINE"), set.message);
+      const model = join(cache, "models--someone--some-encoder");
+      await Deno.mkdir(join(model, "refs"), { recursive: true });
+      await Deno.writeTextFile(join(model, "refs/main"), "../../elsewhere");
+      await assertRejects(() => openEncoder(NAME), UsageError, "commit");
+      await Deno.writeTextFile(join(model, "refs/main"), SHA);
+      await Deno.mkdir(join(model, "snapshots", SHA), { recursive: true });
+      await Deno.writeTextFile(join(model, "snapshots", SHA, "config.json"), "{}");
+      assertEquals(cachedModel(NAME), undefined, "a configuration alone is no model");
+    });
+  },
+);
+
+inOwnProcess(
+  "a cache without refs/main is read if it has one snapshot, and incomplete entries are reported",
+  async () => {
+    await withCache({}, async (cache) => {
+      await inFolder(async (folder) => {
+        const model = join(cache, "models--someone--some-encoder"), snapshots = join(model, "snapshots");
+        const files = await modelFiles(folder);
+        const fill = async (commit: string, leave: readonly string[] = []) => {
+          await Deno.mkdir(join(snapshots, commit), { recursive: true });
+          for (const [name, bytes] of files) {
+            if (!leave.includes(name)) await Deno.writeFile(join(snapshots, commit, name), bytes);
+          }
+        };
+        const refused = async () =>
+          (await assertRejects(() => openEncoder(NAME), UsageError) as UsageError).message;
+        await fill(SHA);
+        assertEquals(cachedModel(NAME), join(snapshots, SHA));
+        assertEquals((await openEncoder(NAME)).path, join(snapshots, SHA));
+        // The folder of the model, in place of its snapshot's.
+        assertEquals((await openEncoder(model)).path, join(snapshots, SHA));
+        await fill("other");
+        assertEquals(cachedModel(NAME), undefined);
+        assert(
+          (await refused()).includes(`there are 2 snapshots in "${snapshots}": give one of their folders`),
+        );
+        await Deno.mkdir(join(model, "refs"));
+        await Deno.writeTextFile(join(model, "refs/main"), "other\n");
+        assertEquals(cachedModel(NAME), join(snapshots, "other"));
+        await Deno.writeTextFile(join(model, "refs/main"), "gone");
+        assert((await refused()).includes("names the snapshot gone, which is not there"));
+        await fill("part", ["model.safetensors"]);
+        await Deno.writeTextFile(join(model, "refs/main"), "part");
+        const message = await refused();
+        assert(!message.includes("not in the Hugging Face cache"), message);
+        assert(
+          message.includes(
+            `"${join(snapshots, "part")}" has no weights that tok knows, but "README.md", "config.json"`,
+          ),
+          message,
+        );
+        await Deno.symlink("../../blobs/lost", join(snapshots, "part", "model.safetensors"));
+        assert((await refused()).includes('"model.safetensors" of its snapshot'));
+        await Deno.remove(join(snapshots, "part", "config.json"));
+        await Deno.remove(join(snapshots, "part", "model.safetensors"));
+        assert((await refused()).includes('has no "config.json", but "README.md"'));
+      });
+    });
+  },
+);
+
+inOwnProcess(
+  "refused, damaged and missing files of the hub end in one line, and leave no file in the cache",
+  async () => {
+    await inFolder(async (folder) => {
+      const files = await modelFiles(folder);
+      const without = new Map([...files].filter(([name]) => name !== "model.safetensors"));
+      const index = (shard: string) =>
+        new Map([...without, [
+          "model.safetensors.index.json",
+          new TextEncoder().encode(`{"weight_map":{"a":"${shard}"}}`),
+        ]]);
+      const cases: [ReadonlyMap<string, Uint8Array<ArrayBuffer>>, Parameters<typeof withHub>[2], string][] = [
+        [files, { status: 401 }, "HF_TOKEN"],
+        [files, { status: 404 }, "check the name"],
+        [files, { status: 503 }, "503"],
+        [new Map([["model.safetensors", new Uint8Array(10)]]), {}, "config.json"],
+        [without, {}, "model.safetensors"],
+        [index("../../x.safetensors"), {}, "shard"],
+        [index("absent.safetensors"), {}, "is not there"],
+        [files, { spoil: (bytes) => bytes.map((b, i) => i === 5000 ? b ^ 1 : b) }, "SHA-256"],
+        [files, { spoil: (bytes) => bytes.slice(0, -7) }, "bytes"],
+      ];
+      for (const [served, options, part] of cases) {
+        await withHub(served, async ({ endpoint }) => {
+          await withCache({ HF_ENDPOINT: endpoint }, async (cache) => {
+            const { message } = await assertRejects(() => openEncoder(NAME, { download: true }), UsageError);
+            assert(
+              message.includes(part) && message.startsWith("Cannot") && !message.includes("\n"),
+              message,
+            );
+            assertEquals(cachedModel(NAME), undefined);
+            const left = [...view(cache)].filter((path) =>
+              path.endsWith(".tmp") || path.endsWith("model.safetensors")
+            );
+            assertEquals(left, []);
+          });
+        }, options);
+      }
+    });
+  },
+);
 
 function* view(folder: string): Generator<string> {
   for (const { name, isDirectory } of Deno.readDirSync(folder)) {
@@ -286,7 +304,7 @@ function* view(folder: string): Generator<string> {
 }
 
 Deno.test("tok features opens an encoder by its Hugging Face name", async () => {
-  await withCache({}, async (cache) => {
+  await inFolder(async (cache) => {
     const snapshots = join(cache, "models--someone--some-encoder/snapshots");
     await Deno.mkdir(snapshots, { recursive: true });
     await Deno.mkdir(join(snapshots, "../refs"));

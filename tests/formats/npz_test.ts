@@ -8,6 +8,7 @@ import { openKnown } from "../../src/formats/bytes.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { openNpz, writeNpz } from "../../src/formats/npz.ts";
 import { ZipReader, ZipWriter } from "../../src/formats/zip.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
 
 const fixture = (name: string) => new URL(`../fixtures/${name}`, import.meta.url).pathname;
 
@@ -73,43 +74,46 @@ Deno.test("rows() begin at any item, of compressed arrays too", async () => {
   }
 });
 
-Deno.test("images of an .npz of 5 GB are read from both ends with little memory", async () => {
-  const path = `${await Deno.makeTempDir()}/large.npz`, SIDE = 256, SIZE = SIDE * SIDE * 3, N = 27_500;
-  const image = (i: number) => new Uint8Array(SIZE).fill(i % 251);
-  // An archive of two images becomes one of N by its sizes and offsets; all images but the first and the last are a hole.
-  await writeNpz(path, [{ name: "arr_0", shape: [2, SIDE, SIDE, 3], data: new Uint8Array(2 * SIZE) }]);
-  const bytes = Deno.readFileSync(path), view = new DataView(bytes.buffer);
-  const header = encodeNpyHeader(new Uint8Array(), [N, SIDE, SIDE, 3]), hole = (N - 2) * SIZE;
-  const data = 30 + "arr_0.npy".length + 20,
-    central = data + header.length + 2 * SIZE,
-    end = bytes.length - 98;
-  bytes.set(header, data);
-  const sizes = [data - 16, data - 8, central + 46 + 9 + 4, central + 46 + 9 + 12]; // local, then central header
-  for (const at of [...sizes, end + 48, end + 64]) { // start of the directory, and of its end record
-    view.setBigUint64(at, view.getBigUint64(at, true) + BigInt(hole), true);
-  }
-  using file = Deno.openSync(path, { write: true, truncate: true });
-  file.writeSync(bytes.subarray(0, data + header.length));
-  file.writeSync(image(1));
-  file.seekSync(central - SIZE + hole, Deno.SeekMode.Start);
-  file.writeSync(image(N));
-  file.writeSync(bytes.subarray(central));
-  assert(Deno.statSync(path).size > 5e9);
+testInOwnProcess(import.meta.url)(
+  "images of an .npz of 5 GB are read from both ends with little memory",
+  async () => {
+    const path = `${await Deno.makeTempDir()}/large.npz`, SIDE = 256, SIZE = SIDE * SIDE * 3, N = 27_500;
+    const image = (i: number) => new Uint8Array(SIZE).fill(i % 251);
+    // An archive of two images becomes one of N by its sizes and offsets; all images but the first and the last are a hole.
+    await writeNpz(path, [{ name: "arr_0", shape: [2, SIDE, SIDE, 3], data: new Uint8Array(2 * SIZE) }]);
+    const bytes = Deno.readFileSync(path), view = new DataView(bytes.buffer);
+    const header = encodeNpyHeader(new Uint8Array(), [N, SIDE, SIDE, 3]), hole = (N - 2) * SIZE;
+    const data = 30 + "arr_0.npy".length + 20,
+      central = data + header.length + 2 * SIZE,
+      end = bytes.length - 98;
+    bytes.set(header, data);
+    const sizes = [data - 16, data - 8, central + 46 + 9 + 4, central + 46 + 9 + 12]; // local, then central header
+    for (const at of [...sizes, end + 48, end + 64]) { // start of the directory, and of its end record
+      view.setBigUint64(at, view.getBigUint64(at, true) + BigInt(hole), true);
+    }
+    using file = Deno.openSync(path, { write: true, truncate: true });
+    file.writeSync(bytes.subarray(0, data + header.length));
+    file.writeSync(image(1));
+    file.seekSync(central - SIZE + hole, Deno.SeekMode.Start);
+    file.writeSync(image(N));
+    file.writeSync(bytes.subarray(central));
+    assert(Deno.statSync(path).size > 5e9);
 
-  const { images } = await openNpzSet(path);
-  assert(images);
-  assertEquals([images.length, images.width], [N, SIDE]);
-  assertEquals(await images.bytes(N - 1, SIDE), image(N));
-  assertEquals(await images.bytes(0, SIDE), image(1));
-  const npz = await openNpz(path), before = Deno.memoryUsage().rss, READ = 1500;
-  let read = 0;
-  for await (const row of npz.rows("arr_0", N - READ)) read += row.length;
-  assertEquals(read, READ * SIZE);
-  const grown = Deno.memoryUsage().rss - before;
-  assert(grown < 0.4 * read, `${grown} bytes more after reading ${read}`);
-  npz.close();
-  await Deno.remove(path);
-});
+    const { images } = await openNpzSet(path);
+    assert(images);
+    assertEquals([images.length, images.width], [N, SIDE]);
+    assertEquals(await images.bytes(N - 1, SIDE), image(N));
+    assertEquals(await images.bytes(0, SIDE), image(1));
+    const npz = await openNpz(path), before = Deno.memoryUsage().rss, READ = 1500;
+    let read = 0;
+    for await (const row of npz.rows("arr_0", N - READ)) read += row.length;
+    assertEquals(read, READ * SIZE);
+    const grown = Deno.memoryUsage().rss - before;
+    assert(grown < 0.4 * read, `${grown} bytes more after reading ${read}`);
+    npz.close();
+    await Deno.remove(path);
+  },
+);
 
 Deno.test("writeNpz() writes equal bytes for equal arrays, always as ZIP64", async () => {
   const folder = await Deno.makeTempDir();

@@ -16,6 +16,7 @@ import { openGenerator, placesOf } from "../../src/zoo/generator.ts";
 import { encodeTo, latentsRecord } from "../../src/train/encode_latents.ts";
 import { testDevice } from "../helpers/check.ts";
 import { changed, DECODES, ENCODES, inFolder, run, writeImages } from "../helpers/commands.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
 import { fixturePath, type Weights, write } from "../helpers/published.ts";
 
 Deno.test("a fingerprint of weights depends on names, shapes and values, not on their order or file", async () => {
@@ -166,71 +167,74 @@ async function modelOf(run: string, tokenizer: string, change: (config: ModelCon
   return opened.identity;
 }
 
-Deno.test("a model finds its tokenizer by the fingerprint of its weights, in any folder and under any name", async () => {
-  await testDevice();
-  await inFolder(async (folder) => {
-    const here = Deno.cwd();
-    Deno.mkdirSync(join(folder, "one/runs"), { recursive: true });
-    Deno.mkdirSync(join(folder, "two/runs"), { recursive: true });
-    try {
-      await changed(join(folder, "two/tokenizer.safetensors"), ENCODES);
-      await changed(join(folder, "one/tokenizer.safetensors"), DECODES);
-      Deno.chdir(join(folder, "one"));
-      const identity = await modelOf("runs/dit", "tokenizer.safetensors");
-      const opened = async (path: string, tokenizer?: string) => {
-        const lines: string[] = [];
-        const generator = await openGenerator(path, { tokenizer, say: (line) => lines.push(line) });
-        return [generator.tokenizer.identity.fingerprint, lines.join()];
-      };
-      const right = (path: string) => [identity.fingerprint, `tokenizer: ${path}`];
-      // From another folder, where something else has the tokenizer's name.
-      Deno.chdir(join(folder, "two"));
-      const first = join(folder, "one/tokenizer.safetensors");
-      assertEquals(await opened("../one/runs/dit"), right(first));
-      // The run is copied, then run and tokenizer are moved together.
-      Deno.mkdirSync("runs/copy/model", { recursive: true });
-      for (const name of ["config.json", "model.safetensors"]) {
-        Deno.copyFileSync(`../one/runs/dit/model/${name}`, `runs/copy/model/${name}`);
+testInOwnProcess(import.meta.url)(
+  "a model finds its tokenizer by the fingerprint of its weights, in any folder and under any name",
+  async () => {
+    await testDevice();
+    await inFolder(async (folder) => {
+      const here = Deno.cwd();
+      Deno.mkdirSync(join(folder, "one/runs"), { recursive: true });
+      Deno.mkdirSync(join(folder, "two/runs"), { recursive: true });
+      try {
+        await changed(join(folder, "two/tokenizer.safetensors"), ENCODES);
+        await changed(join(folder, "one/tokenizer.safetensors"), DECODES);
+        Deno.chdir(join(folder, "one"));
+        const identity = await modelOf("runs/dit", "tokenizer.safetensors");
+        const opened = async (path: string, tokenizer?: string) => {
+          const lines: string[] = [];
+          const generator = await openGenerator(path, { tokenizer, say: (line) => lines.push(line) });
+          return [generator.tokenizer.identity.fingerprint, lines.join()];
+        };
+        const right = (path: string) => [identity.fingerprint, `tokenizer: ${path}`];
+        // From another folder, where something else has the tokenizer's name.
+        Deno.chdir(join(folder, "two"));
+        const first = join(folder, "one/tokenizer.safetensors");
+        assertEquals(await opened("../one/runs/dit"), right(first));
+        // The run is copied, then run and tokenizer are moved together.
+        Deno.mkdirSync("runs/copy/model", { recursive: true });
+        for (const name of ["config.json", "model.safetensors"]) {
+          Deno.copyFileSync(`../one/runs/dit/model/${name}`, `runs/copy/model/${name}`);
+        }
+        assertEquals(await opened("runs/copy"), right(first));
+        Deno.renameSync(join(folder, "one"), join(folder, "three"));
+        Deno.chdir(join(folder, "three/runs"));
+        assertEquals(await opened("dit"), right("../tokenizer.safetensors"));
+        // Moved next to another tokenizer of that name: refused with both.
+        Deno.chdir(folder);
+        const alone = await assertRejects(() => opened("two/runs/copy"), UsageError);
+        assertMatch(
+          alone.message,
+          new RegExp(
+            `^Cannot find the tokenizer of "two/runs/copy": it was "tokenizer.safetensors" \\(${identity.fingerprint}\\), ` +
+              `and "two/tokenizer.safetensors" is another one \\([0-9a-f]{16}\\); name it with --tokenizer$`,
+          ),
+        );
+        Deno.renameSync("two/tokenizer.safetensors", "two/other.safetensors");
+        await assertRejects(() => opened("two/runs/copy"), UsageError, 'and there is nothing at "');
+        // A tokenizer of tok is found under another name next to the run.
+        await saveTokenizer("two/runs/align", smallTokenizer());
+        const own = await modelOf("two/runs/dit", "two/runs/align");
+        Deno.renameSync("two/runs/align", "two/runs/photos");
+        assertEquals(await opened("two/runs/dit"), [
+          own.fingerprint,
+          `tokenizer: ${join(Deno.cwd(), "two/runs/photos")}`,
+        ]);
+        // What is named must make the same latents; its decoder is its own affair, and said.
+        const wrong = await assertRejects(() => opened("two/runs/copy", "two/other.safetensors"), UsageError);
+        assertMatch(
+          wrong.message,
+          /the tokenizer was "tokenizer.safetensors" \(.+\) and is "two\/other.safetensors" \(.+\); leave/,
+        );
+        const decoder = fixturePath("vavae_tiny.pt");
+        const [fingerprint, line] = await opened("two/runs/copy", decoder);
+        assertNotEquals(fingerprint, identity.fingerprint);
+        assertEquals(line, `tokenizer: ${decoder}, with another decoder than "tokenizer.safetensors"`);
+      } finally {
+        Deno.chdir(here);
       }
-      assertEquals(await opened("runs/copy"), right(first));
-      Deno.renameSync(join(folder, "one"), join(folder, "three"));
-      Deno.chdir(join(folder, "three/runs"));
-      assertEquals(await opened("dit"), right("../tokenizer.safetensors"));
-      // Moved next to another tokenizer of that name: refused with both.
-      Deno.chdir(folder);
-      const alone = await assertRejects(() => opened("two/runs/copy"), UsageError);
-      assertMatch(
-        alone.message,
-        new RegExp(
-          `^Cannot find the tokenizer of "two/runs/copy": it was "tokenizer.safetensors" \\(${identity.fingerprint}\\), ` +
-            `and "two/tokenizer.safetensors" is another one \\([0-9a-f]{16}\\); name it with --tokenizer$`,
-        ),
-      );
-      Deno.renameSync("two/tokenizer.safetensors", "two/other.safetensors");
-      await assertRejects(() => opened("two/runs/copy"), UsageError, 'and there is nothing at "');
-      // A tokenizer of tok is found under another name next to the run.
-      await saveTokenizer("two/runs/align", smallTokenizer());
-      const own = await modelOf("two/runs/dit", "two/runs/align");
-      Deno.renameSync("two/runs/align", "two/runs/photos");
-      assertEquals(await opened("two/runs/dit"), [
-        own.fingerprint,
-        `tokenizer: ${join(Deno.cwd(), "two/runs/photos")}`,
-      ]);
-      // What is named must make the same latents; its decoder is its own affair, and said.
-      const wrong = await assertRejects(() => opened("two/runs/copy", "two/other.safetensors"), UsageError);
-      assertMatch(
-        wrong.message,
-        /the tokenizer was "tokenizer.safetensors" \(.+\) and is "two\/other.safetensors" \(.+\); leave/,
-      );
-      const decoder = fixturePath("vavae_tiny.pt");
-      const [fingerprint, line] = await opened("two/runs/copy", decoder);
-      assertNotEquals(fingerprint, identity.fingerprint);
-      assertEquals(line, `tokenizer: ${decoder}, with another decoder than "tokenizer.safetensors"`);
-    } finally {
-      Deno.chdir(here);
-    }
-  });
-});
+    });
+  },
+);
 
 Deno.test("a model of tok 0.2.0 uses the tokenizer at its path, and reports it", async () => {
   await testDevice();

@@ -17,6 +17,7 @@ import { mean, sum } from "../../src/ops/reduce.ts";
 import { empty, input, readTensor, type Tensor, variable } from "../../src/tensor/tensor.ts";
 import { Optimizer } from "../../src/train/optimizer.ts";
 import { evaluate, PROFILES, randomArray, relativeError, testDevice } from "../helpers/check.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
 
 Deno.test("launches with unused results are removed", async () => {
   await testDevice();
@@ -97,39 +98,42 @@ Deno.test("a copy is kept if a launch would otherwise read and write one buffer"
   }
 });
 
-Deno.test("a training step creates no buffer, bind group or pipeline after it is prepared, and memory stays flat over 1,000 steps", async () => {
-  await testDevice();
-  const layers = [new Linear(16, 32), new Linear(32, 16)] as const;
-  const set = new ParameterSet("t", layers);
-  const optimizer = new Optimizer("t", [{ set, ema: true }]);
-  const program = await capture("t", { x: input([32, 16]) }, ({ x }) => {
-    const loss = mean(square(layers[1].forward(silu(layers[0].forward(x)))));
-    optimizer.minimise(loss);
-    return { loss };
-  }).prepare();
-  const x = randomArray(512, 1);
-  const step = () => {
-    optimizer.set({ lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 });
-    program.run({ x });
-  };
-  for (let i = 0; i < 200; i++) step();
-  await program.read(program.outputs.loss);
-  const before = { ...device().counters }, rss = Deno.memoryUsage().rss;
-  for (let i = 0; i < 1000; i++) {
-    step();
-    if (i % 50 === 49) await device().gpu.queue.onSubmittedWorkDone();
-  }
-  const after = device().counters;
-  assertEquals([after.buffers, after.bindGroups, after.pipelines], [
-    before.buffers,
-    before.bindGroups,
-    before.pipelines,
-  ]);
-  assertEquals(after.submits - before.submits, 1000);
-  const grown = (Deno.memoryUsage().rss - rss) / 2 ** 20;
-  assert(grown < 32, `RSS grew by ${grown.toFixed(1)} MiB`);
-  program.destroy();
-});
+testInOwnProcess(import.meta.url)(
+  "a training step creates no buffer, bind group or pipeline after it is prepared, and memory stays flat over 1,000 steps",
+  async () => {
+    await testDevice();
+    const layers = [new Linear(16, 32), new Linear(32, 16)] as const;
+    const set = new ParameterSet("t", layers);
+    const optimizer = new Optimizer("t", [{ set, ema: true }]);
+    const program = await capture("t", { x: input([32, 16]) }, ({ x }) => {
+      const loss = mean(square(layers[1].forward(silu(layers[0].forward(x)))));
+      optimizer.minimise(loss);
+      return { loss };
+    }).prepare();
+    const x = randomArray(512, 1);
+    const step = () => {
+      optimizer.set({ lr: 1e-3, beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, clip: 1, emaDecay: 0.9 });
+      program.run({ x });
+    };
+    for (let i = 0; i < 200; i++) step();
+    await program.read(program.outputs.loss);
+    const before = { ...device().counters }, rss = Deno.memoryUsage().rss;
+    for (let i = 0; i < 1000; i++) {
+      step();
+      if (i % 50 === 49) await device().gpu.queue.onSubmittedWorkDone();
+    }
+    const after = device().counters;
+    assertEquals([after.buffers, after.bindGroups, after.pipelines], [
+      before.buffers,
+      before.bindGroups,
+      before.pipelines,
+    ]);
+    assertEquals(after.submits - before.submits, 1000);
+    const grown = (Deno.memoryUsage().rss - rss) / 2 ** 20;
+    assert(grown < 32, `RSS grew by ${grown.toFixed(1)} MiB`);
+    program.destroy();
+  },
+);
 
 Deno.test("recompute() gives the gradients of the plain pass with less memory", async () => {
   for (const profile of PROFILES) {

@@ -12,6 +12,7 @@ import { openTokenizer } from "../../src/zoo/runs.ts";
 import { constant } from "../../src/tensor/tensor.ts";
 import { evaluate, randomArray, testDevice } from "../helpers/check.ts";
 import { inFolder, run } from "../helpers/commands.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
 import { fixturePath } from "../helpers/published.ts";
 
 const VAE = fixturePath("vavae_tiny.pt");
@@ -79,34 +80,37 @@ Deno.test("decode makes the tokenizer's pictures of a folder of latents, goes on
     );
   }));
 
-Deno.test("decode without --latents takes the newest latents of the tokenizer in runs/, of encode or of sample", () =>
-  inFolder(async (folder) => {
-    const { tokenizer: { identity }, C, latents } = await made(), here = Deno.cwd();
-    const write = async (name: string, fingerprint: string, seconds: number) => {
-      const record = { made_from: { tokenizer: { name: "t", fingerprint } }, classes: [] };
-      const path = join("runs", name), writer = new LatentsWriter(path, [C, SIDE, SIDE], 8, record);
-      await writer.add(latents, latents, [0, 0, 0, 0, 0]);
-      await writer.close();
-      Deno.utimeSync(join(path, "latents_stats.safetensors"), seconds, seconds);
-    };
-    Deno.chdir(folder);
-    try {
-      await assertRejects(
-        () => decode(),
-        UsageError,
-        `Cannot find latents of the tokenizer "${VAE}" under "runs": run "tok encode"`,
-      );
-      await write("latents-001", identity.latents, 1);
-      await write("samples-001/latents", identity.latents, 3);
-      await write("latents-002", identity.latents, 2);
-      await write("latents-003", "of another", 4);
-      const { lines } = await decode();
-      assert(lines.includes("latents: runs/samples-001/latents (the newest)"), lines.join("\n"));
-      assertEquals([...Deno.readDirSync("runs/decode-001")].length, N + 2); // the pictures, the grid, config.json
-    } finally {
-      Deno.chdir(here);
-    }
-  }));
+testInOwnProcess(import.meta.url)(
+  "decode without --latents takes the newest latents of the tokenizer in runs/, of encode or of sample",
+  () =>
+    inFolder(async (folder) => {
+      const { tokenizer: { identity }, C, latents } = await made(), here = Deno.cwd();
+      const write = async (name: string, fingerprint: string, seconds: number) => {
+        const record = { made_from: { tokenizer: { name: "t", fingerprint } }, classes: [] };
+        const path = join("runs", name), writer = new LatentsWriter(path, [C, SIDE, SIDE], 8, record);
+        await writer.add(latents, latents, [0, 0, 0, 0, 0]);
+        await writer.close();
+        Deno.utimeSync(join(path, "latents_stats.safetensors"), seconds, seconds);
+      };
+      Deno.chdir(folder);
+      try {
+        await assertRejects(
+          () => decode(),
+          UsageError,
+          `Cannot find latents of the tokenizer "${VAE}" under "runs": run "tok encode"`,
+        );
+        await write("latents-001", identity.latents, 1);
+        await write("samples-001/latents", identity.latents, 3);
+        await write("latents-002", identity.latents, 2);
+        await write("latents-003", "of another", 4);
+        const { lines } = await decode();
+        assert(lines.includes("latents: runs/samples-001/latents (the newest)"), lines.join("\n"));
+        assertEquals([...Deno.readDirSync("runs/decode-001")].length, N + 2); // the pictures, the grid, config.json
+      } finally {
+        Deno.chdir(here);
+      }
+    }),
+);
 
 Deno.test("decode reads a file of latents, and undoes the normalisation if its metadata says so", () =>
   inFolder(async (folder) => {

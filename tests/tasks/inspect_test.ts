@@ -1,7 +1,7 @@
 // tok inspect: the listing of each kind of file, conversion, and the parameter counts of published sizes.
 
 import { assert, assertEquals } from "@std/assert";
-import { fromFileUrl } from "@std/path";
+import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { openModel } from "../../src/formats/shards.ts";
 import { PUBLISHED } from "../../src/models/sizes.ts";
@@ -11,8 +11,7 @@ import { dict, int, members, tensor, zip } from "../helpers/pickles.ts";
 const at = (path: string) => fromFileUrl(new URL(`../../${path}`, import.meta.url));
 const fixture = (name: string) => at(`tests/fixtures/${name}`);
 const folder = await Deno.makeTempDir();
-
-Deno.chdir(folder);
+const own = (name: string) => join(folder, name);
 
 /** Runs the command in this process. */
 async function tok(...args: string[]) {
@@ -56,7 +55,7 @@ Deno.test("inspect lists the objects next to weights by the names of their class
 
 Deno.test("inspect --convert writes the same tensors with the same dtypes, and plain values as texts", async () => {
   for (const form of ["zip", "legacy"]) {
-    const { code, err } = await tok(fixture(`torch_${form}.pth`), "--convert", `${form}.safetensors`);
+    const { code, err } = await tok(fixture(`torch_${form}.pth`), "--convert", own(`${form}.safetensors`));
     assertEquals(code, 0, err);
     const ours = await openModel(`${folder}/${form}.safetensors`);
     const expected = await openModel(fixture("torch_expected.safetensors"));
@@ -136,15 +135,15 @@ Deno.test("inspect refuses unreadable files in one line, and writes nothing", as
   Deno.writeFileSync(`${folder}/numbers.pth`, zip(members(dict({ a: int(1) }))));
   const cases: [string[], string][] = [
     [[], "name a file, a run or a folder"],
-    [["none.pth"], "check the path"],
-    [["."], "it is not a file of tensors, a run or a model folder"],
-    [["text.txt"], "text.txt"],
-    [["cut.pth"], "it is not a complete zip archive"],
-    [["numbers.pth"], "it holds no tensors and is not a checkpoint"],
-    [["taken.pth", "--convert", "x.safetensors"], 'cannot hold a tensor "__metadata__"'],
-    [[fixture("torch_zip.pth"), "--convert", "x.pth"], "only .safetensors can be written"],
+    [[own("none.pth")], "check the path"],
+    [[folder], "it is not a file of tensors, a run or a model folder"],
+    [[own("text.txt")], "text.txt"],
+    [[own("cut.pth")], "it is not a complete zip archive"],
+    [[own("numbers.pth")], "it holds no tensors and is not a checkpoint"],
+    [[own("taken.pth"), "--convert", own("x.safetensors")], 'cannot hold a tensor "__metadata__"'],
+    [[fixture("torch_zip.pth"), "--convert", own("x.pth")], "only .safetensors can be written"],
     [["--preset", "dinov2-x"], "did you mean dinov2-s?"],
-    [["text.txt", "--preset", "dinov2-s"], "--preset goes without a file"],
+    [[own("text.txt"), "--preset", "dinov2-s"], "--preset goes without a file"],
   ];
   for (const [args, reason] of cases) {
     const { code, err } = await tok(...args);
@@ -153,6 +152,6 @@ Deno.test("inspect refuses unreadable files in one line, and writes nothing", as
     assert(line.startsWith("tok: Cannot") && line.includes(reason), err);
   }
   assertEquals([...Deno.readDirSync(folder)].filter(({ name }) => /^x\.|tmp/.test(name)), []);
-  const { err } = await tok("hidden.pth");
+  const { err } = await tok(own("hidden.pth"));
   assert(err.includes("a\\u001b[31m\\nb") && !err.includes("\x1b[31m"), err);
 });

@@ -35,6 +35,7 @@ import { openEncoder } from "../../src/zoo/encoders.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { testDevice } from "../helpers/check.ts";
 import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { testInOwnProcess } from "../helpers/own_process.ts";
 
 Deno.test("sizes of memory are decimal or binary, and anything else is refused", () => {
   const sizes = ["24GB", "24 gb", "1.5MB", "2GiB", "512kib", "100B"].map(parseBytes);
@@ -231,41 +232,44 @@ Deno.test("--memory and --gan-warmup count the steps of --epochs, where the adve
   assert(row?.includes(formatBytes(totalBytes)), lines.join("\n"));
 });
 
-Deno.test("a dry run says FLOPs of the complete run, and hours at the rate that doctor --bench remembers", async () => {
-  await inFolder(async (folder) => {
-    await testDevice();
-    const before = Deno.env.get("XDG_CACHE_HOME");
-    Deno.env.set("XDG_CACHE_HOME", folder);
-    try {
-      const options = ["--dry-run", "--stages", "1", "--steps", "1000,1,1", ...SMALL];
-      const unknown = await run("align", ...options);
-      assert(unknown.lines.some((line) => line.includes('after "tok doctor --bench"')));
-      const { facts, profile } = device(), key = adapterKey(facts, profile);
-      rememberRates(key, { gemm: 2000, fma: 3000 }, (text) => assert(false, text));
-      assertEquals([rememberedRates(key)?.gemm, rememberedRates("other")], [2000, undefined]);
-      const { lines, result } = await run("align", ...options);
-      const [plan] = result.plans as [{ flops: number }];
-      assertEquals(result.flops, 1000 * plan.flops);
-      assertAlmostEquals(result.seconds as number, result.flops as number / 2e12, 1e-9);
-      assert(
-        lines.some((line) => line.includes("at the 2.0 TFLOP/s of a large GEMM measured here")),
-        lines.join("\n"),
-      );
-      Deno.writeTextFileSync(ratesFile(), "{");
-      assertEquals(rememberedRates(key), undefined);
-    } finally {
-      if (before === undefined) Deno.env.delete("XDG_CACHE_HOME");
-      else Deno.env.set("XDG_CACHE_HOME", before);
-    }
-  });
-  assertEquals([30, 100, 15000, 4.2 * 86400, 1e9].map(spelled), [
-    "30.0 seconds",
-    "1.7 minutes",
-    "4.2 hours",
-    "4.2 days",
-    "31.7 years",
-  ]);
-});
+testInOwnProcess(import.meta.url)(
+  "a dry run says FLOPs of the complete run, and hours at the rate that doctor --bench remembers",
+  async () => {
+    await inFolder(async (folder) => {
+      await testDevice();
+      const before = Deno.env.get("XDG_CACHE_HOME");
+      Deno.env.set("XDG_CACHE_HOME", folder);
+      try {
+        const options = ["--dry-run", "--stages", "1", "--steps", "1000,1,1", ...SMALL];
+        const unknown = await run("align", ...options);
+        assert(unknown.lines.some((line) => line.includes('after "tok doctor --bench"')));
+        const { facts, profile } = device(), key = adapterKey(facts, profile);
+        rememberRates(key, { gemm: 2000, fma: 3000 }, (text) => assert(false, text));
+        assertEquals([rememberedRates(key)?.gemm, rememberedRates("other")], [2000, undefined]);
+        const { lines, result } = await run("align", ...options);
+        const [plan] = result.plans as [{ flops: number }];
+        assertEquals(result.flops, 1000 * plan.flops);
+        assertAlmostEquals(result.seconds as number, result.flops as number / 2e12, 1e-9);
+        assert(
+          lines.some((line) => line.includes("at the 2.0 TFLOP/s of a large GEMM measured here")),
+          lines.join("\n"),
+        );
+        Deno.writeTextFileSync(ratesFile(), "{");
+        assertEquals(rememberedRates(key), undefined);
+      } finally {
+        if (before === undefined) Deno.env.delete("XDG_CACHE_HOME");
+        else Deno.env.set("XDG_CACHE_HOME", before);
+      }
+    });
+    assertEquals([30, 100, 15000, 4.2 * 86400, 1e9].map(spelled), [
+      "30.0 seconds",
+      "1.7 minutes",
+      "4.2 hours",
+      "4.2 days",
+      "31.7 years",
+    ]);
+  },
+);
 
 Deno.test("stage 2 of dinov2-l-f16d32 plans within 24 GB at micro-batches of 4, and allocates nothing", async () => {
   await testDevice();
