@@ -1,0 +1,98 @@
+// What a figure was computed from. metrics.json holds it under "ingredients", by the key of the figure; figures of different
+// runs compare only where `protocol`, `space`, `network`, `input`, `real` and the count of `fake` are the same.
+
+import { z } from "zod";
+import { identitySchema } from "../formats/provenance.ts";
+
+/** A set of images, or statistics of one. */
+const setSchema = z.object({
+  name: z.string(),
+  /** Hash of the images or of the file; absent for samples and reconstructions, which follow from their models. */
+  fingerprint: z.string().optional(),
+  /** Number of images; absent for statistics, which do not say. */
+  count: z.int().nonnegative().optional(),
+});
+
+/** How samples were made. */
+const samplingSchema = z.object({
+  sampler: z.string(),
+  /** Absent where the sampler chooses its steps. */
+  steps: z.int().optional(),
+  /** Evaluations of the network for an image: the mean. */
+  nfe: z.number(),
+  /** Such as "cfg 4 in 0.1-1". */
+  guidance: z.string(),
+  /** As --labels of `tok sample`. */
+  labels: z.enum(["equal", "random"]),
+  /** "the model's own", or the width or decay of --ema. */
+  ema: z.union([z.string(), z.number()]),
+  /** --seed, and the first and last number of the images: noise is a function of both. */
+  seed: z.int(),
+  images: z.tuple([z.int(), z.int()]),
+  /** All sampling options that differ from the defaults, as `tok sample` takes them. */
+  options: z.string(),
+});
+
+export const ingredientsSchema = z.object({
+  /** A value of --protocol, or "tok". */
+  protocol: z.string(),
+  /** What is scored: pairs of images, latents, labels, or features of sets. */
+  from: z.enum(["reconstructions", "latents", "labels", "encoder", "inception"]),
+  /** Which features of the network: "pooled", "spatial", "logits" of Inception, or a space of an encoder. */
+  space: z.string().optional(),
+  /** Its weights. */
+  network: identitySchema.optional(),
+  /** How an image becomes the network's input, or which pixels are compared. */
+  input: z.string().optional(),
+  precision: z.literal("f32"),
+  real: setSchema.optional(),
+  fake: setSchema.optional(),
+  tokenizer: identitySchema.optional(),
+  model: identitySchema.optional(),
+  sampling: samplingSchema.optional(),
+  /** Standard deviation of the noise on latents, in units of theirs. */
+  latentNoise: z.number().optional(),
+  /** Of subsets and directions that a figure samples, and of noise. */
+  seed: z.int(),
+  /** Version of tok. */
+  tok: z.string(),
+  /** The WebGPU adapter and the variants of kernels. */
+  adapter: z.string(),
+});
+export type Ingredients = z.infer<typeof ingredientsSchema>;
+export type SamplingIngredients = z.infer<typeof samplingSchema>;
+export type SetIngredients = z.infer<typeof setSchema>;
+
+/** What all figures of an evaluation have in common. */
+export type CommonIngredients = Pick<Ingredients, "protocol" | "precision" | "seed" | "tok" | "adapter">;
+
+/** What a figure has of its own. */
+export type OwnIngredients =
+  & Pick<Ingredients, "from">
+  & Partial<Pick<Ingredients, "protocol" | "space" | "network" | "input" | "latentNoise">>;
+
+/** What the figures of one model or set have in common. */
+export type PartIngredients = Partial<
+  Pick<Ingredients, "real" | "fake" | "tokenizer" | "model" | "sampling">
+>;
+
+/** A set as an ingredient. */
+export function setIngredients(
+  { name, images, identity, features }: {
+    name: string;
+    images?: { length: number };
+    features?: { rows: number };
+    identity?: { fingerprint: string };
+  },
+): SetIngredients {
+  const count = images?.length ?? features?.rows;
+  return {
+    name,
+    ...identity && { fingerprint: identity.fingerprint },
+    ...count !== undefined && { count },
+  };
+}
+
+/** metrics.json: figures as plain numbers, and what each was computed from. */
+export const metricsSchema = z.object({ ingredients: z.record(z.string(), ingredientsSchema).optional() })
+  .catchall(z.unknown());
