@@ -6,7 +6,7 @@ import { SUBJECTS } from "../metrics/selection.ts";
 import { METRIC_NAMES, REQUESTED_NAMES, type Subject } from "../metrics/table.ts";
 import { GROUPS } from "./about.ts";
 import type { Conditions } from "./conditions.ts";
-import { encoder, general, lpips, reading, sampling, text } from "./options.ts";
+import { encoder, flag, general, lpips, reading, sampling, text } from "./options.ts";
 import { generator } from "./sample_config.ts";
 
 const { input, output, data, metrics } = GROUPS;
@@ -49,6 +49,10 @@ export const evalConfig = z.strictObject({
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
     otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
   }),
+  intervals: metrics(
+    flag(),
+    "Also write intervals.json: 95 % intervals of distances between sets, for --compare; ten more distances each",
+  ),
   latentNoise: metrics(
     z.array(z.number().positive()).min(1).optional(),
     "Also score reconstructions from latents with Gaussian noise of these standard deviations, in units of the latents' own: " +
@@ -95,5 +99,9 @@ export function evalConditions(subject: Subject): Conditions<EvalConfig> {
   return {
     ...Object.fromEntries(sampled),
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
+    intervals: [[
+      () => subject !== "tokenizer",
+      `it is for distances between sets, and this scores ${SUBJECTS[subject]}`,
+    ]],
   };
 }

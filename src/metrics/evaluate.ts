@@ -25,6 +25,7 @@ import {
   stored,
 } from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
+import { Jackknife } from "./jackknife.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { Results, Selection } from "./selection.ts";
 import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./table.ts";
@@ -61,6 +62,8 @@ export function labelContext(
 export interface SetOptions extends EvaluationOptions, Saves {
   /** Side of the squares to which all images are resized and cropped first. */
   imageSize?: number | undefined;
+  /** Also compute scores without groups of the generated images, for intervals [false]. */
+  intervals?: boolean;
 }
 
 /**
@@ -72,6 +75,7 @@ export class SetEvaluation implements Disposable {
   /** Of the real images. */
   readonly #features = new Map<InputSource, Map<EncoderSpace, LabelledFeatures>>();
   readonly #views = new Map<InputSource, InceptionView>();
+  #jackknife: Jackknife | undefined;
   #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
   /** Lines that were logged: each is said once. */
   readonly #said = new Set<string>();
@@ -163,8 +167,9 @@ export class SetEvaluation implements Disposable {
     train: { images: InputSource; side: number },
     results: Results,
   ): Promise<void> {
-    const { encoder, inception, selection } = this;
+    const { encoder, inception, selection } = this, { intervals, out } = this.options;
     this.#caution(real, fake);
+    this.#jackknife = intervals ? new Jackknife(this.log) : undefined;
     if (encoder) {
       await results.add(async () => {
         await this.#byEncoder(encoder, real, fake, train, results);
@@ -185,6 +190,7 @@ export class SetEvaluation implements Disposable {
     }
     const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
     if (n !== undefined && Object.keys(scores).length > 0) scores.n = n;
+    if (out !== undefined) this.#jackknife?.write(out, scores);
     const { images } = real;
     if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {
       const inception = this.#views.get(images) ?? {}, spaces = this.#features.get(images) ?? new Map();
@@ -223,14 +229,16 @@ export class SetEvaluation implements Disposable {
       const inSpace = metrics.filter((metric) => metric.space === space),
         report = this.#reporter(PLACES[space]);
       const view = async (side: "real" | "fake"): Promise<InceptionView> => {
-        const known = stored(sets[side], inSpace[0] as EncoderMetric);
-        if (inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
+        const known = stored(sets[side], inSpace[0] as EncoderMetric), { intervals } = this.options;
+        const repeated = intervals && side === "fake" && sets[side].images && !known.features;
+        if (!repeated && inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
         return { ...known, features: (await extract(space, report, side)).features };
       };
       const a = await view("real"), b = await view("fake"), progress = log.progress.bind(log);
       for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
         await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })));
       }
+      await this.#withoutGroups(inSpace, a, b, results);
     }
     const labels = selection.from("labels");
     if (labels.length === 0 || !real.images || !fake.images) return;
@@ -281,6 +289,7 @@ export class SetEvaluation implements Disposable {
       const known = stored(set, { from: "inception" });
       const needed = metrics.map((metric) => set === fake ? metric.fake : metric.real);
       if (set === real && this.options.saveFeatures !== undefined) needed.push("features");
+      if (set === fake && this.options.intervals) needed.push("features");
       const kinds = [...new Set(needed)].filter((kind) => kind !== undefined && !serves(known, kind));
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
@@ -306,6 +315,21 @@ export class SetEvaluation implements Disposable {
       const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
       await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress, show })));
     }
+    await this.#withoutGroups(metrics, a, b, results);
+  }
+
+  /** Computes the metrics of one space again for their intervals, if they are requested. */
+  async #withoutGroups(
+    metrics: readonly (EncoderMetric | InceptionMetric)[],
+    real: InceptionView,
+    fake: InceptionView,
+    results: Results,
+  ): Promise<void> {
+    const reported = this.selection.reported.bind(this.selection), { seed } = this.options;
+    await results.add(async () => {
+      await this.#jackknife?.add(metrics, real, fake, { seed, reported });
+      return {};
+    });
   }
 
   /** Warns of what makes the scores hard to compare with others. */

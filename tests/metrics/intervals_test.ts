@@ -1,0 +1,157 @@
+// 95 % intervals of scores: their coverage on generated data, and that differences of paired images are known better.
+
+import { assert, assertAlmostEquals, assertEquals, assertRejects } from "@std/assert";
+import { join } from "@std/path";
+import {
+  difference,
+  GROUPS,
+  groupsOf,
+  type Interval,
+  intervalOf,
+  type Replicates,
+  resampledMeans,
+} from "../../src/metrics/bootstrap.ts";
+import { UsageError } from "../../src/errors.ts";
+import { exists, readJson } from "../../src/formats/files.ts";
+import { writeNpz } from "../../src/formats/npz.ts";
+import { frechet } from "../../src/metrics/frechet.ts";
+import { INTERVALS, merged, type StoredIntervals, withoutGroups } from "../../src/metrics/jackknife.ts";
+import { type Features, type Gaussian, gaussian } from "../../src/metrics/moments.ts";
+import { normal } from "../../src/philox.ts";
+import { inFolder, run } from "../helpers/commands.ts";
+import { evalScores } from "../helpers/eval.ts";
+
+const mean = (values: ArrayLike<number>) => Array.from(values).reduce((sum, v) => sum + v, 0) / values.length;
+const width = ({ low, high }: Interval) => high - low;
+const holds = ({ low, high }: Interval, value: number) => low <= value && value <= high;
+/** 3.3 standard errors of a share of 1 in `trials`: one test in a thousand fails by chance; the seeds are fixed. */
+const band = (share: number, trials: number) => 3.3 * Math.sqrt(share * (1 - share) / trials);
+
+Deno.test("the bootstrap interval of a mean holds the true one as often as theory says", () => {
+  const trials = 300, n = 40;
+  // A percentile interval is mean +- 1.96 s sqrt((n - 1) / n): Student's t with 39 degrees of freedom is inside in 93.9 %.
+  const expected = 0.939;
+  let inside = 0;
+  for (let trial = 0; trial < trials; trial++) {
+    const column = normal(7, trial, n), options = { stream: trial, resamples: 300 };
+    const [means] = resampledMeans([column], options) as [Replicates];
+    if (holds(intervalOf(mean(column), means) as Interval, 0)) inside++;
+  }
+  assertAlmostEquals(inside / trials, expected, band(expected, trials));
+});
+
+Deno.test("the difference of two runs on the same images has a narrower interval than that of other images", () => {
+  const n = 60, common = normal(1, 1, n);
+  const a = common.map((v, i) => v + 0.1 * (normal(1, 2, n)[i] as number));
+  const b = common.map((v, i) => v + 0.1 * (normal(1, 3, n)[i] as number) - 0.2);
+  const [x, y] = resampledMeans([a, b], { stream: 1 }) as [Replicates, Replicates];
+  const [other] = resampledMeans([b], { stream: 2 }) as [Replicates];
+  const value = mean(a) - mean(b), of = (z: Replicates) => intervalOf(value, difference(x, z)!) as Interval;
+  const paired = of(y), unpaired = of(other);
+  // Standard errors: 0.1 sqrt(2 / n) against sqrt(2 (1 + 0.01) / n), a factor of 10.
+  assert(width(unpaired) > 7 * width(paired), `${width(unpaired)} ${width(paired)}`);
+  assert(holds(paired, 0.2) && !holds(paired, 0) && holds(unpaired, 0));
+});
+
+Deno.test("equal seeds give equal resamples, other streams other ones; what is not finite has no interval", () => {
+  const column = normal(3, 1, 21),
+    values = (stream: number) => resampledMeans([column], { stream })[0]!.values;
+  assertEquals(values(1), values(1));
+  assert(values(1)[0] !== values(2)[0]);
+  assertEquals(values(1).length, 1000);
+  assertEquals(intervalOf(Infinity, { of: "resamples", values: [1, Infinity] }), undefined);
+  assertEquals(difference({ of: "groups", values: [1] }, { of: "resamples", values: [1] }), undefined);
+});
+
+/** Rows of normal numbers: the standard deviation of column c is 1 + c. */
+function features(seed: number, rows: number, columns: number, shift = 0): Features {
+  const data = normal(seed, 5, rows * columns).map((v, i) => v * (1 + i % columns) + shift);
+  return { data, rows, columns };
+}
+
+const parted = ({ data, rows, columns }: Features, keep: (row: number) => boolean): Features => {
+  const kept = Array.from({ length: rows }, (_, i) => i).filter(keep);
+  return {
+    data: Float32Array.from(kept.flatMap((i) => [...data.subarray(i * columns, (i + 1) * columns)])),
+    rows: kept.length,
+    columns,
+  };
+};
+
+Deno.test("moments without a group are those of the other images", async () => {
+  const all = features(11, 47, 5, 3), groups = groupsOf(47);
+  const counts = Array.from({ length: GROUPS }, (_, g) => groups.filter((v) => v === g).length);
+  assert(counts.every((count) => count === 4 || count === 5), `${counts}`);
+  let group = 0;
+  for await (const { moments, features } of withoutGroups(all, ["moments", "features"])) {
+    const others = parted(all, (row) => groups[row] !== group), expected = await gaussian(others);
+    assertEquals(features, others);
+    for (const key of ["mean", "covariance"] as const) {
+      for (const [i, v] of moments![key].entries()) assertAlmostEquals(v, expected[key][i]!, 1e-12);
+    }
+    group++;
+  }
+  assertEquals(group, GROUPS);
+  const one = { moments: await gaussian(all), rows: 47 };
+  assertEquals(merged([one]), one.moments);
+});
+
+Deno.test("the jackknife interval of a Frechet distance holds its expectation in 95 % of the samples", async () => {
+  const trials = 200,
+    reference: Gaussian = {
+      mean: new Float64Array(3),
+      covariance: Float64Array.of(1, 0, 0, 0, 2, 0, 0, 0, 3),
+    };
+  const found: [value: number, interval: Interval][] = [];
+  for (let trial = 0; trial < trials; trial++) {
+    const fake = features(100 + trial, 100, 3, 0.5), values: number[] = [];
+    for await (const { moments } of withoutGroups(fake, ["moments"])) {
+      values.push(await frechet(reference, moments!));
+    }
+    const value = await frechet(reference, await gaussian(fake));
+    found.push([value, intervalOf(value, { of: "groups", values })!]);
+  }
+  const expectation = mean(found.map(([value]) => value));
+  const inside = found.filter(([, interval]) => holds(interval, expectation)).length / trials;
+  assertAlmostEquals(inside, 0.95, band(0.95, trials));
+  // The interval is no wider than it must be: four standard deviations of the distances, up to the t quantile and noise.
+  const std = Math.sqrt(mean(found.map(([value]) => (value - expectation) ** 2)));
+  assertAlmostEquals(mean(found.map(([, interval]) => width(interval))) / (2 * 2.262 * std), 1, 0.15);
+});
+
+/** A file of features in the space of the embedded encoder. */
+const featureFile = (path: string, { data, rows, columns }: Features) =>
+  writeNpz(path, [{ name: "features_patches", shape: [rows, columns], data: new Float32Array(data) }]);
+
+Deno.test("--intervals writes what the distances are without each group, and changes no score", async () => {
+  await inFolder(async (root) => {
+    const at = (name: string) => join(root, name), real = at("real.npz"), fake = at("fake.npz");
+    const sets = { real: features(1, 30, 96), fake: features(2, 25, 96, 0.1) };
+    await featureFile(real, sets.real);
+    await featureFile(fake, sets.fake);
+    const metrics = ["fd-encoder"];
+    const score = (out: string, more = {}) => evalScores({ real, fake, metrics, out: at(out), ...more });
+    const plain = await score("plain"), repeated = await score("repeated", { intervals: true });
+    assertEquals([plain.error, repeated.error], [undefined, undefined]);
+    assertEquals(repeated.scores, plain.scores);
+    assertEquals(exists(join(at("plain"), INTERVALS)), false);
+    const stored = readJson(join(at("repeated"), INTERVALS)) as StoredIntervals;
+    assertEquals([stored.n, Object.keys(stored.without_group)], [25, ["fd_encoder"]]);
+    const reference = await gaussian(sets.real), groups = groupsOf(25);
+    for (const [g, value] of stored.without_group.fd_encoder!.entries()) {
+      const others = await gaussian(parted(sets.fake, (row) => groups[row] !== g));
+      assertAlmostEquals(value / await frechet(reference, others), 1, 1e-9);
+    }
+    for (const [key, [low, high]] of Object.entries(stored.interval)) {
+      assert(low < plain.scores[key]! && plain.scores[key]! < high && high - low > 0, key);
+    }
+    await featureFile(fake, features(2, 19, 96));
+    const few = await score("few", { intervals: true });
+    assert(few.lines.includes("no intervals of fd-encoder: 19 images are fewer than 20"));
+    await assertRejects(
+      () => run("eval", "--tokenizer", "x", "--intervals"),
+      UsageError,
+      "Cannot use --intervals: it is for distances between sets, and this scores a tokenizer",
+    );
+  });
+});
