@@ -8,6 +8,7 @@ import type { DependentDefaults, Origin, RecipeOptions, Schema } from "../src/cl
 import type { Evidence } from "../src/cli/grades.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
+import { openProvider, type ProviderName } from "../src/gpu/provider.ts";
 import type { Log } from "../src/run/log.ts";
 import { Output } from "../src/run/output.ts";
 import { prepareTiles } from "../src/bench/gemm_tuning.ts";
@@ -71,19 +72,21 @@ export function explained<C extends { preset: string }>(
  * @param tune measure it first on an unknown GPU, for long runs
  */
 export async function openAdapter(
-  config: { cpu: boolean; kernels: "auto" | "cpu" | "gpu" },
+  config: { cpu: boolean; gpu?: ProviderName | undefined; kernels: "auto" | "cpu" | "gpu" },
   log: Log,
   { tune = false }: { tune?: boolean } = {},
 ): Promise<Device> {
+  const { name } = await openProvider(config.gpu);
   const opened = await openDevice({
     cpu: config.cpu,
+    gpu: name,
     ...(config.kernels === "auto" ? {} : { profile: config.kernels }),
   }).catch((error) => {
-    throw error instanceof UsageError && !config.cpu ? noAdapter() : error;
+    throw error instanceof UsageError && !config.cpu && name === "deno" ? noAdapter() : error;
   });
-  const { description, software } = opened.facts;
-  log.line(`adapter: ${description} (${opened.profile} kernels)`);
-  log.event("adapter", { description, software, kernels: opened.profile });
+  const { facts: { description, software }, provider, profile } = opened;
+  log.line(`adapter: ${description} (${profile} kernels)`);
+  log.event("adapter", { description, software, kernels: profile, gpu: provider.name });
   if (software && !config.cpu) {
     for (const { problem, remedy } of diagnose(opened.facts)) log.warn(`${problem}; ${remedy}`);
   }

@@ -2,6 +2,7 @@
 
 import { doctorConfig } from "../src/cli/config.ts";
 import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
+import { openProvider } from "../src/gpu/provider.ts";
 import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
 import { measurePeaks } from "../src/bench/peak.ts";
@@ -16,7 +17,7 @@ export const doctor = command({
   examples: ["tok doctor", "tok doctor --bench", "tok doctor --tune"],
   async run(c, { log }) {
     log.begin();
-    const { best, software } = await adapters();
+    const { best, software } = await adapters(await openProvider(c.gpu));
     const findings = diagnose(best);
     if (best) {
       log.line(`adapter   ${best.description}${best.software ? " (software)" : ""}`);

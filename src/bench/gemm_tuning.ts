@@ -40,7 +40,10 @@ export function tilesFile(...system: Parameters<typeof cacheFolder>): string {
 }
 
 /** What rates belong to: the adapter, the kernels, and the version of tok that has them. */
-export function adapterKey({ vendor, description }: AdapterFacts, profile: Profile): string {
+export function adapterKey(
+  { vendor, description }: Pick<AdapterFacts, "vendor" | "description">,
+  profile: Profile,
+): string {
   return [vendor, description, profile, `tok ${metadata.version}`].join(" | ");
 }
 

@@ -3,6 +3,7 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { parseBytes } from "../formats/files.ts";
+import { PROVIDERS } from "../gpu/provider.ts";
 import { GROUPS } from "./about.ts";
 import { guidanceSchema } from "./guidance.ts";
 import { isSchedule } from "./key_steps.ts";
@@ -62,6 +63,11 @@ export const general = {
   config: common(text(), "JSON file of options; flags override it", { value: "FILE", free: true }),
   json: common(flag(), "Print one JSON object per line on stdout", { free: true }),
   cpu: common(flag(), "Use the software adapter even if there is a GPU", { free: true }),
+  gpu: common(
+    z.enum(PROVIDERS).optional(),
+    "WebGPU implementation: Deno's own, or Dawn (npm:webgpu), which reaches tensor cores",
+    { otherwise: "TOK_GPU, else deno", advanced: true, free: true },
+  ),
   kernels: common(
     z.enum(["auto", "cpu", "gpu"]).default("auto"),
     "Kernel variants; auto chooses by the adapter",

@@ -2,6 +2,13 @@
 // `device()`. Every limit of the adapter is requested: the WebGPU defaults (128 MiB bindings) are far too small here.
 
 import { GpuError, OutOfMemoryError, UsageError } from "../errors.ts";
+import {
+  type MatrixShape,
+  matrixShapes,
+  openProvider,
+  type Provider,
+  type ProviderName,
+} from "./provider.ts";
 import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
 
 /** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
@@ -14,6 +21,10 @@ export interface AdapterFacts {
   software: boolean;
   /** Smallest subgroup size; on a software adapter, the SIMD width of the processor. 0 if unknown. */
   simdWidth: number;
+  /** Largest subgroup size, 0 if unknown. */
+  subgroupMaxSize: number;
+  /** Shapes of subgroup matrices. */
+  matrices: MatrixShape[];
   features: string[];
 }
 
@@ -64,10 +75,15 @@ export class Device {
   #probe: GPUBuffer | undefined;
 
   /** @param profile may be switched between captures: tests run every op in both */
-  constructor(readonly gpu: GPUDevice, readonly facts: AdapterFacts, public profile: Profile) {
+  constructor(
+    readonly gpu: GPUDevice,
+    readonly facts: AdapterFacts,
+    public profile: Profile,
+    readonly provider: Provider,
+  ) {
     gpu.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
-      this.#uncaptured.push((event as GPUUncapturedErrorEvent).error.message);
+      this.#uncaptured.push(provider.message((event as GPUUncapturedErrorEvent).error));
     });
     // Older runtimes have no `lost` promise.
     gpu.lost?.then((info) => this.lost = `${info.reason}: ${info.message}`);
@@ -80,6 +96,11 @@ export class Device {
 
   get limits(): GPUSupportedLimits {
     return this.gpu.limits;
+  }
+
+  /** Whether the device was granted a feature, such as "subgroups". */
+  has(feature: string): boolean {
+    return this.gpu.features.has(feature);
   }
 
   /** Creates a buffer of `bytes` (rounded up to 16) under an error scope; throws GpuError when refused. */
@@ -122,10 +143,13 @@ export class Device {
     const memory = await this.gpu.popErrorScope();
     if (memory) {
       throw new OutOfMemoryError(
-        `Cannot ${action}: out of device memory (${memory.message}); use a smaller batch, or --recompute where training`,
+        `Cannot ${action}: out of device memory (${
+          this.provider.message(memory)
+        }); use a smaller batch, or --recompute ` +
+          "where training",
       );
     }
-    if (validation) throw new GpuError(`Cannot ${action}: ${validation.message}`);
+    if (validation) throw new GpuError(`Cannot ${action}: ${this.provider.message(validation)}`);
     if (thrown) throw new GpuError(`Cannot ${action}: ${thrown instanceof Error ? thrown.message : thrown}`);
     return made as T;
   }
@@ -133,6 +157,12 @@ export class Device {
   /** Waits until all submitted work is done. @returns when it was: the first wait takes 10 ms more */
   async idle(): Promise<number> {
     this.check();
+    if (!this.provider.mapsAtOnce) {
+      await this.gpu.queue.onSubmittedWorkDone();
+      const now = performance.now();
+      this.check();
+      return now;
+    }
     const usage = GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST;
     const map = () => this.#probe?.mapAsync(GPUMapMode.READ); // returns once the device is idle
     if (!this.#probe) { // the device's own: no program's memory
@@ -173,24 +203,26 @@ let current: Device | undefined;
 /**
  * Opens the adapter with the most performance, or the software one, with every limit that it has.
  * @param options.profile overrides the kernel profile that the adapter would get
- * @throws UsageError when no adapter answers.
+ * @param options.gpu the implementation of WebGPU; the environment variable TOK_GPU by default, else Deno's own
+ * @throws UsageError when no adapter answers, or the implementation cannot be loaded
  */
 export async function openDevice(
-  { cpu = false, profile }: { cpu?: boolean; profile?: Profile } = {},
+  { cpu = false, profile, gpu: name }: { cpu?: boolean; profile?: Profile; gpu?: ProviderName | undefined } =
+    {},
 ): Promise<Device> {
-  const adapter = await requestAdapter(cpu), facts = adapterFacts(adapter);
-  const request = () => requestDevice(adapter);
+  const provider = await openProvider(name);
+  const adapter = await requestAdapter(cpu, provider), facts = adapterFacts(adapter, provider);
+  const request = () => requestDevice(adapter, provider);
   const gpu = await (facts.software ? pinned(request) : request());
-  current = new Device(gpu, facts, profile ?? (facts.software ? "cpu" : "gpu"));
+  current = new Device(gpu, facts, profile ?? (facts.software ? "cpu" : "gpu"), provider);
   return current;
 }
 
-/** A device with every limit of the adapter. The caller destroys it. */
-export async function requestDevice(adapter: GPUAdapter): Promise<GPUDevice> {
+/** A device with every limit of the adapter, and the features that its implementation lists. The caller destroys it. */
+export async function requestDevice(adapter: GPUAdapter, { features }: Provider): Promise<GPUDevice> {
   const requiredLimits: Record<string, number> = {};
   for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
-  const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query"];
-  const requiredFeatures = wanted.filter((name) => adapter.features.has(name));
+  const requiredFeatures = features.filter((name) => adapter.features.has(name)) as GPUFeatureName[];
   return await adapter.requestDevice({ requiredLimits, requiredFeatures, label: "tok" });
 }
 
@@ -207,28 +239,31 @@ export function closeDevice(): void {
 }
 
 /** Facts about an adapter, for `doctor` and for the choice of profile. */
-export function adapterFacts(adapter: GPUAdapter): AdapterFacts {
-  const { vendor, architecture, description, device: id, subgroupMinSize } = adapter.info;
+export function adapterFacts(adapter: GPUAdapter, { suffix }: Provider): AdapterFacts {
+  const { vendor, architecture, description, device: id, subgroupMinSize, subgroupMaxSize } = adapter.info;
   return {
     vendor,
     architecture,
-    description: description || id,
+    description: (description || id) + suffix,
     software: isSoftware(`${description} ${id} ${vendor}`),
     simdWidth: subgroupMinSize ?? 0,
+    subgroupMaxSize: subgroupMaxSize ?? 0,
+    matrices: matrixShapes(adapter),
     features: [...adapter.features],
   };
 }
 
 /** The adapter with the most performance, or the software one. @throws UsageError when none answers */
-export async function requestAdapter(cpu: boolean): Promise<GPUAdapter> {
+export async function requestAdapter(cpu: boolean, provider?: Provider): Promise<GPUAdapter> {
   prepareDrivers();
-  const adapter = await navigator.gpu.requestAdapter(
-    cpu ? { forceFallbackAdapter: true } : { powerPreference: "high-performance" },
-  );
-  if (!adapter) {
+  const { adapter, suffix } = provider ?? await openProvider();
+  const found = await adapter(cpu);
+  if (!found) {
     throw new UsageError(
-      `Cannot find ${cpu ? "a software" : "any"} WebGPU adapter; run "tok doctor" to see what is missing`,
+      `Cannot find ${
+        cpu ? "a software" : "any"
+      } WebGPU adapter${suffix}; run "tok doctor" to see what is missing`,
     );
   }
-  return adapter;
+  return found;
 }

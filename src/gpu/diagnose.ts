@@ -4,6 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts } from "./device.ts";
+import type { Provider } from "./provider.ts";
 import { prepareDrivers } from "./software/prepare.ts";
 
 export interface Finding {
@@ -18,17 +19,16 @@ const SHOWN_LIMITS = [
   "maxComputeInvocationsPerWorkgroup",
 ] as const;
 
-/** The high-performance adapter and the software one, if they answer. */
-export async function adapters(): Promise<
+/** The high-performance adapter and the software one of an implementation of WebGPU, if they answer. */
+export async function adapters(provider: Provider): Promise<
   { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
 > {
   prepareDrivers();
-  const best = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
-  const software = await navigator.gpu.requestAdapter({ forceFallbackAdapter: true });
+  const best = await provider.adapter(false), software = await provider.adapter(true);
   const limits = Object.fromEntries(SHOWN_LIMITS.map((name) => [name, best?.limits[name] as number]));
   return {
-    ...(best ? { best: { ...adapterFacts(best), limits } } : {}),
-    ...(software ? { software: adapterFacts(software) } : {}),
+    ...(best ? { best: { ...adapterFacts(best, provider), limits } } : {}),
+    ...(software ? { software: adapterFacts(software, provider) } : {}),
   };
 }
 

@@ -111,7 +111,7 @@ export class Kernel {
     const layout = gpu.createPipelineLayout({
       bindGroupLayouts: [gpu.createBindGroupLayout({ entries, label })],
     });
-    const module = gpu.createShaderModule({ code: this.wgsl, label });
+    const module = gpu.createShaderModule({ code: device().provider.wgsl(this.wgsl), label });
     return gpu.createComputePipeline({
       layout,
       compute: { module, entryPoint: this.entry, constants: { ...this.constants } },

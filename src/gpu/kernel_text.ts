@@ -18,6 +18,8 @@ export interface Param {
 }
 
 export interface KernelText {
+  /** WGSL extensions that the text names in `enable` directives; provider.ts removes those that a compiler does not know. */
+  readonly enables: readonly string[];
   readonly arrays: readonly ArrayDeclaration[];
   readonly params: readonly Param[];
   /** Constants, types and workgroup variables. */
@@ -40,6 +42,11 @@ export function parseKernel(source: string): KernelText {
   const aliases = new Map(
     [...text.matchAll(/\balias\s+(\w+)\s*=\s*([^;]+);/g)].map((m) => [m[1], m[2]?.trim()]),
   );
+  const enables: string[] = [];
+  text = text.replace(/\benable\s+([\w\s,]+);/g, (_, names: string) => {
+    enables.push(...names.split(",").map((name) => name.trim()));
+    return "";
+  });
   const arrays: ArrayDeclaration[] = [];
   text = text.replace(
     /\bvar<(storage|texture)>\s+(\w+)\s*:\s*array<([^;]+)>\s*;/g,
@@ -72,7 +79,7 @@ export function parseKernel(source: string): KernelText {
     start.lastIndex = from = to + 1;
   }
   declarations += text.slice(from);
-  return { arrays, params, declarations: declarations.replace(/\n\s*\n+/g, "\n").trim(), functions };
+  return { enables, arrays, params, declarations: declarations.replace(/\n\s*\n+/g, "\n").trim(), functions };
 }
 
 /** What `entry` uses, directly or through the functions that it calls. @throws GpuError when there is no such function */
@@ -109,6 +116,7 @@ export function printWgsl(
   formOf: (name: string) => ArrayForm,
 ): string {
   return [
+    ...text.enables.map((name) => `enable ${name};`),
     usesParams ? printParams(text.params) : "",
     usesParams ? `@group(0) @binding(${text.arrays.length}) var<uniform> params: Params;` : "",
     text.declarations,
@@ -140,6 +148,7 @@ export function replaceAccessors(
   const kept = { ...text, arrays: text.arrays.filter(({ name }) => !replaced.has(name)) };
   const all = [kept, ...added];
   return [
+    ...new Set(all.flatMap(({ enables }) => enables.map((name) => `enable ${name};`))),
     printParams(all.flatMap(({ params }) => params)),
     ...all.flatMap(({ arrays }) => arrays).map((a) =>
       `var<${a.texture ? "texture" : "storage"}> ${a.name}: array<${a.element}>;`

@@ -70,16 +70,16 @@ async function byTimestamps(steps: readonly Step[]): Promise<number[]> {
 }
 
 async function byWaiting(steps: readonly Step[]): Promise<number[]> {
-  const milliseconds: number[] = [], waits: Promise<number>[] = [];
+  const starts: number[] = [], waits: Promise<number>[] = [];
   for (const step of steps) {
-    const encoder = device().gpu.createCommandEncoder(), began = performance.now();
+    const encoder = device().gpu.createCommandEncoder();
+    starts.push(performance.now());
     encode(encoder, step);
     device().submit(encoder.finish());
-    waits.push(device().idle()); // is idle when it returns
-    milliseconds.push(performance.now() - began);
+    waits.push(device().idle()); // where mappings are there at once, the device is idle when this returns
   }
-  await Promise.all(waits);
-  return milliseconds;
+  const ends = await Promise.all(waits);
+  return ends.map((end, i) => end - Math.max(starts[i] as number, ends[i - 1] ?? 0));
 }
 
 function encode(

@@ -1,7 +1,7 @@
 // Copies bytes from the device to the host. In Deno 2.9 the promise of mapAsync() settles 10 ms or more after the device is done,
 // but the bytes are there when mapAsync() returns. So small reads keep their buffers and take the bytes at once, which saves
 // seconds where a program of a few milliseconds is read after each run. getMappedRange() of a buffer that was never awaited ends
-// the process, so the first read of each size waits.
+// the process, so the first read of each size waits. Other implementations of WebGPU map within a millisecond, and are awaited.
 
 import { setImmediate } from "node:timers";
 import { GpuError } from "../errors.ts";
@@ -10,18 +10,15 @@ import { device, release } from "./device.ts";
 /** Smallest and largest size of a buffer that is kept; sizes are powers of two. */
 const MIN_BYTES = 4096, MAX_BYTES = 4 * 1024 * 1024;
 
-/** Whether bytes can be taken before the promise settles: a detail of this implementation. */
-const EAGER = Deno.version.deno.startsWith("2.9.");
-
 /** Buffers whose mapping was awaited before, by size. They belong to the device and count for no program. */
 const kept = new WeakMap<GPUDevice, Map<number, GPUBuffer>>();
 
 /** Copies `bytes` of a device buffer to the host, after all submitted work. */
 export async function readBuffer(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
-  const { gpu } = device();
+  const { gpu, provider } = device();
   const size = Math.ceil(bytes / 4) * 4;
   const capacity = Math.max(MIN_BYTES, 2 ** Math.ceil(Math.log2(size)));
-  if (!EAGER || capacity > MAX_BYTES) return await readOnce(buffer, offset, size, bytes);
+  if (!provider.mapsAtOnce || capacity > MAX_BYTES) return await readOnce(buffer, offset, size, bytes);
   let ready = kept.get(gpu);
   if (!ready) kept.set(gpu, ready = new Map());
   const known = ready.get(capacity), staging = known ?? newStaging(capacity);

@@ -10,6 +10,8 @@ const LLVMPIPE: AdapterFacts = {
   description: "llvmpipe",
   software: true,
   simdWidth: 8,
+  subgroupMaxSize: 8,
+  matrices: [],
   features: [],
 };
 

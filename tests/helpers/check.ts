@@ -13,8 +13,12 @@ import { type Nd, size } from "./reference.ts";
 export const PROFILES: readonly Profile[] = ["cpu", "gpu"];
 
 let opened: Promise<Device> | undefined;
-// A device that outlives its test file can end the process while the driver's threads still run.
-globalThis.addEventListener("unload", closeDevice);
+// A device that outlives its test file can end the process while the driver's threads still run; so can a promise of it that
+// settles after the file (Dawn).
+Deno.test.afterAll(async () => {
+  closeDevice();
+  await new Promise((resolve) => setTimeout(resolve));
+});
 
 /** The device of this test process, opened once, with the kernels of `profile`. */
 export async function testDevice(profile: Profile = "cpu"): Promise<Device> {

@@ -71,7 +71,9 @@ async function share(uses: readonly Use[], own: Compiler, make: Make, cost: numb
     (balance <= 0 ? mine : others).push(use);
     balance += (balance <= 0 ? 1 : -1) * (BASE + length(use));
   }
-  const gpu = await requestAdapter(true).then(requestDevice).catch(() => undefined);
+  const { provider } = device();
+  const gpu = await requestAdapter(true, provider).then((adapter) => requestDevice(adapter, provider))
+    .catch(() => undefined);
   if (!gpu) return; // The first device compiles all of it, as it would have on its first run.
   // What fails there is met again on the first device, which says so.
   gpu.addEventListener("uncapturederror", (event) => event.preventDefault());
