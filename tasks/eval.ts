@@ -23,6 +23,7 @@ import { openGenerator } from "../src/zoo/generator.ts";
 import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
+import { compareRuns } from "./compare.ts";
 import { chosenFeatureEncoder } from "./encoders.ts";
 import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
@@ -49,8 +50,11 @@ export const evaluate = command({
   examples: [
     "tok eval --tokenizer runs/photos --data photos --lpips vgg16-397923af.pth,vgg.pth",
     "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
+    "tok eval --compare runs/eval-001 runs/eval-002 --out comparison",
   ],
-  async run(c, { log, origins }) {
+  async run(c, context) {
+    if (c.compare !== undefined) return await compareRuns({ ...c, compare: c.compare }, context);
+    const { log, origins } = context;
     const subject = subjectOf(c);
     refuseWithoutEffect(c, evalConditions(subject), origins);
     checkSampling(c, origins);

@@ -14,6 +14,8 @@ export interface About {
   value?: string;
   /** What applies without the option, where that is no fixed default. */
   otherwise?: string;
+  /** Whether the values of the list may follow as separate arguments. */
+  words?: true;
   /** Only in `--help all`. */
   advanced?: true;
   /** May change when a run is resumed: it does not decide the result. */

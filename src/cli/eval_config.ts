@@ -32,6 +32,11 @@ export const evalConfig = z.strictObject({
     "Images to compare with --real: as --data, or NPZ; psnr, ssim, ms-ssim, mse, lpips and rfid pair them by name",
     { value: "PATH" },
   ),
+  compare: input(
+    z.array(z.string()).min(1).optional(),
+    "Instead: finished evaluations side by side, folders or their metrics.json; with --out also compare.html and compare.json",
+    { value: "DIR ...", words: true },
+  ),
   out: output(text(), "Folder for metrics.json; images.csv, worst.png and nearest.png where they apply", {
     value: "DIR",
     otherwise: "a new one under ./runs",

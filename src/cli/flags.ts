@@ -86,7 +86,11 @@ export function resolveOptions<S extends Schema>(
   const flagsOf = (test: (type: z.ZodType) => boolean) =>
     fields.filter(([, type]) => test(inner(type))).map(([name, type]) => flagOf(name, type));
   const booleans = flagsOf((t) => t instanceof z.ZodBoolean), known = [...flagsOf(() => true), "help"];
-  const words = withListsJoined(withOwnFlags(args, fields), flagsOf((t) => t instanceof z.ZodArray));
+  const lists = flagsOf((t) => t instanceof z.ZodArray);
+  const paths = fields.filter(([, type]) => aboutOption(type)?.words).map(([name, type]) =>
+    flagOf(name, type)
+  );
+  const words = withListsJoined(withOwnFlags(args, fields), lists, paths);
   const named = words.map((arg) => /^--(?:no-)?([^=]+)/.exec(arg)?.[1]).filter((flag) => flag !== undefined);
   const twice = named.find((flag, i) => named.includes(flag, i + 1));
   if (twice !== undefined) throw new UsageError(`Cannot use --${twice} twice`);
@@ -241,20 +245,27 @@ function withOwnFlags(args: readonly string[], fields: readonly [string, z.ZodTy
  * Joins what parseArgs would take apart: a negative number (`--cfg -1`) is a value and no flag, and a list with spaces at its
  * commas (`--classes 0, 1`) is one value.
  * @param lists flags that take a list
+ * @param spaced those whose values may also follow without commas (`--compare A B`)
  */
-function withListsJoined(args: readonly string[], lists: readonly string[]): string[] {
+function withListsJoined(
+  args: readonly string[],
+  lists: readonly string[],
+  spaced: readonly string[],
+): string[] {
   const joined: string[] = [];
-  /** Whether the last argument belongs to a list. */
-  let list = false;
+  /** Whether the last argument belongs to a list, and whether to one whose values need no commas. */
+  let list = false, open = false;
   for (const arg of args) {
     const before = joined.at(-1), bare = before?.startsWith("--") && !before.includes("=");
     const append = list && !bare && !arg.startsWith("--") && (before?.endsWith(",") || arg.startsWith(","));
     if (append) joined[joined.length - 1] = before + arg;
+    else if (open && !bare && !arg.startsWith("--")) joined[joined.length - 1] = `${before},${arg}`;
     else if (/^-\d/.test(arg) && bare) joined[joined.length - 1] = `${before}=${arg}`;
     else {
       joined.push(arg);
       const flag = /^--([^=]+)/.exec(arg)?.[1];
       list = flag === undefined ? list && bare === true : lists.includes(flag);
+      open = flag === undefined ? open : spaced.includes(flag);
     }
   }
   return joined;

@@ -12,6 +12,26 @@ const SHOWN = 10;
 /** What the picture goes by: the first of these that is computed, and whether a larger value is worse. */
 const BY = [["lpips", true], ["ms_ssim", false], ["ssim", false], ["psnr", false], ["mse", true]] as const;
 
+/** Reads images.csv: names, and scores by their key. */
+export function readImageScores(path: string): { names: string[]; columns: Map<string, number[]> } {
+  const [head = [], ...rows] = recordsOf(Deno.readTextFileSync(path));
+  const columns = new Map(
+    head.slice(1).map((key, k) => [key, rows.map((row) => row[k + 1] ? Number(row[k + 1]) : NaN)] as const),
+  );
+  return { names: rows.map(([name = ""]) => name), columns };
+}
+
+/** Records of comma-separated values (RFC 4180). */
+function recordsOf(text: string): string[][] {
+  const records: string[][] = [[]];
+  for (const [, quoted, plain = "", end] of text.matchAll(/(?:"((?:[^"]|"")*)"|([^,\r\n]*))(,|\r?\n|$)/g)) {
+    records.at(-1)?.push(quoted?.replaceAll('""', '"') ?? plain);
+    if (end === "") break;
+    if (end !== ",") records.push([]);
+  }
+  return records.filter((record) => record.length > 1 || record[0] !== "");
+}
+
 export class ImageScores {
   readonly #names: string[] = [];
   readonly #columns = new Map<string, number[]>();

@@ -353,6 +353,26 @@ export const METRIC_NAMES = [...new Set(METRICS.map(({ name }) => name))];
 /** Those that are computed only on request. */
 export const REQUESTED_NAMES = METRICS.flatMap(({ name, onRequest }) => onRequest ? [name] : []);
 
+/** Metrics of which a larger value is better, and those of which neither is; of the others a smaller one is. */
+const HIGHER = "psnr|ssim|ms-ssim|is|precision|recall|density|coverage|cknna|probe|knn|class-agreement";
+const NEITHER = "latent|effective-rank|copies";
+
+/** The key of a figure as --metrics writes it, without the noise on latents. */
+const metricOf = (key: string) => key.replace(/_sigma_.*$/, "").replaceAll("_", "-");
+
+/** Which values of a figure are better; undefined where neither larger nor smaller ones are. */
+export function betterOf(key: string): "higher" | "lower" | undefined {
+  const name = metricOf(key);
+  if (new RegExp(`^(${NEITHER})`).test(name)) return undefined;
+  return new RegExp(`^(${HIGHER})(-encoder|-independent)?$`).test(name) ? "higher" : "lower";
+}
+
+/** Whether a figure is one of a metric, a value of --metrics. */
+export function isFigureOf(key: string, metric: string): boolean {
+  const prefix = { channels: "latent-", classes: "class-agreement" }[metric], name = metricOf(key);
+  return name === metric || prefix !== undefined && name.startsWith(prefix);
+}
+
 function argmax({ data, rows, columns }: Features): Int32Array {
   return Int32Array.from({ length: rows }, (_, r) => {
     const row = data.subarray(r * columns, (r + 1) * columns);

@@ -37,10 +37,16 @@ function chartsOf(rows: readonly Row[], stages: string[], prefix: string): strin
 /**
  * Writes RUN/report.html from the files of the run.
  * @param about.sections HTML of what only this kind of run has, after the scores
+ * @param about.file another name of the page
  */
 export async function writeReport(
   run: string,
-  { title, line, sections = [] }: { title: string; line: string; sections?: readonly string[] },
+  { title, line, sections = [], file = "report.html" }: {
+    title: string;
+    line: string;
+    sections?: readonly string[];
+    file?: string;
+  },
 ): Promise<void> {
   const rows: Row[] = exists(join(run, "log.jsonl"))
     ? (await Deno.readTextFile(join(run, "log.jsonl"))).split("\n").flatMap((text) => {
@@ -54,7 +60,7 @@ export async function writeReport(
   const config = exists(join(run, "config.json")) ? readJson(join(run, "config.json")) as Row : {};
   const metrics = exists(join(run, "metrics.json")) ? readJson(join(run, "metrics.json")) as Row : {};
   writeAtomic(
-    join(run, "report.html"),
+    join(run, file),
     page(title, run, line, rows, config, metrics, pictures(run), sections),
   );
 }
