@@ -21,6 +21,8 @@ export interface CpuMachine {
   readonly threads: number;
   /** Whether the operands are read from textures. */
   readonly textures: boolean;
+  /** Whether an iteration loads all operands before it computes, because loads are calls (gpu/software/prepare.ts). */
+  readonly loadsFirst: boolean;
 }
 
 export interface CpuSpec extends CommonSpec, CpuMachine {
@@ -123,17 +125,18 @@ ${
   }`;
 }
 
-/** The multiply-adds of kStep k, accumulator by accumulator (other orders spill more registers). */
+/**
+ * The multiply-adds of kStep k, accumulator by accumulator (other orders spill more registers).
+ * @param load loads row i of A, where rows of A are loaded one by one
+ */
 function multiplyAdd(
-  { tile: [TM, TN], kStep }: CpuSpec,
+  { tile: [TM, TN], kStep, loadsFirst }: CpuSpec,
   a: (i: number, q: number) => string,
-  before: (i: number) => string = () => "",
+  load: (i: number) => string = () => "",
 ): string {
   const sum = (i: number, j: number) => range(kStep).map((q) => `${a(i, q)} * b${q}_${j}`).join(" + ");
-  return lines(
-    TM,
-    (i) => before(i) + range(TN / 4).map((j) => `c${i}_${j} = c${i}_${j} + ${sum(i, j)};`).join(" "),
-  );
+  const row = (i: number) => range(TN / 4).map((j) => `c${i}_${j} = c${i}_${j} + ${sum(i, j)};`).join(" ");
+  return loadsFirst ? `${lines(TM, load)}\n${lines(TM, row)}` : lines(TM, (i) => load(i) + row(i));
 }
 
 /** b<q>_<j> from t<n>_<q / 4>, which are four k of column n. */

@@ -9,7 +9,7 @@ import {
   type Provider,
   type ProviderName,
 } from "./provider.ts";
-import { isSoftware, pinned, prepareDrivers } from "./software/prepare.ts";
+import { isSoftware, loadsAreCalls, pinned, prepareDrivers } from "./software/prepare.ts";
 
 /** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
 export type Profile = "cpu" | "gpu";
@@ -68,6 +68,8 @@ export class Device {
   lost: string | undefined;
   /** Whether GEMMs may read operands as textures (software/staging.ts); tests compare both ways. */
   staging = true;
+  /** Whether GEMMs load operands before they compute (software/prepare.ts); tests compare both ways. */
+  loadsFirst: boolean;
   /** Whether launches are fused (fusion.ts); tests compare both ways. */
   fusing = true;
   #uncaptured: string[] = [];
@@ -81,6 +83,7 @@ export class Device {
     public profile: Profile,
     readonly provider: Provider,
   ) {
+    this.loadsFirst = loadsAreCalls(facts.description);
     gpu.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
       this.#uncaptured.push(provider.message((event as GPUUncapturedErrorEvent).error));

@@ -15,6 +15,7 @@ import {
   usesKxInner,
 } from "../../kernels/gemm.ts";
 import { launch } from "../gpu/bind.ts";
+import { device } from "../gpu/device.ts";
 import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages, scope } from "../gpu/scope.ts";
 import { stageable } from "../gpu/software/staging.ts";
@@ -124,7 +125,7 @@ function launchGemm(
   };
   const textures = vector && stageable(a.storage) && stageable(b.storage);
   const spec = cpu
-    ? cpuSpec(problem, { threads: machine.threads, textures }, wantsRowSums)
+    ? cpuSpec(problem, { threads: machine.threads, textures, loadsFirst: device().loadsFirst }, wantsRowSums)
     : gpuSpec(problem);
   const rowSums = spec.backend === "cpu" && spec.rowSums ? empty([splits, M], "f32", "row sums") : undefined;
   const size = sizeOf(shape);

@@ -9,6 +9,16 @@ export function isSoftware(name: string): boolean {
   return SOFTWARE.test(name);
 }
 
+/**
+ * Whether an adapter of this name loads texels by calls: llvmpipe of Mesa 25.0 and 26.2 does, of Mesa 22.3 not. A call saves and
+ * restores every register, so that GEMMs between whose multiply-adds it comes take four times as long. Without calls, loads
+ * between them are a tenth faster. The name tells LLVM's version, which stands in for Mesa's: Mesa 22.3 has no later one than 15.
+ */
+export function loadsAreCalls(name: string): boolean {
+  const llvm = /llvmpipe \(LLVM (\d+)/.exec(name);
+  return llvm !== null && Number(llvm[1]) > 15;
+}
+
 /** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */
 export function prepareDrivers(): void {
   if (Deno.build.os !== "linux") return;

@@ -1,11 +1,22 @@
-// The software adapter's threads: each pool is pinned to different processors.
+// The software adapter's threads: each pool is pinned to different processors. What the name of an adapter tells of its driver.
 
 import { assert, assertEquals } from "@std/assert";
-import { spread, threads } from "../../../src/gpu/software/prepare.ts";
+import { loadsAreCalls, spread, threads } from "../../../src/gpu/software/prepare.ts";
 
 /** The processors that a thread may run on, as Linux lists them. */
 const allowed = (thread: number): string =>
   /Cpus_allowed_list:\s*(\S+)/.exec(Deno.readTextFileSync(`/proc/self/task/${thread}/status`))?.[1] ?? "";
+
+Deno.test("llvmpipe loads texels by calls in all versions but that of Debian 12", () => {
+  const names = [
+    "llvmpipe (LLVM 15.0.6, 512 bits)",
+    "llvmpipe (LLVM 19.1.7, 256 bits)",
+    "llvmpipe (LLVM 22.1.8, 512 bits)",
+    "SwiftShader Device (LLVM 16.0.0)",
+    "NVIDIA H200",
+  ];
+  assertEquals(names.map(loadsAreCalls), [false, true, true, false, false]);
+});
 
 Deno.test("spread() pins threads to processors round-robin, and leaves few threads unpinned", () => {
   const all = threads(), own = Deno.pid, before = allowed(own);

@@ -12,32 +12,36 @@ import { matmul } from "../../../src/ops/matmul.ts";
 import { input, type Tensor, variable } from "../../../src/tensor/tensor.ts";
 import { evaluate, randomArray, testDevice } from "../../helpers/check.ts";
 
-/** Outputs and gradients of `fn` with operands in textures and in buffers must be equal bit for bit. */
+/** Outputs and gradients of `fn` must be equal bit for bit, from textures and from buffers, in both orders of loads. */
 async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tensor[]) => Tensor) {
   await testDevice("cpu");
   const inputs = Object.fromEntries(shapes.map((shape, i) => [
     `x${i}`,
     { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
   ]));
-  const both: Record<string, Float32Array>[] = [];
-  for (const staging of [true, false]) {
-    device().staging = staging;
-    both.push(
+  const { loadsFirst } = device(), all: Record<string, Float32Array>[] = [];
+  for (
+    const form of [{ staging: true, loadsFirst }, { staging: true, loadsFirst: !loadsFirst }, {
+      staging: false,
+    }]
+  ) {
+    Object.assign(device(), form);
+    all.push(
       await evaluate(inputs, (tensors) => {
         const x = Object.values(tensors);
         for (const t of x) t.requiresGrad = true;
         const y = fn(...x);
         return { y, ...Object.fromEntries(grad(y, x).map((dx, i) => [`dx${i}`, dx])) };
-      }).finally(() => device().staging = true),
+      }).finally(() => Object.assign(device(), { staging: true, loadsFirst })),
     );
   }
-  assertEquals(both[0], both[1]);
+  for (const other of all.slice(1)) assertEquals(all[0], other);
 }
 
 for (
   const [M, N, K] of [[16, 16, 8], [40, 36, 12], [130, 70, 1048], [300, 144, 144], [17, 20, 2048]] as const
 ) {
-  Deno.test(`GEMMs of ${M}x${N}x${K} have the same bits from textures and from buffers`, async () => {
+  Deno.test(`GEMMs of ${M}x${N}x${K} have the same bits from textures and from buffers, in both orders of loads`, async () => {
     await sameBits([[M, K], [K, N]], (a, b) => matmul(a, b));
     await sameBits([[M, K], [N, K]], (a, b) => matmul(a, b, { transposeB: true }));
     await sameBits([[3, K, M], [3, K, N]], (a, b) => matmul(a, b, { transposeA: true }));
@@ -45,7 +49,7 @@ for (
 }
 
 for (const [C, stride] of [[8, 1], [12, 2]] as const) {
-  Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers`, async () => {
+  Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers, in both orders of loads`, async () => {
     await sameBits(
       [[2, 13, 11, C], [20, 3, 3, C]],
       (x, w) => conv2d(x, w, undefined, { padding: 1, stride }),
