@@ -1,7 +1,14 @@
 // tok doctor: reports the adapter, problems and the commands that fix them.
 
 import { doctorConfig } from "../src/cli/config.ts";
-import { adapters, diagnose, noAdapter } from "../src/gpu/diagnose.ts";
+import {
+  adapters,
+  diagnose,
+  matricesOf,
+  noAdapter,
+  otherProvider,
+  usedFeatures,
+} from "../src/gpu/diagnose.ts";
 import { openProvider } from "../src/gpu/provider.ts";
 import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
@@ -17,17 +24,13 @@ export const doctor = command({
   examples: ["tok doctor", "tok doctor --bench", "tok doctor --tune"],
   async run(c, { log }) {
     log.begin();
-    const { best, software } = await adapters(await openProvider(c.gpu));
+    const provider = await openProvider(c.gpu), { best, software } = await adapters(provider);
     const findings = diagnose(best);
     if (best) {
       log.line(`adapter   ${best.description}${best.software ? " (software)" : ""}`);
       log.line(`vendor    ${best.vendor || "unknown"} ${best.architecture}`.trimEnd());
-      log.line(
-        `features  ${
-          best.features.filter((f) => /f16|timestamp|subgroup/.test(f)).join(", ") ||
-          "none that tok uses"
-        }`,
-      );
+      log.line(`features  ${usedFeatures(best)}`);
+      if (best.matrices.length) log.line(`matrices  ${matricesOf(best)}`);
       for (const [name, value] of Object.entries(best.limits)) {
         log.line(
           `  ${name.padEnd(36)} ` +
@@ -37,10 +40,13 @@ export const doctor = command({
       if (software && !best.software) log.line(`software  ${software.description} (with --cpu)`);
     }
     log.line(`runtime   Deno ${Deno.version.deno}, ${Deno.build.os} ${Deno.build.arch}`);
+    log.line(`webgpu    ${provider.title}`);
+    const other = best ? await otherProvider(provider, best) : [];
+    other.forEach((line, i) => log.line(`${i ? "" : "  or"}`.padEnd(10) + line));
     for (const { problem, remedy } of findings) {
       log.line(`${log.bold("problem")}   ${problem}\n  fix:      ${remedy}`);
     }
-    log.event("doctor", { adapter: best, software, findings });
+    log.event("doctor", { adapter: best, software, findings, gpu: provider.name, other });
     if (!best) throw noAdapter();
     if (!findings.length) log.line("nothing is missing");
     const facts = c.cpu && software ? software : best;

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts } from "./device.ts";
-import type { Provider } from "./provider.ts";
+import { dawnFolder, INSTALL_DAWN, openProvider, type Provider } from "./provider.ts";
 import { prepareDrivers } from "./software/prepare.ts";
 
 export interface Finding {
@@ -24,13 +24,42 @@ export async function adapters(provider: Provider): Promise<
   { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
 > {
   prepareDrivers();
-  const best = await provider.adapter(false), software = await provider.adapter(true);
+  const best = await provider.adapter(false);
+  const software = best && adapterFacts(best, provider).software ? best : await provider.adapter(true);
   const limits = Object.fromEntries(SHOWN_LIMITS.map((name) => [name, best?.limits[name] as number]));
   return {
     ...(best ? { best: { ...adapterFacts(best, provider), limits } } : {}),
     ...(software ? { software: adapterFacts(software, provider) } : {}),
   };
 }
+
+/** What the implementation of WebGPU that was not selected has, in lines, and whether it would bring tensor cores. */
+export async function otherProvider(selected: Provider, adapter: AdapterFacts): Promise<string[]> {
+  const name = selected.name === "dawn" ? "deno" : "dawn";
+  if (name === "dawn" && dawnFolder() === undefined) {
+    const cores = adapter.software ? "" : `; it reaches tensor cores, where a GPU has them: ${INSTALL_DAWN}`;
+    return [`Dawn, which is not installed${cores}`];
+  }
+  const provider = await openProvider(name), found = await provider.adapter(false);
+  if (!found) return [`${provider.title}, which finds no adapter: Dawn refuses old drivers`];
+  const facts = adapterFacts(found, provider),
+    cores = facts.software ? "" : "the tensor cores of this GPU, by ";
+  return [
+    `${provider.title}: --gpu ${name}`,
+    `  features  ${usedFeatures(facts)}`,
+    ...facts.matrices.length ? [`  matrices  ${cores}${matricesOf(facts)}`] : [],
+  ];
+}
+
+/** The features of an adapter that tok may use. */
+export const usedFeatures = ({ features }: AdapterFacts): string =>
+  features.filter((name) => /f16|timestamp|subgroup/.test(name)).join(", ") || "none that tok uses";
+
+/** Shapes of subgroup matrices in words. */
+export const matricesOf = ({ matrices }: AdapterFacts): string =>
+  matrices.map(({ componentType, resultComponentType, M, N, K }) =>
+    `${componentType} to ${resultComponentType} ${M}x${N}x${K}`
+  ).join(", ") || "none";
 
 /** The error for a machine without an adapter: the first thing that is missing, and the command that fixes it. */
 export function noAdapter(): UsageError {

@@ -37,10 +37,17 @@ export interface Provider {
   message(error: { readonly message: string }): string;
 }
 
-/** The implementation that `name`, else the environment variable TOK_GPU, else nothing selects. @throws UsageError */
-export async function openProvider(name: string | undefined = Deno.env.get("TOK_GPU")): Promise<Provider> {
+/**
+ * The implementation that `name`, else the environment variable TOK_GPU selects; Deno's own by default.
+ * @param find the folder of Dawn's package
+ * @throws UsageError where there is no such implementation, or Dawn's package is missing or cannot be loaded
+ */
+export async function openProvider(
+  name: string | undefined = Deno.env.get("TOK_GPU"),
+  find: () => string | undefined = dawnFolder,
+): Promise<Provider> {
   if (!name || name === "deno") return OWN;
-  if (name === "dawn") return await (loaded ??= loadDawn());
+  if (name === "dawn") return loaded ??= await loadDawn(find());
   throw new UsageError(
     `Cannot use the WebGPU implementation "${name}"; TOK_GPU is one of ${PROVIDERS.join(", ")}`,
   );
@@ -72,6 +79,9 @@ const preference = (cpu: boolean): GPURequestAdapterOptions =>
 /** Name and version of Dawn's package. */
 const DAWN = "webgpu", DAWN_VERSION = "0.6.2";
 
+/** Downloads Dawn's package. Without --no-lock, deno.lock would name it, and each install would download it. */
+export const INSTALL_DAWN = `deno cache --no-lock npm:${DAWN}@${DAWN_VERSION}`;
+
 /** Experimental features need the first; NVIDIA's fp16 the second. */
 const TOGGLES = ["allow_unsafe_apis", "vulkan_enable_f16_on_nvidia"];
 /** Rounds timestamps to 100 us, as a browser must. */
@@ -85,12 +95,12 @@ interface Package {
   create(options: readonly string[]): GPU;
 }
 
-let loaded: Promise<Provider> | undefined;
+let loaded: Provider | undefined;
 /** The process aborts if one of them is collected while something made from it is in use. */
 const instances: GPU[] = [];
 
-async function loadDawn(): Promise<Provider> {
-  const { create }: Package = await importDawn();
+async function loadDawn(folder: string | undefined): Promise<Provider> {
+  const { create }: Package = await importDawn(folder);
   const toggles = [...TOGGLES, ...(Deno.env.get("TOK_DAWN_TOGGLES") ?? "").split(",").filter(Boolean)];
   const request = async (more: readonly string[]): Promise<GPUAdapter | undefined> => {
     try {
@@ -125,12 +135,11 @@ async function loadDawn(): Promise<Provider> {
   };
 }
 
-async function importDawn(): Promise<Package> {
-  const folder = dawnFolder();
+async function importDawn(folder: string | undefined): Promise<Package> {
   if (folder === undefined) {
     throw new UsageError(
-      `Cannot use Dawn: npm:${DAWN}@${DAWN_VERSION} is not in Deno's cache; run "deno cache --no-lock ` +
-        `npm:${DAWN}@${DAWN_VERSION}", or set TOK_DAWN to the package's folder`,
+      `Cannot use Dawn: npm:${DAWN}@${DAWN_VERSION} is not in Deno's cache; run "${INSTALL_DAWN}", or set TOK_DAWN to ` +
+        "the package's folder",
     );
   }
   try {
@@ -138,21 +147,23 @@ async function importDawn(): Promise<Package> {
     return await import(url);
   } catch (error) {
     const { message } = error as Error;
-    throw new UsageError(`Cannot use Dawn: "${folder}" cannot be loaded (${message}); remove --gpu dawn`);
+    throw new UsageError(`Cannot use Dawn: "${folder}" cannot be loaded (${message}); do without --gpu dawn`);
   }
 }
 
 /** The folder of Dawn's package: TOK_DAWN, or the one in Deno's npm cache; undefined if it is in neither. */
-function dawnFolder(): string | undefined {
-  const { env } = Deno, named = env.get("TOK_DAWN");
-  if (named) return named;
-  const home = env.get("HOME") ?? env.get("USERPROFILE") ?? "";
-  const caches = Deno.build.os === "windows"
-    ? env.get("LOCALAPPDATA")
-    : Deno.build.os === "darwin"
-    ? `${home}/Library/Caches`
-    : env.get("XDG_CACHE_HOME") || `${home}/.cache`;
-  const packages = `${env.get("DENO_DIR") || `${caches}/deno`}/npm`;
+export function dawnFolder(
+  environment: Readonly<Record<string, string | undefined>> = Deno.env.toObject(),
+  os: string = Deno.build.os,
+): string | undefined {
+  const { TOK_DAWN, DENO_DIR, XDG_CACHE_HOME, LOCALAPPDATA, HOME = "" } = environment;
+  if (TOK_DAWN) return TOK_DAWN;
+  const caches = os === "windows"
+    ? LOCALAPPDATA
+    : os === "darwin"
+    ? `${HOME}/Library/Caches`
+    : XDG_CACHE_HOME || `${HOME}/.cache`;
+  const packages = `${DENO_DIR || `${caches}/deno`}/npm`;
   try {
     for (const { name } of Deno.readDirSync(packages)) { // a folder for each registry
       const folder = `${packages}/${name}/${DAWN}/${DAWN_VERSION}`;

@@ -1,0 +1,164 @@
+// The implementations of WebGPU: which one opens, what it says when it cannot, and how a process ends that used it. The tests run
+// with the one that TOK_GPU selects; tasks/dev/dawn.sh runs them with Dawn.
+
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { GpuError, OutOfMemoryError, UsageError } from "../../src/errors.ts";
+import { device } from "../../src/gpu/device.ts";
+import { kernel } from "../../src/gpu/kernel.ts";
+import { capture } from "../../src/gpu/program.ts";
+import { dawnFolder, openProvider, PROVIDERS } from "../../src/gpu/provider.ts";
+import { addInPlace } from "../../src/gpu/memory.ts";
+import { readBuffer } from "../../src/gpu/readback.ts";
+import { variable } from "../../src/tensor/tensor.ts";
+import { testDevice } from "../helpers/check.ts";
+
+const selected = Deno.env.get("TOK_GPU") ?? "deno", script = new URL("provider_process.ts", import.meta.url);
+const tok = async (args: string[], env: Record<string, string> = {}) => {
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-check", "--no-lock", ...args],
+    env,
+  }).output();
+  return { code, text: new TextDecoder().decode(stderr).replace(/^Warning: max.*\n/gm, "") };
+};
+
+Deno.test("Deno's own WebGPU is the default; an unknown implementation is an error", async () => {
+  assertEquals((await openProvider("")).name, "deno");
+  assertEquals((await openProvider("deno")).name, "deno");
+  assertEquals(PROVIDERS, ["deno", "dawn"]);
+  await assertRejects(
+    () => openProvider("wgpu"),
+    UsageError,
+    'implementation "wgpu"; TOK_GPU is one of deno, dawn',
+  );
+});
+
+Deno.test("deno.lock and the sources do not name Dawn's package, so that no install downloads it", () => {
+  const top = new URL("../../", import.meta.url);
+  assert(!/webgpu/.test(Deno.readTextFileSync(new URL("deno.lock", top))));
+  for (const file of ["deno.json", "src/gpu/provider.ts"]) {
+    assert(!/(import|from)[ (]*["'`](npm:)?webgpu/.test(Deno.readTextFileSync(new URL(file, top))), file);
+  }
+});
+
+Deno.test("Dawn's package is found in TOK_DAWN or in Deno's npm cache on each system", () => {
+  const home = Deno.makeTempDirSync();
+  try {
+    const inCache = (cache: string) => `${cache}/npm/registry/webgpu/0.6.2`;
+    for (
+      const [os, cache, environment] of [
+        ["linux", `${home}/.cache/deno`, {}],
+        ["linux", `${home}/xdg/deno`, { XDG_CACHE_HOME: `${home}/xdg` }],
+        ["darwin", `${home}/Library/Caches/deno`, {}],
+        ["windows", `${home}/local/deno`, { LOCALAPPDATA: `${home}/local` }],
+        ["linux", `${home}/dir`, { DENO_DIR: `${home}/dir` }],
+      ] as const
+    ) {
+      const found = () => dawnFolder({ HOME: home, ...environment }, os);
+      assertEquals(found(), undefined, cache);
+      Deno.mkdirSync(inCache(cache), { recursive: true });
+      assertEquals(found(), undefined, "no module in it");
+      Deno.writeTextFileSync(`${inCache(cache)}/index.js`, "");
+      assertEquals(found(), inCache(cache));
+      Deno.removeSync(cache, { recursive: true });
+    }
+    assertEquals(dawnFolder({ HOME: home, TOK_DAWN: "/a" }), "/a");
+  } finally {
+    Deno.removeSync(home, { recursive: true });
+  }
+});
+
+Deno.test("where Dawn's package is missing, the error says how to get it", async () => {
+  if (selected === "dawn") return; // it is loaded
+  await assertRejects(
+    () => openProvider("dawn", () => undefined),
+    UsageError,
+    'Cannot use Dawn: npm:webgpu@0.6.2 is not in Deno\'s cache; run "deno cache --no-lock npm:webgpu@0.6.2", or set TOK_DAWN',
+  );
+});
+
+Deno.test("where Dawn's package cannot be loaded, --gpu dawn is one line and exit code 2", async () => {
+  const main = new URL("../../main.ts", import.meta.url).pathname, empty = Deno.makeTempDirSync();
+  try {
+    const { code, text } = await tok([main, "doctor", "--gpu", "dawn"], { TOK_DAWN: empty, NO_COLOR: "1" });
+    assertEquals(code, 2, text);
+    assertMatch(text, /^tok: Cannot use Dawn: "[^"]*" cannot be loaded \(.*\); do without --gpu dawn\n$/);
+  } finally {
+    Deno.removeSync(empty);
+  }
+});
+
+Deno.test("a kernel's enable directives come first, and compile", async () => {
+  const { provider } = await testDevice();
+  const wgsl = kernel(
+    "enable f16; enable subgroups;\nvar<storage> x: array<f32>;\n@compute @workgroup_size(8) fn main(id: Invocation) { store_x(id.thread, 1.0); }",
+    "main",
+  ).wgsl;
+  assertMatch(wgsl, /^enable f16;\nenable subgroups;\n/);
+  assertEquals(provider.wgsl(wgsl).startsWith("enable f16;\nenable subgroups;\n"), selected === "dawn");
+  assert(provider.wgsl(wgsl).startsWith("enable f16;\n"));
+});
+
+Deno.test("the device has the features that its implementation asks for and the adapter lists", async () => {
+  const { provider, facts, gpu } = await testDevice();
+  assertEquals(provider.name, selected);
+  for (const feature of provider.features) {
+    assertEquals(device().has(feature), facts.features.includes(feature), feature);
+    assertEquals(gpu.features.has(feature), device().has(feature));
+  }
+  assertEquals(facts.matrices.length > 0, device().has("chromium-experimental-subgroup-matrix"));
+  assert(facts.subgroupMaxSize >= facts.simdWidth);
+});
+
+Deno.test("fp16 values are uploaded, and reads that overlap a run see it complete", async () => {
+  await testDevice();
+  const bits = new Uint16Array(new Float16Array([1, -2, 0.5, 65504, 2 ** -24, 0]).buffer);
+  const half = variable([6], { dtype: "f16", init: () => bits });
+  const sum = variable([300], { init: () => new Float32Array(300) });
+  const one = variable([300], { init: () => new Float32Array(300).fill(1) });
+  const program = await capture("t", {}, () => (addInPlace(one, sum), {})).prepare();
+  const reads: Promise<ArrayBuffer>[] = [];
+  for (let k = 0; k < 8; k++) { // the next run is submitted while a read is pending
+    program.run();
+    reads.push(readBuffer(sum.storage.buffer, 0, 1200));
+  }
+  const read = await Promise.all(reads);
+  read.forEach((bytes, k) => assertEquals(new Float32Array(bytes), new Float32Array(300).fill(k + 1)));
+  assertEquals(new Uint16Array(await half.storage.read()), bits);
+  program.destroy();
+  for (const { storage } of [half, sum, one]) storage.destroy();
+});
+
+Deno.test("errors of compilation, validation and memory are thrown without the implementation's call stack", async () => {
+  await testDevice();
+  const bad = "@compute @workgroup_size(1) fn main() { let x: u32 = 1.5; }";
+  const build = () =>
+    device().scoped(
+      'compile kernel "x"',
+      () =>
+        device().gpu.createComputePipeline({
+          layout: "auto",
+          compute: { module: device().gpu.createShaderModule({ code: bad }) },
+        }),
+    );
+  const compile = await assertRejects(build, GpuError, 'Cannot compile kernel "x": ');
+  assertMatch(compile.message, /let x: u32 = 1\.5/);
+  const make = (size: number, usage: number) =>
+    device().scoped("allocate", () => device().gpu.createBuffer({ size, usage }).destroy());
+  const invalid = await assertRejects(() => make(16, 0xffff), GpuError, "Cannot allocate: ");
+  for (const { message } of [compile, invalid]) assert(!/While calling|\n +at /.test(message), message);
+  if (selected !== "dawn") return; // Deno's own reports what the driver does, and llvmpipe gives memory that is not there
+  const full = await assertRejects(() => make(device().limits.maxBufferSize, 0x80), OutOfMemoryError);
+  assertMatch(full.message, /^Cannot allocate: out of device memory \([^\n]*\); use a smaller batch/);
+});
+
+Deno.test("a process that opens the device ten times and loses it says so, and ends like one that did not", async () => {
+  const { code, text } = await tok([script.pathname]);
+  assertEquals(text.trim().split("\n"), [
+    ...Array.from({ length: 10 }, (_, i) => `sum ${10 * i}`),
+    "reported: Cannot go on: the device reported an error",
+    "lost: Cannot go on: the device was lost",
+    "read: Cannot go on: the device was lost",
+    "end",
+  ]);
+  assertEquals(code, 0);
+});
