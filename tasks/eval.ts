@@ -12,6 +12,7 @@ import { SetEvaluation, type SetOptions } from "../src/metrics/evaluate.ts";
 import { evaluateTokenizer } from "../src/metrics/evaluate_tokenizer.ts";
 import { shorterSide } from "../src/metrics/image_set.ts";
 import { PairedSets } from "../src/metrics/paired_sets.ts";
+import { underProtocol } from "../src/metrics/protocols.ts";
 import { Results, Selection, subjectOf } from "../src/metrics/selection.ts";
 import { INCEPTION_SIDE } from "../src/models/inception.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
@@ -52,11 +53,11 @@ export const evaluate = command({
     "tok eval --real imagenet.npz --fake samples.npz --inception pt_inception-2015-12-05-6726825d.pth",
     "tok eval --compare runs/eval-001 runs/eval-002 --out comparison",
   ],
-  async run(c, context) {
-    if (c.compare !== undefined) return await compareRuns({ ...c, compare: c.compare }, context);
-    const { log, origins } = context;
-    const subject = subjectOf(c);
-    refuseWithoutEffect(c, evalConditions(subject), origins);
+  async run(given, context) {
+    if (given.compare !== undefined) return await compareRuns({ ...given, compare: given.compare }, context);
+    const { log, origins } = context, subject = subjectOf(given);
+    refuseWithoutEffect(given, evalConditions(subject, given), origins);
+    const c = underProtocol(given, subject);
     checkSampling(c, origins);
     const selection = new Selection(subject, c);
     const model = subject === "model" ? inputRun(c.model, "model", log) : undefined;

@@ -31,9 +31,9 @@ export async function encodeShown(
 
 /** Writes config.json of an evaluation in `out`: its options, and what its scores are made from. */
 export const recordOfScores =
-  (out: string, { num, imageSize, inceptionInput, metrics, latentNoise }: EvalConfig) =>
+  (out: string, { num, imageSize, protocol, inceptionInput, metrics, latentNoise }: EvalConfig) =>
   (madeFrom: Provenance, others: Readonly<Record<string, unknown>> = {}): void => {
-    const options = { num, imageSize, inceptionInput, metrics, latentNoise, ...others };
+    const options = { num, imageSize, protocol, inceptionInput, metrics, latentNoise, ...others };
     writeJson(join(out, "config.json"), { command: "eval", ...options, made_from: madeFrom });
   };
 

@@ -3,7 +3,9 @@
 import { z } from "zod";
 import { count } from "../bounds.ts";
 import { SUBJECTS } from "../metrics/selection.ts";
-import { METRIC_NAMES, REQUESTED_NAMES, type Subject } from "../metrics/table.ts";
+import { PROTOCOL_NAMES, PROTOCOLS } from "../metrics/protocols.ts";
+import { METRIC_NAMES, METRICS, REQUESTED_NAMES, type Subject } from "../metrics/table.ts";
+import { INCEPTION_INPUTS } from "../models/inception.ts";
 import { GROUPS } from "./about.ts";
 import type { Conditions } from "./conditions.ts";
 import { encoder, flag, general, lpips, reading, sampling, text } from "./options.ts";
@@ -69,9 +71,15 @@ export const evalConfig = z.strictObject({
     "Inception-v3 weights for FID: pytorch-fid's pt_inception-2015-12-05-6726825d.pth",
     { value: "FILE" },
   ),
+  protocol: metrics(
+    z.enum(PROTOCOL_NAMES).optional(),
+    "Compute what a published evaluator computes: fixes --metrics, resizing, network input and pooling, warns of other numbers " +
+      "of images. adm: ADM's TensorFlow suite, pytorch-fid, clean: clean-fid, edm2, dgm: dgm-eval",
+    { otherwise: "none" },
+  ),
   inceptionInput: metrics(
-    z.enum(["pytorch-fid", "adm"]).default("pytorch-fid"),
-    "Resizing and scaling before Inception: pytorch-fid's, or that of ADM's evaluator (TensorFlow 1)",
+    z.enum(INCEPTION_INPUTS).default("pytorch-fid"),
+    "Resizing and scaling before Inception: of pytorch-fid, ADM's evaluator (TensorFlow 1), clean-fid, or FDr6",
     { advanced },
   ),
   lpips,
@@ -88,8 +96,45 @@ export const evalConfig = z.strictObject({
 });
 export type EvalConfig = z.infer<typeof evalConfig>;
 
+/** Options that a protocol fixes or does not read. */
+function protocolConditions(
+  { protocol, inceptionInput }: Pick<EvalConfig, "protocol" | "inceptionInput">,
+  subject: Subject,
+): Conditions<EvalConfig> {
+  if (protocol === undefined) return {};
+  const { input, metrics } = PROTOCOLS[protocol], other = "choose another --protocol";
+  const fixes = input === undefined ? "has no figure of Inception" : `fixes ${input}`;
+  const names = new Set(metrics);
+  return {
+    protocol: [[
+      () => subject !== "tokenizer" || names.has("rfid"),
+      `${protocol} compares sets of images, and this scores a tokenizer`,
+      "choose adm, pytorch-fid or clean",
+    ]],
+    inceptionInput: [[
+      () => inceptionInput === input,
+      `it is ${inceptionInput}, and --protocol ${protocol} ${fixes}`,
+      other,
+    ]],
+    inception: [[() => input !== undefined, `--protocol ${protocol} ${fixes}`, other]],
+    encoder: [[
+      () => METRICS.some(({ name, from }) => from === "encoder" && names.has(name)),
+      `--protocol ${protocol} has no figure in the space of one encoder`,
+      other,
+    ]],
+    imageSize: [[
+      () => subject === "tokenizer",
+      `--protocol ${protocol} fixes how images are resized`,
+      "leave --protocol out",
+    ]],
+  };
+}
+
 /** Options about samples, which only a model has, latents of a tokenizer, and real images: where they have an effect. */
-export function evalConditions(subject: Subject): Conditions<EvalConfig> {
+export function evalConditions(
+  subject: Subject,
+  c: Pick<EvalConfig, "protocol" | "inceptionInput">,
+): Conditions<EvalConfig> {
   const only = (what: string, needed: Subject) => {
     const reason = `it is for the ${what} of a ${needed}, and this scores ${SUBJECTS[subject]}`;
     return [[() => subject === needed, reason, `score a --${needed}`] as const];
@@ -102,6 +147,7 @@ export function evalConditions(subject: Subject): Conditions<EvalConfig> {
   }`;
   const saved = [[() => subject !== "tokenizer", reason] as const];
   return {
+    ...protocolConditions(c, subject),
     ...Object.fromEntries(sampled),
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
     intervals: [[

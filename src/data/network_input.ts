@@ -4,21 +4,24 @@
 import { toFloat } from "../image/image.ts";
 import { interpolate, type Sampling } from "../image/interpolate.ts";
 import { type Pixels, preprocess, type Preprocessor, targetOf } from "./preprocess.ts";
-import { resizeRows, type Size, squareOf, type Target } from "../image/resize.ts";
-import { fullImage, type Rows, rowsOf } from "../image/rows.ts";
+import { centerOf, resizeRows, resizeRowsSingle, type Size, type Target } from "../image/resize.ts";
+import { fullImage, type Image, type Rows, rowsOf } from "../image/rows.ts";
+import { croppedSquare, targetOfCrop } from "./crops.ts";
 import type { ImageSource, NetworkInputs } from "./image_source.ts";
 
 /** How an image becomes a network's input; plain data for worker threads. */
 export interface View {
   /** First: resize the shorter side to this length (bicubic) and keep the central square. */
   square?: number | undefined;
+  /** How the square is made: one resize, or ADM's crop. ["center"] */
+  crop?: "center" | "adm" | undefined;
   /** Then: the network's own preprocessing; the image or square as it is when absent. */
   network?: NetworkInput;
 }
 
 export type NetworkInput =
   /** Stretched to a square of this side, in -1..1. */
-  | { kind: "stretched"; side: number; sampling: Sampling }
+  | { kind: "stretched"; side: number; sampling: Sampling | "pillow" }
   /** As an encoder's preprocessor_config.json says. */
   | { kind: "encoder"; preprocessor: Preprocessor };
 
@@ -29,8 +32,8 @@ export interface InputSource extends ImageSource {
 }
 
 /** The resized rectangle that a view keeps of an image, before a network stretches it; undefined: all of it. */
-export function targetOfView({ square, network }: View, original: Size): Target | undefined {
-  if (square !== undefined) return squareOf(original, square);
+export function targetOfView({ square, crop = "center", network }: View, original: Size): Target | undefined {
+  if (square !== undefined) return targetOfCrop(crop, original, square);
   return network?.kind === "encoder" ? targetOf(network.preprocessor, original) : undefined;
 }
 
@@ -40,26 +43,46 @@ export function targetOfView({ square, network }: View, original: Size): Target 
  * @throws UsageError when the encoder's crop is larger than the resized image
  */
 export async function inputOf(rows: Rows, view: View, original: Size = rows): Promise<Pixels> {
-  const { square, network } = view, size = { width: original.width, height: original.height };
+  const { square, crop = "center", network } = view,
+    size = { width: original.width, height: original.height };
   const target = targetOfView(view, original);
   if (network?.kind === "encoder" && square === undefined) {
     return { ...await preprocess(rows, network.preprocessor, target), original: size };
   }
-  const kept = target ? await resizeRows(rows, target) : await fullImage(rows);
+  const kept = square !== undefined
+    ? await croppedSquare(rows, crop, square, original)
+    : target
+    ? await resizeRows(rows, target)
+    : await fullImage(rows);
   if (network?.kind === "encoder") {
     return { ...await preprocess(rowsOf(kept), network.preprocessor), original: size };
   }
   const { width, height } = network ? { width: network.side, height: network.side } : kept;
-  const data = network ? interpolate(kept, width, height, network.sampling) : toFloat(kept.data);
+  const data = network ? await stretched(kept, width, network.sampling) : toFloat(kept.data);
   return { width, height, data, original: size };
 }
 
+/** An image as a square, in -1..1. */
+async function stretched(
+  image: Image,
+  side: number,
+  sampling: Sampling | "pillow",
+): Promise<Float32Array<ArrayBuffer>> {
+  if (sampling !== "pillow") return interpolate(image, side, side, sampling);
+  const target = centerOf({ width: side, height: side }, side, side);
+  const data = await resizeRowsSingle(rowsOf(image), target, "bicubic");
+  return data.map((v) => Math.min(255, Math.max(0, v)) / 127.5 - 1);
+}
+
 /** What a view does to the size of an image, for people. */
-export function described({ square, network }: View): string {
+export function described({ square, crop, network }: View): string {
   const steps: string[] = [];
   const cropped = (shorter: number, { width, height }: { width: number; height: number }) =>
     `its shorter side resized to ${shorter} and the central ${width} x ${height} kept`;
-  if (square !== undefined) steps.push(cropped(square, { width: square, height: square }));
+  if (square !== undefined) {
+    const by = crop === "adm" ? " as ADM does" : "";
+    steps.push(cropped(square, { width: square, height: square }) + by);
+  }
   if (network?.kind === "stretched") steps.push(`its sides stretched to ${network.side} x ${network.side}`);
   if (network?.kind === "encoder") {
     const { resize, crop } = network.preprocessor;

@@ -80,12 +80,15 @@ function roundFixedPoint(sum: number): number {
   return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
+/** Values between and after the passes: bytes are rounded, floats are not. */
+type Resampled = Uint8Array | Float32Array | Float64Array;
+
 /** The first pass of a row of `band` from `from` on, into `out` from `at` on; an array of bytes is rounded. */
 function resampleRow(
   band: Uint8Array,
   from: number,
   across: readonly Taps[],
-  out: Uint8Array | Float64Array,
+  out: Resampled,
   at: number,
 ): void {
   const rounded = out instanceof Uint8Array;
@@ -105,13 +108,13 @@ function resampleRow(
 }
 
 /** A term of the second pass: adds a row of `rows` to the sums. */
-function addRow(rows: Uint8Array | Float64Array, from: number, weight: number, sums: Float64Array): void {
+function addRow(rows: Resampled, from: number, weight: number, sums: Float64Array): void {
   for (let c = 0; c < sums.length; c++) {
     sums[c] = (sums[c] as number) + weight * (rows[from + c] as number);
   }
 }
 
-function storeRow(sums: Float64Array, out: Uint8Array | Float64Array, at: number): void {
+function storeRow(sums: Float64Array, out: Resampled, at: number): void {
   const rounded = out instanceof Uint8Array;
   for (let c = 0; c < sums.length; c++) {
     out[at + c] = rounded ? roundFixedPoint(sums[c] as number) : sums[c] as number;
@@ -119,7 +122,7 @@ function storeRow(sums: Float64Array, out: Uint8Array | Float64Array, at: number
 }
 
 /** Resamples rows incrementally: keeps the target's columns of the rows that its second pass reads. */
-class Resampler<A extends Uint8Array | Float64Array> {
+class Resampler<A extends Resampled> {
   readonly #across: Taps[];
   readonly #down: Taps[];
   /** First needed row, and one past the last. */
@@ -129,7 +132,7 @@ class Resampler<A extends Uint8Array | Float64Array> {
   #y = 0;
 
   /**
-   * @param array type of the values between and after the passes: bytes are rounded, Float64Array is exact
+   * @param array type of the values between and after the passes
    * @throws ShapeError for a size below 1, and a rectangle outside the resized image
    */
   constructor(
@@ -186,8 +189,9 @@ class Resampler<A extends Uint8Array | Float64Array> {
 
 const bytes = (length: number) => new Uint8Array(length);
 const exact = (length: number) => new Float64Array(length);
+const single = (length: number) => new Float32Array(length);
 
-async function resample<A extends Uint8Array | Float64Array>(
+async function resample<A extends Resampled>(
   rows: Rows,
   resampler: Resampler<A>,
 ): Promise<A> {
@@ -210,6 +214,19 @@ export async function resizeRows(rows: Rows, target: Target, filter: Filter = "b
  */
 export async function resizeRowsFloat(rows: Rows, target: Target, filter: Filter): Promise<Float32Array> {
   return Float32Array.from(await resample(rows, new Resampler(rows, target, filter, exact)));
+}
+
+/**
+ * Pillow's `Image.resize()` of each channel as an image of mode F, as clean-fid does: f32 after each pass, neither rounded to
+ * bytes nor clamped.
+ * @returns `[height,width,3]`, about 0..255
+ */
+export async function resizeRowsSingle(
+  rows: Rows,
+  target: Target,
+  filter: Filter,
+): Promise<Float32Array<ArrayBuffer>> {
+  return await resample(rows, new Resampler(rows, target, filter, single));
 }
 
 /** An image at half its size, rounded down, by the box filter, row by row: a few rows are in memory. */

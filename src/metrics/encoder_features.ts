@@ -25,16 +25,26 @@ import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFe
  * - pooled: the output of the pooling head: CLIP's projection, SigLIP's attention pooling, ConvNeXt's norm of the mean
  * - dinov2: CLS token as dgm-eval computes it: the image stretched to 224 x 224 by Pillow's bicubic filter, ImageNet's mean and
  *   standard deviation, positions interpolated by the offset 0.1 of the authors' code
+ * - dinov2_torch: the same as EDM2 computes it: stretched in floating point, as torch's interpolate with antialias
  */
-export type EncoderSpace = "patches" | "embedding" | "cls" | "pooled" | "dinov2";
+export type EncoderSpace = "patches" | "embedding" | "cls" | "pooled" | "dinov2" | "dinov2_torch";
 
-const DINOV2: Preprocessor = {
-  resize: { height: 224, width: 224 },
-  filter: "bicubic",
-  exact: false,
-  mean: [0.485, 0.456, 0.406],
-  std: [0.229, 0.224, 0.225],
+/** Preprocessing of spaces that have their own. */
+export const PREPROCESSORS: Readonly<Partial<Record<EncoderSpace, Preprocessor>>> = {
+  dinov2: stretchedTo(224, false),
+  dinov2_torch: stretchedTo(224, true),
 };
+
+/** By a bicubic filter with antialias, ImageNet's mean and standard deviation. */
+function stretchedTo(side: number, exact: boolean): Preprocessor {
+  return {
+    resize: { height: side, width: side },
+    filter: "bicubic",
+    exact,
+    mean: [0.485, 0.456, 0.406],
+    std: [0.229, 0.224, 0.225],
+  };
+}
 
 /** The encoder with the preprocessing and the interpolation of positions of a space. */
 function encoderIn(
@@ -42,8 +52,9 @@ function encoderIn(
   encoder: EncoderSource<EncoderConfig>,
 ): { config: EncoderConfig; preprocessor: Preprocessor } {
   const { config, preprocessor } = encoder;
-  if (space === "dinov2" && config.model_type !== "convnextv2") {
-    return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: DINOV2 };
+  const own = PREPROCESSORS[space];
+  if (own && config.model_type !== "convnextv2") {
+    return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: own };
   }
   return { config, preprocessor: squares(preprocessor, config) };
 }
@@ -55,7 +66,7 @@ function rowsIn(
 ) {
   const { patches, cls } = output;
   if (space === "patches") return mean(patches, [1]);
-  if (space === "dinov2" || space === "cls") return cls as Tensor;
+  if (space.startsWith("dinov2") || space === "cls") return cls as Tensor;
   if (space === "pooled") return (head as PoolingHead).forward(output);
   const y = head ? head.forward(output) : cls ?? mean(patches, [1]);
   return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));

@@ -27,10 +27,13 @@ import {
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { Jackknife } from "./jackknife.ts";
 import { trainProbe } from "./linear_probe.ts";
+import { cautionsOfProtocol, type ProtocolName } from "./protocols.ts";
 import type { Results, Selection } from "./selection.ts";
 import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./table.ts";
 
 export interface EvaluationOptions {
+  /** Whose figures are computed [none]. */
+  protocol?: ProtocolName | undefined;
   batchSize: number;
   seed: number;
   inceptionInput: InceptionInput;
@@ -143,7 +146,7 @@ export class SetEvaluation implements Disposable {
   /** @throws UsageError for stored features of other networks or settings */
   async #refuseOthers({ name, about, spaces }: SetFacts): Promise<void> {
     const different = about ? differences(about, await this.#about()) : [];
-    for (const space of ["patches", "cls", "dinov2"] as const) {
+    for (const space of ["patches", "cls", "dinov2", "dinov2_torch"] as const) {
       const { moments, features } = spaces?.[space] ?? {}, width = moments?.mean.length ?? features?.columns;
       const own = this.encoder?.config.hidden_size;
       if (width !== undefined && own !== undefined && width !== own) {
@@ -342,6 +345,8 @@ export class SetEvaluation implements Disposable {
       if (few) this.#warn(few);
     }
     for (const text of cautionsOf(real, fake)) this.#warn(text);
+    const { protocol } = this.options;
+    if (protocol) { for (const text of cautionsOfProtocol(protocol, real, fake)) this.#warn(text); }
   }
 
   /** Warns once. */
@@ -377,6 +382,7 @@ const PLACES: Record<EncoderSpace, string> = {
   cls: "the encoder's CLS token",
   pooled: "the encoder's pooled features",
   dinov2: "DINOv2 as dgm-eval does",
+  dinov2_torch: "DINOv2 as EDM2 does",
 };
 
 const PARTIAL =

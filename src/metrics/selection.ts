@@ -5,6 +5,7 @@
 import { ShapeError, UsageError } from "../errors.ts";
 import { INCEPTION_FILE } from "../models/inception.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
+import { type ProtocolName, PROTOCOLS } from "./protocols.ts";
 import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
 import type { PairScore } from "./pairs.ts";
 
@@ -22,6 +23,8 @@ const FILES = {
 
 /** The options that decide which metrics are computed. */
 export interface SelectionOptions {
+  /** Whose spaces take the place of the metrics' own [none]. */
+  protocol?: ProtocolName | undefined;
   metrics?: readonly string[] | undefined;
   /** Metrics that are computed where they apply, without `metrics` [all]. */
   standard?: readonly string[];
@@ -72,6 +75,10 @@ export class Selection {
     // Two sets are pairs only where the caller says so.
     this.#metrics = this.#metrics.filter(({ of, from }) =>
       of.includes(subject) && (metrics || subject !== "sets" || from !== "reconstructions")
+    );
+    const { spaces = {} } = options.protocol ? PROTOCOLS[options.protocol] : {};
+    this.#metrics = this.#metrics.map((metric) =>
+      metric.from === "encoder" ? { ...metric, space: spaces[metric.space] ?? metric.space } : metric
     );
     this.exclude(({ weights }) => weights && options[weights] === undefined && FILES[weights]);
   }

@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import type { Identity } from "../formats/provenance.ts";
 import { Conv2d, countParameters, Linear, state, type TensorSource } from "../nn/layers.ts";
-import { relu, scale, shift } from "../ops/math.ts";
+import { clamp, relu, scale, shift } from "../ops/math.ts";
 import { linear } from "../ops/matmul.ts";
 import { averagePool, maxPool } from "../ops/pool.ts";
 import { mean } from "../ops/reduce.ts";
@@ -20,14 +20,25 @@ export const INCEPTION_FILE =
 /** Side of the network's input, pixels. */
 export const INCEPTION_SIDE = 299;
 
+/** Forms of the network's input. */
+export const INCEPTION_INPUTS = ["pytorch-fid", "adm", "clean", "fdr6"] as const;
 /**
- * Preprocessing: `pytorch-fid` resizes as PyTorch and scales bytes to b / 127.5 - 1; `adm` is the TensorFlow graph of ADM's
- * evaluator, with pixels at integer positions and (b - 128) / 128.
+ * Preprocessing of bytes b:
+ * - pytorch-fid: resized as PyTorch, b / 127.5 - 1
+ * - adm: the TensorFlow graph of ADM's evaluator, pixels at integer positions, (b - 128) / 128; StyleGAN3's network, which EDM2
+ *   uses, computes the same
+ * - clean: clean-fid, Pillow's bicubic filter in floating point, clipped to 0..255, (b - 128) / 128
+ * - fdr6: resized as `adm`, b / 127.5 - 1
  */
-export type InceptionInput = "pytorch-fid" | "adm";
+export type InceptionInput = typeof INCEPTION_INPUTS[number];
 
 /** The interpolation of each. */
-export const SAMPLING = { "pytorch-fid": "pytorch", adm: "tensorflow1" } as const;
+export const SAMPLING = {
+  "pytorch-fid": "pytorch",
+  adm: "tensorflow1",
+  clean: "pillow",
+  fdr6: "tensorflow1",
+} as const;
 
 /** Number of features per image. */
 export const INCEPTION_WIDTHS = { pooled: 2048, spatial: 17 * 17 * 7, logits: 1008 };
@@ -193,10 +204,12 @@ export class Inception {
 export type InceptionOutput = "pooled" | "spatial" | "logits";
 
 function asInput(x: Tensor, input: InceptionInput): Tensor {
-  const side = INCEPTION_SIDE;
-  if (input === "pytorch-fid") return resize(x, side, side, { filter: "bilinear" });
+  const side = INCEPTION_SIDE, sampling = SAMPLING[input];
+  const y = sampling === "pillow"
+    ? clamp(resize(x, side, side, { filter: "bicubic", antialias: true }), -1, 1)
+    : resize(x, side, side, { filter: "bilinear", corners: sampling === "tensorflow1" });
   // b = 127.5 (x + 1), so (b - 128) / 128 = x 127.5 / 128 - 1 / 256
-  return shift(scale(resize(x, side, side, { filter: "bilinear", corners: true }), 127.5 / 128), -1 / 256);
+  return input === "adm" || input === "clean" ? shift(scale(y, 127.5 / 128), -1 / 256) : y;
 }
 
 /** Number of trainable parameters in the published form, with separate batch norms. */
