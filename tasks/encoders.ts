@@ -25,3 +25,13 @@ export const chosenEncoder = chosenBy(openEncoder);
 
 /** Opens an encoder of any kind. @throws UsageError as openFeatureEncoder() */
 export const chosenFeatureEncoder = chosenBy(openFeatureEncoder);
+
+/** Opens the encoders of --encoders. @throws UsageError as openFeatureEncoder() */
+export async function chosenEncoders(
+  { encoders = [], download }: { encoders?: string[] | undefined; download: boolean },
+  log: Log,
+) {
+  const opened = [];
+  for (const encoder of encoders) opened.push(await chosenFeatureEncoder({ encoder, download }, log));
+  return opened;
+}

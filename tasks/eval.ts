@@ -8,7 +8,8 @@ import { SAMPLING } from "../src/cli/sampling_conditions.ts";
 import type { Workers } from "../src/data/decode_pool.ts";
 import { described, Sizes } from "../src/data/network_input.ts";
 import { writeNpz } from "../src/formats/npz.ts";
-import { SetEvaluation, type SetOptions } from "../src/metrics/evaluate.ts";
+import { SetEvaluation } from "../src/metrics/evaluate.ts";
+import type { SetOptions } from "../src/metrics/evaluation_options.ts";
 import { evaluateTokenizer } from "../src/metrics/evaluate_tokenizer.ts";
 import { shorterSide } from "../src/metrics/image_set.ts";
 import { PairedSets } from "../src/metrics/paired_sets.ts";
@@ -25,7 +26,7 @@ import { openInception, openLpips } from "../src/zoo/networks.ts";
 import { recordedEncoder } from "../src/zoo/recorded_encoder.ts";
 import { command, type Context, openAdapter, openOutput } from "./command.ts";
 import { compareRuns } from "./compare.ts";
-import { chosenFeatureEncoder } from "./encoders.ts";
+import { chosenEncoders, chosenFeatureEncoder } from "./encoders.ts";
 import { inputRun, openTokenizerFor, openWorkers } from "./inputs.ts";
 import { recordOfScores, reportScores } from "./output.ts";
 import { lockSaved, makesShapes, openSet, originalEncoder, probeImages, tokenizerImages } from "./sets.ts";
@@ -73,6 +74,7 @@ export const evaluate = command({
       inception: () => openInception(c.inception ?? ""),
       lpips: () => openLpips(c.lpips ?? []),
       encoder: () => chosenFeatureEncoder(c, log),
+      six: async () => ({ encoders: await chosenEncoders(c, log), inception: c.inception !== undefined }),
     };
     const results = new Results(), record = recordOfScores(out, c);
     const job = { c, options, selection, results, workers, log, record };

@@ -4,6 +4,7 @@ import { z } from "zod";
 import { count } from "../bounds.ts";
 import { SUBJECTS } from "../metrics/selection.ts";
 import { PROTOCOL_NAMES, PROTOCOLS } from "../metrics/protocols.ts";
+import { SIX_SPACES } from "../metrics/six_networks.ts";
 import { METRIC_NAMES, METRICS, REQUESTED_NAMES, type Subject } from "../metrics/table.ts";
 import { INCEPTION_INPUTS } from "../models/inception.ts";
 import { GROUPS } from "./about.ts";
@@ -74,7 +75,7 @@ export const evalConfig = z.strictObject({
   protocol: metrics(
     z.enum(PROTOCOL_NAMES).optional(),
     "Compute what a published evaluator computes: fixes --metrics, resizing, network input and pooling, warns of other numbers " +
-      "of images. adm: ADM's TensorFlow suite, pytorch-fid, clean: clean-fid, edm2, dgm: dgm-eval",
+      "of images. adm: ADM's TensorFlow suite, pytorch-fid, clean: clean-fid, edm2, dgm: dgm-eval, fdr6: FD-loss's six spaces",
     { otherwise: "none" },
   ),
   inceptionInput: metrics(
@@ -84,6 +85,13 @@ export const evalConfig = z.strictObject({
   ),
   lpips,
   ...encoder,
+  encoders: input(
+    z.array(z.string()).min(1).optional(),
+    `For fdr6 and mind6, with --inception: ${
+      SIX_SPACES.slice(1).map(({ where }) => where).join(",")
+    }, in any order; each as --encoder`,
+    { value: "DIR,...", free: true },
+  ),
   num: data(count("images").default(200), "Number of images to sample or generate"),
   imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
     unit: "pixels",
@@ -149,6 +157,12 @@ export function evalConditions(
   return {
     ...protocolConditions(c, subject),
     ...Object.fromEntries(sampled),
+    encoders: [[
+      ({ metrics, protocol }) =>
+        protocol === "fdr6" || METRICS.some(({ name, from }) => from === "six" && metrics?.includes(name)),
+      "it is for fdr6 and mind6",
+      "add --metrics fdr6",
+    ]],
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
     intervals: [[
       () => subject !== "tokenizer",

@@ -95,7 +95,7 @@ export const SWEPT = Object.keys(LISTS) as (keyof Swept)[];
 
 const { inception, inceptionInput, real } = evalConfig.shape;
 const SCORES = METRIC_NAMES.filter((name) =>
-  METRICS.some((metric) => metric.name === name && metric.of.includes("model"))
+  METRICS.some((metric) => metric.name === name && metric.of.includes("model") && metric.from !== "six")
 );
 
 export const sweepConfig = z.strictObject({

@@ -85,11 +85,12 @@ export function described({ square, crop, network }: View): string {
   }
   if (network?.kind === "stretched") steps.push(`its sides stretched to ${network.side} x ${network.side}`);
   if (network?.kind === "encoder") {
-    const { resize, crop } = network.preprocessor;
+    const { resize, crop, padded } = network.preprocessor;
     if (resize && "height" in resize) steps.push(`its sides stretched to ${resize.width} x ${resize.height}`);
     if (resize && "shorter" in resize) {
       steps.push(crop ? cropped(resize.shorter, crop) : `its shorter side resized to ${resize.shorter}`);
     } else if (crop) steps.push(`the central ${crop.width} x ${crop.height} kept`);
+    if (padded !== undefined) steps.push(`zeros added up to ${padded} x ${padded}`);
   }
   return steps.join(", then ");
 }

@@ -26,6 +26,8 @@ export interface Preprocessor {
   filter: Filter;
   /** Resize in floating point instead of bytes. */
   exact: boolean;
+  /** Zeros to the right and below after normalisation, up to squares of this side [none]. */
+  padded?: number;
   /** Per channel, for pixels in 0..1. */
   mean: readonly number[];
   std: readonly number[];
@@ -179,7 +181,8 @@ export function resized(p: Preprocessor, n: number | "native"): Preprocessor {
 }
 
 /** Side of the output if it is square. */
-export function sideOf({ resize, crop }: Preprocessor): number | undefined {
+export function sideOf({ resize, crop, padded }: Preprocessor): number | undefined {
+  if (padded !== undefined) return padded;
   if (crop) return crop.height === crop.width ? crop.height : undefined;
   if (resize && "height" in resize) return resize.height === resize.width ? resize.height : undefined;
   return undefined;
@@ -224,10 +227,10 @@ export async function preprocess(
   const data = p.exact
     ? await resizeRowsFloat(rows, target, p.filter)
     : (await resizeRows(rows, target, p.filter)).data;
-  const out = new Float32Array(data.length);
-  for (let i = 0; i < out.length; i++) {
-    const c = i % 3;
-    out[i] = ((data[i] as number) / 255 - (p.mean[c] as number)) / (p.std[c] as number);
+  const W = p.padded ?? width, H = p.padded ?? height, out = new Float32Array(3 * W * H);
+  for (let i = 0; i < data.length; i++) {
+    const c = i % 3, at = i + Math.floor(i / (3 * width)) * 3 * (W - width);
+    out[at] = ((data[i] as number) / 255 - (p.mean[c] as number)) / (p.std[c] as number);
   }
-  return { width, height, data: out };
+  return { width: W, height: H, data: out };
 }

@@ -14,7 +14,15 @@ import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import { type EncoderConfig, encoderNetwork, type EncoderSource } from "../zoo/encoders.ts";
-import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
+import { type Gaussian, Moments } from "./moments.ts";
+import {
+  collect,
+  type ImageProgram,
+  imageProgram,
+  infer,
+  inferBatches,
+  type LabelledFeatures,
+} from "./batched.ts";
 
 /**
  * What serves as the features of an image.
@@ -23,40 +31,98 @@ import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFe
  *   mean of the patch tokens; as a unit vector
  * - cls: CLS token
  * - pooled: the output of the pooling head: CLIP's projection, SigLIP's attention pooling, ConvNeXt's norm of the mean
- * - dinov2: CLS token as dgm-eval computes it: the image stretched to 224 x 224 by Pillow's bicubic filter, ImageNet's mean and
- *   standard deviation, positions interpolated by the offset 0.1 of the authors' code
- * - dinov2_torch: the same as EDM2 computes it: stretched in floating point, as torch's interpolate with antialias
+ * - those of {@link FORMS}: with preprocessing of their own, whatever the encoder's says
  */
-export type EncoderSpace = "patches" | "embedding" | "cls" | "pooled" | "dinov2" | "dinov2_torch";
+export type EncoderSpace = "patches" | "embedding" | "cls" | "pooled" | FormName;
+export type FormName =
+  | "dinov2"
+  | "dinov2_torch"
+  | "convnextv2_224"
+  | "dinov2_256"
+  | "mae_224"
+  | "siglip2_224"
+  | "clip_256";
 
-/** Preprocessing of spaces that have their own. */
-export const PREPROCESSORS: Readonly<Partial<Record<EncoderSpace, Preprocessor>>> = {
-  dinov2: stretchedTo(224, false),
-  dinov2_torch: stretchedTo(224, true),
+/** How a published evaluator computes features. */
+export interface Form {
+  pooling: "patches" | "cls" | "pooled";
+  /** Side to which images are stretched by a bicubic filter with antialias, in floating point or as bytes. */
+  side: number;
+  exact: boolean;
+  mean: readonly number[];
+  std: readonly number[];
+  /** Crop before that. */
+  square?: number;
+  crop?: "adm";
+  /** What the evaluator's code of the network has in place of the configuration. */
+  config?: Partial<VitConfig>;
+}
+
+const IMAGENET = { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+const DINOV2 = { pooling: "cls", side: 224, ...IMAGENET, config: { interpolate_offset: 0.1 } } as const;
+const FDR6 = { square: 256, crop: "adm", exact: true, ...IMAGENET } as const;
+/** timm's code: positions are interpolated with antialias. */
+const TIMM = { interpolate_offset: 0, interpolate_antialias: true };
+
+/**
+ * - dinov2: dgm-eval: stretched by Pillow's filter on bytes, positions interpolated by the offset 0.1 of the authors' code
+ * - dinov2_torch: EDM2: the same in floating point, as torch's interpolate with antialias
+ * - the others: FD-loss's FDr6, by timm's code. Sides that are no multiple of the patch are padded with zeros. MAE's norms have an
+ *   epsilon of 1e-6. CLIP runs with GELU, though it was trained with QuickGELU: timm's vit_large_patch14_clip_224.openai does so
+ */
+export const FORMS: Readonly<Record<FormName, Form>> = {
+  dinov2: { ...DINOV2, exact: false },
+  dinov2_torch: { ...DINOV2, exact: true },
+  convnextv2_224: { ...FDR6, pooling: "patches", side: 224 },
+  dinov2_256: { ...FDR6, pooling: "cls", side: 256, config: TIMM },
+  mae_224: { ...FDR6, pooling: "cls", side: 224, config: { ...TIMM, layer_norm_eps: 1e-6 } },
+  siglip2_224: {
+    ...FDR6,
+    pooling: "pooled",
+    side: 224,
+    mean: [0.5, 0.5, 0.5],
+    std: [0.5, 0.5, 0.5],
+    config: TIMM,
+  },
+  clip_256: {
+    ...FDR6,
+    pooling: "cls",
+    side: 256,
+    mean: [0.48145466, 0.4578275, 0.40821073],
+    std: [0.26862954, 0.26130258, 0.27577711],
+    config: { ...TIMM, hidden_act: "gelu" },
+  },
 };
 
-/** By a bicubic filter with antialias, ImageNet's mean and standard deviation. */
-function stretchedTo(side: number, exact: boolean): Preprocessor {
+/** The preprocessing of a form for patches of side `P`. */
+export function preprocessorOfForm({ side, exact, mean, std }: Form, P: number): Preprocessor {
+  const padded = P * Math.ceil(side / P);
   return {
     resize: { height: side, width: side },
     filter: "bicubic",
     exact,
-    mean: [0.485, 0.456, 0.406],
-    std: [0.229, 0.224, 0.225],
+    ...padded === side ? {} : { padded },
+    mean,
+    std,
   };
 }
 
-/** The encoder with the preprocessing and the interpolation of positions of a space. */
+/** The encoder with the preprocessing and the configuration of a space. */
 function encoderIn(
   space: EncoderSpace,
-  encoder: EncoderSource<EncoderConfig>,
-): { config: EncoderConfig; preprocessor: Preprocessor } {
-  const { config, preprocessor } = encoder;
-  const own = PREPROCESSORS[space];
-  if (own && config.model_type !== "convnextv2") {
-    return { config: { ...config, interpolate_offset: 0.1 }, preprocessor: own };
+  { config, preprocessor }: EncoderSource<EncoderConfig>,
+  square: number | undefined,
+): { config: EncoderConfig; view: View & { network: { preprocessor: Preprocessor } } } {
+  if (!(space in FORMS)) {
+    const network = { kind: "encoder", preprocessor: squares(preprocessor, config) } as const;
+    return { config, view: { square, network } };
   }
-  return { config, preprocessor: squares(preprocessor, config) };
+  const form = FORMS[space as FormName];
+  const own = preprocessorOfForm(form, config.patch_size);
+  return {
+    config: config.model_type === "convnextv2" ? config : { ...config, ...form.config },
+    view: { square: form.square ?? square, crop: form.crop, network: { kind: "encoder", preprocessor: own } },
+  };
 }
 
 function rowsIn(
@@ -64,13 +130,30 @@ function rowsIn(
   output: VitOutput,
   head?: PoolingHead,
 ) {
-  const { patches, cls } = output;
-  if (space === "patches") return mean(patches, [1]);
-  if (space.startsWith("dinov2") || space === "cls") return cls as Tensor;
-  if (space === "pooled") return (head as PoolingHead).forward(output);
+  const { patches, cls } = output, pooling = space in FORMS ? FORMS[space as FormName].pooling : space;
+  if (pooling === "patches") return mean(patches, [1]);
+  if (pooling === "cls") return cls as Tensor;
+  if (pooling === "pooled") return (head as PoolingHead).forward(output);
   const y = head ? head.forward(output) : cls ?? mean(patches, [1]);
   return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));
 }
+
+/** What images are prepared for, in messages. */
+export function placeOf(space: EncoderSpace): string {
+  const places: Partial<Record<EncoderSpace, string>> = {
+    patches: "the encoder",
+    embedding: "the encoder's embeddings",
+    cls: "the encoder's CLS token",
+    pooled: "the encoder's pooled features",
+    dinov2: "DINOv2 as dgm-eval does",
+    dinov2_torch: "DINOv2 as EDM2 does",
+  };
+  return places[space] ?? `the space ${space} of FDr6`;
+}
+
+/** Whether a space is of the output of the pooling head. */
+export const readsHead = (space: EncoderSpace): boolean =>
+  space === "embedding" || space === "pooled" || space === "siglip2_224";
 
 /** An encoder's features, one row an image. */
 export class EncoderFeatures {
@@ -92,14 +175,12 @@ export class EncoderFeatures {
     options: { batchSize: number; n: number; square?: number | undefined; space?: EncoderSpace },
   ): Promise<EncoderFeatures> {
     const { batchSize, n, square, space = "patches" } = options;
-    const { config, preprocessor } = encoderIn(space, encoder), network = encoderNetwork(config);
+    const { config, view } = encoderIn(space, encoder, square), network = encoderNetwork(config);
     const networks: { network: object; head?: PoolingHead | undefined } = { network };
     try {
-      const fingerprint = await encoder.load(network), size = sideOf(preprocessor) as number;
-      const head = networks.head = space === "embedding" || space === "pooled"
-        ? await encoder.head()
-        : undefined;
-      if (space === "pooled" && !head) {
+      const fingerprint = await encoder.load(network), size = sideOf(view.network.preprocessor) as number;
+      const head = networks.head = readsHead(space) ? await encoder.head() : undefined;
+      if (readsHead(space) && space !== "embedding" && !head) {
         throw new UsageError(
           `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
         );
@@ -109,7 +190,6 @@ export class EncoderFeatures {
         (x) => ({ y: rowsIn(space, network.forward(x), head) }),
         { batchSize, size, n, floats: true },
       );
-      const view: View = { square, network: { kind: "encoder", preprocessor } };
       return new EncoderFeatures(networks, program, view, fingerprint);
     } catch (error) {
       free(networks);
@@ -125,6 +205,20 @@ export class EncoderFeatures {
   /** @param sizes counts the sizes of the images */
   extract(images: InputSource, sizes?: Sizes): Promise<LabelledFeatures> {
     return collect(this.program, "y", inputs(images, this.view, sizes));
+  }
+
+  /** Mean and covariance of the features; no row is kept. */
+  async moments(
+    images: InputSource,
+    sizes: Sizes,
+    onProgress: (done: number) => void = () => {},
+  ): Promise<Gaussian> {
+    using moments = new Moments(this.columns);
+    for await (const { first, count, outputs } of infer(this.program, inputs(images, this.view, sizes))) {
+      await moments.add(outputs.y);
+      onProgress(first + count);
+    }
+    return await moments.gaussian();
   }
 
   destroy(): void {

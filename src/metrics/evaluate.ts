@@ -8,66 +8,29 @@ import { pairGrid, writePng } from "../image/image.ts";
 import { UsageError } from "../errors.ts";
 import { differences, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
-import { type Inception, INCEPTION_SIDE, type InceptionInput, SAMPLING } from "../models/inception.ts";
-import type { Lpips } from "../models/lpips.ts";
+import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import { cautionOfFew, cautionsOf } from "./cautions.ts";
-import { EncoderFeatures, type EncoderSpace } from "./encoder_features.ts";
+import { EncoderFeatures, type EncoderSpace, placeOf, readsHead } from "./encoder_features.ts";
+import { labelContext, type SetOptions } from "./evaluation_options.ts";
 import {
   type ImageSet,
   obstacle,
   saveComputed,
-  type Saves,
   serves,
   type SetFacts,
   shorterSide,
+  sixNeeded,
   stored,
 } from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { Jackknife } from "./jackknife.ts";
-import { trainProbe } from "./linear_probe.ts";
-import { cautionsOfProtocol, type ProtocolName } from "./protocols.ts";
+import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
+import { SixSpaces } from "./six_spaces.ts";
+import { cautionsOfProtocol } from "./protocols.ts";
 import type { Results, Selection } from "./selection.ts";
 import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./table.ts";
-
-export interface EvaluationOptions {
-  /** Whose figures are computed [none]. */
-  protocol?: ProtocolName | undefined;
-  batchSize: number;
-  seed: number;
-  inceptionInput: InceptionInput;
-  /** Open the networks; called for those that the selected metrics need. */
-  inception(): Promise<Inception>;
-  lpips(): Promise<Lpips>;
-  encoder(): Promise<EncoderSource<EncoderConfig>>;
-  /** Fingerprint of the encoder that the tokenizer behind the samples was made from [unknown]. */
-  ownEncoder?: string | undefined;
-  /** The encoder that a tokenizer was made from, or why it cannot be opened [unknown]. */
-  original?: EncoderSource | string | undefined;
-  /** Of a tokenizer: also reconstruct from latents with noise of these standard deviations, in units of theirs [none]. */
-  latentNoise?: readonly number[] | undefined;
-  /** Folder for the scores of each image, and for pictures [none]. */
-  out?: string | undefined;
-}
-
-/** Features and labels for the metrics, with a probe that is trained once. */
-export function labelContext(
-  features: { train: LabelledFeatures; test: LabelledFeatures },
-  classes: number,
-  batchSize: number,
-): LabelContext {
-  let probe: ReturnType<typeof trainProbe> | undefined;
-  const { train } = features;
-  return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
-}
-
-export interface SetOptions extends EvaluationOptions, Saves {
-  /** Side of the squares to which all images are resized and cropped first. */
-  imageSize?: number | undefined;
-  /** Also compute scores without groups of the generated images, for intervals [false]. */
-  intervals?: boolean;
-}
 
 /**
  * Two sets of images with the networks to compare them, opened before the images of a model are sampled. What is computed of
@@ -88,6 +51,7 @@ export class SetEvaluation implements Disposable {
     private readonly options: SetOptions,
     private readonly inception: Inception | undefined,
     private readonly encoder: EncoderSource<EncoderConfig> | undefined,
+    private readonly six: SixSpaces | undefined,
     private readonly log: Log,
   ) {}
 
@@ -103,8 +67,15 @@ export class SetEvaluation implements Disposable {
     selection.exclude((m) =>
       m.from === "encoder" && m.named && real.generated && "it needs the training images as --real"
     );
+    const needed = sixNeeded(selection.from("six"), real, fake);
+    const given = needed.length ? await options.six?.() : undefined;
+    const encoders = sixEncoders(given?.encoders ?? []);
+    selection.exclude((m) => m.from === "six" && missingOfSix(needed, encoders, given?.inception ?? false));
     selection.settle((line) => log.line(line));
-    const inception = selection.from("inception").length ? await options.inception() : undefined;
+    if (selection.from("six").length) cautionOfSix(encoders, options.protocol, log);
+    const byInception = selection.from("inception").length > 0 ||
+      selection.from("six").length > 0 && needed.some(({ space }) => space === "inception_fdr6");
+    const inception = byInception ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
     selection.exclude((metric) => metric.from === "encoder" && encoder && metric.excludes?.(encoder));
     const save = options.saveStats ?? options.saveFeatures;
@@ -112,13 +83,15 @@ export class SetEvaluation implements Disposable {
       throw new UsageError(`Cannot write "${save}": "${real.name}" holds no images to compute features of`);
     }
     if (
-      save !== undefined && selection.from("inception", "encoder").every(({ real }) => real === undefined)
+      save !== undefined &&
+      selection.from("inception", "encoder", "six").every(({ real }) => real === undefined)
     ) {
       throw new UsageError(
         `Cannot write "${save}": no selected metric uses features of the real images; add fid or fd-encoder to --metrics`,
       );
     }
-    const evaluation = new SetEvaluation(selection, options, inception, encoder, log);
+    const six = selection.from("six").length ? new SixSpaces(encoders, inception, log) : undefined;
+    const evaluation = new SetEvaluation(selection, options, inception, encoder, six, log);
     for (const set of [real, fake]) await evaluation.#refuseOthers(set);
     return evaluation;
   }
@@ -126,9 +99,13 @@ export class SetEvaluation implements Disposable {
   /** What the scores depend on: the networks of the selected metrics. */
   async networks(): Promise<Provenance> {
     const { encoder, inception } = this;
+    const head = this.selection.from("encoder").some(({ space }) => readsHead(space)) &&
+      await encoder?.headFingerprint();
     return {
       encoder: encoder ? { name: encoder.path, fingerprint: await encoder.fingerprint() } : "none",
       inception: inception?.identity ?? "none",
+      ...encoder && head ? { "pooling head": { name: encoder.path, fingerprint: head } } : {},
+      ...await this.six?.networks(),
     };
   }
 
@@ -179,8 +156,15 @@ export class SetEvaluation implements Disposable {
         return {};
       });
     }
-    if (inception) {
-      const metrics = selection.from("inception");
+    const { six } = this;
+    if (six) {
+      const { batchSize, seed, saveStats, saveFeatures } = this.options, show = () => Promise.resolve();
+      const context = { seed, progress: this.log.progress.bind(this.log), show };
+      const keep = { features: saveFeatures !== undefined, keep: (saveStats ?? saveFeatures) !== undefined };
+      await six.score(selection.from("six"), real, fake, context, { batchSize, ...keep }, results);
+    }
+    const metrics = selection.from("inception");
+    if (inception && metrics.length > 0) {
       if (real.spatial && this.options.inceptionInput !== "adm") {
         this.log.warn(
           `the statistics in "${real.name}" are ADM's: --inception-input adm scores as its evaluator does`,
@@ -196,7 +180,11 @@ export class SetEvaluation implements Disposable {
     if (out !== undefined) this.#jackknife?.write(out, scores);
     const { images } = real;
     if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {
-      const inception = this.#views.get(images) ?? {}, spaces = this.#features.get(images) ?? new Map();
+      const inception = this.#views.get(images) ?? {},
+        spaces = new Map<string, Partial<LabelledFeatures>>([
+          ...this.#features.get(images) ?? [],
+          ...this.six?.computed(images) ?? [],
+        ]);
       const computed = { inception, spaces, about: await this.#about() };
       await results.add(() => saveComputed(computed, this.options, this.log));
     }
@@ -230,7 +218,7 @@ export class SetEvaluation implements Disposable {
     const metrics: EncoderMetric[] = selection.from("encoder");
     for (const space of new Set(metrics.map(({ space }) => space))) {
       const inSpace = metrics.filter((metric) => metric.space === space),
-        report = this.#reporter(PLACES[space]);
+        report = this.#reporter(placeOf(space));
       const view = async (side: "real" | "fake"): Promise<InceptionView> => {
         const known = stored(sets[side], inSpace[0] as EncoderMetric), { intervals } = this.options;
         const repeated = intervals && side === "fake" && sets[side].images && !known.features;
@@ -245,7 +233,7 @@ export class SetEvaluation implements Disposable {
     }
     const labels = selection.from("labels");
     if (labels.length === 0 || !real.images || !fake.images) return;
-    const report = this.#reporter(PLACES.patches);
+    const report = this.#reporter(placeOf("patches"));
     const a = await extract("patches", report, "real"), b = await extract("patches", report, "fake");
     if (this.#learnt?.real !== real.images || this.#learnt.train !== train.images) {
       const learnt = await (await open("patches")).extract(train.images),
@@ -337,9 +325,9 @@ export class SetEvaluation implements Disposable {
 
   /** Warns of what makes the scores hard to compare with others. */
   #caution(real: ImageSet, fake: ImageSet): void {
-    const metrics = [...this.selection.from("inception"), ...this.selection.from("encoder")];
+    const metrics: { name: string }[] = this.selection.from("inception", "encoder", "six");
     if (metrics.length === 0) return;
-    if (metrics.some(({ name }) => /^s?fid$|^fd-(?!infinity)/.test(name))) {
+    if (metrics.some(({ name }) => /^s?fid$|^fdr6$|^fd-(?!infinity)/.test(name))) {
       const counts = [real, fake].flatMap(({ images, pooled }) => images && !pooled ? [images.length] : []);
       const few = counts.length > 0 && cautionOfFew(...counts);
       if (few) this.#warn(few);
@@ -374,16 +362,6 @@ export class SetEvaluation implements Disposable {
 
 /** Reports what happens to the images of a set. */
 type Report = (set: { name: string }, sizes: Sizes, view: View) => void;
-
-/** What images are prepared for, in messages. */
-const PLACES: Record<EncoderSpace, string> = {
-  patches: "the encoder",
-  embedding: "the encoder's embeddings",
-  cls: "the encoder's CLS token",
-  pooled: "the encoder's pooled features",
-  dinov2: "DINOv2 as dgm-eval does",
-  dinov2_torch: "DINOv2 as EDM2 does",
-};
 
 const PARTIAL =
   "the encoder is the one that the tokenizer was made from, a partial judge: also score by another " +

@@ -10,7 +10,7 @@ import type { EncoderSource } from "../zoo/encoders.ts";
 import { cautionOfFew } from "./cautions.ts";
 import { EncoderFeatures } from "./encoder_features.ts";
 import type { Features } from "./moments.ts";
-import { type EvaluationOptions, labelContext } from "./evaluate.ts";
+import { type EvaluationOptions, labelContext } from "./evaluation_options.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { PairScore } from "./pairs.ts";
 import type { Results, Selection } from "./selection.ts";

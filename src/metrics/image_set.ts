@@ -6,10 +6,10 @@ import { NpzImages } from "../data/npz_images.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { INCEPTION_SIDE, INCEPTION_WIDTHS } from "../models/inception.ts";
 import type { Log } from "../run/log.ts";
-import type { EncoderSpace } from "./encoder_features.ts";
+import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import type { FeatureKind, InceptionView } from "./inception.ts";
-import type { EncoderMetric, InceptionMetric, Metric } from "./table.ts";
+import type { EncoderMetric, InceptionMetric, Metric, SixMetric } from "./table.ts";
 
 /** What decides which metrics a set allows. */
 export interface SetFacts {
@@ -22,8 +22,8 @@ export interface SetFacts {
   spatial?: Gaussian;
   /** Pooled Inception features. */
   features?: Features;
-  /** Moments and features in an encoder's spaces. */
-  spaces?: Partial<Record<EncoderSpace, { moments?: Gaussian; features?: Features }>>;
+  /** Moments and features in an encoder's spaces, and those of FDr6. */
+  spaces?: Partial<Record<string, { moments?: Gaussian; features?: Features }>>;
   /** What the stored features were computed with, where it is known. */
   about?: Provenance;
 }
@@ -67,6 +67,7 @@ export function obstacle(
   real: SetFacts,
   fake: SetFacts,
 ): string | undefined {
+  if (metric.from === "six") return obstacleOfSix(metric, real) ?? obstacleOfSix(metric, fake);
   if (metric.from !== "inception" && metric.from !== "encoder") return undefined;
   const { from, minImages: least = 1 } = metric, widths: number[] = [];
   for (const [set, kind] of [[real, metric.real], [fake, metric.fake]] as const) {
@@ -93,6 +94,24 @@ export function obstacle(
   return `"${real.name}" has ${a} features, "${fake.name}" ${b}: the statistics are of another network`;
 }
 
+/** The spaces in which something is to be computed. */
+export const sixNeeded = (metrics: readonly SixMetric[], ...sets: readonly SetFacts[]): SixSpace[] =>
+  SIX_SPACES.filter(({ space }) =>
+    metrics.some(({ fake: kind }) => sets.some(({ spaces }) => !serves(spaces?.[space] ?? {}, kind)))
+  );
+
+/** Why a set has not what a metric of six spaces needs. */
+function obstacleOfSix(
+  { fake: kind, minImages: least = 1 }: SixMetric,
+  { name, images, spaces }: SetFacts,
+): string | undefined {
+  const lacking = SIX_SPACES.find(({ space }) => !serves(spaces?.[space] ?? {}, kind));
+  if (!lacking || images && images.length >= least) return undefined;
+  return images
+    ? `"${name}" holds ${images.length} image${images.length === 1 ? "" : "s"}, it takes ${least}`
+    : `"${name}" holds ${LACKING[kind]} in the space "${lacking.space}"`;
+}
+
 /** Files for what is computed of the real images, .npz. */
 export interface Saves {
   /** Means and covariances. */
@@ -105,7 +124,7 @@ export interface Saves {
 export async function saveComputed(
   { inception, spaces, about }: {
     inception: InceptionView;
-    spaces: ReadonlyMap<EncoderSpace, { features: Features }>;
+    spaces: ReadonlyMap<string, { features?: Features; moments?: Gaussian }>;
     about: Provenance;
   },
   { saveStats, saveFeatures }: Saves,
@@ -113,8 +132,8 @@ export async function saveComputed(
 ): Promise<Record<string, number>> {
   const momentsOf = async (x: Features | undefined) => x && x.rows > 1 ? { moments: await gaussian(x) } : {};
   const pooled = inception.moments ?? (await momentsOf(inception.features)).moments;
-  const encoded: { space: EncoderSpace; features: Features; moments?: Gaussian }[] = [];
-  for (const [space, { features }] of spaces) encoded.push({ space, features, ...await momentsOf(features) });
+  const encoded: { space: string; features?: Features; moments?: Gaussian }[] = [];
+  for (const [space, known] of spaces) encoded.push({ space, ...await momentsOf(known.features), ...known });
   const contents = (withFeatures: boolean): StoredFeatures => ({
     ...pooled && { pooled },
     ...inception.spatial && { spatial: inception.spatial },
@@ -122,7 +141,7 @@ export async function saveComputed(
     spaces: Object.fromEntries(
       encoded.map(({ space, features, moments }) => [space, {
         ...moments && { moments },
-        ...withFeatures && { features },
+        ...withFeatures && features && { features },
       }]),
     ),
     about,

@@ -37,7 +37,7 @@ export const ingredientsSchema = z.object({
   /** A value of --protocol, or "tok". */
   protocol: z.string(),
   /** What is scored: pairs of images, latents, labels, or features of sets. */
-  from: z.enum(["reconstructions", "latents", "labels", "encoder", "inception"]),
+  from: z.enum(["reconstructions", "latents", "labels", "encoder", "inception", "six"]),
   /** Which features of the network: "pooled", "spatial", "logits" of Inception, or a space of an encoder. */
   space: z.string().optional(),
   /** Its weights. */

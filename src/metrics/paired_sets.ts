@@ -6,7 +6,7 @@ import { UsageError } from "../errors.ts";
 import { toBytes } from "../image/image.ts";
 import { throwIfStopped } from "../interruption.ts";
 import type { Log } from "../run/log.ts";
-import type { SetOptions } from "./evaluate.ts";
+import type { SetOptions } from "./evaluation_options.ts";
 import { cautionOfFew } from "./cautions.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { ImageSet } from "./image_set.ts";

@@ -7,7 +7,7 @@ import type { EncoderSpace } from "./encoder_features.ts";
 import { NEIGHBOURS } from "./precision_recall.ts";
 
 /** The values of --protocol. */
-export const PROTOCOL_NAMES = ["adm", "pytorch-fid", "clean", "edm2", "dgm"] as const;
+export const PROTOCOL_NAMES = ["adm", "pytorch-fid", "clean", "edm2", "dgm", "fdr6"] as const;
 export type ProtocolName = typeof PROTOCOL_NAMES[number];
 
 export interface Protocol {
@@ -70,6 +70,14 @@ export const PROTOCOLS: Readonly<Record<ProtocolName, Protocol>> = {
     images: { exactly: 50_000 },
     reference: "50,000 training images",
   },
+  fdr6: {
+    source: "Jiawei-Yang/FD-loss (arXiv 2604.28190)",
+    metrics: ["fdr6", "mind6"],
+    input: "fdr6",
+    images: { exactly: 50_000 },
+    reference: "all training images of ImageNet, cropped to 256 x 256 as ADM does",
+    differs: "networks run in f32, not in bf16",
+  },
 };
 
 /** What decides the protocol of a figure. */
@@ -97,7 +105,7 @@ export function protocolOf(
     const p = PROTOCOLS[name];
     const space = metric.space === undefined || !p.spaces ||
       !(metric.space in p.spaces); // another space takes its place
-    const input = metric.from === "encoder" || p.input === inceptionInput;
+    const input = metric.from === "encoder" || metric.from === "six" || p.input === inceptionInput;
     return defined(p) && input && space && counted(p, images);
   }) ?? "tok";
 }

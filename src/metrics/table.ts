@@ -5,12 +5,12 @@ import type { InputSource } from "../data/network_input.ts";
 import type { Log } from "../run/log.ts";
 import type { Inception, InceptionInput } from "../models/inception.ts";
 import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
-import { FAMILIES } from "../models/vit_families.ts";
 import { TOY_CLASSIFIER_SIZE } from "../models/toy_classifier.ts";
 import { openToyClassifier } from "../zoo/networks.ts";
 import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
+import { notDinov2L, withoutCls, withoutHead } from "./encoder_spaces.ts";
 import { cmmd, kernelDistance } from "./fidelity.ts";
 import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
@@ -24,6 +24,7 @@ import {
 import { accuracy, predict, type Probe } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
 import { DENSITY_NEIGHBOURS, densityCoverage, NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
+import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
 import { mind } from "./sliced.ts";
 import { closest, nearestTraining, shareOfCopies } from "./copies.ts";
 import { ImageMean, type PairScore } from "./pairs.ts";
@@ -132,7 +133,22 @@ export interface InceptionMetric extends SetMetric {
   from: "inception";
 }
 
-export type Metric = ReconstructionMetric | LabelMetric | LatentMetric | EncoderMetric | InceptionMetric;
+/** In each of six spaces (six_networks.ts), with their mean. */
+export interface SixMetric extends SetMetric {
+  from: "six";
+  /** Begins the keys of the spaces. */
+  key: string;
+  /** Of the values in the order of the spaces. */
+  mean(values: readonly number[]): number;
+}
+
+export type Metric =
+  | SixMetric
+  | ReconstructionMetric
+  | LabelMetric
+  | LatentMetric
+  | EncoderMetric
+  | InceptionMetric;
 
 const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions" } as const;
 
@@ -165,6 +181,13 @@ const byEncoder = (
 ): EncoderMetric => {
   const common = { of: ["model", "sets"], from: "encoder", space: "patches" } as const;
   return { ...common, name, ...kinds, minImages, compute, ...more };
+};
+
+const bySix = (name: string, key: string, kinds: Kinds, compute: SetCompute, ratio: boolean): SixMetric => {
+  const common = { of: ["model", "sets"], from: "six", onRequest, minImages: 2 } as const;
+  const part = (value: number, i: number) => ratio ? value / (SIX_SPACES[i] as SixSpace).valFd : value;
+  const mean = (values: readonly number[]) => values.map(part).reduce((a, b) => a + b, 0) / values.length;
+  return { ...common, name, key, ...kinds, compute, mean };
 };
 
 const momentsOf = async (view: InceptionView): Promise<Gaussian> =>
@@ -206,22 +229,6 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
   return { kid, precision, density, sliced, infinity };
 };
 const ofInception = scoresOfFeatures(""), ofEncoder = scoresOfFeatures("_encoder");
-
-const notDinov2L = ({ path, config: c }: EncoderSource<EncoderConfig>) =>
-  c.model_type === "dinov2" && c.hidden_size === 1024 && c.num_hidden_layers === 24 && c.patch_size === 14
-    ? undefined
-    : `it is a distance in the space of DINOv2-L/14, and "${path}" is another encoder; give --encoder ` +
-      `facebook/dinov2-large`;
-
-const withoutCls = ({ path, config: { model_type: type } }: EncoderSource<EncoderConfig>) =>
-  type !== "convnextv2" && FAMILIES[type].cls
-    ? undefined
-    : `"${path}" has no CLS token; "fd-encoder" is of its patches`;
-
-const withoutHead = ({ path, config: { model_type: type } }: EncoderSource<EncoderConfig>) =>
-  ["clip_vision_model", "siglip_vision_model", "convnextv2"].includes(type)
-    ? undefined
-    : `"${path}" has no pooling head, as CLIP, SigLIP and ConvNeXt V2 have; "fd-cls" is of its CLS token`;
 
 export const METRICS: readonly Metric[] = [
   pairsOf("psnr", psnr),
@@ -345,6 +352,8 @@ export const METRICS: readonly Metric[] = [
   byEncoder("coverage-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
   byEncoder("mind-encoder", REQUESTED, 2, ofEncoder.sliced),
   byEncoder("fd-infinity-encoder", EXTRAPOLATED, INFINITY_POINTS + 1, ofEncoder.infinity),
+  bySix("fdr6", "fd", MOMENTS, distance("fd"), true),
+  bySix("mind6", "mind", FEATURES, ofInception.sliced, false),
 ];
 
 /** The values of --metrics. */

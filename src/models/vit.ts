@@ -326,14 +326,14 @@ export class Vit implements Published {
   #positions(h: number, w: number): Tensor | undefined {
     const { position_embeddings: stored } = this.embeddings;
     if (!stored) return undefined;
-    const { hidden_size: C, model_type, interpolate_offset: offset } = this.config;
+    const { hidden_size: C, model_type, interpolate_offset: offset, interpolate_antialias } = this.config;
     const grid = this.#grid, K = FAMILIES[model_type].cls ? 1 : 0;
     const table = reshape(stored, [1, K + grid * grid, C]);
     if (h === grid && w === grid) return table;
     const map = reshape(slice(table, 1, K, K + grid * grid), [1, grid, grid, C]);
     const resized = resize(map, h, w, {
       filter: "bicubic",
-      antialias: model_type === "dinov2_with_registers",
+      antialias: interpolate_antialias ?? model_type === "dinov2_with_registers",
       steps: [grid / (h + offset), grid / (w + offset)],
     });
     const patches = reshape(resized, [1, h * w, C]);

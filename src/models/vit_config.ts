@@ -55,6 +55,8 @@ export const vitConfig = z.object({
    * of DINOv2's authors for models without registers.
    */
   interpolate_offset: z.number().min(0).lt(1).default(0),
+  /** Antialias in position-embedding interpolation [only DINOv2 with registers, as published]; timm's code uses it always. */
+  interpolate_antialias: z.boolean().optional(),
 }).refine(
   ({ model_type: type, image_size, patch_size, hidden_size }) =>
     type === "dinov3_vit" || fitsPositions(image_size / patch_size, hidden_size),

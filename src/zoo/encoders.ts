@@ -50,7 +50,9 @@ export interface EncoderSource<C extends EncoderConfig = VitConfig> {
   load(network: object): Promise<string>;
   /** Its pooling head with its weights (models/vit_pooling.ts); undefined if the file has none. */
   head(): Promise<PoolingHead | undefined>;
-  /** The fingerprint of all that decides about the features: weights, preprocessing and interpolation of positions. */
+  /** The fingerprint of the head's weights; undefined if the file has none. */
+  headFingerprint(): Promise<string | undefined>;
+  /** The fingerprint of all that decides about the tokens: weights, preprocessing and interpolation of positions. */
   fingerprint(): Promise<string>;
 }
 
@@ -118,6 +120,7 @@ function planned(path: string, config: VitConfig): EncoderSource {
     preprocessor: preprocessorIn(undefined, config),
     load,
     head: load,
+    headFingerprint: load,
     fingerprint: load,
   };
 }
@@ -223,6 +226,18 @@ function sourceOf<C extends EncoderConfig>(
         const found = poolingHead(config, store.shapes);
         if (found) await loadState(found.head, renamed(store, found.entries));
         return found?.head;
+      } finally {
+        store.close();
+      }
+    },
+    async headFingerprint() {
+      const store = await openModel(path), weights = new WeightsFingerprint();
+      try {
+        const found = poolingHead(config, store.shapes);
+        if (!found) return undefined;
+        const source = weights.through(renamed(store, found.entries));
+        for (const name of source.shapes.keys()) await source.read(name);
+        return weights.value();
       } finally {
         store.close();
       }

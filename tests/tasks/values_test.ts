@@ -28,7 +28,7 @@ Deno.test("a refused value of any option is answered in the command line's words
       ["sample --cfg-interval 1,0", "give the smaller time first"],
       ["sample --labels even", "give one of equal, random"],
       ["align --steps 1,2,x", '"x" is not a whole number from 1 on'],
-      ["eval --metrics psnr,fidd", "fd-infinity-encoder; did you mean fid?"],
+      ["eval --metrics psnr,fidd", "mind6; did you mean fid?"],
       ["train-dit --model XL", "1p6B/2; did you mean XL/1?"],
       ["sweep --cfg 1,x", '"x" is not a number'],
       ["sweep --apg maybe", '"maybe" is not off or on'],

@@ -1,0 +1,50 @@
+// What an evaluation is asked for: its networks, opened on demand, and where its files go; and what probes learn from.
+
+import type { Inception, InceptionInput } from "../models/inception.ts";
+import type { Lpips } from "../models/lpips.ts";
+import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
+import type { LabelledFeatures } from "./batched.ts";
+import type { Saves } from "./image_set.ts";
+import { trainProbe } from "./linear_probe.ts";
+import type { ProtocolName } from "./protocols.ts";
+import type { LabelContext } from "./table.ts";
+
+export interface EvaluationOptions {
+  /** Whose figures are computed [none]. */
+  protocol?: ProtocolName | undefined;
+  batchSize: number;
+  seed: number;
+  inceptionInput: InceptionInput;
+  /** Open the networks; called for those that the selected metrics need. */
+  inception(): Promise<Inception>;
+  lpips(): Promise<Lpips>;
+  encoder(): Promise<EncoderSource<EncoderConfig>>;
+  /** Those of FDr6's spaces that are given, and whether Inception is. [none] */
+  six?(): Promise<{ encoders: EncoderSource<EncoderConfig>[]; inception: boolean }>;
+  /** Fingerprint of the encoder that the tokenizer behind the samples was made from [unknown]. */
+  ownEncoder?: string | undefined;
+  /** The encoder that a tokenizer was made from, or why it cannot be opened [unknown]. */
+  original?: EncoderSource | string | undefined;
+  /** Of a tokenizer: also reconstruct from latents with noise of these standard deviations, in units of theirs [none]. */
+  latentNoise?: readonly number[] | undefined;
+  /** Folder for the scores of each image, and for pictures [none]. */
+  out?: string | undefined;
+}
+
+/** Features and labels for the metrics, with a probe that is trained once. */
+export function labelContext(
+  features: { train: LabelledFeatures; test: LabelledFeatures },
+  classes: number,
+  batchSize: number,
+): LabelContext {
+  let probe: ReturnType<typeof trainProbe> | undefined;
+  const { train } = features;
+  return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
+}
+
+export interface SetOptions extends EvaluationOptions, Saves {
+  /** Side of the squares to which all images are resized and cropped first. */
+  imageSize?: number | undefined;
+  /** Also compute scores without groups of the generated images, for intervals [false]. */
+  intervals?: boolean;
+}

@@ -1,0 +1,138 @@
+// FDr6 (FD-loss, arXiv 2604.28190) and MIND6: the mean over six spaces of FD / valFD, of MIND. The networks are on the device one
+// after another.
+
+import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
+import { inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
+import { fingerprintOf, type Identity, type Provenance } from "../formats/provenance.ts";
+import type { Log } from "../run/log.ts";
+import { EncoderFeatures, type FormName, readsHead } from "./encoder_features.ts";
+import type { ImageSet } from "./image_set.ts";
+import { InceptionFeatures, type InceptionView } from "./inception.ts";
+import type { Results } from "./selection.ts";
+import { SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
+import type { SetContext, SixMetric } from "./table.ts";
+
+/** The view of Inception: ADM's crop, then as FD-loss resizes. */
+const INCEPTION_VIEW: View = {
+  square: 256,
+  crop: "adm",
+  network: { kind: "stretched", side: INCEPTION_SIDE, sampling: SAMPLING.fdr6 },
+};
+
+/** The six networks, and what was computed of the real images. */
+export class SixSpaces {
+  /** Of the real images. */
+  readonly #views = new Map<InputSource, Map<string, InceptionView>>();
+
+  constructor(
+    private readonly encoders: SixEncoders,
+    private readonly inception: Inception | undefined,
+    private readonly log: Log,
+  ) {}
+
+  /** Networks by their names. */
+  async networks(): Promise<Provenance> {
+    const all: Record<string, Identity> = {};
+    for (const six of this.encoders.keys()) all[`${six.network} of FDr6`] = await this.network(six);
+    return all;
+  }
+
+  /** The network of a space. */
+  async network(six: SixSpace): Promise<Identity> {
+    const encoder = this.encoders.get(six);
+    if (!encoder) return this.inception?.identity ?? { name: six.network, fingerprint: "" };
+    const parts = [await encoder.fingerprint()];
+    if (readsHead(six.space as FormName)) parts.push(await encoder.headFingerprint() ?? "");
+    return { name: encoder.path, fingerprint: fingerprintOf(...parts) };
+  }
+
+  /**
+   * Computes metrics in all spaces and their means.
+   * @param options.keep whether what is computed of the real images is kept
+   */
+  async score(
+    metrics: readonly SixMetric[],
+    real: ImageSet,
+    fake: ImageSet,
+    context: SetContext,
+    options: { batchSize: number; features: boolean; keep: boolean },
+    results: Results,
+  ): Promise<void> {
+    const needed = metrics.some(({ fake }) => fake === "features");
+    const values = new Map(metrics.map((metric) => [metric, [] as number[]]));
+    for (const six of SIX_SPACES) {
+      await results.add(async () => {
+        const a = await this.#view(six, real, { ...options, features: needed || options.features }),
+          scores: Record<string, number> = {};
+        const b = await this.#view(six, fake, { ...options, features: needed, keep: false });
+        for (const metric of metrics) {
+          const [value] = Object.values(await metric.compute(a, b, context)) as [number];
+          values.get(metric)?.push(value);
+          scores[`${metric.key}_${six.key}`] = value;
+        }
+        return scores;
+      });
+    }
+    for (const [{ name, mean }, all] of values) {
+      if (all.length === SIX_SPACES.length) await results.add(() => ({ [name]: mean(all) }));
+    }
+  }
+
+  /** What was computed of images, by space. */
+  computed(images: InputSource): ReadonlyMap<string, InceptionView> {
+    return this.#views.get(images) ?? new Map();
+  }
+
+  /**
+   * Moments or features of a set in a space, stored or computed.
+   * @param features whether features are needed, and not moments only
+   */
+  async #view(
+    six: SixSpace,
+    set: ImageSet,
+    options: { batchSize: number; features: boolean; keep: boolean },
+  ): Promise<InceptionView> {
+    const { features, keep } = options, known = set.spaces?.[six.space] ?? {};
+    if (features ? known.features : known.moments ?? known.features) return known;
+    const images = set.images as InputSource, kept = this.#views.get(images)?.get(six.space);
+    if (kept && (!features || kept.features)) return kept;
+    const view = await this.#extract(six, set.name, images, options);
+    if (keep) {
+      const views = this.#views.get(images) ?? new Map();
+      this.#views.set(images, views.set(six.space, view));
+    }
+    return view;
+  }
+
+  async #extract(
+    six: SixSpace,
+    name: string,
+    images: InputSource,
+    { batchSize, features }: { batchSize: number; features: boolean },
+  ): Promise<InceptionView> {
+    const n = images.length, sizes = new Sizes(), encoder = this.encoders.get(six);
+    const progress = this.log.progress(`${six.network} (${name})`, n, "images");
+    if (!encoder) {
+      const kinds = [features ? "features" : "moments"] as const;
+      const extractor = await InceptionFeatures.open(this.inception as Inception, {
+        ...{ size: INCEPTION_SIDE, batchSize: Math.min(batchSize, n), input: "fdr6", floats: true },
+        kinds,
+      });
+      return await extractor.extract(inputs(images, INCEPTION_VIEW, sizes), n, progress.update).finally(
+        () => {
+          progress.end();
+          extractor.destroy();
+        },
+      );
+    }
+    const space = six.space as FormName;
+    const extractor = await EncoderFeatures.open(encoder, { batchSize, n, space });
+    try {
+      if (!features) return { moments: await extractor.moments(images, sizes, progress.update) };
+      return { features: (await extractor.extract(images, sizes)).features };
+    } finally {
+      progress.end();
+      extractor.destroy();
+    }
+  }
+}
