@@ -9,6 +9,7 @@ import {
   otherProvider,
   usedFeatures,
 } from "../src/gpu/diagnose.ts";
+import { driverOf } from "../src/gpu/driver.ts";
 import { openProvider } from "../src/gpu/provider.ts";
 import { formatBytes } from "../src/formats/files.ts";
 import type { TileTable } from "../src/ops/gemm_tiles.ts";
@@ -25,9 +26,10 @@ export const doctor = command({
   async run(c, { log }) {
     log.begin();
     const provider = await openProvider(c.gpu), { best, software } = await adapters(provider);
-    const findings = diagnose(best);
+    const findings = diagnose(best), driver = best && driverOf(best);
     if (best) {
       log.line(`adapter   ${best.description}${best.software ? " (software)" : ""}`);
+      if (driver !== undefined) log.line(`driver    ${driver}`);
       log.line(`vendor    ${best.vendor || "unknown"} ${best.architecture}`.trimEnd());
       log.line(`features  ${usedFeatures(best)}`);
       if (best.matrices.length) log.line(`matrices  ${matricesOf(best)}`);
@@ -46,7 +48,7 @@ export const doctor = command({
     for (const { problem, remedy } of findings) {
       log.line(`${log.bold("problem")}   ${problem}\n  fix:      ${remedy}`);
     }
-    log.event("doctor", { adapter: best, software, findings, gpu: provider.name, other });
+    log.event("doctor", { adapter: best, driver, software, findings, gpu: provider.name, other });
     if (!best) throw noAdapter();
     if (!findings.length) log.line("nothing is missing");
     const facts = c.cpu && software ? software : best;
@@ -59,9 +61,11 @@ export const doctor = command({
     log.line(
       tiles
         ? `tiles     measured on this adapter: ${fastest(tiles)}`
-        : `tiles     by the built-in cost model; "tok doctor --tune" measures this adapter`,
+        : `tiles     by the built-in cost model; "tok doctor --tune" measures this adapter${
+          facts.software ? " in about 30 s" : ""
+        }`,
     );
-    const result = { adapter: best.description, findings, tiles: tiles ?? null };
+    const result = { adapter: best.description, driver: driver ?? null, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
     const { fma, copy, gemm } = await measurePeaks();
     rememberRates(adapterKey(facts, profile), { gemm, fma }, say.warn);

@@ -7,7 +7,7 @@ import metadata from "../../deno.json" with { type: "json" };
 import { grad } from "../tensor/autograd.ts";
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, device, type Profile } from "../gpu/device.ts";
-import { capture } from "../gpu/program.ts";
+import { capture, makePipelines } from "../gpu/program.ts";
 import { cacheFolder } from "../formats/cache.ts";
 import { exists, makeFolder, readJson, validated, writeJson } from "../formats/files.ts";
 import { conv2d } from "../ops/conv.ts";
@@ -99,44 +99,81 @@ export async function prepareTiles(
 }
 
 /** Sizes to measure at: enough tiles of every size to fill the adapter, no padding, some milliseconds. */
-export function tuningSizes(): { S: number; map: Shape; channels: number } {
+export function tuningSizes(): { S: number; map: Shape; channels: number; few: number } {
   const { profile, facts } = device();
-  if (profile === "cpu") return { S: 480, map: [1, 24, 24], channels: 480 };
+  if (profile === "cpu") return { S: 480, map: [1, 24, 24], channels: 480, few: 96 };
   return facts.software
-    ? { S: 256, map: [1, 16, 16], channels: 64 }
-    : { S: 2048, map: [16, 64, 64], channels: 128 };
+    ? { S: 256, map: [1, 16, 16], channels: 64, few: 64 }
+    : { S: 2048, map: [16, 64, 64], channels: 128, few: 128 };
 }
 
-/** Rates of GEMMs (of every kind, or of one) in every tile, and how many workgroups of a tile run at once. */
-export async function measureTiles(only?: GemmKind): Promise<TileTable> {
-  const machine = thisMachine(), { profile } = machine;
-  const { S, map, channels } = tuningSizes();
-  const square: Shape = [S, S], x: Shape = [...map, channels], w: Shape = [channels, 3, 3, channels];
+type Operation = (a: Tensor, b: Tensor, dy: Tensor) => Tensor;
+/** A GEMM of a kind: shapes of its operands, and the op. */
+type Case = readonly [GemmKind, readonly Shape[], Operation];
+
+/** Every kind of GEMM, those of most training steps first. K of the convolutions is 9 times the few channels. */
+function tuningCases(): Case[] {
+  const { S, map, channels, few } = tuningSizes();
+  const square: Shape = [S, S], many: Shape = [...map, channels], fewer: Shape = [...map, few];
   const convolve = (a: Tensor, b: Tensor) => conv2d(a, b, undefined, { padding: 1 });
   const gradient = (wrt: 0 | 1) => (a: Tensor, b: Tensor, dy: Tensor) => {
     const leaf = [a, b][wrt] as Tensor;
     leaf.requiresGrad = true;
     return grad(convolve(a, b), [leaf], dy)[0] as Tensor;
   };
-  const cases: [GemmKind, Shape[], (a: Tensor, b: Tensor, dy: Tensor) => Tensor][] = [
+  return [
     ["nn", [square, square], (a, b) => matmul(a, b)],
     ["nt", [square, square], (a, b) => matmul(a, b, { transposeB: true })],
     ["tn", [square, square], (a, b) => matmul(a, b, { transposeA: true })],
-    ["conv", [x, w], convolve],
-    ["conv_dx", [x, w, x], gradient(0)],
-    ["conv_dweight", [x, w, x], gradient(1)],
+    ["conv", [fewer, [channels, 3, 3, few]], convolve],
+    ["conv_dx", [many, [few, 3, 3, channels], fewer], gradient(0)],
+    ["conv_dweight", [many, [few, 3, 3, channels], fewer], gradient(1)],
   ];
+}
+
+/** Milliseconds that tuning a software adapter takes at most, but for the last kernel: almost all of it is compilation. */
+const BUDGET = 25_000;
+
+/**
+ * Rates of GEMMs in every tile, and how many workgroups of a tile run at once.
+ * @param options.only one kind (and the kind nn)
+ * @param options.budget milliseconds after which a software adapter compiles no more kernels [25,000]; a kind without a rate in a
+ * tile keeps the built-in one (ops/gemm_tiles.ts)
+ */
+export async function measureTiles(
+  { only, budget = BUDGET }: { only?: GemmKind; budget?: number } = {},
+): Promise<TileTable> {
+  const machine = thisMachine(), { profile } = machine, { facts: { software } } = device();
+  const cases = tuningCases().filter(([kind]) => kind === "nn" || kind === (only ?? kind));
+  // The smallest tile compiles in a third of the time of the largest, which follows because the built-in rates prefer it.
+  const [smallest, ...others] = tilesWithin(machine);
+  const tiles = [smallest as Tile, ...software ? others.reverse() : others];
   const table: Record<string, { rate: number; slots: number }> = {};
+  const began = performance.now();
+  /** Milliseconds per output of a kernel's tile. */
+  let cost: number | undefined;
   try {
-    for (const tile of tilesWithin(machine)) {
+    for (const tile of tiles) {
       useTiles(onlyTile(profile, tile));
-      const rates = new Map<GemmKind, number>();
-      for (const [kind, shapes, fn] of cases) {
-        if (kind === "nn" || kind === (only ?? kind)) rates.set(kind, await rateOf(shapes, fn));
+      const rates: Partial<Record<GemmKind, number>> = {}, outputs = tile[0] * tile[1];
+      for (let at = 0, fit; at < cases.length; at += fit) {
+        const from = performance.now(), left = budget - (from - began);
+        fit = !software ? cases.length : cost === undefined ? 1 : Math.floor(left / (cost * outputs));
+        const chosen = cases.slice(at, at + fit);
+        if (!(fit >= 1)) break;
+        Object.assign(rates, await ratesOf(chosen));
+        cost = (performance.now() - from) / chosen.length / outputs;
       }
-      rates.set("tt", rates.get("tn") ?? rates.get("nn") as number);
-      const slots = Math.max(1, Math.round((rates.get("nn") as number) / await rateOfOne(machine, tile)));
-      for (const [kind, rate] of rates) table[tileKey(profile, kind, tile)] = { rate, slots };
+      const { nn, tn } = rates;
+      if (nn === undefined) break;
+      if (tn !== undefined || only) rates.tt = tn ?? nn;
+      // A software adapter runs one workgroup per processor.
+      const slots = software
+        ? navigator.hardwareConcurrency
+        : Math.max(1, Math.round(nn / await rateOfOne(machine, tile)));
+      for (const [kind, rate] of Object.entries(rates)) {
+        table[tileKey(profile, kind as GemmKind, tile)] = { rate, slots };
+      }
     }
   } finally {
     useTiles({});
@@ -144,28 +181,40 @@ export async function measureTiles(only?: GemmKind): Promise<TileTable> {
   return table;
 }
 
+/** GFLOP/s by kind. The kernels are compiled together, which uses two processors of a software adapter. */
+async function ratesOf(cases: readonly Case[]): Promise<Partial<Record<GemmKind, number>>> {
+  const programs = cases.map(([kind, shapes, fn]) => [kind, programOf(shapes, fn)] as const);
+  const rates: Partial<Record<GemmKind, number>> = {};
+  try {
+    await makePipelines(programs.flatMap(([, { plan }]) => plan.launches));
+    for (const [kind, program] of programs) {
+      const { ms, flops } = await timeOf(program);
+      rates[kind] = flops / Math.max(1e-6, ms) / 1e6;
+    }
+  } finally {
+    for (const [, program] of programs) program.destroy();
+  }
+  return rates;
+}
+
 /** GFLOP/s of one workgroup alone. The fixed cost of a run is subtracted. */
 async function rateOfOne(machine: Machine, [M, N]: Tile): Promise<number> {
   const count = tilesPerGroup(machine);
-  const time = (K: number) => timeOfCase([[count, M, K], [count, K, N]], (a, b) => matmul(a, b));
+  const time = async (K: number) => {
+    const program = programOf([[count, M, K], [count, K, N]], (a, b) => matmul(a, b));
+    return await timeOf(program).finally(() => program.destroy());
+  };
   const few = await time(16), many = await time(240);
   return 2 * M * N * (240 - 16) * count / Math.max(1e-6, many.ms - few.ms) / 1e6;
 }
 
-async function rateOf(shapes: Shape[], fn: (a: Tensor, b: Tensor, dy: Tensor) => Tensor): Promise<number> {
-  const { ms, flops } = await timeOfCase(shapes, fn);
-  return flops / Math.max(1e-6, ms) / 1e6;
+function programOf(shapes: readonly Shape[], fn: Operation) {
+  const inputs = Object.fromEntries(shapes.map((shape, i) => [`x${i}`, input(shape)]));
+  return capture("tuning", inputs, (t) => ({ y: fn(t.x0 as Tensor, t.x1 as Tensor, t.x2 as Tensor) }));
 }
 
-async function timeOfCase(shapes: Shape[], fn: (a: Tensor, b: Tensor, dy: Tensor) => Tensor) {
-  const inputs = Object.fromEntries(shapes.map((shape, i) => [`x${i}`, input(shape)]));
-  const program = await capture("tuning", inputs, (t) => ({
-    y: fn(t.x0 as Tensor, t.x1 as Tensor, t.x2 as Tensor),
-  })).prepare();
-  try {
-    const [ms] = await timesOf((runs) => program.repeat(runs), 30, 3);
-    return { ms: ms as number, flops: program.plan.flops };
-  } finally {
-    program.destroy();
-  }
+async function timeOf(program: ReturnType<typeof programOf>): Promise<{ ms: number; flops: number }> {
+  await program.prepare();
+  const [ms] = await timesOf((runs) => program.repeat(runs), 30, 3);
+  return { ms: ms as number, flops: program.plan.flops };
 }

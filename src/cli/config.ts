@@ -348,6 +348,9 @@ export const inspectConfig = z.strictObject({
 
 export const doctorConfig = z.strictObject({
   bench: output(flag(), "Measure GFLOP/s and GB/s"),
-  tune: output(flag(), "Measure GEMM tiles on this adapter and remember the fastest"),
+  tune: output(
+    flag(),
+    "Measure GEMM tiles on this adapter and remember the fastest (about 30 s without a GPU)",
+  ),
   ...general,
 });

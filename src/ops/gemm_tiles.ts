@@ -143,8 +143,17 @@ function time(machine: Machine, { kind, M, N, K, count }: GemmShape, tile: Tile)
 
 function builtIn(profile: Profile, kind: GemmKind, [m, n]: Tile): TileRate {
   const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
-  if (profile === "cpu") return { rate: CPU_RATES[kind][at] ?? 1, slots: 2 };
+  if (profile === "cpu") return { rate: (CPU_RATES[kind][at] ?? 1) * measuredShare(kind), slots: 2 };
   return { rate: GPU_RATES[at] ?? 1, slots: GPU_SLOTS[at] ?? 1 };
+}
+
+/** The smallest ratio of a measured rate of this kind to its built-in one: what an unmeasured tile is expected to reach; 1 if none. */
+function measuredShare(kind: GemmKind): number {
+  const shares = TILES.cpu.flatMap((tile, i) => {
+    const measured = table[tileKey("cpu", kind, tile)];
+    return measured ? [measured.rate / (CPU_RATES[kind][i] ?? 1)] : [];
+  });
+  return shares.length ? Math.min(...shares) : 1;
 }
 
 /** The longest sum of one accumulator: its rounding error is 1.5e-6 of a sum of random numbers, and loops stay allowed. */

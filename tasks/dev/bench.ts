@@ -5,6 +5,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { GpuError, UsageError } from "../../src/errors.ts";
 import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
+import { driverOf } from "../../src/gpu/driver.ts";
 import { hint } from "../../src/cli/flags.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { measurePeaks } from "../../src/bench/peak.ts";
@@ -79,7 +80,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
   }
   const report = new Report(o.format), own = new Map<string, number>();
   const peaks = await measurePeaks();
-  report.begin(facts.description, profile, peaks);
+  report.begin(facts.description, driverOf(facts), profile, peaks);
 
   // A case that does not fit the adapter is reported and skipped.
   const unlessTooLarge = async (title: string, fn: () => Promise<void>) => {

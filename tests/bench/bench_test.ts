@@ -8,6 +8,7 @@ import { device } from "../../src/gpu/device.ts";
 import { kernelCases, largeGemm, titleOf } from "../../tasks/dev/bench/cases.ts";
 import { kernelOf } from "../../tasks/dev/bench/kernels.ts";
 import { divide, measure } from "../../tasks/dev/bench/measure.ts";
+import { Report } from "../../tasks/dev/bench/report.ts";
 import { steps } from "../../tasks/dev/bench/steps.ts";
 import { testDevice } from "../helpers/check.ts";
 
@@ -105,4 +106,23 @@ Deno.test("the benchmark refuses unknown options and has a help text", async () 
   assert(none.stderr.includes(`"no such case" or "nor this"`), none.stderr);
   const help = await run("--help");
   assert(help.code === 0 && help.stdout.includes("--torch"));
+});
+
+Deno.test("the benchmark names the adapter and its driver", () => {
+  const lines: string[] = [], log = console.log;
+  console.log = (line: string) => lines.push(line);
+  try {
+    const peaks = { fma: 1, copy: 2, copies: [], gemm: 3 };
+    for (const driver of ["llvmpipe, Mesa 26.2.6", undefined]) {
+      new Report("json").begin("some adapter", driver, "cpu", peaks);
+      new Report("text").begin("some adapter", driver, "cpu", peaks);
+    }
+  } finally {
+    console.log = log;
+  }
+  const [json, text, ...without] = lines as [string, string, string, string];
+  assertEquals(JSON.parse(json).driver, "llvmpipe, Mesa 26.2.6");
+  assert(text.startsWith("some adapter, driver llvmpipe, Mesa 26.2.6 (cpu kernels)"), text);
+  assertEquals("driver" in JSON.parse(without[0]), false);
+  assert(without[1].startsWith("some adapter (cpu kernels)"));
 });

@@ -3,7 +3,15 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { device } from "../../src/gpu/device.ts";
-import { chooseTile, onlyTile, thisMachine, tileKey, TILES, useTiles } from "../../src/ops/gemm_tiles.ts";
+import {
+  chooseTile,
+  onlyTile,
+  thisMachine,
+  type Tile,
+  tileKey,
+  TILES,
+  useTiles,
+} from "../../src/ops/gemm_tiles.ts";
 import {
   adapterKey,
   measureTiles,
@@ -84,7 +92,7 @@ Deno.test("tuning measures every tile once, stores the result, and selects the t
     const say = { line: (text: string) => lines.push(text), warn: (text: string) => lines.push(text) };
     assertEquals(await prepareTiles("never", say, file), undefined);
     assertEquals(lines, []);
-    const table = await prepareTiles("once", say, file, () => measureTiles("nn"));
+    const table = await prepareTiles("once", say, file, () => measureTiles({ only: "nn", budget: Infinity }));
     assertEquals(lines.length, 1);
     assertMatch(lines[0] as string, /^tuned GEMM tiles for this adapter in \d+\.\d s/);
     for (const tile of TILES.cpu) assert((table?.[tileKey("cpu", "nn", tile)]?.rate ?? 0) > 0);
@@ -102,18 +110,45 @@ Deno.test("tuning measures every tile once, stores the result, and selects the t
 
 Deno.test("the sizes that tune software adapters fill every tile", async () => {
   await testDevice("cpu");
-  const { S, map: [, H = 0, W = 0], channels } = tuningSizes();
+  const { S, map: [, H = 0, W = 0], channels, few } = tuningSizes();
   for (const [m, n] of TILES.cpu) {
-    for (const rows of [S, H * W, channels]) assertEquals(rows % m, 0, `${rows} rows in tiles of ${m}`);
+    for (const rows of [S, H * W, few]) assertEquals(rows % m, 0, `${rows} rows in tiles of ${m}`);
     for (const columns of [S, channels, 9 * channels]) {
       assertEquals(columns % n, 0, `${columns} in tiles of ${n}`);
     }
   }
 });
 
+Deno.test("tuning a software adapter stops when its time is spent, and the built-in rates fill the rest in its scale", async () => {
+  await testDevice("cpu");
+  const smallest = TILES.cpu[0] as Tile;
+  const table = await measureTiles({ budget: 0 });
+  assertEquals(
+    Object.keys(table),
+    [tileKey("cpu", "nn", smallest)],
+    "one kernel is measured whatever the time",
+  );
+  const large = { kind: "nn", M: 4800, N: 4800, K: 480, count: 1, vector: true } as const;
+  const rated = (rates: readonly (readonly [Tile, number])[]) =>
+    Object.fromEntries(rates.map(([tile, rate]) => [tileKey("cpu", "nn", tile), { rate, slots: 2 }]));
+  try {
+    const [, , wide, largest] = TILES.cpu as readonly Tile[];
+    // An eighth of the built-in rate: the tile that is best by the built-in rates is expected to be best, in this scale, too.
+    useTiles(rated([[smallest, 8]]));
+    assertEquals(chooseTile(thisMachine(), large), largest);
+    // But what was measured to be slow does not lose to the built-in rates of a faster adapter.
+    useTiles(rated([[smallest, 20], [largest as Tile, 8]]));
+    assertEquals(chooseTile(thisMachine(), large), smallest);
+    useTiles(rated([[smallest, 8], [wide as Tile, 30]]));
+    assertEquals(chooseTile(thisMachine(), large), wide);
+  } finally {
+    useTiles({});
+  }
+});
+
 Deno.test("tuning of the gpu kernels measures the tiles within the adapter's limits", async () => {
   await testDevice("gpu");
-  const table = await measureTiles("nn");
+  const table = await measureTiles({ only: "nn", budget: Infinity });
   for (const tile of TILES.gpu) {
     const { rate = 0, slots = 0 } = table[tileKey("gpu", "nn", tile)] ?? {};
     assert(rate > 0 && slots >= 1);

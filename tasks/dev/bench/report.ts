@@ -37,14 +37,14 @@ export class Report {
 
   constructor(readonly format: Format) {}
 
-  begin(adapter: string, profile: string, peaks: Peaks): void {
+  begin(adapter: string, driver: string | undefined, profile: string, peaks: Peaks): void {
     const { fma, copy, copies } = peaks;
-    this.#head = `${adapter} (${profile} kernels); peak: ${fma.toFixed(1)} GFLOP/s of multiply-adds, ${
-      copy.toFixed(1)
-    } GB/s of copying (${
+    this.#head = `${adapter}${driver === undefined ? "" : `, driver ${driver}`} (${profile} kernels); peak: ${
+      fma.toFixed(1)
+    } GFLOP/s of multiply-adds, ${copy.toFixed(1)} GB/s of copying (${
       copies.map(({ bytes, rate }) => `${bytes / 2 ** 20} MiB ${rate.toFixed(1)}`).join(", ")
     })`;
-    this.#print({ case: "peak", adapter, profile, ...peaks }, `${this.#head}\n`);
+    this.#print({ case: "peak", adapter, driver, profile, ...peaks }, `${this.#head}\n`);
   }
 
   row(row: Row): void {
