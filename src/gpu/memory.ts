@@ -1,4 +1,4 @@
-// Fill, copy and sum of whole storages: what the engine and autograd need before any op exists. Bits are moved as u32; fp16 is
+// Fill, copy, exchange and sum of whole storages: what the engine and autograd need before any op exists. Bits are moved as u32; fp16 is
 // converted in vec4s.
 
 import { launch } from "./bind.ts";
@@ -46,6 +46,11 @@ export function fill(y: Bindable, value: number): void {
 /** y = x. If x is an intermediate of the same program and format, the plan writes it to y directly and removes the copy. */
 export function copy(x: Bindable, y: Bindable): void {
   run("copy", { x }, y, x.storage.half === y.storage.half ? "u32" : "vec4<f32>");
+}
+
+/** Exchanges the bits of x and y, of one format, without memory of its own. */
+export function swap(x: Bindable, y: Bindable): void {
+  run("swap", { x }, y, "u32");
 }
 
 /** y = x + z. */

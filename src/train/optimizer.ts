@@ -4,7 +4,7 @@
 import { GpuError } from "../errors.ts";
 import { uninterrupted } from "../interruption.ts";
 import { detach, full, grad, store } from "../tensor/autograd.ts";
-import { addInPlace, copy, fill } from "../gpu/memory.ts";
+import { addInPlace, copy, fill, swap } from "../gpu/memory.ts";
 import { capture } from "../gpu/program.ts";
 import type { ParameterSet } from "../nn/parameter_set.ts";
 import {
@@ -286,15 +286,12 @@ export class Optimizer {
     }
   }
 
-  /** Exchanges weights and averages; needs memory for one flat buffer. The fp16 working copies stay as they are. */
+  /** Exchanges weights and averages, without further memory. The fp16 working copies stay as they are. */
   async #swapEma(): Promise<void> {
-    for (const { set, averages } of this.#slots) {
-      for (const [i, flat] of (averages.at(-1)?.flats ?? []).entries()) {
-        const weights = set.flats[i] as Tensor, spare = variable(weights.shape, { label: "weights aside" });
-        await copyTensors([[weights, spare], [flat, weights], [spare, flat]]);
-        spare.storage.destroy();
-      }
-    }
+    const pairs = this.#slots.flatMap(({ set, averages }) =>
+      (averages.at(-1)?.flats ?? []).map((flat, i) => [set.flats[i] as Tensor, flat] as const)
+    );
+    await onDevice("exchange weights", swap, pairs);
   }
 
   /** Tensors of a checkpoint besides the parameters, by name. */
@@ -329,10 +326,18 @@ export async function refreshWorkingCopies(sets: readonly ParameterSet[]): Promi
 }
 
 /** Copies tensors on the device: the first of each pair into the second. */
-export async function copyTensors(pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> {
+export const copyTensors = (pairs: readonly (readonly [Tensor, Tensor])[]): Promise<void> =>
+  onDevice("copy weights", copy, pairs);
+
+/** Runs an operation on each pair of tensors, once. */
+async function onDevice(
+  name: string,
+  operation: (a: Tensor, b: Tensor) => void,
+  pairs: readonly (readonly [Tensor, Tensor])[],
+): Promise<void> {
   if (!pairs.length) return;
-  const program = await capture("copy weights", {}, () => {
-    for (const [from, to] of pairs) copy(from, to);
+  const program = await capture(name, {}, () => {
+    for (const [a, b] of pairs) operation(a, b);
     return {};
   }).prepare();
   program.run();

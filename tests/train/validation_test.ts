@@ -5,7 +5,8 @@ import { join } from "@std/path";
 import { heldOutOf, splitOff } from "../../src/data/held_out.ts";
 import { gather, subset } from "../../src/data/image_source.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
-import { Interrupted, UsageError } from "../../src/errors.ts";
+import { Interrupted, OutOfMemoryError, UsageError } from "../../src/errors.ts";
+import { device } from "../../src/gpu/device.ts";
 import { requestStop } from "../../src/interruption.ts";
 import { FeatureFrechet } from "../../src/metrics/feature_frechet.ts";
 import { checkpointPath, listCheckpoints, openCheckpoint, readBest } from "../../src/run/checkpoint.ts";
@@ -180,6 +181,18 @@ Deno.test("withEma() shows the averages and restores the weights to the bit, als
     assertEquals(await flats(), averages as Float32Array[]);
     assert(averages.every((average, i) => average?.some((v, k) => v !== weights[i]?.[k])));
   });
+  assertEquals(await snapshot(all), before);
+  // Averages and weights change places without memory for either: none is left at the limit of --memory.
+  const { createBuffer } = device();
+  device().createBuffer = (bytes, ...others) =>
+    bytes < 1024
+      ? createBuffer.call(device(), bytes, ...others)
+      : Promise.reject(new OutOfMemoryError("full"));
+  try {
+    await stage.optimizer.withEma(() => Promise.resolve());
+  } finally {
+    device().createBuffer = createBuffer;
+  }
   assertEquals(await snapshot(all), before);
   const signalled = () => {
     requestStop(130);
