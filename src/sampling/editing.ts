@@ -36,6 +36,11 @@ export interface OdeOptions {
   times: readonly number[];
   /** By default all cells are made. */
   kept?: Kept | undefined;
+  /**
+   * Whether a network of data is asked at times up to 1 - minTimeLeft (0.95) only, whose velocities serve from there on (false).
+   * Its own ones become too small there, and nothing at the image itself, so that inversion finds too little noise.
+   */
+  held?: boolean;
 }
 
 /**
@@ -47,7 +52,7 @@ export async function solveOde(
   model: Denoiser,
   x: Float32Array<ArrayBuffer>,
   label: number,
-  { method, cfg = 1, times, kept }: OdeOptions,
+  { method, cfg = 1, times, kept, held = false }: OdeOptions,
 ): Promise<{ x: Float32Array<ArrayBuffer>; evaluations: number }> {
   const { input_size: S, in_channels: C } = model.config, shape = [1, S, S, C];
   const known = kept &&
@@ -57,7 +62,7 @@ export async function solveOde(
       data: constant(kept.data, shape),
     };
   try {
-    using sampler = await new Sampler(model, {
+    using sampler = await new Sampler(held ? heldVelocities(model) : model, {
       ...{ sampler: method, steps: times.length - 1, shift: 1, times, cfg, cfgInterval: [0, 1] },
       ...{ batchSize: 1, seed: 0, batches: 1 },
       ...known && { constrain: (x, t) => withKnown(x, t, known) },
@@ -67,6 +72,19 @@ export async function solveOde(
   } finally {
     for (const { storage } of Object.values(known ?? {})) storage.destroy();
   }
+}
+
+/** The same velocities up to time 1 - minTimeLeft, and that of this time after it, without a bound. */
+function heldVelocities(model: Denoiser): Denoiser {
+  const { minTimeLeft = 0, config, classTable } = model;
+  if (minTimeLeft === 0) return model;
+  const until = (t: Tensor) => pointwise(["min(x0, T(s0))"], [t], [1 - minTimeLeft]);
+  return {
+    config,
+    ...classTable && { classTable },
+    forward: (x, t, y) => model.forward(x, until(t), y),
+    outputs: (x, t, y, options) => model.outputs(x, until(t), y, options),
+  };
 }
 
 /** mask x + (1 - mask) ((1 - t) noise + t data) */

@@ -28,6 +28,7 @@ import { openGenerator } from "../../src/zoo/generator.ts";
 import type { DiffusionModel } from "../../src/zoo/runs.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
 import { inFolder, run } from "../helpers/commands.ts";
+import { D, M, POSTERIOR, SIZE as SIZE_OF_FLOW } from "../helpers/flows.ts";
 import { fixturePath } from "../helpers/published.ts";
 
 const GENERATOR = [
@@ -77,6 +78,24 @@ Deno.test("inversion and regeneration with the same class return the latent, bet
   assert(slope(euler) > 0.7 && slope(euler) < 1.5, `Euler is of order ${slope(euler)}: ${text}`);
   assert(slope(heun) > 1.6, `Heun is of order ${slope(heun)}: ${text}`);
   assert(heun[2] < 0.01 && euler[2] < 0.1, text);
+});
+
+Deno.test("inversion with a network of data finds the noise that the velocities near the image lead to", async () => {
+  await testDevice();
+  const data = Float32Array.from(randomArray(SIZE_OF_FLOW, 3), (v) => M + D * v);
+  const expected = data.map((v) => (v - M) / D), times = editTimes(32, 1);
+  const invert = (held: boolean) =>
+    solve(POSTERIOR, data, 0, { method: "heun", times: times.toReversed(), held });
+  const noise = await invert(true), bounded = await invert(false), off = distance(noise, expected);
+  assert(off < 0.005 && distance(bounded, expected) > 4 * off, `${off} ${distance(bounded, expected)}`);
+  const back = distance(await solve(POSTERIOR, noise, 0, { method: "heun", times, held: true }), data);
+  assert(back < 0.005, `${back}`);
+  // A network of velocities is asked at its own times.
+  const dit = await tiny(), latent = random(3), options = { method: "euler", times: [1, 0.5, 0] } as const;
+  assertEquals(
+    await solve(dit, latent, 1, { ...options, held: true }),
+    await solve(dit, latent, 1, options),
+  );
 });
 
 Deno.test("inversion of a part of the way stays nearer to the image", async () => {
