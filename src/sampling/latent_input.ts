@@ -3,7 +3,7 @@
 
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
-import { exists, isFile } from "../formats/files.ts";
+import { exists, isFile, readJson } from "../formats/files.ts";
 import { openLatents, readStatistics } from "../formats/latents.ts";
 import { openLatentsFile } from "../formats/latents_file.ts";
 import { differences, fingerprintOf, type Identity, type Provenance } from "../formats/provenance.ts";
@@ -58,6 +58,17 @@ export async function openForDecoding(
   }
 }
 
+/** Whether the latents in a run are those that it trains on, thousands that nobody wants as pictures. */
+function isTraining(run: string): boolean {
+  const file = join(run, "config.json");
+  if (!isFile(file)) return false;
+  try {
+    return (readJson(file) as { command?: unknown } | null)?.command === "train-dit";
+  } catch {
+    return false; // damaged, and so of no known command
+  }
+}
+
 /**
  * The newest complete folder of latents of a tokenizer in `runs`: of `tok encode`, or those that `tok sample` saved.
  * @throws UsageError if there is none
@@ -65,7 +76,7 @@ export async function openForDecoding(
 export async function newestLatents(runs: string, { identity }: KnownTokenizer): Promise<string> {
   const folders = exists(runs) ? [...Deno.readDirSync(runs)].map(({ name }) => join(runs, name)).sort() : [];
   let newest: { folder: string; time: number } | undefined;
-  for (const folder of folders.flatMap((run) => [run, latentsFolder(run)])) {
+  for (const folder of folders.flatMap((run) => isTraining(run) ? [] : [run, latentsFolder(run)])) {
     const stats = await readStatistics(folder).catch(() => undefined); // a damaged one is not suitable
     const { tokenizer } = stats?.record?.made_from ?? {};
     if (!stats || typeof tokenizer !== "object" || tokenizer.fingerprint !== identity.latents) continue;

@@ -103,6 +103,8 @@ testInOwnProcess(import.meta.url)(
         await write("samples-001/latents", identity.latents, 3);
         await write("latents-002", identity.latents, 2);
         await write("latents-003", "of another", 4);
+        await write("train-dit-001/latents", identity.latents, 5); // what a training encoded for itself
+        Deno.writeTextFileSync("runs/train-dit-001/config.json", '{"command":"train-dit"}');
         const { lines } = await decode();
         assert(lines.includes("latents: runs/samples-001/latents (the newest)"), lines.join("\n"));
         assertEquals([...Deno.readDirSync("runs/decode-001")].length, N + 2); // the pictures, the grid, config.json
