@@ -63,7 +63,8 @@ export function cellsOf(
 }
 
 /** The options with the defaults in place of those without effect. */
-function withEffect(options: Swept): Swept {
+function withEffect(all: Swept): Swept {
+  const options = all.guideWeight === 1 ? { ...all, guide: undefined } : all; // at weight 1 a guide does nothing
   const idle = idleOptions(options, SAMPLING), defaults = sampleConfig.parse({});
   return Object.fromEntries(
     SWEPT.map((name) => [name, (idle.has(name) ? defaults as Partial<Swept> : options)[name]]),
@@ -118,8 +119,10 @@ export function finished(folder: string, cell: Cell): CellResult | undefined {
 export const optionsOf = (
   { options }: Cell,
   { config: { seed, batchSize }, guides }: Pick<SweepContext, "config" | "guides">,
-): SamplingOptions =>
-  samplingOptions({ ...withEffect(options), seed, batchSize }, guides.get(options.guide ?? "")?.dit);
+): SamplingOptions => {
+  const used = withEffect(options);
+  return samplingOptions({ ...used, seed, batchSize }, guides.get(used.guide ?? "")?.dit);
+};
 
 /**
  * The results of all cells; those that are missing are computed.

@@ -60,6 +60,22 @@ Deno.test("a sweep has every combination once; unguided, options of guidance mak
   };
   assertEquals(keys("runs/a", "1"), keys("runs/b", "1"));
   assertNotEquals(keys("runs/a", "1"), keys("runs/a", "2"));
+  // At weight 1 no guide does anything: all have the images of none.
+  const guided = config("--cfg", "1", "--guide", "none,runs/a,runs/b", "--guide-weight", "1,2");
+  const three = distinct(cellsOf(guided));
+  assertEquals(three.map(({ options: { guide, guideWeight } }) => [guide, guideWeight]), [
+    ["runs/a", 2],
+    [undefined, 1],
+    ["runs/b", 2],
+  ]);
+  assertEquals(sampleCommand(cellsOf(guided)[2]!, {}), "tok sample --cfg 1");
+  const networks = new Map([["runs/a", { dit: {} as never }]]);
+  assertEquals(
+    cellsOf(guided).map((cell) => optionsOf(cell, { config: guided, guides: networks }).guide !== undefined),
+    [
+      ...[false, false, false, true, false, false],
+    ],
+  );
   assertEquals(config().cfg, [1, 1.5, 2, 4]);
   assertEquals(cellsOf(config("--cfg-channels", "all,3")).length, 8);
   // The interval has the name of the other commands, too.
