@@ -317,13 +317,14 @@ function readConfig(path: string, fields: readonly [string, z.ZodType][]): Recor
   );
 }
 
-/** `; did you mean ...?` for the nearest of `known`, or if none is near for up to five with the word in them. */
+/** `; did you mean ...?` for up to five of `known` that begin with the word, else for the nearest, else for those with it in them. */
 export function hint(word: string, known: readonly string[], prefix: string): string {
   const [nearest] = known.map((name) => ({ name, distance: distance(word, name) }))
     .sort((a, b) => a.distance - b.distance);
   const near = nearest && nearest.distance <= Math.max(2, word.length / 3);
-  const longer = word.length < 3 ? [] : known.filter((name) => `-${name}-`.includes(`-${word}-`));
-  const meant = near ? [nearest.name] : longer.slice(0, 5);
+  const long = word.length >= 3 ? known : [], begun = long.filter((name) => name.startsWith(word));
+  const longer = long.filter((name) => `-${name}-`.includes(`-${word}-`));
+  const meant = begun.length ? begun.slice(0, 5) : near ? [nearest.name] : longer.slice(0, 5);
   return meant.length ? `; did you mean ${meant.map((name) => prefix + name).join(", ")}?` : "";
 }
 

@@ -2,21 +2,16 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
+import { GROUPS } from "./about.ts";
 
-/** Declares an option of the help's group "Sampling"; see options.ts. */
-type Declare = <T extends z.ZodType>(
-  type: T,
-  help: string,
-  more?: { value?: string; otherwise?: string; advanced?: true },
-) => T;
-
+const { sample } = GROUPS;
 const advanced = true;
 const flag = () => z.boolean().default(false);
 const interval = () =>
   z.array(z.number().min(0).max(1)).length(2)
     .refine(([from = 0, to = 0]) => from <= to, "give the smaller time first");
 
-export const guidanceSchema = (sample: Declare) => ({
+export const guidance = {
   cfg: sample(z.number().default(4), "Weight of classifier-free guidance; 1: no guidance", { value: "W" }),
   cfgInterval: sample(
     interval().default([0.1, 1]),
@@ -95,8 +90,8 @@ export const guidanceSchema = (sample: Declare) => ({
       advanced,
     },
   ),
-});
-export type GuidanceConfig = z.infer<z.ZodObject<ReturnType<typeof guidanceSchema>>>;
+};
+export type GuidanceConfig = z.infer<z.ZodObject<typeof guidance>>;
 
 /** The guidance in words, such as "guidance 4, cosine, CFG-Zero*". */
 export function guidanceText(c: GuidanceConfig): string {

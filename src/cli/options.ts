@@ -5,7 +5,7 @@ import { count } from "../bounds.ts";
 import { parseBytes } from "../formats/files.ts";
 import { PROVIDERS } from "../gpu/provider.ts";
 import { GROUPS } from "./about.ts";
-import { guidanceSchema } from "./guidance.ts";
+import { guidance } from "./guidance.ts";
 import { isSchedule } from "./key_steps.ts";
 
 const { input, output, data, model, training, optimizer, sample, common } = GROUPS;
@@ -216,7 +216,7 @@ export const optimizing = (beta1: number, beta2: number) => ({
 });
 
 export const sampling = {
-  ...guidanceSchema(sample),
+  ...guidance,
   steps: sample(count().default(20), "Integration steps; LightningDiT: 250"),
   sampler: sample(
     z.enum(["euler", "heun", "midpoint", "rk4", "dopri5", "dpm++2m", "unipc", "sde", "euler-stochastic"])

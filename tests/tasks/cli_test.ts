@@ -117,6 +117,7 @@ Deno.test("an unknown command or option ends with exit 2 and one line that names
   for (
     const [line, nearest] of [
       ["sample --cgf 4", "did you mean --cfg?"],
+      ["train-dit --head 4", "did you mean --head-width, --head-depth?"],
       ["align --stepps 1,1,1", "did you mean --steps?"],
       ["align --checkpoint", "Cannot use --checkpoint: it is called --recompute now"],
       ["sample --checkpoint", '"tok sample" has no such option'],
