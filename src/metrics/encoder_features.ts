@@ -264,8 +264,11 @@ export async function writeTokens(
     );
   }
   const network = encoderNetwork(encoder.config);
+  const networks: { network: object; head?: PoolingHead | undefined } = { network };
+  using loaded = new DisposableStack();
+  loaded.defer(() => free(networks));
   await encoder.load(network);
-  const head = await encoder.head();
+  const head = networks.head = await encoder.head();
   const T = Math.floor(width / P) * Math.floor(height / P), B = Math.min(options.batchSize, N);
   const x = input([B, height, width, 3], "f32", "images");
   const program = await capture(

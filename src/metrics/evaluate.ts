@@ -41,6 +41,8 @@ export class SetEvaluation implements Disposable {
   /** Of the real images. */
   readonly #features = new Map<InputSource, Map<EncoderSpace, LabelledFeatures>>();
   readonly #views = new Map<InputSource, InceptionView>();
+  /** Of the real sets by space: the moments that a metric computes of them are kept there. */
+  readonly #real = new Map<string, { set: ImageSet; view: InceptionView }>();
   #jackknife: Jackknife | undefined;
   #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
   /** Lines that were logged: each is said once. */
@@ -225,7 +227,9 @@ export class SetEvaluation implements Disposable {
         if (!repeated && inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
         return { ...known, features: (await extract(space, report, side)).features };
       };
-      const a = await view("real"), b = await view("fake"), progress = log.progress.bind(log);
+      const before = this.#real.get(space), known = before?.set === real ? before.view : undefined;
+      const a = known ?? await view("real"), b = await view("fake"), progress = log.progress.bind(log);
+      this.#real.set(space, { set: real, view: a });
       for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
         await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })));
       }

@@ -11,14 +11,20 @@ import {
   type Replicates,
   resampledMeans,
 } from "../../src/metrics/bootstrap.ts";
+import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
 import { UsageError } from "../../src/errors.ts";
 import { exists, readJson } from "../../src/formats/files.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
+import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
 import { INTERVALS, merged, type StoredIntervals, withoutGroups } from "../../src/metrics/jackknife.ts";
-import { type Features, type Gaussian, gaussian } from "../../src/metrics/moments.ts";
+import { type Features, type Gaussian, gaussian, Moments } from "../../src/metrics/moments.ts";
+import { Results, Selection } from "../../src/metrics/selection.ts";
+import { openEncoder } from "../../src/zoo/encoders.ts";
 import { normal } from "../../src/philox.ts";
-import { inFolder, run } from "../helpers/commands.ts";
+import { testDevice } from "../helpers/check.ts";
+import { inFolder, quietLog, run } from "../helpers/commands.ts";
 import { evalScores } from "../helpers/eval.ts";
 
 const mean = (values: ArrayLike<number>) => Array.from(values).reduce((sum, v) => sum + v, 0) / values.length;
@@ -154,4 +160,35 @@ Deno.test("--intervals writes what the distances are without each group, and cha
       "Cannot use --intervals: it is for distances between sets, and this scores a tokenizer",
     );
   });
+});
+
+Deno.test("the moments of the real set are computed once for all sets that are scored against it", async () => {
+  await testDevice();
+  const { gaussian } = Moments.prototype, encoder = await openEncoder(), { log } = quietLog();
+  const set = (seed: number) => ({
+    name: `${seed}`,
+    spaces: { patches: { features: features(seed, 8, 96) } },
+  });
+  const real = set(1), never = () => Promise.reject(new Error("not needed"));
+  const networks = { inception: never, lpips: never, encoder: () => Promise.resolve(encoder) };
+  const options = { ...networks, batchSize: 4, seed: 0, inceptionInput: "adm" } as const;
+  const selection = new Selection("sets", { metrics: ["fd-encoder"] });
+  using evaluation = await SetEvaluation.open(selection, options, real, set(2), log);
+  using workers = new Workers(0);
+  const train = { images: generatedInputs(workers, new Shapes(2, 1), 32), side: 32 };
+  let computed = 0;
+  Moments.prototype.gaussian = function () {
+    computed++;
+    return gaussian.call(this);
+  };
+  try {
+    for (const [k, expected] of [2, 3, 4].entries()) {
+      await evaluation.score(real, set(2 + k), train, new Results());
+      assertEquals(computed, expected);
+    }
+    await evaluation.score(set(9), set(2), train, new Results());
+    assertEquals(computed, 6);
+  } finally {
+    Moments.prototype.gaussian = gaussian;
+  }
 });

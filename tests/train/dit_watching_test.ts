@@ -4,10 +4,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { sampleConfig } from "../../src/cli/config.ts";
-import { Workers } from "../../src/data/decode_pool.ts";
+import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
+import { Shapes } from "../../src/data/toy_shapes.ts";
 import { OutOfMemoryError, UsageError } from "../../src/errors.ts";
 import { device } from "../../src/gpu/device.ts";
-import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
+import { EncoderFeatures, writeTokens } from "../../src/metrics/encoder_features.ts";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { ParameterSet } from "../../src/nn/parameter_set.ts";
@@ -277,4 +278,15 @@ Deno.test("an encoder whose features do not fit into memory, or are closed, leav
   await assertRejects(open, OutOfMemoryError, "full");
   device().createBuffer = createBuffer;
   assertEquals([left < 0, memory.live], [true, before]);
+});
+
+Deno.test("the network of features in a file is removed from the device with its program", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const encoder = await openEncoder(), { preprocessor } = encoder, path = join(folder, "f.safetensors");
+    using workers = new Workers(0);
+    const images = generatedInputs(workers, new Shapes(2, 1), 32), before = device().memory.live;
+    await writeTokens(path, encoder, images, { preprocessor, batchSize: 2, onProgress: () => {} });
+    assertEquals(device().memory.live, before);
+  });
 });
