@@ -132,13 +132,13 @@ export interface Measured extends Features {
   lengths: Float64Array;
 }
 
-/** Mean of the rows. */
+/** Mean of the rows, rounded to f32: the order of the rows changes the f64 sum, and with it the rounding of centred features. */
 export function meanOf({ data, rows, columns }: Features): Float64Array {
   const mean = new Float64Array(columns);
   for (let at = 0; at < data.length; at += columns) {
     for (let c = 0; c < columns; c++) mean[c] = (mean[c] as number) + (data[at + c] as number) / rows;
   }
-  return mean;
+  return mean.map(Math.fround);
 }
 
 /** Squared lengths of the centred rows, rounded like the operands of GramBlocks. */
@@ -153,24 +153,17 @@ export function squaredLengths({ data, rows, columns }: Features, centre: ArrayL
 }
 
 /**
- * The indices of all rows, sorted by a hash of what the rows hold: subsets that are selected from it do not depend on the order
- * of the files.
+ * The indices of all rows, sorted by the first feature, among equal ones by the next: subsets that are selected from it do not
+ * depend on the order of the files. Features that differ by rounding, as those of other kernels, exchange neighbours at most.
  */
 export function orderByContent({ data, rows, columns }: Features): Uint32Array {
-  const bits = new Uint32Array(data.buffer, data.byteOffset, data.length);
-  const low = new Uint32Array(rows), high = new Uint32Array(rows);
-  for (let r = 0; r < rows; r++) {
-    let a = 2166136261, b = 0x9e3779b9;
-    for (let at = r * columns; at < (r + 1) * columns; at++) {
-      const word = bits[at] as number;
-      a = Math.imul(a ^ word ^ (a >>> 15), 16777619);
-      b = Math.imul(b ^ word ^ (b >>> 13), 0x85ebca6b);
+  const compare = (i: number, j: number) => {
+    for (let c = 0; c < columns; c++) {
+      const difference = (data[i * columns + c] as number) - (data[j * columns + c] as number);
+      if (difference !== 0) return difference;
     }
-    low[r] = a;
-    high[r] = b;
-  }
-  const compare = (i: number, j: number) =>
-    (high[i] as number) - (high[j] as number) || (low[i] as number) - (low[j] as number) || i - j;
+    return i - j;
+  };
   return Uint32Array.from({ length: rows }, (_, i) => i).sort(compare);
 }
 

@@ -2,7 +2,7 @@
 // outer products is divided into bands of rows, one a thread. Each element accumulates the same chunks of rows in the same
 // order whatever the batches and the number of threads, so the bits depend on neither.
 
-import { NotFiniteError, UsageError } from "../errors.ts";
+import { NotFiniteError, ShapeError, UsageError } from "../errors.ts";
 import { bandsOf, DotProducts } from "./dot_products.ts";
 import { padded } from "./linalg.ts";
 
@@ -134,9 +134,10 @@ export class Moments implements Disposable {
     this.#chunk = this.#newChunk();
   }
 
-  /** Adds complete rows. @throws UsageError for features that are not finite */
+  /** Adds complete rows. @throws ShapeError for a part of a row, UsageError for features that are not finite */
   async add(data: Float32Array): Promise<void> {
     const n = this.columns;
+    if (data.length % n !== 0) throw new ShapeError(`${data.length} numbers are no rows of ${n} features`);
     this.#gaussian = undefined;
     for (let from = 0; from < data.length; from += n) {
       const row = data.subarray(from, from + n);
@@ -203,8 +204,14 @@ export class Moments implements Disposable {
   }
 }
 
-/** Mean and covariance of features. @throws UsageError for fewer than two rows or features that are not finite */
-export async function gaussian({ data, columns }: Features): Promise<Gaussian> {
+/**
+ * Mean and covariance of features.
+ * @throws UsageError for fewer than two rows or features that are not finite, ShapeError if data is not [rows, columns]
+ */
+export async function gaussian({ data, rows, columns }: Features): Promise<Gaussian> {
+  if (data.length !== rows * columns) {
+    throw new ShapeError(`features [${rows}, ${columns}] have ${data.length} numbers`);
+  }
   using moments = new Moments(columns);
   await moments.add(data);
   return await moments.gaussian();

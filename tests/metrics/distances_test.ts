@@ -1,31 +1,24 @@
-// Distances of sets of features against NumPy and SciPy, what must hold of each of them, and that neither the batch size nor the
-// order of the files changes a score.
+// Distances of sets of features against NumPy and SciPy, and what must hold of each of them.
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
-import { UsageError } from "../../src/errors.ts";
-import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
-import type { InputSource } from "../../src/data/network_input.ts";
-import { Shapes } from "../../src/data/toy_shapes.ts";
+import { ShapeError, UsageError } from "../../src/errors.ts";
 import { openImages } from "../../src/data/open_images.ts";
 import { writePng } from "../../src/image/image.ts";
 import { centerOf, resizeRows } from "../../src/image/resize.ts";
 import { rowsOf as imageRows } from "../../src/image/rows.ts";
 import { imageProgram, Rows } from "../../src/metrics/batched.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
-import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { cmmd, kernelDistance } from "../../src/metrics/fidelity.ts";
 import { frechet, frechetAtInfinity } from "../../src/metrics/frechet.ts";
 import { type Features, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { randomOrder, rowsOf } from "../../src/metrics/gram.ts";
 import { densityCoverage, precisionRecall } from "../../src/metrics/precision_recall.ts";
-import { Results, Selection } from "../../src/metrics/selection.ts";
 import { mind } from "../../src/metrics/sliced.ts";
-import { METRICS } from "../../src/metrics/table.ts";
 import { Vit } from "../../src/models/vit.ts";
+import { normal } from "../../src/philox.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { testDevice } from "../helpers/check.ts";
-import { quietLog } from "../helpers/commands.ts";
 import { encoderFolder, inFolder } from "../helpers/encoder_files.ts";
 import { units } from "../helpers/formula.ts";
 import fixture from "../fixtures/distances.json" with { type: "json" };
@@ -146,46 +139,46 @@ Deno.test("moments and rows do not depend on the size of the batches that they a
   }
 });
 
-const shuffled = (images: InputSource): InputSource => {
-  const at = (i: number) => (29 * i + 3) % images.length;
-  return {
-    ...{ length: images.length, classes: images.classes },
-    ...{ label: (i) => images.label(at(i)), name: (i) => images.name(at(i)) },
-    ...{ bytes: (i, ...more) => images.bytes(at(i), ...more), input: (i, view) => images.input(at(i), view) },
-  };
-};
+/**
+ * Mean and standard deviation, to second order in 1 / n, of the Frechet distance of two samples of n rows of one Gaussian with
+ * variances v. The difference of the means has the variances 2 v_i / n; that of the covariances has entries of variance 2 v_i v_j
+ * (1 + [i = j]) / (n - 1), and adds the sum of its squares over 2 (v_i + v_j) (the Bures metric).
+ */
+function distanceOfHalves(v: readonly number[], n: number): { mean: number; deviation: number } {
+  const terms = v.map((vi) => 2 * vi / n);
+  v.forEach((vi, i) => v.slice(0, i).forEach((vj) => terms.push(2 * vi * vj / (vi + vj) / (n - 1))));
+  terms.push(...v.map((vi) => vi / (n - 1)));
+  const sum = (values: number[]) => values.reduce((s, t) => s + t, 0);
+  return { mean: sum(terms), deviation: Math.sqrt(2 * sum(terms.map((t) => t * t))) };
+}
 
-Deno.test("no score in an encoder's space depends on batch size or order of files beyond 1e-9", async () => {
-  await testDevice();
-  const encoder = await openEncoder(), workers = new Workers(0);
-  const shapes = (n: number, seed: number) => generatedInputs(workers, new Shapes(n, seed), 32);
-  const images = { real: shapes(20, 1), fake: shapes(17, 2) };
-  const metrics = METRICS.filter(({ from, name }) =>
-    from === "encoder" && !["fd-dinov2", "fd-pooled"].includes(name)
-  ).map((m) => m.name);
-  const score = async (batchSize: number, order: (images: InputSource) => InputSource = (x) => x) => {
-    const { log } = quietLog(), results = new Results();
-    const options = {
-      ...{ batchSize, seed: 0, inceptionInput: "pytorch-fid" as const },
-      inception: () => Promise.reject(),
-      lpips: () => Promise.reject(),
-      encoder: () => Promise.resolve(encoder),
-    };
-    const real = { name: "real", images: order(images.real) },
-      fake = { name: "fake", images: order(images.fake) };
-    using evaluation = await SetEvaluation.open(new Selection("sets", { metrics }), options, real, fake, log);
-    await evaluation.score(real, fake, { images: images.real, side: 32 }, results);
-    results.rethrow();
-    return results.scores;
-  };
-  const expected = await score(64);
-  assertEquals(
-    Object.keys(expected).sort(),
-    [...metrics.map((name) => name.replaceAll("-", "_")), "n"].sort(),
+Deno.test("disjoint halves of a set are as far apart as theory says; flattened features are not", async () => {
+  const columns = 24, n = 1000, pairs = 4, variances = Array.from({ length: columns }, (_, i) => 0.9 ** i);
+  const { mean, deviation } = distanceOfHalves(variances, n), bound = 4 * deviation / Math.sqrt(pairs);
+  assert(bound < 0.2 * mean);
+  const shape = (data: Float32Array, columns: number) => ({ data, rows: data.length / columns, columns });
+  const sets = Array.from(
+    { length: pairs },
+    (_, s) => normal(s, 9, 2 * n * columns).map((z, k) => 3 + z * Math.sqrt(variances[k % columns]!)),
   );
-  for (const other of [await score(1), await score(7, shuffled)]) {
-    for (const [key, value] of Object.entries(expected)) assertNear(other[key], value, 1e-9, key);
-  }
+  const apart = async (columns: number, width = columns) => {
+    let sum = 0;
+    for (const data of sets) {
+      const halves = [data.subarray(0, data.length / 2), data.subarray(data.length / 2)];
+      const [a, b] = await Promise.all(halves.map((half) => gaussian(shape(half, columns))));
+      assertEquals([a!.mean.length, b!.covariance.length], [width, width ** 2]);
+      sum += await frechet(a!, b!) / pairs;
+    }
+    return sum;
+  };
+  const distance = await apart(columns);
+  assert(Math.abs(distance - mean) < bound, `${distance}, not ${mean} within ${bound}`);
+  const flat = await apart(1);
+  assert(Math.abs(flat - mean) > bound, `flattened: ${flat} against ${mean}`);
+  await assertRejects(() => apart(columns, 1));
+  const part = { data: new Float32Array(50), rows: 2, columns };
+  await assertRejects(() => gaussian(part), ShapeError, "features [2, 24] have 50 numbers");
+  await assertRejects(() => new Moments(columns).add(part.data), ShapeError, "50 numbers are no rows of 24");
 });
 
 Deno.test("FD-DINOv2 takes the CLS token of the image stretched to 224 x 224, with the authors' positions", async () => {

@@ -7,36 +7,14 @@ import { UsageError } from "../../src/errors.ts";
 import { openImages } from "../../src/data/open_images.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
-import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
+import { openSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { openEncoder, openFeatureEncoder } from "../../src/zoo/encoders.ts";
 import { PROFILES, relativeError, testDevice } from "../helpers/check.ts";
 import { assertClaim } from "../helpers/claims.ts";
 import { run } from "../helpers/commands.ts";
 import { open } from "../helpers/compare.ts";
-import { inFolder, writeJson } from "../helpers/encoder_files.ts";
-import { formulaWeights } from "../helpers/formula.ts";
-
-interface Model {
-  shapes: Record<string, number[]>;
-  config: Record<string, unknown>;
-  preprocessor: Record<string, unknown>;
-}
-
-/** A two-tower checkpoint, or one with a classifier, in Hugging Face layout. @param without a tensor that it lacks */
-async function checkpoint(path: string, { shapes, config, preprocessor }: Model, without?: string) {
-  await Deno.mkdir(path);
-  writeJson(join(path, "config.json"), config);
-  writeJson(join(path, "preprocessor_config.json"), preprocessor);
-  const others: Record<string, number[]> = config.model_type === "convnextv2"
-    ? { "classifier.weight": [4, 8] }
-    : { "text_model.final_layer_norm.weight": [4], "text_projection.weight": [12, 4] };
-  const tensors = Object.entries({ ...shapes, ...others }).filter(([name]) => name !== without);
-  await writeSafetensors(
-    join(path, "model.safetensors"),
-    tensors.map(([name, shape]) => ({ name, shape, data: formulaWeights(name, shape) })),
-  );
-}
+import { checkpoint, inFolder, type Model, writeJson } from "../helpers/encoder_files.ts";
 
 for (const name of ["clip", "siglip", "convnextv2"]) {
   Deno.test(`tok features writes the pooled features of ${name} that PyTorch computes, in both kernel profiles`, async () => {
