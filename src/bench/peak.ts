@@ -65,12 +65,7 @@ export async function measurePeaks(): Promise<Peaks> {
   // How many chains fill an adapter without running out of its registers differs; more than these never helped.
   let fma = 0;
   const cpu = device().profile === "cpu";
-  const n = cpu ? 1 << 16 : 1 << 20;
-  for (const chains of [2, 3, 4]) {
-    const program = capture("fma", { x: input([n]) }, ({ x }) => ({ y: multiplyAdds(x, chains, 32) }));
-    fma = Math.max(fma, program.plan.flops / await best(program) / 1e6);
-    program.destroy();
-  }
+  for (const chains of [2, 3, 4]) fma = Math.max(fma, await measureMultiplyAdds(chains));
   const copies: Peaks["copies"] = [];
   const { facts: { software }, limits } = device();
   const sizes = [1 << 20, 1 << 22, 1 << 24, 1 << 26, ...software ? [] : [1 << 28, 1 << 30]]; // caches of GPUs hold 1 << 26
@@ -96,8 +91,17 @@ export async function measurePeaks(): Promise<Peaks> {
   return { fma, copy: copies.at(-1)?.rate ?? NaN, copies, gemm };
 }
 
-async function best(program: Any): Promise<number> {
+/** GFLOP/s of multiply-adds in registers, in `chains` independent chains. @param timing batchMs and tries of {@link timesOf} */
+export async function measureMultiplyAdds(chains: number, ...timing: [batchMs?: number, tries?: number]) {
+  const n = device().profile === "cpu" ? 1 << 16 : 1 << 20;
+  const program = capture("fma", { x: input([n]) }, ({ x }) => ({ y: multiplyAdds(x, chains, 32) }));
+  const rate = program.plan.flops / await best(program, ...timing) / 1e6;
+  program.destroy();
+  return rate;
+}
+
+async function best(program: Any, ...timing: [batchMs?: number, tries?: number]): Promise<number> {
   await program.prepare();
-  const [shortest] = await timesOf((runs) => program.repeat(runs));
+  const [shortest] = await timesOf((runs) => program.repeat(runs), ...timing);
   return shortest as number;
 }

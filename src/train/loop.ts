@@ -25,7 +25,7 @@ export interface LoopOptions {
   saveEvery: number;
   /** Whether a checkpoint is also due after `n` steps. */
   keeps?(n: number): boolean;
-  onLog(row: LogRow): void;
+  onLog(row: LogRow): void | Promise<void>;
   /** Called when steps were skipped, with their number and the cause. */
   onSkipped?(message: string): void;
   onStep?(n: number): void;
@@ -127,7 +127,7 @@ export async function trainLoop<D>(
       }
     }
     logged = n;
-    o.onLog(row);
+    await o.onLog(row);
   };
   const stream = recipe.data(o.from, steps);
   for (let n = o.from; n < steps; n++) {

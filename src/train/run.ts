@@ -24,6 +24,7 @@ import { planTable } from "./plan_table.ts";
 import type { AlignConfig } from "../cli/config.ts";
 import type { Schema } from "../cli/flags.ts";
 import type { Recipe } from "./recipe.ts";
+import { TuningAdvice } from "./tuning_advice.ts";
 import { metricOf, type Scores, type Validation, Validator } from "./validation.ts";
 
 /** The options that every training command has. */
@@ -175,6 +176,7 @@ async function train(
     },
   });
   if (resumed) validator?.resume(resumed);
+  const advice = new TuningAdvice((text) => log.warn(text));
   const dataWaits: Record<string, number> = {};
   let resume = resumed, begin = 0; // steps of the recipes before
   for (const [index, recipe] of recipes.entries()) {
@@ -212,6 +214,7 @@ async function train(
         const step = offset + row.step;
         log.event("step", { stage: recipe.name, ...row, step });
         events?.training(step, row);
+        return advice.row(recipe, row);
       },
       onSkipped: (message) => log.warn(message),
       save,
