@@ -8,7 +8,7 @@ import { fingerprintOf } from "../formats/provenance.ts";
 import { difference, type Interval, intervalOf, type Replicates, resampledMeans } from "./bootstrap.ts";
 import { readImageScores } from "./image_scores.ts";
 import { type Ingredients, metricsSchema } from "./ingredients.ts";
-import { INTERVALS, type StoredIntervals } from "./jackknife.ts";
+import { hasGroups, INTERVALS, type StoredIntervals } from "./jackknife.ts";
 import { betterOf, isFigureOf } from "./table.ts";
 
 /** A finished evaluation. */
@@ -260,19 +260,21 @@ function notesOf(figures: readonly Figure[], runs: readonly EvaluatedRun[]): str
       ]
       : [];
   });
-  const bare = figures.filter(({ values, intervals }) =>
-    values.some((value, r) => value !== undefined && !intervals[r])
-  );
-  const sets = bare.filter(({ key }) =>
-    runs.some(({ ingredients }) => /^(inception|encoder)$/.test(ingredients[key]?.from ?? ""))
-  );
-  const others = bare.filter((figure) => !sets.includes(figure));
-  const keysOf = (list: readonly Figure[]) => list.map(({ key }) => key).join(", ");
+  const bare = figures.flatMap(({ key, values, intervals }) => {
+    const known = [...values.keys()].filter((r) => values[r] !== undefined);
+    const without = known.filter((r) => !intervals[r]).map((r) => runs[r]?.name);
+    if (without.length === 0) return [];
+    return [{ key, text: without.length === known.length ? key : `${key} of ${without.join(", ")}` }];
+  });
+  const of = (includes: (key: string) => boolean) =>
+    bare.filter(({ key }) => includes(key)).map(({ text }) => text).join(", ");
+  const isByImage = (key: string) => !hasGroups(key) && runs.some(({ columns }) => columns.has(key));
+  const repeated = of(hasGroups), byImage = of(isByImage);
+  const others = of((key) => !hasGroups(key) && !isByImage(key));
   return [
     ...inside,
-    ...sets.length
-      ? [`no interval of ${keysOf(sets)}: evaluate with --intervals, which keeps what it needs`]
-      : [],
-    ...others.length ? [`no interval of ${keysOf(others)}: no scores of single images are kept`] : [],
+    ...repeated ? [`no interval of ${repeated}: evaluate with --intervals, which keeps what it needs`] : [],
+    ...byImage ? [`no interval of ${byImage}: images.csv has no such scores of this evaluation`] : [],
+    ...others ? [`no interval of ${others}: nothing is kept of single images`] : [],
   ];
 }

@@ -5,6 +5,8 @@ import type { Interval } from "./bootstrap.ts";
 import { type Comparison, type Figure, isInside } from "./comparison.ts";
 
 const round = (value: number) => String(Number(value.toPrecision(4)));
+/** A difference: two digits say how large it is. */
+const delta = (value: number) => `${value < 0 ? "" : "+"}${Number(value.toPrecision(2))}`;
 const span = ({ low, high }: Interval) => `[${round(low)}, ${round(high)}]`;
 const ARROWS = { higher: " ↑", lower: " ↓" };
 const nameOf = ({ key, better }: Figure) => `${key}${better ? ARROWS[better] : ""}`;
@@ -60,18 +62,14 @@ export function comparisonSections({ runs, facts, figures, notes }: Comparison):
   const cell = (figure: Figure, r: number) => {
     const { values, intervals, best, differences } = figure, value = values[r], interval = intervals[r];
     if (value === undefined) return "";
-    const number = r === best ? `<b>${round(value)}</b>` : round(value), delta = differences[r];
+    const number = r === best ? `<b>${round(value)}</b>` : round(value), from = differences[r];
     const text = [
       ...interval ? [span(interval)] : [],
-      ...delta
-        ? [
-          `${delta.value < 0 ? "" : "+"}${round(delta.value)}${
-            isInside(delta) ? " (inside its interval)" : ""
-          }`,
-        ]
-        : [],
+      ...from ? [`${delta(from.value)}${isInside(from) ? " (inside its interval)" : ""}`] : [],
     ];
-    return `${number}${text.map((line) => `<br><small>${escape(line)}</small>`).join("")}`;
+    return `${number}${
+      text.map((line) => `<br><small style="white-space: nowrap">${escape(line)}</small>`).join("")
+    }`;
   };
   const head = row("th", ["", ...runs.map(({ name }) => escape(name))]);
   const card = (rows: readonly string[]) =>

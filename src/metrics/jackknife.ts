@@ -7,7 +7,14 @@ import type { Log } from "../run/log.ts";
 import { GROUPS, groupsOf, intervalOf } from "./bootstrap.ts";
 import type { InceptionView } from "./inception.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
-import type { EncoderMetric, InceptionMetric, Scores, SetContext } from "./table.ts";
+import {
+  type EncoderMetric,
+  type InceptionMetric,
+  isFigureOf,
+  METRICS,
+  type Scores,
+  type SetContext,
+} from "./table.ts";
 
 type SetMetric = InceptionMetric | EncoderMetric;
 
@@ -26,6 +33,13 @@ export interface StoredIntervals {
 /** Whether a metric is computed once more for each group: not what takes 15 distances, or keeps no features. */
 const isRepeated = ({ fake, name }: SetMetric) =>
   (fake === "moments" || fake === "features") && !name.includes("infinity");
+
+/** Whether --intervals gives the interval of a figure. */
+export const hasGroups = (key: string): boolean =>
+  METRICS.some((metric) =>
+    (metric.from === "inception" || metric.from === "encoder") && isRepeated(metric) &&
+    isFigureOf(key, metric.name)
+  );
 
 /** Rows of features without those of one group, or only those. */
 function rowsWhere({ data, columns }: Features, keep: (row: number) => boolean): Features {

@@ -6,7 +6,7 @@ import { UsageError } from "../../src/errors.ts";
 import { makeFolder, readJson, writeJson } from "../../src/formats/files.ts";
 import { readImageScores } from "../../src/metrics/image_scores.ts";
 import type { Ingredients, SamplingIngredients } from "../../src/metrics/ingredients.ts";
-import { INTERVALS } from "../../src/metrics/jackknife.ts";
+import { hasGroups, INTERVALS } from "../../src/metrics/jackknife.ts";
 import { betterOf, isFigureOf, METRIC_NAMES } from "../../src/metrics/table.ts";
 import { normal } from "../../src/philox.ts";
 import { inFolder, run } from "../helpers/commands.ts";
@@ -158,8 +158,10 @@ Deno.test("what was not kept has no interval, and the option that keeps it is na
     assertEquals(figures.fid!.inside, [null, true, null]);
     const said = (text: string) => assert(lines.some((line) => line.includes(text)), text);
     said("fid: zero is inside the 95 % interval of the difference of b from a");
-    said("no interval of fid: evaluate with --intervals");
-    said("no interval of psnr: no scores of single images are kept");
+    said("no interval of fid of c: evaluate with --intervals");
+    said("no interval of psnr of c: images.csv has no such scores of this evaluation");
+    const keys = ["fid", "kid_encoder", "coverage", "mind"], others = ["is", "sfid", "fid_infinity", "psnr"];
+    assertEquals([...keys, ...others].map(hasGroups), [...keys.map(() => true), ...others.map(() => false)]);
   });
 });
 
