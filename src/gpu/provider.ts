@@ -99,15 +99,19 @@ let loaded: Provider | undefined;
 /** The process aborts if one of them is collected while something made from it is in use. */
 const instances: GPU[] = [];
 
-async function loadDawn(folder: string | undefined): Promise<Provider> {
+/** @param more toggles to enable, separated by commas, such as "disable_robustness": no bounds checks, for measurements */
+export async function loadDawn(
+  folder: string | undefined,
+  more = Deno.env.get("TOK_DAWN_TOGGLES") ?? "",
+): Promise<Provider> {
   const { create }: Package = await importDawn(folder);
-  const toggles = [...TOGGLES, ...(Deno.env.get("TOK_DAWN_TOGGLES") ?? "").split(",").filter(Boolean)];
-  const request = async (more: readonly string[]): Promise<GPUAdapter | undefined> => {
+  const toggles = [...TOGGLES, ...more.split(",").filter(Boolean)];
+  const request = async (...chosen: string[]): Promise<GPUAdapter | undefined> => {
     try {
       const instance = create([
         `enable-dawn-features=${toggles.join(",")}`,
         `disable-dawn-features=${WITHOUT.join(",")}`,
-        ...more,
+        ...chosen,
       ]);
       instances.push(instance);
       return await instance.requestAdapter(preference(false)) ?? undefined;
@@ -122,10 +126,10 @@ async function loadDawn(folder: string | undefined): Promise<Provider> {
     features: ["shader-f16", "timestamp-query", "subgroups", "chromium-experimental-subgroup-matrix"],
     mapsAtOnce: false,
     async adapter(cpu) {
-      const best = await request([]);
+      const best = await request();
       if (!cpu || !best || isSoftware(best.info.description)) return best;
       for (const name of SOFTWARE_NAMES) {
-        const found = await request([`adapter=${name}`]);
+        const found = await request(`adapter=${name}`);
         if (found) return found;
       }
       return undefined;

@@ -6,7 +6,7 @@ import { GpuError, OutOfMemoryError, UsageError } from "../../src/errors.ts";
 import { device } from "../../src/gpu/device.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
 import { capture } from "../../src/gpu/program.ts";
-import { dawnFolder, openProvider, PROVIDERS } from "../../src/gpu/provider.ts";
+import { dawnFolder, loadDawn, openProvider, PROVIDERS } from "../../src/gpu/provider.ts";
 import { addInPlace } from "../../src/gpu/memory.ts";
 import { readBuffer } from "../../src/gpu/readback.ts";
 import { variable } from "../../src/tensor/tensor.ts";
@@ -84,6 +84,36 @@ Deno.test("where Dawn's package cannot be loaded, --gpu dawn is one line and exi
     assertMatch(text, /^tok: Cannot use Dawn: "[^"]*" cannot be loaded \(.*\); do without --gpu dawn\n$/);
   } finally {
     Deno.removeSync(empty);
+  }
+});
+
+Deno.test("Dawn gets the toggles of TOK_DAWN_TOGGLES, and --cpu another instance if the best adapter is a GPU", async () => {
+  const folder = Deno.makeTempDirSync(), asked: string[][] = [];
+  const create = (options: string[]) => {
+    asked.push(options);
+    const [name] = options.flatMap((option) => option.startsWith("adapter=") ? option.slice(8) : []);
+    if (name === "llvmpipe") throw new Error("no suitable backends found");
+    return { requestAdapter: () => Promise.resolve({ info: { description: name ?? "a GPU" } }) };
+  };
+  try {
+    Object.assign(globalThis, { createForTest: create });
+    Deno.writeTextFileSync(
+      `${folder}/index.js`,
+      "export const create = (options) => globalThis.createForTest(options);",
+    );
+    const { adapter, name } = await loadDawn(folder, "disable_robustness,skip_validation");
+    assertEquals(name, "dawn");
+    assertEquals((await adapter(false))?.info.description, "a GPU");
+    const [first = []] = asked;
+    assertEquals(first, [
+      "enable-dawn-features=allow_unsafe_apis,vulkan_enable_f16_on_nvidia,disable_robustness,skip_validation",
+      "disable-dawn-features=timestamp_quantization",
+    ]);
+    assertEquals((await adapter(true))?.info.description, "SwiftShader");
+    assertEquals(asked.slice(2), ["llvmpipe", "SwiftShader"].map((name) => [...first, `adapter=${name}`]));
+  } finally {
+    Reflect.deleteProperty(globalThis, "createForTest");
+    Deno.removeSync(folder, { recursive: true });
   }
 });
 
