@@ -1,23 +1,27 @@
 // Prints the WGSL of GEMM: C[M,N] = alpha * A[M,K] B[K,N] + bias[N], plain, transposed, batched, or with one operand gathered
 // from a feature map (convolution as implicit GEMM). A generator because register tiles must be unrolled: loop and bounds
-// checks cannot be switched off, so only unrolled code runs at full speed. Two backends:
+// checks cannot be switched off, so only unrolled code runs at full speed. Three backends:
 //   gemm_cpu.ts: a thread owns a TMxTN tile and loops over K in steps of 4 or 8 with vec4 loads, from textures where they fit
 //     (gpu/software/staging.ts), without workgroup memory; a workgroup is one SIMD vector of consecutive tiles of the batch.
 //   gemm_gpu.ts: a workgroup of 16x16 threads owns a tile of 64x64 to 128x128, with K-tiles of 16 in workgroup memory.
+//   gemm_matrix.ts: the same by subgroup matrices (tensor cores), where both operands are fp16 and the device has them.
 
 import { cpuKernel, type CpuSpec } from "./gemm_cpu.ts";
 import { gpuKernel, type GpuSpec } from "./gemm_gpu.ts";
+import { matrixKernel, type MatrixSpec } from "./gemm_matrix.ts";
 
 export { canSplitK, cpuIterations, cpuSpec, usesKxInner } from "./gemm_cpu.ts";
 export { gpuIterations, gpuSpec, gpuTileBytes } from "./gemm_gpu.ts";
+export { matrixIterations, matrixSpec, matrixTileBytes, type MatrixUnit } from "./gemm_matrix.ts";
 export { CONV_SIZES, type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";
 
-export type GemmSpec = CpuSpec | GpuSpec;
+export type GemmSpec = CpuSpec | GpuSpec | MatrixSpec;
 
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and row_sums. */
 export function gemmWgsl(spec: GemmSpec): string {
   const space = spec.backend === "cpu" && spec.textures ? "texture" : "storage";
-  const operand = spec.vector ? "vec4<f32>" : "f32";
+  const type = spec.backend === "matrix" ? "f16" : "f32";
+  const operand = spec.vector ? `vec4<${type}>` : type;
   return `struct Params {
   M: u32, N: u32, K: u32,
   lda: u32, ldb: u32, ldc: u32, // elements between rows
@@ -34,5 +38,5 @@ var<storage> bias: array<f32>;
 var<storage> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 var<storage> row_sums: array<vec4<f32>>; // of op(A) over K: [batch, splits, M]
 
-${spec.backend === "gpu" ? gpuKernel(spec) : cpuKernel(spec)}`;
+${spec.backend === "cpu" ? cpuKernel(spec) : spec.backend === "gpu" ? gpuKernel(spec) : matrixKernel(spec)}`;
 }

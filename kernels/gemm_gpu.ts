@@ -1,6 +1,7 @@
 // GEMM for GPUs: K-tiles in workgroup memory. See gemm.ts.
 
 import {
+  alongSide,
   type CommonSpec,
   type ConvSizes,
   elementFunctions,
@@ -10,6 +11,7 @@ import {
   lines,
   offsets,
   range,
+  tileLoad,
   XYZW,
 } from "./gemm_parts.ts";
 
@@ -48,11 +50,8 @@ const paddedRow = (side: number) => side / 4 + 1;
  */
 export function gpuKernel(spec: GpuSpec): string {
   const [BM, BN] = spec.tile, TM = BM / SIDE, TN4 = BN / SIDE / 4, TM4 = TM / 4;
-  // Adjacent threads load adjacent addresses along the operand's contiguous axis.
-  const { source, vector, sizes } = spec;
-  const aAlongM = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
-  const bAlongN = !(source.kind === "conv" || (source.kind === "plain" && source.transposeB));
-  const a = operand(spec, "a", BM, aAlongM), b = operand(spec, "b", BN, bAlongN);
+  const { source, vector, sizes } = spec, along = alongSide(source);
+  const a = operand(spec, "a", BM, along.a), b = operand(spec, "b", BN, along.b);
   const multiplyAdd = (u: number) =>
     [
       ...range(TM4).map((i) => `let a${u}_${i} = tile_a[${u}][ty * ${TM4}u + ${i}u];`),
@@ -107,37 +106,18 @@ ${
 `;
 }
 
-/** How the threads load one operand's K-tile: as vec4s `along` the tile's side, or along K. */
-function operand(spec: GpuSpec, name: "a" | "b", side: number, along: boolean) {
-  const perThread = side * GPU_TILE_K / 4 / THREADS;
-  const across = (along ? side : GPU_TILE_K) / 4;
-  const place = (i: number) => {
-    const e = `(t + ${i * THREADS}u)`, four = `${e} % ${across}u * 4u`, one = `${e} / ${across}u`;
-    return along ? { at: four, k: one } : { at: one, k: four };
-  };
-  const first = name === "a" ? "first_m" : "first_n";
-  const element = (kTile: string, k: string, at: string) =>
-    name === "a"
-      ? `a_at(offset_a, ${at}, ${kTile}, ${kTile} + ${k}, end)`
-      : `b_at(offset_b, ${at}, ${kTile}, ${kTile} + ${k}, end)`;
-  const next = (i: number) => `next_${name}${i}`;
+/** How the threads load one operand's K-tile, and store it with the side of the tile contiguous. */
+function operand({ vector }: GpuSpec, name: "a" | "b", side: number, along: boolean) {
+  const load = tileLoad({ name, side, along, tileK: GPU_TILE_K, threads: THREADS, vector, type: "f32" });
   return {
-    declare: lines(perThread, (i) => `  var ${next(i)} = vec4<f32>();`),
-    load: (from: string) =>
-      lines(perThread, (i) => {
-        const { at, k } = place(i);
-        const four = (e: number) =>
-          along
-            ? element(from, k, `${first} + ${at} + ${e}u`)
-            : element(from, `${k} + ${e}u`, `${first} + ${at}`);
-        return `    ${next(i)} = ${spec.vector ? four(0) : `vec4<f32>(${range(4).map(four).join(", ")})`};`;
-      }),
-    store: lines(perThread, (i) => {
-      const { at, k } = place(i), tile = `tile_${name}`;
-      if (along) return `    ${tile}[${k}][(${at}) / 4u] = ${next(i)};`;
+    ...load,
+    store: lines(load.count, (i) => {
+      const { at, k } = load.place(i), tile = `tile_${name}`, next = load.next(i);
+      if (along) return `    ${tile}[${k}][(${at}) / 4u] = ${next};`;
       return range(4).map((e) =>
-        `    ${tile}[${k} + ${e}u][(${at}) / 4u][(${at}) % 4u] = ${next(i)}.${XYZW[e]};`
-      ).join("\n");
+        `    ${tile}[${k} + ${e}u][(${at}) / 4u][(${at}) % 4u] = ${next}.${XYZW[e]};`
+      )
+        .join("\n");
     }),
   };
 }

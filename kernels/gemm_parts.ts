@@ -23,7 +23,7 @@ export interface GemmProblem {
   readonly splitK: number;
   /** Sizes of the convolution, where the source is one. */
   readonly conv: ConvSizes | undefined;
-  /** Outputs of a thread (cpu; multiples of 4) or of a workgroup (gpu; multiples of 64). */
+  /** Outputs of a thread (cpu; multiples of 4) or of a workgroup (gpu: multiples of 64, matrix: of 32). */
   readonly tile: readonly [number, number];
   /** Loads are vec4s: leading dimensions are multiples of 4, and K where an operand is contiguous along it (zero-padded). */
   readonly vector: boolean;
@@ -58,8 +58,13 @@ export function offsets(): string {
  * @param wide loads the four elements that begin there along the contiguous axis
  * @param sizes of a convolution, as literals; parameters where absent
  */
-export function elementFunctions(source: GemmSource, wide: boolean, sizes?: ConvSizes): string {
-  const V = wide ? "vec4<f32>" : "f32";
+export function elementFunctions(
+  source: GemmSource,
+  wide: boolean,
+  sizes?: ConvSizes,
+  { type = "f32", tileK = GPU_TILE_K }: { type?: "f32" | "f16"; tileK?: number } = {},
+): string {
+  const V = wide ? `vec4<${type}>` : type;
   const read = (name: string, at: string) => `return ${name}(${wide ? `(${at}) / 4u` : at});`;
   const a = (body: string) => `
 fn a_at(offset_a: u32, m: u32, k_tile: u32, k: u32, end: u32) -> ${V} {
@@ -76,9 +81,9 @@ fn b_at(offset_b: u32, n: u32, k_tile: u32, k: u32, end: u32) -> ${V} {
       b(read("b", `offset_b + ${source.transposeB ? "n * params.ldb + k" : "k * params.ldb + n"}`));
   }
   const { H, W, C, Ho, Wo, Co, KW, stride, top, left } = sizeNames(sizes);
-  /** The tap of k. Where 16 divides the channels, a K-tile lies within one tap, and all threads divide the same number. */
+  /** The tap of k. Where tileK divides the channels, a K-tile lies within one tap, and all threads divide the same number. */
   const tapOf = (name: "C" | "Co", channels: string) =>
-    `let tap = ${sizes && sizes[name] % GPU_TILE_K === 0 ? "k_tile" : "k"} / ${channels};`;
+    `let tap = ${sizes && sizes[name] % tileK === 0 ? "k_tile" : "k"} / ${channels};`;
   const pixelOfX = `
 fn pixel_of_x(pixel: u32, ky: u32, kx: u32) -> i32 { // index of the first channel, or -1 in the padding
   let iy = i32((pixel / ${Wo}) % ${Ho} * ${stride} + ky) - i32(${top});
@@ -114,6 +119,59 @@ fn pixel_of_dy(pixel: u32, ky: u32, kx: u32) -> i32 {
             gather("pixel_of_x", "k", read("b", `offset_b + u32(at) + n - tap * ${C}`)),
         );
   }
+}
+
+/** How a workgroup loads one operand's K-tile. */
+export interface TileLoad {
+  readonly name: "a" | "b";
+  /** Rows of A or columns of B in the tile. */
+  readonly side: number;
+  /** Whether the operand is contiguous along the side, and not along K: adjacent threads load adjacent addresses. */
+  readonly along: boolean;
+  readonly tileK: number;
+  readonly threads: number;
+  readonly vector: boolean;
+  readonly type: "f32" | "f16";
+}
+
+/** Whether each operand is contiguous along its side of the tile, and not along K. */
+export const alongSide = (source: GemmSource): { a: boolean; b: boolean } => ({
+  a: source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA),
+  b: !(source.kind === "conv" || (source.kind === "plain" && source.transposeB)),
+});
+
+/** Loads of one operand's K-tile into registers: each thread has `count` vec4s `along` the tile's side, or along K. */
+export function tileLoad({ name, side, along, tileK, threads, vector, type }: TileLoad) {
+  const count = side * tileK / 4 / threads;
+  const across = (along ? side : tileK) / 4;
+  /** Where the K-tile's vec4 number e begins: `at` on the side, and k. */
+  const placeOf = (e: string) => {
+    const four = `${e} % ${across}u * 4u`, one = `${e} / ${across}u`;
+    return along ? { at: four, k: one } : { at: one, k: four };
+  };
+  const number = (i: number) => `(t + ${i * threads}u)`; // of the thread's i-th vec4
+  const first = name === "a" ? "first_m" : "first_n";
+  const element = (kTile: string, k: string, at: string) =>
+    `${name}_at(offset_${name}, ${at}, ${kTile}, ${kTile} + ${k}, end)`;
+  /** The vec4 number e of the K-tile that begins at `from`. */
+  const value = (from: string, e: string) => {
+    const { at, k } = placeOf(e);
+    const four = (e: number) =>
+      along
+        ? element(from, k, `${first} + ${at} + ${e}u`)
+        : element(from, `${k} + ${e}u`, `${first} + ${at}`);
+    return vector ? four(0) : `vec4<${type}>(${range(4).map(four).join(", ")})`;
+  };
+  const next = (i: number) => `next_${name}${i}`;
+  return {
+    count,
+    placeOf,
+    place: (i: number) => placeOf(number(i)),
+    value,
+    next,
+    declare: lines(count, (i) => `  var ${next(i)} = vec4<${type}>();`),
+    load: (from: string) => lines(count, (i) => `    ${next(i)} = ${value(from, number(i))};`),
+  };
 }
 
 /** The sizes of a convolution in the text: literals where they are known, else parameters. */

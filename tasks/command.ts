@@ -9,6 +9,8 @@ import type { Evidence } from "../src/cli/grades.ts";
 import { type Device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import { openProvider, type ProviderName } from "../src/gpu/provider.ts";
+import { chooseMatrices } from "../src/ops/gemm_matrices.ts";
+import type { GemmBackend } from "../src/ops/gemm_tiles.ts";
 import type { Log } from "../src/run/log.ts";
 import { Output } from "../src/run/output.ts";
 import { prepareTiles } from "../src/bench/gemm_tuning.ts";
@@ -72,20 +74,22 @@ export function explained<C extends { preset: string }>(
  * @param tune measure it first on an unknown GPU, for long runs
  */
 export async function openAdapter(
-  config: { cpu: boolean; gpu?: ProviderName | undefined; kernels: "auto" | "cpu" | "gpu" },
+  config: { cpu: boolean; gpu?: ProviderName | undefined; kernels: "auto" | GemmBackend; precision?: string },
   log: Log,
   { tune = false }: { tune?: boolean } = {},
 ): Promise<Device> {
-  const { name } = await openProvider(config.gpu);
+  const { name } = await openProvider(config.gpu), { kernels } = config;
   const opened = await openDevice({
     cpu: config.cpu,
     gpu: name,
-    ...(config.kernels === "auto" ? {} : { profile: config.kernels }),
+    ...(kernels === "auto" ? {} : { profile: kernels === "matrix" ? "gpu" : kernels }),
   }).catch((error) => {
     throw error instanceof UsageError && !config.cpu && name === "deno" ? noAdapter() : error;
   });
   const { facts: { description, software }, provider, profile } = opened;
-  log.line(`adapter: ${description} (${profile} kernels)`);
+  const unit = await chooseMatrices(config, (text) => log.warn(text));
+  const matrices = unit ? `, fp16 GEMMs by subgroup matrices of ${unit.M}x${unit.N}x${unit.K}` : "";
+  log.line(`adapter: ${description} (${profile} kernels${matrices})`);
   log.event("adapter", { description, software, kernels: profile, gpu: provider.name });
   if (software && !config.cpu) {
     for (const { problem, remedy } of diagnose(opened.facts)) log.warn(`${problem}; ${remedy}`);

@@ -52,7 +52,13 @@ export const doctor = command({
     if (!best) throw noAdapter();
     if (!findings.length) log.line("nothing is missing");
     const facts = c.cpu && software ? software : best;
-    const profile = c.kernels !== "auto" ? c.kernels : facts.software ? "cpu" : "gpu";
+    const profile = c.kernels === "matrix"
+      ? "gpu"
+      : c.kernels !== "auto"
+      ? c.kernels
+      : facts.software
+      ? "cpu"
+      : "gpu";
     const say = { line: (text: string) => log.line(text), warn: (text: string) => log.warn(text) };
     if (c.bench || c.tune) await openAdapter(c, log);
     const tiles = c.tune

@@ -69,8 +69,8 @@ export const general = {
     { otherwise: "TOK_GPU, else deno", advanced: true, free: true },
   ),
   kernels: common(
-    z.enum(["auto", "cpu", "gpu"]).default("auto"),
-    "Kernel variants; auto chooses by the adapter",
+    z.enum(["auto", "cpu", "gpu", "matrix"]).default("auto"),
+    "Kernel variants; auto chooses by the adapter; matrix: gpu, with subgroup matrices required for fp16",
     { advanced: true, free: true },
   ),
   debug: common(flag(), "Print stack traces", { advanced: true, free: true }),
@@ -184,7 +184,7 @@ export const validating = {
 export const optimizing = (beta1: number, beta2: number) => ({
   precision: training(
     z.enum(["f32", "f16"]).default("f32"),
-    "Storage of activations and of the weights that GEMMs read; f16 halves their memory",
+    "Storage of activations and of the weights that GEMMs read; f16 halves their memory, and uses tensor cores with --gpu dawn",
   ),
   recompute: training(flag(), "Activation recomputation: less memory, 16 to 33 % more compute", {
     free: true,

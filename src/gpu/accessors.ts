@@ -1,7 +1,7 @@
 // Prints how a kernel accesses its arrays. A kernel declares `var<storage> x: array<V>;`, reads element i by x(i) and writes it by
 // store_x(i, v); the binding and the two functions are printed here, for what the array of a launch is: f32, fp16 in packed
 // u32, a texture, or a constant in place of an operand that is absent. Arithmetic stays in f32: WGSL's array<f16> needs
-// `shader-f16`, and was slower where it was measured.
+// `shader-f16`, and was slower where it was measured; only kernels with subgroup matrices declare it.
 
 import { GpuError } from "../errors.ts";
 
@@ -22,6 +22,9 @@ export const isAtomic = ({ element }: ArrayDeclaration): boolean => element.star
 
 /** Whether elements are u32 whatever the buffer holds. */
 export const seesBits = ({ element }: ArrayDeclaration): boolean => /\bu32\b/.test(element);
+
+/** Whether elements are WGSL's f16, so that only buffers of fp16 can be bound. */
+export const isF16 = ({ element }: ArrayDeclaration): boolean => /\bf16\b/.test(element);
 
 /** Whether the accessors among `called` write the array. */
 export const isStored = (array: ArrayDeclaration, called: ReadonlySet<string>): boolean =>

@@ -2,7 +2,7 @@
 // captured. Planning binds without recording.
 
 import { GpuError } from "../errors.ts";
-import { type ArrayForm, seesBits } from "./accessors.ts";
+import { type ArrayForm, isF16, seesBits } from "./accessors.ts";
 import { device } from "./device.ts";
 import { MAX_ITERATIONS } from "./iterations.ts";
 import type { Kernel } from "./kernel.ts";
@@ -48,7 +48,11 @@ export function bind(
       forms.set(array.name, operand);
       return [];
     }
-    if (operand.storage.half && !seesBits(array)) forms.set(array.name, "fp16");
+    if (isF16(array)) {
+      if (!operand.storage.half) {
+        throw new GpuError(`${action}: array "${array.name}" is f16, its buffer f32`);
+      }
+    } else if (operand.storage.half && !seesBits(array)) forms.set(array.name, "fp16");
     return operand.storage;
   });
   const limit = device().limits.maxComputeWorkgroupsPerDimension;

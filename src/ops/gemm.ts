@@ -12,6 +12,8 @@ import {
   gemmWgsl,
   gpuIterations,
   gpuSpec,
+  matrixIterations,
+  matrixSpec,
   usesKxInner,
 } from "../../kernels/gemm.ts";
 import { launch } from "../gpu/bind.ts";
@@ -100,7 +102,8 @@ function launchGemm(
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
-  const machine = thisMachine(), cpu = machine.profile === "cpu";
+  const machine = thisMachine(a.storage.half && b.storage.half), { unit } = machine;
+  const cpu = machine.profile === "cpu";
   const splitK = lengthOfSplits(machine, o, count);
   const splits = Math.ceil(K / splitK);
   const kxInner = cpu && usesKxInner({ source, conv, K });
@@ -126,6 +129,8 @@ function launchGemm(
   const textures = vector && stageable(a.storage) && stageable(b.storage);
   const spec = cpu
     ? cpuSpec(problem, { threads: machine.threads, textures, loadsFirst: device().loadsFirst }, wantsRowSums)
+    : unit
+    ? matrixSpec(problem, unit)
     : gpuSpec(problem);
   const rowSums = spec.backend === "cpu" && spec.rowSums ? empty([splits, M], "f32", "row sums") : undefined;
   const size = sizeOf(shape);
@@ -167,7 +172,11 @@ function launchGemm(
     // and saves a twentieth of a step's time.
     {
       flops: 2 * M * N * K * count,
-      iterations: spec.backend === "cpu" ? cpuIterations(spec, problem) : gpuIterations(problem),
+      iterations: spec.backend === "cpu"
+        ? cpuIterations(spec, problem)
+        : unit
+        ? matrixIterations(problem, unit)
+        : gpuIterations(problem),
       fusion: splits === 1 && !cpu ? { stores: ["c"] } : undefined,
     },
   );

@@ -5,9 +5,18 @@
 // Cost model: workgroups run in waves; a wave takes tile area / throughput, padding included (257 rows are 272 in tiles of
 // 16, 264 of 24, 288 of 32). The throughputs below were measured; bench/gemm_tuning.ts measures an adapter's own.
 
-import { type GemmSource, GPU_TILE_K, gpuTileBytes } from "../../kernels/gemm.ts";
-import { device, type Profile } from "../gpu/device.ts";
+import {
+  type GemmSource,
+  GPU_TILE_K,
+  gpuTileBytes,
+  matrixTileBytes,
+  type MatrixUnit,
+} from "../../kernels/gemm.ts";
+import { type Device, device, type Profile } from "../gpu/device.ts";
 import { scope } from "../gpu/scope.ts";
+
+/** The generators of kernels/gemm.ts: the device's profile, or subgroup matrices. */
+export type GemmBackend = Profile | "matrix";
 
 /** Rows and columns of C that a thread (cpu) or a workgroup (gpu) owns. */
 export type Tile = readonly [number, number];
@@ -32,7 +41,9 @@ export interface GemmShape {
 
 /** The adapter and the program, as the cost model sees them. */
 export interface Machine {
-  profile: Profile;
+  profile: GemmBackend;
+  /** The adapter's subgroup matrices, where they are used. */
+  unit?: MatrixUnit | undefined;
   /** Threads of a software adapter's workgroup. */
   threads: number;
   /** Bytes of workgroup memory. */
@@ -41,10 +52,24 @@ export interface Machine {
   runs: number;
 }
 
-/** The open device and the program that is being captured. */
-export function thisMachine(): Machine {
+/** The subgroup matrices that each device may use. */
+const matrices = new WeakMap<Device, MatrixUnit>();
+
+/** Runs GEMMs of fp16 operands by subgroup matrices on the open device, in profile gpu; undefined: no longer. */
+export function useMatrices(unit: MatrixUnit | undefined): void {
+  if (unit) matrices.set(device(), unit);
+  else matrices.delete(device());
+}
+
+/** The subgroup matrices in use on the open device. */
+export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device());
+
+/** The open device and the program that is being captured. @param fp16 whether both operands are fp16 */
+export function thisMachine(fp16 = false): Machine {
   const { profile, simdWidth: threads, limits } = device();
-  return { profile, threads, storage: limits.maxComputeWorkgroupStorageSize, runs: scope().runs };
+  const unit = fp16 && profile === "gpu" ? matricesInUse() : undefined;
+  const storage = limits.maxComputeWorkgroupStorageSize;
+  return { profile: unit ? "matrix" : profile, unit, threads, storage, runs: scope().runs };
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
@@ -54,9 +79,10 @@ type TileRate = { rate: number; slots: number };
 export type TileTable = Readonly<Record<string, TileRate>>;
 
 /** The tiles to choose from. Each costs compilation, 1 to 5 s on a software adapter. */
-export const TILES: Readonly<Record<Profile, readonly Tile[]>> = {
+export const TILES: Readonly<Record<GemmBackend, readonly Tile[]>> = {
   cpu: [[16, 16], [24, 24], [32, 16], [32, 20]],
   gpu: [[64, 64], [128, 64], [64, 128], [128, 128]],
+  matrix: [[32, 32], [64, 64], [128, 64], [64, 128], [128, 128]],
 };
 
 // cpu: GFLOP/s of llvmpipe on two cores (512-bit vectors, operands in textures), tiles in the order of TILES, GEMMs of 256 to
@@ -75,6 +101,9 @@ const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
 };
 const GPU_RATES = [31, 39, 39, 45];
 const GPU_SLOTS = [155, 134, 140, 132];
+// matrix: guesses. No GPU with subgroup matrices has been measured: the ratios are those of bytes staged per multiply-add.
+const MATRIX_RATES = [60, 120, 150, 150, 180];
+const MATRIX_SLOTS = [528, 396, 264, 264, 264];
 
 /** Multiply-adds of a GEMM over all runs (3 s of two cores) from which a software adapter may use large tiles. */
 const LARGE = 90e9;
@@ -86,12 +115,12 @@ export function useTiles(measured: TileTable): void {
   table = measured;
 }
 
-export function tileKey(profile: Profile, kind: GemmKind, [m, n]: Tile): string {
+export function tileKey(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): string {
   return `${profile} ${kind} ${m}x${n}`;
 }
 
 /** A table by which every GEMM gets `tile`: to measure or compare it. */
-export function onlyTile(profile: Profile, tile: Tile): TileTable {
+export function onlyTile(profile: GemmBackend, tile: Tile): TileTable {
   const kinds = Object.keys(CPU_RATES) as GemmKind[];
   return Object.fromEntries(kinds.map((kind) => [tileKey(profile, kind, tile), { rate: 1e12, slots: 1 }]));
 }
@@ -106,17 +135,20 @@ export function tilesPerGroup({ profile, threads }: Machine): number {
   return profile === "cpu" ? threads : 1;
 }
 
-/** The tiles of TILES that fit the adapter's workgroup memory. */
-export function tilesWithin({ profile, storage }: Machine): readonly Tile[] {
-  return TILES[profile].filter((tile) => profile === "cpu" || gpuTileBytes(tile) <= storage);
+/** The tiles of TILES that fit the adapter's workgroup memory and matrices. */
+export function tilesWithin({ profile, unit, storage }: Machine): readonly Tile[] {
+  const bytes = (tile: Tile) =>
+    unit ? matrixTileBytes(tile, unit) : profile === "gpu" ? gpuTileBytes(tile) : 0;
+  return TILES[profile].filter((tile) => bytes(tile) <= storage);
 }
 
 function candidates(machine: Machine, { M, N, vector, kxInner }: GemmShape): readonly Tile[] {
-  if (machine.profile === "gpu") return tilesWithin(machine);
+  // Scalar loads dominate: larger tiles only waste more of them at the edges.
+  if (machine.profile === "matrix" && !vector) return tilesWithin(machine).slice(0, 1);
+  if (machine.profile !== "cpu") return tilesWithin(machine);
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
-  // Scalar loads dominate: larger tiles only waste more of them at the edges. And with kxInner, a larger tile has no registers
-  // left to keep inputs in.
+  // Scalar loads dominate here, too. And with kxInner, a larger tile has no registers left to keep inputs in.
   return vector && !kxInner ? TILES.cpu : [[16, 16]];
 }
 
@@ -141,10 +173,11 @@ function time(machine: Machine, { kind, M, N, K, count }: GemmShape, tile: Tile)
   return waves * slots * perGroup * tile[0] * tile[1] / rate;
 }
 
-function builtIn(profile: Profile, kind: GemmKind, [m, n]: Tile): TileRate {
+function builtIn(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): TileRate {
   const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
   if (profile === "cpu") return { rate: (CPU_RATES[kind][at] ?? 1) * measuredShare(kind), slots: 2 };
-  return { rate: GPU_RATES[at] ?? 1, slots: GPU_SLOTS[at] ?? 1 };
+  const [rates, slots] = profile === "gpu" ? [GPU_RATES, GPU_SLOTS] : [MATRIX_RATES, MATRIX_SLOTS];
+  return { rate: rates[at] ?? 1, slots: slots[at] ?? 1 };
 }
 
 /** The smallest ratio of a measured rate of this kind to its built-in one: what an unmeasured tile is expected to reach; 1 if none. */
@@ -164,7 +197,7 @@ export const MAX_SPLIT_K = 8192;
  * enough and K is at most MAX_SPLIT_K. Splits are multiples of GPU_TILE_K, and counted in tiles of one size whatever tile is
  * chosen.
  */
-export function splitLength(profile: Profile, M: number, N: number, K: number, count: number): number {
+export function splitLength(profile: GemmBackend, M: number, N: number, K: number, count: number): number {
   const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 128];
   const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
   const splits = Math.max(

@@ -7,10 +7,18 @@ import { grad } from "../../src/tensor/autograd.ts";
 import { ShapeError } from "../../src/errors.ts";
 import { closeDevice, type Device, device, openDevice, type Profile } from "../../src/gpu/device.ts";
 import { capture } from "../../src/gpu/program.ts";
+import { findMatrices } from "../../src/ops/gemm_matrices.ts";
+import { type GemmBackend, useMatrices } from "../../src/ops/gemm_tiles.ts";
 import { input, type Tensor } from "../../src/tensor/tensor.ts";
 import { type Nd, size } from "./reference.ts";
 
 export const PROFILES: readonly Profile[] = ["cpu", "gpu"];
+
+/** The profiles that GEMMs of fp16 operands have: "matrix" is gpu with subgroup matrices, where the device has them. */
+export async function fp16Profiles(): Promise<readonly GemmBackend[]> {
+  await testDevice();
+  return findMatrices() ? [...PROFILES, "matrix"] : PROFILES;
+}
 
 let opened: Promise<Device> | undefined;
 // A device that outlives its test file can end the process while the driver's threads still run; so can a promise of it that
@@ -21,10 +29,11 @@ Deno.test.afterAll(async () => {
 });
 
 /** The device of this test process, opened once, with the kernels of `profile`. */
-export async function testDevice(profile: Profile = "cpu"): Promise<Device> {
+export async function testDevice(profile: GemmBackend = "cpu"): Promise<Device> {
   opened ??= openDevice();
   await opened;
-  device().profile = profile;
+  device().profile = profile === "matrix" ? "gpu" : profile;
+  useMatrices(profile === "matrix" ? findMatrices() : undefined);
   return device();
 }
 
