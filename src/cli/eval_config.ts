@@ -92,6 +92,12 @@ export const evalConfig = z.strictObject({
     }, in any order; each as --encoder`,
     { value: "DIR,...", free: true },
   ),
+  featureCache: metrics(
+    text(),
+    "Folder that keeps the features of images by hashes of image, preprocessing and network: the next evaluation of the same " +
+      "images runs no network. At most 20 GB, then the least recently used are removed; 8 kB an image for fid, 4 for DINOv2-L",
+    { value: "DIR", otherwise: "none", free: true },
+  ),
   num: data(count("images").default(200), "Number of images to sample or generate"),
   imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
     unit: "pixels",
@@ -157,6 +163,10 @@ export function evalConditions(
   return {
     ...protocolConditions(c, subject),
     ...Object.fromEntries(sampled),
+    featureCache: [[
+      () => subject !== "tokenizer",
+      `it is for sets of images, and this scores ${SUBJECTS[subject]}`,
+    ]],
     encoders: [[
       ({ metrics, protocol }) =>
         protocol === "fdr6" || METRICS.some(({ name, from }) => from === "six" && metrics?.includes(name)),

@@ -93,7 +93,7 @@ async function fromFile<P extends AnyPixels>(
   target: (original: Size) => Target | undefined,
   make: (rows: Decoded) => Promise<P>,
 ): Promise<P> {
-  const image = typeof file === "object" && "page" in file ? valueOf(file) : file;
+  const image = typeof file === "object" && "page" in file ? imageValue(file) : file;
   return await withImage(image, { memory, enough: (original) => target(original)?.size }, async (rows) => {
     const pixels = await make(rows);
     return rows.notes.length > 0 ? { ...pixels, notes: rows.notes } : pixels;
@@ -106,8 +106,8 @@ const KEPT_BYTES = 1 << 27;
 /** The latest pages, oldest first: images that are read in order share them. */
 const pages = new Map<string, { values: ReturnType<typeof parquetValues>; bytes: number }>();
 
-/** @throws UsageError if the page is damaged, or has no such value */
-function valueOf(
+/** A value of a Parquet page. @throws UsageError if the page is damaged, or has no such value */
+export function imageValue(
   { path, name, layout, page, index }: PageValue,
 ): { name: string; bytes: Uint8Array<ArrayBuffer> } {
   const key = `${path} ${page.offset}`, size = page.dictionarySize + page.size;

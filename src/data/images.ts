@@ -8,6 +8,7 @@ import type { Pixels } from "./preprocess.ts";
 import type { Identity } from "../formats/provenance.ts";
 import type { ImageFile, ImageSet } from "./entries.ts";
 import type { LeftOut } from "./left_out.ts";
+import { digestOf } from "./digest.ts";
 import { Workers } from "./decode_pool.ts";
 
 /** Number of images from which damaged ones are skipped by default. */
@@ -95,6 +96,17 @@ export class Images implements InputSource {
   /** @throws UsageError for a damaged file, see ImagesOptions */
   input(i: number, view: View): Promise<Pixels> {
     return this.#pixels(i, (file) => ({ kind: "input", image: file, view }));
+  }
+
+  /** Hash of its bytes; undefined for an image that cannot be read or decoded. */
+  digest(i: number): Promise<string | undefined> {
+    const { entries } = this.set, name = entries.name(this.#checked(i));
+    try {
+      return Promise.resolve(this.bad.has(name) ? undefined : digestOf(entries.file(i)));
+    } catch (error) {
+      if (error instanceof UsageError) return Promise.resolve(undefined); // loading it says why
+      throw error;
+    }
   }
 
   /** Runs the job that `jobOf` returns for image `i`. @throws UsageError for a damaged file, see ImagesOptions */

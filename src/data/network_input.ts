@@ -29,6 +29,8 @@ export type NetworkInput =
 export interface InputSource extends ImageSource {
   /** Image `i` as the view says, with its original size. */
   input(i: number, view: View): Promise<Pixels>;
+  /** Hash of the bytes of image `i`; undefined where another image takes its place, or images are generated. */
+  digest?(i: number): Promise<string | undefined>;
 }
 
 /** The resized rectangle that a view keeps of an image, before a network stretches it; undefined: all of it. */
@@ -131,8 +133,12 @@ export class Sizes {
 }
 
 /** Square network inputs of a source. @param sizes counts the original sizes, each image once */
-export function inputs(source: InputSource, view: View, sizes?: Sizes): NetworkInputs {
+export function inputs(source: InputSource, view: View, sizes?: Sizes): IdentifiedInputs {
+  const latest = new Map<number, Size>();
   return {
+    digest: (i) => source.digest?.(i) ?? Promise.resolve(undefined),
+    sizeOf: (i) => latest.get(i),
+    count: (i, size) => sizes?.add(i, size),
     length: source.length,
     classes: source.classes,
     parallel: source.parallel ?? 0,
@@ -143,8 +149,25 @@ export function inputs(source: InputSource, view: View, sizes?: Sizes): NetworkI
       if (width !== size || height !== size) {
         throw new Error(`image ${i} became ${width} x ${height}, not ${size} x ${size}`);
       }
-      if (original) sizes?.add(i, original);
+      if (original) {
+        sizes?.add(i, original);
+        latest.set(i, original);
+        if (latest.size > MAX_SIZES) latest.delete(latest.keys().next().value as number);
+      }
       return data;
     },
   };
+}
+
+/** Sizes that a source remembers: more than the images of a lookup in the cache. */
+const MAX_SIZES = 4096;
+
+/** Inputs of images that are known by the hash of their bytes. */
+export interface IdentifiedInputs extends NetworkInputs {
+  /** As {@link InputSource.digest}. */
+  digest(i: number): Promise<string | undefined>;
+  /** Size in its file of an image that was loaded lately. */
+  sizeOf(i: number): Size | undefined;
+  /** Counts an image that was not loaded. */
+  count(i: number, size: Size): void;
 }

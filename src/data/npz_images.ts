@@ -3,6 +3,7 @@
 // reading in order is one pass, and an uncompressed file (np.savez) is read from any image on.
 
 import { UsageError } from "../errors.ts";
+import { digestOf } from "./digest.ts";
 import type { Crop } from "./crops.ts";
 import type { InputSource, View } from "./network_input.ts";
 import type { Image } from "../image/rows.ts";
@@ -13,7 +14,7 @@ import type { Identity } from "../formats/provenance.ts";
 import type { Pixels } from "./preprocess.ts";
 import { Workers } from "./decode_pool.ts";
 
-/** Number of images kept before the latest one. */
+/** Number of images kept before the latest one: not fewer than are looked up in a cache of features at a time. */
 const KEPT = 256;
 
 export class NpzImages implements InputSource {
@@ -50,6 +51,10 @@ export class NpzImages implements InputSource {
 
   async input(i: number, view: View): Promise<Pixels> {
     return await this.workers.run({ kind: "input", image: await this.#image(i), view });
+  }
+
+  async digest(i: number): Promise<string> {
+    return digestOf(await this.#image(i));
   }
 
   async #image(i: number): Promise<Image> {

@@ -6,6 +6,7 @@ import { NotFiniteError } from "../errors.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
+import type { IdentifiedInputs } from "../data/network_input.ts";
 import { notFinite } from "../formats/finite.ts";
 import {
   type Batch,
@@ -17,6 +18,7 @@ import {
 import { noGrad } from "../tensor/autograd.ts";
 import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
+import type { CacheSpace } from "./feature_cache.ts";
 import type { Features } from "./moments.ts";
 
 /** A program over images `x`: an {@link imageInput}, or a network's input [B,H,W,3]. */
@@ -104,6 +106,79 @@ export async function* inferBatches<K extends string>(
   }
 }
 
+/** Images that are looked up in a cache at a time. */
+const LOOKED_UP = 256;
+
+/** Labels and outputs of a batch. */
+export type Extracted<K extends string> = Omit<Inferred<K>, "images">;
+
+/**
+ * Runs a program on a network's inputs; images whose outputs are in the cache are not even decoded. The same bits as without it:
+ * the outputs of an image do not depend on its batch.
+ */
+export async function* inferCached<K extends string>(
+  program: ImageProgram<K>,
+  source: IdentifiedInputs,
+  cache: CacheSpace<K> | undefined,
+): AsyncGenerator<Extracted<K>> {
+  if (!cache) return yield* infer(program, source);
+  try {
+    for (let first = 0; first < source.length; first += LOOKED_UP) {
+      const count = Math.min(LOOKED_UP, source.length - first);
+      const digests: (string | undefined)[] = [],
+        missing: number[] = [],
+        found: Record<K, Float32Array>[] = [];
+      for (let k = 0; k < count; k++) {
+        const digest = digests[k] = await source.digest(first + k);
+        const row = digest === undefined ? undefined : await cache.read(digest);
+        if (row) {
+          found[k] = row.outputs;
+          source.count(first + k, row.size);
+        } else missing.push(k);
+      }
+      const at = (j: number) => first + (missing[j] as number);
+      const rest: NetworkInputs = {
+        ...source,
+        length: missing.length,
+        label: (j) => source.label(at(j)),
+        name: (j) => source.name(at(j)),
+        floats: (j, size) => source.floats(at(j), size),
+      };
+      for await (const batch of infer(program, rest)) {
+        for (let b = 0; b < batch.count; b++) {
+          const k = missing[batch.first + b] as number, digest = digests[k], size = source.sizeOf(first + k);
+          const outputs = found[k] = {} as Record<K, Float32Array>;
+          for (const [name, all] of Object.entries(batch.outputs) as [K, Float32Array][]) {
+            const each = all.length / batch.count;
+            outputs[name] = all.slice(b * each, (b + 1) * each);
+          }
+          // A damaged file, in whose place another image was read, has no digest now.
+          const same = digest !== undefined && await source.digest(first + k) === digest;
+          if (same && size) await cache.add(digest, { outputs, size });
+        }
+      }
+      yield { first, count, labels: labelsOf(source, first, count), outputs: stacked(found) };
+    }
+  } finally {
+    await cache.close();
+  }
+}
+
+const labelsOf = (source: NetworkInputs, first: number, count: number) =>
+  Uint32Array.from({ length: count }, (_, k) => source.label(first + k));
+
+/** Outputs of images as those of a batch. */
+function stacked<K extends string>(rows: readonly Record<K, Float32Array>[]): Record<K, Float32Array> {
+  const outputs = {} as Record<K, Float32Array>;
+  for (const name of Object.keys(rows[0] ?? {}) as K[]) {
+    const each = (rows[0] as Record<K, Float32Array>)[name].length,
+      all = new Float32Array(rows.length * each);
+    for (const [k, row] of rows.entries()) all.set(row[name], k * each);
+    outputs[name] = all;
+  }
+  return outputs;
+}
+
 /** Runs a program on images in memory, RGB bytes [n,S,S,3]; yields the outputs of each batch. */
 export async function* inferImages<K extends string>(
   program: ImageProgram<K>,
@@ -151,15 +226,16 @@ export interface LabelledFeatures {
   labels: Uint32Array;
 }
 
-/** One output for all images of a source as rows of features, and the labels. */
+/** One output for all images of a source as rows of features, and the labels. @param batches of the source */
 export async function collect<K extends string>(
   program: ImageProgram<K>,
   output: K,
   source: ImageSource | NetworkInputs,
+  batches: AsyncIterable<Extracted<K>> = infer(program, source),
 ): Promise<LabelledFeatures> {
   const rows = new Rows(), n = source.length;
   const labels = new Uint32Array(n);
-  for await (const batch of infer(program, source, n)) {
+  for await (const batch of batches) {
     rows.add(batch.outputs[output]);
     labels.set(batch.labels, batch.first);
   }

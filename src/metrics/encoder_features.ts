@@ -14,13 +14,14 @@ import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import { type EncoderConfig, encoderNetwork, type EncoderSource } from "../zoo/encoders.ts";
+import type { CacheSpace, FeatureCache } from "./feature_cache.ts";
 import { type Gaussian, Moments } from "./moments.ts";
 import {
   collect,
   type ImageProgram,
   imageProgram,
-  infer,
   inferBatches,
+  inferCached,
   type LabelledFeatures,
 } from "./batched.ts";
 
@@ -160,6 +161,7 @@ export class EncoderFeatures {
   private constructor(
     private readonly networks: object,
     private readonly program: ImageProgram<"y">,
+    private readonly cache: CacheSpace<"y"> | undefined,
     readonly view: View,
     /** Of the weights, as EncoderSource.load() returns it. */
     readonly fingerprint: string,
@@ -168,11 +170,18 @@ export class EncoderFeatures {
   /**
    * @param options.n number of images it will run on
    * @param options.space what serves as the features ["patches"]
+   * @param options.cache keeps the features [none]
    * @param options.square side to which images are resized and cropped before the encoder's preprocessing
    */
   static async open(
     encoder: EncoderSource<EncoderConfig>,
-    options: { batchSize: number; n: number; square?: number | undefined; space?: EncoderSpace },
+    options: {
+      batchSize: number;
+      n: number;
+      square?: number | undefined;
+      space?: EncoderSpace;
+      cache?: FeatureCache | undefined;
+    },
   ): Promise<EncoderFeatures> {
     const { batchSize, n, square, space = "patches" } = options;
     const { config, view } = encoderIn(space, encoder, square), network = encoderNetwork(config);
@@ -190,7 +199,10 @@ export class EncoderFeatures {
         (x) => ({ y: rowsIn(space, network.forward(x), head) }),
         { batchSize, size, n, floats: true },
       );
-      return new EncoderFeatures(networks, program, view, fingerprint);
+      const weights = [fingerprint, head ? await encoder.headFingerprint() ?? "" : "no head"];
+      const key = [...weights, space, JSON.stringify(config), JSON.stringify(view)];
+      const cache = await options.cache?.space(key, { y: program.outputs.y.dim(-1) });
+      return new EncoderFeatures(networks, program, cache, view, fingerprint);
     } catch (error) {
       free(networks);
       throw error;
@@ -204,7 +216,8 @@ export class EncoderFeatures {
 
   /** @param sizes counts the sizes of the images */
   extract(images: InputSource, sizes?: Sizes): Promise<LabelledFeatures> {
-    return collect(this.program, "y", inputs(images, this.view, sizes));
+    const source = inputs(images, this.view, sizes);
+    return collect(this.program, "y", source, inferCached(this.program, source, this.cache));
   }
 
   /** Mean and covariance of the features; no row is kept. */
@@ -214,7 +227,8 @@ export class EncoderFeatures {
     onProgress: (done: number) => void = () => {},
   ): Promise<Gaussian> {
     using moments = new Moments(this.columns);
-    for await (const { first, count, outputs } of infer(this.program, inputs(images, this.view, sizes))) {
+    const source = inputs(images, this.view, sizes);
+    for await (const { first, count, outputs } of inferCached(this.program, source, this.cache)) {
       await moments.add(outputs.y);
       onProgress(first + count);
     }

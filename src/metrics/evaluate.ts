@@ -14,6 +14,7 @@ import type { LabelledFeatures } from "./batched.ts";
 import { cautionOfFew, cautionsOf } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace, placeOf, readsHead } from "./encoder_features.ts";
 import { labelContext, type SetOptions } from "./evaluation_options.ts";
+import { FeatureCache } from "./feature_cache.ts";
 import {
   type ImageSet,
   obstacle,
@@ -54,6 +55,7 @@ export class SetEvaluation implements Disposable {
     private readonly inception: Inception | undefined,
     private readonly encoder: EncoderSource<EncoderConfig> | undefined,
     private readonly six: SixSpaces | undefined,
+    private readonly cache: FeatureCache | undefined,
     private readonly log: Log,
   ) {}
 
@@ -92,8 +94,10 @@ export class SetEvaluation implements Disposable {
         `Cannot write "${save}": no selected metric uses features of the real images; add fid or fd-encoder to --metrics`,
       );
     }
-    const six = selection.from("six").length ? new SixSpaces(encoders, inception, log) : undefined;
-    const evaluation = new SetEvaluation(selection, options, inception, encoder, six, log);
+    const { featureCache: folder } = options,
+      cache = folder === undefined ? folder : new FeatureCache(folder);
+    const six = selection.from("six").length ? new SixSpaces(encoders, inception, cache, log) : undefined;
+    const evaluation = new SetEvaluation(selection, options, inception, encoder, six, cache, log);
     for (const set of [real, fake]) await evaluation.#refuseOthers(set);
     return evaluation;
   }
@@ -177,6 +181,7 @@ export class SetEvaluation implements Disposable {
         return {};
       });
     }
+    if (this.cache) this.log.line(`${this.cache}`);
     const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
     if (n !== undefined && Object.keys(scores).length > 0) scores.n = n;
     if (out !== undefined) this.#jackknife?.write(out, scores);
@@ -202,7 +207,11 @@ export class SetEvaluation implements Disposable {
     const { batchSize, imageSize: square, seed } = this.options, { log, selection } = this;
     const n = train.images.length + (real.images?.length ?? 0) + (fake.images?.length ?? 0);
     const open = (space: EncoderSpace) =>
-      kept(this.#extractors, space, () => EncoderFeatures.open(encoder, { batchSize, n, square, space }));
+      kept(
+        this.#extractors,
+        space,
+        () => EncoderFeatures.open(encoder, { batchSize, n, square, space, cache: this.cache }),
+      );
     const realFeatures = real.images &&
       await kept(this.#features, real.images, () => Promise.resolve(new Map()));
     const memories = { real: realFeatures ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() };
@@ -294,10 +303,11 @@ export class SetEvaluation implements Disposable {
         input,
         kinds: kinds as FeatureKind[],
         floats: true,
+        cache: { features: this.cache, view },
       });
       const progress = log.progress(`inception (${set.name})`, n, "images");
       const sizes = new Sizes(), source = inputs(set.images, view, sizes);
-      const extracted = await extractor.extract(source, n, progress.update).finally(() => {
+      const extracted = await extractor.extract(source, progress.update).finally(() => {
         progress.end();
         extractor.destroy();
       });

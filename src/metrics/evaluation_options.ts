@@ -12,6 +12,8 @@ import type { LabelContext } from "./table.ts";
 export interface EvaluationOptions {
   /** Whose figures are computed [none]. */
   protocol?: ProtocolName | undefined;
+  /** Folder that keeps features of images [none]. */
+  featureCache?: string | undefined;
   batchSize: number;
   seed: number;
   inceptionInput: InceptionInput;

@@ -2,7 +2,8 @@
 // kinds are computed and kept: a Frechet distance of 50,000 images takes no more memory than one of 50.
 
 import { device } from "../gpu/device.ts";
-import type { NetworkInputs } from "../data/image_source.ts";
+import type { IdentifiedInputs, View } from "../data/network_input.ts";
+import type { CacheSpace, FeatureCache } from "./feature_cache.ts";
 import {
   type Inception,
   INCEPTION_WIDTHS,
@@ -12,7 +13,7 @@ import {
 import { InceptionScore } from "./fidelity.ts";
 import { frechet } from "./frechet.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
-import { type ImageProgram, imageProgram, infer, inferImages, Rows } from "./batched.ts";
+import { type ImageProgram, imageProgram, inferCached, inferImages, Rows } from "./batched.ts";
 import type { PairScore } from "./pairs.ts";
 
 /** What can be computed of a set. */
@@ -45,6 +46,7 @@ export class InceptionFeatures {
   private constructor(
     private readonly program: ImageProgram<InceptionOutput>,
     readonly kinds: readonly FeatureKind[],
+    private readonly cache: CacheSpace<InceptionOutput> | undefined,
   ) {}
 
   /**
@@ -59,6 +61,8 @@ export class InceptionFeatures {
       input: InceptionInput;
       kinds: readonly FeatureKind[];
       floats?: boolean;
+      /** Keeps the features of inputs that a view makes [none]. */
+      cache?: { features: FeatureCache | undefined; view: View };
     },
   ): Promise<InceptionFeatures> {
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
@@ -69,17 +73,22 @@ export class InceptionFeatures {
       const all = inception.forward(x, options.input);
       return Object.fromEntries(wanted.map((name) => [name, all[name]])) as typeof all;
     }, { batchSize, size, floats });
-    return new InceptionFeatures(program, options.kinds);
+    const { identity } = inception, { features, view } = options.cache ?? {};
+    const widths = Object.fromEntries(wanted.map((name) => [name, INCEPTION_WIDTHS[name]]));
+    const cache = identity && await features?.space(
+      ["Inception", identity.fingerprint, options.input, JSON.stringify(view)],
+      widths as Record<InceptionOutput, number>,
+    );
+    return new InceptionFeatures(program, options.kinds, cache);
   }
 
-  /** Features of the first `n` inputs. */
+  /** Features of all inputs. */
   async extract(
-    source: NetworkInputs,
-    n: number = source.length,
+    source: IdentifiedInputs,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
     using stats = new FeatureStats(this.kinds);
-    for await (const { first, count, outputs } of infer(this.program, source, n)) {
+    for await (const { first, count, outputs } of inferCached(this.program, source, this.cache)) {
       await stats.add(outputs);
       onProgress(first + count);
     }

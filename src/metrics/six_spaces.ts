@@ -6,6 +6,7 @@ import { inputs, type InputSource, Sizes, type View } from "../data/network_inpu
 import { fingerprintOf, type Identity, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { EncoderFeatures, type FormName, readsHead } from "./encoder_features.ts";
+import type { FeatureCache } from "./feature_cache.ts";
 import type { ImageSet } from "./image_set.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
@@ -27,6 +28,7 @@ export class SixSpaces {
   constructor(
     private readonly encoders: SixEncoders,
     private readonly inception: Inception | undefined,
+    private readonly features: FeatureCache | undefined,
     private readonly log: Log,
   ) {}
 
@@ -117,8 +119,9 @@ export class SixSpaces {
       const extractor = await InceptionFeatures.open(this.inception as Inception, {
         ...{ size: INCEPTION_SIDE, batchSize: Math.min(batchSize, n), input: "fdr6", floats: true },
         kinds,
+        cache: { features: this.features, view: INCEPTION_VIEW },
       });
-      return await extractor.extract(inputs(images, INCEPTION_VIEW, sizes), n, progress.update).finally(
+      return await extractor.extract(inputs(images, INCEPTION_VIEW, sizes), progress.update).finally(
         () => {
           progress.end();
           extractor.destroy();
@@ -126,7 +129,7 @@ export class SixSpaces {
       );
     }
     const space = six.space as FormName;
-    const extractor = await EncoderFeatures.open(encoder, { batchSize, n, space });
+    const extractor = await EncoderFeatures.open(encoder, { batchSize, n, space, cache: this.features });
     try {
       if (!features) return { moments: await extractor.moments(images, sizes, progress.update) };
       return { features: (await extractor.extract(images, sizes)).features };
