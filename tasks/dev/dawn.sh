@@ -1,14 +1,16 @@
 #!/bin/sh
-# Runs tests under Dawn on the CPU, subgroup matrices included: sh tasks/dev/dawn.sh DIR [TEST...]. DIR is a folder with sid's Mesa
-# (mesa.sh makes it if it is not there: root on Debian). Without TESTs: the engine, the ops, the models and a short training.
+# Runs tests under Dawn on the CPU, subgroup matrices included: sh tasks/dev/dawn.sh DIR [TEST...|none]. DIR is a folder with sid's
+# Mesa (mesa.sh makes it if it is not there: root on Debian); "none" only sets up. Without TESTs: the engine, the ops, the models
+# and short trainings.
 set -eu
-[ $# -gt 0 ] || { echo "usage: sh tasks/dev/dawn.sh DIR [TEST...]" >&2; exit 2; }
-dir=$1
+[ $# -gt 0 ] || { echo "usage: sh tasks/dev/dawn.sh DIR [TEST...|none]" >&2; exit 2; }
+dir=$1 top=$(realpath "$(dirname "$0")/../..")
 shift
-top=$(dirname "$0")/../..
-[ $# -gt 0 ] || set -- tests/gpu tests/ops tests/models tests/nn tests/train/fp16_training_test.ts
+[ $# -gt 0 ] || set -- tests/gpu tests/ops tests/models tests/nn tests/train/fp16_training_test.ts tests/train/training_test.ts
 sh "$top/tasks/dev/mesa.sh" make "$dir" sid
-# Dawn's package, which mesa.sh takes along with Deno's cache.
-(cd "$top" && deno eval 'import { dawnFolder, INSTALL_DAWN } from "./src/gpu/provider.ts";
-  if (!dawnFolder()) console.log(INSTALL_DAWN);' | sh) >/dev/null 2>&1
-exec sh "$top/tasks/dev/mesa.sh" run "$dir" env TOK_GPU=dawn deno test -A -q --no-check --cached-only "$@"
+# Dawn's package: mesa.sh takes Deno's npm cache along.
+dawn() { deno eval "import { dawnFolder, INSTALL_DAWN } from \"file://$top/src/gpu/provider.ts\"; console.log($1);"; }
+[ "$(dawn 'dawnFolder() !== undefined')" = true ] || $(dawn INSTALL_DAWN) >/dev/null 2>&1 ||
+  { echo "dawn: Cannot download its package; try: $(dawn INSTALL_DAWN)" >&2; exit 1; }
+[ "$*" != none ] || exit 0
+exec sh "$top/tasks/dev/mesa.sh" run "$dir" env TOK_GPU=dawn deno test -A --no-check --cached-only "$@"
