@@ -23,7 +23,9 @@ function reference({ stride = 1, padding = 0 }: ConvOptions) {
         for (let kx = 0; kx < KW; kx++) {
           const iy = (oy as number) * stride + ky - top, ix = (ox as number) * stride + kx - left;
           if (iy < 0 || ix < 0 || iy >= H || ix >= W) continue;
-          for (let c = 0; c < C; c++) sum += at(x, n as number, iy, ix, c) * at(w, o as number, ky, kx, c);
+          // By offsets, since this loop takes most of the time of these tests.
+          const p = (((n as number) * H + iy) * W + ix) * C, q = (((o as number) * KH + ky) * KW + kx) * C;
+          for (let c = 0; c < C; c++) sum += (x.data[p + c] as number) * (w.data[q + c] as number);
         }
       }
       return sum;
