@@ -89,7 +89,7 @@ const UNROLLED = 4;
  * add(a, b, sums, stride, length): for 4 x 4 pairs, sums[p * stride + q] += sum over k of a[k][p] b[k][q]. Addresses and the
  * stride are in bytes, the length is a multiple of {@link UNROLLED}. The encoding is that of the WebAssembly specification 3.0,
  * chapter 5.
- * @param fused whether products are added without being rounded before, where the processor can (f64x2.relaxed_madd)
+ * @param fused whether a product is added without being rounded before, where the processor can (f64x2.relaxed_madd)
  */
 function assemble(fused: boolean): Uint8Array<ArrayBuffer> {
   const I32 = 0x7f, V128 = 0x7b, VOID = 0x40;

@@ -144,7 +144,7 @@ Deno.test("moments and rows do not depend on the size of the batches that they a
  * variances v. The difference of the means has the variances 2 v_i / n; that of the covariances has entries of variance 2 v_i v_j
  * (1 + [i = j]) / (n - 1), and adds the sum of its squares over 2 (v_i + v_j) (the Bures metric).
  */
-function distanceOfHalves(v: readonly number[], n: number): { mean: number; deviation: number } {
+function distanceOfParts(v: readonly number[], n: number): { mean: number; deviation: number } {
   const terms = v.map((vi) => 2 * vi / n);
   v.forEach((vi, i) => v.slice(0, i).forEach((vj) => terms.push(2 * vi * vj / (vi + vj) / (n - 1))));
   terms.push(...v.map((vi) => vi / (n - 1)));
@@ -154,7 +154,7 @@ function distanceOfHalves(v: readonly number[], n: number): { mean: number; devi
 
 Deno.test("disjoint halves of a set are as far apart as theory says; flattened features are not", async () => {
   const columns = 24, n = 1000, pairs = 4, variances = Array.from({ length: columns }, (_, i) => 0.9 ** i);
-  const { mean, deviation } = distanceOfHalves(variances, n), bound = 4 * deviation / Math.sqrt(pairs);
+  const { mean, deviation } = distanceOfParts(variances, n), bound = 4 * deviation / Math.sqrt(pairs);
   assert(bound < 0.2 * mean);
   const shape = (data: Float32Array, columns: number) => ({ data, rows: data.length / columns, columns });
   const sets = Array.from(
