@@ -1,6 +1,7 @@
 // What makes scores of two sets hard to compare with others: few images, labels that are not balanced, file formats.
 
 import type { InputSource } from "../data/network_input.ts";
+import type { Provenance } from "../formats/provenance.ts";
 
 /** Number of images from which Frechet distances are commonly reported. */
 const MANY = 5000;
@@ -8,6 +9,8 @@ const MANY = 5000;
 interface NamedSet {
   name: string;
   images?: Pick<InputSource, "length" | "name" | "label" | "classes"> | undefined;
+  /** What stored features were computed with. */
+  about?: Provenance;
 }
 
 /** A caution for Frechet distances of these numbers of images; undefined if none is small. */
@@ -50,13 +53,24 @@ function cautionOfLabels(real: NamedSet, fake: NamedSet): string | undefined {
 /** Maximum number of names that are looked at. */
 const LOOKED_AT = 1000;
 
+/** Key of what is stored of features: whether their images were JPEG files. */
+export const JPEG = "JPEG files";
+
+/** Whether half the images of a set are JPEG files; of stored features, whether theirs were, where that is known. */
+export function holdsJpegs({ images, about }: Pick<NamedSet, "images" | "about">): boolean {
+  return images ? shareOfJpegs(images) >= 0.5 : about?.[JPEG] === true;
+}
+
+function shareOfJpegs(images: Pick<InputSource, "length" | "name">): number {
+  const n = images.length, looked = Math.min(n, LOOKED_AT);
+  const names = Array.from({ length: looked }, (_, k) => images.name(Math.floor(k * n / looked)));
+  return names.filter((name) => /\.jpe?g$/i.test(name)).length / Math.max(1, looked);
+}
+
 function cautionOfFormats(real: NamedSet, fake: NamedSet): string | undefined {
-  const shareOfJpegs = ({ images }: NamedSet) => {
-    const n = images?.length ?? 0, looked = Math.min(n, LOOKED_AT);
-    const names = Array.from({ length: looked }, (_, k) => images?.name(Math.floor(k * n / looked)) ?? "");
-    return names.filter((name) => /\.jpe?g$/i.test(name)).length / Math.max(1, looked);
-  };
-  if (!real.images || !fake.images || shareOfJpegs(real) < 0.5 || shareOfJpegs(fake) > 0) return undefined;
-  return `"${real.name}" holds JPEG files and "${fake.name}" does not: artefacts of compression are part of the ` +
-    `distance; compare only with scores of the same formats`;
+  const none = fake.images ? shareOfJpegs(fake.images) === 0 : fake.about?.[JPEG] === false;
+  if (!holdsJpegs(real) || !none) return undefined;
+  return `"${real.name}" ${real.images ? "holds" : "was made of"} JPEG files and "${fake.name}" ${
+    fake.images ? "does" : "was"
+  } not: artefacts of compression are part of the distance; compare only with scores of the same formats`;
 }

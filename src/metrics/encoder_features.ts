@@ -7,6 +7,7 @@ import { inputs, type InputSource, type Sizes, type View } from "../data/network
 import { type Preprocessor, resized, sideOf } from "../data/preprocess.ts";
 import { RowsWriter } from "../formats/safetensors.ts";
 import { fits, type VitConfig, type VitOutput } from "../models/vit.ts";
+import { FAMILIES } from "../models/vit_families.ts";
 import type { PoolingHead } from "../models/vit_pooling.ts";
 import { state } from "../nn/layers.ts";
 import { div, sqrt, square } from "../ops/math.ts";
@@ -139,6 +140,21 @@ function rowsIn(
   return div(y, sqrt(sum(square(y), [-1], { keepDims: true })));
 }
 
+/** What serves as the embedding of an encoder without CLIP's projection. */
+function substituteOf(
+  { path, config: { model_type: type } }: EncoderSource<EncoderConfig>,
+  head?: PoolingHead,
+): string | undefined {
+  if (head && type === "clip_vision_model") return undefined;
+  const token = head
+    ? "the output of the pooling head"
+    : type !== "convnextv2" && FAMILIES[type].cls
+    ? "the CLS token"
+    : "the mean of the patch tokens";
+  return `cmmd: ${token} of "${path}" serves as the embedding; published figures are of ` +
+    `openai/clip-vit-large-patch14-336`;
+}
+
 /** What images are prepared for, in messages. */
 export function placeOf(space: EncoderSpace): string {
   const places: Partial<Record<EncoderSpace, string>> = {
@@ -165,6 +181,8 @@ export class EncoderFeatures {
     readonly view: View,
     /** Of the weights, as EncoderSource.load() returns it. */
     readonly fingerprint: string,
+    /** Of the space of embeddings, for people: what serves, unless that is CLIP's projected embedding. */
+    readonly substitute: string | undefined,
   ) {}
 
   /**
@@ -202,7 +220,8 @@ export class EncoderFeatures {
       const weights = [fingerprint, head ? await encoder.headFingerprint() ?? "" : "no head"];
       const key = [...weights, space, JSON.stringify(config), JSON.stringify(view)];
       const cache = await options.cache?.space(key, { y: program.outputs.y.dim(-1) });
-      return new EncoderFeatures(networks, program, cache, view, fingerprint);
+      const serves = space === "embedding" ? substituteOf(encoder, head) : undefined;
+      return new EncoderFeatures(networks, program, cache, view, fingerprint, serves);
     } catch (error) {
       free(networks);
       throw error;

@@ -2,16 +2,14 @@
 // do not allow, opens the networks, extracts features once each, and computes the selected metrics of table.ts from them.
 // Each image enters a network as the network's own protocol says, whatever the sizes of the others.
 
-import { join } from "@std/path";
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
-import { pairGrid, writePng } from "../image/image.ts";
 import { UsageError } from "../errors.ts";
 import { differences, type Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
-import { cautionOfFew, cautionsOf } from "./cautions.ts";
+import { cautionOfFew, cautionsOf, holdsJpegs, JPEG } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace, placeOf, readsHead } from "./encoder_features.ts";
 import { labelContext, type SetOptions } from "./evaluation_options.ts";
 import { FeatureCache } from "./feature_cache.ts";
@@ -21,9 +19,9 @@ import {
   saveComputed,
   serves,
   type SetFacts,
-  shorterSide,
   sixNeeded,
   stored,
+  writePairs,
 } from "./image_set.ts";
 import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { Jackknife } from "./jackknife.ts";
@@ -192,7 +190,7 @@ export class SetEvaluation implements Disposable {
           ...this.#features.get(images) ?? [],
           ...this.six?.computed(images) ?? [],
         ]);
-      const computed = { inception, spaces, about: await this.#about() };
+      const computed = { inception, spaces, about: { ...await this.#about(), [JPEG]: holdsJpegs(real) } };
       await results.add(() => saveComputed(computed, this.options, this.log));
     }
   }
@@ -219,6 +217,7 @@ export class SetEvaluation implements Disposable {
     const extract = async (space: EncoderSpace, report: Report, side: "real" | "fake") => {
       const features = await open(space), { name, images } = sets[side];
       if (features.fingerprint === this.options.ownEncoder) this.#warn(PARTIAL);
+      if (features.substitute) this.#once(features.substitute);
       return await kept(memories[side], space, async () => {
         const sizes = new Sizes(), extracted = await features.extract(images as InputSource, sizes);
         report({ name }, sizes, features.view);
@@ -260,16 +259,8 @@ export class SetEvaluation implements Disposable {
 
   /** Writes a picture of pairs of images into the folder of the options. */
   async #show([real, fake]: [ImageSet, ImageSet], ...args: Parameters<SetContext["show"]>): Promise<void> {
-    const { out, imageSize } = this.options,
-      [file, what, pairs] = args,
-      shown: [Uint8Array, Uint8Array][] = [];
-    if (out === undefined || !real.images || !fake.images) return;
-    const size = imageSize ?? await shorterSide(fake);
-    for (const [i, j] of pairs) {
-      shown.push([await fake.images.bytes(i, size), await real.images.bytes(j, size)]);
-    }
-    await writePng(join(out, file), pairGrid(shown, size, shown.length));
-    this.log.line(`${what}: ${join(out, file)}`);
+    const line = await writePairs([real, fake], this.options, ...args);
+    if (line !== undefined) this.log.line(line);
   }
 
   [Symbol.dispose](): void {
@@ -351,6 +342,12 @@ export class SetEvaluation implements Disposable {
     if (protocol) { for (const text of cautionsOfProtocol(protocol, real, fake)) this.#warn(text); }
   }
 
+  /** Logs a line once. */
+  #once(line: string): void {
+    if (!this.#said.has(line)) this.log.line(line);
+    this.#said.add(line);
+  }
+
   /** Warns once. */
   #warn(text: string): void {
     if (!this.#said.has(text)) this.log.warn(text);
@@ -362,8 +359,7 @@ export class SetEvaluation implements Disposable {
     let first: Sizes | undefined;
     return ({ name }, sizes, view) => {
       const line = `"${name}": ${sizes}; for ${network}, each has ${described(view)}`;
-      if (!this.#said.has(line)) this.log.line(line);
-      this.#said.add(line);
+      this.#once(line);
       if (first && view.square === undefined && !first.equals(sizes)) {
         this.log.line(
           "note: the images are not all of one size; --image-size N resizes and crops them to squares first",

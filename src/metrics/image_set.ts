@@ -1,10 +1,12 @@
 // A set to compare: images, or what is stored of their features; which metrics it allows, and how features are stored.
 
+import { join } from "@std/path";
 import type { InputSource } from "../data/network_input.ts";
 import { type StoredFeatures, writeFeatures } from "../data/npz_features.ts";
 import { NpzImages } from "../data/npz_images.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { INCEPTION_SIDE, INCEPTION_WIDTHS } from "../models/inception.ts";
+import { pairGrid, writePng } from "../image/image.ts";
 import type { Log } from "../run/log.ts";
 import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
@@ -39,6 +41,27 @@ export async function shorterSide({ images }: ImageSet): Promise<number> {
   if (!images) return INCEPTION_SIDE;
   const { width, height } = await images.input(0, {});
   return Math.min(width, height);
+}
+
+/**
+ * Writes a picture of images of the fake set above others of the real one, by their numbers.
+ * @returns where it is, for people; undefined without a folder or images
+ */
+export async function writePairs(
+  [real, fake]: [ImageSet, ImageSet],
+  { out, imageSize }: { out?: string | undefined; imageSize?: number | undefined },
+  file: string,
+  what: string,
+  pairs: readonly (readonly [fake: number, real: number])[],
+): Promise<string | undefined> {
+  const shown: [Uint8Array, Uint8Array][] = [];
+  if (out === undefined || !real.images || !fake.images) return undefined;
+  const size = imageSize ?? await shorterSide(fake);
+  for (const [i, j] of pairs) {
+    shown.push([await fake.images.bytes(i, size), await real.images.bytes(j, size)]);
+  }
+  await writePng(join(out, file), pairGrid(shown, size, shown.length));
+  return `${what}: ${join(out, file)}`;
 }
 
 /** What is stored of a set in the space of a metric. */

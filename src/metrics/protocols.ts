@@ -98,7 +98,8 @@ export function protocolOf(
   { protocol, inceptionInput, imageSize }: Conduct,
   images: number | undefined,
 ): ProtocolName | "tok" {
-  const defined = (p: Protocol) => p.metrics.includes(metric.name);
+  const name = metric.from !== "six" ? metric.name : metric.name.startsWith("mind") ? "mind6" : "fdr6"; // of a space
+  const defined = (p: Protocol) => p.metrics.includes(name);
   if (protocol !== undefined) return defined(PROTOCOLS[protocol]) ? protocol : "tok";
   if (imageSize !== undefined && metric.from !== "reconstructions" || images === undefined) return "tok";
   return PROTOCOL_NAMES.find((name) => {

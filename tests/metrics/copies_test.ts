@@ -102,6 +102,17 @@ Deno.test("labels that are not balanced, JPEG against PNG and few images are cau
   assertStringIncludes(formats[0]!, '"real" holds JPEG files and "fake" does not');
   assertEquals(cautionsOf(set("real", [0, 1], "JPEG"), set("fake", [0, 1], "jpg")), []);
   assertEquals(cautionsOf({ name: "statistics.npz" }, set("fake", [0, 1])), []);
+  const stats = (jpeg: boolean) => ({ name: "statistics.npz", about: { "JPEG files": jpeg } });
+  assertStringIncludes(
+    cautionsOf(stats(true), set("fake", [0, 1]))[0]!,
+    '"statistics.npz" was made of JPEG files',
+  );
+  assertStringIncludes(cautionsOf(set("real", [0, 1], "jpg"), stats(false))[0]!, '"statistics.npz" was not');
+  for (
+    const [a, b] of [[stats(false), set("fake", [0, 1])], [stats(true), set("fake", [0, 1], "jpg")]] as const
+  ) {
+    assertEquals(cautionsOf(a, b), []);
+  }
   assertEquals(cautionOfFew(5000, 50_000), undefined);
   assertStringIncludes(cautionOfFew(50_000, 4999) ?? "", "4999 images are few");
 });

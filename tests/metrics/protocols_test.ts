@@ -81,6 +81,8 @@ Deno.test("a figure without --protocol has the name of the protocol that it equa
   assertEquals(of(fid, "clean", 10, { imageSize: 64 }), "tok");
   assertEquals(of({ ...fd, space: "dinov2" }, "pytorch-fid", 50_000), "dgm");
   assertEquals(of(fid, "adm", 10, { protocol: "edm2" }), "edm2");
+  const six = { name: "mind-clip@256", from: "six" };
+  assertEquals([of(six, "adm", 50_000), of(six, "adm", 10)], ["fdr6", "tok"]);
   assertEquals(of({ ...fid, name: "psnr" }, "adm", 10, { protocol: "edm2" }), "tok");
 });
 

@@ -210,7 +210,7 @@ Deno.test("six networks give FDr6 of their features, in any order of --encoders;
     assertEquals(Object.keys(scores), [...keys, "fdr6", "n"]);
     const { spaces, about } = await openNpzSet(saveFeatures), fake = await openNpzSet(at("fake.npz"));
     assertEquals(Object.keys(spaces ?? {}).length, 5);
-    assertEquals(Object.keys(about ?? {}).length, 6); // five networks and the image size
+    assertEquals(Object.keys(about ?? {}).length, 7); // five networks, the image size, JPEG files or not
     for (const { key, space } of [SIX_SPACES[2]!, SIX_SPACES[4]!]) {
       const path = encoders.find((path) =>
         key.startsWith(path.split("/").at(-1)!.replace("siglip", "siglip2"))

@@ -68,9 +68,11 @@ Deno.test("scores against --save-features and --save-stats equal those against t
   same((await score(features, all)).scores, ["fd_encoder", "kid_encoder", "coverage_encoder", "cmmd"]);
   same((await score(stats, ["fd-encoder"])).scores, ["fd_encoder"]);
   const { about, spaces } = await openNpzSet(stats);
+  assert(direct.lines.some((line) => /^cmmd: the CLS token of ".*" serves as the embedding/.test(line)));
+  assertEquals(about?.["JPEG files"], false);
   assertEquals(Object.keys(spaces ?? {}).sort(), ["embedding", "patches"]);
   assertEquals([Object.keys(about ?? {}), about?.["image size"]], [
-    ["encoder", "image size"],
+    ["encoder", "image size", "JPEG files"],
     "as the files",
   ]);
 

@@ -7,13 +7,14 @@ import { UsageError } from "../../src/errors.ts";
 import { openImages } from "../../src/data/open_images.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
-import { openSafetensors } from "../../src/formats/safetensors.ts";
+import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { openEncoder, openFeatureEncoder } from "../../src/zoo/encoders.ts";
 import { PROFILES, relativeError, testDevice } from "../helpers/check.ts";
 import { assertClaim } from "../helpers/claims.ts";
 import { run } from "../helpers/commands.ts";
 import { open } from "../helpers/compare.ts";
+import { formulaWeights } from "../helpers/formula.ts";
 import { checkpoint, inFolder, type Model, writeJson } from "../helpers/encoder_files.ts";
 
 for (const name of ["clip", "siglip", "convnextv2"]) {
@@ -57,6 +58,45 @@ for (const name of ["clip", "siglip", "convnextv2"]) {
     });
   });
 }
+
+Deno.test("the fingerprint of a pooling head is of its weights; statistics of another head are refused", async () => {
+  await inFolder(async (folder) => {
+    const fixture = await open("pooling_heads"), path = join(folder, "clip");
+    const model = JSON.parse(fixture.metadata.get("clip") as string) as Model,
+      head = "visual_projection.weight";
+    fixture.close();
+    await checkpoint(path, model);
+    const prints = async (path: string) => {
+      const encoder = await openFeatureEncoder(path);
+      return [await encoder.fingerprint(), await encoder.headFingerprint()];
+    };
+    const [tower, own] = await prints(path), file = join(path, "model.safetensors");
+    const set = join(folder, "set"),
+      sets = ["--fake", set, "--metrics", "fd-pooled", "--encoder", path] as const;
+    await Deno.mkdir(set);
+    for (const v of [10, 200]) {
+      await writePng(join(set, `${v}.png`), { width: 8, height: 8, data: new Uint8Array(192).fill(v) });
+    }
+    const stats = join(folder, "stats.npz"), out = ["--out", join(folder, "out")] as const;
+    await run("eval", "--real", set, ...sets, ...out, "--save-stats", stats);
+
+    const tensors = Object.entries(model.shapes).map(([name, shape]) => {
+      const data = formulaWeights(name, shape);
+      return { name, shape, data: name === head ? data.map((v) => 2 * v) : data };
+    });
+    await writeSafetensors(file, tensors);
+    const [same, other] = await prints(path);
+    assertEquals(same, tower);
+    assert(own !== undefined && other !== undefined && own !== other);
+    await assertRejects(
+      () => run("eval", "--real", stats, ...sets, ...out),
+      UsageError,
+      `the pooling head was "${path}" (${own}) and is "${path}" (${other})`,
+    );
+    await writeSafetensors(file, tensors.filter(({ name }) => name !== head));
+    assertEquals(await prints(path), [tower, undefined]);
+  });
+});
 
 Deno.test("metrics read ConvNeXt's mean pixel and pooled features; it is refused where an encoder is trained", async () => {
   await testDevice();
