@@ -108,7 +108,7 @@ const LARGEST_WEIGHT = 1e6; // with weights beyond it, the next step overflows
 @compute @workgroup_size(64)
 fn check_update(id: Invocation) {
   let lr = hyper(0) * params.factor;
-  if (lr <= 100.0 && lr * hyper(4) <= 1.0 || !finite(norm2(0))) { return; }
+  if ((lr <= 100.0 && lr * hyper(4) <= 1.0) || !finite(norm2(0))) { return; }
   let first = thread_of(id, 64u * UNROLL);
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;

@@ -31,7 +31,7 @@ fn finite(value: f32) -> bool { return (bitcast<u32>(value) & 0x7f800000u) != 0x
 @compute @workgroup_size(64)
 fn check_update(id: Invocation) {
   let lr = hyper(8);
-  if (lr * params.bound <= 100.0 && lr * hyper(4) <= 1.0 || !finite(norm2(0))) { return; }
+  if ((lr * params.bound <= 100.0 && lr * hyper(4) <= 1.0) || !finite(norm2(0))) { return; }
   let first = thread_of(id, 64u * UNROLL);
   for (var u = 0u; u < UNROLL; u++) {
     let i = first + u * 64u;

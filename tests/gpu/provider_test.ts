@@ -117,6 +117,26 @@ Deno.test("Dawn gets the toggles of TOK_DAWN_TOGGLES, and --cpu another instance
   }
 });
 
+Deno.test("no kernel mixes && and || without parentheses, which naga accepts and Dawn refuses", () => {
+  const folder = new URL("../../kernels/", import.meta.url);
+  const mixes = (text: string): boolean => {
+    for (let inner = /\(([^()]*)\)/.exec(text); inner; inner = /\(([^()]*)\)/.exec(text)) {
+      if (/&&/.test(inner[1] ?? "") && /\|\|/.test(inner[1] ?? "")) return true;
+      text = text.replace(inner[0], "_");
+    }
+    return text.split(/[;{}]/).some((statement) => statement.includes("&&") && statement.includes("||"));
+  };
+  assert(
+    mixes("if (f(1) && b || c) {}") && mixes("let x = a && b || c;") && !mixes("if ((a && b) || f(c)) {}"),
+  );
+  const files = [...Deno.readDirSync(folder)].map(({ name }) => name).filter((name) =>
+    name.endsWith(".wgsl")
+  );
+  assert(files.length > 10);
+  const texts = files.map((name) => Deno.readTextFileSync(new URL(name, folder)).replace(/\/\/.*/g, ""));
+  assertEquals(files.filter((_, i) => mixes(texts[i] as string)), []);
+});
+
 Deno.test("a kernel's enable directives come first, and compile", async () => {
   const { provider } = await testDevice();
   const wgsl = kernel(
