@@ -170,12 +170,12 @@ const CASES: readonly Case[] = [
   { name: "flip", op: (x) => flip(x, 0), shapes: [[3, 8]] },
 ];
 
-Deno.test("results and gradients of every op in fp16 are those of f32, rounded", async () => {
-  for (const { name, op, shapes, weights = [], single = false } of CASES) {
-    const fp16 = shapes.map((shape, i) =>
-      new Float16Array(randomArray(shape.reduce((a, b) => a * b), i + 1))
-    );
-    for (const profile of await fp16Profiles()) {
+for (const profile of await fp16Profiles()) {
+  Deno.test(`results and gradients of every op in fp16 are those of f32, rounded: profile ${profile}`, async () => {
+    for (const { name, op, shapes, weights = [], single = false } of CASES) {
+      const fp16 = shapes.map((shape, i) =>
+        new Float16Array(randomArray(shape.reduce((a, b) => a * b), i + 1))
+      );
       await testDevice(profile);
       const run = async (precision: Precision) => {
         const stored = (i: number) => precision === "f16" && !weights.includes(i);
@@ -208,8 +208,8 @@ Deno.test("results and gradients of every op in fp16 are those of f32, rounded",
         assert(error < 1.5e-3, `${name}, ${key}, profile ${profile}: relative error ${error}`);
       }
     }
-  }
-});
+  });
+}
 
 Deno.test("sums of fp16 gradients are rounded sums", async () => {
   await testDevice();

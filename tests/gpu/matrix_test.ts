@@ -1,7 +1,7 @@
 // GEMMs by subgroup matrices. The texts, the choice of the backend and the self-test everywhere; results where the device has
 // matrices, which is where tasks/dev runs the tests through Dawn.
 
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   type GemmProblem,
   type GemmSource,
@@ -11,11 +11,12 @@ import {
   matrixTileBytes,
   type MatrixUnit,
 } from "../../kernels/gemm.ts";
-import { GpuError } from "../../src/errors.ts";
+import { GpuError, UsageError } from "../../src/errors.ts";
 import { launch } from "../../src/gpu/bind.ts";
+import { device } from "../../src/gpu/device.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
 import { capture } from "../../src/gpu/program.ts";
-import { findMatrices, prepareMatrices } from "../../src/ops/gemm_matrices.ts";
+import { chooseMatrices, findMatrices, prepareMatrices } from "../../src/ops/gemm_matrices.ts";
 import {
   chooseTile,
   matricesInUse,
@@ -26,11 +27,21 @@ import {
   useMatrices,
   useTiles,
 } from "../../src/ops/gemm_tiles.ts";
+import { ResBlock } from "../../src/models/decoder.ts";
+import { Dit, ditConfig } from "../../src/models/dit.ts";
+import type { Block } from "../../src/models/dit_blocks.ts";
 import { relu } from "../../src/ops/math.ts";
 import { linear, matmul } from "../../src/ops/matmul.ts";
-import { type DType, input, type Tensor } from "../../src/tensor/tensor.ts";
-import { randomArray, testDevice } from "../helpers/check.ts";
-import { checkGemms, convolutions, matmuls, type Reference } from "../helpers/fp16_gemms.ts";
+import { type DType, input, type Precision, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
+import { randomArray, relativeError, testDevice } from "../helpers/check.ts";
+import {
+  blockGradients,
+  checkGemms,
+  convolutions,
+  matmuls,
+  type Model,
+  type Reference,
+} from "../helpers/fp16_gemms.ts";
 import { size } from "../helpers/reference.ts";
 
 /** What adapters offer: lavapipe and Apple, NVIDIA, Intel, AMD. */
@@ -214,6 +225,20 @@ Deno.test("a device that cannot run the kernels fails the self-test, and the ord
   assert(!texts(["f16", "f16"], matmul).some((text) => /subgroupMatrix/.test(text)));
 });
 
+Deno.test("matrices are refused without fp16 and on a device that has none, and not looked for on software adapters", async () => {
+  await testDevice("gpu");
+  const said: string[] = [],
+    choose = (kernels: string, precision?: Precision) =>
+      chooseMatrices({ kernels, ...precision ? { precision } : {} }, (text) => said.push(text));
+  await assertRejects(() => choose("matrix"), UsageError, "add --precision f16");
+  await assertRejects(() => choose("matrix", "f32"), UsageError, "add --precision f16");
+  if (!findMatrices()) {
+    await assertRejects(() => choose("matrix", "f16"), UsageError, "Cannot use --kernels matrix on");
+  }
+  if (device().facts.software) assertEquals(await choose("auto", "f16"), undefined);
+  assertEquals([await choose("auto", "f32"), said], [undefined, []]);
+});
+
 Deno.test("an f32 buffer cannot be bound to an array of f16", async () => {
   await testDevice("gpu");
   const source = `enable f16; var<storage> x: array<vec4<f16>>; var<storage> y: array<vec4<f32>>;
@@ -314,4 +339,26 @@ if (findMatrices()) {
     const [first, second] = results as [Float32Array, Float32Array];
     assertEquals(first.findIndex((v, i) => v !== second[i]), -1);
   });
+
+  const dit = { hidden_size: 32, num_heads: 2, depth: 1, input_size: 4, in_channels: 4 };
+  const blocks: Record<string, [make: () => Model, shapes: Shape[]]> = {
+    "a DiT block": [() => {
+      const { blocks: [block] } = new Dit(ditConfig.parse(dit));
+      return { model: block as object, forward: (x, c) => (block as Block).forward(x, c, undefined) };
+    }, [[2, 16, 32], [2, 32]]],
+    "a decoder block": [() => {
+      const block = new ResBlock(16, 16, 4);
+      return { model: block, forward: (x) => block.forward(x) };
+    }, [[1, 6, 6, 16]]],
+  };
+  for (const [name, [make, shapes]] of Object.entries(blocks)) {
+    Deno.test(`gradients of ${name} in fp16 by matrices are those of f32 within 5e-3`, async () => {
+      const single = await blockGradients(make, shapes, "f32"),
+        half = await blockGradients(make, shapes, "f16");
+      for (const [key, expected] of single) {
+        const error = relativeError(half.get(key) as Float32Array, expected);
+        assert(error < 5e-3, `${key}: relative error ${error}`);
+      }
+    });
+  }
 }

@@ -3,10 +3,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { capture } from "../../src/gpu/program.ts";
 import { within } from "../../src/gpu/scope.ts";
+import { ParameterSet } from "../../src/nn/parameter_set.ts";
 import { conv2d } from "../../src/ops/conv.ts";
+import { scale } from "../../src/ops/math.ts";
 import { matmul } from "../../src/ops/matmul.ts";
 import { grad } from "../../src/tensor/autograd.ts";
-import { input, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
+import { constant, input, type Precision, type Shape, type Tensor } from "../../src/tensor/tensor.ts";
+import { refreshWorkingCopies } from "../../src/train/optimizer.ts";
 import { randomArray, testDevice } from "./check.ts";
 import { size } from "./reference.ts";
 
@@ -157,4 +160,46 @@ export function convolutions(
       return [y, dx, dw];
     },
   } satisfies GemmCheck;
+}
+
+/** A model, and what of it is differentiated. */
+export interface Model {
+  model: object;
+  forward: (...x: Tensor[]) => Tensor;
+}
+
+/** y and the gradients of inputs and parameters, which are random; GEMMs of fp16 run by matrices. */
+export async function blockGradients(make: () => Model, shapes: readonly Shape[], precision: Precision) {
+  await testDevice("matrix");
+  const { model, forward } = make(), set = new ParameterSet("block", model, precision);
+  [...set.tensors].forEach(([name, { storage, size }], i) =>
+    storage.write(randomArray(size, 50 + i).map((v) => /norm\d?\.weight/.test(name) ? 1 + 0.1 * v : 0.2 * v))
+  );
+  await refreshWorkingCopies([set]);
+  const inputs = Object.fromEntries(shapes.map((shape, i) => [`x${i}`, input(shape)]));
+  const program = await within({ precision }, () =>
+    capture("block", inputs, (t) => {
+      const xs = shapes.map((_, i) => Object.assign(t[`x${i}`] as Tensor, { requiresGrad: true }));
+      const y = forward(...xs.map((x) => scale(x, 1))), leaves = [...xs, ...set.list]; // scaled, they are activations
+      const dy = scale(constant(randomArray(y.size, 99), y.shape), 1);
+      const names = [...xs.map((_, i) => `dx${i}`), ...set.tensors.keys()];
+      return {
+        y,
+        ...Object.fromEntries(grad(y, leaves, dy).map((d, i) => [names[i] as string, d])),
+      } as Record<
+        string,
+        Tensor
+      >;
+    })).prepare();
+  const gemms = program.plan.launches.filter(({ kernel }) => kernel.entry === "gemm");
+  assertEquals(
+    gemms.filter(({ kernel }) => kernel.wgsl.includes("subgroupMatrix")).length > gemms.length / 2,
+    precision === "f16",
+  );
+  program.run(Object.fromEntries(shapes.map((shape, i) => [`x${i}`, randomArray(size(shape), i + 1)])));
+  const results = new Map<string, Float32Array>();
+  for (const [key, output] of Object.entries(program.outputs)) results.set(key, await program.read(output));
+  program.destroy();
+  set.destroy();
+  return results;
 }
