@@ -4,9 +4,12 @@
 
 import { parseArgs } from "@std/cli/parse-args";
 import { GpuError, UsageError } from "../../src/errors.ts";
-import { device, openDevice, type Profile } from "../../src/gpu/device.ts";
+import { device, openDevice } from "../../src/gpu/device.ts";
 import { driverOf } from "../../src/gpu/driver.ts";
+import { PROVIDERS } from "../../src/gpu/provider.ts";
 import { hint } from "../../src/cli/flags.ts";
+import { chooseMatrices } from "../../src/ops/gemm_matrices.ts";
+import type { GemmBackend } from "../../src/ops/gemm_tiles.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { measurePeaks } from "../../src/bench/peak.ts";
 import { kernelCases, largeGemm, titleOf } from "./bench/cases.ts";
@@ -22,7 +25,8 @@ Usage: deno task bench [options]
 
   --only TEXT          cases whose name contains TEXT; repeat for more
   --precision f32|f16  storage of activations [f32, plus some cases in f16]
-  --profile cpu|gpu    kernel backend [chosen by the adapter]
+  --profile cpu|gpu|matrix  kernel backend; matrix: gpu with subgroup matrices [chosen by the adapter]
+  --gpu deno|dawn      WebGPU implementation [TOK_GPU, else deno]
   --all                include cases that fill a GPU (seconds to minutes on a CPU)
   --peers              TensorFlow.js, jax-js and onnxruntime-web on the same adapter
   --torch              PyTorch on the same machine: python3, or what TORCH_PYTHON names
@@ -32,7 +36,7 @@ Usage: deno task bench [options]
 `;
 
 const BOOLEANS = ["all", "peers", "torch", "json", "markdown", "help"];
-const STRINGS = ["only", "precision", "profile"];
+const STRINGS = ["only", "precision", "profile", "gpu"];
 
 /** @throws UsageError for an unknown option or value */
 function optionsOf(args: string[]) {
@@ -56,7 +60,8 @@ function optionsOf(args: string[]) {
   return {
     only: ((parsed.only ?? []) as unknown[]).map(String),
     precision: choice<Precision>("precision", ["f32", "f16"]) ?? "f32",
-    profile: choice<Profile>("profile", ["cpu", "gpu"]),
+    profile: choice<GemmBackend>("profile", ["cpu", "gpu", "matrix"]),
+    gpu: choice("gpu", PROVIDERS),
     all: Boolean(parsed.all),
     peers: Boolean(parsed.peers),
     torch: Boolean(parsed.torch),
@@ -66,14 +71,20 @@ function optionsOf(args: string[]) {
 
 async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void> {
   const torch = o.torch ? await findTorch() : undefined; // before minutes are spent on the rest
-  await openDevice(o.profile ? { profile: o.profile } : {});
-  const { facts, profile } = device();
+  const kernels = o.profile ?? "auto";
+  await openDevice({
+    ...kernels === "auto" ? {} : { profile: kernels === "matrix" ? "gpu" : kernels },
+    gpu: o.gpu,
+  });
+  const { facts } = device();
+  const matrices = kernels !== "gpu" && await chooseMatrices({ kernels, precision: "f16" }, console.error);
+  const profile = matrices ? "matrix" : device().profile;
   const wanted = ({ name }: { name: string }) =>
     o.only.length === 0 || o.only.some((text) => name.includes(text));
   const large = o.all || !facts.software;
-  const kernels = kernelCases(o.precision, large).filter(wanted);
+  const ops = kernelCases(o.precision, large).filter(wanted);
   const whole = (await steps(o.precision, large)).filter(wanted);
-  if (kernels.length + whole.length === 0) {
+  if (ops.length + whole.length === 0) {
     throw new UsageError(
       `Cannot measure: no case has ${o.only.map((t) => `"${t}"`).join(" or ")} in its name`,
     );
@@ -91,7 +102,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
       report.skipped(title, error.message);
     }
   };
-  for (const c of kernels) {
+  for (const c of ops) {
     await unlessTooLarge(titleOf(c), async () => {
       const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), peaks);
       made.destroy();
@@ -111,7 +122,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
   }
   baseline.destroy();
 
-  const measured = [...kernels, ...whole].filter((c) => own.has(titleOf(c)));
+  const measured = [...ops, ...whole].filter((c) => own.has(titleOf(c)));
   const cases: PeerCase[] = measured.map((c) => ({ ...c, title: titleOf(c) }));
   const compare = async (peer: string, times: AsyncIterable<Measured>) => {
     for await (const { case: title, ms, variant } of times) {

@@ -90,10 +90,11 @@ Deno.test("a case that cannot be prepared is freed, and its error passed on", as
 });
 
 Deno.test("the benchmark refuses unknown options and has a help text", async () => {
-  const bench = fromFileUrl(new URL("../../tasks/dev/bench.ts", import.meta.url));
   const config = fromFileUrl(new URL("../../deno.json", import.meta.url));
-  const run = async (...args: string[]) => {
-    const all = ["run", "-A", "--no-check", "--config", config, bench, ...args];
+  const run = (...args: string[]) => runScript("bench", args);
+  const runScript = async (name: string, args: string[]) => {
+    const script = fromFileUrl(new URL(`../../tasks/dev/${name}.ts`, import.meta.url));
+    const all = ["run", "-A", "--no-check", "--config", config, script, ...args];
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: all }).output();
     return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
   };
@@ -106,6 +107,9 @@ Deno.test("the benchmark refuses unknown options and has a help text", async () 
   assert(none.stderr.includes(`"no such case" or "nor this"`), none.stderr);
   const help = await run("--help");
   assert(help.code === 0 && help.stdout.includes("--torch"));
+  const comparison = await runScript("tensor_cores", ["--variants", "CUDA"]);
+  assertEquals([comparison.code, comparison.stdout], [2, ""]);
+  assert(comparison.stderr.includes('no variant has "CUDA"'), comparison.stderr);
 });
 
 Deno.test("the benchmark names the adapter and its driver", () => {

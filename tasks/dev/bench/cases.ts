@@ -29,6 +29,7 @@ function* gemms(large: boolean): Generator<Sizes & { name: string }> {
   for (const S of [256, 512, 1024, 2048, ...large ? [4096] : []]) {
     for (const layout of LAYOUTS) yield { name: `GEMM ${layout} ${S}`, op: "gemm", layout, M: S, N: S, K: S };
   }
+  if (large) yield { name: "GEMM NN 8192", op: "gemm", layout: "NN", M: 8192, N: 8192, K: 8192 };
   const layer = (of: string, layout: (typeof LAYOUTS)[number], M: number, N: number, K: number) => ({
     name: `GEMM ${layout} ${M}x${N}x${K} (${of})`,
     op: "gemm" as const,

@@ -39,8 +39,8 @@ export async function* runPeer(name: string, cases: readonly PeerCase[]): AsyncG
     await Deno.writeTextFile(join(folder, "deno.json"), JSON.stringify({ imports, nodeModulesDir: "auto" }));
     await Deno.writeTextFile(join(folder, "cases.json"), JSON.stringify(cases));
     await Deno.copyFile(scriptOf(script), join(folder, script));
-    for await (const _ of lines(Deno.execPath(), ["install", "--quiet"], folder));
-    yield* lines(Deno.execPath(), ["run", "--no-check", "-A", script, folder], folder);
+    for await (const _ of lines(Deno.execPath(), ["install", "--quiet"], { cwd: folder }));
+    yield* lines(Deno.execPath(), ["run", "--no-check", "-A", script, folder], { cwd: folder });
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
@@ -77,11 +77,16 @@ export async function* runTorch(python: string, cases: readonly PeerCase[]): Asy
   }
 }
 
-/** The JSON lines that a command prints; what else it says goes to the error stream if it fails. */
-async function* lines(command: string, args: string[], cwd?: string): AsyncGenerator<Measured> {
+/** The JSON lines that a command prints; what else it says goes to the error stream if it fails. An aborted one just ends. */
+export async function* lines<L = Measured>(
+  command: string,
+  args: string[],
+  { signal, ...options }: { cwd?: string; env?: Record<string, string>; signal?: AbortSignal } = {},
+): AsyncGenerator<L> {
   const process = new Deno.Command(command, {
     args,
-    ...cwd === undefined ? {} : { cwd },
+    ...options,
+    ...signal ? { signal } : {},
     stdout: "piped",
     stderr: "piped",
   }).spawn();
@@ -90,8 +95,8 @@ async function* lines(command: string, args: string[], cwd?: string): AsyncGener
   for await (const text of process.stdout.pipeThrough(new TextDecoderStream())) {
     const whole = (rest + text).split("\n");
     rest = whole.pop() ?? "";
-    for (const line of whole) if (line.startsWith(`{"case"`)) yield JSON.parse(line) as Measured;
+    for (const line of whole) if (line.startsWith(`{"case"`)) yield JSON.parse(line) as L;
   }
   const { success } = await process.status;
-  if (!success) console.error((await said).trim().split("\n").slice(-12).join("\n"));
+  if (!success && !signal?.aborted) console.error((await said).trim().split("\n").slice(-12).join("\n"));
 }

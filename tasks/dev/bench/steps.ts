@@ -61,6 +61,7 @@ export async function steps(precision: Precision, large: boolean): Promise<Step[
       alignment("alignment step, stage 2 with GAN, DINOv2-B, 8 images of 256", 2, precision, dinov2),
       alignment("alignment step, stage 3 with GAN, DINOv2-B, 8 images of 256", 3, precision, dinov2),
       training("DiT training step, B/1, batch 32", DIT_SIZES["B/1"], 32, precision),
+      training("DiT training step, XL/1, batch 16", DIT_SIZES["XL/1"], 16, precision),
       sampling("sampling step with guidance, B/1, 32 samples", DIT_SIZES["B/1"], 32),
     ]
     : [];
