@@ -5,6 +5,8 @@ import type { EvalConfig } from "../src/cli/config.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
 import { writeJson } from "../src/formats/files.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
+import { type Evaluation, writeEvaluationPage } from "../src/metrics/evaluation_page.ts";
+import type { Results } from "../src/metrics/selection.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import type { Log, Progress } from "../src/run/log.ts";
 import { type EncodeOptions, encodeTo } from "../src/train/encode_latents.ts";
@@ -37,13 +39,20 @@ export const recordOfScores =
     writeJson(join(out, "config.json"), { command: "eval", ...options, made_from: madeFrom });
   };
 
-/** Prints scores and writes them to metrics.json in `out`; nothing if there are none. */
-export function reportScores(scores: Record<string, number>, out: string, log: Log): void {
+/** Prints scores and writes them to metrics.json and a page in `out`; nothing if there are none. */
+export async function reportScores(
+  { scores, ingredients }: Pick<Results, "scores" | "ingredients">,
+  out: string,
+  { line, ...about }: { line: string } & Pick<Evaluation, "findings" | "cautions" | "missing">,
+  log: Log,
+): Promise<void> {
   if (Object.keys(scores).length === 0) return;
   log.begin();
   for (const [name, value] of Object.entries(scores)) {
     log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
   }
-  writeJson(join(out, "metrics.json"), scores);
+  writeJson(join(out, "metrics.json"), { ...scores, ingredients });
+  await writeEvaluationPage(out, line, { scores, ingredients, ...about });
   log.line(`scores: ${join(out, "metrics.json")}`);
+  log.line(`page: ${join(out, "report.html")}`);
 }

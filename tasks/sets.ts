@@ -3,7 +3,6 @@
 
 import { resolve } from "@std/path";
 import { generatedImages, generatedInputs, type Workers } from "../src/data/decode_pool.ts";
-import { splitInHalf } from "../src/data/image_source.ts";
 import type { Sizes } from "../src/data/network_input.ts";
 import { openNpzSet } from "../src/data/npz_images.ts";
 import { Shapes } from "../src/data/toy_shapes.ts";
@@ -60,7 +59,7 @@ export async function openSet(
   return { name: path, images, identity: images.identity() };
 }
 
-/** Images that a tokenizer reconstructs; half of them, or generated ones, train its probes. @param sizes counts those of files */
+/** Images that a tokenizer reconstructs; generated ones, or for want of `train` half of them, train its probes. @param sizes counts those of files */
 export async function tokenizerImages(
   path: string | undefined,
   size: number,
@@ -68,12 +67,12 @@ export async function tokenizerImages(
   { c, workers, log }: SetContext,
 ) {
   if (path === undefined) {
-    const all = generatedInputs(workers, generatedShapes(c.num, log), size);
+    const shapes = generatedShapes(c.num, log), all = generatedInputs(workers, shapes, size);
     const train = generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe));
-    return { all, train, test: all, folder: path };
+    return { all, train, folder: path, identity: shapes.identity() };
   }
-  const all = await imageFiles(path, c, workers, log, sizes), [train, test] = splitInHalf(all);
-  return { all, train, test, folder: path };
+  const all = await imageFiles(path, c, workers, log, sizes);
+  return { all, train: undefined, folder: path, identity: all.identity() };
 }
 
 /** Generated images for a probe, and their side. */

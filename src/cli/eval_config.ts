@@ -25,11 +25,19 @@ export const evalConfig = z.strictObject({
   }),
   tokenizer: input(
     text(),
-    "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents",
+    "Score a tokenizer: reconstruction and probes; with --model: the decoder of its latents, both scored if there is --data",
     { value: "RUN" },
   ),
-  data: input(text(), "Images for a tokenizer: folder, list, .tar or .parquet", DATA),
-  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics or features", DATA),
+  data: input(
+    text(),
+    "Images for a tokenizer: folder, list, .tar or .parquet; with --model: one report of it and its tokenizer, of all metrics " +
+      "that the files allow",
+    DATA,
+  ),
+  real: input(text(), "Real images: as --data, or NPZ, or NPZ of their statistics or features", {
+    value: "PATH",
+    otherwise: "--data, else generated shapes",
+  }),
   fake: input(
     text(),
     "Images to compare with --real: as --data, or NPZ; psnr, ssim, ms-ssim, mse, lpips and rfid pair them by name",
@@ -40,10 +48,14 @@ export const evalConfig = z.strictObject({
     "Instead: finished evaluations side by side, folders or their metrics.json; with --out also compare.html and compare.json",
     { value: "DIR ...", words: true },
   ),
-  out: output(text(), "Folder for metrics.json; images.csv, worst.png and nearest.png where they apply", {
-    value: "DIR",
-    otherwise: "a new one under ./runs",
-  }),
+  out: output(
+    text(),
+    "Folder for metrics.json and report.html; images.csv, worst.png and nearest.png where they apply",
+    {
+      value: "DIR",
+      otherwise: "a new one under ./runs",
+    },
+  ),
   saveStats: output(
     npz(),
     "Also write mean and covariance of the features of the real images, for another --real",
@@ -55,17 +67,17 @@ export const evalConfig = z.strictObject({
     { value: "FILE" },
   ),
   metrics: metrics(z.array(z.enum(METRIC_NAMES)).min(1).optional(), `Any of ${METRIC_NAMES.join(", ")}`, {
-    otherwise: `all that apply, but for ${REQUESTED_NAMES.join(", ")}`,
+    otherwise: `all that apply; without both --data and --model, not ${REQUESTED_NAMES.join(", ")}`,
   }),
   intervals: metrics(
     flag(),
     "Also write intervals.json: 95 % intervals of distances between sets, for --compare; ten more distances each",
   ),
   latentNoise: metrics(
-    z.array(z.number().positive()).min(1).optional(),
-    "Also score reconstructions from latents with Gaussian noise of these standard deviations, in units of the latents' own: " +
-      "0.2,0.4",
-    { value: "N,...", otherwise: "none" },
+    z.array(z.number().nonnegative()).min(1).optional(),
+    "Also score reconstructions from latents with Gaussian noise of these standard deviations, in units of the latents' own; " +
+      "0: none",
+    { value: "N,...", otherwise: "0.2,0.4 with --data and --model; else none" },
   ),
   inception: metrics(
     text(),
@@ -101,7 +113,7 @@ export const evalConfig = z.strictObject({
   num: data(count("images").default(200), "Number of images to sample or generate"),
   imageSize: data(count("pixels").optional(), "Resize and crop all images to squares first", {
     unit: "pixels",
-    otherwise: "a tokenizer's training size; sets: no",
+    otherwise: "a tokenizer's training size, with --data and --model for all; else sets: no",
   }),
   batchSize: data(count("batch").default(50), "Images at a time"),
   ...reading,
@@ -113,7 +125,7 @@ export type EvalConfig = z.infer<typeof evalConfig>;
 /** Options that a protocol fixes or does not read. */
 function protocolConditions(
   { protocol, inceptionInput }: Pick<EvalConfig, "protocol" | "inceptionInput">,
-  subject: Subject,
+  parts: readonly Subject[],
 ): Conditions<EvalConfig> {
   if (protocol === undefined) return {};
   const { input, metrics } = PROTOCOLS[protocol], other = "choose another --protocol";
@@ -121,7 +133,7 @@ function protocolConditions(
   const names = new Set(metrics);
   return {
     protocol: [[
-      () => subject !== "tokenizer" || names.has("rfid"),
+      () => parts.some((part) => part !== "tokenizer") || names.has("rfid"),
       `${protocol} compares sets of images, and this scores a tokenizer`,
       "choose adm, pytorch-fid or clean",
     ]],
@@ -137,7 +149,7 @@ function protocolConditions(
       other,
     ]],
     imageSize: [[
-      () => subject === "tokenizer",
+      () => parts.includes("tokenizer"),
       `--protocol ${protocol} fixes how images are resized`,
       "leave --protocol out",
     ]],
@@ -146,26 +158,25 @@ function protocolConditions(
 
 /** Options about samples, which only a model has, latents of a tokenizer, and real images: where they have an effect. */
 export function evalConditions(
-  subject: Subject,
+  parts: readonly Subject[],
   c: Pick<EvalConfig, "protocol" | "inceptionInput">,
 ): Conditions<EvalConfig> {
+  const scored = parts.map((part) => SUBJECTS[part]).join(" and ");
   const only = (what: string, needed: Subject) => {
-    const reason = `it is for the ${what} of a ${needed}, and this scores ${SUBJECTS[subject]}`;
-    return [[() => subject === needed, reason, `score a --${needed}`] as const];
+    const reason = `it is for the ${what} of a ${needed}, and this scores ${scored}`;
+    return [[() => parts.includes(needed), reason, `score a --${needed}`] as const];
   };
   const sampled = ["latents", "ema", ...Object.keys(sampling)].map((
     name,
   ) => [name, only("samples", "model")]);
-  const reason = `it is for the real images that others are compared with, and this scores ${
-    SUBJECTS[subject]
-  }`;
-  const saved = [[() => subject !== "tokenizer", reason] as const];
+  const reason = `it is for the real images that others are compared with, and this scores ${scored}`;
+  const saved = [[() => parts.some((part) => part !== "tokenizer"), reason] as const];
   return {
-    ...protocolConditions(c, subject),
+    ...protocolConditions(c, parts),
     ...Object.fromEntries(sampled),
     featureCache: [[
-      () => subject !== "tokenizer",
-      `it is for sets of images, and this scores ${SUBJECTS[subject]}`,
+      () => parts.some((part) => part !== "tokenizer"),
+      `it is for sets of images, and this scores ${scored}`,
     ]],
     encoders: [[
       ({ metrics, protocol }) =>
@@ -175,8 +186,8 @@ export function evalConditions(
     ]],
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
     intervals: [[
-      () => subject !== "tokenizer",
-      `it is for distances between sets, and this scores ${SUBJECTS[subject]}`,
+      () => parts.some((part) => part !== "tokenizer"),
+      `it is for distances between sets, and this scores ${scored}`,
     ]],
   };
 }

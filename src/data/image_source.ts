@@ -143,9 +143,3 @@ export function subset(source: ImageSource, length: number, at = (i: number) => 
 export function part(source: ImageSource, from: number, to: number): ImageSource {
   return subset(source, Math.max(0, to - from), (i) => from + i);
 }
-
-/** Images of even index to train on, those of odd index to test on. */
-export function splitInHalf(source: ImageSource): [ImageSource, ImageSource] {
-  const half = (odd: 0 | 1) => subset(source, Math.floor((source.length + 1 - odd) / 2), (i) => 2 * i + odd);
-  return [half(0), half(1)];
-}

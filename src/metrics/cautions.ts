@@ -74,3 +74,8 @@ function cautionOfFormats(real: NamedSet, fake: NamedSet): string | undefined {
     fake.images ? "does" : "was"
   } not: artefacts of compression are part of the distance; compare only with scores of the same formats`;
 }
+
+/** Where the encoder of a distance is the one behind the latents. */
+export const PARTIAL =
+  "the encoder is the one that the tokenizer was made from, a partial judge: also score by another " +
+  "--encoder, or by --inception";

@@ -16,7 +16,7 @@ import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import { type EncoderConfig, encoderNetwork, type EncoderSource } from "../zoo/encoders.ts";
 import type { CacheSpace, FeatureCache } from "./feature_cache.ts";
-import { type Gaussian, Moments } from "./moments.ts";
+import { type Features, type Gaussian, Moments } from "./moments.ts";
 import {
   collect,
   type ImageProgram,
@@ -257,6 +257,35 @@ export class EncoderFeatures {
   destroy(): void {
     this.program.destroy();
     free(this.networks);
+  }
+}
+
+/** Patch tokens of some images [images * T, C], each resized and cropped to `square` first. */
+export async function patchTokens(
+  encoder: EncoderSource<EncoderConfig>,
+  images: InputSource,
+  chosen: readonly number[],
+  square: number,
+): Promise<Features> {
+  const { config, view } = encoderIn("patches", encoder, square), network = encoderNetwork(config);
+  try {
+    await encoder.load(network);
+    const size = sideOf(view.network.preprocessor) as number;
+    const options = { batchSize: chosen.length, size, floats: true };
+    const program = await imageProgram("patch tokens", (x) => ({ y: network.forward(x).patches }), options);
+    const source = inputs(images, view);
+    const few = {
+      ...source,
+      length: chosen.length,
+      name: (i: number) => source.name(chosen[i] as number),
+      label: (i: number) => source.label(chosen[i] as number),
+      floats: (i: number, size: number) => source.floats(chosen[i] as number, size),
+    };
+    const { features: { data } } = await collect(program, "y", few).finally(() => program.destroy());
+    const columns = program.outputs.y.dim(-1);
+    return { data, rows: data.length / columns, columns };
+  } finally {
+    free(network);
   }
 }
 

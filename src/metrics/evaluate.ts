@@ -9,9 +9,8 @@ import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
-import { cautionOfFew, cautionsOf, holdsJpegs, JPEG } from "./cautions.ts";
+import { cautionOfFew, cautionsOf, holdsJpegs, JPEG, PARTIAL } from "./cautions.ts";
 import { EncoderFeatures, type EncoderSpace, placeOf, readsHead } from "./encoder_features.ts";
-import { labelContext, type SetOptions } from "./evaluation_options.ts";
 import { FeatureCache } from "./feature_cache.ts";
 import {
   type ImageSet,
@@ -23,7 +22,9 @@ import {
   stored,
   writePairs,
 } from "./image_set.ts";
-import { type FeatureKind, InceptionFeatures, type InceptionView } from "./inception.ts";
+import { encoderIngredients, type OwnIngredients } from "./ingredients.ts";
+import { type ComputedFeatures, kept, labelContext, type SetOptions } from "./evaluation_options.ts";
+import { type FeatureKind, INCEPTION_OUTPUT, InceptionFeatures, type InceptionView } from "./inception.ts";
 import { Jackknife } from "./jackknife.ts";
 import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
 import { SixSpaces } from "./six_spaces.ts";
@@ -37,8 +38,7 @@ import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from ".
  */
 export class SetEvaluation implements Disposable {
   readonly #extractors = new Map<EncoderSpace, EncoderFeatures>();
-  /** Of the real images. */
-  readonly #features = new Map<InputSource, Map<EncoderSpace, LabelledFeatures>>();
+  readonly #features: ComputedFeatures;
   readonly #views = new Map<InputSource, InceptionView>();
   /** Of the real sets by space: the moments that a metric computes of them are kept there. */
   readonly #real = new Map<string, { set: ImageSet; view: InceptionView }>();
@@ -55,7 +55,9 @@ export class SetEvaluation implements Disposable {
     private readonly six: SixSpaces | undefined,
     private readonly cache: FeatureCache | undefined,
     private readonly log: Log,
-  ) {}
+  ) {
+    this.#features = options.computed ?? new Map();
+  }
 
   /** Leaves out what the sets do not allow. @throws UsageError if no metric is left, or a network cannot be opened */
   static async open(
@@ -226,6 +228,7 @@ export class SetEvaluation implements Disposable {
     };
     const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
     const metrics: EncoderMetric[] = selection.from("encoder");
+    const network = { name: encoder.path, fingerprint: await encoder.fingerprint() };
     for (const space of new Set(metrics.map(({ space }) => space))) {
       const inSpace = metrics.filter((metric) => metric.space === space),
         report = this.#reporter(placeOf(space));
@@ -238,8 +241,9 @@ export class SetEvaluation implements Disposable {
       const before = this.#real.get(space), known = before?.set === real ? before.view : undefined;
       const a = known ?? await view("real"), b = await view("fake"), progress = log.progress.bind(log);
       this.#real.set(space, { set: real, view: a });
+      const own = () => encoderIngredients("encoder", network, space, this.#extractors.get(space)?.view);
       for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
-        await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })));
+        await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })), own);
       }
       await this.#withoutGroups(inSpace, a, b, results);
     }
@@ -254,7 +258,11 @@ export class SetEvaluation implements Disposable {
       this.#learnt = { real: real.images, train: train.images, context };
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
-    for (const { compute } of labels) await results.add(() => compute(context));
+    const features = encoderIngredients("labels", network, "patches", this.#extractors.get("patches")?.view);
+    for (const { compute, input } of labels) {
+      const own: OwnIngredients = input === undefined ? features : { from: "labels", input };
+      await results.add(() => compute(context), () => own);
+    }
   }
 
   /** Writes a picture of pairs of images into the folder of the options. */
@@ -309,7 +317,17 @@ export class SetEvaluation implements Disposable {
     const b = await extract(fake), progress = log.progress.bind(log);
     for (const compute of new Set(metrics.map(({ compute }) => compute))) {
       const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
-      await results.add(async () => this.selection.reported(await compute(a, b, { seed, progress, show })));
+      const { fake: kind } = metrics.find((metric) => metric.compute === compute) as InceptionMetric;
+      const own: OwnIngredients = {
+        from: "inception",
+        space: INCEPTION_OUTPUT[kind],
+        ...inception.identity && { network: inception.identity },
+        input: `each has ${described(view)}, as ${input} does`,
+      };
+      await results.add(
+        async () => this.selection.reported(await compute(a, b, { seed, progress, show })),
+        () => own,
+      );
     }
     await this.#withoutGroups(metrics, a, b, results);
   }
@@ -372,14 +390,3 @@ export class SetEvaluation implements Disposable {
 
 /** Reports what happens to the images of a set. */
 type Report = (set: { name: string }, sizes: Sizes, view: View) => void;
-
-const PARTIAL =
-  "the encoder is the one that the tokenizer was made from, a partial judge: also score by another " +
-  "--encoder, or by --inception";
-
-/** The value of `key`, computed the first time. */
-async function kept<K, V>(values: Map<K, V>, key: K, compute: () => Promise<V>): Promise<V> {
-  const value = values.get(key) ?? await compute();
-  values.set(key, value);
-  return value;
-}

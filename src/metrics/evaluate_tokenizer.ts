@@ -1,39 +1,51 @@
 // Evaluation of a tokenizer: leaves out the metrics that the images do not allow, opens the networks, and computes the selected
 // metrics of table.ts from reconstructions and latents.
 
-import { UsageError } from "../errors.ts";
 import type { ImageSource } from "../data/image_source.ts";
 import type { InputSource } from "../data/network_input.ts";
+import { UsageError } from "../errors.ts";
 import type { ImageTokenizer } from "../models/tokenizer.ts";
 import type { Log } from "../run/log.ts";
 import type { EncoderSource } from "../zoo/encoders.ts";
+import { type LabelledFeatures, Rows } from "./batched.ts";
 import { cautionOfFew } from "./cautions.ts";
+import { ChannelHistograms } from "./channel_histograms.ts";
 import { EncoderFeatures } from "./encoder_features.ts";
-import type { Features } from "./moments.ts";
+import type { Findings } from "./evaluation_page.ts";
 import { type EvaluationOptions, labelContext } from "./evaluation_options.ts";
+import { rowsOf } from "./gram.ts";
 import { ImageScores } from "./image_scores.ts";
-import type { PairScore } from "./pairs.ts";
+import type { Features } from "./moments.ts";
+import { addPairs, allScores, bytesOf, type PairScore } from "./pairs.ts";
+import { ShownImages, tokenMaps, writePcaPicture } from "./pca_picture.ts";
+import { LatentSummary } from "./representation.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { Scores } from "./table.ts";
-import { latentFeatures, scoreReconstruction, summarisedLatents } from "./tokenizer.ts";
+import type { ReconstructionMetric } from "./table.ts";
+import { type LatentNoise, latentsOf, tokenized } from "./tokenizer.ts";
 
-/**
- * Scores reconstructions and latents.
- * @param images.train images that probes on latents learn from; `test` are also reconstructed
- * @param images.folder where they come from, for messages; undefined for generated images
- */
+interface Images {
+  /** Images that probes on latents learn from; undefined: those of even index of `all`, and the others test. */
+  train: ImageSource | undefined;
+  /** Images that are reconstructed. */
+  all: InputSource;
+  /** Where they come from, for messages; undefined for generated images. */
+  folder: string | undefined;
+}
+
+/** Scores reconstructions and latents. Each image is read and encoded once, and decoded once for each level of noise. */
 export async function evaluateTokenizer(
   tokenizer: ImageTokenizer,
-  images: { train: ImageSource; test: ImageSource; all: InputSource; folder: string | undefined },
+  images: Images,
   size: number,
   selection: Selection,
   options: EvaluationOptions,
   results: Results,
   log: Log,
-): Promise<void> {
-  const { all, train, test, folder } = images, n = all.length, batchSize = Math.min(options.batchSize, n);
+): Promise<Findings> {
+  const { all, folder, train } = images, n = all.length, batchSize = Math.min(options.batchSize, n);
   selection.exclude((m) =>
-    m.from === "labels" && folder !== undefined && noClasses(m.minPerClass, all, train, folder)
+    m.from === "labels" && folder !== undefined &&
+    noClasses(m.minPerClass, all, train?.length ?? Math.ceil(n / 2), folder)
   );
   selection.exclude((m) =>
     m.from === "reconstructions" && m.minSide !== undefined && size < m.minSide &&
@@ -47,87 +59,191 @@ export async function evaluateTokenizer(
   );
   selection.settle((line) => log.line(line));
   const reconstructions = selection.from("reconstructions"), labels = selection.from("labels");
-  const std = options.latentNoise && await stdOf(tokenizer, reconstructions.length);
-  if (reconstructions.length > 0) {
-    const few = reconstructions.some(({ name }) => name === "rfid") && cautionOfFew(n);
-    if (few) log.warn(few);
-    const context = { ...options, n, size, batchSize };
-    for (const sigma of [0, ...options.latentNoise ?? []]) {
-      const scores: PairScore[] = [], table = sigma === 0 ? new ImageScores(size) : undefined;
-      for (const metric of reconstructions) scores.push(await metric.open(context));
-      const guarded = scores.map((score) => results.guarded(score));
-      const noise = std && sigma > 0 ? { sigma, std, seed: options.seed } : undefined;
-      await results.add(async () => {
-        const all = await scoreReconstruction(tokenizer, images.all, {
-          size,
-          batchSize,
-          scores: guarded,
-          table,
-          noise,
-        });
-        await table?.write(options.out, log);
-        return noise ? noisyScores(all, sigma) : all;
-      });
-      for (const score of scores) score.destroy?.();
-    }
+  const few = reconstructions.some(({ name }) => name === "rfid") && cautionOfFew(n);
+  if (few) log.warn(few);
+  const noises = await noisesOf(tokenizer, reconstructions, options, log);
+  const context = { ...options, n, size, batchSize }, levels: PairScore[][] = [];
+  const first: PairScore[] = [];
+  if (noises.length > 0) { for (const metric of reconstructions) first.push(await metric.open(context)); }
+  for (const [k] of noises.entries()) {
+    levels.push(k === 0 ? first : first.map((score) => score.again?.() ?? score));
   }
-  const latentMetrics = selection.from("latents");
-  if (latentMetrics.length > 0) {
+  const guarded = levels.map((scores) => scores.map((score) => results.guarded(score)));
+  const table = new ImageScores(size);
+  const pass = async (noises: readonly (LatentNoise | undefined)[]) => {
+    const shape = { cells: tokenizer.side(size) ** 2, channels: tokenizer.channels };
+    const summary = new LatentSummary(shape, n), channels = new ChannelHistograms(shape.channels);
+    const rows = new Rows(), classes = new Uint32Array(n), shown = new ShownImages(n);
+    const progress = log.progress("tokenizing", n, "images");
+    try {
+      for await (const batch of tokenized(tokenizer, all, { size, batchSize, noises })) {
+        const { first, count, latents, originals } = batch, values: Record<string, ArrayLike<number>> = {};
+        for (const [k, noise] of noises.entries()) {
+          const pair = { originals, reconstructions: batch.reconstructions[k] as Uint8Array<ArrayBuffer> };
+          Object.assign(values, noisy(await addPairs(pair, guarded[k] as PairScore[]), noise));
+        }
+        const [y] = batch.reconstructions;
+        if (y) table.add({ ...batch, reconstructions: y }, values, (i) => all.name(i));
+        if (selection.from("latents").length > 0) await summary.add(latents);
+        channels.add(latents);
+        shown.add(batch);
+        if (labels.length > 0) rows.add(latents);
+        classes.set(batch.labels, first);
+        progress.update(first + count);
+      }
+    } finally {
+      progress.end();
+    }
+    return { summary, channels, rows, classes, shown };
+  };
+  let found: Awaited<ReturnType<typeof pass>> | undefined;
+  const attempt = async (noises: readonly (LatentNoise | undefined)[]) => {
     await results.add(async () => {
-      const summary = await summarisedLatents(tokenizer, all, { size, batchSize });
-      const features = () => featuresOf(original as EncoderSource, all, { size, batchSize });
-      for (const { compute } of latentMetrics) await results.add(() => compute(summary, features));
-      return { n };
+      found = await pass(noises);
+      return {};
     });
+  };
+  await attempt(noises);
+  for (const [k, noise] of noises.entries()) {
+    if (!found) break;
+    await results.add(async () => {
+      const scores = noisy(await allScores(guarded[k] as PairScore[]), noise);
+      return noise ? scores : { ...scores, n };
+    }, (key) => {
+      const own = results.ofPairs(noise ? key.slice(0, key.lastIndexOf("_sigma_")) : key);
+      return own && { ...own, ...noise && { latentNoise: noise.sigma } };
+    });
+  }
+  for (const score of levels.toReversed().flat()) score.destroy?.();
+  if (found) await table.write(options.out, log);
+  else if (noises.length > 0) await attempt([]); // the decoder failed; latents have scores of their own
+  if (!found) return { images: table };
+  const { summary, channels, rows, classes, shown } = found;
+  const latentMetrics = selection.from("latents");
+  const features = () => featuresOf(original as EncoderSource, all, { size, batchSize }, options);
+  for (const { compute, original: compares } of latentMetrics) {
+    const network = compares ? await identityOf(original as EncoderSource) : undefined;
+    const own = { from: "latents", input: bytesOf(size), ...network && { network } } as const;
+    await results.add(
+      async () => ({ ...await compute(summary, features), n }),
+      (key) => key === "n" ? undefined : own,
+    );
   }
   if (labels.length > 0) {
     await results.add(async () => {
-      const latents = await latentFeatures(tokenizer, train, test, { size, batchSize });
-      const context = labelContext(latents, train.classes.length, batchSize);
-      for (const { compute } of labels) await results.add(() => compute(context));
+      const known = { features: rows.features(n), labels: classes };
+      const latents = train
+        ? { train: await latentsOf(tokenizer, train, { size, batchSize }), test: known }
+        : halvesOf(known);
+      const context = labelContext(latents, all.classes.length, batchSize);
+      const own = { from: "labels", space: "latents", input: bytesOf(size) } as const;
+      for (const { compute } of labels) await results.add(() => compute(context), () => own);
       return {};
     });
   }
+  if (options.out !== undefined) {
+    const encoder = typeof original === "object" ? original : undefined;
+    await results.add(async () => {
+      const tokens = encoder && await tokenMaps(encoder, all, shown.chosen, size);
+      await writePcaPicture(options.out as string, size, shown, tokenizer.side(size), tokens, log);
+      return {};
+    });
+  }
+  return { images: table, channels };
+}
+
+/** Keys of scores of reconstructions from noisy latents have the standard deviation. */
+const noisy = <T>(scores: Record<string, T>, noise: LatentNoise | undefined): Record<string, T> =>
+  noise
+    ? Object.fromEntries(Object.entries(scores).map(([key, v]) => [`${key}_sigma_${noise.sigma}`, v]))
+    : scores;
+
+/** Levels of noise by default, where `perturb` asks for them: about the errors of a diffusion model. */
+const DEFAULT_NOISE = [0.2, 0.4];
+
+/** The levels of noise to reconstruct with, without noise first; none if no score needs reconstructions. */
+async function noisesOf(
+  tokenizer: ImageTokenizer,
+  metrics: readonly ReconstructionMetric[],
+  { latentNoise, perturb = false, seed }: EvaluationOptions,
+  log: Log,
+): Promise<(LatentNoise | undefined)[]> {
+  const byDefault = perturb && metrics.some(({ name }) => name === "psnr" || name === "rfid");
+  const sigmas = [...new Set(latentNoise ?? (byDefault ? DEFAULT_NOISE : []))].filter((sigma) => sigma > 0);
+  const std = sigmas.length ? (await tokenizer.statistics())?.std : undefined;
+  if (sigmas.length > 0 && latentNoise && !(std && metrics.length > 0)) {
+    throw new UsageError(
+      `Cannot use --latent-noise: ${
+        std
+          ? "no score of reconstructions is selected"
+          : "the tokenizer does not say how large its latents are"
+      }; leave it out`,
+    );
+  }
+  if (metrics.length === 0) return [];
+  if (!std) {
+    if (sigmas.length > 0) {
+      log.line(
+        "left out: reconstruction from noisy latents (the tokenizer does not say how large its latents are)",
+      );
+    }
+    return [undefined];
+  }
+  if (!latentNoise) {
+    log.line(
+      `also decoding latents with noise of ${sigmas.join(" and ")} standard deviations: ${
+        sigmas.length + 1
+      } passes of the decoder instead of one; --latent-noise 0 leaves them out`,
+    );
+  }
+  return [undefined, ...sigmas.map((sigma) => ({ sigma, std, seed }))];
+}
+
+/** Rows of even index to learn from and the others to test on. */
+function halvesOf(
+  { features, labels }: LabelledFeatures,
+): { train: LabelledFeatures; test: LabelledFeatures } {
+  const half = (odd: 0 | 1) => {
+    const chosen = Uint32Array.from(
+      { length: Math.floor((features.rows + 1 - odd) / 2) },
+      (_, i) => 2 * i + odd,
+    );
+    return { features: rowsOf(features, chosen), labels: chosen.map((i) => labels[i] as number) };
+  };
+  return { train: half(0), test: half(1) };
 }
 
 const NO_ORIGINAL = "it needs --encoder, the encoder that the tokenizer was made from: no run records it";
 
-/** An encoder's features of images, resized and cropped to the tokenizer's size first. */
+const identityOf = async (encoder: EncoderSource) => ({
+  name: encoder.path,
+  fingerprint: await encoder.fingerprint(),
+});
+
+/** An encoder's features of images, resized and cropped to the tokenizer's size first; kept where it is the one of distances. */
 async function featuresOf(
   encoder: EncoderSource,
   images: InputSource,
   { size: square, batchSize }: { size: number; batchSize: number },
+  { computed, encoder: judge }: EvaluationOptions,
 ): Promise<Features> {
   const extractor = await EncoderFeatures.open(encoder, { batchSize, n: images.length, square });
   try {
-    return (await extractor.extract(images)).features;
+    const found = await extractor.extract(images);
+    if (computed && await (await judge()).fingerprint() === await encoder.fingerprint()) {
+      computed.set(images, new Map([["patches", found]]));
+    }
+    return found.features;
   } finally {
     extractor.destroy();
   }
 }
 
-/** Standard deviation of each channel. @param scores number of scores of reconstructions @throws UsageError if noise has no effect */
-async function stdOf(tokenizer: ImageTokenizer, scores: number): Promise<Float32Array> {
-  const std = (await tokenizer.statistics())?.std;
-  if (std && scores > 0) return std;
-  throw new UsageError(
-    `Cannot use --latent-noise: ${
-      std ? "no score of reconstructions is selected" : "the tokenizer does not say how large its latents are"
-    }; leave it out`,
-  );
-}
-
-/** Scores of reconstructions from noisy latents, under keys with the standard deviation. */
-const noisyScores = (scores: Scores, sigma: number): Scores =>
-  Object.fromEntries(
-    Object.entries(scores).filter(([key]) => key !== "n").map(([key, v]) => [`${key}_sigma_${sigma}`, v]),
-  );
-
 /** Why these images give no labels to learn; undefined if they do. @param minPerClass training images of a class */
 function noClasses(
   minPerClass: number | undefined,
   all: ImageSource,
-  train: ImageSource,
+  train: number,
   folder: string,
 ): string | undefined {
   const { classes } = all;
@@ -140,8 +256,8 @@ function noClasses(
       few.slice(0, 3).map((name) => `"${name}"`).join(", ")
     }${few.length > 3 ? ` and ${few.length - 3} more` : ""}`;
   }
-  if (minPerClass === 2 && train.length < 2 * classes.length) {
-    return `${train.length} images to learn from are fewer than two for each of ${classes.length} classes`;
+  if (minPerClass === 2 && train < 2 * classes.length) {
+    return `${train} images to learn from are fewer than two for each of ${classes.length} classes`;
   }
   return undefined;
 }

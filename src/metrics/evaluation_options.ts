@@ -1,13 +1,25 @@
 // What an evaluation is asked for: its networks, opened on demand, and where its files go; and what probes learn from.
 
+import type { InputSource } from "../data/network_input.ts";
 import type { Inception, InceptionInput } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
+import type { EncoderSpace } from "./encoder_features.ts";
 import type { Saves } from "./image_set.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { ProtocolName } from "./protocols.ts";
 import type { LabelContext } from "./table.ts";
+
+/** Features by images and space. */
+export type ComputedFeatures = Map<InputSource, Map<EncoderSpace, LabelledFeatures>>;
+
+/** The value of `key`, computed the first time. */
+export async function kept<K, V>(values: Map<K, V>, key: K, compute: () => Promise<V>): Promise<V> {
+  const value = values.get(key) ?? await compute();
+  values.set(key, value);
+  return value;
+}
 
 export interface EvaluationOptions {
   /** Whose figures are computed [none]. */
@@ -29,6 +41,10 @@ export interface EvaluationOptions {
   original?: EncoderSource | string | undefined;
   /** Of a tokenizer: also reconstruct from latents with noise of these standard deviations, in units of theirs [none]. */
   latentNoise?: readonly number[] | undefined;
+  /** Whether there are levels of noise by default, if PSNR or rFID are computed (false). */
+  perturb?: boolean;
+  /** Features of real images by the encoder that `encoder` opens, which parts of an evaluation share [none]. */
+  computed?: ComputedFeatures;
   /** Folder for the scores of each image, and for pictures [none]. */
   out?: string | undefined;
 }

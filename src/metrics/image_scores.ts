@@ -41,6 +41,11 @@ export class ImageScores {
   /** @param size side of the images, pixels */
   constructor(readonly size: number) {}
 
+  /** The scores of all images by their key. */
+  get columns(): ReadonlyMap<string, readonly number[]> {
+    return this.#columns;
+  }
+
   /** What the picture goes by. */
   get by(): string | undefined {
     return BY.find(([key]) => this.#columns.has(key))?.[0];

@@ -14,7 +14,7 @@ import { InceptionScore } from "./fidelity.ts";
 import { frechet } from "./frechet.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
 import { type ImageProgram, imageProgram, inferCached, inferImages, Rows } from "./batched.ts";
-import type { PairScore } from "./pairs.ts";
+import { bytesOf, type PairScore } from "./pairs.ts";
 
 /** What can be computed of a set. */
 export type FeatureKind = "moments" | "spatial" | "features" | "score";
@@ -34,7 +34,8 @@ export interface InceptionView {
 /** Bytes of the largest feature map of one image, [147,147,64]. */
 const LARGEST_MAP = 4 * 147 * 147 * 64;
 
-const OUTPUT: Record<FeatureKind, InceptionOutput> = {
+/** The network's output that a kind is computed of. */
+export const INCEPTION_OUTPUT: Record<FeatureKind, InceptionOutput> = {
   moments: "pooled",
   features: "pooled",
   spatial: "spatial",
@@ -47,6 +48,7 @@ export class InceptionFeatures {
     private readonly program: ImageProgram<InceptionOutput>,
     readonly kinds: readonly FeatureKind[],
     private readonly cache: CacheSpace<InceptionOutput> | undefined,
+    readonly ingredients: NonNullable<PairScore["ingredients"]>,
   ) {}
 
   /**
@@ -67,7 +69,7 @@ export class InceptionFeatures {
   ): Promise<InceptionFeatures> {
     const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
     const batchSize = Math.max(1, Math.min(options.batchSize, most));
-    const wanted = [...new Set(options.kinds.map((q) => OUTPUT[q]))];
+    const wanted = [...new Set(options.kinds.map((q) => INCEPTION_OUTPUT[q]))];
     const { size, floats = false } = options;
     const program = await imageProgram("inception", (x) => {
       const all = inception.forward(x, options.input);
@@ -79,7 +81,11 @@ export class InceptionFeatures {
       ["Inception", identity.fingerprint, options.input, JSON.stringify(view)],
       widths as Record<InceptionOutput, number>,
     );
-    return new InceptionFeatures(program, options.kinds, cache);
+    const ingredients = {
+      ...identity && { network: identity },
+      input: `${bytesOf(size)}, Inception as ${options.input} does`,
+    };
+    return new InceptionFeatures(program, options.kinds, cache, ingredients);
   }
 
   /** Features of all inputs. */
@@ -147,14 +153,21 @@ export class FeatureStats implements Disposable {
 
 /** rFID: the Frechet distance between images and their reconstructions. */
 export class ReconstructionFrechet implements PairScore {
-  readonly #originals = new FeatureStats(["moments"]);
+  readonly ingredients: NonNullable<PairScore["ingredients"]>;
+  readonly #originals: FeatureStats;
   readonly #reconstructions = new FeatureStats(["moments"]);
 
-  /** @param inception opened for moments; destroy() destroys it */
-  constructor(readonly inception: InceptionFeatures) {}
+  /**
+   * @param inception opened for moments; destroy() destroys it
+   * @param first has the same originals
+   */
+  constructor(readonly inception: InceptionFeatures, private readonly first?: ReconstructionFrechet) {
+    this.ingredients = { space: "pooled", ...inception.ingredients };
+    this.#originals = first ? first.#originals : new FeatureStats(["moments"]);
+  }
 
   async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
-    await this.inception.add(originals, this.#originals);
+    if (!this.first) await this.inception.add(originals, this.#originals);
     await this.inception.add(reconstructions, this.#reconstructions);
   }
 
@@ -163,9 +176,14 @@ export class ReconstructionFrechet implements PairScore {
     return a && b ? { rfid: await frechet(a, b) } : {};
   }
 
+  again(): ReconstructionFrechet {
+    return new ReconstructionFrechet(this.inception, this.first ?? this);
+  }
+
   destroy(): void {
+    this.#reconstructions[Symbol.dispose]();
+    if (this.first) return;
     this.inception.destroy();
     this.#originals[Symbol.dispose]();
-    this.#reconstructions[Symbol.dispose]();
   }
 }

@@ -2,7 +2,8 @@
 // runs compare only where `protocol`, `space`, `network`, `input`, `real` and the count of `fake` are the same.
 
 import { z } from "zod";
-import { identitySchema } from "../formats/provenance.ts";
+import { described, type View } from "../data/network_input.ts";
+import { type Identity, identitySchema } from "../formats/provenance.ts";
 
 /** A set of images, or statistics of one. */
 const setSchema = z.object({
@@ -64,12 +65,12 @@ export type SamplingIngredients = z.infer<typeof samplingSchema>;
 export type SetIngredients = z.infer<typeof setSchema>;
 
 /** What all figures of an evaluation have in common. */
-export type CommonIngredients = Pick<Ingredients, "protocol" | "precision" | "seed" | "tok" | "adapter">;
+export type CommonIngredients = Pick<Ingredients, "precision" | "seed" | "tok" | "adapter">;
 
 /** What a figure has of its own. */
 export type OwnIngredients =
   & Pick<Ingredients, "from">
-  & Partial<Pick<Ingredients, "protocol" | "space" | "network" | "input" | "latentNoise">>;
+  & Partial<Pick<Ingredients, "space" | "network" | "input" | "latentNoise">>;
 
 /** What the figures of one model or set have in common. */
 export type PartIngredients = Partial<
@@ -91,6 +92,16 @@ export function setIngredients(
     ...identity && { fingerprint: identity.fingerprint },
     ...count !== undefined && { count },
   };
+}
+
+/** Those of a figure in an encoder's space. @param view of the images, where some were read */
+export function encoderIngredients(
+  from: "encoder" | "labels",
+  network: Identity,
+  space: string,
+  view: View | undefined,
+): OwnIngredients {
+  return { from, space, network, ...view && { input: `each has ${described(view)}` } };
 }
 
 /** metrics.json: figures as plain numbers, and what each was computed from. */

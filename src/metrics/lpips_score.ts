@@ -8,14 +8,18 @@ import { notFinite } from "../formats/finite.ts";
 import type { Lpips } from "../models/lpips.ts";
 import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import type { Tensor } from "../tensor/tensor.ts";
-import type { PairScore } from "./pairs.ts";
+import { bytesOf, type PairScore } from "./pairs.ts";
 
 export class LpipsScore implements PairScore {
   readonly name = "lpips";
   #sum = 0;
   #count = 0;
 
-  private constructor(private readonly program: Program<{ x: Tensor; y: Tensor }, { d: Tensor }>) {}
+  private constructor(
+    private readonly program: Program<{ x: Tensor; y: Tensor }, { d: Tensor }>,
+    readonly ingredients: NonNullable<PairScore["ingredients"]>,
+    private readonly owner = true,
+  ) {}
 
   /** @param options.batchSize upper limit; smaller if the device cannot bind that much */
   static async open(lpips: Lpips, options: { size: number; batchSize: number }): Promise<LpipsScore> {
@@ -29,7 +33,8 @@ export class LpipsScore implements PairScore {
       ({ x, y }) => noGrad(() => ({ d: lpips.forward(pixels(x), pixels(y)) })),
       { batchInvariant: true },
     );
-    return new LpipsScore(await program.prepare());
+    const { fingerprint } = lpips, network = fingerprint && { name: "LPIPS-VGG", fingerprint };
+    return new LpipsScore(await program.prepare(), { ...network && { network }, input: bytesOf(S) });
   }
 
   async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<number[]> {
@@ -61,7 +66,11 @@ export class LpipsScore implements PairScore {
     return { lpips: this.#sum / this.#count };
   }
 
+  again(): LpipsScore {
+    return new LpipsScore(this.program, this.ingredients, false);
+  }
+
   destroy(): void {
-    this.program.destroy();
+    if (this.owner) this.program.destroy();
   }
 }

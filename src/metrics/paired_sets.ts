@@ -102,8 +102,8 @@ export class PairedSets {
     return pairs;
   }
 
-  /** Computes the selected metrics of pairs; writes those of each image into the folder of the options. */
-  async score(results: Results): Promise<void> {
+  /** Computes the selected metrics of pairs; writes those of each image into the folder of the options. @returns these */
+  async score(results: Results): Promise<ImageScores> {
     const { size, partners, log } = this, n = partners.length;
     const batchSize = Math.min(this.options.batchSize, n), table = new ImageScores(size), scores = [];
     const context = { ...this.options, n, size, batchSize };
@@ -122,6 +122,7 @@ export class PairedSets {
     });
     progress.end();
     for (const score of scores) score.destroy?.();
+    return table;
   }
 
   async *#batches(batchSize: number): AsyncGenerator<PairBatch> {

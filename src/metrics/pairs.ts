@@ -1,5 +1,6 @@
 // Scores of pairs: images against their reconstructions, or two sets with the same names, batch by batch.
 
+import type { OwnIngredients } from "./ingredients.ts";
 import { mse, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
 
 /** Scores of the images of a batch. */
@@ -9,14 +10,22 @@ export type ImageValues = ArrayLike<number> | void;
 export interface PairScore {
   /** Key of the scores of each image; absent: it has none. */
   readonly name?: string;
+  /** What its figures are computed with. */
+  readonly ingredients?: Omit<OwnIngredients, "from">;
   /** Adds a batch: RGB bytes [n,S,S,3] of both. @returns the score of each image, if it has a name */
   add(originals: Uint8Array, reconstructions: Uint8Array): Promise<ImageValues> | ImageValues;
   scores(): Promise<Record<string, number>> | Record<string, number>;
+  /** The same score of other reconstructions of the same originals, which shares what is computed of these; this one is first. */
+  again?(): PairScore;
   destroy?(): void;
 }
 
+/** Which pixels are compared, as an ingredient. */
+export const bytesOf = (side: number) => `RGB bytes of ${side} x ${side}`;
+
 /** The mean over `n` images of a number computed from the bytes of both, [side,side,3]. */
 export class ImageMean implements PairScore {
+  readonly ingredients: { input: string };
   #sum = 0;
 
   constructor(
@@ -24,7 +33,9 @@ export class ImageMean implements PairScore {
     readonly n: number,
     readonly side: number,
     readonly compare: (a: Uint8Array, b: Uint8Array, side: number) => number,
-  ) {}
+  ) {
+    this.ingredients = { input: bytesOf(side) };
+  }
 
   add(a: Uint8Array, b: Uint8Array): number[] {
     const each = this.side ** 2 * 3, values: number[] = [];
@@ -37,6 +48,10 @@ export class ImageMean implements PairScore {
 
   scores(): Record<string, number> {
     return { [this.name]: this.#sum };
+  }
+
+  again(): ImageMean {
+    return new ImageMean(this.name, this.n, this.side, this.compare);
   }
 }
 
@@ -55,6 +70,19 @@ export interface PairBatch {
   reconstructions: Uint8Array<ArrayBuffer>;
 }
 
+/** Adds a batch to all scores. @returns the scores of each image by their key */
+export async function addPairs(
+  { originals, reconstructions }: Pick<PairBatch, "originals" | "reconstructions">,
+  scores: readonly PairScore[],
+): Promise<Record<string, ArrayLike<number>>> {
+  const values: Record<string, ArrayLike<number>> = {};
+  for (const score of scores) {
+    const added = await score.add(originals, reconstructions);
+    if (added && score.name !== undefined) values[score.name] = added;
+  }
+  return values;
+}
+
 /**
  * Adds all batches to all scores.
  * @param visit called with each batch and its scores of each image
@@ -67,14 +95,12 @@ export async function scorePairs(
     values: Readonly<Record<string, ArrayLike<number>>>,
   ) => void | Promise<void> = () => {},
 ): Promise<Record<string, number>> {
-  for await (const batch of batches) {
-    const values: Record<string, ArrayLike<number>> = {};
-    for (const score of scores) {
-      const added = await score.add(batch.originals, batch.reconstructions);
-      if (added && score.name !== undefined) values[score.name] = added;
-    }
-    await visit(batch, values);
-  }
+  for await (const batch of batches) await visit(batch, await addPairs(batch, scores));
+  return await allScores(scores);
+}
+
+/** All scores by their key. */
+export async function allScores(scores: readonly PairScore[]): Promise<Record<string, number>> {
   const all: Record<string, number> = {};
   for (const score of scores) Object.assign(all, await score.scores());
   return all;

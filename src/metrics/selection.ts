@@ -5,7 +5,9 @@
 import { ShapeError, UsageError } from "../errors.ts";
 import { INCEPTION_FILE } from "../models/inception.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
-import { type ProtocolName, PROTOCOLS } from "./protocols.ts";
+import type { EncoderSpace } from "./encoder_features.ts";
+import type { CommonIngredients, Ingredients, OwnIngredients, PartIngredients } from "./ingredients.ts";
+import { type Conduct, type ProtocolName, protocolOf, PROTOCOLS } from "./protocols.ts";
 import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
 import type { PairScore } from "./pairs.ts";
 
@@ -28,37 +30,106 @@ export interface SelectionOptions {
   metrics?: readonly string[] | undefined;
   /** Metrics that are computed where they apply, without `metrics` [all]. */
   standard?: readonly string[];
+  /** Whether those that are otherwise computed on request only are, too, without `metrics` (false). */
+  every?: boolean;
   inception?: string | undefined;
   lpips?: readonly string[] | undefined;
 }
 
-/** What the options say is scored. @throws UsageError for options that exclude each other */
-export function subjectOf(
-  c: Partial<Record<"real" | "fake" | "tokenizer" | "model" | "data", string | undefined>>,
-): Subject {
-  if (c.fake !== undefined && (c.tokenizer ?? c.model) !== undefined) {
-    throw new UsageError("Cannot score several things at once: give --fake, --tokenizer or --model");
+/**
+ * What the options say is scored: a tokenizer, a model's samples, two sets, or with --data a tokenizer and one of the others.
+ * @throws UsageError for options that exclude each other
+ */
+export function partsOf(
+  { real, fake, tokenizer, model, data }: Partial<
+    Record<"real" | "fake" | "tokenizer" | "model" | "data", string | undefined>
+  >,
+): readonly Subject[] {
+  if (fake !== undefined && model !== undefined) {
+    throw new UsageError("Cannot score --fake and --model at once: both are generated images; leave one out");
   }
-  const tokenizer = c.fake === undefined && c.tokenizer !== undefined && c.model === undefined;
-  if (tokenizer && c.real !== undefined) {
-    throw new UsageError("Cannot score a tokenizer with --real: the images that it reconstructs are --data");
+  if (fake !== undefined && data === undefined && tokenizer !== undefined) {
+    throw new UsageError(
+      "Cannot score a tokenizer and --fake at once without images: add --data, or leave --tokenizer out",
+    );
   }
-  if (!tokenizer && c.data !== undefined) {
+  if (fake !== undefined && data !== undefined && tokenizer === undefined) {
     throw new UsageError("Cannot use --data here: it is for a tokenizer; give the real images as --real");
   }
-  return c.fake !== undefined ? "sets" : tokenizer ? "tokenizer" : "model";
+  const alone = tokenizer !== undefined && fake === undefined && model === undefined;
+  if (alone && real !== undefined) {
+    throw new UsageError("Cannot score a tokenizer with --real: the images that it reconstructs are --data");
+  }
+  const generated = fake !== undefined ? "sets" : "model";
+  return alone ? ["tokenizer"] : data === undefined ? [generated] : ["tokenizer", generated];
+}
+
+/** One part of an evaluation with its metrics. */
+export interface Part {
+  subject: Subject;
+  selection: Selection;
+}
+
+/**
+ * The parts with a metric to compute. Of several parts, each gets all metrics that it allows, or the requested ones that no part
+ * before it has.
+ * @throws UsageError as Selection
+ */
+export function selectParts(parts: readonly Subject[], options: SelectionOptions): Part[] {
+  const [first] = parts as [Subject];
+  if (parts.length === 1) return [{ subject: first, selection: new Selection(first, options) }];
+  const { metrics, standard } = options;
+  if (!metrics && standard) { // of a protocol
+    const defined = parts.filter((part) =>
+      METRICS.some(({ name, of }) => standard.includes(name) && of.includes(part))
+    );
+    return defined.map((subject) => ({ subject, selection: new Selection(subject, options) }));
+  }
+  if (!metrics) {
+    return parts.map((subject) => ({
+      subject,
+      selection: new Selection(subject, { ...options, every: true }),
+    }));
+  }
+  const partOf = (name: string) =>
+    parts.find((part) => METRICS.some((metric) => metric.name === name && metric.of.includes(part))) ?? first;
+  return parts.flatMap((subject) => {
+    const own = metrics.filter((name) => partOf(name) === subject);
+    return own.length ? [{ subject, selection: new Selection(subject, { ...options, metrics: own }) }] : [];
+  });
+}
+
+/** Metrics that no part computes, with what would supply them. @param requested those of --metrics */
+export function missingFigures(
+  parts: readonly Part[],
+  requested: readonly string[] | undefined,
+): Map<string, string> {
+  const missing = new Map<string, string>();
+  const subjects = parts.map(({ subject }) => subject);
+  for (const { name, of, onRequest } of METRICS) {
+    if (parts.some(({ selection }) => selection.includes(name))) continue;
+    const left = parts.map(({ selection }) => selection.leftOut.get(name)).find((reason) => reason);
+    const absent = of.includes("tokenizer")
+      ? "it needs --data DIR with --tokenizer RUN or --model RUN"
+      : "it needs --model RUN, or --real and --fake";
+    const unnamed = requested ?? onRequest ? "add it to --metrics" : undefined;
+    missing.set(name, left ?? (of.some((one) => subjects.includes(one)) ? unnamed : absent) ?? absent);
+  }
+  return missing;
 }
 
 export class Selection {
   #metrics: readonly Metric[] = METRICS;
   readonly #requested: boolean;
   readonly #notes: string[] = [];
+  /** Metrics that are left out, with the reason. */
+  readonly leftOut = new Map<string, string>();
 
   /** @throws UsageError for a requested metric that does not score the subject, or whose weights are not given */
   constructor(subject: Subject, options: SelectionOptions) {
-    const { metrics, standard } = options;
+    const { metrics, standard, every } = options;
     this.#requested = metrics !== undefined;
-    if (!metrics) this.#metrics = METRICS.filter(({ onRequest }) => !onRequest);
+    if (!metrics && !every) this.#metrics = METRICS.filter(({ onRequest }) => !onRequest);
     if (standard && !metrics) this.#metrics = METRICS.filter(({ name }) => standard.includes(name));
     if (metrics) {
       const requested = METRICS.filter(({ name }) => metrics.includes(name));
@@ -83,6 +154,10 @@ export class Selection {
     this.exclude(({ weights }) => weights && options[weights] === undefined && FILES[weights]);
   }
 
+  includes(name: string): boolean {
+    return this.#metrics.some((metric) => metric.name === name);
+  }
+
   /** The selected metrics that are computed from one kind of input. */
   from<F extends Metric["from"]>(...kinds: readonly F[]): (Metric & { from: F })[] {
     return this.#metrics.filter((metric): metric is Metric & { from: F } =>
@@ -97,6 +172,7 @@ export class Selection {
       const reason = reasonOf(metric);
       if (!reason) return true;
       if (this.#requested) throw new UsageError(`Cannot score "${metric.name}": ${reason}`);
+      this.leftOut.set(metric.name, reason);
       reasons.set(reason, (reasons.get(reason) ?? new Set()).add(metric.name));
       return false;
     });
@@ -122,12 +198,45 @@ export class Selection {
 /** Scores as they are computed. The first failure is kept for the end. */
 export class Results {
   readonly scores: Scores = {};
+  /** What each figure was computed from, by its key. */
+  readonly ingredients: Record<string, Ingredients> = {};
+  #part: PartIngredients = {};
+  #conduct: Conduct | undefined;
+  readonly #own = new Map<string, OwnIngredients>();
   #failure: Error | undefined;
 
-  /** Adds the scores that `compute` returns. @throws errors other than UsageError and ShapeError, such as a lost device */
-  readonly add = async (compute: () => Promise<Scores> | Scores): Promise<void> => {
+  /** @param common ingredients of all figures [none are recorded] */
+  constructor(private readonly common?: CommonIngredients) {}
+
+  /** Says what the figures that are added from now on have in common, and what decides their protocol. */
+  describe(part: PartIngredients, conduct: Conduct): void {
+    this.#part = part;
+    this.#conduct = conduct;
+  }
+
+  /** Ingredients of a {@link guarded} score, by its key. */
+  readonly ofPairs = (key: string): OwnIngredients | undefined => this.#own.get(key);
+
+  /**
+   * Adds the scores that `compute` returns.
+   * @param own ingredients of these figures; undefined: those of {@link guarded} scores, and none of others
+   * @throws errors other than UsageError and ShapeError, such as a lost device
+   */
+  readonly add = async (
+    compute: () => Promise<Scores> | Scores,
+    own: (key: string) => OwnIngredients | undefined = this.ofPairs,
+  ): Promise<void> => {
     try {
-      Object.assign(this.scores, await compute());
+      const scores = await compute();
+      Object.assign(this.scores, scores);
+      for (const key of Object.keys(scores)) {
+        const ingredients = own(key);
+        if (!this.common || !this.#conduct || !ingredients) continue;
+        const { from, space } = ingredients, name = key.replaceAll("_", "-");
+        const metric = { name, from, ...from === "encoder" && { space: space as EncoderSpace } };
+        const protocol = protocolOf(metric, this.#conduct, this.#part.fake?.count);
+        this.ingredients[key] = { protocol, ...this.common, ...this.#part, ...ingredients };
+      }
     } catch (error) {
       this.fail(error);
     }
@@ -141,12 +250,14 @@ export class Results {
   /** The same score; after a failure it adds nothing more. */
   guarded(pair: PairScore): PairScore {
     let failed = false;
+    const own = this.#own;
     const fail = (error: unknown) => {
       failed = true;
       this.fail(error);
     };
     return {
       ...pair.name === undefined ? {} : { name: pair.name },
+      ...pair.ingredients && { ingredients: pair.ingredients },
       async add(originals, reconstructions) {
         try {
           if (!failed) return await pair.add(originals, reconstructions);
@@ -156,7 +267,11 @@ export class Results {
       },
       async scores() {
         try {
-          return failed ? {} : await pair.scores();
+          const scores = failed ? {} : await pair.scores();
+          for (const key of Object.keys(scores)) {
+            own.set(key, { from: "reconstructions", ...pair.ingredients });
+          }
+          return scores;
         } catch (error) {
           fail(error);
           return {};

@@ -62,6 +62,8 @@ export class SixSpaces {
   ): Promise<void> {
     const needed = metrics.some(({ fake }) => fake === "features");
     const values = new Map(metrics.map((metric) => [metric, [] as number[]]));
+    const networks = new Map<SixSpace, Identity>();
+    for (const six of SIX_SPACES) networks.set(six, await this.network(six));
     for (const six of SIX_SPACES) {
       await results.add(async () => {
         const a = await this.#view(six, real, { ...options, features: needed || options.features }),
@@ -73,10 +75,13 @@ export class SixSpaces {
           scores[`${metric.key}_${six.key}`] = value;
         }
         return scores;
-      });
+      }, () => ({ from: "six", space: six.space, network: networks.get(six) as Identity }));
     }
     for (const [{ name, mean }, all] of values) {
-      if (all.length === SIX_SPACES.length) await results.add(() => ({ [name]: mean(all) }));
+      if (all.length < SIX_SPACES.length) continue;
+      const fingerprint = fingerprintOf(...[...networks.values()].map(({ fingerprint }) => fingerprint));
+      const own = { from: "six", network: { name: "the six networks", fingerprint } } as const;
+      await results.add(() => ({ [name]: mean(all) }), () => own);
     }
   }
 

@@ -75,6 +75,8 @@ export interface LabelMetric extends Entry {
   from: "labels";
   /** Smallest number of training images of a class. */
   minPerClass?: number;
+  /** What it is computed of instead of the features, as an ingredient. */
+  input?: string;
   compute(context: LabelContext): Scores | Promise<Scores>;
 }
 
@@ -304,6 +306,7 @@ export const METRICS: readonly Metric[] = [
     name: "classes",
     of: ["model"],
     from: "labels",
+    input: "the images, by the toy classifier that comes with tok",
     async compute({ fake, batchSize }) {
       if (fake?.side !== TOY_CLASSIFIER_SIZE) return {};
       const classifier = await openToyClassifier();

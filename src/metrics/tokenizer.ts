@@ -20,7 +20,6 @@ import {
 } from "./batched.ts";
 import { accuracy, nearest, predict, trainProbe } from "./linear_probe.ts";
 import type { ImageScores } from "./image_scores.ts";
-import { LatentSummary } from "./representation.ts";
 import { imageMeans, type PairBatch, type PairScore, scorePairs } from "./pairs.ts";
 
 /** A prepared program x -> latent z for `n` images. */
@@ -54,41 +53,63 @@ export interface LatentNoise {
   seed: number;
 }
 
-/** All images of a source with their reconstructions, batch by batch. */
-async function* reconstructed(
+/** A batch of images with their latents and the reconstructions from these. */
+export interface TokenizedBatch extends Omit<PairBatch, "reconstructions"> {
+  /** [count, side, side, channels], without noise. */
+  latents: Float32Array;
+  labels: Uint32Array;
+  /** For each level of noise. */
+  reconstructions: Uint8Array<ArrayBuffer>[];
+}
+
+/**
+ * All images of a source with their latents and reconstructions, batch by batch; each image is loaded and encoded once.
+ * @param options.noises levels of noise on the latents before they are decoded; undefined: none; []: nothing is decoded
+ */
+export async function* tokenized(
   tokenizer: ImageTokenizer,
   source: ImageSource,
-  options: { size: number; batchSize: number; noise?: LatentNoise | undefined },
-): AsyncGenerator<PairBatch> {
-  const { size, batchSize, noise } = options, n = source.length;
-  const originalsOf = (images: Inferred<string>["images"]) =>
-    unpackImages(images as Uint32Array<ArrayBuffer>, size);
-  if (!noise) {
-    const program = await tokenizerProgram(tokenizer, batchSize, size, n);
+  options: { size: number; batchSize: number; noises: readonly (LatentNoise | undefined)[] },
+): AsyncGenerator<TokenizedBatch> {
+  const { size, batchSize, noises } = options, n = source.length, levels = noises.length;
+  const encoder = await encoderProgram(tokenizer, batchSize, size, n);
+  const encoded = infer(encoder, source, n), waiting: Inferred<"z">[] = [];
+  const complete = ({ first, count, images, labels, outputs }: Inferred<"z">) => ({
+    ...{ first, count, labels, latents: outputs.z },
+    originals: unpackImages(images as Uint32Array<ArrayBuffer>, size),
+  });
+  if (levels === 0) {
     try {
-      for await (const { first, count, images, outputs } of infer(program, source, n)) {
-        yield { first, count, originals: originalsOf(images), reconstructions: toBytes(outputs.y) };
-      }
+      for await (const batch of encoded) yield { ...complete(batch), reconstructions: [] };
     } finally {
-      program.destroy();
+      encoder.destroy();
     }
     return;
   }
-  const encoder = await encoderProgram(tokenizer, batchSize, size, n);
   const decoder = await decoderProgram(tokenizer, batchSize, size);
-  const encoded = infer(encoder, source, n), waiting: Uint8Array<ArrayBuffer>[] = [];
-  const load = async () => {
-    const { first, images, outputs } = (await encoded.next()).value as Inferred<"z">;
-    waiting.push(originalsOf(images));
-    const latents = new Float32Array(decoder.inputs.x.size);
-    latents.set(withNoise(outputs.z, first, latents.length / batchSize, noise));
+  /** Latents of run `at / batchSize` of the decoder: each level of a batch in turn, incomplete ones filled with their last image. */
+  const load = async (at: number) => {
+    const level = at / batchSize % levels, noise = noises[level];
+    if (level === 0) waiting.push((await encoded.next()).value as Inferred<"z">);
+    const { first, count, outputs: { z } } = waiting.at(-1) as Inferred<"z">;
+    const latents = new Float32Array(decoder.inputs.x.size), each = latents.length / batchSize;
+    latents.set(noise ? withNoise(z, first, each, noise) : z);
+    for (let i = count; i < batchSize; i++) latents.copyWithin(i * each, (count - 1) * each, count * each);
     return { images: latents, labels: new Uint32Array(batchSize) };
   };
+  const imageOf = (at: number) =>
+    Math.min(n - 1, Math.floor(at / batchSize / levels) * batchSize + at % batchSize);
+  const runs = { n: Math.ceil(n / batchSize) * levels * batchSize, parallel: 0 };
   try {
-    const nameOf = (i: number) => source.name(i);
-    for await (const { first, count, outputs } of inferBatches(decoder, load, { n, parallel: 0, nameOf })) {
-      const originals = waiting.shift() as Uint8Array<ArrayBuffer>;
-      yield { first, count, originals, reconstructions: toBytes(outputs.y) };
+    let reconstructions: Uint8Array<ArrayBuffer>[] = [];
+    const nameOf = (at: number) => source.name(imageOf(at));
+    for await (const { outputs } of inferBatches(decoder, load, { ...runs, nameOf })) {
+      const [batch] = waiting as [Inferred<"z">], { count } = batch;
+      reconstructions.push(toBytes(outputs.y.subarray(0, count * 3 * size * size)));
+      if (reconstructions.length < levels) continue;
+      waiting.shift();
+      yield { ...complete(batch), reconstructions };
+      reconstructions = [];
     }
   } finally {
     await encoded.return(undefined);
@@ -115,6 +136,30 @@ export function withNoise(
     });
   }
   return noisy;
+}
+
+/** All images of a source with their reconstructions, batch by batch. */
+async function* reconstructed(
+  tokenizer: ImageTokenizer,
+  source: ImageSource,
+  { size, batchSize, noise }: { size: number; batchSize: number; noise?: LatentNoise | undefined },
+): AsyncGenerator<PairBatch> {
+  if (noise) {
+    const options = { size, batchSize, noises: [noise] };
+    for await (const { reconstructions: [y], ...batch } of tokenized(tokenizer, source, options)) {
+      yield { ...batch, reconstructions: y as Uint8Array<ArrayBuffer> };
+    }
+    return;
+  }
+  const n = source.length, program = await tokenizerProgram(tokenizer, batchSize, size, n);
+  try {
+    for await (const { first, count, images, outputs } of infer(program, source, n)) {
+      const originals = unpackImages(images as Uint32Array<ArrayBuffer>, size);
+      yield { first, count, originals, reconstructions: toBytes(outputs.y) };
+    }
+  } finally {
+    program.destroy();
+  }
 }
 
 /**
@@ -145,7 +190,9 @@ export async function scoreReconstruction(
 ): Promise<{ n: number } & Record<string, number>> {
   const { size, table } = options, n = source.length, each = size * size * 3;
   const scores = [...options.scores ?? imageMeans(n, size), ...options.also ?? []];
-  const all = await scorePairs(reconstructed(tokenizer, source, options), scores, async (batch, values) => {
+  const { batchSize, noise } = options;
+  const pairs = reconstructed(tokenizer, source, { size, batchSize, noise });
+  const all = await scorePairs(pairs, scores, async (batch, values) => {
     const { first, count, originals, reconstructions } = batch;
     table?.add(batch, values, (i) => source.name(i));
     for (let i = 0; visit && i < count; i++) {
@@ -195,20 +242,14 @@ export async function latentFeatures(
   }
 }
 
-/** A summary of the latents of all images. */
-export async function summarisedLatents(
+/** Flattened latents of images. */
+export async function latentsOf(
   tokenizer: ImageTokenizer,
-  source: ImageSource,
+  images: ImageSource,
   { size, batchSize }: { size: number; batchSize: number },
-): Promise<LatentSummary> {
-  const n = source.length, shape = { cells: tokenizer.side(size) ** 2, channels: tokenizer.channels };
-  const summary = new LatentSummary(shape, n), program = await encoderProgram(tokenizer, batchSize, size, n);
-  try {
-    for await (const { outputs } of infer(program, source, n)) await summary.add(outputs.z);
-  } finally {
-    program.destroy();
-  }
-  return summary;
+): Promise<LabelledFeatures> {
+  const program = await encoderProgram(tokenizer, batchSize, size, images.length);
+  return await collect(program, "z", images).finally(() => program.destroy());
 }
 
 /** Accuracy of the 5 nearest neighbours. */

@@ -28,6 +28,8 @@ export class Log {
   readonly json: boolean;
   /** Whether writing to stdout failed for a reason other than a closed pipe. */
   lost = false;
+  /** All warnings so far. */
+  readonly warnings: string[] = [];
   readonly #human: Stream;
   readonly #bar: boolean;
   readonly #color: boolean;
@@ -81,6 +83,7 @@ export class Log {
   }
 
   warn(text: string): void {
+    this.warnings.push(text);
     this.line(this.#paint("33", `warning: ${text}`));
   }
 

@@ -38,14 +38,16 @@ function chartsOf(rows: readonly Row[], stages: string[], prefix: string): strin
  * Writes RUN/report.html from the files of the run.
  * @param about.sections HTML of what only this kind of run has, after the scores
  * @param about.file another name of the page
+ * @param about.cards keys of metrics.json that are shown as cards [all]
  */
 export async function writeReport(
   run: string,
-  { title, line, sections = [], file = "report.html" }: {
+  { title, line, sections = [], file = "report.html", cards }: {
     title: string;
     line: string;
     sections?: readonly string[];
     file?: string;
+    cards?: readonly string[];
   },
 ): Promise<void> {
   const rows: Row[] = exists(join(run, "log.jsonl"))
@@ -61,9 +63,12 @@ export async function writeReport(
   const metrics = exists(join(run, "metrics.json")) ? readJson(join(run, "metrics.json")) as Row : {};
   writeAtomic(
     join(run, file),
-    page(title, run, line, rows, config, metrics, pictures(run), sections),
+    page(title, run, line, rows, config, cards ? chosen(metrics, cards) : metrics, pictures(run), sections),
   );
 }
+
+const chosen = (metrics: Row, keys: readonly string[]): Row =>
+  Object.fromEntries(keys.filter((key) => key in metrics).map((key) => [key, metrics[key]]));
 
 /** Maximum number of validations in a picture over time. */
 const MAX_ROWS = 16;
@@ -136,13 +141,18 @@ function page(
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto; max-width: 1080px; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2.2rem 0 .7rem; } p { margin: .3rem 0; color: var(--soft); }
 code { font: 13px ui-monospace, monospace; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .15rem .4rem; color: var(--ink); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(310px, 100%), 1fr)); gap: 1rem; }
+.cards.small { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); gap: .5rem; } .small figure { padding: .4rem .5rem; }
+.card { overflow-x: auto; } .scroll img { width: auto; max-width: none; min-width: 100%; } .facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { width: 9rem; color: var(--soft); }
+td.group { color: var(--soft); font-size: 13px; padding-top: .8rem; overflow-wrap: anywhere; } .scroll { overflow-x: auto; }
+.card.caution { border-left: 3px solid var(--b); margin: .5rem 0; } .card.common { margin-top: .5rem; } td:has(b) { white-space: nowrap; }
 figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem; margin: 0; }
 figure img { width: 100%; image-rendering: pixelated; display: block; border-radius: 4px; } figcaption { color: var(--soft); font-size: 13px; padding-bottom: .4rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; } td:first-child, th:first-child { text-align: left; } details summary { cursor: pointer; color: var(--soft); }
 .big { display: flex; flex-wrap: wrap; gap: 1rem; } .big div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .6rem 1rem; }
 .big b { display: block; font-size: 1.35rem; font-weight: 600; } .big span { color: var(--soft); font-size: 13px; } .rows td { text-align: left; } .rows img { width: 100%; image-rendering: pixelated; display: block; } .rows td:first-child { width: 9rem; color: var(--soft); } svg text { fill: var(--soft); font-size: 11px; }
+@media (max-width: 30rem) { td, th { padding: .3rem .35rem; } .card { padding: .5rem; } }
 </style>
 <h1>${escape(title)}</h1><p>${escape(run)}</p><p><code>${escape(line)}</code></p>
 ${scoreCards(metrics)}
@@ -178,7 +188,8 @@ function shown(value: unknown): string {
   return Object.entries(value).map(([key, v]) => `${key}: ${v?.name ?? v}`).join(", ");
 }
 
-const number = (v: number) =>
+/** A number with four digits. */
+export const number = (v: number) =>
   v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)
     ? v.toExponential(2)
     : String(Number(v.toPrecision(4)));

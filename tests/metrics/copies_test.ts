@@ -65,7 +65,7 @@ Deno.test("tok eval finds copies, shows them above their originals, and says tha
   const sets = ["--fake", at("fake"), "--metrics", "copies,fd-encoder", "--workers", "0", "--out", at("out")];
   const { lines } = await run("eval", "--real", at("real"), ...sets);
   const scores = JSON.parse(await Deno.readTextFile(at("out/metrics.json")));
-  assertEquals(Object.keys(scores), ["fd_encoder", "copies", "n"]);
+  assertEquals(Object.keys(scores), ["fd_encoder", "copies", "n", "ingredients"]);
   assert(scores.copies >= 1 / 4 && scores.copies * 4 % 1 === 0);
   assertStringIncludes(
     lines.join("\n"),

@@ -163,7 +163,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   const { code, stderr } = await tok("eval", ...sets, "--metrics", asked, ...saved);
   assertEquals(code, 0, stderr);
   const scores = JSON.parse(await Deno.readTextFile(path("out/metrics.json")));
-  assertEquals(Object.keys(scores).sort(), ["n", ...asked.split(",")].sort());
+  assertEquals(Object.keys(scores).sort(), ["ingredients", "n", ...asked.split(",")].sort());
   const { fid, sfid, is, kid, precision, recall } = fixture.sets;
   assertNear(scores.fid, fid, 1e-4);
   assertNear(scores.sfid, sfid, 1e-4);
@@ -203,7 +203,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   const stats = ["--real", path("known.npz"), "--fake", path("known.npz"), ...inception];
   assertEquals((await tok("eval", ...stats, "--out", path("same"))).code, 0);
   const same = JSON.parse(await Deno.readTextFile(path("same/metrics.json")));
-  assertEquals(Object.keys(same), ["fid"]);
+  assertEquals(Object.keys(same), ["fid", "ingredients"]);
   assert(same.fid < 1e-6);
   await assertRejects(
     () => run("eval", ...stats.slice(0, 4)),
@@ -285,7 +285,7 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
   );
   assertEquals(scored.code, 0, scored.stderr);
   const scores = await read("eval/metrics.json");
-  assertEquals(Object.keys(scores).sort(), ["lpips", "mse", "n", "rfid"]);
+  assertEquals(Object.keys(scores).sort(), ["ingredients", "lpips", "mse", "n", "rfid"]);
   assert(scores.lpips > 0 && scores.rfid > 0);
 
   // The same images as two folders have the same LPIPS: they are taken from the picture of the worst.

@@ -77,7 +77,7 @@ Deno.test("tok eval --real A --fake B scores pairs by name: means, a row an imag
     return { lines, scores: JSON.parse(await read("metrics.json")), csv: await read("images.csv") };
   };
   const one = await scored("one", "--metrics", "psnr,ssim", "--batch-size", "5");
-  assertEquals(Object.keys(one.scores), ["psnr", "ssim", "mse", "n"]);
+  assertEquals(Object.keys(one.scores), ["psnr", "ssim", "mse", "n", "ingredients"]);
   assert(!one.lines.some((line) => line.includes("few"))); // a caution for distances of sets
   assert(one.lines.some((line) => line.endsWith(`the worst by ssim: ${at("one/worst.png")}`)));
   const sorted = names.toSorted(), rows = one.csv.trimEnd().split("\n");
@@ -187,7 +187,7 @@ Deno.test("--latent-noise decodes latents with Gaussian noise in units of their 
     );
   await score("--latent-noise", "0.4", "--metrics", "psnr", "--batch-size", "2");
   const { psnr, ...others } = JSON.parse(await Deno.readTextFile(at("out/metrics.json")));
-  assertEquals(Object.keys(others), ["mse", "n", "psnr_sigma_0.4", "mse_sigma_0.4"]);
+  assertEquals(Object.keys(others), ["mse", "n", "psnr_sigma_0.4", "mse_sigma_0.4", "ingredients"]);
   const images = await openImages(at("data")), options = { size: 32, batchSize: 3 };
   const noisy = await scoreReconstruction(await openTokenizer(at("run")), images, {
     ...options,

@@ -124,7 +124,7 @@ Deno.test("options that contradict a protocol are refused with both remedies, be
     const c = evalConfig.parse({ fake: "a", real: "b", ...options });
     let message = "";
     try {
-      refuseWithoutEffect(c, evalConditions("sets", c), { [name]: "command line" });
+      refuseWithoutEffect(c, evalConditions(["sets"], c), { [name]: "command line" });
     } catch (error) {
       assert(error instanceof UsageError);
       ({ message } = error);
@@ -134,7 +134,7 @@ Deno.test("options that contradict a protocol are refused with both remedies, be
     assert(!message.includes("\n"));
   }
   const c = evalConfig.parse({ protocol: "adm", inceptionInput: "adm" });
-  refuseWithoutEffect(c, evalConditions("sets", c), { inceptionInput: "command line" });
+  refuseWithoutEffect(c, evalConditions(["sets"], c), { inceptionInput: "command line" });
 });
 
 Deno.test("--protocol refuses a metric that it does not define and names the protocol that does", async () => {

@@ -104,7 +104,7 @@ Deno.test("tok eval compares latents with the encoder that the run records, or -
     'Cannot score "cknna": it needs --encoder, the encoder that the tokenizer was made from: no run records it',
   );
   const named = await score("--metrics", "cknna", "--encoder", EMBEDDED_ENCODER);
-  assertEquals(Object.keys(named.scores), ["cknna", "n"]);
+  assertEquals(Object.keys(named.scores), ["cknna", "n", "ingredients"]);
   assert(Number.isFinite(named.scores.cknna) && named.scores.cknna > 0, `${named.scores.cknna}`);
 
   const record = (encoder?: string) =>

@@ -207,7 +207,7 @@ Deno.test("six networks give FDr6 of their features, in any order of --encoders;
     assertEquals(lines.filter((line) => line.startsWith("fdr6: ")).length, 5);
     assertStringIncludes(lines.join("\n"), "is not MAE-L/16: its hidden_size is 16, not 1024");
     const keys = SIX_SPACES.map(({ key }) => `fd_${key}`);
-    assertEquals(Object.keys(scores), [...keys, "fdr6", "n"]);
+    assertEquals(Object.keys(scores), [...keys, "fdr6", "n", "ingredients"]);
     const { spaces, about } = await openNpzSet(saveFeatures), fake = await openNpzSet(at("fake.npz"));
     assertEquals(Object.keys(spaces ?? {}).length, 5);
     assertEquals(Object.keys(about ?? {}).length, 7); // five networks, the image size, JPEG files or not

@@ -68,7 +68,7 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   const latentKeys = ["mean_min", "mean_max", "std_min", "std_max"].map((name) => `latent_${name}`);
   assertEquals(
     Object.keys(await readScores(out)),
-    ["psnr", "ssim", "mse", "n", ...latentKeys, "effective_rank"],
+    ["psnr", "ssim", "mse", "n", ...latentKeys, "effective_rank", "ingredients"],
   );
   const said = (word: string) => lines.filter((line) => line.includes(word));
   assertEquals(said("probe"), [
@@ -195,7 +195,7 @@ Deno.test("an option without effect and a single array are refused with a remedy
   };
   await refused({ tokenizer: "run", real: "photos" }, "Cannot score a tokenizer with --real", "--data");
   await refused({ fake: "a", data: "photos" }, "Cannot use --data here", "--real");
-  await refused({ model: "run", data: "photos" }, "Cannot use --data here", "--real");
+  await refused({ model: "run", fake: "photos" }, "Cannot score --fake and --model at once", "leave one out");
   await refused({ fake: "images.npy" }, 'Cannot score "images.npy"', "np.savez");
   await refused({ fake: "nowhere.NPZ" }, 'Cannot read "nowhere.NPZ": it does not exist');
 });
