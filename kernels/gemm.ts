@@ -2,7 +2,7 @@
 // from a feature map (convolution as implicit GEMM). A generator because register tiles must be unrolled: loop and bounds
 // checks cannot be switched off, so only unrolled code runs at full speed. Three backends:
 //   gemm_cpu.ts: a thread owns a TMxTN tile and loops over K in steps of 4 or 8 with vec4 loads, from textures where they fit
-//     (gpu/software/staging.ts), without workgroup memory; a workgroup is one SIMD vector of consecutive tiles of the batch.
+//     (gpu/software/staging.ts), without workgroup memory; a workgroup is one SIMD vector of tiles.
 //   gemm_gpu.ts: a workgroup of 16x16 threads owns a tile of 64x64 to 128x128, with K-tiles of 16 in workgroup memory.
 //   gemm_matrix.ts: the same by subgroup matrices (tensor cores), where both operands are fp16 and the device has them.
 
@@ -11,6 +11,7 @@ import { gpuKernel, type GpuSpec } from "./gemm_gpu.ts";
 import { matrixKernel, type MatrixSpec } from "./gemm_matrix.ts";
 
 export { canSplitK, cpuIterations, cpuSpec, usesKxInner } from "./gemm_cpu.ts";
+export { cpuGroups } from "./gemm_cpu_grid.ts";
 export { gpuIterations, gpuSpec, gpuTileBytes } from "./gemm_gpu.ts";
 export { matrixIterations, matrixSpec, matrixTileBytes, type MatrixUnit } from "./gemm_matrix.ts";
 export { CONV_SIZES, type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";

@@ -11,17 +11,16 @@ import {
   range,
   XYZW,
 } from "./gemm_parts.ts";
+import { type CpuGrid, tileOfThread } from "./gemm_cpu_grid.ts";
 
 /** Rows of A transposed in one partial sum of its columns; a multiple of kStep. */
 const SUM_BLOCK = 128;
 
 /** What a spec needs of the device and of the operands. */
-export interface CpuMachine {
-  /** Threads of a workgroup: one SIMD vector of the processor. */
-  readonly threads: number;
+export interface CpuMachine extends CpuGrid {
   /** Whether the operands are read from textures. */
   readonly textures: boolean;
-  /** Whether an iteration loads all operands before it computes, because loads are calls (gpu/software/prepare.ts). */
+  /** Whether an iteration loads all operands before it computes (gpu/software/README.md). */
   readonly loadsFirst: boolean;
 }
 
@@ -61,6 +60,8 @@ export function cpuSpec(problem: GemmProblem, machine: CpuMachine, rowSums: bool
   const kxInner = usesKxInner(problem);
   // Rows of A transposed are loaded k by k: a longer step would save no loads.
   const transposedA = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
+  // From textures, a longer step saves no time where all loads come first, and doubles the time of compilation.
+  const wide = machine.uniformA || (machine.textures && !machine.loadsFirst);
   const width = source.kind === "conv" ? conv?.Wo : conv?.W;
   return {
     backend: "cpu",
@@ -70,7 +71,7 @@ export function cpuSpec(problem: GemmProblem, machine: CpuMachine, rowSums: bool
     vectorStore,
     bias,
     ...machine,
-    kStep: machine.textures && !kxInner && !transposedA && runOfK(problem) % 8 === 0 ? 8 : 4,
+    kStep: wide && !kxInner && !transposedA && runOfK(problem) % 8 === 0 ? 8 : 4,
     maskK: vector && K % 4 !== 0,
     stride: source.kind === "conv_dx" ? conv?.stride ?? 1 : 1,
     kxInner,
@@ -96,11 +97,7 @@ export function cpuKernel(spec: CpuSpec): string {
 @compute @workgroup_size(${threads})
 fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
-  let tile = (group.y * groups.x + group.x) * ${threads}u + thread;
-  if (tile >= params.tiles) { return; }
-  let n0 = tile % params.tiles_n * ${TN}u;
-  let m0 = (tile / params.tiles_n) % params.tiles_m * ${TM}u;
-  let zs = tile / (params.tiles_n * params.tiles_m);
+${tileOfThread(spec, spec.tile)}
   let z = zs / params.splits;
   let split = zs % params.splits;
 ${offsets()}

@@ -9,7 +9,13 @@ import {
   type Provider,
   type ProviderName,
 } from "./provider.ts";
-import { isSoftware, loadsAreCalls, pinned, prepareDrivers } from "./software/prepare.ts";
+import {
+  type CompilerTraits,
+  compilerTraits,
+  isSoftware,
+  pinned,
+  prepareDrivers,
+} from "./software/prepare.ts";
 
 /** Which variants of kernels run: `cpu` on software adapters, `gpu` elsewhere. */
 export type Profile = "cpu" | "gpu";
@@ -68,8 +74,8 @@ export class Device {
   lost: string | undefined;
   /** Whether GEMMs may read operands as textures (software/staging.ts); tests compare both ways. */
   staging = true;
-  /** Whether GEMMs load operands before they compute (software/prepare.ts); tests compare both ways. */
-  loadsFirst: boolean;
+  /** What GEMMs of the cpu profile are written for; tests compare the ways. */
+  compiler: CompilerTraits;
   /** Whether launches are fused (fusion.ts); tests compare both ways. */
   fusing = true;
   #uncaptured: string[] = [];
@@ -83,7 +89,7 @@ export class Device {
     public profile: Profile,
     readonly provider: Provider,
   ) {
-    this.loadsFirst = loadsAreCalls(facts.description);
+    this.compiler = compilerTraits(facts.description);
     gpu.addEventListener("uncapturederror", (event) => {
       event.preventDefault();
       this.#uncaptured.push(provider.message((event as GPUUncapturedErrorEvent).error));

@@ -5,6 +5,7 @@ import {
   canSplitK,
   CONV_SIZES,
   type ConvSizes,
+  cpuGroups,
   cpuIterations,
   cpuSpec,
   type GemmProblem,
@@ -22,7 +23,15 @@ import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages, scope } from "../gpu/scope.ts";
 import { stageable } from "../gpu/software/staging.ts";
 import { empty, emptyActivation, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
-import { chooseTile, kindOf, type Machine, splitLength, thisMachine, tilesPerGroup } from "./gemm_tiles.ts";
+import {
+  chooseTile,
+  type GemmShape,
+  isUniformA,
+  kindOf,
+  type Machine,
+  splitLength,
+  thisMachine,
+} from "./gemm_tiles.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks, sumTo } from "./reduce.ts";
 
@@ -107,7 +116,7 @@ function launchGemm(
   const splitK = lengthOfSplits(machine, o, count);
   const splits = Math.ceil(K / splitK);
   const kxInner = cpu && usesKxInner({ source, conv, K });
-  const tile = chooseTile(machine, {
+  const gemmShape: GemmShape = {
     kind: kindOf(source),
     M,
     N,
@@ -115,7 +124,8 @@ function launchGemm(
     count: count * splits,
     vector,
     kxInner,
-  });
+  };
+  const tile = chooseTile(machine, gemmShape);
   const problem: GemmProblem = {
     source,
     K,
@@ -126,9 +136,11 @@ function launchGemm(
     vectorStore: [ldc, batch.c, heads.c, o.paddedRows ? 0 : N].every((n) => n % 4 === 0),
     bias: bias !== undefined && splits === 1,
   };
-  const textures = vector && stageable(a.storage) && stageable(b.storage);
+  const uniformA = isUniformA(machine, gemmShape, tile);
+  const textures = vector && !uniformA && stageable(a.storage) && stageable(b.storage);
+  const { threads } = machine, { loadsFirst } = device().compiler;
   const spec = cpu
-    ? cpuSpec(problem, { threads: machine.threads, textures, loadsFirst: device().loadsFirst }, wantsRowSums)
+    ? cpuSpec(problem, { threads, textures, loadsFirst, uniformA }, wantsRowSums)
     : unit
     ? matrixSpec(problem, unit)
     : gpuSpec(problem);
@@ -167,7 +179,7 @@ function launchGemm(
       alpha: splits === 1 ? alpha : 1,
       ...(conv ?? NO_CONV),
     },
-    fold(Math.ceil(tiles / tilesPerGroup(machine))),
+    fold(cpu ? cpuGroups({ threads, uniformA }, tilesM, tilesN, count * splits) : tiles),
     // A software adapter compiles a GEMM for seconds. An epilogue is unrolled for each of a thread's outputs, which doubles that
     // and saves a twentieth of a step's time.
     {

@@ -6,6 +6,7 @@
 // 16, 264 of 24, 288 of 32). The throughputs below were measured; bench/gemm_tuning.ts measures an adapter's own.
 
 import {
+  cpuGroups,
   type GemmSource,
   GPU_TILE_K,
   gpuTileBytes,
@@ -46,6 +47,8 @@ export interface Machine {
   unit?: MatrixUnit | undefined;
   /** Threads of a software adapter's workgroup. */
   threads: number;
+  /** Loads of one address by all threads are scalar (gpu/software/prepare.ts). */
+  scalarLoads?: boolean;
   /** Bytes of workgroup memory. */
   storage: number;
   /** How often the program will run. */
@@ -66,10 +69,10 @@ export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device()
 
 /** The open device and the program that is being captured. @param fp16 whether both operands are fp16 */
 export function thisMachine(fp16 = false): Machine {
-  const { profile, simdWidth: threads, limits } = device();
+  const { profile, simdWidth: threads, compiler: { scalarLoads }, limits } = device();
   const unit = fp16 && profile === "gpu" ? matricesInUse() : undefined;
   const storage = limits.maxComputeWorkgroupStorageSize;
-  return { profile: unit ? "matrix" : profile, unit, threads, storage, runs: scope().runs };
+  return { profile: unit ? "matrix" : profile, unit, threads, scalarLoads, storage, runs: scope().runs };
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
@@ -99,6 +102,8 @@ const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
   conv_dx: [50, 55, 58, 64],
   conv_dweight: [65, 76, 73, 76],
 };
+/** How much faster a GEMM with uniform A is, on llvmpipe of Mesa 26.2. */
+const UNIFORM_GAIN = 1.2;
 const GPU_RATES = [31, 39, 39, 45];
 const GPU_SLOTS = [155, 134, 140, 132];
 // matrix: guesses. No GPU with subgroup matrices has been measured: the ratios are those of bytes staged per multiply-add.
@@ -159,18 +164,31 @@ export function chooseTile(machine: Machine, shape: GemmShape): Tile {
   return all[times.indexOf(Math.min(...times))] as Tile;
 }
 
-function time(machine: Machine, { kind, M, N, K, count }: GemmShape, tile: Tile): number {
-  const { profile, runs } = machine;
-  const tiles = Math.ceil(M / tile[0]) * Math.ceil(N / tile[1]) * count;
-  const perGroup = tilesPerGroup(machine);
+/**
+ * Whether all threads of a workgroup read A at the same addresses: where such loads are scalar, and a row of tiles leaves at most
+ * an eighth of the threads idle. A^T, B^T and convolutions gained nothing.
+ */
+export function isUniformA(machine: Machine, { kind, N, vector }: GemmShape, [, TN]: Tile): boolean {
+  const { profile, scalarLoads, threads } = machine, tiles = Math.ceil(N / TN);
+  return profile === "cpu" && scalarLoads === true && vector && kind === "nn" &&
+    tiles >= 7 / 8 * Math.ceil(tiles / threads) * threads;
+}
+
+function time(machine: Machine, shape: GemmShape, tile: Tile): number {
+  const { kind, M, N, K, count } = shape, { profile, runs, threads } = machine;
+  const perGroup = tilesPerGroup(machine), uniformA = isUniformA(machine, shape, tile);
+  const [tilesM, tilesN] = [Math.ceil(M / tile[0]), Math.ceil(N / tile[1])];
+  const groups = profile === "cpu"
+    ? cpuGroups({ threads, uniformA }, tilesM, tilesN, count)
+    : tilesM * tilesN * count;
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is 10 % faster, for large GEMMs 30 %, but compiles for 3 to 5 s, 16x16 for 1 to 2: a GEMM that is small or runs
   // seldom does not earn that back.
   const small = M * N * K * count * runs < LARGE;
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
-  const waves = Math.ceil(Math.ceil(tiles / perGroup) / slots);
-  return waves * slots * perGroup * tile[0] * tile[1] / rate;
+  const waves = Math.ceil(groups / slots);
+  return waves * slots * perGroup * tile[0] * tile[1] / (rate * (uniformA && !measured ? UNIFORM_GAIN : 1));
 }
 
 function builtIn(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): TileRate {

@@ -8,6 +8,7 @@ import { conv2d } from "../../src/ops/conv.ts";
 import {
   chooseTile,
   type GemmKind,
+  isUniformA,
   onlyTile,
   splitLength,
   TILES,
@@ -109,6 +110,18 @@ Deno.test("tiles are chosen by padded work, and narrow GEMMs get narrow tiles", 
   assertEquals(gpu(256, 384), "64x64"); // few outputs: more workgroups
   assertEquals(gpu(8192, 8192), "128x128");
   assertNotEquals(gpu(8192, 8192, 16384), "128x128"); // does not fit the workgroup memory
+});
+
+Deno.test("where loads are scalar, A is uniform if B's tiles fill the workgroups, and the tile is chosen for it", () => {
+  const machine = { profile: "cpu", threads: 16, scalarLoads: true, storage: 32768, runs: 1000 } as const;
+  const shape = { kind: "nn", M: 512, N: 512, K: 512, count: 1, vector: true } as const;
+  assertEquals(isUniformA(machine, shape, [32, 16]), true);
+  assertEquals(isUniformA(machine, shape, [32, 20]), false); // 26 tiles in 2 workgroups of 16
+  assertEquals(isUniformA({ ...machine, scalarLoads: false }, shape, [32, 16]), false);
+  assertEquals(isUniformA(machine, { ...shape, vector: false }, [32, 16]), false);
+  assertEquals(isUniformA(machine, { ...shape, kind: "nt" }, [32, 16]), false);
+  assertEquals(chooseTile(machine, shape), [32, 16]);
+  assertEquals(chooseTile({ ...machine, scalarLoads: false }, shape), [32, 20]);
 });
 
 Deno.test("split-K depends on the shape alone, and its parts fill the device", () => {

@@ -9,14 +9,21 @@ export function isSoftware(name: string): boolean {
   return SOFTWARE.test(name);
 }
 
+/** What GEMMs need to know of an adapter's compiler; see README.md. */
+export interface CompilerTraits {
+  /** It stores results of multiplications on the stack unless all operands of an iteration are loaded first. */
+  readonly loadsFirst: boolean;
+  /** A load of one address by all threads of a SIMD vector is a scalar load, other loads from buffers are gathers. */
+  readonly scalarLoads: boolean;
+}
+
 /**
- * Whether an adapter of this name loads texels by calls: llvmpipe of Mesa 25.0 and 26.2 does, of Mesa 22.3 not. A call saves and
- * restores every register, so that GEMMs between whose multiply-adds it comes take four times as long. Without calls, loads
- * between them are a tenth faster. The name tells LLVM's version, which stands in for Mesa's: Mesa 22.3 has no later one than 15.
+ * The traits of an adapter of this name. It tells LLVM's version, which stands in for Mesa's: measured are Mesa 22.3 (LLVM 15),
+ * 25.0 (LLVM 19) and 26.2 (LLVM 22).
  */
-export function loadsAreCalls(name: string): boolean {
-  const llvm = /llvmpipe \(LLVM (\d+)/.exec(name);
-  return llvm !== null && Number(llvm[1]) > 15;
+export function compilerTraits(name: string): CompilerTraits {
+  const llvm = Number(/llvmpipe \(LLVM (\d+)/.exec(name)?.[1] ?? 0);
+  return { loadsFirst: llvm > 15, scalarLoads: llvm >= 22 };
 }
 
 /** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */

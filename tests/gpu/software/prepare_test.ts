@@ -1,21 +1,23 @@
 // The software adapter's threads: each pool is pinned to different processors. What the name of an adapter tells of its driver.
 
 import { assert, assertEquals } from "@std/assert";
-import { loadsAreCalls, spread, threads } from "../../../src/gpu/software/prepare.ts";
+import { type CompilerTraits, compilerTraits, spread, threads } from "../../../src/gpu/software/prepare.ts";
 
 /** The processors that a thread may run on, as Linux lists them. */
 const allowed = (thread: number): string =>
   /Cpus_allowed_list:\s*(\S+)/.exec(Deno.readTextFileSync(`/proc/self/task/${thread}/status`))?.[1] ?? "";
 
-Deno.test("llvmpipe loads texels by calls in all versions but that of Debian 12", () => {
-  const names = [
-    "llvmpipe (LLVM 15.0.6, 512 bits)",
-    "llvmpipe (LLVM 19.1.7, 256 bits)",
-    "llvmpipe (LLVM 22.1.8, 512 bits)",
-    "SwiftShader Device (LLVM 16.0.0)",
-    "NVIDIA H200",
-  ];
-  assertEquals(names.map(loadsAreCalls), [false, true, true, false, false]);
+Deno.test("what is known of a compiler follows from the version of LLVM in llvmpipe's name", () => {
+  const traits = {
+    "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false],
+    "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false],
+    "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true],
+    "SwiftShader Device (LLVM 16.0.0)": [false, false],
+    "NVIDIA H200": [false, false],
+  };
+  for (const [name, [loadsFirst, scalarLoads]] of Object.entries(traits)) {
+    assertEquals(compilerTraits(name), { loadsFirst, scalarLoads } as CompilerTraits, name);
+  }
 });
 
 Deno.test("spread() pins threads to processors round-robin, and leaves few threads unpinned", () => {

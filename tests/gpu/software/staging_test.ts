@@ -12,19 +12,16 @@ import { matmul } from "../../../src/ops/matmul.ts";
 import { input, type Tensor, variable } from "../../../src/tensor/tensor.ts";
 import { evaluate, randomArray, testDevice } from "../../helpers/check.ts";
 
-/** Outputs and gradients of `fn` must be equal bit for bit, from textures and from buffers, in both orders of loads. */
+/** Outputs and gradients of `fn` must be equal bit for bit: from textures and from buffers, for compilers of all traits. */
 async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tensor[]) => Tensor) {
   await testDevice("cpu");
   const inputs = Object.fromEntries(shapes.map((shape, i) => [
     `x${i}`,
     { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
   ]));
-  const { loadsFirst } = device(), all: Record<string, Float32Array>[] = [];
-  for (
-    const form of [{ staging: true, loadsFirst }, { staging: true, loadsFirst: !loadsFirst }, {
-      staging: false,
-    }]
-  ) {
+  const { compiler } = device(), all: Record<string, Float32Array>[] = [];
+  const other = { loadsFirst: !compiler.loadsFirst, scalarLoads: !compiler.scalarLoads };
+  for (const form of [{ compiler }, { compiler: other }, { staging: false }]) {
     Object.assign(device(), form);
     all.push(
       await evaluate(inputs, (tensors) => {
@@ -32,24 +29,48 @@ async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tenso
         for (const t of x) t.requiresGrad = true;
         const y = fn(...x);
         return { y, ...Object.fromEntries(grad(y, x).map((dx, i) => [`dx${i}`, dx])) };
-      }).finally(() => Object.assign(device(), { staging: true, loadsFirst })),
+      }).finally(() => Object.assign(device(), { staging: true, compiler })),
     );
   }
-  for (const other of all.slice(1)) assertEquals(all[0], other);
+  for (const bits of all.slice(1)) assertEquals(all[0], bits);
 }
 
 for (
   const [M, N, K] of [[16, 16, 8], [40, 36, 12], [130, 70, 1048], [300, 144, 144], [17, 20, 2048]] as const
 ) {
-  Deno.test(`GEMMs of ${M}x${N}x${K} have the same bits from textures and from buffers, in both orders of loads`, async () => {
+  Deno.test(`GEMMs of ${M}x${N}x${K} have the same bits from textures and from buffers, for all compilers`, async () => {
     await sameBits([[M, K], [K, N]], (a, b) => matmul(a, b));
     await sameBits([[M, K], [N, K]], (a, b) => matmul(a, b, { transposeB: true }));
     await sameBits([[3, K, M], [3, K, N]], (a, b) => matmul(a, b, { transposeA: true }));
   });
 }
 
+Deno.test("GEMMs with uniform A have the same bits, in batches of partial tiles and in splits of K", async () => {
+  await testDevice("cpu");
+  const { compiler } = device(), all: Record<string, Float32Array>[] = [];
+  const shapes = { a: [2, 3, 20, 12], b: [2, 3, 12, 252], c: [17, 516], d: [516, 252] };
+  const inputs = Object.fromEntries(
+    Object.entries(shapes).map(([name, shape], i) => {
+      return [name, { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i) }];
+    }),
+  );
+  for (const scalarLoads of [false, true]) {
+    device().compiler = { ...compiler, scalarLoads };
+    all.push(
+      await evaluate(
+        inputs,
+        (x) => ({
+          batch: matmul(x.a as Tensor, x.b as Tensor),
+          splits: matmul(x.c as Tensor, x.d as Tensor),
+        }),
+      ).finally(() => device().compiler = compiler),
+    );
+  }
+  assertEquals(all[0], all[1]);
+});
+
 for (const [C, stride] of [[8, 1], [12, 2]] as const) {
-  Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers, in both orders of loads`, async () => {
+  Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers, for all compilers`, async () => {
     await sameBits(
       [[2, 13, 11, C], [20, 3, 3, C]],
       (x, w) => conv2d(x, w, undefined, { padding: 1, stride }),
