@@ -160,8 +160,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
   const sets = ["--real", path("real.npz"), "--fake", path("fake.npz"), ...inception];
   const asked = "fid,sfid,is,kid,precision,recall,density,coverage,mind";
   const saved = ["--save-features", path("features.npz"), "--out", path("out")];
-  const { code, stderr } = await tok("eval", ...sets, "--metrics", asked, ...saved);
-  assertEquals(code, 0, stderr);
+  await run("eval", ...sets, "--metrics", asked, ...saved);
   const scores = JSON.parse(await Deno.readTextFile(path("out/metrics.json")));
   assertEquals(Object.keys(scores).sort(), ["ingredients", "n", ...asked.split(",")].sort());
   const { fid, sfid, is, kid, precision, recall } = fixture.sets;
@@ -201,7 +200,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
     { name: "sigma", shape: [2048, 2048], data: known.covariance },
   ]);
   const stats = ["--real", path("known.npz"), "--fake", path("known.npz"), ...inception];
-  assertEquals((await tok("eval", ...stats, "--out", path("same"))).code, 0);
+  await run("eval", ...stats, "--out", path("same"));
   const same = JSON.parse(await Deno.readTextFile(path("same/metrics.json")));
   assertEquals(Object.keys(same), ["fid", "ingredients"]);
   assert(same.fid < 1e-6);
@@ -210,11 +209,10 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
     UsageError,
     "no metric applies: fid, sfid, is, kid, precision, recall (it needs --inception FILE",
   );
-  const refused = await tok("eval", ...stats, "--metrics", "fid,kid");
-  assertEquals(refused.code, 2, refused.stderr);
-  assertEquals(
-    refused.stderr.trim().split("\n").at(-1),
-    `tok: Cannot score "kid": "${path("known.npz")}" holds neither images nor features`,
+  await assertRejects(
+    () => run("eval", ...stats, "--metrics", "fid,kid"),
+    UsageError,
+    `Cannot score "kid": "${path("known.npz")}" holds neither images nor features`,
   );
   await Deno.remove(folder, { recursive: true });
 });
@@ -259,7 +257,7 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
     "--gan",
     "none",
   ];
-  const aligned = await tok(
+  await run(
     "align",
     ...few,
     "--perceptual",
@@ -270,7 +268,6 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
     "--out",
     path("run"),
   );
-  assertEquals(aligned.code, 0, aligned.stderr);
   const read = async (name: string) => JSON.parse(await Deno.readTextFile(path(name)));
   const config = await read("run/config.json");
   assertEquals([config.perceptual, config.lpips], ["lpips", [path("lpips.safetensors")]]);
@@ -279,11 +276,10 @@ Deno.test("tok align --perceptual lpips trains with LPIPS, logs it and scores it
   const step = (await Deno.readTextFile(path("run/log.jsonl"))).split("\n").map((l) => l && JSON.parse(l))
     .find((row) => row.event === "step");
   assert(step.perceptual > 0 && Number.isFinite(step.perceptual), JSON.stringify(step));
-  const scored = await tok(
-    ...["eval", "--tokenizer", path("run"), "--num", "4", "--metrics", "lpips,rfid", "--out", path("eval")],
-    ...["--inception", path("inception.safetensors"), ...lpips],
+  await run(
+    ...["eval", "--tokenizer", path("run"), "--num", "4", "--metrics", "lpips,rfid"] as const,
+    ...["--inception", path("inception.safetensors"), ...lpips, "--out", path("eval")],
   );
-  assertEquals(scored.code, 0, scored.stderr);
   const scores = await read("eval/metrics.json");
   assertEquals(Object.keys(scores).sort(), ["ingredients", "lpips", "mse", "n", "rfid"]);
   assert(scores.lpips > 0 && scores.rfid > 0);
