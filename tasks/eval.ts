@@ -70,6 +70,6 @@ export const evaluate = command({
       }, log);
     }
     results.rethrow();
-    return { out, ...results.scores };
+    return { out, ...results.scores, protocols: results.protocols };
   },
 });

@@ -49,7 +49,8 @@ export async function reportScores(
   if (Object.keys(scores).length === 0) return;
   log.begin();
   for (const [name, value] of Object.entries(scores)) {
-    log.line(`${name.padEnd(30)} ${Number(value.toPrecision(5))}`);
+    const number = String(Number(value.toPrecision(5))), { protocol = "" } = ingredients[name] ?? {};
+    log.line(`${name.padEnd(30)} ${number.padEnd(12)} ${protocol}`.trimEnd());
   }
   writeJson(join(out, "metrics.json"), { ...scores, ingredients });
   await writeEvaluationPage(out, line, { scores, ingredients, ...about });

@@ -205,6 +205,11 @@ export class Results {
   readonly #own = new Map<string, OwnIngredients>();
   #failure: Error | undefined;
 
+  /** The protocol of each figure. */
+  get protocols(): Record<string, string> {
+    return Object.fromEntries(Object.entries(this.ingredients).map(([key, { protocol }]) => [key, protocol]));
+  }
+
   /** @param common ingredients of all figures [none are recorded] */
   constructor(private readonly common?: CommonIngredients) {}
 

@@ -22,6 +22,7 @@ const INCEPTION_VIEW: View = {
 
 /** The six networks, and what was computed of the real images. */
 export class SixSpaces {
+  readonly #networks = new Map<SixSpace, Promise<Identity>>();
   /** Of the real images. */
   readonly #views = new Map<InputSource, Map<string, InceptionView>>();
 
@@ -40,7 +41,13 @@ export class SixSpaces {
   }
 
   /** The network of a space. */
-  async network(six: SixSpace): Promise<Identity> {
+  network(six: SixSpace): Promise<Identity> {
+    const known = this.#networks.get(six) ?? this.#identity(six);
+    this.#networks.set(six, known); // reading the weights takes a while
+    return known;
+  }
+
+  async #identity(six: SixSpace): Promise<Identity> {
     const encoder = this.encoders.get(six);
     if (!encoder) return this.inception?.identity ?? { name: six.network, fingerprint: "" };
     const parts = [await encoder.fingerprint()];

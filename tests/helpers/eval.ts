@@ -17,9 +17,10 @@ export async function evalScores(options: Record<string, unknown>) {
   }({ json: false, terminal: { stdout: false, stderr: false } });
   const config = evalConfig.parse({ cpu: true, workers: 0, ...options });
   const run = evaluate.run(config as never, { log, commandLine: "", stopping: () => false });
-  const error = await run.then(() => undefined, (error) => error as Error);
+  let result: Record<string, unknown> = {};
+  const error = await run.then((all) => void (result = all), (error) => error as Error);
   const scores: Record<string, number> = error || options.out === undefined ? {} : JSON.parse(
     await Deno.readTextFile(join(`${options.out}`, "metrics.json")),
   );
-  return { lines, error, scores };
+  return { lines, error, scores, result };
 }

@@ -61,13 +61,18 @@ Deno.test("fdr6 of given features equals SciPy's to 1e-6, with each space's dist
     const [real, fake] = [join(folder, "real.npz"), join(folder, "fake.npz")];
     await writeNpz(real, given("real").map(([space, x]) => arrayOf(space, x)));
     await writeNpz(fake, given("fake").map(([space, x]) => arrayOf(space, x)));
-    const { scores, error } = await evalScores({
+    const { scores, lines, error, result } = await evalScores({
       real,
       fake,
       metrics: ["fdr6", "mind6"],
+      protocol: "fdr6",
       out: join(folder, "out"),
     });
     assertEquals(error, undefined);
+    for (const key of ["fdr6", "fd_mae@224", "mind6"]) {
+      assert(lines.some((line) => line.startsWith(`${key} `) && line.endsWith(" fdr6")), key);
+      assertEquals((result.protocols as Record<string, string>)[key], "fdr6");
+    }
     near(scores.fdr6, fixture.fdr6, "fdr6");
     let sum = 0;
     for (const [i, { key, space }] of SIX_SPACES.entries()) {
