@@ -291,23 +291,24 @@ export function grid(
   columns: number,
   scale = Math.max(1, Math.ceil(64 / size)),
   gap = 2,
+  high = size,
 ): Image {
-  const wrong = images.findIndex((image) => image.length !== 3 * size * size);
+  const wrong = images.findIndex((image) => image.length !== 3 * size * high);
   if (images.length === 0 || wrong >= 0) {
     throw new ShapeError(
       images.length === 0
         ? "Cannot make a grid: there are no images"
-        : `Cannot make a grid: image ${wrong} is not ${size} x ${size}`,
+        : `Cannot make a grid: image ${wrong} is not ${size} x ${high}`,
     );
   }
   const across = Math.min(columns, images.length), down = Math.ceil(images.length / across);
-  const side = size * scale, cell = side + gap;
-  const width = across * cell + gap, height = down * cell + gap;
+  const [w, h] = [size * scale, high * scale];
+  const width = across * (w + gap) + gap, height = down * (h + gap) + gap;
   const data = new Uint8Array(3 * width * height).fill(255);
   images.forEach((image, i) => {
-    const left = gap + (i % across) * cell, top = gap + Math.floor(i / across) * cell;
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
+    const left = gap + (i % across) * (w + gap), top = gap + Math.floor(i / across) * (h + gap);
+    for (let y = 0; y < h; y++) {
+      for (let x = 0; x < w; x++) {
         const from = 3 * (Math.floor(y / scale) * size + Math.floor(x / scale));
         data.set(image.subarray(from, from + 3), 3 * ((top + y) * width + left + x));
       }
@@ -321,13 +322,14 @@ export function pairGrid(
   pairs: readonly (readonly [Uint8Array, Uint8Array])[],
   size: number,
   columns: number,
+  high = size,
 ): Image {
   const across = Math.min(columns, pairs.length), rows: Uint8Array[] = [];
-  const white = new Uint8Array(3 * size * size).fill(255);
+  const white = new Uint8Array(3 * size * high).fill(255);
   for (let at = 0; at < pairs.length; at += across) {
     for (const k of [0, 1] as const) {
       for (let i = at; i < at + across; i++) rows.push(pairs[i]?.[k] ?? white);
     }
   }
-  return grid(rows, size, across);
+  return grid(rows, size, across, undefined, undefined, high);
 }

@@ -38,8 +38,8 @@ export class ImageScores {
   /** The worst first. */
   readonly #worst: { badness: number; pair: [Uint8Array, Uint8Array] }[] = [];
 
-  /** @param size side of the images, pixels */
-  constructor(readonly size: number) {}
+  /** @param size width of the images, pixels */
+  constructor(readonly size: number, readonly height = size) {}
 
   /** The scores of all images by their key. */
   get columns(): ReadonlyMap<string, readonly number[]> {
@@ -65,7 +65,7 @@ export class ImageScores {
     }
     const [key, larger] = BY.find(([key]) => values[key]) ?? [];
     if (key === undefined) return;
-    const each = 3 * this.size ** 2,
+    const each = 3 * this.size * this.height,
       part = (all: Uint8Array, i: number) => all.slice(i * each, (i + 1) * each);
     for (let i = 0; i < count; i++) {
       const value = values[key]?.[i] as number, badness = larger ? value : -value;
@@ -91,7 +91,7 @@ export class ImageScores {
     if (folder === undefined || this.#columns.size === 0) return;
     const csv = join(folder, "images.csv"), picture = join(folder, "worst.png");
     writeAtomic(csv, this.csv());
-    await writePng(picture, pairGrid(this.#worst.map(({ pair }) => pair), this.size, SHOWN));
+    await writePng(picture, pairGrid(this.#worst.map(({ pair }) => pair), this.size, SHOWN, this.height));
     log.line(`each image: ${csv}; the worst by ${this.by}: ${picture}`);
   }
 }

@@ -65,7 +65,7 @@ export class PairedSets {
     private readonly real: PairSet,
     private readonly fake: PairSet,
     private readonly partners: Uint32Array,
-    private readonly size: number,
+    private readonly size: { width: number; height: number },
     private readonly options: SetOptions,
     private readonly selection: Selection,
     private readonly log: Log,
@@ -74,7 +74,7 @@ export class PairedSets {
   /**
    * Leaves out the metrics that images of this size do not allow.
    * @returns undefined if no selected metric is of pairs
-   * @throws UsageError if names or sizes differ, or images are not square
+   * @throws UsageError if names or sizes differ
    */
   static async open(
     selection: Selection,
@@ -89,24 +89,32 @@ export class PairedSets {
       throw new UsageError(`Cannot pair "${real.name}" with "${fake.name}": "${name}" holds no images`);
     }) as [PairSet, PairSet];
     const partners = pairsByName(a, b), { imageSize } = options;
-    const size = imageSize ?? (await a.images.input(0, {})).width;
+    const { width, height } = imageSize === undefined
+      ? await a.images.input(0, {})
+      : { width: imageSize, height: imageSize };
     selection.exclude((m) =>
-      m.from === "reconstructions" && m.minSide !== undefined && size < m.minSide &&
-      `images of ${size} x ${size} are too small, it takes ${m.minSide} x ${m.minSide}`
+      m.from === "reconstructions" && m.minSide !== undefined && Math.min(width, height) < m.minSide &&
+      `images of ${width} x ${height} are too small, it takes ${m.minSide} x ${m.minSide}`
+    );
+    selection.exclude((m) =>
+      m.from === "reconstructions" && m.square && width !== height &&
+      `images of ${width} x ${height} are no squares; --image-size N resizes and crops all to squares first`
     );
     selection.exclude(({ minImages = 1 }) =>
       partners.length < minImages && `it takes ${minImages} images or more`
     );
-    const pairs = new PairedSets(a, b, partners, size, options, selection, log);
+    const pairs = new PairedSets(a, b, partners, { width, height }, options, selection, log);
     await pairs.#load(0, 1);
     return pairs;
   }
 
   /** Computes the selected metrics of pairs; writes those of each image into the folder of the options. @returns these */
   async score(results: Results): Promise<ImageScores> {
-    const { size, partners, log } = this, n = partners.length;
-    const batchSize = Math.min(this.options.batchSize, n), table = new ImageScores(size), scores = [];
-    const context = { ...this.options, n, size, batchSize };
+    const { size: { width, height }, partners, log } = this, n = partners.length;
+    const batchSize = Math.min(this.options.batchSize, n),
+      table = new ImageScores(width, height),
+      scores = [];
+    const context = { ...this.options, n, size: width, height, batchSize };
     const few = this.selection.from("reconstructions").some(({ name }) => name === "rfid") && cautionOfFew(n);
     if (few) log.warn(few);
     for (const metric of this.selection.from("reconstructions")) scores.push(await metric.open(context));
@@ -127,7 +135,7 @@ export class PairedSets {
 
   async *#batches(batchSize: number): AsyncGenerator<PairBatch> {
     const n = this.partners.length, { parallel = 0 } = this.real.images;
-    const depth = depthOf({ parallel }, 6 * batchSize * this.size ** 2);
+    const depth = depthOf({ parallel }, 6 * batchSize * this.size.width * this.size.height);
     const load = (k: number) => this.#load(k * batchSize, Math.min(batchSize, n - k * batchSize));
     for await (const batch of ahead(load, { to: Math.ceil(n / batchSize), depth })) {
       throwIfStopped();
@@ -136,7 +144,7 @@ export class PairedSets {
   }
 
   async #load(first: number, count: number): Promise<PairBatch> {
-    const each = 3 * this.size ** 2;
+    const each = 3 * this.size.width * this.size.height;
     const load = async (set: PairSet, at: (i: number) => number) => {
       const all = new Uint8Array(count * each);
       const loading = Array.from({ length: count }, (_, i) => this.#bytes(set, at(first + i)));
@@ -156,10 +164,10 @@ export class PairedSets {
     const { imageSize } = this.options, { size } = this;
     if (imageSize !== undefined) return await images.bytes(i, imageSize);
     const { width, height, data } = await images.input(i, {});
-    if (width === size && height === size) return toBytes(data);
+    if (width === size.width && height === size.height) return toBytes(data);
     throw new UsageError(
       `Cannot compare "${this.real.name}" with "${this.fake.name}": "${images.name(i)}" of "${name}" is ` +
-        `${width} x ${height}, not ${size} x ${size}; --image-size N resizes and crops all to squares first`,
+        `${width} x ${height}, not ${size.width} x ${size.height}; --image-size N resizes and crops all to squares first`,
     );
   }
 }

@@ -21,9 +21,9 @@ export interface PairScore {
 }
 
 /** Which pixels are compared, as an ingredient. */
-export const bytesOf = (side: number) => `RGB bytes of ${side} x ${side}`;
+export const bytesOf = (width: number, height = width) => `RGB bytes of ${width} x ${height}`;
 
-/** The mean over `n` images of a number computed from the bytes of both, [side,side,3]. */
+/** The mean over `n` images of a number computed from the bytes of both, [height,side,3]. */
 export class ImageMean implements PairScore {
   readonly ingredients: { input: string };
   #sum = 0;
@@ -32,15 +32,16 @@ export class ImageMean implements PairScore {
     readonly name: string,
     readonly n: number,
     readonly side: number,
-    readonly compare: (a: Uint8Array, b: Uint8Array, side: number) => number,
+    readonly compare: (a: Uint8Array, b: Uint8Array, width: number, height: number) => number,
+    readonly height = side,
   ) {
-    this.ingredients = { input: bytesOf(side) };
+    this.ingredients = { input: bytesOf(side, height) };
   }
 
   add(a: Uint8Array, b: Uint8Array): number[] {
-    const each = this.side ** 2 * 3, values: number[] = [];
+    const each = 3 * this.side * this.height, values: number[] = [];
     for (let at = 0; at < a.length; at += each) {
-      values.push(this.compare(a.subarray(at, at + each), b.subarray(at, at + each), this.side));
+      values.push(this.compare(a.subarray(at, at + each), b.subarray(at, at + each), this.side, this.height));
     }
     for (const value of values) this.#sum += value / this.n;
     return values;
@@ -51,7 +52,7 @@ export class ImageMean implements PairScore {
   }
 
   again(): ImageMean {
-    return new ImageMean(this.name, this.n, this.side, this.compare);
+    return new ImageMean(this.name, this.n, this.side, this.compare, this.height);
   }
 }
 
@@ -62,7 +63,7 @@ export function imageMeans(n: number, side: number): PairScore[] {
   return [...means, new ImageMean("mse", n, side, mse)];
 }
 
-/** A batch of pairs, RGB bytes [count,S,S,3], from pair `first` on. */
+/** A batch of pairs, RGB bytes [count,H,W,3], from pair `first` on. */
 export interface PairBatch {
   first: number;
   count: number;

@@ -55,15 +55,19 @@ export interface ReconstructionMetric extends Entry {
   from: "reconstructions";
   /** Smallest side of an image, pixels. */
   minSide?: number;
+  /** Whether the images must be squares. */
+  square?: true;
   /** Computed whenever images are reconstructed. */
   always?: true;
   open(context: ReconstructionContext): PairScore | Promise<PairScore>;
 }
 
 export interface ReconstructionContext {
-  /** Number of images, their side, and how many come at a time. */
+  /** Number of images, their width, and how many come at a time. */
   n: number;
   size: number;
+  /** Their height [the width]. */
+  height?: number;
   batchSize: number;
   inception(): Promise<Inception>;
   inceptionInput: InceptionInput;
@@ -154,10 +158,11 @@ export type Metric =
 
 const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions" } as const;
 
-const pairsOf = (name: string, compare: (a: Uint8Array, b: Uint8Array, side: number) => number) => ({
+const pairsOf = (name: string, compare: ImageMean["compare"]) => ({
   ...OF_PAIRS,
   name,
-  open: ({ n, size }: ReconstructionContext) => new ImageMean(name.replace("-", "_"), n, size, compare),
+  open: ({ n, size, height }: ReconstructionContext) =>
+    new ImageMean(name.replace("-", "_"), n, size, compare, height),
 });
 
 type Kinds = Pick<SetMetric, "real" | "fake" | "onRequest">;
@@ -234,13 +239,14 @@ const ofInception = scoresOfFeatures(""), ofEncoder = scoresOfFeatures("_encoder
 
 export const METRICS: readonly Metric[] = [
   pairsOf("psnr", psnr),
-  { ...pairsOf("ssim", (a, b, side) => ssim(a, b, side, side)), minSide: SSIM_SIDE },
-  { ...pairsOf("ms-ssim", (a, b, side) => msSsim(a, b, side, side)), minSide: MS_SSIM_SIDE },
+  { ...pairsOf("ssim", ssim), minSide: SSIM_SIDE },
+  { ...pairsOf("ms-ssim", msSsim), minSide: MS_SSIM_SIDE },
   { ...pairsOf("mse", mse), always: true },
   {
     ...OF_PAIRS,
     name: "lpips",
     weights: "lpips",
+    square: true,
     minSide: LPIPS_SIDE,
     open: async (c) => await LpipsScore.open(await c.lpips(), c),
   },
@@ -248,6 +254,7 @@ export const METRICS: readonly Metric[] = [
     ...OF_PAIRS,
     name: "rfid",
     weights: "inception",
+    square: true,
     minImages: 2,
     open: async ({ size, batchSize, inception, inceptionInput: input }) =>
       new ReconstructionFrechet(

@@ -150,6 +150,32 @@ Deno.test("sizes that differ, and images too small for a score, are refused befo
   await Deno.remove(root, { recursive: true });
 });
 
+Deno.test("pairs of rectangular images have PSNR, SSIM and MS-SSIM; LPIPS and rFID want squares", async () => {
+  const root = await Deno.makeTempDir(), at = (name: string) => join(root, name);
+  const { width, height, seed, ...expected } = fixture.cases.find((c) => c.width !== c.height && c.ms_ssim)!;
+  const pair = pictures(width, height, seed);
+  for (const [k, folder] of ["a", "b"].entries()) {
+    await Deno.mkdir(at(folder));
+    await writePng(join(at(folder), "0.png"), { width, height, data: Uint8Array.from(pair[k]!) });
+  }
+  const score = (...more: string[]) =>
+    run("eval", "--real", at("a"), "--fake", at("b"), "--workers", "0", "--out", at("out"), ...more);
+  const { result } = await score("--metrics", "psnr,ssim,ms-ssim");
+  for (const key of ["psnr", "ssim", "ms_ssim"] as const) {
+    assert(Math.abs(result[key] as number - expected[key]!) < 1e-9, `${key}: ${result[key]}`);
+  }
+  const worst = await readImage(at("out/worst.png"));
+  assertEquals([worst.width, worst.height], [2 + width + 2, 2 + 2 * (height + 2)]);
+  const first = 3 * ((2 + height + 2) * worst.width + 2);
+  assertEquals(worst.data.slice(first, first + 3), pair[1].slice(0, 3));
+  await assertRejects(
+    () => score("--metrics", "lpips", "--lpips", "x,y"),
+    UsageError,
+    `Cannot score "lpips": images of ${width} x ${height} are no squares; --image-size N resizes and crops all`,
+  );
+  await Deno.remove(root, { recursive: true });
+});
+
 Deno.test("ImageScores keeps the worst of all batches and nothing without scores of images", async () => {
   const table = new ImageScores(1), pixel = (v: number) => Uint8Array.of(v, v, v);
   const batch = (first: number) => ({
