@@ -79,14 +79,16 @@ export type PartIngredients = Partial<
 
 /** A set as an ingredient. */
 export function setIngredients(
-  { name, images, identity, features }: {
+  { name, images, identity, features, spaces = {} }: {
     name: string;
     images?: { length: number };
     features?: { rows: number };
+    spaces?: Readonly<Record<string, { features?: { rows: number } } | undefined>>;
     identity?: { fingerprint: string };
   },
 ): SetIngredients {
-  const count = images?.length ?? features?.rows;
+  const stored = Object.values(spaces).find((space) => space?.features)?.features;
+  const count = images?.length ?? features?.rows ?? stored?.rows;
   return {
     name,
     ...identity && { fingerprint: identity.fingerprint },

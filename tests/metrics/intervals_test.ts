@@ -151,9 +151,19 @@ Deno.test("--intervals writes what the distances are without each group, and cha
     for (const [key, [low, high]] of Object.entries(stored.interval)) {
       assert(low < plain.scores[key]! && plain.scores[key]! < high && high - low > 0, key);
     }
+    // Both are the same figure: the difference is 0, and only one has an interval.
+    const { result } = await run("eval", "--compare", at("plain"), at("repeated"));
+    const { values, intervals } = (result.figures as Record<string, Record<string, unknown[]>>).fd_encoder!;
+    const same = plain.scores.fd_encoder!;
+    assertEquals([values, intervals], [[same, same], [null, stored.interval.fd_encoder]]);
     await featureFile(fake, features(2, 19, 96));
     const few = await score("few", { intervals: true });
     assert(few.lines.includes("no intervals of fd-encoder: 19 images are fewer than 20"));
+    await assertRejects(
+      () => run("eval", "--compare", at("plain"), at("few")),
+      UsageError,
+      "the number of images is 25 in one and 19 in the other",
+    );
     await assertRejects(
       () => run("eval", "--tokenizer", "x", "--intervals"),
       UsageError,
