@@ -87,7 +87,7 @@ Deno.test("one command scores a tokenizer and a model's samples on the same imag
     assertEquals(Object.keys(ingredients).sort(), all.toSorted());
     assertEquals(figures.n, 4);
     assertEquals(lines.filter((line) => line.includes("--latent-noise 0 leaves them out")).length, 1);
-    assertEquals(lines.filter((line) => line.startsWith("data: ")).length, 2); // the images once, and the samples
+    assertEquals(lines.filter((line) => line.startsWith("data: ")).length, 1); // both parts read the same images
     // The encoder's features of the images serve CKNNA and the distances: only those of the samples are extracted there.
     assertEquals(lines.filter((line) => line.includes("for the encoder, each has")).length, 1);
     // Both parts see the same images at the model's size.
