@@ -100,7 +100,7 @@ export const evalConfig = z.strictObject({
   encoders: input(
     z.array(z.string()).min(1).optional(),
     `For fdr6 and mind6, with --inception: ${
-      SIX_SPACES.slice(1).map(({ where }) => where).join(",")
+      SIX_SPACES.slice(1).map(({ where }) => where).join(", ")
     }, in any order; each as --encoder`,
     { value: "DIR,...", free: true },
   ),
