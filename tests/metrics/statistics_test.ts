@@ -60,7 +60,7 @@ Deno.test("scores against --save-features and --save-stats equal those against t
   const direct = await score(at("a"), all, { saveStats: stats, saveFeatures: features });
   assertEquals(direct.error, undefined);
   const same = (got: Record<string, number>, keys: string[]) => {
-    assertEquals(Object.keys(got), [...keys, "n"]);
+    assertEquals(Object.keys(got), [...keys, "n", "ingredients"]);
     for (const key of keys) {
       assert(Math.abs(got[key]! - direct.scores[key]!) <= 1e-12 * Math.abs(got[key]!), key);
     }
