@@ -124,10 +124,15 @@ export function tileKey(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): str
   return `${profile} ${kind} ${m}x${n}`;
 }
 
-/** A table by which every GEMM gets `tile`: to measure or compare it. */
+/** A table by which every GEMM gets `tile`, one of TILES: to measure or compare it. */
 export function onlyTile(profile: GemmBackend, tile: Tile): TileTable {
   const kinds = Object.keys(CPU_RATES) as GemmKind[];
-  return Object.fromEntries(kinds.map((kind) => [tileKey(profile, kind, tile), { rate: 1e12, slots: 1 }]));
+  const rate = ([m, n]: Tile) => m === tile[0] && n === tile[1] ? 1e12 : 1;
+  return Object.fromEntries(
+    kinds.flatMap((kind) =>
+      TILES[profile].map((other) => [tileKey(profile, kind, other), { rate: rate(other), slots: 1 }])
+    ),
+  );
 }
 
 export function kindOf(source: GemmSource): GemmKind {
