@@ -178,7 +178,7 @@ Deno.test("FID, sFID, IS, KID, precision and recall of tok eval equal the offici
     2023,
   ]);
   const names = Object.keys(stored.about ?? {});
-  assertEquals(names, ["inception", "Inception input", "image size"]);
+  assertEquals(names, ["inception", "Inception input", "image size", "JPEG files"]);
   const equal = ["--real", path("features.npz"), "--fake", path("features.npz"), ...inception];
   const { result } = await run(
     "eval",
