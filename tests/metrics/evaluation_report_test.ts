@@ -144,7 +144,7 @@ Deno.test("one command scores a tokenizer and a model's samples on the same imag
     assert(Math.abs(fused.psnr! / (figures.psnr as number) - 1) < 1e-6, `${fused.psnr}`);
     const off = [...given, "--metrics", "psnr", "--latent-noise", "0", "--out", at("off")];
     const { result: without } = await run("eval", ...off);
-    assertEquals(Object.keys(without), ["out", "psnr", "mse", "n"]);
+    assertEquals(Object.keys(without), ["out", "psnr", "mse", "n", "protocols"]);
     await assertRejects(
       () => run("eval", "--fake", at("data"), "--model", MODEL),
       UsageError,
