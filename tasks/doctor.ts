@@ -7,6 +7,7 @@ import {
   matricesOf,
   noAdapter,
   otherProvider,
+  subgroupsOf,
   usedFeatures,
 } from "../src/gpu/diagnose.ts";
 import { driverOf } from "../src/gpu/driver.ts";
@@ -32,6 +33,7 @@ export const doctor = command({
       if (driver !== undefined) log.line(`driver    ${driver}`);
       log.line(`vendor    ${best.vendor || "unknown"} ${best.architecture}`.trimEnd());
       log.line(`features  ${usedFeatures(best)}`);
+      log.line(`subgroups ${subgroupsOf(best)}`);
       if (best.matrices.length) log.line(`matrices  ${matricesOf(best)}`);
       for (const [name, value] of Object.entries(best.limits)) {
         log.line(

@@ -74,6 +74,11 @@ export class Device {
   lost: string | undefined;
   /** Whether GEMMs may read operands as textures (software/staging.ts); tests compare both ways. */
   staging = true;
+  /**
+   * Consecutive threads that are in one subgroup whatever its size, where reductions of the gpu profile may use it; 0 for none. Set
+   * by ops/subgroups.ts; tests compare both ways.
+   */
+  subgroups = 0;
   /** What GEMMs of the cpu profile are written for; tests compare the ways. */
   compiler: CompilerTraits;
   /** Whether launches are fused (fusion.ts); tests compare both ways. */
@@ -227,12 +232,18 @@ export async function openDevice(
   return current;
 }
 
-/** A device with every limit of the adapter, and the features that its implementation lists. The caller destroys it. */
-export async function requestDevice(adapter: GPUAdapter, { features }: Provider): Promise<GPUDevice> {
+/** A device with every limit of the adapter, and the features that its implementation names. The caller destroys it. */
+export async function requestDevice(
+  adapter: GPUAdapter,
+  { features, unlisted }: Provider,
+): Promise<GPUDevice> {
   const requiredLimits: Record<string, number> = {};
   for (const name of LIMITS) requiredLimits[name] = adapter.limits[name];
-  const requiredFeatures = features.filter((name) => adapter.features.has(name)) as GPUFeatureName[];
-  return await adapter.requestDevice({ requiredLimits, requiredFeatures, label: "tok" });
+  const listed = features.filter((name) => adapter.features.has(name));
+  const request = (names: readonly string[]) =>
+    adapter.requestDevice({ requiredLimits, requiredFeatures: names as GPUFeatureName[], label: "tok" });
+  if (!unlisted.length) return await request(listed);
+  return await request([...listed, ...unlisted]).catch(() => request(listed));
 }
 
 /** The open device. @throws GpuError when there is none yet. */

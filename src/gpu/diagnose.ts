@@ -3,7 +3,7 @@
 // permission on the device files.
 
 import { UsageError } from "../errors.ts";
-import { type AdapterFacts, adapterFacts } from "./device.ts";
+import { type AdapterFacts, adapterFacts, requestDevice } from "./device.ts";
 import { dawnFolder, INSTALL_DAWN, openProvider, type Provider } from "./provider.ts";
 import { prepareDrivers } from "./software/prepare.ts";
 
@@ -21,17 +21,42 @@ const SHOWN_LIMITS = [
 
 /** The high-performance adapter and the software one of an implementation of WebGPU, if they answer. */
 export async function adapters(provider: Provider): Promise<
-  { best?: AdapterFacts & { limits: Record<string, number> }; software?: AdapterFacts }
+  {
+    best?: AdapterFacts & { limits: Record<string, number>; subgroups: boolean };
+    software?: AdapterFacts;
+  }
 > {
   prepareDrivers();
   const best = await provider.adapter(false);
   const software = best && adapterFacts(best, provider).software ? best : await provider.adapter(true);
   const limits = Object.fromEntries(SHOWN_LIMITS.map((name) => [name, best?.limits[name] as number]));
   return {
-    ...(best ? { best: { ...adapterFacts(best, provider), limits } } : {}),
+    ...(best
+      ? {
+        best: { ...adapterFacts(best, provider), limits, subgroups: await grantsSubgroups(best, provider) },
+      }
+      : {}),
     ...(software ? { software: adapterFacts(software, provider) } : {}),
   };
 }
+
+/** Whether a device of the adapter has subgroups: Deno's adapters do not list them. */
+async function grantsSubgroups(adapter: GPUAdapter, provider: Provider): Promise<boolean> {
+  const opened = await requestDevice(adapter, provider).catch(() => undefined);
+  const granted = opened?.features.has("subgroups") ?? false;
+  opened?.destroy();
+  return granted;
+}
+
+/** Whether subgroups are granted, and how large they are, in words. */
+export const subgroupsOf = (
+  { subgroups, simdWidth: least, subgroupMaxSize: most }: AdapterFacts & { subgroups: boolean },
+): string =>
+  subgroups
+    ? `granted, of ${
+      least === most ? least : `${least} to ${most}`
+    } threads: for reductions of the gpu kernels`
+    : "not granted: reductions use workgroup memory";
 
 /** What the implementation of WebGPU that was not selected has, in lines, and whether it would bring tensor cores. */
 export async function otherProvider(selected: Provider, adapter: AdapterFacts): Promise<string[]> {

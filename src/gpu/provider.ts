@@ -27,6 +27,8 @@ export interface Provider {
   readonly suffix: string;
   /** Features that a device is requested with where the adapter lists them. */
   readonly features: readonly string[];
+  /** Features that a device may be granted although the adapter does not list them. */
+  readonly unlisted: readonly string[];
   /** Whether the bytes are there when mapAsync() returns, long before its promise settles; see readback.ts. */
   readonly mapsAtOnce: boolean;
   /** The adapter with the most performance, or the software one; undefined if none answers. */
@@ -66,6 +68,7 @@ const OWN: Provider = {
   title: `Deno ${Deno.version.deno} (wgpu)`,
   suffix: "",
   features: ["shader-f16", "timestamp-query"],
+  unlisted: ["subgroups"], // Deno 2.9 hides what is not in its version of WebGPU, and grants it
   mapsAtOnce: Deno.version.deno.startsWith("2.9."),
   adapter: async (cpu) => await navigator.gpu.requestAdapter(preference(cpu)) ?? undefined,
   // naga knows subgroup operations, but not the directive.
@@ -124,6 +127,7 @@ export async function loadDawn(
     title: `Dawn (npm:${DAWN}@${DAWN_VERSION})`,
     suffix: " through Dawn",
     features: ["shader-f16", "timestamp-query", "subgroups", "chromium-experimental-subgroup-matrix"],
+    unlisted: [],
     mapsAtOnce: false,
     async adapter(cpu) {
       const best = await request();

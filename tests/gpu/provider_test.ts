@@ -3,7 +3,8 @@
 
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { GpuError, OutOfMemoryError, UsageError } from "../../src/errors.ts";
-import { device } from "../../src/gpu/device.ts";
+import { device, requestDevice } from "../../src/gpu/device.ts";
+import { adapters, subgroupsOf } from "../../src/gpu/diagnose.ts";
 import { kernel } from "../../src/gpu/kernel.ts";
 import { capture } from "../../src/gpu/program.ts";
 import { dawnFolder, loadDawn, openProvider, PROVIDERS } from "../../src/gpu/provider.ts";
@@ -135,6 +136,38 @@ Deno.test("no kernel mixes && and || without parentheses, which naga accepts and
   assert(files.length > 10);
   const texts = files.map((name) => Deno.readTextFileSync(new URL(name, folder)).replace(/\/\/.*/g, ""));
   assertEquals(files.filter((_, i) => mixes(texts[i] as string)), []);
+});
+
+Deno.test("subgroups are requested though Deno's adapters do not list them, and done without where that is refused", async () => {
+  const provider = await openProvider("deno");
+  for (const refuses of [false, true]) {
+    const asked: string[][] = [];
+    const adapter = {
+      limits: {},
+      features: new Set(["shader-f16", "float32-filterable"]),
+      requestDevice({ requiredFeatures = [] }: { requiredFeatures?: string[] }) {
+        asked.push(requiredFeatures);
+        return refuses && requiredFeatures.includes("subgroups")
+          ? Promise.reject(new TypeError("requiredFeatures must be a subset of the adapter features"))
+          : Promise.resolve(requiredFeatures);
+      },
+    };
+    const granted: unknown = await requestDevice(adapter as unknown as GPUAdapter, provider);
+    assertEquals(granted, refuses ? ["shader-f16"] : ["shader-f16", "subgroups"]);
+    assertEquals(asked.length, refuses ? 2 : 1);
+  }
+});
+
+Deno.test("doctor says whether subgroups are granted, and of what size", async () => {
+  const { provider, facts } = await testDevice(), { best } = await adapters(provider);
+  assertEquals(best?.subgroups, device().has("subgroups"));
+  const sized = { ...facts, simdWidth: 32, subgroupMaxSize: 32 };
+  assertMatch(subgroupsOf({ ...sized, subgroups: true }), /^granted, of 32 threads/);
+  assertMatch(
+    subgroupsOf({ ...sized, subgroups: true, subgroupMaxSize: 64 }),
+    /^granted, of 32 to 64 threads/,
+  );
+  assertMatch(subgroupsOf({ ...sized, subgroups: false }), /^not granted/);
 });
 
 Deno.test("a kernel's enable directives come first, and compile", async () => {
