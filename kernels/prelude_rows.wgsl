@@ -1,7 +1,10 @@
 // Prelude of row kernels: THREADS threads share a row and reduce over it together, ROWS rows make a workgroup.
 // On a software adapter THREADS is 1: a barrier costs more there than a row, and these branches vanish.
+// A sum is a tree in which thread t adds what thread t + half has, for half = THREADS / 2, ..., 2, 1: through workgroup memory, but
+// below SUBGROUP by sum_subgroup, of prelude_subgroups where the device has subgroups. The order of additions is the same.
 override THREADS: u32 = 1;
 override ROWS: u32 = 8;
+override SUBGROUP: u32 = 1; // consecutive threads that are in one subgroup whatever its size; 1 without subgroups
 var<workgroup> partials: array<vec2<f32>, 256>;
 
 struct Row {
@@ -19,28 +22,38 @@ fn row_of(id: Invocation, rows: u32) -> Row {
 
 fn sum_threads(own: vec2<f32>, row: Row) -> vec2<f32> {
   if (THREADS == 1u) { return own; }
-  let first = row.slot * THREADS;
-  partials[first + row.thread] = own;
-  workgroupBarrier();
-  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-    if (row.thread < half) { partials[first + row.thread] += partials[first + row.thread + half]; }
+  var sum = own;
+  if (THREADS > SUBGROUP) {
+    let first = row.slot * THREADS;
+    let at = first + row.thread;
+    partials[at] = own;
+    workgroupBarrier();
+    for (var half = THREADS / 2u; half > SUBGROUP; half /= 2u) {
+      if (row.thread < half) { partials[at] += partials[at + half]; }
+      workgroupBarrier();
+    }
+    let low = first + row.thread % SUBGROUP;
+    sum = partials[low] + partials[low + SUBGROUP];
     workgroupBarrier();
   }
-  let sum = partials[first];
-  workgroupBarrier();
-  return sum;
+  return sum_subgroup(sum);
 }
 
 fn max_threads(own: f32, row: Row) -> f32 {
   if (THREADS == 1u) { return own; }
-  let first = row.slot * THREADS;
-  partials[first + row.thread].x = own;
-  workgroupBarrier();
-  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-    if (row.thread < half) { partials[first + row.thread].x = max(partials[first + row.thread].x, partials[first + row.thread + half].x); }
+  var top = own;
+  if (THREADS > SUBGROUP) {
+    let first = row.slot * THREADS;
+    let at = first + row.thread;
+    partials[at].x = own;
+    workgroupBarrier();
+    for (var half = THREADS / 2u; half > SUBGROUP; half /= 2u) {
+      if (row.thread < half) { partials[at].x = max(partials[at].x, partials[at + half].x); }
+      workgroupBarrier();
+    }
+    let low = first + row.thread % SUBGROUP;
+    top = max(partials[low].x, partials[low + SUBGROUP].x);
     workgroupBarrier();
   }
-  let top = partials[first].x;
-  workgroupBarrier();
-  return top;
+  return max_subgroup(top);
 }

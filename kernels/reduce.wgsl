@@ -4,10 +4,8 @@
 // A second launch reduces the chunks. THREADS threads share a row, or a column of vectors V (1 on software adapters, where barriers
 // are expensive); a workgroup has ROWS rows or WG columns, and is one-dimensional so that they fill one SIMD vector. Sums have
 // three levels, so that rounding errors do not grow with the length: a thread sums up to BLOCK elements, up to BLOCK such
-// sums, and those. Needs prelude_vec4 or prelude_scalar.
+// sums, and those. Needs prelude_vec4 or prelude_scalar, and prelude_rows.
 
-override THREADS: u32 = 1;
-override ROWS: u32 = 8;
 override WG: u32 = 64;
 override SQUARED: u32 = 0; // term: x, or x * x
 
@@ -26,7 +24,6 @@ var<storage> x: array<V>;
 var<storage> rows: array<f32>;  // y of reduce_rows
 var<storage> columns: array<V>; // y of reduce_columns
 
-var<workgroup> shared_rows: array<f32, 256>;
 var<workgroup> shared_columns: array<V, 256>;
 
 fn term(v: V) -> V {
@@ -36,37 +33,25 @@ fn term(v: V) -> V {
 
 @compute @workgroup_size(THREADS * ROWS)
 fn reduce_rows(id: Invocation) {
-  let thread = id.thread % THREADS;
-  let row = id.thread / THREADS;
-  let item = group_index(id) * ROWS + row;
+  let row = row_of(id, params.rows * params.chunks);
+  let item = row.index;
   let from_row = (item / params.chunks) * params.size;
   let begin = (item % params.chunks) * params.chunk;
   var acc = V();
-  if (item < params.rows * params.chunks) {
+  if (row.live) {
     let end = min(begin + params.chunk, params.size);
     for (var i = begin; i < end; i += BLOCK * BLOCK * THREADS) {
       var middle = V();
       for (var j = i; j < min(i + BLOCK * BLOCK * THREADS, end); j += BLOCK * THREADS) {
         var block = V();
-        for (var k = j + thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block += term(x(from_row + k)); }
+        for (var k = j + row.thread; k < min(j + BLOCK * THREADS, end); k += THREADS) { block += term(x(from_row + k)); }
         middle += block;
       }
       acc += middle;
     }
   }
-  var result = pairwise(acc);
-  if (THREADS > 1u) {
-    shared_rows[row * THREADS + thread] = result;
-    workgroupBarrier();
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-      if (thread < half) {
-        shared_rows[row * THREADS + thread] += shared_rows[row * THREADS + thread + half];
-      }
-      workgroupBarrier();
-    }
-    result = shared_rows[row * THREADS];
-  }
-  if (thread == 0u && item < params.rows * params.chunks) { store_rows(item, result * params.scale); }
+  let sum = sum_threads(vec2(pairwise(acc), 0.0), row).x;
+  if (row.live && row.thread == 0u) { store_rows(item, sum * params.scale); }
 }
 
 @compute @workgroup_size(WG * THREADS)

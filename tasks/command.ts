@@ -11,6 +11,7 @@ import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import { openProvider, type ProviderName } from "../src/gpu/provider.ts";
 import { chooseMatrices } from "../src/ops/gemm_matrices.ts";
 import type { GemmBackend } from "../src/ops/gemm_tiles.ts";
+import { prepareSubgroups } from "../src/ops/subgroups.ts";
 import type { Log } from "../src/run/log.ts";
 import { Output } from "../src/run/output.ts";
 import { prepareTiles } from "../src/bench/gemm_tuning.ts";
@@ -87,6 +88,8 @@ export async function openAdapter(
     throw error instanceof UsageError && !config.cpu && name === "deno" ? noAdapter() : error;
   });
   const { facts: { description, software }, provider, profile } = opened;
+  const failure = profile === "gpu" ? await prepareSubgroups() : undefined;
+  if (failure) log.warn(`subgroups fail their self-test (${failure}); reductions use workgroup memory`);
   const unit = await chooseMatrices(config, (text) => log.warn(text));
   const matrices = unit ? `, fp16 GEMMs by subgroup matrices of ${unit.M}x${unit.N}x${unit.K}` : "";
   log.line(`adapter: ${description} (${profile} kernels${matrices})`);

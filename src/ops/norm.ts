@@ -4,7 +4,6 @@ import groupSource from "../../kernels/group_norm.wgsl" with { type: "text" };
 import largeGroups from "../../kernels/group_norm_large.wgsl" with { type: "text" };
 import smallGroups from "../../kernels/group_norm_small.wgsl" with { type: "text" };
 import source from "../../kernels/norm.wgsl" with { type: "text" };
-import rowsSource from "../../kernels/prelude_rows.wgsl" with { type: "text" };
 import { differentiable, noGrad } from "../tensor/autograd.ts";
 import { copy } from "../gpu/memory.ts";
 import { launch } from "../gpu/bind.ts";
@@ -16,7 +15,7 @@ import { check, empty, emptyActivation, type Tensor, viewAs } from "../tensor/te
 import { add, div, mul, shift, sqrt, sub } from "./math.ts";
 import { pointwise } from "./pointwise.ts";
 import { sumChunks } from "./reduce.ts";
-import { byWidth, groupSize, rowKernel, sharing } from "./row_kernel.ts";
+import { byWidth, groupSize, rowKernel, rowsPrelude, sharing } from "./row_kernel.ts";
 
 /** (x - mean) / sqrt(var + eps) * weight + bias over the last axis; weight (ones) and bias (zeros) [C]. */
 export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, eps = 1e-6): Tensor {
@@ -162,8 +161,8 @@ function grouped(
     w,
     b,
   );
-  const { source: text, width } = byWidth(rowsSource + groupSource, C);
-  const scalarText = byWidth(rowsSource + groupSource + largeGroups, 1).source;
+  const { source: text, width } = byWidth(rowsPrelude() + groupSource, C);
+  const scalarText = byWidth(rowsPrelude() + groupSource + largeGroups, 1).source;
   const size = C / width, cpu = device().profile === "cpu";
   // Enough chunks of 8 pixels or more to occupy the adapter: `wanted` threads, each with a vector of a chunk.
   const wanted = cpu ? 512 : 131072, counted = nominalImages(images);

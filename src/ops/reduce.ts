@@ -11,7 +11,7 @@ import { fold, kernel } from "../gpu/kernel.ts";
 import { nominalImages } from "../gpu/scope.ts";
 import { axisOf, check, empty, type Shape, sizeOf, type Tensor, viewAs } from "../tensor/tensor.ts";
 import { pointwise } from "./pointwise.ts";
-import { byWidth, groupSize } from "./row_kernel.ts";
+import { byWidth, groupSize, rowsPrelude, rowThreads } from "./row_kernel.ts";
 
 export interface ReduceOptions {
   /** Keep the reduced axes with size 1. */
@@ -151,7 +151,7 @@ function reduceGroup(
   squared = false,
 ): Tensor {
   const cpu = device().profile === "cpu";
-  const { source: text, width } = byWidth(source, inner === 1 ? size : inner);
+  const { source: text, width } = byWidth(rowsPrelude() + source, inner === 1 ? size : inner);
   const items = inner === 1 ? outer : outer * inner / width;
   const length = inner === 1 ? size / width : size;
   const counted = items / images * nominalImages(images);
@@ -172,7 +172,7 @@ function reduceGroup(
   };
   if (inner === 1) {
     const ROWS = cpu ? device().simdWidth : 64 / THREADS, grid = fold(Math.ceil(outer * chunks / ROWS));
-    const reduce = kernel(text, "reduce_rows", { SQUARED, THREADS, ROWS });
+    const reduce = kernel(text, "reduce_rows", { SQUARED, ...rowThreads(THREADS, ROWS) });
     launch(reduce, { x, rows: y }, { ...common, inner: 1 }, grid, options);
   } else {
     const WG = cpu ? 16 : 32, grid = fold(Math.ceil(items * chunks / WG));

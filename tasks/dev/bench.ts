@@ -9,6 +9,7 @@ import { driverOf } from "../../src/gpu/driver.ts";
 import { PROVIDERS } from "../../src/gpu/provider.ts";
 import { hint } from "../../src/cli/flags.ts";
 import { chooseMatrices } from "../../src/ops/gemm_matrices.ts";
+import { prepareSubgroups } from "../../src/ops/subgroups.ts";
 import type { GemmBackend } from "../../src/ops/gemm_tiles.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
 import { measurePeaks } from "../../src/bench/peak.ts";
@@ -77,6 +78,8 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
     gpu: o.gpu,
   });
   const { facts } = device();
+  const failure = device().profile === "gpu" ? await prepareSubgroups() : undefined;
+  if (failure) console.error(`subgroups fail their self-test: ${failure}`);
   const matrices = kernels !== "gpu" && await chooseMatrices({ kernels, precision: "f16" }, console.error);
   const profile = matrices ? "matrix" : device().profile;
   const wanted = ({ name }: { name: string }) =>
