@@ -3,9 +3,10 @@
 import { join } from "@std/path";
 import type { EvalConfig } from "../src/cli/config.ts";
 import type { ImageSource } from "../src/data/image_source.ts";
-import { writeJson } from "../src/formats/files.ts";
+import { exists, writeJson } from "../src/formats/files.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
 import { type Evaluation, writeEvaluationPage } from "../src/metrics/evaluation_page.ts";
+import { INTERVALS } from "../src/metrics/jackknife.ts";
 import type { Results } from "../src/metrics/selection.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import type { Log, Progress } from "../src/run/log.ts";
@@ -31,11 +32,13 @@ export async function encodeShown(
   progress?.end();
 }
 
-/** Writes config.json of an evaluation in `out`: its options, and what its scores are made from. */
+/** Writes config.json of an evaluation in `out`: its options, and what its scores are made from. Removes intervals of an earlier one. */
 export const recordOfScores =
   (out: string, { num, imageSize, protocol, inceptionInput, metrics, latentNoise }: EvalConfig) =>
   (madeFrom: Provenance, others: Readonly<Record<string, unknown>> = {}): void => {
     const options = { num, imageSize, protocol, inceptionInput, metrics, latentNoise, ...others };
+    const intervals = join(out, INTERVALS);
+    if (exists(intervals)) Deno.removeSync(intervals);
     writeJson(join(out, "config.json"), { command: "eval", ...options, made_from: madeFrom });
   };
 

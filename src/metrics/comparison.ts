@@ -8,7 +8,7 @@ import { fingerprintOf } from "../formats/provenance.ts";
 import { difference, type Interval, intervalOf, type Replicates, resampledMeans } from "./bootstrap.ts";
 import { readImageScores } from "./image_scores.ts";
 import { type Ingredients, metricsSchema } from "./ingredients.ts";
-import { hasGroups, INTERVALS, type StoredIntervals } from "./jackknife.ts";
+import { hasGroups, readWithoutGroups } from "./jackknife.ts";
 import { betterOf, isFigureOf } from "./table.ts";
 
 /** A finished evaluation. */
@@ -61,10 +61,12 @@ function openRun(path: string): Omit<EvaluatedRun, "name"> {
       typeof entry[1] === "number" && Object.hasOwn(ingredients, entry[0])
     ),
   );
-  const csv = join(folder, "images.csv"), repeated = join(folder, INTERVALS);
+  const csv = join(folder, "images.csv");
   const { names, columns } = exists(csv) ? readImageScores(csv) : { names: [], columns: new Map() };
-  const groups = exists(repeated) ? (readJson(repeated) as StoredIntervals).without_group : {};
-  return { path, figures, ingredients, images: names, columns, groups };
+  return {
+    ...{ path, figures, ingredients, images: names, columns },
+    groups: readWithoutGroups(folder, figures),
+  };
 }
 
 /** Opens evaluations. @throws UsageError for fewer than two, and for what is no evaluation */
@@ -126,11 +128,9 @@ function refuseIncomparable(key: string, runs: readonly EvaluatedRun[]): void {
 
 /** The replicates of each figure of each run. Runs on the same images share their resamples. */
 function replicatesOf(runs: readonly EvaluatedRun[], seed: number): Map<string, Replicates>[] {
-  const found = runs.map(({ groups, figures }) =>
+  const found = runs.map(({ groups }) =>
     new Map(
-      Object.entries(groups).filter(([key]) => figures.has(key)).map((
-        [key, values],
-      ): [string, Replicates] => [key, { of: "groups", values }]),
+      Object.entries(groups).map(([key, values]): [string, Replicates] => [key, { of: "groups", values }]),
     )
   );
   // The resamples follow from the names of the images, whatever other runs there are.

@@ -2,7 +2,9 @@
 // are not resampled: an interval says what other samples of the same model would change, against the same reference.
 
 import { join } from "@std/path";
-import { writeJson } from "../formats/files.ts";
+import { z } from "zod";
+import { UsageError } from "../errors.ts";
+import { exists, readJson, writeJson } from "../formats/files.ts";
 import type { Log } from "../run/log.ts";
 import { GROUPS, groupsOf, intervalOf } from "./bootstrap.ts";
 import type { InceptionView } from "./inception.ts";
@@ -22,12 +24,37 @@ type SetMetric = InceptionMetric | EncoderMetric;
 export const INTERVALS = "intervals.json";
 
 /** Content of the file: 95 % intervals, and the scores that they are made of, which pair with those of other runs. */
-export interface StoredIntervals {
-  method: string;
+const storedSchema = z.object({
+  method: z.string(),
   /** Number of generated images. */
-  n: number;
-  interval: Record<string, [low: number, high: number]>;
-  without_group: Record<string, number[]>;
+  n: z.int().positive(),
+  /** The scores of all images. */
+  value: z.record(z.string(), z.number()),
+  interval: z.record(z.string(), z.tuple([z.number(), z.number()])),
+  without_group: z.record(z.string(), z.array(z.number()).length(GROUPS)),
+});
+export type StoredIntervals = z.infer<typeof storedSchema>;
+
+/**
+ * Scores without each group, by their key, of the folder of an evaluation; empty without the file.
+ * @param figures of the evaluation: scores whose value differs are of another one, and are left out
+ * @throws UsageError for a damaged file
+ */
+export function readWithoutGroups(
+  folder: string,
+  figures: ReadonlyMap<string, number>,
+): Record<string, number[]> {
+  const path = join(folder, INTERVALS);
+  if (!exists(path)) return {};
+  const parsed = storedSchema.safeParse(readJson(path));
+  if (!parsed.success) {
+    throw new UsageError(
+      `Cannot read "${path}": it does not hold the intervals of an evaluation; evaluate again with --intervals, ` +
+        `or remove the file`,
+    );
+  }
+  const { value, without_group: groups } = parsed.data;
+  return Object.fromEntries(Object.entries(groups).filter(([key]) => value[key] === figures.get(key)));
 }
 
 /** Whether a metric is computed once more for each group: not what takes 15 distances, or keeps no features. */
@@ -159,6 +186,7 @@ export class Jackknife {
       {
         method: `95 %, jackknife without each of ${GROUPS} groups of the generated images`,
         n: this.#n,
+        value: Object.fromEntries(found.map(({ key }) => [key, scores[key] as number])),
         interval: Object.fromEntries(found.map(({ key, interval: { low, high } }) => [key, [low, high]])),
         without_group: Object.fromEntries(found.map(({ key, values }) => [key, values])),
       } satisfies StoredIntervals,

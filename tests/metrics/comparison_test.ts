@@ -6,7 +6,7 @@ import { UsageError } from "../../src/errors.ts";
 import { makeFolder, readJson, writeJson } from "../../src/formats/files.ts";
 import { readImageScores } from "../../src/metrics/image_scores.ts";
 import type { Ingredients, SamplingIngredients } from "../../src/metrics/ingredients.ts";
-import { hasGroups, INTERVALS } from "../../src/metrics/jackknife.ts";
+import { hasGroups, INTERVALS, type StoredIntervals } from "../../src/metrics/jackknife.ts";
 import { betterOf, isFigureOf, METRIC_NAMES } from "../../src/metrics/table.ts";
 import { normal } from "../../src/philox.ts";
 import { inFolder, run } from "../helpers/commands.ts";
@@ -48,6 +48,15 @@ interface Made {
   name?: (i: number) => string;
 }
 
+/** Content of intervals.json. */
+const intervalsOf = (fid: number, groups: number[]): StoredIntervals => ({
+  method: "a test",
+  n: 40,
+  value: { fid },
+  interval: { fid: [fid - 1, fid + 1] },
+  without_group: { fid: groups },
+});
+
 /** A folder as tok eval leaves it. */
 function evaluation(
   folder: string,
@@ -72,7 +81,9 @@ function evaluation(
     const rows = psnr.map((v, i) => `"${name(i)}",${v}`);
     Deno.writeTextFileSync(join(folder, "images.csv"), ["name,psnr", ...rows, ""].join("\n"));
   }
-  if (groups) writeJson(join(folder, INTERVALS), { without_group: { fid: groups } });
+  if (groups && fid !== undefined) {
+    writeJson(join(folder, INTERVALS), intervalsOf(fid, groups));
+  }
   return folder;
 }
 
@@ -162,6 +173,29 @@ Deno.test("what was not kept has no interval, and the option that keeps it is na
     said("no interval of psnr of c: images.csv has no such scores of this evaluation");
     const keys = ["fid", "kid_encoder", "coverage", "mind"], others = ["is", "sfid", "fid_infinity", "psnr"];
     assertEquals([...keys, ...others].map(hasGroups), [...keys.map(() => true), ...others.map(() => false)]);
+  });
+});
+
+Deno.test("intervals of another evaluation are not shown, and a damaged file of them is refused in one line", async () => {
+  await inFolder(async (root) => {
+    const at = (name: string) => join(root, name), groups = Array.from(normal(1, 1, 10), (v) => 3 + v);
+    const a = evaluation(at("a"), { fid: 3, groups }), b = evaluation(at("b"), { fid: 3.5 });
+    const path = join(b, INTERVALS), stale = intervalsOf(3, groups);
+    writeJson(path, stale);
+    const { lines, result } = await compared(a, b);
+    assert(result.figures.fid!.intervals[0] !== null && result.figures.fid!.intervals[1] === null);
+    assert(lines.some((line) => line.includes("no interval of fid of b: evaluate with --intervals")));
+    const { value: _, ...old } = stale;
+    const short = { ...stale, without_group: { fid: groups.slice(1) } };
+    for (const damaged of [{}, [], null, old, short, { ...stale, without_group: { fid: 3 } }]) {
+      writeJson(path, damaged);
+      const error = await assertRejects(
+        () => run("eval", "--compare", a, b),
+        UsageError,
+        `Cannot read "${path}": it does not hold the intervals of an evaluation`,
+      );
+      assert(!error.message.includes("\n"));
+    }
   });
 });
 

@@ -156,6 +156,10 @@ Deno.test("--intervals writes what the distances are without each group, and cha
     const { values, intervals } = (result.figures as Record<string, Record<string, unknown[]>>).fd_encoder!;
     const same = plain.scores.fd_encoder!;
     assertEquals([values, intervals], [[same, same], [null, stored.interval.fd_encoder]]);
+    assertEquals(stored.value, { fd_encoder: same });
+    // Another evaluation in the folder has no intervals.
+    const again = await score("repeated");
+    assertEquals([again.error, exists(join(at("repeated"), INTERVALS))], [undefined, false]);
     await featureFile(fake, features(2, 19, 96));
     const few = await score("few", { intervals: true });
     assert(few.lines.includes("no intervals of fd-encoder: 19 images are fewer than 20"));
