@@ -1,5 +1,5 @@
-// Vision transformers of every family against transformers on random weights: outputs and all gradients, with interpolated
-// positions where the family has positions. The metadata of each fixture say how it was made.
+// Vision transformers of every family against transformers, of MAE against the authors' code, too, on random weights: outputs and
+// all gradients, with interpolated positions where the family has positions. The metadata of each fixture say how it was made.
 
 import { assertEquals } from "@std/assert";
 import { PUBLISHED } from "../../src/models/sizes.ts";
@@ -19,11 +19,12 @@ const CASES = [
   "clip",
   "vit",
   "vit_mae",
+  "vit_mae_authors",
 ];
 
 for (const name of CASES) {
   for (const profile of PROFILES) {
-    Deno.test(`Vit equals transformers' ${name} off the native grid, gradients too (${profile} kernels)`, async () => {
+    Deno.test(`Vit equals the official ${name} off the native grid, gradients too (${profile} kernels)`, async () => {
       await testDevice(profile);
       const file = await open(name);
       const config = architectureOf(JSON.parse(file.metadata.get("config") as string), name);
