@@ -94,7 +94,7 @@ export function described({ square, crop, network }: View): string {
     } else if (crop) steps.push(`the central ${crop.width} x ${crop.height} kept`);
     if (padded !== undefined) steps.push(`zeros added up to ${padded} x ${padded}`);
   }
-  return steps.join(", then ");
+  return [...new Set(steps)].join(", then "); // the same step again changes nothing
 }
 
 /** How many images there are of each size. */

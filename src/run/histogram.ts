@@ -2,7 +2,7 @@
 
 import { escape } from "./chart.ts";
 
-const W = 310, H = 170, LEFT = 40, RIGHT = 8, TOP = 8, BOTTOM = 22;
+const W = 310, H = 180, LEFT = 40, RIGHT = 8, TOP = 20, BOTTOM = 22;
 const BINS = 24;
 const COLORS = ["a", "b", "c", "d", "e", "f"];
 
@@ -27,8 +27,8 @@ export function histogram(title: string, series: readonly Series[]): string {
   const finite = series.map(({ name, values }) => ({ name, values: values.filter(Number.isFinite) }));
   const all = finite.flatMap(({ values }) => values);
   if (all.length < 2) return "";
-  const least = all.reduce((a, b) => Math.min(a, b)), most = all.reduce((a, b) => Math.max(a, b));
-  const [low, high] = least < most ? [least, most] : [least - 0.5, least + 0.5];
+  const min = all.reduce((a, b) => Math.min(a, b)), max = all.reduce((a, b) => Math.max(a, b));
+  const [low, high] = min < max ? [min, max] : [min - 0.5, min + 0.5];
   const counts = finite.map(({ values }) => binned(values, low, high, BINS)),
     top = Math.max(...counts.flat());
   const x = (k: number) => (LEFT + (W - LEFT - RIGHT) * k / BINS).toFixed(1);
@@ -42,13 +42,9 @@ export function histogram(title: string, series: readonly Series[]): string {
       escape(finite[i]?.name)
     }</title></path>`;
   });
-  const keys = series.length < 2
-    ? []
-    : finite.map(({ name }, i) =>
-      `<text x="${LEFT + 6}" y="${TOP + 12 + 14 * i}" style="fill: var(--${COLORS[i % COLORS.length]})">${
-        escape(name)
-      }</text>`
-    );
+  const keys = finite.map(({ name }, i) =>
+    `<tspan dx="${i ? 10 : 0}" style="fill: var(--${COLORS[i % COLORS.length]})">${escape(name)}</tspan>`
+  ).join("");
   const label = (value: number) => Number(value.toPrecision(4));
   return `<figure><figcaption>${
     escape(title)
@@ -58,7 +54,7 @@ ${shapes.join("\n")}
 <text x="${LEFT - 5}" y="${TOP + 10}" text-anchor="end">${top}</text>
 <text x="${LEFT}" y="${H - 6}">${label(low)}</text>
 <text x="${W - RIGHT}" y="${H - 6}" text-anchor="end">${label(high)}</text>
-${keys.join("\n")}</svg></figure>`;
+${series.length > 1 ? `<text x="${LEFT}" y="12">${keys}</text>` : ""}</svg></figure>`;
 }
 
 /** Counts in bins between two values. */
