@@ -5,6 +5,7 @@
 
 import { createHash } from "node:crypto";
 import { join } from "@std/path";
+import { UsageError } from "../errors.ts";
 import { makeFolder, removeLeftovers } from "../formats/files.ts";
 import { fingerprintOf } from "../formats/provenance.ts";
 import { openSafetensors, type SafetensorsFile, writeSafetensors } from "../formats/safetensors.ts";
@@ -124,7 +125,7 @@ export class CacheSpace<K extends string> {
     this.#columns = this.#names.reduce((sum, name) => sum + columns[name], 0);
   }
 
-  /** Reads which images there are; the latest row of an image counts. Shards that cannot be read are removed. */
+  /** Reads which images there are; the latest row of an image counts. Damaged shards are removed. */
   async load(): Promise<void> {
     removeLeftovers(this.folder);
     for (const name of entries(this.folder)) {
@@ -134,7 +135,9 @@ export class CacheSpace<K extends string> {
         const file = await openSafetensors(path);
         try {
           const [rows = 0, columns] = file.shapes.get("rows") ?? [], keys = await file.readBytes("keys");
-          if (columns !== this.#columns || keys.length !== rows * KEY_BYTES) throw new Error("another form");
+          if (columns !== this.#columns || keys.length !== rows * KEY_BYTES) {
+            throw new UsageError(`Cannot use "${path}": it is no shard of this space`);
+          }
           for (let row = 0; row < rows; row++) {
             this.#index.set(textOf(keys.subarray(row * KEY_BYTES, (row + 1) * KEY_BYTES)), {
               shard: path,
@@ -144,8 +147,9 @@ export class CacheSpace<K extends string> {
         } finally {
           file.close();
         }
-      } catch {
-        remove(path);
+      } catch (error) {
+        // An error of the file system, such as too many open files, is its cause where it has one: the shard may be fine.
+        if (error instanceof UsageError && error.cause === undefined) remove(path);
       }
     }
   }

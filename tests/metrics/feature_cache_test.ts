@@ -6,6 +6,7 @@ import { join } from "@std/path";
 import { openImages } from "../../src/data/open_images.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
+import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { FeatureCache } from "../../src/metrics/feature_cache.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -72,7 +73,7 @@ Deno.test("--feature-cache gives the same bits and runs no network for images th
   });
 });
 
-Deno.test("two processes may write the same images; a full cache removes what was used least recently", async () => {
+Deno.test("two writers may add the same images; a full cache removes what was used least recently", async () => {
   await testDevice();
   await inFolder(async (folder) => {
     const row = (v: number) => ({
@@ -122,5 +123,34 @@ Deno.test("the digest of an image is of its bytes, and there is none of a file t
     }]);
     const { images: npz } = await openNpzSet(join(folder, "s.npz"));
     assert(await npz!.digest(0) !== await npz!.digest(1));
+  });
+});
+
+Deno.test("a shard that cannot be opened now stays; one that is damaged or of another form is removed", async () => {
+  await testDevice();
+  await inFolder(async (folder) => {
+    const columns = { y: 1 }, size = { width: 1, height: 1 }, key = "0123456789abcdef";
+    const open = () => new FeatureCache(folder).space(["a"], columns);
+    const space = await open();
+    await space.add(key, { outputs: { y: Float32Array.of(3) }, size });
+    await space.close();
+    const [shard] = shards(folder) as [string], openSync = Deno.openSync;
+    try {
+      Deno.openSync = () => {
+        throw Object.assign(new Error("too many open files"), { code: "EMFILE" });
+      };
+      assertEquals(await (await open()).read(key), undefined);
+    } finally {
+      Deno.openSync = openSync;
+    }
+    const after = await open();
+    assertEquals((await after.read(key))?.outputs, { y: Float32Array.of(3) });
+    await after.close();
+    await writeSafetensors(shard, [{ name: "rows", shape: [1, 1], data: Float32Array.of(3) }]);
+    await open();
+    assertEquals(shards(folder), []);
+    await Deno.writeTextFile(shard, "no header");
+    await open();
+    assertEquals(shards(folder), []);
   });
 });
