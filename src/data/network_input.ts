@@ -145,13 +145,14 @@ export function inputs(source: InputSource, view: View, sizes?: Sizes): Identifi
     label: (i) => source.label(i),
     name: (i) => source.name(i),
     floats: async (i, size) => {
-      const { width, height, data, original } = await source.input(i, view);
+      const { width, height, data, original, notes } = await source.input(i, view);
       if (width !== size || height !== size) {
         throw new Error(`image ${i} became ${width} x ${height}, not ${size} x ${size}`);
       }
       if (original) {
         sizes?.add(i, original);
-        latest.set(i, original);
+        if (notes?.some(({ kind }) => kind === "reduced")) latest.delete(i);
+        else latest.set(i, original);
         if (latest.size > MAX_SIZES) latest.delete(latest.keys().next().value as number);
       }
       return data;
@@ -166,7 +167,7 @@ const MAX_SIZES = 4096;
 export interface IdentifiedInputs extends NetworkInputs {
   /** As {@link InputSource.digest}. */
   digest(i: number): Promise<string | undefined>;
-  /** Size in its file of an image that was loaded lately. */
+  /** Size in its file of an image that was loaded lately; undefined if it was decoded at reduced size, as its memory allowed. */
   sizeOf(i: number): Size | undefined;
   /** Counts an image that was not loaded. */
   count(i: number, size: Size): void;

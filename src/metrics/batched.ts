@@ -152,7 +152,7 @@ export async function* inferCached<K extends string>(
             const each = all.length / batch.count;
             outputs[name] = all.slice(b * each, (b + 1) * each);
           }
-          // A damaged file, in whose place another image was read, has no digest now.
+          // A damaged file, in whose place another image was read, has no digest now; one decoded at reduced size has no size.
           const same = digest !== undefined && await source.digest(first + k) === digest;
           if (same && size) await cache.add(digest, { outputs, size });
         }
