@@ -32,7 +32,8 @@ export const evaluate = command({
     refuseWithoutEffect(given, evalConditions(subjects, given), origins);
     const c = underProtocol(given, subjects.includes("tokenizer") ? "tokenizer" : "sets");
     checkSampling(c, origins);
-    const parts = selectParts(subjects, c);
+    const parts = selectParts(subjects, c), scored = parts.map(({ subject }) => subject);
+    refuseWithoutEffect(given, evalConditions(subjects, given, scored), origins);
     const sampled = c.model !== undefined || parts.some(({ subject }) => subject === "model");
     const model = sampled ? inputRun(c.model, "model", log) : undefined;
     using output = openOutput(c.out, "eval");

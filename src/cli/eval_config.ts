@@ -148,6 +148,7 @@ function protocolConditions(
       `--protocol ${protocol} has no figure in the space of one encoder`,
       other,
     ]],
+    lpips: [[() => names.has("lpips"), `--protocol ${protocol} has no LPIPS`, "leave --protocol out"]],
     imageSize: [[
       () => parts.includes("tokenizer"),
       `--protocol ${protocol} fixes how images are resized`,
@@ -156,15 +157,23 @@ function protocolConditions(
   };
 }
 
-/** Options about samples, which only a model has, latents of a tokenizer, and real images: where they have an effect. */
+/**
+ * Options about samples, which only a model has, latents of a tokenizer, and real images: where they have an effect.
+ * @param given what the options name
+ * @param parts of these, those with a selected metric
+ */
 export function evalConditions(
-  parts: readonly Subject[],
-  c: Pick<EvalConfig, "protocol" | "inceptionInput">,
+  given: readonly Subject[],
+  c: Pick<EvalConfig, "protocol" | "inceptionInput" | "metrics">,
+  parts: readonly Subject[] = given,
 ): Conditions<EvalConfig> {
-  const scored = parts.map((part) => SUBJECTS[part]).join(" and ");
+  const by = c.metrics ? "--metrics" : "--protocol", left = given.filter((part) => !parts.includes(part));
+  const scored = parts.map((part) => SUBJECTS[part]).join(" and ") +
+    left.map((part) => `, not ${SUBJECTS[part]}, of which ${by} selects nothing`).join("");
   const only = (what: string, needed: Subject) => {
     const reason = `it is for the ${what} of a ${needed}, and this scores ${scored}`;
-    return [[() => parts.includes(needed), reason, `score a --${needed}`] as const];
+    const remedy = given.includes(needed) ? `choose other ${by}` : `score a --${needed}`;
+    return [[() => parts.includes(needed), reason, remedy] as const];
   };
   const sampled = ["latents", "ema", ...Object.keys(sampling)].map((
     name,
@@ -180,7 +189,8 @@ export function evalConditions(
     ]],
     encoders: [[
       ({ metrics, protocol }) =>
-        protocol === "fdr6" || METRICS.some(({ name, from }) => from === "six" && metrics?.includes(name)),
+        protocol === "fdr6" || given.length > 1 && protocol === undefined && metrics === undefined ||
+        METRICS.some(({ name, from }) => from === "six" && metrics?.includes(name)),
       "it is for fdr6 and mind6",
       "add --metrics fdr6",
     ]],

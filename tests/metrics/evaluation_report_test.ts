@@ -70,6 +70,46 @@ Deno.test("each metric is scored by the first part that has it, or named as miss
   );
 });
 
+Deno.test("options of a part of which --metrics or --protocol selects nothing are refused before anything is read", async () => {
+  const report = ["--tokenizer", "none", "--model", "none", "--data", "none", "--workers", "0"];
+  const refused: [args: string[], message: string][] = [
+    [
+      ["--metrics", "psnr", "--steps", "50"],
+      "Cannot use --steps: it is for the samples of a model, and this scores a tokenizer, not a diffusion model, of which " +
+      "--metrics selects nothing; choose other --metrics, or leave --steps out",
+    ],
+    [["--metrics", "psnr", "--intervals"], "Cannot use --intervals: it is for distances between sets"],
+    [["--metrics", "psnr", "--save-stats", "s.npz"], "Cannot use --save-stats: it is for the real images"],
+    [["--metrics", "psnr", "--feature-cache", "c"], "Cannot use --feature-cache: it is for sets of images"],
+    [
+      ["--metrics", "fd-encoder", "--latent-noise", "0.2"],
+      "Cannot use --latent-noise: it is for the latents of a tokenizer, and this scores a diffusion model, not a tokenizer",
+    ],
+    [
+      ["--protocol", "dgm", "--latent-noise", "0.2"],
+      "of which --protocol selects nothing; choose other --protocol",
+    ],
+    [
+      ["--protocol", "adm", "--inception", "none", "--lpips", "none"],
+      "Cannot use --lpips: --protocol adm has no LPIPS; leave --protocol out, or leave --lpips out",
+    ],
+    // Without --metrics, a report has fdr6, as its missing figures say.
+    [["--encoders", "none"], 'Cannot use "none": it does not hold a diffusion model'],
+    [["--encoders", "none", "--metrics", "fid"], "Cannot use --encoders: it is for fdr6 and mind6"],
+    [["--encoders", "none", "--protocol", "dgm"], "Cannot use --encoders: it is for fdr6 and mind6"],
+  ];
+  await inFolder(async (folder) => {
+    for (const [args, message] of refused) {
+      const error = await assertRejects(
+        () => run("eval", ...report, ...args, "--out", join(folder, "out")),
+        UsageError,
+      );
+      assertStringIncludes(error.message, message);
+      assert(!error.message.includes("\n"));
+    }
+  });
+});
+
 Deno.test("one command scores a tokenizer and a model's samples on the same images, and writes a page of it", async () => {
   await inFolder(async (folder) => {
     const at = (name: string) => join(folder, name);
