@@ -275,6 +275,6 @@ function notesOf(figures: readonly Figure[], runs: readonly EvaluatedRun[]): str
     ...inside,
     ...repeated ? [`no interval of ${repeated}: evaluate with --intervals, which keeps what it needs`] : [],
     ...byImage ? [`no interval of ${byImage}: images.csv has no such scores of this evaluation`] : [],
-    ...others ? [`no interval of ${others}: nothing is kept of single images`] : [],
+    ...others ? [`no interval of ${others}: an evaluation keeps nothing to compute it from`] : [],
   ];
 }

@@ -25,7 +25,7 @@ import {
 import { encoderIngredients, type OwnIngredients } from "./ingredients.ts";
 import { type ComputedFeatures, kept, labelContext, type SetOptions } from "./evaluation_options.ts";
 import { type FeatureKind, INCEPTION_OUTPUT, InceptionFeatures, type InceptionView } from "./inception.ts";
-import { Jackknife } from "./jackknife.ts";
+import { Jackknife, withoutIntervals } from "./jackknife.ts";
 import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
 import { SixSpaces } from "./six_spaces.ts";
 import { cautionsOfProtocol } from "./protocols.ts";
@@ -156,6 +156,10 @@ export class SetEvaluation implements Disposable {
     const { encoder, inception, selection } = this, { intervals, out } = this.options;
     this.#caution(real, fake);
     this.#jackknife = intervals ? new Jackknife(this.log) : undefined;
+    const without = intervals
+      ? withoutIntervals(selection.from("inception", "encoder", "six")).join(", ")
+      : "";
+    if (without) this.#once(`no intervals of ${without}: --intervals does not compute them`);
     if (encoder) {
       await results.add(async () => {
         await this.#byEncoder(encoder, real, fake, train, results);

@@ -16,6 +16,7 @@ import {
   METRICS,
   type Scores,
   type SetContext,
+  type SixMetric,
 } from "./table.ts";
 
 type SetMetric = InceptionMetric | EncoderMetric;
@@ -60,6 +61,10 @@ export function readWithoutGroups(
 /** Whether a metric is computed once more for each group: not what takes 15 distances, or keeps no features. */
 const isRepeated = ({ fake, name }: SetMetric) =>
   (fake === "moments" || fake === "features") && !name.includes("infinity");
+
+/** Metrics whose intervals --intervals does not compute. */
+export const withoutIntervals = (metrics: readonly (SetMetric | SixMetric)[]): string[] =>
+  metrics.filter((metric) => metric.from === "six" || !isRepeated(metric)).map(({ name }) => name);
 
 /** Whether --intervals gives the interval of a figure. */
 export const hasGroups = (key: string): boolean =>

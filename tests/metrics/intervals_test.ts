@@ -18,9 +18,16 @@ import { exists, readJson } from "../../src/formats/files.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
-import { INTERVALS, merged, type StoredIntervals, withoutGroups } from "../../src/metrics/jackknife.ts";
+import {
+  INTERVALS,
+  merged,
+  type StoredIntervals,
+  withoutGroups,
+  withoutIntervals,
+} from "../../src/metrics/jackknife.ts";
 import { type Features, type Gaussian, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
+import { METRICS } from "../../src/metrics/table.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { normal } from "../../src/philox.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -157,6 +164,14 @@ Deno.test("--intervals writes what the distances are without each group, and cha
     const same = plain.scores.fd_encoder!;
     assertEquals([values, intervals], [[same, same], [null, stored.interval.fd_encoder]]);
     assertEquals(stored.value, { fd_encoder: same });
+    const other = await score("other", { metrics: ["fd-encoder", "fd-infinity-encoder"], intervals: true });
+    assert(other.lines.includes("no intervals of fd-infinity-encoder: --intervals does not compute them"));
+    assertEquals(
+      withoutIntervals(METRICS.filter((metric) => metric.from === "six" || metric.from === "inception")),
+      [
+        ...["sfid", "is", "fid-infinity", "fdr6", "mind6"],
+      ],
+    );
     // Another evaluation in the folder has no intervals.
     const again = await score("repeated");
     assertEquals([again.error, exists(join(at("repeated"), INTERVALS))], [undefined, false]);
