@@ -70,7 +70,9 @@ export type CommonIngredients = Pick<Ingredients, "precision" | "seed" | "tok" |
 /** What a figure has of its own. */
 export type OwnIngredients =
   & Pick<Ingredients, "from">
-  & Partial<Pick<Ingredients, "space" | "network" | "input" | "latentNoise">>;
+  & Partial<Pick<Ingredients, "space" | "network" | "input" | "latentNoise">>
+  /** "tok" where its networks are those of no protocol. */
+  & { protocol?: "tok" };
 
 /** What the figures of one model or set have in common. */
 export type PartIngredients = Partial<

@@ -10,7 +10,7 @@ import type { FeatureCache } from "./feature_cache.ts";
 import type { ImageSet } from "./image_set.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
-import { SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
+import { othersOfSix, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
 import type { SetContext, SixMetric } from "./table.ts";
 
 /** The view of Inception: ADM's crop, then as FD-loss resizes. */
@@ -71,6 +71,8 @@ export class SixSpaces {
     const values = new Map(metrics.map((metric) => [metric, [] as number[]]));
     const networks = new Map<SixSpace, Identity>();
     for (const six of SIX_SPACES) networks.set(six, await this.network(six));
+    const others = othersOfSix(this.encoders).length > 0;
+    const from = { from: "six", ...others ? { protocol: "tok" as const } : {} } as const;
     for (const six of SIX_SPACES) {
       await results.add(async () => {
         const a = await this.#view(six, real, { ...options, features: needed || options.features }),
@@ -82,12 +84,12 @@ export class SixSpaces {
           scores[`${metric.key}_${six.key}`] = value;
         }
         return scores;
-      }, () => ({ from: "six", space: six.space, network: networks.get(six) as Identity }));
+      }, () => ({ ...from, space: six.space, network: networks.get(six) as Identity }));
     }
     for (const [{ name, mean }, all] of values) {
       if (all.length < SIX_SPACES.length) continue;
       const fingerprint = fingerprintOf(...[...networks.values()].map(({ fingerprint }) => fingerprint));
-      const own = { from: "six", network: { name: "the six networks", fingerprint } } as const;
+      const own = { ...from, network: { name: "the six networks", fingerprint } } as const;
       await results.add(() => ({ [name]: mean(all) }), () => own);
     }
   }

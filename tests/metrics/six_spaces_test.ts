@@ -18,14 +18,18 @@ import {
 } from "../../src/metrics/encoder_features.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
 import { type Features, gaussian } from "../../src/metrics/moments.ts";
-import { SIX_SPACES, sixEncoders } from "../../src/metrics/six_networks.ts";
+import { Results } from "../../src/metrics/selection.ts";
+import { SIX_SPACES, type SixEncoders, sixEncoders } from "../../src/metrics/six_networks.ts";
+import { SixSpaces } from "../../src/metrics/six_spaces.ts";
 import { mind } from "../../src/metrics/sliced.ts";
+import { METRICS, type SixMetric } from "../../src/metrics/table.ts";
 import { Vit, vitConfig } from "../../src/models/vit.ts";
 import { loadState } from "../../src/nn/layers.ts";
 import { input } from "../../src/tensor/tensor.ts";
 import { openFeatureEncoder } from "../../src/zoo/encoders.ts";
 import { relativeError, testDevice } from "../helpers/check.ts";
 import { open } from "../helpers/compare.ts";
+import { quietLog } from "../helpers/commands.ts";
 import { inFolder, writeJson } from "../helpers/encoder_files.ts";
 import { evalScores } from "../helpers/eval.ts";
 import { formulaSource, formulaWeights, shapesOf, units } from "../helpers/formula.ts";
@@ -83,6 +87,29 @@ Deno.test("fdr6 of given features equals SciPy's to 1e-6, with each space's dist
     }
     near(scores.mind6, sum / 6, "mind6");
   });
+});
+
+Deno.test("50,000 images have the protocol fdr6 by the published networks only", async () => {
+  const set = (name: "real" | "fake") => ({
+    name,
+    spaces: Object.fromEntries(given(name).map(([space, features]) => [space, { features }])),
+  });
+  const { log } = quietLog(), common = { precision: "f32", seed: 0, tok: "1", adapter: "a test" } as const;
+  const metrics = METRICS.filter((metric): metric is SixMetric => metric.name === "fdr6");
+  const context = { seed: 0, progress: log.progress.bind(log), show: () => Promise.resolve() };
+  const options = { batchSize: 4, features: false, keep: false };
+  for (const published of [true, false]) {
+    const six = SIX_SPACES.find(({ space }) => space === "mae_224")!;
+    const config = published ? six.sizes : { ...six.sizes, hidden_size: 768 };
+    const encoder = { path: "mae", config, fingerprint: () => Promise.resolve("01") };
+    const encoders = new Map([[six, encoder]]) as unknown as SixEncoders, results = new Results(common);
+    results.describe({ fake: { name: "samples", count: 50_000 } }, { inceptionInput: "pytorch-fid" });
+    const spaces = new SixSpaces(encoders, undefined, undefined, log);
+    await spaces.score(metrics, set("real"), set("fake"), context, options, results);
+    results.rethrow();
+    const protocols = new Set(Object.values(results.protocols));
+    assertEquals([Object.keys(results.protocols).length, ...protocols], [7, published ? "fdr6" : "tok"]);
+  }
 });
 
 Deno.test("the input of FDr6's encoders is ADM's crop and torch's bicubic resize, padded to complete patches", async () => {
