@@ -45,6 +45,7 @@ export async function scoreParts(
     perturb: both,
     imageSize: !both ? c.imageSize : c.protocol === undefined ? size : undefined,
     ...both && { computed: new Map() },
+    ...parts.length > 1 && { countKey: "n_generated" }, // "n" is the number of reconstructions
   };
   const sizes = new Sizes(), reconstructs = parts.some(({ subject }) => subject === "tokenizer");
   const images = reconstructs || both ? await tokenizerImages(c.data, size, sizes, job) : undefined;

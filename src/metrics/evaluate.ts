@@ -187,7 +187,7 @@ export class SetEvaluation implements Disposable {
     }
     if (this.cache) this.log.line(`${this.cache}`);
     const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
-    if (n !== undefined && Object.keys(scores).length > 0) scores.n = n;
+    if (n !== undefined && Object.keys(scores).length > 0) scores[this.options.countKey ?? "n"] = n;
     if (out !== undefined) this.#jackknife?.write(out, scores);
     const { images } = real;
     if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {

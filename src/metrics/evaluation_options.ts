@@ -61,6 +61,8 @@ export function labelContext(
 }
 
 export interface SetOptions extends EvaluationOptions, Saves {
+  /** Key of the number of generated images among the scores ["n"]. */
+  countKey?: string;
   /** Side of the squares to which all images are resized and cropped first. */
   imageSize?: number | undefined;
   /** Also compute scores without groups of the generated images, for intervals [false]. */

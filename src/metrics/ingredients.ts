@@ -8,7 +8,7 @@ import { type Identity, identitySchema } from "../formats/provenance.ts";
 /** A set of images, or statistics of one. */
 const setSchema = z.object({
   name: z.string(),
-  /** Hash of the images or of the file; absent for samples and reconstructions, which follow from their models. */
+  /** Hash of a file, or of the names and sizes of a folder's files; absent for samples and reconstructions. */
   fingerprint: z.string().optional(),
   /** Number of images; absent for statistics, which do not say. */
   count: z.int().nonnegative().optional(),

@@ -125,7 +125,7 @@ Deno.test("one command scores a tokenizer and a model's samples on the same imag
     const noisy = levels.flatMap((sigma) => scores.map((key) => `${key}_sigma_${sigma}`));
     const all = [...scores, ...noisy, "effective_rank", "cknna", "fd_encoder", "copies", "mind_encoder"];
     assertEquals(Object.keys(ingredients).sort(), all.toSorted());
-    assertEquals(figures.n, 4);
+    assertEquals([figures.n, figures.n_generated], [11, 4]);
     assertEquals(lines.filter((line) => line.includes("--latent-noise 0 leaves them out")).length, 1);
     assertEquals(lines.filter((line) => line.startsWith("data: ")).length, 1); // both parts read the same images
     // The encoder's features of the images serve CKNNA and the distances: only those of the samples are extracted there.
