@@ -13,7 +13,13 @@ import { matrixKernel, type MatrixSpec } from "./gemm_matrix.ts";
 export { canSplitK, cpuIterations, cpuSpec, usesKxInner } from "./gemm_cpu.ts";
 export { cpuGroups } from "./gemm_cpu_grid.ts";
 export { gpuIterations, gpuSpec, gpuTileBytes } from "./gemm_gpu.ts";
-export { matrixIterations, matrixSpec, matrixTileBytes, type MatrixUnit } from "./gemm_matrix.ts";
+export {
+  matrixIterations,
+  matrixSpec,
+  matrixSplitUnit,
+  matrixTileBytes,
+  type MatrixUnit,
+} from "./gemm_matrix.ts";
 export { CONV_SIZES, type ConvSizes, type GemmProblem, type GemmSource, GPU_TILE_K } from "./gemm_parts.ts";
 
 export type GemmSpec = CpuSpec | GpuSpec | MatrixSpec;

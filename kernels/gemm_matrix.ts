@@ -8,6 +8,7 @@ import {
   elementFunctions,
   epilogue,
   type GemmProblem,
+  GPU_TILE_K,
   lines,
   offsets,
   range,
@@ -20,7 +21,7 @@ export interface MatrixUnit {
   readonly N: number;
   readonly K: number;
   /** Smallest and largest subgroup size. */
-  readonly subgroup: readonly [least: number, most: number];
+  readonly subgroup: readonly [min: number, max: number];
 }
 
 export interface MatrixSpec extends CommonSpec {
@@ -37,6 +38,9 @@ export function matrixSpec(problem: GemmProblem, unit: MatrixUnit): MatrixSpec {
 
 /** Length of a K-tile: two matrices, in a loop: drivers compile a multiply-accumulate for longer than other code. */
 const tileK = ({ K }: MatrixUnit) => 2 * K;
+
+/** What splits of K are multiples of: K-tiles, so that none straddles two taps of a convolution (see tapOf in gemm_parts.ts). */
+export const matrixSplitUnit = (unit: MatrixUnit): number => Math.max(GPU_TILE_K, tileK(unit));
 
 /** Loop iterations of a thread. */
 export function matrixIterations({ splitK, tile: [BM, BN], vector }: GemmProblem, unit: MatrixUnit): number {
@@ -80,11 +84,10 @@ export function matrixTileBytes(tile: readonly [number, number], unit: MatrixUni
  * Subgroups may be smaller than the largest size; those beyond the four that are needed only help to load and store.
  */
 export function matrixKernel(spec: MatrixSpec): string {
-  const { source, vector, sizes, unit, tile: [BM, BN] } = spec, { M, N, K, subgroup: [least, most] } = unit;
+  const { source, vector, sizes, unit, tile: [BM, BN] } = spec, { M, N, K, subgroup: [min, max] } = unit;
   const { rows, columns, wide, threads } = layout(spec), along = alongSide(source);
   const a = operand(spec, "a", BM, along.a), b = operand(spec, "b", BN, along.b);
-  const mine = (body: string) =>
-    least === most ? body : `    if (subgroup < ${SUBGROUPS}u) {\n${body}\n    }`;
+  const mine = (body: string) => min === max ? body : `    if (subgroup < ${SUBGROUPS}u) {\n${body}\n    }`;
   const sum = (i: number, j: number) => `s${i}_${j}`;
   const multiplyAdds = [
     ...range(rows).map((i) => `let a${i} = ${a.matrix(`row + ${i * M}u`, "u")};`),

@@ -85,18 +85,18 @@ export function gemmAndSums(dy: Tensor, x: Tensor, shape: Shape, o: GemmOptions)
 
 /** Length of the splits that K is cut into. */
 function lengthOfSplits(
-  { profile }: Machine,
+  machine: Machine,
   { source, dims: [M, N, K], images }: GemmOptions,
   count: number,
 ): number {
-  if (profile === "cpu" && !canSplitK(source)) return K;
-  if (!images) return splitLength(profile, M, N, K, count);
+  if (machine.profile === "cpu" && !canSplitK(source)) return K;
+  if (!images) return splitLength(machine, M, N, K, count);
   // Splits of a single output are summed in another order than those of several.
   if (N === 1 && scope().batchInvariant) return K;
   const nominal = (n: number) => n / images.count * nominalImages(images.count);
   return images.axis === "M"
-    ? splitLength(profile, nominal(M), N, K, count)
-    : splitLength(profile, M, N, K, nominal(count));
+    ? splitLength(machine, nominal(M), N, K, count)
+    : splitLength(machine, M, N, K, nominal(count));
 }
 
 /** @param wantsRowSums asks for the sums of A over K too: [splits, M], where the kernel can */

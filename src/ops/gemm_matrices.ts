@@ -7,7 +7,8 @@ import { device } from "../gpu/device.ts";
 import type { MatrixShape } from "../gpu/provider.ts";
 import { capture } from "../gpu/program.ts";
 import { within } from "../gpu/scope.ts";
-import { input } from "../tensor/tensor.ts";
+import { input, type Shape, sizeOf, type Tensor } from "../tensor/tensor.ts";
+import { conv2d } from "./conv.ts";
 import { useMatrices } from "./gemm_tiles.ts";
 import { matmul } from "./matmul.ts";
 
@@ -23,14 +24,14 @@ const SOFTWARE_LANES = 8;
 
 /** The largest matrices of the open device with fp16 operands and fp32 accumulators, whether right or not. */
 export function findMatrices(): MatrixUnit | undefined {
-  const { limits, facts: { software, matrices, simdWidth: least, subgroupMaxSize: most } } = device();
-  if (software && most > SOFTWARE_LANES) return undefined;
-  if (!least || !FEATURES.every((name) => device().has(name))) return undefined;
-  if (4 * most > limits.maxComputeInvocationsPerWorkgroup) return undefined;
+  const { limits, facts: { software, matrices, simdWidth: min, subgroupMaxSize: max } } = device();
+  if (software && max > SOFTWARE_LANES) return undefined;
+  if (!min || !FEATURES.every((name) => device().has(name))) return undefined;
+  if (4 * max > limits.maxComputeInvocationsPerWorkgroup) return undefined;
   const [largest] = matrices
     .filter((shape) => shape.componentType === "f16" && shape.resultComponentType === "f32" && fits(shape))
     .sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K);
-  return largest && { M: largest.M, N: largest.N, K: largest.K, subgroup: [least, most] };
+  return largest && { M: largest.M, N: largest.N, K: largest.K, subgroup: [min, max] };
 }
 
 /** What became of {@link prepareMatrices}: in use, or why they are not although the device has them. */
@@ -77,41 +78,88 @@ export async function chooseMatrices(
   return unit;
 }
 
-/** GEMMs with edges, in two transposes, of small whole numbers, whose sums are exact. @returns what is wrong */
+/** GEMMs of small integers, whose sums are exact. @returns what is wrong */
 async function selfTest(): Promise<string | undefined> {
   const before = device().profile;
   device().profile = "gpu";
   try {
     for (const [transposeA, transposeB] of [[false, true], [true, false]] as const) {
-      const [M, N, K] = [36, 44, 52];
-      const whole = (n: number, step: number) =>
-        Float16Array.from({ length: n }, (_, i) => i * step % 17 - 8);
-      const a = whole(M * K, 7), b = whole(K * N, 5);
-      const shapes = { a: transposeA ? [K, M] : [M, K], b: transposeB ? [N, K] : [K, N] };
-      const program = await within({ precision: "f32" }, () =>
-        capture(
-          "self-test",
-          { a: input(shapes.a, "f16"), b: input(shapes.b, "f16") },
-          ({ a, b }) => ({ c: matmul(a, b, { transposeA, transposeB }) }),
-        )).prepare();
-      try {
-        program.run({ a: new Uint16Array(a.buffer), b: new Uint16Array(b.buffer) });
-        const c = await program.read(program.outputs.c);
-        for (let i = 0; i < M * N; i++) {
-          const m = Math.floor(i / N), n = i % N;
-          let sum = 0;
-          for (let k = 0; k < K; k++) {
-            sum += (a[transposeA ? k * M + m : m * K + k] as number) *
-              (b[transposeB ? n * K + k : k * N + n] as number);
-          }
-          if (c[i] !== sum) return `element (${m}, ${n}) of a product is ${c[i]} instead of ${sum}`;
+      const wrong = await testMatmul(transposeA, transposeB);
+      if (wrong !== undefined) return wrong;
+    }
+    return await testConvolution();
+  } finally {
+    device().profile = before;
+  }
+}
+
+/** A matmul with edges. */
+function testMatmul(transposeA: boolean, transposeB: boolean): Promise<string | undefined> {
+  const [M, N, K] = [36, 44, 52];
+  const shapes = [transposeA ? [K, M] : [M, K], transposeB ? [N, K] : [K, N]] as const;
+  return firstWrong("GEMM", shapes, (a, b) => matmul(a, b, { transposeA, transposeB }), (a, b) => (at) => {
+    const m = Math.floor(at / N), n = at % N;
+    let sum = 0;
+    for (let k = 0; k < K; k++) {
+      sum += (a[transposeA ? k * M + m : m * K + k] as number) *
+        (b[transposeB ? n * K + k : k * N + n] as number);
+    }
+    return sum;
+  });
+}
+
+/** A padded 3x3 convolution whose K = 9 * 32 is split in two, in the middle of the 32 channels of a tap. */
+function testConvolution(): Promise<string | undefined> {
+  const [S, C, Co] = [3, 32, 4], shapes = [[1, S, S, C], [Co, 3, 3, C]] as const;
+  return firstWrong(
+    "convolution",
+    shapes,
+    (x, w) => conv2d(x, w, undefined, { padding: 1 }),
+    (x, w) => (at) => {
+      const y0 = Math.floor(at / Co / S) - 1, x0 = Math.floor(at / Co) % S - 1, weight = at % Co * 9 * C;
+      let sum = 0;
+      for (let tap = 0; tap < 9; tap++) {
+        const y = y0 + Math.floor(tap / 3), column = x0 + tap % 3;
+        if (Math.min(y, column) < 0 || Math.max(y, column) >= S) continue;
+        for (let c = 0; c < C; c++) {
+          sum += (x[(y * S + column) * C + c] as number) * (w[weight + tap * C + c] as number);
         }
-      } finally {
-        program.destroy();
       }
+      return sum;
+    },
+  );
+}
+
+/** The first element of `fn`, of two fp16 operands, that is not as `expected`. */
+async function firstWrong(
+  name: string,
+  [shapeA, shapeB]: readonly [Shape, Shape],
+  fn: (a: Tensor, b: Tensor) => Tensor,
+  expected: (a: Float16Array, b: Float16Array) => (at: number) => number,
+): Promise<string | undefined> {
+  const integers = (shape: Shape, step: number) =>
+    Float16Array.from({ length: sizeOf(shape) }, (_, i) => i * step % 17 - 8);
+  const a = integers(shapeA, 7), b = integers(shapeB, 5), value = expected(a, b);
+  const program = await within(
+    { precision: "f32" },
+    () =>
+      capture(
+        "self-test",
+        { a: input(shapeA, "f16"), b: input(shapeB, "f16") },
+        ({ a, b }) => ({ c: fn(a, b) }),
+      ),
+  ).prepare();
+  try {
+    program.run({ a: new Uint16Array(a.buffer), b: new Uint16Array(b.buffer) });
+    const c = await program.read(program.outputs.c), columns = program.outputs.c.shape.at(-1) ?? 1;
+    for (const [i, found] of c.entries()) {
+      if (found === value(i)) continue;
+      return `element (${Math.floor(i / columns)}, ${i % columns}) of a ${name} is ${found} instead of ${
+        value(i)
+      }`;
     }
     return undefined;
   } finally {
-    device().profile = before;
+    program.destroy();
   }
 }

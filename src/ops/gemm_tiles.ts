@@ -10,6 +10,7 @@ import {
   type GemmSource,
   GPU_TILE_K,
   gpuTileBytes,
+  matrixSplitUnit,
   matrixTileBytes,
   type MatrixUnit,
 } from "../../kernels/gemm.ts";
@@ -217,15 +218,22 @@ export const MAX_SPLIT_K = 8192;
 
 /**
  * Split-K: the length of the splits, so that a GEMM with few outputs still fills the machine. K itself where there are outputs
- * enough and K is at most MAX_SPLIT_K. Splits are multiples of GPU_TILE_K, and counted in tiles of one size whatever tile is
+ * enough and K is at most MAX_SPLIT_K. Splits are multiples of a K-tile, and counted in tiles of one size whatever tile is
  * chosen.
  */
-export function splitLength(profile: GemmBackend, M: number, N: number, K: number, count: number): number {
+export function splitLength(
+  { profile, unit }: Pick<Machine, "profile" | "unit">,
+  M: number,
+  N: number,
+  K: number,
+  count: number,
+): number {
   const [side, wanted, least] = profile === "cpu" ? [16, 64, 128] : [128, 264, 128];
   const tiles = Math.ceil(M / side) * Math.ceil(N / side) * count;
   const splits = Math.max(
     Math.ceil(K / MAX_SPLIT_K),
     tiles >= wanted ? 1 : Math.min(Math.floor(wanted / tiles), Math.floor(K / least)),
   );
-  return splits === 1 ? K : Math.ceil(K / splits / GPU_TILE_K) * GPU_TILE_K;
+  const multiple = unit ? matrixSplitUnit(unit) : GPU_TILE_K;
+  return splits === 1 ? K : Math.ceil(K / splits / multiple) * multiple;
 }

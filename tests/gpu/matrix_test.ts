@@ -21,6 +21,7 @@ import {
   chooseTile,
   matricesInUse,
   onlyTile,
+  splitLength,
   type Tile,
   TILES,
   tilesWithin,
@@ -86,9 +87,9 @@ Deno.test("the text of every source, tile and matrix covers the tile once, withi
         assertEquals(count(/= subgroup_matrix_result</g), matrices, where);
         assertEquals(count(/subgroupMatrixMultiplyAccumulate\(/g), matrices, where);
         assertEquals(count(/subgroupMatrixStore</g), matrices, where);
-        const [least, most] = unit.subgroup;
-        assert(text.includes(`@workgroup_size(${4 * most})`), where);
-        assertEquals(text.includes("if (subgroup < 4u)"), least < most, `surplus subgroups, ${where}`);
+        const [min, max] = unit.subgroup;
+        assert(text.includes(`@workgroup_size(${4 * max})`), where);
+        assertEquals(text.includes("if (subgroup < 4u)"), min < max, `surplus subgroups, ${where}`);
         const declared = [...text.matchAll(/var<workgroup> \w+: array<vec4<(f16|f32)>, (\d+)>/g)];
         const bytes = declared.reduce((sum, [, type, n]) => sum + Number(n) * (type === "f16" ? 8 : 16), 0);
         assert(bytes > 0 && bytes <= matrixTileBytes(tile, unit), `${bytes} bytes, ${where}`);
@@ -172,6 +173,17 @@ Deno.test("matrices are loaded from what the threads staged: every element once,
           assertEquals([...read].sort((a, b) => a - b), [...staged].sort((a, b) => a - b));
         }
       }
+    }
+  }
+});
+
+Deno.test("splits of K begin at K-tiles, so that no K-tile of a convolution straddles two taps", () => {
+  for (const unit of UNITS) {
+    const text = gemmWgsl(matrixSpec(problem({ kind: "conv" }, [32, 32]), unit));
+    const tileK = Number(/k \+= (\d+)u/.exec(text)?.[1]);
+    for (const [M, N, K] of [[1024, 64, 576], [9, 4, 288], [16, 16, 1040], [2304, 512, 65536]] as const) {
+      const length = splitLength({ profile: "matrix", unit }, M, N, K, 1);
+      assert(length < K && length % tileK === 0, `${length} of ${K}, K-tiles of ${tileK}`);
     }
   }
 });

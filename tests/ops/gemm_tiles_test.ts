@@ -125,16 +125,16 @@ Deno.test("where loads are scalar, A is uniform if B's tiles fill the workgroups
 });
 
 Deno.test("split-K depends on the shape alone, and its parts fill the device", () => {
-  assertEquals(splitLength("cpu", 512, 512, 512, 1), 512);
-  assertEquals(splitLength("cpu", 16, 16, 4096, 1), 128);
-  assertEquals(splitLength("gpu", 384, 384, 65536, 1) % 16, 0);
-  assertEquals(Math.ceil(65536 / splitLength("gpu", 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
-  assertEquals(splitLength("gpu", 256, 768, 768, 1), 128); // 12 tiles, whose K of 6 times 128 is cut as fine as it may be
-  assertEquals(splitLength("gpu", 8192, 768, 768, 1), 768); // of 384 tiles
+  assertEquals(splitLength({ profile: "cpu" }, 512, 512, 512, 1), 512);
+  assertEquals(splitLength({ profile: "cpu" }, 16, 16, 4096, 1), 128);
+  assertEquals(splitLength({ profile: "gpu" }, 384, 384, 65536, 1) % 16, 0);
+  assertEquals(Math.ceil(65536 / splitLength({ profile: "gpu" }, 384, 384, 65536, 1)), 29); // of 9 tiles: 261 workgroups
+  assertEquals(splitLength({ profile: "gpu" }, 256, 768, 768, 1), 128); // 12 tiles, whose K of 6 times 128 is cut as fine as it may be
+  assertEquals(splitLength({ profile: "gpu" }, 8192, 768, 768, 1), 768); // of 384 tiles
   for (const [M, K] of [[64, 5000], [300, 1040]] as const) {
-    const depth = splitLength("cpu", M, 48, K, 1);
+    const depth = splitLength({ profile: "cpu" }, M, 48, K, 1);
     useTiles(onlyTile("cpu", [32, 16]));
-    assertEquals(splitLength("cpu", M, 48, K, 1), depth);
+    assertEquals(splitLength({ profile: "cpu" }, M, 48, K, 1), depth);
     useTiles({});
   }
 });
