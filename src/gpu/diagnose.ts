@@ -65,7 +65,15 @@ export async function otherProvider(selected: Provider, adapter: AdapterFacts): 
     const cores = adapter.software ? "" : `; it reaches tensor cores, where a GPU has them: ${INSTALL_DAWN}`;
     return [`Dawn, which is not installed${cores}`];
   }
-  const provider = await openProvider(name), found = await provider.adapter(false);
+  let provider: Provider, found: GPUAdapter | undefined;
+  try {
+    provider = await openProvider(name);
+    found = await provider.adapter(false) ?? undefined;
+  } catch (error) {
+    // It is not the one in use: what is wrong with it ends no command.
+    if (!(error instanceof UsageError)) throw error;
+    return [error.message];
+  }
   if (!found) return [`${provider.title}, which finds no adapter: Dawn refuses old drivers`];
   const facts = adapterFacts(found, provider),
     cores = facts.software ? "" : "the tensor cores of this GPU, by ";
