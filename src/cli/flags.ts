@@ -241,11 +241,14 @@ function withOwnFlags(args: readonly string[], fields: readonly [string, z.ZodTy
   return args.map((arg) => arg.replace(/(?<=^--)[^=]+/, (flag) => own.get(flag) ?? flag));
 }
 
+/** Between values of a list that are separate arguments; no argument can hold it. */
+const SEPARATOR = "\0";
+
 /**
  * Joins what parseArgs would take apart: a negative number (`--cfg -1`) is a value and no flag, and a list with spaces at its
  * commas (`--classes 0, 1`) is one value.
  * @param lists flags that take a list
- * @param spaced those whose values may also follow without commas (`--compare A B`)
+ * @param spaced those whose values may also follow without commas (`--compare A B`); commas in such values are their own
  */
 function withListsJoined(
   args: readonly string[],
@@ -259,7 +262,7 @@ function withListsJoined(
     const before = joined.at(-1), bare = before?.startsWith("--") && !before.includes("=");
     const append = list && !bare && !arg.startsWith("--") && (before?.endsWith(",") || arg.startsWith(","));
     if (append) joined[joined.length - 1] = before + arg;
-    else if (open && !bare && !arg.startsWith("--")) joined[joined.length - 1] = `${before},${arg}`;
+    else if (open && !bare && !arg.startsWith("--")) joined[joined.length - 1] = before + SEPARATOR + arg;
     else if (/^-\d/.test(arg) && bare) joined[joined.length - 1] = `${before}=${arg}`;
     else {
       joined.push(arg);
@@ -288,9 +291,9 @@ function valueOf(type: z.ZodType, value: unknown, flag: string): unknown {
   if (list) return valueOf(list, value, flag);
   if (numeric(t)) return number(value);
   if (t instanceof z.ZodArray) {
-    const parts = value.split(",").map((part) => part.trim());
+    const parts = value.split(value.includes(SEPARATOR) ? SEPARATOR : ",").map((part) => part.trim());
     if (parts.includes("")) {
-      throw new UsageError(`Cannot use --${flag} ${value}: a value is missing before or after a comma`);
+      throw new UsageError(`Cannot use --${flag} ${parts}: a value is missing before or after a comma`);
     }
     return numeric(elementOf(t)) ? parts.map(number) : parts;
   }

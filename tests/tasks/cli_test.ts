@@ -228,6 +228,12 @@ Deno.test("every list option accepts spaces at its commas, in one argument or se
   for (const text of ["0,,1", "0,", ",", ",1"]) {
     assertThrows(() => resolve("--classes", text), UsageError, `--classes ${text}: a value is missing`);
   }
+  // Runs to compare are separate arguments, whose commas are their own, or one argument with commas.
+  const compare = (...args: string[]) =>
+    resolveConfig(evalConfig, ["--compare", ...args], { command: "eval" }).compare;
+  assertEquals(compare("a, 1", "b,2", "c"), ["a, 1", "b,2", "c"]);
+  for (const args of [["a", "b"], ["a,b"], ["a,", "b"], ["a, b"]]) assertEquals(compare(...args), ["a", "b"]);
+  assertThrows(() => compare("a", ""), UsageError, "--compare a,: a value is missing");
   // Only a comma joins: a stray word stays one, and so do words behind options that take no list.
   assertThrows(() => resolve("--classes", "0", "1"), UsageError, 'Cannot use "1"');
   assertThrows(() => resolve("--model", "a,", "b"), UsageError, 'Cannot use "b"');
