@@ -27,7 +27,7 @@ export const doctor = command({
   async run(c, { log }) {
     log.begin();
     const provider = await openProvider(c.gpu), { best, software } = await adapters(provider);
-    const findings = diagnose(best), driver = best && driverOf(best);
+    const findings = diagnose(best), driver = best && driverOf(best, provider);
     if (best) {
       log.line(`adapter   ${best.description}${best.software ? " (software)" : ""}`);
       if (driver !== undefined) log.line(`driver    ${driver}`);

@@ -1,6 +1,7 @@
 // Name and version of the Vulkan driver behind an adapter: WebGPU does not say them, and the same processor computes at different
 // rates with different versions of Mesa. Asked of the Vulkan loader, which wgpu has loaded too; only Linux has it for certain.
 
+import type { Provider } from "./provider.ts";
 import { prepareDrivers } from "./software/prepare.ts";
 
 const LOADER = {
@@ -19,8 +20,14 @@ const VULKAN_1_2 = (1 << 22) | (2 << 12);
 const PROPERTIES = { bytes: 840, name: 16 + 20 };
 const DRIVER = { bytes: 536, name: 20, info: 276 };
 
-/** Driver and version ("llvmpipe, Mesa 22.3.6 (LLVM 15.0.6)") of the adapter; undefined where no Vulkan driver has that name. */
-export function driverOf({ description }: { description: string }): string | undefined {
+/**
+ * Driver and version ("llvmpipe, Mesa 22.3.6 (LLVM 15.0.6)") of the adapter; undefined where no Vulkan driver has that name.
+ * @param suffix what the implementation of WebGPU appended to the name
+ */
+export function driverOf(
+  { description }: { description: string },
+  { suffix }: Pick<Provider, "suffix"> = { suffix: "" },
+): string | undefined {
   if (Deno.build.os !== "linux") return undefined;
   prepareDrivers();
   let vulkan;
@@ -30,7 +37,10 @@ export function driverOf({ description }: { description: string }): string | und
     return undefined; // no loader, or no permission
   }
   try {
-    return drivers(vulkan.symbols).get(description);
+    const name = description.endsWith(suffix)
+      ? description.slice(0, -suffix.length || undefined)
+      : description;
+    return drivers(vulkan.symbols).get(name);
   } finally {
     vulkan.close();
   }

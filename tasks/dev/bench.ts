@@ -77,7 +77,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
     ...kernels === "auto" ? {} : { profile: kernels === "matrix" ? "gpu" : kernels },
     gpu: o.gpu,
   });
-  const { facts } = device();
+  const { facts, provider } = device();
   const failure = device().profile === "gpu" ? await prepareSubgroups() : undefined;
   if (failure) console.error(`subgroups fail their self-test: ${failure}`);
   const matrices = kernels !== "gpu" && await chooseMatrices({ kernels, precision: "f16" }, console.error);
@@ -94,7 +94,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
   }
   const report = new Report(o.format), own = new Map<string, number>();
   const peaks = await measurePeaks();
-  report.begin(facts.description, driverOf(facts), profile, peaks);
+  report.begin(facts.description, driverOf(facts, provider), profile, peaks);
 
   // A case that does not fit the adapter is reported and skipped.
   const unlessTooLarge = async (title: string, fn: () => Promise<void>) => {
