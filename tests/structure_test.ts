@@ -109,7 +109,10 @@ Deno.test("every file begins with a header that says what it owns", () => {
 });
 
 Deno.test("only tests in a process of their own change or measure what belongs to the process", () => {
-  const shared = new RegExp("Deno\\.(chdir|memoryUsage|umask|env\\.(set|delete))\\(");
+  // Spelled in pieces, so that this file does not find itself.
+  const shared = new RegExp(
+    "Deno\\.(chdir|memoryUsage|umask|env\\.(set|delete))\\(|\\bspr" + "ead\\(|\\btask" + "set\\b",
+  );
   const wrong = SOURCES.filter((path) =>
     path.startsWith("tests/") && shared.test(read(path)) &&
     !imports(path).includes("tests/helpers/own_process.ts")

@@ -45,11 +45,20 @@ function hasAvx512(): boolean {
   }
 }
 
-/** Pins the threads that `make` starts to processors. */
+/** Pins llvmpipe's threads that `make` starts to processors; not those that start meanwhile, such as workers that decode images. */
 export async function pinned<T>(make: () => Promise<T>): Promise<T> {
   const before = new Set(threads()), made = await make();
-  spread(threads().filter((thread) => !before.has(thread)));
+  spread(threads().filter((thread) => !before.has(thread) && isOfDriver(thread)));
   return made;
+}
+
+/** Whether llvmpipe named this thread: llvmpipe-0, llvmpipe-1, ... */
+function isOfDriver(thread: number): boolean {
+  try {
+    return Deno.readTextFileSync(`/proc/self/task/${thread}/comm`).startsWith("llvmpipe-");
+  } catch {
+    return false; // it has ended
+  }
 }
 
 /** Bytes of a CPU set as the system call takes it: 1,024 processors. */

@@ -1,7 +1,16 @@
 // The software adapter's threads: each pool is pinned to different processors. What the name of an adapter tells of its driver.
 
 import { assert, assertEquals } from "@std/assert";
-import { type CompilerTraits, compilerTraits, spread, threads } from "../../../src/gpu/software/prepare.ts";
+import {
+  type CompilerTraits,
+  compilerTraits,
+  pinned,
+  spread,
+  threads,
+} from "../../../src/gpu/software/prepare.ts";
+import { testInOwnProcess } from "../../helpers/own_process.ts";
+
+const testAlone = testInOwnProcess(import.meta.url);
 
 /** The processors that a thread may run on, as Linux lists them. */
 const allowed = (thread: number): string =>
@@ -20,7 +29,7 @@ Deno.test("what is known of a compiler follows from the version of LLVM in llvmp
   }
 });
 
-Deno.test("spread() pins threads to processors round-robin, and leaves few threads unpinned", () => {
+testAlone("spread() pins threads to processors round-robin, and leaves few threads unpinned", () => {
   const all = threads(), own = Deno.pid, before = allowed(own);
   assert(all.length > 1 && all.includes(own));
   const processors = before.split(",").reduce((n, part) => {
@@ -41,6 +50,26 @@ Deno.test("spread() pins threads to processors round-robin, and leaves few threa
     assertEquals(seen.size, processors, "one after another");
   } finally {
     free(own, before);
+  }
+});
+
+testAlone("pinned() leaves threads alone that are not the driver's", async () => {
+  const before = new Set(threads()), whole = allowed(Deno.pid), workers: Worker[] = [];
+  const source = URL.createObjectURL(new Blob(["postMessage(0);"], { type: "text/javascript" }));
+  try {
+    await pinned(async () => {
+      for (let i = 0; i < 2 * navigator.hardwareConcurrency; i++) {
+        const worker = new Worker(source, { type: "module" });
+        workers.push(worker);
+        await new Promise((resolve) => worker.onmessage = resolve);
+      }
+    });
+    const started = threads().filter((thread) => !before.has(thread));
+    assert(started.length >= workers.length, `${started.length} threads`);
+    for (const thread of started) assertEquals(allowed(thread), whole);
+  } finally {
+    for (const worker of workers) worker.terminate();
+    URL.revokeObjectURL(source);
   }
 });
 
