@@ -8,7 +8,19 @@ import { readTensor, variable } from "../../src/tensor/tensor.ts";
 
 const say = (what: string, error: Error) =>
   console.error(`${what}: ${error.message.split(/[:(]/, 2).join(":").trim()}`);
-const settle = () => new Promise((resolve) => setTimeout(resolve, 20));
+/** Waits up to 5 s for an error of the device. @returns it */
+async function errorOf(): Promise<Error | undefined> {
+  for (const end = performance.now() + 5000; performance.now() < end;) {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    try {
+      device().check();
+    } catch (error) {
+      return error as Error;
+    }
+  }
+  return undefined;
+}
+const sayError = async (what: string) => say(what, await errorOf() ?? new Error("no error in 5 s"));
 
 for (let i = 0; i < 10; i++) {
   await openDevice();
@@ -22,25 +34,14 @@ for (let i = 0; i < 10; i++) {
 
 await openDevice();
 device().gpu.createBuffer({ size: 16, usage: 0xffff });
-await settle();
-try {
-  device().check();
-} catch (error) {
-  say("reported", error as Error);
-}
+await sayError("reported");
 closeDevice();
 
 await openDevice();
 const x = variable([4], { init: () => new Float32Array(4) });
 const pending = readTensor(x).catch(() => {});
-await settle();
 device().destroy();
 await pending;
-await settle();
-try {
-  device().check();
-} catch (error) {
-  say("lost", error as Error);
-}
+await sayError("lost");
 await readTensor(x).catch((error) => say("read", error));
 console.error("end");
