@@ -87,8 +87,11 @@ export function described({ square, crop, network }: View): string {
   }
   if (network?.kind === "stretched") steps.push(`its sides stretched to ${network.side} x ${network.side}`);
   if (network?.kind === "encoder") {
-    const { resize, crop, padded } = network.preprocessor;
-    if (resize && "height" in resize) steps.push(`its sides stretched to ${resize.width} x ${resize.height}`);
+    const { resize, crop, filter, padded } = network.preprocessor;
+    const by = filter === "bicubic-sampled" ? " without antialias" : "";
+    if (resize && "height" in resize) {
+      steps.push(`its sides stretched to ${resize.width} x ${resize.height}${by}`);
+    }
     if (resize && "shorter" in resize) {
       steps.push(crop ? cropped(resize.shorter, crop) : `its shorter side resized to ${resize.shorter}`);
     } else if (crop) steps.push(`the central ${crop.width} x ${crop.height} kept`);

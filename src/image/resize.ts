@@ -5,21 +5,23 @@
 import { ShapeError } from "../errors.ts";
 import type { Image, Rows } from "./rows.ts";
 
-export type Filter = "box" | "bilinear" | "bicubic" | "lanczos";
+/** "bicubic-sampled" is torch's `interpolate(mode="bicubic")` without antialias: four taps with a = -0.75, edges repeated. */
+export type Filter = "box" | "bilinear" | "bicubic" | "bicubic-sampled" | "lanczos";
 
 const sinc = (x: number) => x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI);
+
+/** Keys' cubic convolution. */
+const cubic = (a: number) => (signed: number): number => {
+  const x = Math.abs(signed);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+};
 
 const FILTERS: Readonly<Record<Filter, { support: number; weight: (x: number) => number }>> = {
   box: { support: 0.5, weight: (x) => x > -0.5 && x <= 0.5 ? 1 : 0 },
   bilinear: { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) },
-  bicubic: {
-    support: 2,
-    weight: (signed) => {
-      const x = Math.abs(signed), a = -0.5;
-      if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
-      return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
-    },
-  },
+  bicubic: { support: 2, weight: cubic(-0.5) },
+  "bicubic-sampled": { support: 2, weight: cubic(-0.75) },
   lanczos: { support: 3, weight: (x) => x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0 },
 };
 
@@ -59,6 +61,7 @@ function tapsOf(from: number, to: number, start: number, count: number, filter: 
   return Array.from({ length: count }, (_, i) => {
     if (from === to) return { first: start + i, weights: new Float64Array([1]) };
     const center = (start + i + 0.5) * scale;
+    if (filter === "bicubic-sampled") return sampledTaps(center - 0.5, from, weight);
     const first = Math.max(0, Math.trunc(center - reach + 0.5));
     const last = Math.min(from, Math.trunc(center + reach + 0.5));
     const weights = new Float64Array(last - first);
@@ -68,6 +71,16 @@ function tapsOf(from: number, to: number, start: number, count: number, filter: 
     }
     return { first, weights: sum === 0 ? weights : weights.map((w) => w / sum) };
   });
+}
+
+/** Four taps around a position, those outside added to the edges. */
+function sampledTaps(position: number, from: number, weight: (x: number) => number): Taps {
+  const before = Math.floor(position) - 1, inside = (k: number) => Math.min(Math.max(k, 0), from - 1);
+  const first = inside(before), weights = new Float64Array(inside(before + 3) - first + 1);
+  for (let k = before; k < before + 4; k++) {
+    weights[inside(k) - first] = (weights[inside(k) - first] as number) + weight(position - k);
+  }
+  return { first, weights };
 }
 
 const toFixedPoint = ({ first, weights }: Taps): Taps => ({

@@ -109,6 +109,12 @@ export function preprocessorOfForm({ side, exact, mean, std }: Form, P: number):
   };
 }
 
+/** CMMD's input of CLIP, as its authors' code: the image stretched by torch's bicubic filter without antialias, not clamped. */
+export function inputOfCmmd({ mean, std, ...own }: Preprocessor): Preprocessor {
+  const side = sideOf({ mean, std, ...own }) as number;
+  return { resize: { height: side, width: side }, filter: "bicubic-sampled", exact: true, mean, std };
+}
+
 /** The encoder with the preprocessing and the configuration of a space. */
 function encoderIn(
   space: EncoderSpace,
@@ -116,8 +122,9 @@ function encoderIn(
   square: number | undefined,
 ): { config: EncoderConfig; view: View & { network: { preprocessor: Preprocessor } } } {
   if (!(space in FORMS)) {
-    const network = { kind: "encoder", preprocessor: squares(preprocessor, config) } as const;
-    return { config, view: { square, network } };
+    const own = squares(preprocessor, config), clip = config.model_type === "clip_vision_model";
+    const input = space === "embedding" && clip ? inputOfCmmd(own) : own;
+    return { config, view: { square, network: { kind: "encoder", preprocessor: input } } };
   }
   const form = FORMS[space as FormName];
   const own = preprocessorOfForm(form, config.patch_size);

@@ -10,7 +10,7 @@ import { inputOf, type View } from "../../src/data/network_input.ts";
 import { UsageError } from "../../src/errors.ts";
 import type { Image } from "../../src/image/rows.ts";
 import { rowsOf } from "../../src/image/rows.ts";
-import { FORMS, preprocessorOfForm } from "../../src/metrics/encoder_features.ts";
+import { FORMS, inputOfCmmd, preprocessorOfForm } from "../../src/metrics/encoder_features.ts";
 import { cautionsOfProtocol, PROTOCOL_NAMES, protocolOf, PROTOCOLS } from "../../src/metrics/protocols.ts";
 import { METRIC_NAMES } from "../../src/metrics/table.ts";
 import { INCEPTION_SIDE, SAMPLING } from "../../src/models/inception.ts";
@@ -29,13 +29,23 @@ function picture([width = 0, height = 0]: readonly number[]): Image {
   return { width, height, data };
 }
 
+/** CLIP's preprocessing, at 48 pixels. */
+const CLIP_48 = {
+  resize: { shorter: 48 },
+  crop: { height: 48, width: 48 },
+  filter: "bicubic" as const,
+  exact: false,
+  mean: [0.48145466, 0.4578275, 0.40821073],
+  std: [0.26862954, 0.26130258, 0.27577711],
+};
+
 /** The largest difference from sampled values. */
 function error(got: ArrayLike<number>, { places, values }: Sampled): number {
   return Math.max(...places.map((place, k) => Math.abs((got[place] as number) - values[k]!)));
 }
 
-Deno.test("the input of each protocol equals its evaluator's: Pillow's bits for clean-fid and dgm-eval, PyTorch's for EDM2", async () => {
-  for (const { size, clean, dgm, edm2 } of fixture.cases) {
+Deno.test("the input of each protocol equals its evaluator's: Pillow's bits for clean-fid and dgm-eval, PyTorch's for EDM2 and CMMD", async () => {
+  for (const { size, clean, dgm, edm2, cmmd } of fixture.cases) {
     const rows = () => rowsOf(picture(size));
     const input = async (network: View["network"]) => (await inputOf(rows(), { network: network! })).data;
     const sampling = SAMPLING.clean, side = INCEPTION_SIDE;
@@ -51,6 +61,8 @@ Deno.test("the input of each protocol equals its evaluator's: Pillow's bits for 
     assert(error(exact, dgm.input) < 1e-6, `dgm of ${size}`);
     const float = await encoder("dinov2_torch");
     assert(error(float, edm2) < 1e-4, `edm2 of ${size}: ${error(float, edm2)}`);
+    const embedding = await input({ kind: "encoder", preprocessor: inputOfCmmd(CLIP_48) });
+    assert(error(embedding, cmmd) < 1e-4, `cmmd of ${size}: ${error(embedding, cmmd)}`);
     if (size[0] !== 299) assert(error(float, dgm.input) > 3e-3, "EDM2 does not round to bytes");
   }
 });

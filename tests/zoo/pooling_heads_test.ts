@@ -1,12 +1,13 @@
 // CLIP's projection, SigLIP's attention pooling and ConvNeXt V2, from image files to `tok features`, against an independent PyTorch
 // implementation (fixtures/make_pooling_heads.py).
 
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { openImages } from "../../src/data/open_images.ts";
+import { described } from "../../src/data/network_input.ts";
 import { preprocessorOf } from "../../src/data/preprocess.ts";
-import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
+import { EncoderFeatures, inputOfCmmd } from "../../src/metrics/encoder_features.ts";
 import { openSafetensors, writeSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { openEncoder, openFeatureEncoder } from "../../src/zoo/encoders.ts";
@@ -137,6 +138,11 @@ Deno.test("metrics read ConvNeXt's mean pixel and pooled features; it is refused
     const { features: rows } = await tokens.extract(images);
     tokens.destroy();
     assert(relativeError(rows.data, await fixture.read("clip.cls")) < 2e-6, "cls");
+    const embedding = await EncoderFeatures.open(headless, { ...options, space: "embedding" });
+    embedding.destroy();
+    const preprocessor = inputOfCmmd(headless.preprocessor);
+    assertEquals(embedding.view.network, { kind: "encoder", preprocessor }, "cmmd resizes as its authors do");
+    assertStringIncludes(described(embedding.view), "stretched to 8 x 8 without antialias");
     await assertRejects(
       () => EncoderFeatures.open(headless, { ...options, space: "pooled" }),
       UsageError,
