@@ -19,7 +19,7 @@ export class TuningAdvice {
   #left = INTERVALS;
   /** GFLOP/s of the fastest interval. */
   #rate = 0;
-  #last: { recipe: unknown; step: number; at: number } | undefined;
+  #last: { recipe: unknown; flops: number | undefined; step: number; at: number } | undefined;
 
   /**
    * @param multiplyAdds measures GFLOP/s in registers
@@ -41,9 +41,10 @@ export class TuningAdvice {
   async row(recipe: Pick<Recipe, "plan">, { step, data_wait = 0 }: LogRow): Promise<void> {
     if (this.#left === 0) return;
     const last = this.#last, at = this.now();
-    this.#last = { recipe, step, at };
-    if (last?.recipe !== recipe) return;
-    const { flops } = recipe.plan();
+    // A plan may capture the step again, for seconds: once for a recipe, and between intervals.
+    const flops = last?.recipe === recipe ? last.flops ?? recipe.plan().flops : undefined;
+    this.#last = { recipe, flops, step, at: this.now() };
+    if (!last || flops === undefined) return;
     if (flops < LARGE) {
       this.#left = 0;
       return;
@@ -51,8 +52,8 @@ export class TuningAdvice {
     const seconds = (at - last.at) / 1e3 * (1 - data_wait);
     this.#rate = Math.max(this.#rate, flops * (step - last.step) / Math.max(1e-3, seconds) / 1e9);
     if (--this.#left > 0) return;
-    const peak = await this.multiplyAdds();
-    if (this.#rate >= SLOW * peak) return;
+    const peak = await this.multiplyAdds().catch(() => undefined); // advice ends no run
+    if (peak === undefined || this.#rate >= SLOW * peak) return;
     this.warn(
       `steps run at ${this.#rate.toFixed(1)} GFLOP/s, ${
         (100 * this.#rate / peak).toFixed(1)

@@ -14,11 +14,17 @@ import { testDevice } from "../helpers/check.ts";
 async function said(
   gflop: number,
   seconds: readonly number[],
-  { path = "/none/tiles.json", dataWait = 0 } = {},
+  { path = "/none/tiles.json", dataWait = 0, planning = 0, fails = false } = {},
 ): Promise<{ texts: string[]; measured: number }> {
-  let now = 0, measured = 0;
-  const texts: string[] = [], recipe = { plan: () => ({ flops: gflop * 1e9 }) as Plan };
-  const measure = () => Promise.resolve(++measured && 100);
+  let now = 0, measured = 0, planned = 0;
+  const texts: string[] = [];
+  const plan = () => {
+    now += 1e3 * planning;
+    assertEquals(++planned, 1, "a recipe is planned once");
+    return { flops: gflop * 1e9 } as Plan;
+  };
+  const recipe = { plan };
+  const measure = () => ++measured && fails ? Promise.reject(new Error("lost")) : Promise.resolve(100);
   const advice = new TuningAdvice((text) => texts.push(text), measure, () => now, path);
   for (const [i, time] of [0, ...seconds].entries()) {
     now += 1e3 * time;
@@ -27,9 +33,12 @@ async function said(
   return { texts, measured };
 }
 
-Deno.test("a run on an untuned software adapter says once that its steps are far below the multiply-adds", async () => {
+await testDevice("cpu");
+const { software } = device().facts;
+
+const claim = "a run on an untuned software adapter says once that its steps are far below the multiply-adds";
+Deno.test(claim, { ignore: !software }, async () => {
   await testDevice("cpu");
-  if (!device().facts.software) return;
   const slow = await said(2, [11, 10, 12, 10, 10, 10]);
   assertEquals(slow.texts.length, 1);
   assertMatch(
@@ -41,6 +50,16 @@ Deno.test("a run on an untuned software adapter says once that its steps are far
   assertEquals((await said(2, [14, 14, 14], { dataWait: 0.5 })).texts, [], "the data were slow");
   assertEquals(await said(0.5, [11, 10, 12]), { texts: [], measured: 0 }, "launches decide in a small step");
   assertEquals(await said(2, [11, 10]), { texts: [], measured: 0 }, "too early");
+  assertEquals(
+    (await said(2, [11, 7.5, 12], { planning: 20 })).texts,
+    [],
+    "planning is no part of an interval",
+  );
+  assertEquals(
+    await said(2, [11, 10, 12], { fails: true }),
+    { texts: [], measured: 1 },
+    "no peak, no advice",
+  );
   const folder = Deno.makeTempDirSync(), path = join(folder, "tiles.json");
   try {
     rememberTiles(path, adapterKey(device().facts, "cpu"), onlyTile("cpu", [16, 16]));
