@@ -199,18 +199,26 @@ function time(machine: Machine, shape: GemmShape, tile: Tile): number {
 
 function builtIn(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): TileRate {
   const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
-  if (profile === "cpu") return { rate: (CPU_RATES[kind][at] ?? 1) * measuredShare(kind), slots: 2 };
+  if (profile === "cpu") {
+    const { share, slots } = measuredScale(kind);
+    return { rate: (CPU_RATES[kind][at] ?? 1) * share, slots };
+  }
   const [rates, slots] = profile === "gpu" ? [GPU_RATES, GPU_SLOTS] : [MATRIX_RATES, MATRIX_SLOTS];
   return { rate: rates[at] ?? 1, slots: slots[at] ?? 1 };
 }
 
-/** The smallest ratio of a measured rate of this kind to its built-in one: what an unmeasured tile is expected to reach; 1 if none. */
-function measuredShare(kind: GemmKind): number {
-  const shares = TILES.cpu.flatMap((tile, i) => {
+/**
+ * What an unmeasured tile is expected to reach: the smallest ratio of a measured rate of this kind to its built-in one, and the
+ * measured number of workgroups at once. 1, and 2 processors, where nothing was measured.
+ */
+function measuredScale(kind: GemmKind): { share: number; slots: number } {
+  const found = TILES.cpu.flatMap((tile, i) => {
     const measured = table[tileKey("cpu", kind, tile)];
-    return measured ? [measured.rate / (CPU_RATES[kind][i] ?? 1)] : [];
+    return measured ? [{ share: measured.rate / (CPU_RATES[kind][i] ?? 1), slots: measured.slots }] : [];
   });
-  return shares.length ? Math.min(...shares) : 1;
+  return found.length
+    ? { share: Math.min(...found.map(({ share }) => share)), slots: found[0]?.slots ?? 2 }
+    : { share: 1, slots: 2 };
 }
 
 /** The longest sum of one accumulator: its rounding error is 1.5e-6 of a sum of random numbers, and loops stay allowed. */

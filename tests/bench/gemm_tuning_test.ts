@@ -141,6 +141,10 @@ Deno.test("tuning a software adapter stops when its time is spent, and the built
     assertEquals(chooseTile(thisMachine(), large), smallest);
     useTiles(rated([[smallest, 8], [wide as Tile, 30]]));
     assertEquals(chooseTile(thisMachine(), large), wide);
+    // 16 processors run 16 workgroups of unmeasured tiles, too: a GEMM that does not fill them gains nothing from large tiles.
+    useTiles({ [tileKey("cpu", "nn", smallest)]: { rate: 8, slots: 16 } });
+    const little = { ...large, M: 96, N: 96, K: 4800 };
+    assertEquals(chooseTile({ ...thisMachine(), runs: 1e6 }, little), smallest);
   } finally {
     useTiles({});
   }
