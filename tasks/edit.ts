@@ -82,9 +82,9 @@ export const edit = command({
     const times = editTimes(c.steps, c.shift, 1 - c.strength), shape = [S, S, C] as const;
     const inverted = mask
       ? { x: Float32Array.from((await noiseOf(c.seed, shape, [0]))[0] as Float32Array), evaluations: 0 }
-      : await solveOde(dit, data, from, { method: c.method, times: times.toReversed(), held: true });
-    const noise = inverted.x, kept = mask && { mask, noise, data }, held = !mask;
-    const edited = await solveOde(dit, noise, to, { method: c.method, cfg, times, kept, held });
+      : await solveOde(dit, data, from, { method: c.method, times: times.toReversed(), clampTime: true });
+    const noise = inverted.x, kept = mask && { mask, noise, data }, clampTime = !mask;
+    const edited = await solveOde(dit, noise, to, { method: c.method, cfg, times, kept, clampTime });
     const nfe = inverted.evaluations + edited.evaluations;
 
     const latents = [data, edited.x].map((z) => channelsFirst(z, C)),

@@ -281,8 +281,8 @@ export function toBytes(pixels: Float32Array): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * A grid of square images, row by row, with white lines between; each pixel becomes `scale` x `scale`.
- * @param images each `[size,size,3]` bytes
+ * A grid of images, row by row, with white lines between; each pixel becomes `scale` x `scale`.
+ * @param images each `[imageHeight,size,3]` bytes; square by default
  * @throws ShapeError without images, or if one has another size
  */
 export function grid(
@@ -291,18 +291,18 @@ export function grid(
   columns: number,
   scale = Math.max(1, Math.ceil(64 / size)),
   gap = 2,
-  high = size,
+  imageHeight = size,
 ): Image {
-  const wrong = images.findIndex((image) => image.length !== 3 * size * high);
+  const wrong = images.findIndex((image) => image.length !== 3 * size * imageHeight);
   if (images.length === 0 || wrong >= 0) {
     throw new ShapeError(
       images.length === 0
         ? "Cannot make a grid: there are no images"
-        : `Cannot make a grid: image ${wrong} is not ${size} x ${high}`,
+        : `Cannot make a grid: image ${wrong} is not ${size} x ${imageHeight}`,
     );
   }
   const across = Math.min(columns, images.length), down = Math.ceil(images.length / across);
-  const [w, h] = [size * scale, high * scale];
+  const [w, h] = [size * scale, imageHeight * scale];
   const width = across * (w + gap) + gap, height = down * (h + gap) + gap;
   const data = new Uint8Array(3 * width * height).fill(255);
   images.forEach((image, i) => {
@@ -317,19 +317,19 @@ export function grid(
   return { width, height, data };
 }
 
-/** A grid of pairs of square images: each row of first images is above its row of second ones; a short row is padded. */
+/** A grid of pairs of images: each row of first images is above its row of second ones; a short row is padded. */
 export function pairGrid(
   pairs: readonly (readonly [Uint8Array, Uint8Array])[],
   size: number,
   columns: number,
-  high = size,
+  imageHeight = size,
 ): Image {
   const across = Math.min(columns, pairs.length), rows: Uint8Array[] = [];
-  const white = new Uint8Array(3 * size * high).fill(255);
+  const white = new Uint8Array(3 * size * imageHeight).fill(255);
   for (let at = 0; at < pairs.length; at += across) {
     for (const k of [0, 1] as const) {
       for (let i = at; i < at + across; i++) rows.push(pairs[i]?.[k] ?? white);
     }
   }
-  return grid(rows, size, across, undefined, undefined, high);
+  return grid(rows, size, across, undefined, undefined, imageHeight);
 }

@@ -67,8 +67,8 @@ export class InceptionFeatures {
       cache?: { features: FeatureCache | undefined; view: View };
     },
   ): Promise<InceptionFeatures> {
-    const most = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
-    const batchSize = Math.max(1, Math.min(options.batchSize, most));
+    const maxBatch = Math.floor(device().limits.maxStorageBufferBindingSize / LARGEST_MAP);
+    const batchSize = Math.max(1, Math.min(options.batchSize, maxBatch));
     const wanted = [...new Set(options.kinds.map((q) => INCEPTION_OUTPUT[q]))];
     const { size, floats = false } = options;
     const program = await imageProgram("inception", (x) => {

@@ -24,8 +24,8 @@ export class LpipsScore implements PairScore {
   /** @param options.batchSize upper limit; smaller if the device cannot bind that much */
   static async open(lpips: Lpips, options: { size: number; batchSize: number }): Promise<LpipsScore> {
     const { size: S } = options;
-    const most = Math.floor(device().limits.maxStorageBufferBindingSize / (4 * S * S * 64));
-    const B = Math.max(1, Math.min(options.batchSize, most));
+    const maxBatch = Math.floor(device().limits.maxStorageBufferBindingSize / (4 * S * S * 64));
+    const B = Math.max(1, Math.min(options.batchSize, maxBatch));
     const images = () => imageInput(B, S);
     const program = capture(
       "lpips",

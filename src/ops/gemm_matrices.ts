@@ -35,10 +35,10 @@ export function findMatrices(): MatrixUnit | undefined {
 }
 
 /** What became of {@link prepareMatrices}: in use, or why they are not although the device has them. */
-export type Prepared = { unit?: MatrixUnit; failure?: string };
+export type MatrixSetup = { unit?: MatrixUnit; failure?: string };
 
 /** Uses the subgroup matrices of the open device where it has them and their self-test passes. */
-export async function prepareMatrices(unit = findMatrices()): Promise<Prepared> {
+export async function prepareMatrices(unit = findMatrices()): Promise<MatrixSetup> {
   if (!unit) return {};
   useMatrices(unit);
   const failure = await selfTest().catch((error) => error instanceof Error ? error.message : String(error));

@@ -40,7 +40,7 @@ export interface OdeOptions {
    * Whether a network of data is asked at times up to 1 - minTimeLeft (0.95) only, whose velocities serve from there on (false).
    * Its own ones become too small there, and nothing at the image itself, so that inversion finds too little noise.
    */
-  held?: boolean;
+  clampTime?: boolean;
 }
 
 /**
@@ -52,7 +52,7 @@ export async function solveOde(
   model: Denoiser,
   x: Float32Array<ArrayBuffer>,
   label: number,
-  { method, cfg = 1, times, kept, held = false }: OdeOptions,
+  { method, cfg = 1, times, kept, clampTime = false }: OdeOptions,
 ): Promise<{ x: Float32Array<ArrayBuffer>; evaluations: number }> {
   const { input_size: S, in_channels: C } = model.config, shape = [1, S, S, C];
   const known = kept &&
@@ -62,7 +62,7 @@ export async function solveOde(
       data: constant(kept.data, shape),
     };
   try {
-    using sampler = await new Sampler(held ? heldVelocities(model) : model, {
+    using sampler = await new Sampler(clampTime ? withClampedTime(model) : model, {
       ...{ sampler: method, steps: times.length - 1, shift: 1, times, cfg, cfgInterval: [0, 1] },
       ...{ batchSize: 1, seed: 0, batches: 1 },
       ...known && { constrain: (x, t) => withKnown(x, t, known) },
@@ -75,7 +75,7 @@ export async function solveOde(
 }
 
 /** The same velocities up to time 1 - minTimeLeft, and that of this time after it, without a bound. */
-function heldVelocities(model: Denoiser): Denoiser {
+function withClampedTime(model: Denoiser): Denoiser {
   const { minTimeLeft = 0, config, classTable } = model;
   if (minTimeLeft === 0) return model;
   const until = (t: Tensor) => pointwise(["min(x0, T(s0))"], [t], [1 - minTimeLeft]);

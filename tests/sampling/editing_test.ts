@@ -84,16 +84,16 @@ Deno.test("inversion with a network of data finds the noise that the velocities 
   await testDevice();
   const data = Float32Array.from(randomArray(SIZE_OF_FLOW, 3), (v) => M + D * v);
   const expected = data.map((v) => (v - M) / D), times = editTimes(32, 1);
-  const invert = (held: boolean) =>
-    solve(POSTERIOR, data, 0, { method: "heun", times: times.toReversed(), held });
+  const invert = (clampTime: boolean) =>
+    solve(POSTERIOR, data, 0, { method: "heun", times: times.toReversed(), clampTime });
   const noise = await invert(true), bounded = await invert(false), off = distance(noise, expected);
   assert(off < 0.005 && distance(bounded, expected) > 4 * off, `${off} ${distance(bounded, expected)}`);
-  const back = distance(await solve(POSTERIOR, noise, 0, { method: "heun", times, held: true }), data);
+  const back = distance(await solve(POSTERIOR, noise, 0, { method: "heun", times, clampTime: true }), data);
   assert(back < 0.005, `${back}`);
   // A network of velocities is asked at its own times.
   const dit = await tiny(), latent = random(3), options = { method: "euler", times: [1, 0.5, 0] } as const;
   assertEquals(
-    await solve(dit, latent, 1, { ...options, held: true }),
+    await solve(dit, latent, 1, { ...options, clampTime: true }),
     await solve(dit, latent, 1, options),
   );
 });
