@@ -37,7 +37,9 @@ import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from ".
  * the real and the training images is kept, so that several sets can be scored against them.
  */
 export class SetEvaluation implements Disposable {
-  readonly #extractors = new Map<EncoderSpace, EncoderFeatures>();
+  /** The extractor that is open: one at a time, each has its own copy of the weights. */
+  #open: { space: EncoderSpace; features: EncoderFeatures } | undefined;
+  readonly #encoderViews = new Map<EncoderSpace, View>();
   readonly #features: ComputedFeatures;
   readonly #views = new Map<InputSource, InceptionView>();
   /** Of the real sets by space: the moments that a metric computes of them are kept there. */
@@ -166,12 +168,12 @@ export class SetEvaluation implements Disposable {
         return {};
       });
     }
-    const { six } = this;
-    if (six) {
+    if (this.six) {
+      this[Symbol.dispose]();
       const { batchSize, seed, saveStats, saveFeatures } = this.options, show = () => Promise.resolve();
       const context = { seed, progress: this.log.progress.bind(this.log), show };
       const keep = { features: saveFeatures !== undefined, keep: (saveStats ?? saveFeatures) !== undefined };
-      await six.score(selection.from("six"), real, fake, context, { batchSize, ...keep }, results);
+      await this.six.score(selection.from("six"), real, fake, context, { batchSize, ...keep }, results);
     }
     const metrics = selection.from("inception");
     if (inception && metrics.length > 0) {
@@ -196,8 +198,8 @@ export class SetEvaluation implements Disposable {
           ...this.#features.get(images) ?? [],
           ...this.six?.computed(images) ?? [],
         ]);
-      const computed = { inception, spaces, about: { ...await this.#about(), [JPEG]: holdsJpegs(real) } };
-      await results.add(() => saveComputed(computed, this.options, this.log));
+      const about = { ...await this.#about(), [JPEG]: holdsJpegs(real) };
+      await results.add(() => saveComputed({ inception, spaces, about }, this.options, this.log));
     }
   }
 
@@ -210,29 +212,31 @@ export class SetEvaluation implements Disposable {
   ): Promise<void> {
     const { batchSize, imageSize: square, seed } = this.options, { log, selection } = this;
     const n = train.images.length + (real.images?.length ?? 0) + (fake.images?.length ?? 0);
-    const open = (space: EncoderSpace) =>
-      kept(
-        this.#extractors,
-        space,
-        () => EncoderFeatures.open(encoder, { batchSize, n, square, space, cache: this.cache }),
-      );
+    const settings = { batchSize, n, square, cache: this.cache };
+    const open = async (space: EncoderSpace) => {
+      if (this.#open?.space !== space) this[Symbol.dispose]();
+      this.#open ??= { space, features: await EncoderFeatures.open(encoder, { ...settings, space }) };
+      this.#encoderViews.set(space, this.#open.features.view);
+      return this.#open.features;
+    };
     const realFeatures = real.images &&
       await kept(this.#features, real.images, () => Promise.resolve(new Map()));
-    const memories = { real: realFeatures ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() };
-    const sets = { real, fake };
+    const memories = { real: realFeatures ?? new Map(), fake: new Map<EncoderSpace, LabelledFeatures>() },
+      sets = { real, fake };
     const extract = async (space: EncoderSpace, report: Report, side: "real" | "fake") => {
-      const features = await open(space), { name, images } = sets[side];
-      if (features.fingerprint === this.options.ownEncoder) this.#warn(PARTIAL);
-      if (features.substitute) this.#once(features.substitute);
       return await kept(memories[side], space, async () => {
-        const sizes = new Sizes(), extracted = await features.extract(images as InputSource, sizes);
-        report({ name }, sizes, features.view);
+        const features = await open(space);
+        if (features.fingerprint === this.options.ownEncoder) this.#warn(PARTIAL);
+        if (features.substitute) this.#once(features.substitute);
+        const sizes = new Sizes(),
+          extracted = await features.extract(sets[side].images as InputSource, sizes);
+        report(sets[side], sizes, features.view);
         return extracted;
       });
     };
     const show: SetContext["show"] = (...args) => this.#show([real, fake], ...args);
-    const metrics: EncoderMetric[] = selection.from("encoder");
-    const network = { name: encoder.path, fingerprint: await encoder.fingerprint() };
+    const metrics: EncoderMetric[] = selection.from("encoder"),
+      network = { name: encoder.path, fingerprint: await encoder.fingerprint() };
     for (const space of new Set(metrics.map(({ space }) => space))) {
       const inSpace = metrics.filter((metric) => metric.space === space),
         report = this.#reporter(placeOf(space));
@@ -245,7 +249,7 @@ export class SetEvaluation implements Disposable {
       const before = this.#real.get(space), known = before?.set === real ? before.view : undefined;
       const a = known ?? await view("real"), b = await view("fake"), progress = log.progress.bind(log);
       this.#real.set(space, { set: real, view: a });
-      const own = () => encoderIngredients("encoder", network, space, this.#extractors.get(space)?.view);
+      const own = () => encoderIngredients("encoder", network, space, this.#encoderViews.get(space));
       for (const compute of new Set(inSpace.map(({ compute }) => compute))) {
         await results.add(async () => selection.reported(await compute(a, b, { seed, progress, show })), own);
       }
@@ -262,7 +266,7 @@ export class SetEvaluation implements Disposable {
       this.#learnt = { real: real.images, train: train.images, context };
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
-    const features = encoderIngredients("labels", network, "patches", this.#extractors.get("patches")?.view);
+    const features = encoderIngredients("labels", network, "patches", this.#encoderViews.get("patches"));
     for (const { compute, input } of labels) {
       const own: OwnIngredients = input === undefined ? features : { from: "labels", input };
       await results.add(() => compute(context), () => own);
@@ -276,7 +280,8 @@ export class SetEvaluation implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    for (const features of this.#extractors.values()) features.destroy();
+    this.#open?.features.destroy();
+    this.#open = undefined;
   }
 
   async #byInception(
@@ -359,9 +364,8 @@ export class SetEvaluation implements Disposable {
       const few = counts.length > 0 && cautionOfFew(...counts);
       if (few) this.#warn(few);
     }
-    for (const text of cautionsOf(real, fake)) this.#warn(text);
-    const { protocol } = this.options;
-    if (protocol) { for (const text of cautionsOfProtocol(protocol, real, fake)) this.#warn(text); }
+    const { protocol } = this.options, own = protocol ? cautionsOfProtocol(protocol, real, fake) : [];
+    for (const text of [...cautionsOf(real, fake), ...own]) this.#warn(text);
   }
 
   /** Logs a line once. */

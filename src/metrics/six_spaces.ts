@@ -1,5 +1,5 @@
-// FDr6 (FD-loss, arXiv 2604.28190) and MIND6: the mean over six spaces of FD / valFD, of MIND. The networks are on the device one
-// after another.
+// FDr6 (FD-loss, arXiv 2604.28190) and MIND6: the mean over six spaces of FD / valFD, of MIND. The encoders are on the device one
+// after another; Inception, which other metrics use too, stays.
 
 import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
 import { inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";

@@ -16,6 +16,7 @@ import { Shapes } from "../../src/data/toy_shapes.ts";
 import { UsageError } from "../../src/errors.ts";
 import { exists, readJson } from "../../src/formats/files.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
+import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
 import {
@@ -219,5 +220,44 @@ Deno.test("the moments of the real set are computed once for all sets that are s
     assertEquals(computed, 6);
   } finally {
     Moments.prototype.gaussian = gaussian;
+  }
+});
+
+Deno.test("one extractor is on the device at a time, and is opened again only for another space", async () => {
+  await testDevice();
+  const encoder = await openEncoder(), { log } = quietLog(), opened: string[] = [];
+  using workers = new Workers(0);
+  const images = (seed: number) => ({
+    name: `${seed}`,
+    images: generatedInputs(workers, new Shapes(4, seed), 32),
+  });
+  const real = images(1), { open } = EncoderFeatures, { destroy } = EncoderFeatures.prototype;
+  const never = () => Promise.reject(new Error("not needed"));
+  const networks = { inception: never, lpips: never, encoder: () => Promise.resolve(encoder) };
+  const options = { ...networks, batchSize: 4, seed: 0, inceptionInput: "adm" } as const;
+  const selection = new Selection("sets", { metrics: ["fd-encoder", "mind-encoder", "fd-cls"] });
+  let live = 0;
+  EncoderFeatures.open = (encoder, options) => {
+    opened.push(options.space ?? "patches");
+    assertEquals(live++, 0);
+    return open.call(EncoderFeatures, encoder, options);
+  };
+  EncoderFeatures.prototype.destroy = function () {
+    live--;
+    destroy.call(this);
+  };
+  try {
+    {
+      using evaluation = await SetEvaluation.open(selection, options, real, images(2), log);
+      const results = new Results();
+      await evaluation.score(real, images(2), { images: real.images, side: 32 }, results);
+      results.rethrow();
+      assert(["fd_encoder", "fd_cls"].every((key) => results.scores[key]! > 0));
+    }
+    assertEquals(opened, ["patches", "cls"]);
+    assertEquals(live, 0);
+  } finally {
+    EncoderFeatures.open = open;
+    EncoderFeatures.prototype.destroy = destroy;
   }
 });
