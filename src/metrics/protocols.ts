@@ -81,7 +81,7 @@ export const PROTOCOLS: Readonly<Record<ProtocolName, Protocol>> = {
 };
 
 /** What decides the protocol of a figure. */
-export interface Conduct {
+export interface ProtocolOptions {
   /** --protocol. */
   protocol?: ProtocolName | undefined;
   inceptionInput: InceptionInput;
@@ -95,7 +95,7 @@ export interface Conduct {
  */
 export function protocolOf(
   metric: { name: string; from: string; space?: EncoderSpace },
-  { protocol, inceptionInput, imageSize }: Conduct,
+  { protocol, inceptionInput, imageSize }: ProtocolOptions,
   images: number | undefined,
 ): ProtocolName | "tok" {
   const name = metric.from !== "six" ? metric.name : metric.name.startsWith("mind") ? "mind6" : "fdr6"; // of a space
@@ -145,7 +145,7 @@ export function cautionsOfProtocol(
  * @throws UsageError for a metric that it does not define
  */
 export function underProtocol<
-  C extends Conduct & { metrics?: string[] | undefined },
+  C extends ProtocolOptions & { metrics?: string[] | undefined },
 >(c: C, subject: "tokenizer" | "model" | "sets"): C & { standard?: readonly string[] } {
   if (c.protocol === undefined) return c;
   const { metrics, input } = PROTOCOLS[c.protocol];

@@ -7,7 +7,7 @@ import { INCEPTION_FILE } from "../models/inception.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
 import type { CommonIngredients, Ingredients, OwnIngredients, PartIngredients } from "./ingredients.ts";
-import { type Conduct, type ProtocolName, protocolOf, PROTOCOLS } from "./protocols.ts";
+import { type ProtocolName, protocolOf, type ProtocolOptions, PROTOCOLS } from "./protocols.ts";
 import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
 import type { PairScore } from "./pairs.ts";
 
@@ -201,7 +201,7 @@ export class Results {
   /** What each figure was computed from, by its key. */
   readonly ingredients: Record<string, Ingredients> = {};
   #part: PartIngredients = {};
-  #conduct: Conduct | undefined;
+  #options: ProtocolOptions | undefined;
   readonly #own = new Map<string, OwnIngredients>();
   #failure: Error | undefined;
 
@@ -214,9 +214,9 @@ export class Results {
   constructor(private readonly common?: CommonIngredients) {}
 
   /** Says what the figures that are added from now on have in common, and what decides their protocol. */
-  describe(part: PartIngredients, conduct: Conduct): void {
+  describe(part: PartIngredients, options: ProtocolOptions): void {
     this.#part = part;
-    this.#conduct = conduct;
+    this.#options = options;
   }
 
   /** Ingredients of a {@link guarded} score, by its key. */
@@ -236,10 +236,10 @@ export class Results {
       Object.assign(this.scores, scores);
       for (const key of Object.keys(scores)) {
         const ingredients = own(key);
-        if (!this.common || !this.#conduct || !ingredients) continue;
+        if (!this.common || !this.#options || !ingredients) continue;
         const { from, space } = ingredients, name = key.replaceAll("_", "-");
         const metric = { name, from, ...from === "encoder" && { space: space as EncoderSpace } };
-        const protocol = protocolOf(metric, this.#conduct, this.#part.fake?.count);
+        const protocol = protocolOf(metric, this.#options, this.#part.fake?.count);
         this.ingredients[key] = { protocol, ...this.common, ...this.#part, ...ingredients };
       }
     } catch (error) {
