@@ -211,28 +211,27 @@ export class EncoderFeatures {
     const { batchSize, n, square, space = "patches" } = options;
     const { config, view } = encoderIn(space, encoder, square), network = encoderNetwork(config);
     const networks: { network: object; head?: PoolingHead | undefined } = { network };
-    try {
-      const fingerprint = await encoder.load(network), size = sideOf(view.network.preprocessor) as number;
-      const head = networks.head = readsHead(space) ? await encoder.head() : undefined;
-      if (readsHead(space) && space !== "embedding" && !head) {
-        throw new UsageError(
-          `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
-        );
-      }
-      const program = await imageProgram(
-        "features",
-        (x) => ({ y: rowsIn(space, network.forward(x), head) }),
-        { batchSize, size, n, floats: true },
+    using opened = new DisposableStack();
+    opened.defer(() => free(networks));
+    const fingerprint = await encoder.load(network), size = sideOf(view.network.preprocessor) as number;
+    const head = networks.head = readsHead(space) ? await encoder.head() : undefined;
+    if (readsHead(space) && space !== "embedding" && !head) {
+      throw new UsageError(
+        `Cannot pool the features of "${encoder.path}": its file has no pooling head; give the complete checkpoint`,
       );
-      const weights = [fingerprint, head ? await encoder.headFingerprint() ?? "" : "no head"];
-      const key = [...weights, space, JSON.stringify(config), JSON.stringify(view)];
-      const cache = await options.cache?.space(key, { y: program.outputs.y.dim(-1) });
-      const serves = space === "embedding" ? substituteOf(encoder, head) : undefined;
-      return new EncoderFeatures(networks, program, cache, view, fingerprint, serves);
-    } catch (error) {
-      free(networks);
-      throw error;
     }
+    const program = await imageProgram(
+      "features",
+      (x) => ({ y: rowsIn(space, network.forward(x), head) }),
+      { batchSize, size, n, floats: true },
+    );
+    const weights = [fingerprint, head ? await encoder.headFingerprint() ?? "" : "no head"];
+    const key = [...weights, space, JSON.stringify(config), JSON.stringify(view)];
+    opened.defer(() => program.destroy());
+    const cache = await options.cache?.space(key, { y: program.outputs.y.dim(-1) });
+    const serves = space === "embedding" ? substituteOf(encoder, head) : undefined;
+    opened.move();
+    return new EncoderFeatures(networks, program, cache, view, fingerprint, serves);
   }
 
   /** Features of an image. */

@@ -16,7 +16,7 @@ import { type EvaluationOptions, labelContext } from "./evaluation_options.ts";
 import { rowsOf } from "./gram.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { Features } from "./moments.ts";
-import { addPairs, allScores, bytesOf, type PairScore } from "./pairs.ts";
+import { addPairs, allScores, bytesOf, OpenScores, type PairScore } from "./pairs.ts";
 import { ShownImages, tokenMaps, writePcaPicture } from "./pca_picture.ts";
 import { LatentSummary } from "./representation.ts";
 import type { Results, Selection } from "./selection.ts";
@@ -62,13 +62,10 @@ export async function evaluateTokenizer(
   const few = reconstructions.some(({ name }) => name === "rfid") && cautionOfFew(n);
   if (few) log.warn(few);
   const noises = await noisesOf(tokenizer, reconstructions, options, log);
-  const context = { ...options, n, size, batchSize }, levels: PairScore[][] = [];
-  const first: PairScore[] = [];
-  if (noises.length > 0) { for (const metric of reconstructions) first.push(await metric.open(context)); }
-  for (const [k] of noises.entries()) {
-    levels.push(k === 0 ? first : first.map((score) => score.again?.() ?? score));
-  }
-  const guarded = levels.map((scores) => scores.map((score) => results.guarded(score)));
+  using scores = await OpenScores.open(reconstructions, { ...options, n, size, batchSize });
+  const guarded = noises.map((_, k) =>
+    (k === 0 ? scores.first : scores.again()).map((score) => results.guarded(score))
+  );
   const table = new ImageScores(size);
   const pass = async (noises: readonly (LatentNoise | undefined)[]) => {
     const shape = { cells: tokenizer.side(size) ** 2, channels: tokenizer.channels };
@@ -107,14 +104,14 @@ export async function evaluateTokenizer(
   for (const [k, noise] of noises.entries()) {
     if (!found) break;
     await results.add(async () => {
-      const scores = noisy(await allScores(guarded[k] as PairScore[]), noise);
-      return noise ? scores : { ...scores, n };
+      const values = noisy(await allScores(guarded[k] as PairScore[]), noise);
+      return noise ? values : { ...values, n };
     }, (key) => {
       const own = results.ofPairs(noise ? key.slice(0, key.lastIndexOf("_sigma_")) : key);
       return own && { ...own, ...noise && { latentNoise: noise.sigma } };
     });
   }
-  for (const score of levels.toReversed().flat()) score.destroy?.();
+  scores[Symbol.dispose](); // before other networks are opened
   if (found) await table.write(options.out, log);
   else if (noises.length > 0) await attempt([]); // the decoder failed; latents have scores of their own
   if (!found) return { images: table };

@@ -77,6 +77,8 @@ export class InceptionFeatures {
     }, { batchSize, size, floats });
     const { identity } = inception, { features, view } = options.cache ?? {};
     const widths = Object.fromEntries(wanted.map((name) => [name, INCEPTION_WIDTHS[name]]));
+    using opened = new DisposableStack();
+    opened.defer(() => program.destroy());
     const cache = identity && await features?.space(
       ["Inception", identity.fingerprint, options.input, JSON.stringify(view)],
       widths as Record<InceptionOutput, number>,
@@ -85,6 +87,7 @@ export class InceptionFeatures {
       ...identity && { network: identity },
       input: `${bytesOf(size)}, Inception as ${options.input} does`,
     };
+    opened.move();
     return new InceptionFeatures(program, options.kinds, cache, ingredients);
   }
 

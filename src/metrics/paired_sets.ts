@@ -10,7 +10,7 @@ import type { SetOptions } from "./evaluation_options.ts";
 import { cautionOfFew } from "./cautions.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { ImageSet } from "./image_set.ts";
-import { type PairBatch, scorePairs } from "./pairs.ts";
+import { OpenScores, type PairBatch, scorePairs } from "./pairs.ts";
 import type { Results, Selection } from "./selection.ts";
 
 /** A name without the extension of an image. */
@@ -112,13 +112,12 @@ export class PairedSets {
   async score(results: Results): Promise<ImageScores> {
     const { size: { width, height }, partners, log } = this, n = partners.length;
     const batchSize = Math.min(this.options.batchSize, n),
-      table = new ImageScores(width, height),
-      scores = [];
+      table = new ImageScores(width, height);
     const context = { ...this.options, n, size: width, height, batchSize };
     const few = this.selection.from("reconstructions").some(({ name }) => name === "rfid") && cautionOfFew(n);
     if (few) log.warn(few);
-    for (const metric of this.selection.from("reconstructions")) scores.push(await metric.open(context));
-    const guarded = scores.map((score) => results.guarded(score));
+    using scores = await OpenScores.open(this.selection.from("reconstructions"), context);
+    const guarded = scores.first.map((score) => results.guarded(score));
     const progress = log.progress("pairs", n, "images");
     await results.add(async () => {
       const all = await scorePairs(this.#batches(batchSize), guarded, (batch, values) => {
@@ -127,9 +126,7 @@ export class PairedSets {
       });
       await table.write(this.options.out, log);
       return { ...all, n };
-    });
-    progress.end();
-    for (const score of scores) score.destroy?.();
+    }).finally(() => progress.end());
     return table;
   }
 

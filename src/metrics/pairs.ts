@@ -20,6 +20,41 @@ export interface PairScore {
   destroy?(): void;
 }
 
+/** Scores that are open together; disposal destroys all of them, the last one first. */
+export class OpenScores implements Disposable {
+  readonly first: PairScore[] = [];
+  readonly #open = new DisposableStack();
+
+  /** Opens the scores of metrics. If one cannot be opened, those before it are destroyed. */
+  static async open<C>(
+    metrics: readonly { open(context: C): PairScore | Promise<PairScore> }[],
+    context: C,
+  ): Promise<OpenScores> {
+    const scores = new OpenScores();
+    try {
+      for (const metric of metrics) scores.first.push(scores.#kept(await metric.open(context)));
+      return scores;
+    } catch (error) {
+      scores[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  /** The same scores of other reconstructions, see {@link PairScore.again}. */
+  again(): PairScore[] {
+    return this.first.map((score) => score.again ? this.#kept(score.again()) : score);
+  }
+
+  [Symbol.dispose](): void {
+    this.#open.dispose();
+  }
+
+  #kept(score: PairScore): PairScore {
+    this.#open.defer(() => score.destroy?.());
+    return score;
+  }
+}
+
 /** Which pixels are compared, as an ingredient. */
 export const bytesOf = (width: number, height = width) => `RGB bytes of ${width} x ${height}`;
 

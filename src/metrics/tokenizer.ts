@@ -72,21 +72,20 @@ export async function* tokenized(
   options: { size: number; batchSize: number; noises: readonly (LatentNoise | undefined)[] },
 ): AsyncGenerator<TokenizedBatch> {
   const { size, batchSize, noises } = options, n = source.length, levels = noises.length;
+  using programs = new DisposableStack();
   const encoder = await encoderProgram(tokenizer, batchSize, size, n);
+  programs.defer(() => encoder.destroy());
   const encoded = infer(encoder, source, n), waiting: Inferred<"z">[] = [];
   const complete = ({ first, count, images, labels, outputs }: Inferred<"z">) => ({
     ...{ first, count, labels, latents: outputs.z },
     originals: unpackImages(images as Uint32Array<ArrayBuffer>, size),
   });
   if (levels === 0) {
-    try {
-      for await (const batch of encoded) yield { ...complete(batch), reconstructions: [] };
-    } finally {
-      encoder.destroy();
-    }
+    for await (const batch of encoded) yield { ...complete(batch), reconstructions: [] };
     return;
   }
   const decoder = await decoderProgram(tokenizer, batchSize, size);
+  programs.defer(() => decoder.destroy());
   /** Latents of run `at / batchSize` of the decoder: each level of a batch in turn, incomplete ones filled with their last image. */
   const load = async (at: number) => {
     const level = at / batchSize % levels, noise = noises[level];
@@ -113,8 +112,6 @@ export async function* tokenized(
     }
   } finally {
     await encoded.return(undefined);
-    encoder.destroy();
-    decoder.destroy();
   }
 }
 

@@ -12,6 +12,7 @@ import { dirname, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { readImage, writePng } from "../../src/image/image.ts";
 import { ImageScores } from "../../src/metrics/image_scores.ts";
+import { OpenScores } from "../../src/metrics/pairs.ts";
 import { pairsByName } from "../../src/metrics/paired_sets.ts";
 import { msSsim, psnr, ssim } from "../../src/metrics/psnr_ssim.ts";
 import { openImages } from "../../src/data/open_images.ts";
@@ -247,4 +248,18 @@ Deno.test("--latent-noise decodes latents with Gaussian noise in units of their 
     "Cannot use --latent-noise: it is for the latents of a tokenizer, and this scores two sets of images",
   );
   await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("scores that are open are destroyed if the next one cannot be opened", async () => {
+  const events: string[] = [];
+  const metric = (name: string) => ({
+    open: () => ({ add() {}, scores: () => ({}), destroy: () => void events.push(name) }),
+  });
+  const broken = { open: () => Promise.reject(new UsageError("no weights")) };
+  await assertRejects(
+    () => OpenScores.open([metric("a"), metric("b"), broken], {}),
+    UsageError,
+    "no weights",
+  );
+  assertEquals(events, ["b", "a"]);
 });
