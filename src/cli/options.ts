@@ -184,7 +184,7 @@ export const validating = {
 export const optimizing = (beta1: number, beta2: number) => ({
   precision: training(
     z.enum(["f32", "f16"]).default("f32"),
-    "Storage of activations and of the weights that GEMMs read; f16 halves their memory, and uses tensor cores with --gpu dawn",
+    "Storage of activations and of the weights that GEMMs read; f16 takes half of the memory, and uses tensor cores with --gpu dawn",
   ),
   recompute: training(flag(), "Activation recomputation: less memory, 16 to 33 % more compute", {
     free: true,

@@ -4,7 +4,7 @@
 
 import { UsageError } from "../errors.ts";
 import { type AdapterFacts, adapterFacts, requestDevice } from "./device.ts";
-import { dawnFolder, INSTALL_DAWN, openProvider, type Provider } from "./provider.ts";
+import { dawnFolder, INSTALL_DAWN, isThere, openProvider, type Provider } from "./provider.ts";
 import { prepareDrivers } from "./software/prepare.ts";
 
 export interface Finding {
@@ -252,13 +252,4 @@ export function diagnose(
     });
   }
   return found;
-}
-
-function isThere(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch {
-    return false;
-  }
 }

@@ -183,7 +183,8 @@ export function dawnFolder(
   return undefined;
 }
 
-function isThere(path: string): boolean {
+/** Whether a file or folder exists. */
+export function isThere(path: string): boolean {
   try {
     Deno.statSync(path);
     return true;
