@@ -2,7 +2,7 @@
 // them. All rows train for the same number of steps and differ in nothing else than their options.
 
 import { join } from "@std/path";
-import type { Scores } from "../metrics/table.ts";
+import type { Scores } from "../metrics/metric.ts";
 import type { Step } from "./cells.ts";
 
 /** One configuration: options of `tok align` besides those of every row. */

@@ -4,7 +4,7 @@
 import { join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists, makeFolder, readJson, writeJson } from "../formats/files.ts";
-import type { Scores } from "../metrics/table.ts";
+import type { Scores } from "../metrics/metric.ts";
 
 /** A command of a cell. */
 export interface Step {

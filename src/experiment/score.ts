@@ -9,7 +9,7 @@ import { frechet } from "../metrics/frechet.ts";
 import { Moments } from "../metrics/moments.ts";
 import { accuracy, predict, trainProbe } from "../metrics/linear_probe.ts";
 import { imageMeans, type PairScore } from "../metrics/pairs.ts";
-import type { Scores } from "../metrics/table.ts";
+import type { Scores } from "../metrics/metric.ts";
 import { latentFeatures, scoreReconstruction } from "../metrics/tokenizer.ts";
 import { TOY_CLASSIFIER_SIZE, TOY_CLASSIFIER_WIDTH } from "../models/toy_classifier.ts";
 import { generate } from "../sampling/generate.ts";

@@ -1,7 +1,7 @@
 // What an experiment found: means and spreads over seeds as a Markdown table, whether the claims hold, a chart of every cell
 // (SVG), and a page with all of it.
 
-import type { Scores } from "../metrics/table.ts";
+import type { Scores } from "../metrics/metric.ts";
 import { type Claim, CLAIMS, holds, QUANTITIES, type Quantity, type Row, ROWS } from "./ablation.ts";
 
 /** Scores of the finished cells of each row, by seed. */

@@ -16,7 +16,7 @@ import { grid, writePng } from "../image/image.ts";
 import type { SetEvaluation } from "../metrics/evaluate.ts";
 import type { ImageSet } from "../metrics/image_set.ts";
 import { Results } from "../metrics/selection.ts";
-import type { Scores } from "../metrics/table.ts";
+import type { Scores } from "../metrics/metric.ts";
 import { loadState } from "../nn/layers.ts";
 import type { DiffusionModel, KnownTokenizer } from "../zoo/runs.ts";
 import { generate } from "../sampling/generate.ts";

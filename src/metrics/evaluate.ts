@@ -30,7 +30,7 @@ import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
 import { SixSpaces } from "./six_spaces.ts";
 import { cautionsOfProtocol } from "./protocols.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./table.ts";
+import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./metric.ts";
 
 /**
  * Two sets of images with the networks to compare them, opened before the images of a model are sampled. What is computed of

@@ -20,7 +20,7 @@ import { addPairs, allScores, bytesOf, OpenScores, type PairScore } from "./pair
 import { ShownImages, tokenMaps, writePcaPicture } from "./pca_picture.ts";
 import { LatentSummary } from "./representation.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { ReconstructionMetric } from "./table.ts";
+import type { ReconstructionMetric } from "./metric.ts";
 import { type LatentNoise, latentsOf, tokenized } from "./tokenizer.ts";
 
 interface Images {

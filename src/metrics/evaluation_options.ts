@@ -9,7 +9,7 @@ import type { EncoderSpace } from "./encoder_features.ts";
 import type { Saves } from "./image_set.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { ProtocolName } from "./protocols.ts";
-import type { LabelContext } from "./table.ts";
+import type { LabelContext } from "./metric.ts";
 
 /** Features by images and space. */
 export type ComputedFeatures = Map<InputSource, Map<EncoderSpace, LabelledFeatures>>;

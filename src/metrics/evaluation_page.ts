@@ -10,7 +10,8 @@ import { number, uriOf, writeReport } from "../run/report.ts";
 import type { ChannelHistograms } from "./channel_histograms.ts";
 import type { ImageScores } from "./image_scores.ts";
 import type { Ingredients, SetIngredients } from "./ingredients.ts";
-import { betterOf, type Scores } from "./table.ts";
+import type { Scores } from "./metric.ts";
+import { betterOf } from "./table.ts";
 
 /** What the page shows next to figures. */
 export interface Findings {

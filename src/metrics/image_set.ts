@@ -11,7 +11,7 @@ import type { Log } from "../run/log.ts";
 import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import type { FeatureKind, InceptionView } from "./inception.ts";
-import type { EncoderMetric, InceptionMetric, Metric, SixMetric } from "./table.ts";
+import type { EncoderMetric, InceptionMetric, Metric, SixMetric } from "./metric.ts";
 
 /** What decides which metrics a set allows. */
 export interface SetFacts {

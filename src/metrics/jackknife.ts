@@ -9,15 +9,8 @@ import type { Log } from "../run/log.ts";
 import { GROUPS, groupsOf, intervalOf } from "./bootstrap.ts";
 import type { InceptionView } from "./inception.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
-import {
-  type EncoderMetric,
-  type InceptionMetric,
-  isFigureOf,
-  METRICS,
-  type Scores,
-  type SetContext,
-  type SixMetric,
-} from "./table.ts";
+import type { EncoderMetric, InceptionMetric, Scores, SetContext, SixMetric } from "./metric.ts";
+import { isFigureOf, METRICS } from "./table.ts";
 
 type SetMetric = InceptionMetric | EncoderMetric;
 

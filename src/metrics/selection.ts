@@ -8,7 +8,8 @@ import { LPIPS_FILES } from "../models/lpips.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
 import type { CommonIngredients, Ingredients, OwnIngredients, PartIngredients } from "./ingredients.ts";
 import { type ProtocolName, protocolOf, type ProtocolOptions, PROTOCOLS } from "./protocols.ts";
-import { type Metric, METRICS, type Scores, type Subject } from "./table.ts";
+import type { Metric, Scores, Subject } from "./metric.ts";
+import { METRICS } from "./table.ts";
 import type { PairScore } from "./pairs.ts";
 
 /** What is scored, in messages. */

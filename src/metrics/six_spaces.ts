@@ -11,7 +11,7 @@ import type { ImageSet } from "./image_set.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
 import { othersOfSix, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
-import type { SetContext, SixMetric } from "./table.ts";
+import type { SetContext, SixMetric } from "./metric.ts";
 
 /** The view of Inception: ADM's crop, then as FD-loss resizes. */
 const INCEPTION_VIEW: View = {

@@ -1,160 +1,35 @@
 // The table of metrics: what each one scores, what it needs, and how it is computed. `tok eval` selects, checks and computes
 // from this table alone; a new metric is one entry here. Entries of one name are scores that are always taken together.
 
-import type { InputSource } from "../data/network_input.ts";
-import type { Log } from "../run/log.ts";
-import type { Inception, InceptionInput } from "../models/inception.ts";
-import { type Lpips, LPIPS_SIDE } from "../models/lpips.ts";
+import { LPIPS_SIDE } from "../models/lpips.ts";
 import { TOY_CLASSIFIER_SIZE } from "../models/toy_classifier.ts";
 import { openToyClassifier } from "../zoo/networks.ts";
-import { collect, imageProgram, type LabelledFeatures } from "./batched.ts";
-import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
-import type { EncoderSpace } from "./encoder_features.ts";
+import { collect, imageProgram } from "./batched.ts";
 import { notDinov2L, withoutCls, withoutHead } from "./encoder_spaces.ts";
 import { cmmd, kernelDistance } from "./fidelity.ts";
 import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import { randomOrder } from "./gram.ts";
-import {
-  type FeatureKind,
-  InceptionFeatures,
-  type InceptionView,
-  ReconstructionFrechet,
-} from "./inception.ts";
-import { accuracy, predict, type Probe } from "./linear_probe.ts";
+import { InceptionFeatures, type InceptionView, ReconstructionFrechet } from "./inception.ts";
+import { accuracy, predict } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
+import type {
+  EncoderMetric,
+  InceptionMetric,
+  Metric,
+  ReconstructionContext,
+  SetCompute,
+  SetMetric,
+  SixMetric,
+} from "./metric.ts";
 import { DENSITY_NEIGHBOURS, densityCoverage, NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
 import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
 import { mind } from "./sliced.ts";
 import { closest, nearestTraining, shareOfCopies } from "./copies.ts";
-import { ImageMean, type PairScore } from "./pairs.ts";
+import { ImageMean } from "./pairs.ts";
 import { MS_SSIM_SIDE, mse, msSsim, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
-import { channelRanges, cknna, CKNNA_NEIGHBOURS, type LatentSummary } from "./representation.ts";
+import { channelRanges, cknna, CKNNA_NEIGHBOURS } from "./representation.ts";
 import { neighbourAccuracy } from "./tokenizer.ts";
-
-/** What is scored. */
-export type Subject = "tokenizer" | "model" | "sets";
-
-/** Values by their key in metrics.json. */
-export type Scores = Record<string, number>;
-
-interface Entry {
-  /** As in --metrics. */
-  name: string;
-  of: readonly Subject[];
-  /** The option that must name the weights of its network. */
-  weights?: "inception" | "lpips";
-  /** Smallest number of images (of either set) that defines it. */
-  minImages?: number;
-  /** Computed only if --metrics names it. */
-  onRequest?: true;
-}
-
-/** Computed from pairs of images, batch by batch: originals and their reconstructions, or two sets with the same names. */
-export interface ReconstructionMetric extends Entry {
-  from: "reconstructions";
-  /** Smallest side of an image, pixels. */
-  minSide?: number;
-  /** Whether the images must be squares. */
-  square?: true;
-  /** Computed whenever images are reconstructed. */
-  always?: true;
-  open(context: ReconstructionContext): PairScore | Promise<PairScore>;
-}
-
-export interface ReconstructionContext {
-  /** Number of images, their width, and how many come at a time. */
-  n: number;
-  size: number;
-  /** Their height [the width]. */
-  height?: number;
-  batchSize: number;
-  inception(): Promise<Inception>;
-  inceptionInput: InceptionInput;
-  lpips(): Promise<Lpips>;
-}
-
-/** Computed from labelled features: the latents of a tokenizer, or an encoder's features of real images. */
-export interface LabelMetric extends Entry {
-  from: "labels";
-  /** Smallest number of training images of a class. */
-  minPerClass?: number;
-  /** What it is computed of instead of the features, as an ingredient. */
-  input?: string;
-  compute(context: LabelContext): Scores | Promise<Scores>;
-}
-
-export interface LabelContext {
-  train: LabelledFeatures;
-  test: LabelledFeatures;
-  /** A linear probe on `train`, trained once. */
-  probe(): Probe;
-  /** The generated images, their features and their side. */
-  fake?: LabelledFeatures & { images: InputSource; side: number };
-  batchSize: number;
-}
-
-/** Computed from a summary of a tokenizer's latents. */
-export interface LatentMetric extends Entry {
-  from: "latents";
-  /** Whether it compares with the encoder that the tokenizer was made from. */
-  original?: true;
-  /** @param features of the same images by that encoder */
-  compute(latents: LatentSummary, features: () => Promise<Features>): Scores | Promise<Scores>;
-}
-
-/** Computed from features of both sets. */
-interface SetMetric extends Entry {
-  /** What it needs of each set. */
-  real?: FeatureKind;
-  fake: FeatureKind;
-  compute: SetCompute;
-}
-
-type SetCompute = (real: InceptionView, fake: InceptionView, context: SetContext) => Promise<Scores>;
-
-export interface SetContext {
-  seed: number;
-  progress: Log["progress"];
-  /** Writes a picture of images of the fake set above others of the real one, by their numbers. */
-  show(
-    file: string,
-    what: string,
-    pairs: readonly (readonly [fake: number, real: number])[],
-  ): Promise<void>;
-}
-
-/** In an encoder's space. */
-export interface EncoderMetric extends SetMetric {
-  from: "encoder";
-  space: EncoderSpace;
-  /** Why it is not defined for an encoder. */
-  excludes?(encoder: EncoderSource<EncoderConfig>): string | undefined;
-  /** Whether it is defined only against images that the caller names, and not against generated shapes. */
-  named?: true;
-}
-
-/** In Inception's space. */
-export interface InceptionMetric extends SetMetric {
-  from: "inception";
-}
-
-/** In each of six spaces (six_networks.ts), with their mean. */
-export interface SixMetric extends SetMetric {
-  from: "six";
-  /** Begins the keys of the spaces. */
-  key: string;
-  /** Of the values in the order of the spaces. */
-  mean(values: readonly number[]): number;
-}
-
-export type Metric =
-  | SixMetric
-  | ReconstructionMetric
-  | LabelMetric
-  | LatentMetric
-  | EncoderMetric
-  | InceptionMetric;
 
 const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions" } as const;
 

@@ -8,7 +8,7 @@ import { type Cell, runCell, scoresOf, secondsOf } from "../../src/experiment/ce
 import { chart, type Found, markdownClaims, markdownTable, page } from "../../src/experiment/summary.ts";
 import { UsageError } from "../../src/errors.ts";
 import { makeFolder, writeAtomic } from "../../src/formats/files.ts";
-import type { Scores } from "../../src/metrics/table.ts";
+import type { Scores } from "../../src/metrics/metric.ts";
 
 const here = (name: string) => fromFileUrl(new URL(name, import.meta.url));
 const USAGE = `Usage: deno task experiment ablation [options]
