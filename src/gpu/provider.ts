@@ -4,6 +4,7 @@
 // downloads what is there; and a compiled executable has no npm packages but the embedded ones.
 
 import { UsageError } from "../errors.ts";
+import { pollRarely } from "./polling.ts";
 import { isSoftware } from "./software/prepare.ts";
 
 export const PROVIDERS = ["deno", "dawn"] as const;
@@ -96,6 +97,8 @@ const SOFTWARE_NAMES = ["llvmpipe", "SwiftShader", "Basic Render"];
 /** The package; `create` takes options such as "adapter=NAME" and the toggles of Dawn. */
 interface Package {
   create(options: readonly string[]): GPU;
+  /** The classes of WebGPU by name, and constants. */
+  readonly globals?: Readonly<Record<string, unknown>>;
 }
 
 let loaded: Provider | undefined;
@@ -107,7 +110,8 @@ export async function loadDawn(
   folder: string | undefined,
   more = Deno.env.get("TOK_DAWN_TOGGLES") ?? "",
 ): Promise<Provider> {
-  const { create }: Package = await importDawn(folder);
+  const { create, globals = {} }: Package = await importDawn(folder);
+  pollRarely(globals);
   const toggles = [...TOGGLES, ...more.split(",").filter(Boolean)];
   const request = async (...chosen: string[]): Promise<GPUAdapter | undefined> => {
     try {
