@@ -163,7 +163,7 @@ export function inputs(source: InputSource, view: View, sizes?: Sizes): Identifi
   };
 }
 
-/** Sizes that a source remembers: more than the images of a lookup in the cache. */
+/** Sizes that a source remembers: more than those of images that are loaded at the same time. */
 const MAX_SIZES = 4096;
 
 /** Inputs of images that are known by the hash of their bytes. */

@@ -6,7 +6,6 @@ import { NotFiniteError } from "../errors.ts";
 import { capture, type Program } from "../gpu/program.ts";
 import { throwIfStopped } from "../interruption.ts";
 import { ahead, depthOf } from "../data/prefetch.ts";
-import type { IdentifiedInputs } from "../data/network_input.ts";
 import { notFinite } from "../formats/finite.ts";
 import {
   type Batch,
@@ -18,7 +17,6 @@ import {
 import { noGrad } from "../tensor/autograd.ts";
 import { imageInput, packImages, pixels } from "../ops/pixels.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
-import type { CacheSpace } from "./feature_cache.ts";
 import type { Features } from "./moments.ts";
 
 /** A program over images `x`: an {@link imageInput}, or a network's input [B,H,W,3]. */
@@ -81,20 +79,11 @@ export async function* inferBatches<K extends string>(
   const { n, from = 0, parallel, nameOf } = options;
   const { size } = program.inputs.x, B = program.inputs.x.dim(0), each = size / B;
   const depth = depthOf({ parallel }, 4 * size);
-  const batches = ahead((k) => make(k * B), { from: from / B, to: Math.ceil(n / B), depth });
-  const upload = async () => {
-    const { value } = await batches.next();
-    if (value) program.inputs.x.storage.write(value.images); // takes effect after the run that is under way
-    return value ?? undefined;
-  };
-  let batch = await upload();
-  if (batch) program.run();
-  for (let first = from; batch; first += B) {
-    throwIfStopped();
-    const count = Math.min(B, n - first), { images, labels } = batch;
-    const next = upload(), loaded = await next.catch(() => undefined); // its error is thrown after the outputs of this batch
-    const outputs = await readOutputs(program, count, (i) => `image ${first + i} ("${nameOf(first + i)}")`);
-    if (loaded) program.run();
+  const load = async (k: number) => ({ ...await make(k * B), first: k * B, count: Math.min(B, n - k * B) });
+  const batches = ahead(load, { from: from / B, to: Math.ceil(n / B), depth });
+  const describe = ({ first }: { first: number }, b: number) => `image ${first + b} ("${nameOf(first + b)}")`;
+  for await (const { batch, outputs } of runBatches(program, batches, describe)) {
+    const { first, count, images, labels } = batch;
     yield {
       first,
       count,
@@ -102,82 +91,44 @@ export async function* inferBatches<K extends string>(
       labels: labels.subarray(0, count),
       outputs,
     };
+  }
+}
+
+/** A batch to run: the first `count` of its images are not padding. Without any, nothing runs. */
+export interface Loaded extends Batch<Upload> {
+  count: number;
+}
+
+/**
+ * Runs a program on batches in the order in which they are loaded; see the header.
+ * @param batches ends with its iterator, or with an undefined value
+ * @param nameOf image `b` of a batch, for error messages
+ */
+export async function* runBatches<K extends string, L extends Loaded>(
+  program: ImageProgram<K>,
+  batches: AsyncIterator<L | undefined, void>,
+  nameOf: (batch: L, b: number) => string,
+): AsyncGenerator<{ batch: L; outputs: Record<K, Float32Array> }> {
+  const upload = async () => {
+    const { value } = await batches.next();
+    if (value?.count) program.inputs.x.storage.write(value.images); // takes effect after the run that is under way
+    return value ?? undefined;
+  };
+  let batch = await upload();
+  if (batch?.count) program.run();
+  while (batch) {
+    throwIfStopped();
+    const current = batch;
+    const next = upload(), loaded = await next.catch(() => undefined); // its error is thrown after the outputs of this batch
+    const outputs = await readOutputs(program, current.count, (b) => nameOf(current, b));
+    if (loaded?.count) program.run();
+    yield { batch, outputs };
     batch = await next;
   }
 }
 
-/** Images that are looked up in a cache at a time. */
-const LOOKED_UP = 256;
-
-/** Labels and outputs of a batch. */
+/** Labels and outputs of images from index `first` on. */
 export type Extracted<K extends string> = Omit<Inferred<K>, "images">;
-
-/**
- * Runs a program on a network's inputs; images whose outputs are in the cache are not even decoded. The same bits as without it:
- * the outputs of an image do not depend on its batch.
- */
-export async function* inferCached<K extends string>(
-  program: ImageProgram<K>,
-  source: IdentifiedInputs,
-  cache: CacheSpace<K> | undefined,
-): AsyncGenerator<Extracted<K>> {
-  if (!cache) return yield* infer(program, source);
-  try {
-    for (let first = 0; first < source.length; first += LOOKED_UP) {
-      const count = Math.min(LOOKED_UP, source.length - first);
-      const digests: (string | undefined)[] = [],
-        missing: number[] = [],
-        found: Record<K, Float32Array>[] = [];
-      for (let k = 0; k < count; k++) {
-        const digest = digests[k] = await source.digest(first + k);
-        const row = digest === undefined ? undefined : await cache.read(digest);
-        if (row) {
-          found[k] = row.outputs;
-          source.count(first + k, row.size);
-        } else missing.push(k);
-      }
-      const at = (j: number) => first + (missing[j] as number);
-      const rest: NetworkInputs = {
-        ...source,
-        length: missing.length,
-        label: (j) => source.label(at(j)),
-        name: (j) => source.name(at(j)),
-        floats: (j, size) => source.floats(at(j), size),
-      };
-      for await (const batch of infer(program, rest)) {
-        for (let b = 0; b < batch.count; b++) {
-          const k = missing[batch.first + b] as number, digest = digests[k], size = source.sizeOf(first + k);
-          const outputs = found[k] = {} as Record<K, Float32Array>;
-          for (const [name, all] of Object.entries(batch.outputs) as [K, Float32Array][]) {
-            const each = all.length / batch.count;
-            outputs[name] = all.slice(b * each, (b + 1) * each);
-          }
-          // A damaged file, in whose place another image was read, has no digest now; one decoded at reduced size has no size.
-          const same = digest !== undefined && await source.digest(first + k) === digest;
-          if (same && size) await cache.add(digest, { outputs, size });
-        }
-      }
-      yield { first, count, labels: labelsOf(source, first, count), outputs: stacked(found) };
-    }
-  } finally {
-    await cache.close();
-  }
-}
-
-const labelsOf = (source: NetworkInputs, first: number, count: number) =>
-  Uint32Array.from({ length: count }, (_, k) => source.label(first + k));
-
-/** Outputs of images as those of a batch. */
-function stacked<K extends string>(rows: readonly Record<K, Float32Array>[]): Record<K, Float32Array> {
-  const outputs = {} as Record<K, Float32Array>;
-  for (const name of Object.keys(rows[0] ?? {}) as K[]) {
-    const each = (rows[0] as Record<K, Float32Array>)[name].length,
-      all = new Float32Array(rows.length * each);
-    for (const [k, row] of rows.entries()) all.set(row[name], k * each);
-    outputs[name] = all;
-  }
-  return outputs;
-}
 
 /** Runs a program on images in memory, RGB bytes [n,S,S,3]; yields the outputs of each batch. */
 export async function* inferImages<K extends string>(
@@ -202,6 +153,7 @@ async function readOutputs<K extends string>(
 ): Promise<Record<K, Float32Array>> {
   const B = program.inputs.x.dim(0);
   const outputs = {} as Record<K, Float32Array>, read = new Map<Tensor, Float32Array>();
+  if (count === 0) return outputs;
   for (const [name, tensor] of Object.entries(program.outputs) as [K, Tensor][]) {
     const all = read.get(tensor) ?? await program.read(tensor); // two names may be one tensor
     read.set(tensor, all);

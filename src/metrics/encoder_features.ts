@@ -15,16 +15,10 @@ import { mean, sum } from "../ops/reduce.ts";
 import { noGrad } from "../tensor/autograd.ts";
 import { input, type Tensor } from "../tensor/tensor.ts";
 import { type EncoderConfig, encoderNetwork, type EncoderSource } from "../zoo/encoders.ts";
+import { inferCached } from "./cached_inference.ts";
 import type { CacheSpace, FeatureCache } from "./feature_cache.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
-import {
-  collect,
-  type ImageProgram,
-  imageProgram,
-  inferBatches,
-  inferCached,
-  type LabelledFeatures,
-} from "./batched.ts";
+import { collect, type ImageProgram, imageProgram, inferBatches, type LabelledFeatures } from "./batched.ts";
 
 /**
  * What serves as the features of an image.

@@ -125,6 +125,11 @@ export class CacheSpace<K extends string> {
     this.#columns = this.#names.reduce((sum, name) => sum + columns[name], 0);
   }
 
+  /** Bytes of an image's features. */
+  get rowBytes(): number {
+    return 4 * this.#columns;
+  }
+
   /** Reads which images there are; the latest row of an image counts. Damaged shards are removed. */
   async load(): Promise<void> {
     removeLeftovers(this.folder);

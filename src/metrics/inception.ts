@@ -13,7 +13,8 @@ import {
 import { InceptionScore } from "./fidelity.ts";
 import { frechet } from "./frechet.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
-import { type ImageProgram, imageProgram, inferCached, inferImages, Rows } from "./batched.ts";
+import { type ImageProgram, imageProgram, inferImages, Rows } from "./batched.ts";
+import { inferCached } from "./cached_inference.ts";
 import { bytesOf, type PairScore } from "./pairs.ts";
 
 /** What can be computed of a set. */

@@ -5,11 +5,9 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { openImages } from "../../src/data/open_images.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
-import { inputs, Sizes } from "../../src/data/network_input.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { writeSafetensors } from "../../src/formats/safetensors.ts";
 import { writePng } from "../../src/image/image.ts";
-import { type ImageProgram, inferCached } from "../../src/metrics/batched.ts";
 import { FeatureCache } from "../../src/metrics/feature_cache.ts";
 import { testDevice } from "../helpers/check.ts";
 import { inFolder } from "../helpers/encoder_files.ts";
@@ -156,49 +154,3 @@ Deno.test("a shard that cannot be opened now stays; one that is damaged or of an
     assertEquals(shards(folder), []);
   });
 });
-
-Deno.test("features of a JPEG that was decoded at reduced size are not kept", async () => {
-  await testDevice();
-  await inFolder(async (folder) => {
-    const key = "0123456789abcdef", original = { width: 32, height: 32 };
-    const run = async (reduced: boolean, y: number) => {
-      const cache = new FeatureCache(folder), sizes = new Sizes();
-      const pixels = {
-        ...{ width: 1, height: 1, data: new Float32Array(3), original },
-        ...reduced && { notes: [{ kind: "reduced" as const, text: "decoded at 1/2" }] },
-      };
-      const images = {
-        ...{ length: 1, classes: [], label: () => 0, name: () => "a.jpg", bytes: () => new Uint8Array(3) },
-        input: () => Promise.resolve(pixels),
-        digest: () => Promise.resolve(key),
-      };
-      const { program } = fakeProgram(1, () => Float32Array.of(y));
-      const source = inputs(images, {}, sizes), rows: number[] = [];
-      for await (const { outputs } of inferCached(program, source, await cache.space(["a"], { y: 1 }))) {
-        rows.push(...outputs.y);
-      }
-      assertEquals(`${sizes}`, "1 image of 32 x 32");
-      return { rows, found: cache.found };
-    };
-    assertEquals(await run(true, 1), { rows: [1], found: 0 });
-    assertEquals(await run(false, 2), { rows: [2], found: 0 });
-    assertEquals(await run(false, 3), { rows: [2], found: 1 });
-  });
-});
-
-/** A program over batches of `B` inputs [1,1,3]; `make` computes y of the uploaded ones. */
-function fakeProgram(B: number, make: (uploaded: Float32Array) => Float32Array) {
-  let uploaded = new Float32Array(3 * B), ran = uploaded, runs = 0;
-  const write = (data: Float32Array<ArrayBuffer>) => void (uploaded = data.slice());
-  const program = {
-    label: "fake",
-    inputs: { x: { size: 3 * B, shape: [B, 1, 1, 3], dim: () => B, storage: { write } } },
-    outputs: { y: {} },
-    run() {
-      ran = uploaded;
-      runs++;
-    },
-    read: () => Promise.resolve(make(ran)),
-  };
-  return { program: program as unknown as ImageProgram<"y">, runs: () => runs };
-}
