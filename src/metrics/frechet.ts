@@ -3,8 +3,8 @@
 // no matrix square root, and singular covariances (fewer images than features) are valid. All in f64.
 
 import { NotFiniteError, UsageError } from "../errors.ts";
-import { DotProducts, setRow } from "./dot_products.ts";
-import { breather, choleskyFactor, padded, symmetricEigenvalues } from "./linalg.ts";
+import { DotProducts, padded, setRow } from "./dot_products.ts";
+import { breather, choleskyFactor, symmetricEigenvalues } from "./linalg.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
 
 /** Rows of a matrix between two yields to the event loop. */

@@ -1,6 +1,8 @@
 // Linear algebra of symmetric f64 matrices for covariances of thousands of features: Cholesky factors of possibly singular
-// matrices, eigenvalues. Sides are zero-padded to multiples of four and memory is read along rows: 2048 columns take seconds.
-// Long computations yield to the event loop.
+// matrices, eigenvalues. Sides are zero-padded to multiples of four. Blocks of columns are applied to the remaining matrix by
+// one product, as LAPACK's dpstrf and dsytrd do: 2048 columns take seconds. Long computations yield to the event loop.
+
+import { DotProducts, padded } from "./dot_products.ts";
 
 /** Yields to the event loop at most every 100 ms, for output and signals. */
 export type Breather = () => Promise<void> | undefined;
@@ -17,9 +19,6 @@ export function breather(): Breather {
     );
   };
 }
-
-/** The next multiple of four. */
-export const padded = (n: number): number => (n + 3) & ~3;
 
 /**
  * Adds the dot products of four rows of `a` and four of `b` to a square of `c`: c[i + p][j + q] += a[i + p] . b[j + q].
@@ -79,53 +78,70 @@ export interface Factor {
   upper: Float64Array;
 }
 
+/** Columns that are applied to the remaining matrix at once, by the factorisation and by the tridiagonalisation. */
+const FACTOR_BLOCK = 64, REFLECTIONS = 32;
+
 /**
  * Pivoted Cholesky factor of a positive semi-definite A [n, n]; stops when the remainder is rounding error (Higham 2002,
  * section 10.3).
  */
 export async function choleskyFactor(A: Float64Array, n: number, breathe: Breather): Promise<Factor> {
-  const N = padded(n), lower = new Float64Array(n * N); // row i of A's factor, so that all sums run along rows
+  const N = padded(n), upper = new Float64Array(N * N);
+  // The lower triangle of U^T U - P A P^T, for the rows of U of all blocks before.
+  const work = new DotProducts(N, FACTOR_BLOCK, N, N), rest = work.sums;
+  for (let i = 0; i < n; i++) for (let j = 0; j <= i; j++) rest[i * N + j] = -(A[i * n + j] as number);
   const order = Int32Array.from({ length: n }, (_, i) => i);
   const left = Float64Array.from({ length: n }, (_, i) => A[i * n + i] as number); // diagonal of the remainder
   const enough = left.reduce((a, b) => Math.max(a, b), 0) * n * Number.EPSILON;
-  let rank = 0;
+  let rank = 0, block = 0; // first row of U of the block
   for (; rank < n; rank++) {
     let best = rank;
-    for (let place = rank + 1; place < n; place++) {
-      if ((left[order[place] as number] as number) > (left[order[best] as number] as number)) best = place;
+    for (let i = rank + 1; i < n; i++) if ((left[i] as number) > (left[best] as number)) best = i;
+    if (!((left[best] as number) > enough)) break;
+    if (best > rank) {
+      swap(order, rank, best);
+      swap(left, rank, best);
+      for (let k = 0; k < rank; k++) swap(upper, k * N + rank, k * N + best);
+      swapSymmetric(rest, n, N, rank, best);
     }
-    const p = order[best] as number;
-    if (!((left[p] as number) > enough)) break;
-    order[best] = order[rank] as number;
-    order[rank] = p;
-    const root = Math.sqrt(left[p] as number), atP = p * N;
-    lower[atP + rank] = root;
-    for (let place = rank + 1; place < n; place++) {
-      const i = order[place] as number, atI = i * N;
-      let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-      for (let k = 0; k < rank; k += 4) { // beyond `rank` there are zeros in row i
-        s0 += (lower[atI + k] as number) * (lower[atP + k] as number);
-        s1 += (lower[atI + k + 1] as number) * (lower[atP + k + 1] as number);
-        s2 += (lower[atI + k + 2] as number) * (lower[atP + k + 2] as number);
-        s3 += (lower[atI + k + 3] as number) * (lower[atP + k + 3] as number);
+    if (rank === block + FACTOR_BLOCK) {
+      for (let k = block; k < rank; k++) {
+        for (let i = rank; i < n; i++) work.panels[work.at(i) + 4 * (k - block)] = upper[k * N + i] as number;
       }
-      const v = ((A[p * n + i] as number) - (s0 + s1 + s2 + s3)) / root;
-      lower[atI + rank] = v;
+      work.add([rank, N], [rank, N], { sumTop: 0, sumLeft: 0, lower: 0 });
+      block = rank;
+    }
+    const row = upper.subarray(rank * N, rank * N + n), root = Math.sqrt(left[rank] as number);
+    for (let i = rank + 1; i < n; i++) row[i] = rest[i * N + rank] as number;
+    for (let k = block; k < rank; k++) {
+      const other = upper.subarray(k * N, k * N + n), factor = other[rank] as number;
+      for (let i = rank + 1; i < n; i++) row[i] = (row[i] as number) + factor * (other[i] as number);
+    }
+    row[rank] = root;
+    for (let i = rank + 1; i < n; i++) {
+      const v = -(row[i] as number) / root;
+      row[i] = v;
       left[i] = (left[i] as number) - v * v;
     }
     await breathe();
   }
-  const upper = new Float64Array(padded(rank) * N);
-  for (let place = 0; place < n; place++) {
-    const at = (order[place] as number) * N;
-    for (let k = 0; k < Math.min(rank, place + 1); k++) upper[k * N + place] = lower[at + k] as number;
-  }
-  return { rank, order, upper };
+  return { rank, order, upper: upper.subarray(0, padded(rank) * N) };
+}
+
+function swap(values: Float64Array | Int32Array, i: number, j: number): void {
+  [values[i], values[j]] = [values[j] as number, values[i] as number];
+}
+
+/** Exchanges rows and columns i < j of a symmetric matrix given by its lower triangle; those before i are not needed. */
+function swapSymmetric(A: Float64Array, n: number, ld: number, i: number, j: number): void {
+  swap(A, i * ld + i, j * ld + j);
+  for (let k = i + 1; k < j; k++) swap(A, k * ld + i, j * ld + k);
+  for (let k = j + 1; k < n; k++) swap(A, k * ld + i, k * ld + j);
 }
 
 /**
  * Eigenvalues of a symmetric matrix by Householder tridiagonalisation (Wilkinson and Reinsch, 1971) and bisection. The lower
- * triangle is read and overwritten.
+ * triangle is read.
  * @param ld length of a row
  */
 export async function symmetricEigenvalues(
@@ -134,55 +150,87 @@ export async function symmetricEigenvalues(
   ld: number,
   breathe: Breather,
 ): Promise<Float64Array> {
+  const N = padded(n), work = new DotProducts(2 * N, 2 * REFLECTIONS, N, N);
+  for (let i = 0; i < n; i++) work.sums.set(A.subarray(i * ld, i * ld + i + 1), i * N);
   const d = new Float64Array(n), e = new Float64Array(n); // the diagonal and, from 1 on, the one below
-  // Each reflection changes A by u q^T + q u^T, which is subtracted when the rows are read for the next one.
-  let u = new Float64Array(n), q = new Float64Array(n), v = new Float64Array(n), p = new Float64Array(n);
+  // Each reflection changes A by - u q^T - q u^T, up to which row `end` they are not yet in the sums.
+  const vectors = () => Array.from({ length: REFLECTIONS }, () => new Float64Array(N));
+  const us = vectors(), qs = vectors();
+  let pending = 0;
   for (let i = n - 1; i >= 0; i--) {
-    const row = i * ld, ui = u[i] as number, qi = q[i] as number;
-    let scale = 0, h = 0;
-    for (let k = 0; k <= i; k++) {
-      const x = (A[row + k] as number) - ui * (q[k] as number) - qi * (u[k] as number);
-      v[k] = x;
-      if (k < i) scale += Math.abs(x);
+    if (pending === REFLECTIONS) {
+      applyReflections(work, us, qs, padded(i + 1));
+      pending = 0;
+    }
+    const v = us[pending] as Float64Array, p = qs[pending] as Float64Array;
+    v.fill(0).set(work.sums.subarray(i * N, i * N + i + 1));
+    for (let m = 0; m < pending; m++) {
+      const u = us[m] as Float64Array, q = qs[m] as Float64Array;
+      subtract(v, i + 1, u, q[i] as number, q, u[i] as number);
     }
     d[i] = v[i] as number;
     if (i === 0) break;
     e[i] = v[i - 1] as number;
     v[i] = 0;
-    if (i > 1 && scale > 0) {
-      for (let k = 0; k < i; k++) {
-        v[k] = (v[k] as number) / scale;
-        h += (v[k] as number) ** 2;
-      }
-      const f = v[i - 1] as number, g = f >= 0 ? -Math.sqrt(h) : Math.sqrt(h);
-      e[i] = scale * g;
-      h -= f * g;
-      v[i - 1] = f - g;
-    } else v.fill(0);
+    const scale = v.reduce((sum, x) => sum + Math.abs(x), 0);
+    if (i === 1 || scale === 0) continue;
+    let h = 0;
+    for (let k = 0; k < i; k++) {
+      v[k] = (v[k] as number) / scale;
+      h += (v[k] as number) ** 2;
+    }
+    const f = v[i - 1] as number, g = f >= 0 ? -Math.sqrt(h) : Math.sqrt(h);
+    e[i] = scale * g;
+    h -= f * g;
+    v[i - 1] = f - g;
     p.fill(0);
-    for (let j = 0; j < i; j++) {
-      const at = j * ld, uj = u[j] as number, qj = q[j] as number, vj = v[j] as number;
-      let sum = 0;
-      for (let k = 0; k < j; k++) {
-        const x = (A[at + k] as number) - uj * (q[k] as number) - qj * (u[k] as number);
-        A[at + k] = x;
-        sum += x * (v[k] as number);
-        p[k] = (p[k] as number) + x * vj;
-      }
-      const x = (A[at + j] as number) - 2 * uj * qj;
-      A[at + j] = x;
-      p[j] = (p[j] as number) + sum + x * vj;
+    work.multiplySymmetric(v, i, p);
+    for (let m = 0; m < pending; m++) {
+      const u = us[m] as Float64Array, q = qs[m] as Float64Array;
+      subtract(p, i, u, dot(q, v, i), q, dot(u, v, i));
     }
-    let along = 0;
-    if (h > 0) {
-      for (let k = 0; k < i; k++) along += (p[k] as number) * (v[k] as number);
-      along /= 2 * h * h;
-      for (let k = 0; k < i; k++) p[k] = (p[k] as number) / h - along * (v[k] as number);
-    }
-    [u, v, q, p] = [v, u, p, q];
+    const along = dot(p, v, i) / (2 * h * h);
+    for (let k = 0; k < i; k++) p[k] = (p[k] as number) / h - along * (v[k] as number);
+    pending++;
     await breathe();
   }
   return await tridiagonalEigenvalues(d, e, breathe);
+}
+
+/** sums -= u q^T + q u^T for all u and q, in the lower triangle of the first `size` rows. */
+function applyReflections(
+  work: DotProducts,
+  us: readonly Float64Array[],
+  qs: readonly Float64Array[],
+  size: number,
+): void {
+  const { panels } = work, half = us.length, N = work.sumRows;
+  for (let m = 0; m < half; m++) {
+    const u = us[m] as Float64Array, q = qs[m] as Float64Array;
+    for (let i = 0; i < size; i++) {
+      const [at, other] = [work.at(i) + 4 * m, work.at(N + i) + 4 * m];
+      panels[at] = u[i] as number;
+      panels[at + 4 * half] = q[i] as number;
+      panels[other] = -(q[i] as number);
+      panels[other + 4 * half] = -(u[i] as number);
+    }
+  }
+  work.add([0, size], [N, N + size], { lower: -N });
+}
+
+/** x -= a s + b t in the first n elements. */
+function subtract(x: Float64Array, n: number, a: Float64Array, s: number, b: Float64Array, t: number): void {
+  for (let k = 0; k < n; k++) x[k] = (x[k] as number) - s * (a[k] as number) - t * (b[k] as number);
+}
+
+/** The dot product of the first n elements. */
+function dot(a: Float64Array, b: Float64Array, n: number): number {
+  let even = 0, odd = 0;
+  for (let k = 0; k + 1 < n; k += 2) {
+    even += (a[k] as number) * (b[k] as number);
+    odd += (a[k + 1] as number) * (b[k + 1] as number);
+  }
+  return even + odd + (n % 2 === 1 ? (a[n - 1] as number) * (b[n - 1] as number) : 0);
 }
 
 /**

@@ -4,7 +4,8 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./moments.ts";
-import { addDotProducts, padded } from "./linalg.ts";
+import { padded } from "./dot_products.ts";
+import { addDotProducts } from "./linalg.ts";
 
 /** A trained linear classifier. */
 export interface Probe {
