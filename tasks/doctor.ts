@@ -13,10 +13,15 @@ import {
 import { driverOf } from "../src/gpu/driver.ts";
 import { openProvider } from "../src/gpu/provider.ts";
 import { formatBytes } from "../src/formats/files.ts";
-import type { TileTable } from "../src/ops/gemm_tiles.ts";
 import { measurePeaks } from "../src/bench/peak.ts";
 import { rememberRates } from "../src/bench/remembered_peaks.ts";
-import { adapterKey, prepareTiles, rememberedTiles, tilesFile } from "../src/bench/gemm_tuning.ts";
+import {
+  adapterKey,
+  describeTiles,
+  prepareTiles,
+  rememberedTiles,
+  tilesFile,
+} from "../src/bench/gemm_tuning.ts";
 import { command, openAdapter } from "./command.ts";
 
 export const doctor = command({
@@ -62,17 +67,20 @@ export const doctor = command({
       ? "cpu"
       : "gpu";
     const say = { line: (text: string) => log.line(text), warn: (text: string) => log.warn(text) };
-    if (c.bench || c.tune) await openAdapter(c, log);
+    // In fp16 the adapter opens with its subgroup matrices, so that they are measured too.
+    if (c.bench || c.tune) await openAdapter({ ...c, ...c.tune ? { precision: "f16" } : {} }, log);
     const tiles = c.tune
       ? await prepareTiles("again", say)
       : rememberedTiles(tilesFile(), adapterKey(facts, profile), say.warn);
+    const measured = tiles && describeTiles(tiles);
     log.line(
-      tiles
-        ? `tiles     measured on this adapter: ${fastest(tiles)}`
+      measured
+        ? `tiles     measured on this adapter: ${measured.tiles}`
         : `tiles     by the built-in cost model; "tok doctor --tune" measures this adapter${
           facts.software ? " in about 30 s" : ""
         }`,
     );
+    if (measured?.fp16) log.line(`fp16      faster ${measured.fp16}`);
     const result = { adapter: best.description, driver: driver ?? null, findings, tiles: tiles ?? null };
     if (!c.bench) return result;
     const { fma, copy, gemm } = await measurePeaks();
@@ -81,13 +89,3 @@ export const doctor = command({
     return { ...result, gflops: fma, gbps: copy, gemm };
   },
 });
-
-/** The fastest tile of each kind of GEMM, in words. */
-function fastest(tiles: TileTable): string {
-  const best = new Map<string, [string, number]>();
-  for (const [key, { rate }] of Object.entries(tiles)) {
-    const [, kind = "", tile = ""] = key.split(" ");
-    if (rate > (best.get(kind)?.[1] ?? 0)) best.set(kind, [tile, rate]);
-  }
-  return [...best].map(([kind, [tile, rate]]) => `${kind} ${tile} ${rate.toFixed(1)} GFLOP/s`).join(", ");
-}

@@ -111,13 +111,14 @@ function launchGemm(
   const heads = { count: 1, a: 0, b: 0, c: 0, ...o.heads };
   const batch = { count: 1, a: 0, b: 0, c: M * ldc * heads.count, ...o.batch };
   const count = batch.count * heads.count;
-  const machine = thisMachine(a.storage.half && b.storage.half), { unit } = machine;
+  const kind = kindOf(source), fp16 = a.storage.half && b.storage.half;
+  const machine = thisMachine(fp16 ? kind : undefined), { unit } = machine;
   const cpu = machine.profile === "cpu";
   const splitK = lengthOfSplits(machine, o, count);
   const splits = Math.ceil(K / splitK);
   const kxInner = cpu && usesKxInner({ source, conv, K });
   const gemmShape: GemmShape = {
-    kind: kindOf(source),
+    kind,
     M,
     N,
     K: splitK,

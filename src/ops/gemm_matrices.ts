@@ -37,15 +37,26 @@ export function findMatrices(): MatrixUnit | undefined {
 /** What became of {@link prepareMatrices}: in use, or why they are not although the device has them. */
 export type MatrixSetup = { unit?: MatrixUnit; failure?: string };
 
-/** Uses the subgroup matrices of the open device where it has them and their self-test passes. */
-export async function prepareMatrices(unit = findMatrices()): Promise<MatrixSetup> {
+/**
+ * Uses the subgroup matrices of the open device where it has them and their self-test passes.
+ * @param options.always even where the ordinary kernels were measured to be faster
+ */
+export async function prepareMatrices(
+  unit = findMatrices(),
+  { always = false } = {},
+): Promise<MatrixSetup> {
   if (!unit) return {};
-  useMatrices(unit);
-  const failure = await selfTest().catch((error) => error instanceof Error ? error.message : String(error));
-  if (failure === undefined) return { unit };
-  useMatrices(undefined);
-  return { failure };
+  useMatrices(unit, { always: true }); // whatever was measured
+  const failure = await selfTest().catch((error) =>
+    oneLine(error instanceof Error ? error.message : String(error))
+  );
+  useMatrices(failure === undefined ? unit : undefined, { always });
+  return failure === undefined ? { unit } : { failure };
 }
+
+/** The beginning of a compiler's message. */
+const oneLine = (text: string) =>
+  text.split("\n").map((line) => line.trim()).filter(Boolean).slice(0, 2).join(" ");
 
 /**
  * Uses subgroup matrices where fp16 is trained in on a GPU that has them, or where `kernels` demands them.
@@ -64,7 +75,7 @@ export async function chooseMatrices(
   }
   // On software adapters they exist for tests: the kernels of profile cpu are faster.
   if (precision !== "f16" || profile !== "gpu" || (software && !demanded)) return undefined;
-  const { unit, failure } = await prepareMatrices();
+  const { unit, failure } = await prepareMatrices(findMatrices(), { always: demanded });
   if (demanded && !unit) {
     const why = failure ??
       (software && device().has(MATRIX_FEATURE)

@@ -57,21 +57,36 @@ export interface Machine {
 }
 
 /** The subgroup matrices that each device may use. */
-const matrices = new WeakMap<Device, MatrixUnit>();
+const matrices = new WeakMap<Device, { unit: MatrixUnit; always: boolean }>();
 
-/** Runs GEMMs of fp16 operands by subgroup matrices on the open device, in profile gpu; undefined: no longer. */
-export function useMatrices(unit: MatrixUnit | undefined): void {
-  if (unit) matrices.set(device(), unit);
+/**
+ * Runs GEMMs of fp16 operands by subgroup matrices on the open device, in profile gpu; undefined: no longer.
+ * @param always even where the ordinary kernels were measured to be faster
+ */
+export function useMatrices(unit: MatrixUnit | undefined, { always = false } = {}): void {
+  if (unit) matrices.set(device(), { unit, always });
   else matrices.delete(device());
 }
 
-/** The subgroup matrices in use on the open device. */
-export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device());
+/** Runs `fn`, which captures a program, without subgroup matrices. @param fn must be synchronous */
+export function withoutMatrices<T>(fn: () => T): T {
+  const used = matrices.get(device());
+  matrices.delete(device());
+  try {
+    return fn();
+  } finally {
+    if (used) matrices.set(device(), used);
+  }
+}
 
-/** The open device and the program that is being captured. @param fp16 whether both operands are fp16 */
-export function thisMachine(fp16 = false): Machine {
+/** The subgroup matrices in use on the open device. */
+export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device())?.unit;
+
+/** The open device and the program that is being captured. @param fp16 kind of a GEMM whose operands are both fp16 */
+export function thisMachine(fp16?: GemmKind): Machine {
   const { profile, simdWidth: threads, compiler: { scalarLoads }, limits } = device();
-  const unit = fp16 && profile === "gpu" ? matricesInUse() : undefined;
+  const used = fp16 && profile === "gpu" ? matrices.get(device()) : undefined;
+  const unit = used && fp16 && (used.always || isFasterByMatrices(fp16)) ? used.unit : undefined;
   const storage = limits.maxComputeWorkgroupStorageSize;
   return { profile: unit ? "matrix" : profile, unit, threads, scalarLoads, storage, runs: scope().runs };
 }
@@ -106,10 +121,14 @@ const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
 /** How much faster a GEMM with uniform A is, on llvmpipe of Mesa 26.2. */
 const UNIFORM_GAIN = 1.2;
 const GPU_RATES = [31, 39, 39, 45];
-const GPU_SLOTS = [155, 134, 140, 132];
 // matrix: guesses. No GPU with subgroup matrices has been measured: the ratios are those of bytes staged per multiply-add.
 const MATRIX_RATES = [60, 120, 150, 150, 180];
-const MATRIX_SLOTS = [528, 396, 264, 264, 264];
+/** Workgroups that are as fast together as alone: one for each of two processors on llvmpipe. */
+const SLOTS: Readonly<Record<GemmBackend, readonly number[]>> = {
+  cpu: [2, 2, 2, 2],
+  gpu: [155, 134, 140, 132],
+  matrix: [528, 396, 264, 264, 264],
+};
 
 /** Multiply-adds of a GEMM over all runs (3 s of two cores) from which a software adapter may use large tiles. */
 const LARGE = 90e9;
@@ -125,12 +144,41 @@ export function tileKey(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): str
   return `${profile} ${kind} ${m}x${n}`;
 }
 
+/** Where a table has the rate of the ordinary gpu kernels for operands in fp16, in their best tile. */
+export const fp16Key = (kind: GemmKind): string => `gpu ${kind} fp16`;
+
+export const GEMM_KINDS = Object.keys(CPU_RATES) as readonly GemmKind[];
+
+/** The measured tiles of a kind, fastest first. */
+export function fastestTiles(measured: TileTable, backend: GemmBackend, kind: GemmKind) {
+  return TILES[backend].flatMap((tile) => {
+    const found = measured[tileKey(backend, kind, tile)];
+    return found ? [{ tile, rate: found.rate }] : [];
+  }).sort((a, b) => b.rate - a.rate);
+}
+
+/** The measured rate of the ordinary gpu kernels for operands in fp16; in fp32, where only that was measured. */
+export const ordinaryRate = (measured: TileTable, kind: GemmKind): number | undefined =>
+  measured[fp16Key(kind)]?.rate ?? fastestTiles(measured, "gpu", kind)[0]?.rate;
+
+/**
+ * Whether GEMMs of fp16 operands are faster by subgroup matrices; so they are unless both ways were measured. The kind decides
+ * and not the shape: the two may differ by rounding, and results must not depend on the size of a batch.
+ */
+export function isFasterByMatrices(kind: GemmKind, measured: TileTable = table): boolean {
+  const [fastest] = fastestTiles(measured, "matrix", kind);
+  return !fastest || fastest.rate > (ordinaryRate(measured, kind) ?? 0);
+}
+
+/** The kinds of fp16 GEMMs that use the ordinary kernels on the open device although it has matrices in use. */
+export const kindsWithoutMatrices = (): GemmKind[] =>
+  matricesInUse() ? GEMM_KINDS.filter((kind) => !thisMachine(kind).unit) : [];
+
 /** A table by which every GEMM gets `tile`, one of TILES: to measure or compare it. */
 export function onlyTile(profile: GemmBackend, tile: Tile): TileTable {
-  const kinds = Object.keys(CPU_RATES) as GemmKind[];
   const rate = ([m, n]: Tile) => m === tile[0] && n === tile[1] ? 1e12 : 1;
   return Object.fromEntries(
-    kinds.flatMap((kind) =>
+    GEMM_KINDS.flatMap((kind) =>
       TILES[profile].map((other) => [tileKey(profile, kind, other), { rate: rate(other), slots: 1 }])
     ),
   );
@@ -197,28 +245,28 @@ function time(machine: Machine, shape: GemmShape, tile: Tile): number {
   return waves * slots * perGroup * tile[0] * tile[1] / (rate * (uniformA && !measured ? UNIFORM_GAIN : 1));
 }
 
-function builtIn(profile: GemmBackend, kind: GemmKind, [m, n]: Tile): TileRate {
-  const at = TILES[profile].findIndex(([a, b]) => a === m && b === n);
-  if (profile === "cpu") {
-    const { share, slots } = measuredScale(kind);
-    return { rate: (CPU_RATES[kind][at] ?? 1) * share, slots };
-  }
-  const [rates, slots] = profile === "gpu" ? [GPU_RATES, GPU_SLOTS] : [MATRIX_RATES, MATRIX_SLOTS];
-  return { rate: rates[at] ?? 1, slots: slots[at] ?? 1 };
+function builtIn(backend: GemmBackend, kind: GemmKind, [m, n]: Tile): TileRate {
+  const at = TILES[backend].findIndex(([a, b]) => a === m && b === n);
+  const { share, slots } = measuredScale(backend, kind);
+  return { rate: (builtInRates(backend, kind)[at] ?? 1) * share, slots: slots ?? SLOTS[backend][at] ?? 1 };
 }
+
+const builtInRates = (backend: GemmBackend, kind: GemmKind): readonly number[] =>
+  backend === "cpu" ? CPU_RATES[kind] : backend === "gpu" ? GPU_RATES : MATRIX_RATES;
 
 /**
  * What an unmeasured tile is expected to reach: the smallest ratio of a measured rate of this kind to its built-in one, and the
- * measured number of workgroups at once. 1, and 2 processors, where nothing was measured.
+ * measured number of workgroups at once. 1, and the built-in number, where nothing was measured.
  */
-function measuredScale(kind: GemmKind): { share: number; slots: number } {
-  const found = TILES.cpu.flatMap((tile, i) => {
-    const measured = table[tileKey("cpu", kind, tile)];
-    return measured ? [{ share: measured.rate / (CPU_RATES[kind][i] ?? 1), slots: measured.slots }] : [];
+function measuredScale(backend: GemmBackend, kind: GemmKind): { share: number; slots?: number } {
+  const rates = builtInRates(backend, kind);
+  const found = TILES[backend].flatMap((tile, i) => {
+    const measured = table[tileKey(backend, kind, tile)];
+    return measured ? [{ share: measured.rate / (rates[i] ?? 1), slots: measured.slots }] : [];
   });
-  return found.length
-    ? { share: Math.min(...found.map(({ share }) => share)), slots: found[0]?.slots ?? 2 }
-    : { share: 1, slots: 2 };
+  return found[0]
+    ? { share: Math.min(...found.map(({ share }) => share)), slots: found[0].slots }
+    : { share: 1 };
 }
 
 /** The longest sum of one accumulator: its rounding error is 1.5e-6 of a sum of random numbers, and loops stay allowed. */

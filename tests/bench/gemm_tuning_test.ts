@@ -3,17 +3,21 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
 import { device } from "../../src/gpu/device.ts";
+import { findMatrices } from "../../src/ops/gemm_matrices.ts";
 import {
   chooseTile,
+  fp16Key,
   onlyTile,
   thisMachine,
   type Tile,
   tileKey,
   TILES,
+  useMatrices,
   useTiles,
 } from "../../src/ops/gemm_tiles.ts";
 import {
   adapterKey,
+  describeTiles,
   measureTiles,
   prepareTiles,
   rememberedTiles,
@@ -158,3 +162,70 @@ Deno.test("tuning of the gpu kernels measures the tiles within the adapter's lim
     assert(rate > 0 && slots >= 1);
   }
 });
+
+Deno.test("tiles of matrices are measured once, too, where matrices came into use after the others were measured", async () => {
+  await testDevice("gpu");
+  await inFolder(async (file) => {
+    const say = { line: silent, warn: silent }, tile = TILES.matrix[0] as Tile;
+    const key = adapterKey(device().facts, "gpu"), before = onlyTile("gpu", [64, 64]);
+    rememberTiles(file, key, before);
+    const after = { ...before, ...onlyTile("matrix", tile) };
+    let count = 0;
+    const measure = () => Promise.resolve((count++, after));
+    assertEquals([await prepareTiles("once", say, file, measure), count], [before, 0]);
+    try {
+      useMatrices({ M: 16, N: 16, K: 16, subgroup: [32, 32] });
+      assertEquals([await prepareTiles("never", say, file, measure), count], [before, 0]);
+      assertEquals([await prepareTiles("once", say, file, measure), count], [after, 1]);
+      assertEquals([await prepareTiles("once", say, file, measure), count], [after, 1]);
+      assertEquals(rememberedTiles(file, key, silent), after);
+    } finally {
+      useMatrices(undefined);
+    }
+  });
+});
+
+Deno.test("a table in words: the fastest tile of each kind, and matrices against ordinary kernels", () => {
+  const slots = 2;
+  const ordinary = {
+    [tileKey("gpu", "nn", [64, 64])]: { rate: 30, slots },
+    [tileKey("gpu", "nn", [128, 128])]: { rate: 45.25, slots },
+    [tileKey("gpu", "conv", [64, 64])]: { rate: 31, slots },
+  };
+  assertEquals(describeTiles(ordinary), { tiles: "nn 128x128 45.3 GFLOP/s, conv 64x64 31.0 GFLOP/s" });
+  const matrices = {
+    ...ordinary,
+    [tileKey("matrix", "nn", [64, 64])]: { rate: 300, slots },
+    [tileKey("matrix", "nt", [64, 64])]: { rate: 200, slots },
+    [tileKey("matrix", "conv", [32, 32])]: { rate: 20, slots },
+    [fp16Key("nn")]: { rate: 44, slots: 1 },
+    [fp16Key("conv")]: { rate: 33, slots: 1 },
+  };
+  assertEquals(describeTiles(matrices), {
+    tiles: "nn 128x128 45.3 GFLOP/s, conv 64x64 31.0 GFLOP/s",
+    fp16: "by matrices nn 64x64 300.0 GFLOP/s (ordinary kernels 44.0), nt 64x64 200.0 GFLOP/s; " +
+      "by the ordinary kernels conv 33.0 GFLOP/s (matrices 32x32 20.0 GFLOP/s)",
+  });
+  assertEquals(describeTiles(onlyTile("cpu", [16, 16])).fp16, undefined);
+});
+
+await testDevice();
+if (findMatrices()) {
+  Deno.test("tuning measures the tiles of matrices, and the ordinary kernels in fp16, each within its part of the time", async () => {
+    await testDevice("matrix");
+    // That a table says otherwise does not keep matrices from being measured.
+    useTiles({
+      [tileKey("matrix", "nn", [32, 32])]: { rate: 1, slots: 1 },
+      [fp16Key("nn")]: { rate: 2, slots: 1 },
+    });
+    assertEquals(thisMachine("nn").profile, "gpu");
+    const table = await measureTiles({ budget: 0 }),
+      [gpu, matrix] = [TILES.gpu[0], TILES.matrix[0]] as [Tile, Tile];
+    assertEquals(Object.keys(table), [
+      tileKey("gpu", "nn", gpu),
+      tileKey("matrix", "nn", matrix),
+      fp16Key("nn"),
+    ]);
+    for (const { rate } of Object.values(table)) assert(rate > 0);
+  });
+}
