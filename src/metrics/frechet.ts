@@ -4,7 +4,8 @@
 
 import { NotFiniteError, UsageError } from "../errors.ts";
 import { DotProducts, padded, setRow } from "./dot_products.ts";
-import { breather, choleskyFactor, symmetricEigenvalues } from "./linalg.ts";
+import { symmetricEigenvalues } from "./eigenvalues.ts";
+import { breather, choleskyFactor } from "./linalg.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
 
 /** Rows of a matrix between two yields to the event loop. */

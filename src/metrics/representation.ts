@@ -6,7 +6,8 @@ import { ChannelStatistics } from "../formats/channel_statistics.ts";
 import { Rows } from "./batched.ts";
 import { type Features, Moments } from "./moments.ts";
 import { GramBlocks } from "./gram.ts";
-import { breather, symmetricEigenvalues } from "./linalg.ts";
+import { symmetricEigenvalues } from "./eigenvalues.ts";
+import { breather } from "./linalg.ts";
 
 /** Maximum number of latent cells whose covariance is computed, of all images together. */
 const MAX_CELLS = 65_536;

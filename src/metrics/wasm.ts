@@ -51,6 +51,16 @@ export const pick = (a: Code, b: Code, first: number, second: number): Code => [
   ...simd(13, ...[first, second].flatMap((which) => Array.from({ length: 8 }, (_, k) => 8 * which + k))),
 ];
 export const add = (a: Code, b: Code): Code => [...a, ...b, ...simd(0xf0)];
+export const subtract = (a: Code, b: Code): Code => [...a, ...b, ...simd(0xf1)];
+export const divide = (a: Code, b: Code): Code => [...a, ...b, ...simd(0xf3)];
+/** b where a < b, else a. */
+export const larger = (a: Code, b: Code): Code => [...a, ...b, ...simd(0xf7)];
+/** All bits where a < b, else none: -1 or 0 as i64. */
+export const less = (a: Code, b: Code): Code => [...a, ...b, ...simd(0x49)];
+/** a where the bits of `mask` are set, else b. */
+export const select = (mask: Code, a: Code, b: Code): Code => [...a, ...b, ...mask, ...simd(0x52)];
+/** The difference of two pairs of i64. */
+export const subtractIntegers = (a: Code, b: Code): Code => [...a, ...b, ...simd(0xd1)];
 /** sum + a b; where `fused` is set and the processor can, the product is not rounded before (f64x2.relaxed_madd). */
 export const multiplyAdd = (a: Code, b: Code, sum: Code, fused: boolean): Code =>
   fused ? [...a, ...b, ...sum, ...simd(0x107)] : [...sum, ...a, ...b, ...simd(0xf2), ...simd(0xf0)];

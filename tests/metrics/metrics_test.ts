@@ -7,7 +7,8 @@ import { frechet } from "../../src/metrics/frechet.ts";
 import { type Features, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { accuracy, nearest, predict, trainProbe } from "../../src/metrics/linear_probe.ts";
 import { mse, psnr, ssim } from "../../src/metrics/psnr_ssim.ts";
-import { breather, choleskyFactor, symmetricEigenvalues } from "../../src/metrics/linalg.ts";
+import { symmetricEigenvalues } from "../../src/metrics/eigenvalues.ts";
+import { breather, choleskyFactor } from "../../src/metrics/linalg.ts";
 import { normal } from "../../src/philox.ts";
 import fixture from "../fixtures/frechet.json" with { type: "json" };
 
@@ -29,7 +30,7 @@ for (const { rows, columns, a, b, distance } of fixture.cases) {
 for (
   const [n, values] of [
     [13, [9, 9, 5, 4, 2.5, 1, 0.3, 0.01, 1e-4, 0, 0, 0, 0]],
-    [150, Array.from({ length: 150 }, (_, k) => k < 141 ? 9 * 0.9 ** k : 0)], // several blocks of columns, the last one partial
+    [102, Array.from({ length: 102 }, (_, k) => k < 91 ? 9 * 0.9 ** k : 0)], // several blocks of columns, the last one partial
   ] as const
 ) {
   Deno.test(`symmetricEigenvalues() finds the ${n} values a matrix was made of, and choleskyFactor() its rank`, async () => {
@@ -43,7 +44,7 @@ for (
     assertEquals(rank, values.filter((v) => v > 0).length);
     assertEquals([...order].sort((a, b) => a - b), Array.from({ length: n }, (_, k) => k));
     for (let i = 0; i < n; i++) {
-      for (let k = i + 1; k < rank; k++) assertEquals(upper[k * padded(n) + i], 0);
+      for (let k = i + 1; k < rank; k++) assert(upper[k * padded(n) + i] === 0);
       for (let j = 0; j < n; j++) {
         let sum = 0;
         for (let k = 0; k < rank; k++) sum += upper[k * padded(n) + i]! * upper[k * padded(n) + j]!;
