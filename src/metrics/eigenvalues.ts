@@ -2,7 +2,7 @@
 // remaining matrix by one product, as LAPACK's dsytrd does, and bisection in SIMD: 2048 columns take seconds.
 
 import { DotProducts, padded } from "./dot_products.ts";
-import type { Breather } from "./linalg.ts";
+import { type Breather, subtractBoth } from "./linalg.ts";
 import {
   advance,
   compile,
@@ -54,7 +54,7 @@ export async function symmetricEigenvalues(
     v.fill(0).set(work.sums.subarray(i * N, i * N + i + 1));
     for (let m = 0; m < pending; m++) {
       const u = us[m] as Float64Array, q = qs[m] as Float64Array;
-      subtractBoth(v, i + 1, u, q[i] as number, q, u[i] as number);
+      subtractBoth(v, 0, i + 1, u, q[i] as number, q, u[i] as number);
     }
     d[i] = v[i] as number;
     if (i === 0) break;
@@ -75,7 +75,7 @@ export async function symmetricEigenvalues(
     work.multiplySymmetric(v, i, p);
     for (let m = 0; m < pending; m++) {
       const u = us[m] as Float64Array, q = qs[m] as Float64Array;
-      subtractBoth(p, i, u, dot(q, v, i), q, dot(u, v, i));
+      subtractBoth(p, 0, i, u, dot(q, v, i), q, dot(u, v, i));
     }
     const along = dot(p, v, i) / (2 * h * h);
     for (let k = 0; k < i; k++) p[k] = (p[k] as number) / h - along * (v[k] as number);
@@ -104,18 +104,6 @@ function applyReflections(
     }
   }
   work.add([0, size], [N, N + size], { lower: -N });
-}
-
-/** x -= a s + b t in the first n elements. */
-function subtractBoth(
-  x: Float64Array,
-  n: number,
-  a: Float64Array,
-  s: number,
-  b: Float64Array,
-  t: number,
-): void {
-  for (let k = 0; k < n; k++) x[k] = (x[k] as number) - s * (a[k] as number) - t * (b[k] as number);
 }
 
 /** The dot product of the first n elements. */

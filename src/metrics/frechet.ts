@@ -6,7 +6,7 @@ import { NotFiniteError, UsageError } from "../errors.ts";
 import { DotProducts, padded, setRow } from "./dot_products.ts";
 import { symmetricEigenvalues } from "./eigenvalues.ts";
 import { breather, choleskyFactor } from "./linalg.ts";
-import { type Features, type Gaussian, Moments } from "./moments.ts";
+import { allFinite, type Features, type Gaussian, Moments } from "./moments.ts";
 
 /** Rows of a matrix between two yields to the event loop. */
 const STRIP = 64;
@@ -18,7 +18,7 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
     throw new UsageError(`Cannot compare features: ${n} against ${b.mean.length} of them`);
   }
   if (
-    ![a, b].every(({ mean, covariance }) => mean.every(Number.isFinite) && covariance.every(Number.isFinite))
+    ![a, b].every(({ mean, covariance }) => allFinite(mean) && allFinite(covariance))
   ) {
     throw new NotFiniteError(
       "Cannot compare features: a mean or covariance is not finite; compute the statistics again",

@@ -112,14 +112,24 @@ export async function choleskyFactor(A: Float64Array, n: number, breathe: Breath
       block = rank;
     }
     const row = upper.subarray(rank * N, rank * N + n), root = Math.sqrt(left[rank] as number);
-    for (let i = rank + 1; i < n; i++) row[i] = rest[i * N + rank] as number;
-    for (let k = block; k < rank; k++) {
-      const other = upper.subarray(k * N, k * N + n), factor = other[rank] as number;
-      for (let i = rank + 1; i < n; i++) row[i] = (row[i] as number) + factor * (other[i] as number);
+    for (let i = rank + 1; i < n; i++) row[i] = -(rest[i * N + rank] as number);
+    for (let k = block; k < rank; k += 2) {
+      const at = k * N,
+        next = Math.min(k + 1, rank - 1) * N,
+        second = k + 1 < rank ? upper[next + rank] as number : 0;
+      subtractBoth(
+        row,
+        rank + 1,
+        n,
+        upper.subarray(at),
+        upper[at + rank] as number,
+        upper.subarray(next),
+        second,
+      );
     }
     row[rank] = root;
     for (let i = rank + 1; i < n; i++) {
-      const v = -(row[i] as number) / root;
+      const v = (row[i] as number) / root;
       row[i] = v;
       left[i] = (left[i] as number) - v * v;
     }
@@ -129,7 +139,9 @@ export async function choleskyFactor(A: Float64Array, n: number, breathe: Breath
 }
 
 function swap(values: Float64Array | Int32Array, i: number, j: number): void {
-  [values[i], values[j]] = [values[j] as number, values[i] as number];
+  const value = values[i] as number;
+  values[i] = values[j] as number;
+  values[j] = value;
 }
 
 /** Exchanges rows and columns i < j of a symmetric matrix given by its lower triangle; those before i are not needed. */
@@ -137,4 +149,17 @@ function swapSymmetric(A: Float64Array, n: number, ld: number, i: number, j: num
   swap(A, i * ld + i, j * ld + j);
   for (let k = i + 1; k < j; k++) swap(A, k * ld + i, j * ld + k);
   for (let k = j + 1; k < n; k++) swap(A, k * ld + i, k * ld + j);
+}
+
+/** x -= a s + b t in the elements from `first` to before `end`. */
+export function subtractBoth(
+  x: Float64Array,
+  first: number,
+  end: number,
+  a: Float64Array,
+  s: number,
+  b: Float64Array,
+  t: number,
+): void {
+  for (let k = first; k < end; k++) x[k] = (x[k] as number) - s * (a[k] as number) - t * (b[k] as number);
 }

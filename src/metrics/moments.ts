@@ -204,7 +204,7 @@ export class Moments implements Disposable {
 }
 
 /** Whether all numbers are finite, without a call for each of them. */
-function allFinite(values: Float32Array): boolean {
+export function allFinite(values: Float32Array | Float64Array): boolean {
   let zero = 0; // NaN from the first number on that is not finite
   for (let k = 0; k < values.length; k++) zero += (values[k] as number) - (values[k] as number);
   return zero === 0;
