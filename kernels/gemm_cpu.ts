@@ -16,12 +16,17 @@ import { type CpuGrid, tileOfThread } from "./gemm_cpu_grid.ts";
 /** Rows of A transposed in one partial sum of its columns; a multiple of kStep. */
 const SUM_BLOCK = 128;
 
+/** Rows of a tile that one iteration of the loop of stores has: with 1, compilation gains little and short sums lose a tenth. */
+const STORED_ROWS = 2;
+
 /** What a spec needs of the device and of the operands. */
 export interface CpuMachine extends CpuGrid {
   /** Whether the operands are read from textures. */
   readonly textures: boolean;
   /** Whether an iteration loads all operands before it computes (gpu/software/README.md). */
   readonly loadsFirst: boolean;
+  /** Whether a loop stores the tile, STORED_ROWS rows an iteration (gpu/software/README.md). */
+  readonly loopsStores: boolean;
 }
 
 export interface CpuSpec extends CommonSpec, CpuMachine {
@@ -107,7 +112,7 @@ ${lines(TM, (i) => range(TN4).map((j) => `  var c${i}_${j} = vec4<f32>();`).join
 ${spec.rowSums ? lines(TM / 4, (i) => `  var sum${i} = vec4<f32>();`) : ""}
 ${spec.vector ? vectorLoop(spec) : scalarLoop(spec)}
 ${spec.rowSums ? storeRowSums(spec) : ""}
-${epilogue(spec)}
+${epilogue(spec, spec.loopsStores ? STORED_ROWS : undefined)}
 }
 `;
 }

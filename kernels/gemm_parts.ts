@@ -180,9 +180,12 @@ function sizeNames(sizes: ConvSizes | undefined): Record<keyof ConvSizes, string
   return Object.fromEntries(names) as Record<keyof ConvSizes, string>;
 }
 
-/** The epilogue: stores alpha * c<row>_<vector> + bias of the tile at (m0, n0). */
-export function epilogue({ tile: [TM, TN], vectorStore, bias }: CommonSpec): string {
-  const TN4 = TN / 4;
+/**
+ * The epilogue: stores alpha * c<row>_<vector> + bias of the tile at (m0, n0).
+ * @param rows of the tile that an iteration of a loop stores; all rows by default, without a loop
+ */
+export function epilogue({ tile: [TM, TN], vectorStore, bias }: CommonSpec, rows = TM): string {
+  const TN4 = TN / 4, looped = rows < TM;
   const biases = bias
     ? lines(
       TN4,
@@ -192,7 +195,13 @@ export function epilogue({ tile: [TM, TN], vectorStore, bias }: CommonSpec): str
         });`,
     )
     : "";
-  const value = (i: number, j: number) => `params.alpha * c${i}_${j}${bias ? ` + bias${j}` : ""}`;
+  /** Vector j of row `first + i`, where `first` is the first row of the iteration. */
+  const sum = (i: number, j: number) =>
+    range(TM / rows).slice(1).reduce(
+      (value, n) => `select(${value}, c${n * rows + i}_${j}, first == ${n * rows}u)`,
+      `c${i}_${j}`,
+    );
+  const value = (i: number, j: number) => `params.alpha * ${sum(i, j)}${bias ? ` + bias${j}` : ""}`;
   const one = (i: number, j: number) =>
     vectorStore
       ? `if (n0 + ${4 * j}u < params.N) { store_c((row + n0) / 4u + ${j}u, ${value(i, j)}); }`
@@ -201,13 +210,14 @@ export function epilogue({ tile: [TM, TN], vectorStore, bias }: CommonSpec): str
           `if (n0 + ${4 * j + e}u < params.N) { store_c(row + n0 + ${4 * j + e}u, v.${XYZW[e]}); }`
         ).join(" ")
       } }`;
+  const m = (i: number) => looped ? `m0 + first + ${i}u` : `m0 + ${i}u`;
+  const stores = lines(
+    rows,
+    (i) =>
+      `  if (${m(i)} < params.M) { let row = offset_c + (${m(i)}) * params.ldc; ${
+        range(TN4).map((j) => one(i, j)).join(" ")
+      } }`,
+  );
   return `${biases}
-${
-    lines(TM, (i) =>
-      `  if (m0 + ${i}u < params.M) { let row = offset_c + (m0 + ${i}u) * params.ldc; ${
-        range(TN4).map((j) =>
-          one(i, j)
-        ).join(" ")
-      } }`)
-  }`;
+${looped ? `  for (var first = 0u; first < ${TM}u; first += ${rows}u) {\n${stores}\n  }` : stores}`;
 }

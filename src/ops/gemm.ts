@@ -139,9 +139,9 @@ function launchGemm(
   };
   const uniformA = isUniformA(machine, gemmShape, tile);
   const textures = vector && !uniformA && stageable(a.storage) && stageable(b.storage);
-  const { threads } = machine, { loadsFirst } = device().compiler;
+  const { threads } = machine, { loadsFirst, loopsStores } = device().compiler;
   const spec = cpu
-    ? cpuSpec(problem, { threads, textures, loadsFirst, uniformA }, wantsRowSums)
+    ? cpuSpec(problem, { threads, textures, loadsFirst, loopsStores, uniformA }, wantsRowSums)
     : unit
     ? matrixSpec(problem, unit)
     : gpuSpec(problem);

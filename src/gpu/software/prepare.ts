@@ -15,6 +15,8 @@ export interface CompilerTraits {
   readonly loadsFirst: boolean;
   /** A load of one address by all threads of a SIMD vector is a scalar load, other loads from buffers are gathers. */
   readonly scalarLoads: boolean;
+  /** A store to a buffer is compiled for each SIMD lane and component, so GEMMs store in a loop, which compiles faster. */
+  readonly loopsStores: boolean;
 }
 
 /**
@@ -23,7 +25,7 @@ export interface CompilerTraits {
  */
 export function compilerTraits(name: string): CompilerTraits {
   const llvm = Number(/llvmpipe \(LLVM (\d+)/.exec(name)?.[1] ?? 0);
-  return { loadsFirst: llvm > 15, scalarLoads: llvm >= 22 };
+  return { loadsFirst: llvm > 15, scalarLoads: llvm >= 22, loopsStores: llvm > 15 };
 }
 
 /** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */

@@ -8,7 +8,7 @@ import { capture } from "../../../src/gpu/program.ts";
 import { stagingBytes } from "../../../src/gpu/software/staging.ts";
 import { conv2d } from "../../../src/ops/conv.ts";
 import { add } from "../../../src/ops/math.ts";
-import { matmul } from "../../../src/ops/matmul.ts";
+import { linear, matmul } from "../../../src/ops/matmul.ts";
 import { input, type Tensor, variable } from "../../../src/tensor/tensor.ts";
 import { evaluate, randomArray, testDevice } from "../../helpers/check.ts";
 
@@ -20,7 +20,7 @@ async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tenso
     { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
   ]));
   const { compiler } = device(), all: Record<string, Float32Array>[] = [];
-  const other = { loadsFirst: !compiler.loadsFirst, scalarLoads: !compiler.scalarLoads };
+  const other = Object.fromEntries(Object.entries(compiler).map(([trait, has]) => [trait, !has]));
   for (const form of [{ compiler }, { compiler: other }, { staging: false }]) {
     Object.assign(device(), form);
     all.push(
@@ -44,6 +44,10 @@ for (
     await sameBits([[3, K, M], [3, K, N]], (a, b) => matmul(a, b, { transposeA: true }));
   });
 }
+
+Deno.test("a loop of stores writes the bits of unrolled ones, single elements and a bias included", async () => {
+  await sameBits([[21, 8], [18, 8], [18]], (x, w, b) => linear(x, w, b));
+});
 
 Deno.test("GEMMs with uniform A have the same bits, in batches of partial tiles and in splits of K", async () => {
   await testDevice("cpu");
