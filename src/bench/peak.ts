@@ -80,7 +80,7 @@ export async function measurePeaks(): Promise<Peaks> {
       program.destroy();
     }
   }
-  const S = cpu ? 512 : 2048;
+  const S = software ? cpu ? 512 : 256 : 2048;
   const product = capture(
     "product",
     { a: input([S, S]), b: input([S, S]) },

@@ -12,6 +12,7 @@ import { chooseMatrices } from "../../src/ops/gemm_matrices.ts";
 import { prepareSubgroups } from "../../src/ops/subgroups.ts";
 import type { GemmBackend } from "../../src/ops/gemm_tiles.ts";
 import type { Precision } from "../../src/tensor/tensor.ts";
+import { prepareTiles } from "../../src/bench/gemm_tuning.ts";
 import { measurePeaks } from "../../src/bench/peak.ts";
 import { kernelCases, largeGemm, titleOf } from "./bench/cases.ts";
 import { kernelOf } from "./bench/kernels.ts";
@@ -28,6 +29,7 @@ Usage: deno task bench [options]
   --precision f32|f16  storage of activations [f32, plus some cases in f16]
   --profile cpu|gpu|matrix  kernel backend; matrix: gpu with subgroup matrices [chosen by the adapter]
   --gpu deno|dawn      WebGPU implementation [TOK_GPU, else deno]
+  --tuned              GEMM tiles that "tok doctor --tune" measured [built-in cost model]
   --all                include cases that fill a GPU (seconds to minutes on a CPU)
   --peers              TensorFlow.js, jax-js and onnxruntime-web on the same adapter
   --torch              PyTorch on the same machine: python3, or what TORCH_PYTHON names
@@ -36,7 +38,7 @@ Usage: deno task bench [options]
   --help               this text
 `;
 
-const BOOLEANS = ["all", "peers", "torch", "json", "markdown", "help"];
+const BOOLEANS = ["tuned", "all", "peers", "torch", "json", "markdown", "help"];
 const STRINGS = ["only", "precision", "profile", "gpu"];
 
 /** @throws UsageError for an unknown option or value */
@@ -63,6 +65,7 @@ function optionsOf(args: string[]) {
     precision: choice<Precision>("precision", ["f32", "f16"]) ?? "f32",
     profile: choice<GemmBackend>("profile", ["cpu", "gpu", "matrix"]),
     gpu: choice("gpu", PROVIDERS),
+    tuned: Boolean(parsed.tuned),
     all: Boolean(parsed.all),
     peers: Boolean(parsed.peers),
     torch: Boolean(parsed.torch),
@@ -81,6 +84,11 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
   const failure = device().profile === "gpu" ? await prepareSubgroups() : undefined;
   if (failure) console.error(`subgroups fail their self-test: ${failure}`);
   const matrices = kernels !== "gpu" && await chooseMatrices({ kernels, precision: "f16" }, console.error);
+  if (o.tuned && !await prepareTiles("never", { line: console.error, warn: console.error })) {
+    throw new UsageError(
+      'Cannot use --tuned: no tiles were measured on this adapter; run "tok doctor --tune"',
+    );
+  }
   const profile = matrices ? "matrix" : device().profile;
   const wanted = ({ name }: { name: string }) =>
     o.only.length === 0 || o.only.some((text) => name.includes(text));
@@ -113,7 +121,7 @@ async function main(o: NonNullable<ReturnType<typeof optionsOf>>): Promise<void>
       report.row(row);
     });
   }
-  const baseline = kernelOf(largeGemm(o.precision, facts.software));
+  const baseline = kernelOf(largeGemm(o.precision, facts.software, profile));
   if (whole.length) await baseline.program.prepare();
   for (const step of whole) {
     await unlessTooLarge(titleOf(step), async () => {

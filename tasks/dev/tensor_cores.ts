@@ -1,9 +1,14 @@
 // One table of what each WebGPU implementation and precision reaches on this adapter, in ten minutes: bench.ts in a process for
-// each variant, with PyTorch in the first where it is installed. Run on a GPU: deno run -A tasks/dev/tensor_cores.ts
+// each variant, then PyTorch where python3 has it. The table is written after every case, so that whoever ends the script early
+// keeps what was measured. Run on a GPU: deno run -A tasks/dev/tensor_cores.ts
 
 import { parseArgs } from "@std/cli/parse-args";
-import { fromFileUrl } from "@std/path";
-import { lines } from "./bench/peers.ts";
+import { dirname, fromFileUrl } from "@std/path";
+import { UsageError } from "../../src/errors.ts";
+import { makeFolder } from "../../src/formats/files.ts";
+import { kernelCases, titleOf } from "./bench/cases.ts";
+import { findTorch, lines, type Measured, runTorch } from "./bench/peers.ts";
+import { steps } from "./bench/steps.ts";
 
 const HELP =
   `Measure tensor cores: Deno's WebGPU and Dawn, fp32, fp16 and fp16 by subgroup matrices, and PyTorch
@@ -11,15 +16,14 @@ const HELP =
 Usage: deno run -A tasks/dev/tensor_cores.ts [options]
 
   --only TEXT       cases whose name contains TEXT; repeat for more [GEMMs, conv, attention and steps that fill a GPU]
-  --variants TEXT   variants whose name contains TEXT; repeat for more [all]
-  --minutes N       time for all variants [10]
-  --tiny            small cases, for a software adapter
-  --torch           PyTorch too: python3, or what TORCH_PYTHON names
+  --parts TEXT      parts whose name contains TEXT; repeat for more [all]
+  --minutes N       time for all parts [10]
+  --out FILE        Markdown table, written anew after every case [runs/tensor_cores.md]
+  --tiny            small cases and no tuning, for a software adapter
   --help            this text
 `;
 
 interface Variant {
-  name: string;
   gpu: "deno" | "dawn";
   precision: "f32" | "f16";
   profile: "gpu" | "matrix";
@@ -27,30 +31,34 @@ interface Variant {
   toggles?: string;
 }
 
-const VARIANTS: readonly Variant[] = [
-  { name: "wgpu f32", gpu: "deno", precision: "f32", profile: "gpu" },
-  { name: "wgpu f16", gpu: "deno", precision: "f16", profile: "gpu" },
-  { name: "Dawn f32", gpu: "dawn", precision: "f32", profile: "gpu" },
-  { name: "Dawn f16", gpu: "dawn", precision: "f16", profile: "gpu" },
-  { name: "Dawn f16 matrices", gpu: "dawn", precision: "f16", profile: "matrix" },
-  {
-    name: "Dawn f16 matrices, unchecked",
+/** By name, those that the targets compare first. */
+const VARIANTS: Readonly<Record<string, Variant>> = {
+  "Dawn f32": { gpu: "dawn", precision: "f32", profile: "gpu" },
+  "Dawn f16 matrices": { gpu: "dawn", precision: "f16", profile: "matrix" },
+  "wgpu f32": { gpu: "deno", precision: "f32", profile: "gpu" },
+  "wgpu f16": { gpu: "deno", precision: "f16", profile: "gpu" },
+  "Dawn f16": { gpu: "dawn", precision: "f16", profile: "gpu" },
+  "Dawn f32, unchecked": { gpu: "dawn", precision: "f32", profile: "gpu", toggles: "disable_robustness" },
+  "Dawn f16 matrices, unchecked": {
     gpu: "dawn",
     precision: "f16",
     profile: "matrix",
     toggles: "disable_robustness",
   },
-];
+};
+/** Measures the GEMM tiles that the variants of Dawn use. */
+const TUNING = "Dawn tiles";
+const PYTORCH = "PyTorch";
 
 /** The cases, which bench.ts runs in an order of its own: kernels, then steps. */
 const CASES = [
-  "GEMM NN 4096",
   "GEMM NN 1024",
   "GEMM NN 2048",
-  "GEMM NN 8192",
+  "GEMM NN 4096",
   "GEMM NT 4096",
   "GEMM TN 4096",
-  "->",
+  "GEMM NN 8192",
+  "16x64x64x128 -> 128",
   "attention 64x256",
   "attention 16x1024",
   "DINOv2-B, 32 images",
@@ -59,74 +67,151 @@ const CASES = [
   "DiT training step, XL/1",
   "sampling step with guidance, B/1",
 ];
-const TINY = ["GEMM TN 256", "8x32x32x16 -> 16 (tiny)"];
+const TINY = [
+  "GEMM TN 256",
+  "conv 3x3 8x32x32x16 -> 16 (tiny)",
+  "attention 16x64x6x64",
+  "encoder forward, tiny",
+];
 
-interface Line {
+/** A line of bench.ts. */
+interface Line extends Partial<Measured> {
   case: string;
-  ms?: number;
+  precision?: string;
   gflops?: number;
-  peer?: string;
   skipped?: string;
+  /** Of the first line. */
+  adapter?: string;
+  driver?: string;
 }
 
 const args = parseArgs(Deno.args, {
-  boolean: ["tiny", "torch", "help"],
-  string: ["only", "variants", "minutes"],
-  collect: ["only", "variants"],
-  default: { minutes: "10" },
+  boolean: ["tiny", "help"],
+  string: ["only", "parts", "minutes", "out"],
+  collect: ["only", "parts"],
+  default: { minutes: "10", out: "runs/tensor_cores.md" },
   unknown: (arg) => fail(`Cannot use "${arg}": there is no such option; see --help`),
 });
 if (args.help) {
   console.log(HELP.trimEnd());
   Deno.exit(0);
 }
-const minutes = Number(args.minutes);
+const minutes = Number(args.minutes), out = String(args.out);
 if (!(minutes > 0)) fail(`Cannot use --minutes "${args.minutes}": give a number above 0`);
-const chosen = args.variants as string[], only = args.only as string[];
-const variants = VARIANTS.filter(({ name }) => !chosen.length || chosen.some((text) => name.includes(text)));
-if (!variants.length) fail(`Cannot measure: no variant has "${chosen.join('" or "')}" in its name`);
+const chosen = args.parts as string[], only = args.only as string[];
+const all = [...args.tiny ? [] : [TUNING], ...Object.keys(VARIANTS), PYTORCH];
+const parts = all.filter((name) => !chosen.length || chosen.some((text) => name.includes(text)));
+if (!parts.length) fail(`Cannot measure: no part has "${chosen.join('" or "')}" in its name`);
+const cases = only.length ? only : args.tiny ? TINY : CASES;
 
 /** Milliseconds and GFLOP/s by case, then by variant. */
 const table = new Map<string, Map<string, { ms: number; gflops?: number | undefined }>>();
 const notes: string[] = [], began = performance.now();
-for (const [i, v] of variants.entries()) {
-  // What earlier variants left over is divided among the rest.
-  const left = minutes * 60_000 - (performance.now() - began);
-  const signal = AbortSignal.timeout(Math.max(1, left / (variants.length - i)));
-  console.error(`${v.name}: at most ${(left / (variants.length - i) / 1000).toFixed(0)} s`);
-  const cases = (only.length ? only : args.tiny ? TINY : CASES).flatMap((text) => ["--only", text]);
-  const bench = ["run", "-A", fromFileUrl(import.meta.resolve("./bench.ts")), "--json", ...cases];
-  const torch = args.torch && i === 0 ? ["--torch"] : [];
-  const options = ["--precision", v.precision, "--profile", v.profile, "--gpu", v.gpu, ...torch];
-  const env = v.toggles === undefined ? {} : { TOK_DAWN_TOGGLES: v.toggles };
-  for await (const line of lines<Line>(Deno.execPath(), [...bench, ...options], { env, signal })) {
-    const title = line.case.replace(/, f16$/, "");
-    if (line.skipped !== undefined) notes.push(`${v.name}, ${title}: ${line.skipped}`);
-    if (line.ms === undefined) continue;
-    const row = table.get(title) ?? new Map();
-    table.set(title, row.set(line.peer ?? v.name, { ms: line.ms, gflops: line.gflops }));
-    console.error(`  ${title}, ${line.peer ?? v.name}: ${line.ms.toFixed(3)} ms`);
+let heading = "";
+
+for (const [i, name] of parts.entries()) {
+  // What earlier parts left over is divided among the rest.
+  const share = (minutes * 60_000 - (performance.now() - began)) / (parts.length - i);
+  const signal = AbortSignal.timeout(Math.max(1, share)), from = performance.now();
+  console.error(`${name}: at most ${(share / 1000).toFixed(0)} s`);
+  const variant = VARIANTS[name];
+  try {
+    if (variant) await measureVariant(name, variant, signal);
+    else if (name === PYTORCH) await measureTorch(signal);
+    else await tune(signal);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    notes.push(`${name}: ${error.message}`);
   }
-  if (signal.aborted) notes.push(`${v.name}: its time ended before its cases`);
+  if (signal.aborted) notes.push(`${name}: its time ended before its cases`);
+  console.error(`  ${((performance.now() - from) / 1000).toFixed(0)} s`);
+  save();
+}
+console.log(report());
+Deno.exit(0); // timers of parts that ended early would keep the process
+
+async function measureVariant(name: string, v: Variant, signal: AbortSignal): Promise<void> {
+  const script = fromFileUrl(import.meta.resolve("./bench.ts"));
+  const options = ["--precision", v.precision, "--profile", v.profile, "--gpu", v.gpu, "--json"];
+  if (v.gpu === "dawn" && parts.includes(TUNING)) options.push("--tuned");
+  const own = cases.filter((text) => v.precision === "f32" || !text.startsWith("sampling")); // that is always fp32
+  const command = ["run", "-A", script, ...options, ...own.flatMap((text) => ["--only", text])];
+  const env = v.toggles === undefined ? {} : { TOK_DAWN_TOGGLES: v.toggles };
+  let count = 0;
+  for await (const line of lines<Line>(Deno.execPath(), command, { env, signal })) {
+    count++;
+    if (line.adapter !== undefined) {
+      heading ||= `${line.adapter}${line.driver ? `, driver ${line.driver}` : ""}`;
+    }
+    if (line.skipped !== undefined) notes.push(`${name}, ${line.case}: ${line.skipped}`);
+    // In fp32 the benchmark measures some cases in fp16 too.
+    if (line.ms !== undefined && line.precision === v.precision) enter(line.case, name, line.ms, line.gflops);
+  }
+  if (!count && !signal.aborted) notes.push(`${name}: bench.ts failed; its error stream has the reason`);
 }
 
-const names = [...new Set([...table.values()].flatMap((row) => [...row.keys()]))];
-const cell = (entry?: { ms: number; gflops?: number | undefined }) =>
-  !entry
-    ? ""
-    : `${entry.ms.toFixed(3)} ms${entry.gflops ? `, ${(entry.gflops / 1000).toPrecision(3)} TFLOP/s` : ""}`;
-console.log(`| case | ${names.join(" | ")} |\n|${" --- |".repeat(names.length + 1)}`);
-for (const [title, row] of table) {
-  console.log(`| ${title} | ${names.map((n) => cell(row.get(n))).join(" | ")} |`);
+/** PyTorch on the cases: eager, then compiled, in f32 and bf16. */
+async function measureTorch(signal: AbortSignal): Promise<void> {
+  const { python, version, device } = await findTorch();
+  notes.push(`PyTorch ${version} (${device})`);
+  const known = [...kernelCases("f32", !args.tiny), ...await steps("f32", !args.tiny)];
+  const wanted = known.filter((c) => c.precision === "f32" && cases.some((text) => c.name.includes(text)));
+  const given = wanted.map((c) => ({ ...c, title: titleOf(c) }));
+  for await (const { case: title, ms, variant } of runTorch(python, given, signal)) {
+    enter(title, `${PYTORCH} ${variant}`, ms);
+  }
 }
-for (const note of notes) console.log(`- ${note}`);
-const matrices = "Dawn f16 matrices", step = "DiT training step, B/1, batch 32";
-const gemm = table.get("GEMM NN 4096")?.get(matrices)?.gflops, row = table.get(step);
-const ratio = (row?.get("Dawn f32")?.ms ?? NaN) / (row?.get(matrices)?.ms ?? NaN);
-const verdict = (value: number, least: number) =>
-  Number.isNaN(value) ? "not measured" : `${value.toPrecision(3)}, ${value >= least ? "reached" : "missed"}`;
-console.log(`- GEMM 4096 by matrices, target 100 TFLOP/s: ${verdict((gemm ?? NaN) / 1000, 100)}`);
-console.log(`- DiT-B/1 step by matrices, target 2.2 times as fast as Dawn f32: ${verdict(ratio, 2.2)}`);
+
+/** `tok doctor --tune`: the variants of Dawn use the tiles that it measures. */
+async function tune(signal: AbortSignal): Promise<void> {
+  const main = fromFileUrl(import.meta.resolve("../../main.ts"));
+  const command = ["run", "-A", main, "doctor", "--gpu", "dawn", "--tune"];
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args: command, signal, stderr: "inherit" })
+    .output();
+  for (const line of new TextDecoder().decode(stdout).split("\n")) {
+    if (/^(tiles|fp16) /.test(line)) notes.push(line.replace(/ +/g, " "));
+  }
+}
+
+function enter(title: string, column: string, ms: number, gflops?: number): void {
+  const row = table.get(title) ?? new Map();
+  table.set(title, row.set(column, { ms, gflops }));
+  console.error(`  ${title}, ${column}: ${ms.toFixed(3)} ms`);
+  save();
+}
+
+function save(): void {
+  makeFolder(dirname(out));
+  Deno.writeTextFileSync(out, `${report()}\n`);
+}
+
+/** The table, the notes and the targets. */
+function report(): string {
+  const names = [...new Set([...table.values()].flatMap((row) => [...row.keys()]))];
+  const cell = (entry?: { ms: number; gflops?: number | undefined }) =>
+    !entry
+      ? ""
+      : `${entry.ms.toFixed(3)} ms${entry.gflops ? `, ${(entry.gflops / 1000).toPrecision(3)} TFLOP/s` : ""}`;
+  const rows = [...table].map(([title, row]) =>
+    `| ${title} | ${names.map((name) => cell(row.get(name))).join(" | ")} |`
+  );
+  const matrices = "Dawn f16 matrices", step = table.get("DiT training step, B/1, batch 32");
+  const gemm = (table.get("GEMM NN 4096")?.get(matrices)?.gflops ?? NaN) / 1000;
+  const ratio = (step?.get("Dawn f32")?.ms ?? NaN) / (step?.get(matrices)?.ms ?? NaN);
+  const verdict = (value: number, least: number) =>
+    Number.isNaN(value)
+      ? "not measured"
+      : `${value.toPrecision(3)}, ${value >= least ? "reached" : "missed"}`;
+  return [
+    ...heading ? [`${heading}, ${((performance.now() - began) / 60_000).toFixed(1)} minutes\n`] : [],
+    ...rows.length
+      ? [`| case | ${names.join(" | ")} |\n|${" --- |".repeat(names.length + 1)}`, ...rows, ""]
+      : [],
+    ...notes.map((note) => `- ${note}`),
+    `- GEMM 4096 by matrices, target 100 TFLOP/s: ${verdict(gemm, 100)}`,
+    `- DiT-B/1 step by matrices, target 2.2 times as fast as Dawn f32: ${verdict(ratio, 2.2)}`,
+  ].join("\n");
+}
 
 function fail(message: string): never {
   console.error(`tensor_cores: ${message}`);

@@ -62,7 +62,7 @@ Deno.test("a measured row agrees with its plan, and its time is per repetition",
   const { row, made } = await measure(c.name, c.precision, () => kernelOf(c), PEAKS);
   assertEquals(row.measured, row.planned);
   assert(row.ms > 0 && row.share > 0 && row.share < 1 && row.launches === made.program.plan.launches.length);
-  const square = kernelOf(largeGemm("f32", true));
+  const square = kernelOf(largeGemm("f32", true, "cpu"));
   await square.program.prepare();
   const division = await divide(made.program, square.program);
   if (division) {
@@ -107,9 +107,9 @@ Deno.test("the benchmark refuses unknown options and has a help text", async () 
   assert(none.stderr.includes(`"no such case" or "nor this"`), none.stderr);
   const help = await run("--help");
   assert(help.code === 0 && help.stdout.includes("--torch"));
-  const comparison = await runScript("tensor_cores", ["--variants", "CUDA"]);
+  const comparison = await runScript("tensor_cores", ["--parts", "CUDA"]);
   assertEquals([comparison.code, comparison.stdout], [2, ""]);
-  assert(comparison.stderr.includes('no variant has "CUDA"'), comparison.stderr);
+  assert(comparison.stderr.includes('no part has "CUDA"'), comparison.stderr);
 });
 
 Deno.test("the benchmark names the adapter and its driver", () => {

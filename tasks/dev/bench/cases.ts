@@ -1,6 +1,7 @@
 // The kernel cases of the benchmark as data (op, sizes, name), so that peers in other processes and languages run the same
 // ones. kernels.ts builds tok's programs from them.
 
+import type { GemmBackend } from "../../../src/ops/gemm_tiles.ts";
 import type { Precision } from "../../../src/tensor/tensor.ts";
 
 /** Forward only, or forward and backward for all inputs (one input for a convolution). */
@@ -57,8 +58,8 @@ function* gemms(large: boolean): Generator<Sizes & { name: string }> {
 }
 
 /** The baseline for GEMMs inside a step: square, and large enough to reach the adapter's best rate. */
-export function largeGemm(precision: Precision, software: boolean): Case {
-  const S = software ? 1024 : 4096;
+export function largeGemm(precision: Precision, software: boolean, profile: GemmBackend): Case {
+  const S = !software ? 4096 : profile === "cpu" ? 1024 : 256; // kernels for GPUs are a hundred times slower there
   return { name: "baseline GEMM", precision, op: "gemm", layout: "NN", M: S, N: S, K: S };
 }
 

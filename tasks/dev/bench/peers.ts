@@ -67,11 +67,15 @@ export async function findTorch(): Promise<{ python: string; version: string; de
 }
 
 /** Runs PyTorch on the cases and yields its times. */
-export async function* runTorch(python: string, cases: readonly PeerCase[]): AsyncGenerator<Measured> {
+export async function* runTorch(
+  python: string,
+  cases: readonly PeerCase[],
+  signal?: AbortSignal,
+): AsyncGenerator<Measured> {
   const file = await Deno.makeTempFile({ prefix: "tok-cases-", suffix: ".json" });
   try {
     await Deno.writeTextFile(file, JSON.stringify(cases));
-    yield* lines(python, [scriptOf("pytorch.py"), file]);
+    yield* lines(python, [scriptOf("pytorch.py"), file], signal ? { signal } : {});
   } finally {
     await Deno.remove(file);
   }
@@ -92,10 +96,16 @@ export async function* lines<L = Measured>(
   }).spawn();
   const said = new Response(process.stderr).text();
   let rest = "";
-  for await (const text of process.stdout.pipeThrough(new TextDecoderStream())) {
-    const whole = (rest + text).split("\n");
-    rest = whole.pop() ?? "";
-    for (const line of whole) if (line.startsWith(`{"case"`)) yield JSON.parse(line) as L;
+  // A process that the aborted one started may keep its output open.
+  const stdout = process.stdout.pipeThrough(new TextDecoderStream(), signal ? { signal } : {});
+  try {
+    for await (const text of stdout) {
+      const whole = (rest + text).split("\n");
+      rest = whole.pop() ?? "";
+      for (const line of whole) if (line.startsWith(`{"case"`)) yield JSON.parse(line) as L;
+    }
+  } catch (error) {
+    if (!signal?.aborted) throw error;
   }
   const { success } = await process.status;
   if (!success && !signal?.aborted) console.error((await said).trim().split("\n").slice(-12).join("\n"));
