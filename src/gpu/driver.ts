@@ -46,7 +46,7 @@ export function driverOf(
   }
 }
 
-/** Driver and version by the name of the device. */
+/** Driver and version by the name of the device, and by the driver's own name. */
 function drivers(vulkan: Deno.DynamicLibrary<typeof LOADER>["symbols"]): Map<string, string> {
   const found = new Map<string, string>();
   // VkInstanceCreateInfo, and the VkApplicationInfo (of type 0) that it points to.
@@ -63,8 +63,10 @@ function drivers(vulkan: Deno.DynamicLibrary<typeof LOADER>["symbols"]): Map<str
         driver = struct(DRIVER.bytes, DRIVER_PROPERTIES);
       setPointer(properties, 8, driver);
       vulkan.vkGetPhysicalDeviceProperties2(Deno.UnsafePointer.create(device), properties);
-      const version = [text(driver, DRIVER.name), text(driver, DRIVER.info)].filter(Boolean).join(", ");
-      if (version) found.set(text(properties, PROPERTIES.name), version);
+      const parts = [text(driver, DRIVER.name), text(driver, DRIVER.info)].filter(Boolean);
+      if (!parts.length) continue;
+      found.set(text(properties, PROPERTIES.name), parts.join(", "));
+      found.set(parts.join(": "), parts.join(", ")); // what Dawn describes an adapter by
     }
   }
   vulkan.vkDestroyInstance(instance, null);
