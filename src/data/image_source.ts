@@ -48,8 +48,9 @@ export async function gather(
 ): Promise<Batch> {
   checkBatch(indices.length, size);
   const each = size * wordsOf(size), images = new Uint32Array(indices.length * each);
-  const load = async (i: number, k: number) => await source.bytes(i, size, crops?.[k]);
-  const labels = await loadEach(source, indices, load, (image, k) => {
+  const load = async (k: number) => await source.bytes(indices[k] as number, size, crops?.[k]);
+  const repeats = (k: number) => indices[k] === indices[k - 1] && crops?.[k] === crops?.[k - 1];
+  const labels = await loadEach(source, indices, { load, repeats }, (image, k) => {
     packImages(image, size, images.subarray(k * each, (k + 1) * each));
   });
   return { images, labels };
@@ -63,20 +64,27 @@ export async function gatherFloats(
 ): Promise<Batch<Float32Array<ArrayBuffer>>> {
   checkBatch(indices.length, size);
   const each = size * size * 3, images = new Float32Array(indices.length * each);
-  const labels = await loadEach(source, indices, async (i) => await source.floats(i, size), (image, k) => {
+  const load = async (k: number) => await source.floats(indices[k] as number, size);
+  const repeats = (k: number) => indices[k] === indices[k - 1];
+  const labels = await loadEach(source, indices, { load, repeats }, (image, k) => {
     images.set(image, k * each);
   });
   return { images, labels };
 }
 
-/** Passes images on in the order of `indices`, so that of several damaged ones the first is reported. @returns labels */
+/**
+ * Passes images on in the order of `indices`, so that of several damaged ones the first is reported. An image that repeats the one
+ * before it, such as those that fill an incomplete batch, is not loaded again.
+ * @returns labels
+ */
 async function loadEach<T>(
   source: Labelled,
   indices: readonly number[],
-  load: (i: number, k: number) => Promise<T>,
+  { load, repeats }: { load: (k: number) => Promise<T>; repeats: (k: number) => boolean },
   use: (image: T, k: number) => void,
 ): Promise<Uint32Array<ArrayBuffer>> {
-  const loading = indices.map(load);
+  const loading: Promise<T>[] = [];
+  for (const k of indices.keys()) loading.push(repeats(k) ? loading[k - 1] as Promise<T> : load(k));
   loading.forEach((image) => image.catch(() => {}));
   for (let k = 0; k < loading.length; k++) use(await loading[k] as T, k);
   return Uint32Array.from(indices, (i) => source.label(i));

@@ -196,13 +196,14 @@ export class EncoderFeatures {
     encoder: EncoderSource<EncoderConfig>,
     options: {
       batchSize: number;
+      /** Number of images of all sets. */
       n: number;
       square?: number | undefined;
       space?: EncoderSpace;
       cache?: FeatureCache | undefined;
     },
   ): Promise<EncoderFeatures> {
-    const { batchSize, n, square, space = "patches" } = options;
+    const { n, square, space = "patches" } = options, batchSize = Math.max(1, Math.min(options.batchSize, n));
     const { config, view } = encoderIn(space, encoder, square), network = encoderNetwork(config);
     const networks: { network: object; head?: PoolingHead | undefined } = { network };
     using opened = new DisposableStack();

@@ -1,6 +1,7 @@
 // The order in which batches are loaded, uploaded, run and read: the device waits for none of these.
 
 import { assertEquals, assertRejects } from "@std/assert";
+import { gather, gatherFloats } from "../../src/data/image_source.ts";
 import { UsageError } from "../../src/errors.ts";
 import { type ImageProgram, inferBatches } from "../../src/metrics/batched.ts";
 
@@ -56,4 +57,20 @@ Deno.test("a batch that cannot be loaded ends inference after the outputs of tho
     "image 4 is damaged",
   );
   assertEquals(used, [0, 2]);
+});
+
+Deno.test("an image that fills an incomplete batch is loaded once, unless its crops differ", async () => {
+  const loaded: number[] = [];
+  const load = (i: number, size: number) => {
+    loaded.push(i);
+    return new Uint8Array(3 * size * size).fill(i);
+  };
+  const source = { length: 9, classes: [], label: (i: number) => i, name: String, bytes: load };
+  const floats = (i: number, size: number) => Float32Array.from(load(i, size));
+  const { images, labels } = await gatherFloats({ ...source, floats }, [3, 5, 5, 5], 1);
+  assertEquals([[...images], [...labels]], [[3, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5], [3, 5, 5, 5]]);
+  assertEquals(loaded, [3, 5]);
+  const same = await gather(source, [2, 2], 4), other = await gather(source, [2, 2], 4, ["center", "adm"]);
+  assertEquals(loaded, [3, 5, 2, 2, 2]);
+  assertEquals(same, other);
 });
