@@ -50,6 +50,8 @@ export interface Machine {
   threads: number;
   /** Loads of one address by all threads are scalar (gpu/software/prepare.ts). */
   scalarLoads?: boolean;
+  /** Multiply-adds over all runs from which a tile larger than 16x16 earns back its compilation [90e9]. */
+  largeTilesFrom?: number;
   /** Bytes of workgroup memory. */
   storage: number;
   /** How often the program will run. */
@@ -84,11 +86,12 @@ export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device()
 
 /** The open device and the program that is being captured. @param fp16 kind of a GEMM whose operands are both fp16 */
 export function thisMachine(fp16?: GemmKind): Machine {
-  const { profile, simdWidth: threads, compiler: { scalarLoads }, limits } = device();
+  const { profile, simdWidth: threads, compiler: { scalarLoads, largeTilesFrom }, limits } = device();
   const used = fp16 && profile === "gpu" ? matrices.get(device()) : undefined;
   const unit = used && fp16 && (used.always || isFasterByMatrices(fp16)) ? used.unit : undefined;
   const storage = limits.maxComputeWorkgroupStorageSize;
-  return { profile: unit ? "matrix" : profile, unit, threads, scalarLoads, storage, runs: scope().runs };
+  const profileInUse = unit ? "matrix" : profile, { runs } = scope();
+  return { profile: profileInUse, unit, threads, scalarLoads, largeTilesFrom, storage, runs };
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
@@ -130,7 +133,7 @@ const SLOTS: Readonly<Record<GemmBackend, readonly number[]>> = {
   matrix: [528, 396, 264, 264, 264],
 };
 
-/** Multiply-adds of a GEMM over all runs (3 s of two cores) from which a software adapter may use large tiles. */
+/** Multiply-adds of a GEMM over all runs (3 s of two cores) from which Mesa 22.3 may use large tiles. */
 const LARGE = 90e9;
 
 let table: TileTable = {};
@@ -238,7 +241,7 @@ function time(machine: Machine, shape: GemmShape, tile: Tile): number {
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is 10 % faster, for large GEMMs 30 %, but compiles for 3 to 5 s, 16x16 for 1 to 2: a GEMM that is small or runs
   // seldom does not earn that back.
-  const small = M * N * K * count * runs < LARGE;
+  const small = M * N * K * count * runs < (machine.largeTilesFrom ?? LARGE);
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const waves = Math.ceil(groups / slots);

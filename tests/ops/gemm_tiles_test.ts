@@ -124,6 +124,20 @@ Deno.test("where loads are scalar, A is uniform if B's tiles fill the workgroups
   assertEquals(chooseTile({ ...machine, scalarLoads: false }, shape), [32, 20]);
 });
 
+Deno.test("large tiles are chosen from the work that earns back their compilation", () => {
+  const at = (largeTilesFrom: number, runs: number) =>
+    chooseTile({ profile: "cpu", threads: 16, storage: 32768, runs, largeTilesFrom }, {
+      kind: "nt",
+      M: 480,
+      N: 480,
+      K: 480,
+      count: 1,
+      vector: true,
+    }).join("x");
+  const runs = 500; // 55e9 multiply-adds
+  assertEquals([at(40e9, runs), at(240e9, runs), at(240e9, 5 * runs)], ["32x20", "16x16", "32x20"]);
+});
+
 Deno.test("split-K depends on the shape alone, and its parts fill the device", () => {
   assertEquals(splitLength({ profile: "cpu" }, 512, 512, 512, 1), 512);
   assertEquals(splitLength({ profile: "cpu" }, 16, 16, 4096, 1), 128);

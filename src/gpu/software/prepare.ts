@@ -17,6 +17,8 @@ export interface CompilerTraits {
   readonly scalarLoads: boolean;
   /** A store to a buffer is compiled for each SIMD lane and component, so GEMMs store in a loop, which compiles faster. */
   readonly loopsStores: boolean;
+  /** Multiply-adds of a GEMM over all runs from which a tile larger than 16x16 earns back the time of its compilation. */
+  readonly largeTilesFrom: number;
 }
 
 /**
@@ -25,7 +27,11 @@ export interface CompilerTraits {
  */
 export function compilerTraits(name: string): CompilerTraits {
   const llvm = Number(/llvmpipe \(LLVM (\d+)/.exec(name)?.[1] ?? 0);
-  return { loadsFirst: llvm > 15, scalarLoads: llvm >= 22, loopsStores: llvm > 15 };
+  return llvm >= 22
+    ? { loadsFirst: true, scalarLoads: true, loopsStores: true, largeTilesFrom: 40e9 }
+    : llvm > 15
+    ? { loadsFirst: true, scalarLoads: false, loopsStores: true, largeTilesFrom: 240e9 }
+    : { loadsFirst: false, scalarLoads: false, loopsStores: false, largeTilesFrom: 90e9 };
 }
 
 /** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */

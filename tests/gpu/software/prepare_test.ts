@@ -18,14 +18,15 @@ const allowed = (thread: number): string =>
 
 Deno.test("what is known of a compiler follows from the version of LLVM in llvmpipe's name", () => {
   const traits = {
-    "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false, false],
-    "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false, true],
-    "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true, true],
-    "SwiftShader Device (LLVM 16.0.0)": [false, false, false],
-    "NVIDIA H200": [false, false, false],
+    "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false, false, 90e9],
+    "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false, true, 240e9],
+    "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true, true, 40e9],
+    "SwiftShader Device (LLVM 16.0.0)": [false, false, false, 90e9],
+    "NVIDIA H200": [false, false, false, 90e9],
   };
-  for (const [name, [loadsFirst, scalarLoads, loopsStores]] of Object.entries(traits)) {
-    assertEquals(compilerTraits(name), { loadsFirst, scalarLoads, loopsStores } as CompilerTraits, name);
+  for (const [name, [loadsFirst, scalarLoads, loopsStores, largeTilesFrom]] of Object.entries(traits)) {
+    const expected = { loadsFirst, scalarLoads, loopsStores, largeTilesFrom } as CompilerTraits;
+    assertEquals(compilerTraits(name), expected, name);
   }
 });
 

@@ -20,7 +20,9 @@ async function sameBits(shapes: readonly (readonly number[])[], fn: (...x: Tenso
     { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i + 1) },
   ]));
   const { compiler } = device(), all: Record<string, Float32Array>[] = [];
-  const other = Object.fromEntries(Object.entries(compiler).map(([trait, has]) => [trait, !has]));
+  const other = Object.fromEntries(
+    Object.entries(compiler).map(([trait, has]) => [trait, typeof has === "boolean" ? !has : has]),
+  );
   for (const form of [{ compiler }, { compiler: other }, { staging: false }]) {
     Object.assign(device(), form);
     all.push(
