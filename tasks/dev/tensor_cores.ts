@@ -49,6 +49,8 @@ const VARIANTS: Readonly<Record<string, Variant>> = {
 /** Measures the GEMM tiles that the variants of Dawn use. */
 const TUNING = "Dawn tiles";
 const PYTORCH = "PyTorch";
+/** The share of a part in the time: tuning compiles 60 kernels, PyTorch has four variants. */
+const weight = (part: string) => part === TUNING || part === PYTORCH ? 2 : 1;
 
 /** The cases, which bench.ts runs in an order of its own: kernels, then steps. */
 const CASES = [
@@ -67,12 +69,8 @@ const CASES = [
   "DiT training step, XL/1",
   "sampling step with guidance, B/1",
 ];
-const TINY = [
-  "GEMM TN 256",
-  "conv 3x3 8x32x32x16 -> 16 (tiny)",
-  "attention 16x64x6x64",
-  "encoder forward, tiny",
-];
+/** Without steps: kernels for GPUs compile for seconds on a software adapter. */
+const TINY = ["GEMM TN 256", "conv 3x3 8x32x32x16 -> 16 (tiny)"];
 
 /** A line of bench.ts. */
 interface Line extends Partial<Measured> {
@@ -107,11 +105,12 @@ const cases = only.length ? only : args.tiny ? TINY : CASES;
 /** Milliseconds and GFLOP/s by case, then by variant. */
 const table = new Map<string, Map<string, { ms: number; gflops?: number | undefined }>>();
 const notes: string[] = [], began = performance.now();
-let heading = "";
+let heading = "", tuned = false;
 
 for (const [i, name] of parts.entries()) {
   // What earlier parts left over is divided among the rest.
-  const share = (minutes * 60_000 - (performance.now() - began)) / (parts.length - i);
+  const left = minutes * 60_000 - (performance.now() - began);
+  const share = left * weight(name) / parts.slice(i).reduce((sum, part) => sum + weight(part), 0);
   const signal = AbortSignal.timeout(Math.max(1, share)), from = performance.now();
   console.error(`${name}: at most ${(share / 1000).toFixed(0)} s`);
   const variant = VARIANTS[name];
@@ -133,7 +132,7 @@ Deno.exit(0); // timers of parts that ended early would keep the process
 async function measureVariant(name: string, v: Variant, signal: AbortSignal): Promise<void> {
   const script = fromFileUrl(import.meta.resolve("./bench.ts"));
   const options = ["--precision", v.precision, "--profile", v.profile, "--gpu", v.gpu, "--json"];
-  if (v.gpu === "dawn" && parts.includes(TUNING)) options.push("--tuned");
+  if (v.gpu === "dawn" && tuned) options.push("--tuned");
   const own = cases.filter((text) => v.precision === "f32" || !text.startsWith("sampling")); // that is always fp32
   const command = ["run", "-A", script, ...options, ...own.flatMap((text) => ["--only", text])];
   const env = v.toggles === undefined ? {} : { TOK_DAWN_TOGGLES: v.toggles };
@@ -169,7 +168,9 @@ async function tune(signal: AbortSignal): Promise<void> {
   const { stdout } = await new Deno.Command(Deno.execPath(), { args: command, signal, stderr: "inherit" })
     .output();
   for (const line of new TextDecoder().decode(stdout).split("\n")) {
-    if (/^(tiles|fp16) /.test(line)) notes.push(line.replace(/ +/g, " "));
+    if (!/^(tiles +measured|fp16) /.test(line)) continue;
+    notes.push(line.replace(/ +/g, " "));
+    tuned = true;
   }
 }
 
@@ -189,9 +190,9 @@ function save(): void {
 function report(): string {
   const names = [...new Set([...table.values()].flatMap((row) => [...row.keys()]))];
   const cell = (entry?: { ms: number; gflops?: number | undefined }) =>
-    !entry
-      ? ""
-      : `${entry.ms.toFixed(3)} ms${entry.gflops ? `, ${(entry.gflops / 1000).toPrecision(3)} TFLOP/s` : ""}`;
+    !entry ? "" : `${entry.ms.toFixed(3)} ms${entry.gflops ? `, ${rate(entry.gflops)}` : ""}`;
+  const rate = (gflops: number) =>
+    gflops < 1000 ? `${gflops.toPrecision(3)} GFLOP/s` : `${(gflops / 1000).toPrecision(3)} TFLOP/s`;
   const rows = [...table].map(([title, row]) =>
     `| ${title} | ${names.map((name) => cell(row.get(name))).join(" | ")} |`
   );
