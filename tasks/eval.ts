@@ -4,6 +4,7 @@ import metadata from "../deno.json" with { type: "json" };
 import { refuseWithoutEffect } from "../src/cli/conditions.ts";
 import { evalConditions, evalConfig } from "../src/cli/eval_config.ts";
 import type { Findings } from "../src/metrics/evaluation_page.ts";
+import { Intervals } from "../src/metrics/intervals.ts";
 import { underProtocol } from "../src/metrics/protocols.ts";
 import { missingFigures, partsOf, Results, selectParts } from "../src/metrics/selection.ts";
 import { refuseOthers } from "../src/run/existing_output.ts";
@@ -43,9 +44,11 @@ export const evaluate = command({
     const { facts: { description }, profile } = await openAdapter(c, log);
     using workers = openWorkers(c);
     let encoder: ReturnType<typeof chosenFeatureEncoder> | undefined;
+    const intervals = c.intervals ? new Intervals(log) : undefined;
     const options = {
       ...c,
       out,
+      intervals,
       inception: () => openInception(c.inception ?? ""),
       lpips: () => openLpips(c.lpips ?? []),
       encoder: () => encoder ??= chosenFeatureEncoder(c, log),
@@ -69,6 +72,7 @@ export const evaluate = command({
         cautions: log.warnings.slice(warned),
         missing: missingFigures(parts, c.metrics),
       }, log);
+      intervals?.write(out, results.scores);
     }
     results.rethrow();
     return { out, ...results.scores, protocols: results.protocols };

@@ -6,7 +6,7 @@ import type { ImageSource } from "../src/data/image_source.ts";
 import { exists, writeJson } from "../src/formats/files.ts";
 import type { Provenance } from "../src/formats/provenance.ts";
 import { type Evaluation, writeEvaluationPage } from "../src/metrics/evaluation_page.ts";
-import { INTERVALS } from "../src/metrics/jackknife.ts";
+import { INTERVALS } from "../src/metrics/intervals.ts";
 import type { Results } from "../src/metrics/selection.ts";
 import type { ImageTokenizer } from "../src/models/tokenizer.ts";
 import type { Log, Progress } from "../src/run/log.ts";

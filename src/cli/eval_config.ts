@@ -72,7 +72,8 @@ export const evalConfig = z.strictObject({
   }),
   intervals: metrics(
     flag(),
-    "Also write intervals.json: 95 % intervals of distances between sets, for --compare; ten more distances each",
+    "Also write intervals.json: 95 % intervals of figures that are no means over images, for --compare; computes each of them " +
+      "ten times more",
   ),
   latentNoise: metrics(
     z.array(z.number().nonnegative()).min(1).optional(),
@@ -197,8 +198,13 @@ export function evalConditions(
     ]],
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
     intervals: [[
-      () => parts.some((part) => part !== "tokenizer"),
-      `it is for distances between sets, and this scores ${scored}`,
+      () =>
+        METRICS.some(({ name, of, interval }) =>
+          (interval === "groups" || interval === "hits") && of.some((part) => parts.includes(part)) &&
+          (c.metrics?.includes(name) ?? true)
+        ),
+      "it is for figures that are no means over images, and none is selected",
+      "leave it out: images.csv has what --compare needs",
     ]],
   };
 }

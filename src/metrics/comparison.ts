@@ -4,12 +4,12 @@
 import { basename, dirname, join } from "@std/path";
 import { UsageError } from "../errors.ts";
 import { exists, readJson } from "../formats/files.ts";
-import { fingerprintOf } from "../formats/provenance.ts";
 import { difference, type Interval, intervalOf, type Replicates, resampledMeans } from "./bootstrap.ts";
 import { readImageScores } from "./image_scores.ts";
 import { type Ingredients, metricsSchema } from "./ingredients.ts";
-import { hasGroups, readWithoutGroups } from "./jackknife.ts";
-import { betterOf, isFigureOf } from "./table.ts";
+import { type ImageTable, orderOf, readIntervals, streamOf } from "./intervals.ts";
+import type { IntervalKind } from "./metric.ts";
+import { betterOf, intervalKindOf, isFigureOf } from "./table.ts";
 
 /** A finished evaluation. */
 export interface EvaluatedRun {
@@ -18,10 +18,9 @@ export interface EvaluatedRun {
   path: string;
   figures: Map<string, number>;
   ingredients: Readonly<Record<string, Ingredients>>;
-  /** Scores of each image by their key, in the order of `images`. */
-  columns: Map<string, number[]>;
-  images: readonly string[];
-  /** Scores without each group of the generated images. */
+  /** Scores of each image by their key: of images.csv, and of intervals.json. */
+  tables: readonly ImageTable[];
+  /** Scores without each group of the images. */
   groups: Readonly<Record<string, number[]>>;
 }
 
@@ -62,10 +61,10 @@ function openRun(path: string): Omit<EvaluatedRun, "name"> {
     ),
   );
   const csv = join(folder, "images.csv");
-  const { names, columns } = exists(csv) ? readImageScores(csv) : { names: [], columns: new Map() };
+  const { groups, tables } = readIntervals(folder, figures);
   return {
-    ...{ path, figures, ingredients, images: names, columns },
-    groups: readWithoutGroups(folder, figures),
+    ...{ path, figures, ingredients, groups },
+    tables: exists(csv) ? [readImageScores(csv), ...tables] : tables,
   };
 }
 
@@ -134,14 +133,13 @@ function replicatesOf(runs: readonly EvaluatedRun[], seed: number): Map<string, 
     )
   );
   // The resamples follow from the names of the images, whatever other runs there are.
-  const streams = runs.map(({ images }) => parseInt(fingerprintOf(...images.toSorted()).slice(0, 8), 16));
-  for (const stream of new Set(streams)) {
+  const tables = runs.flatMap(({ tables, figures }, r) =>
+    tables.map((table) => ({ ...table, figures, r, stream: streamOf(table.names) }))
+  );
+  for (const [stream, alike] of Map.groupBy(tables, ({ stream }) => stream)) {
     const places: [run: number, key: string][] = [], columns: number[][] = [];
-    for (const [r, { images, columns: own, figures }] of runs.entries()) {
-      if (streams[r] !== stream) continue;
-      const order = images.map((_, i) => i).sort((i, j) =>
-        (images[i] as string) < (images[j] as string) ? -1 : 1
-      );
+    for (const { r, names, columns: own, figures } of alike) {
+      const order = orderOf(names);
       for (const [key, values] of own) {
         const figure = figures.get(key), mean = values.reduce((sum, v) => sum + v, 0) / values.length;
         // A file of another evaluation has other means.
@@ -266,15 +264,21 @@ function notesOf(figures: readonly Figure[], runs: readonly EvaluatedRun[]): str
     if (without.length === 0) return [];
     return [{ key, text: without.length === known.length ? key : `${key} of ${without.join(", ")}` }];
   });
-  const of = (includes: (key: string) => boolean) =>
-    bare.filter(({ key }) => includes(key)).map(({ text }) => text).join(", ");
-  const isByImage = (key: string) => !hasGroups(key) && runs.some(({ columns }) => columns.has(key));
-  const repeated = of(hasGroups), byImage = of(isByImage);
-  const others = of((key) => !hasGroups(key) && !isByImage(key));
+  const of = (includes: (kind: IntervalKind | undefined) => boolean) =>
+    bare.filter(({ key }) => includes(intervalKindOf(key))).map(({ text }) => text).join(", ");
+  const repeated = of((kind) => kind === "groups" || kind === "hits");
+  const byImage = of((kind) => kind === "images"), others = of((kind) => kind === undefined);
+  const none = bare.flatMap(({ key, text }) => {
+    const kind = intervalKindOf(key);
+    return typeof kind === "object" ? [{ text, why: kind.none }] : [];
+  });
   return [
     ...inside,
     ...repeated ? [`no interval of ${repeated}: evaluate with --intervals, which keeps what it needs`] : [],
     ...byImage ? [`no interval of ${byImage}: images.csv has no such scores of this evaluation`] : [],
+    ...[...Map.groupBy(none, ({ why }) => why)].map(([why, all]) =>
+      `no interval of ${all.map(({ text }) => text).join(", ")}: ${why}`
+    ),
     ...others ? [`no interval of ${others}: an evaluation keeps nothing to compute it from`] : [],
   ];
 }

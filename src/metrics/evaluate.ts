@@ -4,13 +4,13 @@
 
 import { described, inputs, type InputSource, Sizes, type View } from "../data/network_input.ts";
 import { UsageError } from "../errors.ts";
-import { differences, type Provenance } from "../formats/provenance.ts";
+import type { Provenance } from "../formats/provenance.ts";
 import type { Log } from "../run/log.ts";
 import { type Inception, INCEPTION_SIDE, SAMPLING } from "../models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import { cautionOfFew, cautionsOf, holdsJpegs, JPEG, PARTIAL } from "./cautions.ts";
-import { EncoderFeatures, type EncoderSpace, placeOf, readsHead } from "./encoder_features.ts";
+import { EncoderFeatures, type EncoderSpace, placeOf } from "./encoder_features.ts";
 import { FeatureCache } from "./feature_cache.ts";
 import {
   type ImageSet,
@@ -23,11 +23,18 @@ import {
   writePairs,
 } from "./image_set.ts";
 import { encoderIngredients, type OwnIngredients } from "./ingredients.ts";
-import { type ComputedFeatures, kept, labelContext, type SetOptions } from "./evaluation_options.ts";
+import {
+  accuraciesOf,
+  type ComputedFeatures,
+  kept,
+  labelContext,
+  type SetOptions,
+} from "./evaluation_options.ts";
 import { type FeatureKind, INCEPTION_OUTPUT, InceptionFeatures, type InceptionView } from "./inception.ts";
-import { Jackknife, withoutIntervals } from "./jackknife.ts";
+import { keptFor } from "./intervals.ts";
 import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
 import { SixSpaces } from "./six_spaces.ts";
+import { SetNetworks } from "./set_networks.ts";
 import { cautionsOfProtocol } from "./protocols.ts";
 import type { Results, Selection } from "./selection.ts";
 import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./metric.ts";
@@ -44,7 +51,7 @@ export class SetEvaluation implements Disposable {
   readonly #views = new Map<InputSource, InceptionView>();
   /** Of the real sets by space: the moments that a metric computes of them are kept there. */
   readonly #real = new Map<string, { set: ImageSet; view: InceptionView }>();
-  #jackknife: Jackknife | undefined;
+  readonly #networks: SetNetworks;
   #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
   /** Lines that were logged: each is said once. */
   readonly #said = new Set<string>();
@@ -59,6 +66,7 @@ export class SetEvaluation implements Disposable {
     private readonly log: Log,
   ) {
     this.#features = options.computed ?? new Map();
+    this.#networks = new SetNetworks(selection, options, inception, encoder, six);
   }
 
   /** Leaves out what the sets do not allow. @throws UsageError if no metric is left, or a network cannot be opened */
@@ -100,49 +108,13 @@ export class SetEvaluation implements Disposable {
       cache = folder === undefined ? folder : new FeatureCache(folder);
     const six = selection.from("six").length ? new SixSpaces(encoders, inception, cache, log) : undefined;
     const evaluation = new SetEvaluation(selection, options, inception, encoder, six, cache, log);
-    for (const set of [real, fake]) await evaluation.#refuseOthers(set);
+    for (const set of [real, fake]) await evaluation.#networks.refuseOthers(set);
     return evaluation;
   }
 
   /** What the scores depend on: the networks of the selected metrics. */
-  async networks(): Promise<Provenance> {
-    const { encoder, inception } = this;
-    const head = this.selection.from("encoder").some(({ space }) => readsHead(space)) &&
-      await encoder?.headFingerprint();
-    return {
-      encoder: encoder ? { name: encoder.path, fingerprint: await encoder.fingerprint() } : "none",
-      inception: inception?.identity ?? "none",
-      ...encoder && head ? { "pooling head": { name: encoder.path, fingerprint: head } } : {},
-      ...await this.six?.networks(),
-    };
-  }
-
-  /** What stored features were computed with. */
-  async #about(): Promise<Provenance> {
-    const networks = Object.entries(await this.networks()).filter(([, network]) => network !== "none");
-    const { inceptionInput, imageSize } = this.options;
-    return {
-      ...Object.fromEntries(networks),
-      ...this.inception && { "Inception input": inceptionInput },
-      "image size": imageSize ?? "as the files",
-    };
-  }
-
-  /** @throws UsageError for stored features of other networks or settings */
-  async #refuseOthers({ name, about, spaces }: SetFacts): Promise<void> {
-    const different = about ? differences(about, await this.#about()) : [];
-    for (const space of ["patches", "cls", "dinov2", "dinov2_torch"] as const) {
-      const { moments, features } = spaces?.[space] ?? {}, width = moments?.mean.length ?? features?.columns;
-      const own = this.encoder?.config.hidden_size;
-      if (width !== undefined && own !== undefined && width !== own) {
-        different.push(`they have ${width} channels and the encoder has ${own}`);
-      }
-    }
-    if (different.length === 0) return;
-    throw new UsageError(
-      `Cannot compare with the features in "${name}": ${different.join(", ")}; use what they were computed ` +
-        `with, or compute them again`,
-    );
+  networks(): Promise<Provenance> {
+    return this.#networks.all();
   }
 
   /**
@@ -155,13 +127,8 @@ export class SetEvaluation implements Disposable {
     train: { images: InputSource; side: number },
     results: Results,
   ): Promise<void> {
-    const { encoder, inception, selection } = this, { intervals, out } = this.options;
+    const { encoder, inception, selection } = this, { intervals } = this.options;
     this.#caution(real, fake);
-    this.#jackknife = intervals ? new Jackknife(this.log) : undefined;
-    const without = intervals
-      ? withoutIntervals(selection.from("inception", "encoder", "six")).join(", ")
-      : "";
-    if (without) this.#once(`no intervals of ${without}: --intervals does not compute them`);
     if (encoder) {
       await results.add(async () => {
         await this.#byEncoder(encoder, real, fake, train, results);
@@ -172,7 +139,10 @@ export class SetEvaluation implements Disposable {
       this[Symbol.dispose]();
       const { batchSize, seed, saveStats, saveFeatures } = this.options, show = () => Promise.resolve();
       const context = { seed, progress: this.log.progress.bind(this.log), show };
-      const keep = { features: saveFeatures !== undefined, keep: (saveStats ?? saveFeatures) !== undefined };
+      const keep = {
+        ...{ features: saveFeatures !== undefined, keep: (saveStats ?? saveFeatures) !== undefined },
+        intervals,
+      };
       await this.six.score(selection.from("six"), real, fake, context, { batchSize, ...keep }, results);
     }
     const metrics = selection.from("inception");
@@ -190,7 +160,6 @@ export class SetEvaluation implements Disposable {
     if (this.cache) this.log.line(`${this.cache}`);
     const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
     if (n !== undefined && Object.keys(scores).length > 0) scores[this.options.countKey ?? "n"] = n;
-    if (out !== undefined) this.#jackknife?.write(out, scores);
     const { images } = real;
     if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {
       const inception = this.#views.get(images) ?? {},
@@ -198,7 +167,7 @@ export class SetEvaluation implements Disposable {
           ...this.#features.get(images) ?? [],
           ...this.six?.computed(images) ?? [],
         ]);
-      const about = { ...await this.#about(), [JPEG]: holdsJpegs(real) };
+      const about = { ...await this.#networks.about(), [JPEG]: holdsJpegs(real) };
       await results.add(() => saveComputed({ inception, spaces, about }, this.options, this.log));
     }
   }
@@ -267,9 +236,12 @@ export class SetEvaluation implements Disposable {
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
     const features = encoderIngredients("labels", network, "patches", this.#encoderViews.get("patches"));
-    for (const { compute, input } of labels) {
+    const nameIn = (images: InputSource) => (i: number) => images.name(i);
+    const nameOf = { test: nameIn(real.images), fake: nameIn(fake.images) };
+    for (const metric of labels) {
+      const { input } = metric;
       const own: OwnIngredients = input === undefined ? features : { from: "labels", input };
-      await results.add(() => compute(context), () => own);
+      await results.add(() => accuraciesOf(metric, context, nameOf, this.options.intervals), () => own);
     }
   }
 
@@ -301,8 +273,10 @@ export class SetEvaluation implements Disposable {
       const known = stored(set, { from: "inception" });
       const needed = metrics.map((metric) => set === fake ? metric.fake : metric.real);
       if (set === real && this.options.saveFeatures !== undefined) needed.push("features");
-      if (set === fake && this.options.intervals) needed.push("features");
-      const kinds = [...new Set(needed)].filter((kind) => kind !== undefined && !serves(known, kind));
+      const groups = set === fake && this.options.intervals !== undefined;
+      const kinds = [...new Set(needed)].filter((kind) =>
+        kind !== undefined && (!serves(known, kind) || groups && !keptFor(known, kind))
+      );
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
       const extractor = await InceptionFeatures.open(inception, {
@@ -311,6 +285,7 @@ export class SetEvaluation implements Disposable {
         input,
         kinds: kinds as FeatureKind[],
         floats: true,
+        groups,
         cache: { features: this.cache, view },
       });
       const progress = log.progress(`inception (${set.name})`, n, "images");
@@ -320,7 +295,7 @@ export class SetEvaluation implements Disposable {
         extractor.destroy();
       });
       report(set, sizes, view);
-      return { ...known, ...extracted };
+      return { ...extracted, ...known };
     };
     const a = real.images ? await kept(this.#views, real.images, () => extract(real)) : await extract(real);
     const b = await extract(fake), progress = log.progress.bind(log);
@@ -350,7 +325,7 @@ export class SetEvaluation implements Disposable {
   ): Promise<void> {
     const reported = this.selection.reported.bind(this.selection), { seed } = this.options;
     await results.add(async () => {
-      await this.#jackknife?.add(metrics, real, fake, { seed, reported });
+      await this.options.intervals?.ofSets(metrics, real, fake, { seed, reported });
       return {};
     });
   }

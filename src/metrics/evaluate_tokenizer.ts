@@ -12,7 +12,7 @@ import { cautionOfFew } from "./cautions.ts";
 import { ChannelHistograms } from "./channel_histograms.ts";
 import { EncoderFeatures } from "./encoder_features.ts";
 import type { Findings } from "./evaluation_page.ts";
-import { type EvaluationOptions, labelContext } from "./evaluation_options.ts";
+import { accuraciesOf, type EvaluationOptions, labelContext } from "./evaluation_options.ts";
 import { rowsOf } from "./gram.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { Features } from "./moments.ts";
@@ -58,18 +58,22 @@ export async function evaluateTokenizer(
     (typeof original === "string" ? original : original === undefined && NO_ORIGINAL)
   );
   selection.settle((line) => log.line(line));
+  const { intervals } = options;
+  const repeated = intervals?.repeated(selection.from("reconstructions", "latents", "labels"), n);
   const reconstructions = selection.from("reconstructions"), labels = selection.from("labels");
   const few = reconstructions.some(({ name }) => name === "rfid") && cautionOfFew(n);
   if (few) log.warn(few);
   const noises = await noisesOf(tokenizer, reconstructions, options, log);
-  using scores = await OpenScores.open(reconstructions, { ...options, n, size, batchSize });
+  const groups = reconstructions.some((metric) => repeated?.has(metric));
+  using scores = await OpenScores.open(reconstructions, { ...options, n, size, batchSize, groups });
   const guarded = noises.map((_, k) =>
     (k === 0 ? scores.first : scores.again()).map((score) => results.guarded(score))
   );
-  const table = new ImageScores(size);
+  const table = new ImageScores(size), latentMetrics = selection.from("latents");
   const pass = async (noises: readonly (LatentNoise | undefined)[]) => {
     const shape = { cells: tokenizer.side(size) ** 2, channels: tokenizer.channels };
-    const summary = new LatentSummary(shape, n), channels = new ChannelHistograms(shape.channels);
+    const summary = new LatentSummary(shape, n, latentMetrics.some((metric) => repeated?.has(metric)));
+    const channels = new ChannelHistograms(shape.channels);
     const rows = new Rows(), classes = new Uint32Array(n), shown = new ShownImages(n);
     const progress = log.progress("tokenizing", n, "images");
     try {
@@ -105,6 +109,7 @@ export async function evaluateTokenizer(
     if (!found) break;
     await results.add(async () => {
       const values = noisy(await allScores(guarded[k] as PairScore[]), noise);
+      await intervals?.repeatPairs(guarded[k] as PairScore[], n, (scores) => noisy(scores, noise));
       return noise ? values : { ...values, n };
     }, (key) => {
       const own = results.ofPairs(noise ? key.slice(0, key.lastIndexOf("_sigma_")) : key);
@@ -116,15 +121,21 @@ export async function evaluateTokenizer(
   else if (noises.length > 0) await attempt([]); // the decoder failed; latents have scores of their own
   if (!found) return { images: table };
   const { summary, channels, rows, classes, shown } = found;
-  const latentMetrics = selection.from("latents");
-  const features = () => featuresOf(original as EncoderSource, all, { size, batchSize }, options);
-  for (const { compute, original: compares } of latentMetrics) {
+  let known: Promise<Features> | undefined;
+  const features = () => known ??= featuresOf(original as EncoderSource, all, { size, batchSize }, options);
+  for (const metric of latentMetrics) {
+    const { compute, original: compares } = metric;
     const network = compares ? await identityOf(original as EncoderSource) : undefined;
     const own = { from: "latents", input: bytesOf(size), ...network && { network } } as const;
     await results.add(
       async () => ({ ...await compute(summary, features), n }),
       (key) => key === "n" ? undefined : own,
     );
+    if (!repeated?.has(metric)) continue;
+    await results.add(async () => {
+      await intervals?.repeatLatents(metric, summary, features);
+      return {};
+    });
   }
   if (labels.length > 0) {
     await results.add(async () => {
@@ -134,7 +145,10 @@ export async function evaluateTokenizer(
         : halvesOf(known);
       const context = labelContext(latents, all.classes.length, batchSize);
       const own = { from: "labels", space: "latents", input: bytesOf(size) } as const;
-      for (const { compute } of labels) await results.add(() => compute(context), () => own);
+      const test = (i: number) => all.name(train ? i : 2 * i + 1);
+      for (const metric of labels) {
+        await results.add(() => accuraciesOf(metric, context, { test, fake: test }, intervals), () => own);
+      }
       return {};
     });
   }

@@ -6,10 +6,11 @@ import type { Lpips } from "../models/lpips.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
+import type { Intervals } from "./intervals.ts";
 import type { Saves } from "./image_set.ts";
 import { trainProbe } from "./linear_probe.ts";
 import type { ProtocolName } from "./protocols.ts";
-import type { LabelContext } from "./metric.ts";
+import type { Hits, LabelContext, LabelMetric, Scores } from "./metric.ts";
 
 /** Features by images and space. */
 export type ComputedFeatures = Map<InputSource, Map<EncoderSpace, LabelledFeatures>>;
@@ -47,6 +48,8 @@ export interface EvaluationOptions {
   computed?: ComputedFeatures;
   /** Folder for the scores of each image, and for pictures [none]. */
   out?: string | undefined;
+  /** Collects what intervals are made of [none]. */
+  intervals?: Intervals | undefined;
 }
 
 /** Features and labels for the metrics, with a probe that is trained once. */
@@ -60,11 +63,24 @@ export function labelContext(
   return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
 }
 
+/** Accuracies by their key. @param nameOf names of the images that are classified */
+export async function accuraciesOf(
+  { compute }: LabelMetric,
+  context: LabelContext,
+  nameOf: Readonly<Record<Hits["of"], (i: number) => string>>,
+  intervals: Intervals | undefined,
+): Promise<Scores> {
+  const scores: Scores = {};
+  for (const [key, { of, hits }] of Object.entries(await compute(context))) {
+    scores[key] = hits.reduce((sum, hit) => sum + hit, 0) / hits.length;
+    intervals?.addHits(key, Array.from(hits, (_, i) => nameOf[of](i)), hits);
+  }
+  return scores;
+}
+
 export interface SetOptions extends EvaluationOptions, Saves {
   /** Key of the number of generated images among the scores ["n"]. */
   countKey?: string;
   /** Side of the squares to which all images are resized and cropped first. */
   imageSize?: number | undefined;
-  /** Also compute scores without groups of the generated images, for intervals [false]. */
-  intervals?: boolean;
 }

@@ -9,49 +9,94 @@ import { GramBlocks, type Measured, orderByContent, PairDistances, randomRows } 
 /** Images per split. */
 const SPLIT = 5000;
 
+/** Sums over images of a split. */
+class SplitSums {
+  readonly mean: Float64Array;
+  negativeEntropy = 0;
+  rows = 0;
+
+  constructor(classes: number) {
+    this.mean = new Float64Array(classes);
+  }
+
+  /** The score of the images, without those of a group if it is given. */
+  score(group?: SplitSums): number {
+    const rows = this.rows - (group?.rows ?? 0);
+    let divergence = (this.negativeEntropy - (group?.negativeEntropy ?? 0)) / rows;
+    for (const [c, all] of this.mean.entries()) {
+      const sum = all - (group?.mean[c] ?? 0);
+      if (sum > 0) divergence -= sum / rows * Math.log(sum / rows);
+    }
+    return Math.exp(divergence);
+  }
+
+  clear(): void {
+    this.mean.fill(0);
+    this.negativeEntropy = this.rows = 0;
+  }
+}
+
 /** Accumulates the Inception score of logits; no row is kept. */
 export class InceptionScore {
   readonly #scores: number[] = [];
-  readonly #mean: Float64Array;
-  #negativeEntropy = 0;
-  #rows = 0;
+  readonly #sums: SplitSums;
+  /** For each group its sums, and the score of each split without it. */
+  readonly #groups: { sums: SplitSums; scores: number[] }[];
+  #row = 0;
 
-  constructor(readonly classes: number, readonly split = SPLIT) {
-    this.#mean = new Float64Array(classes);
+  /** @param groups the group of each image, for {@link without} [none] */
+  constructor(readonly classes: number, readonly split = SPLIT, private readonly groups?: Uint8Array) {
+    this.#sums = new SplitSums(classes);
+    const count = groups ? Math.max(...groups) + 1 : 0;
+    this.#groups = Array.from({ length: count }, () => ({ sums: new SplitSums(classes), scores: [] }));
   }
 
   /** Adds complete rows of logits. */
   add(logits: Float32Array): void {
-    const n = this.classes, p = new Float64Array(n);
+    const n = this.classes, p = new Float64Array(n), all = this.#sums;
     for (let from = 0; from < logits.length; from += n) {
       const row = logits.subarray(from, from + n);
       const most = row.reduce((a, b) => Math.max(a, b), -Infinity);
       let sum = 0;
       for (let c = 0; c < n; c++) sum += p[c] = Math.exp((row[c] as number) - most);
-      const logSum = Math.log(sum);
+      const logSum = Math.log(sum), own = this.#groups[this.groups?.[this.#row++] as number]?.sums;
       for (let c = 0; c < n; c++) {
-        const share = (p[c] as number) / sum;
-        this.#negativeEntropy += share * ((row[c] as number) - most - logSum);
-        this.#mean[c] = (this.#mean[c] as number) + share;
+        const share = (p[c] as number) / sum, entropy = share * ((row[c] as number) - most - logSum);
+        all.negativeEntropy += entropy;
+        all.mean[c] = (all.mean[c] as number) + share;
+        if (!own) continue;
+        own.negativeEntropy += entropy;
+        own.mean[c] = (own.mean[c] as number) + share;
       }
-      if (++this.#rows === this.split) this.#endSplit();
+      if (own) own.rows++;
+      if (++all.rows === this.split) this.#endSplit();
     }
   }
 
   /** Mean over the splits; the last one counts like the others, as in ADM's evaluator. */
   score(): number {
-    if (this.#rows > 0) this.#endSplit();
-    return this.#scores.reduce((a, b) => a + b, 0) / this.#scores.length;
+    if (this.#sums.rows > 0) this.#endSplit();
+    return meanOfSplits(this.#scores);
+  }
+
+  /** The score without each group: the mean over the same splits, each without the images of the group. */
+  without(): number[] {
+    if (this.#sums.rows > 0) this.#endSplit();
+    return this.#groups.map(({ scores }) => meanOfSplits(scores));
   }
 
   #endSplit(): void {
-    let divergence = this.#negativeEntropy / this.#rows;
-    for (const sum of this.#mean) if (sum > 0) divergence -= sum / this.#rows * Math.log(sum / this.#rows);
-    this.#scores.push(Math.exp(divergence));
-    this.#mean.fill(0);
-    this.#negativeEntropy = this.#rows = 0;
+    const all = this.#sums;
+    this.#scores.push(all.score());
+    for (const { sums, scores } of this.#groups) {
+      if (sums.rows < all.rows) scores.push(all.score(sums));
+      sums.clear();
+    }
+    all.clear();
   }
 }
+
+const meanOfSplits = (scores: readonly number[]) => scores.reduce((a, b) => a + b, 0) / scores.length;
 
 export interface KidOptions {
   /** Number of subsets (100); 1 if a subset is the complete set. */

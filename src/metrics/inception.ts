@@ -10,8 +10,11 @@ import {
   type InceptionInput,
   type InceptionOutput,
 } from "../models/inception.ts";
+import { throwIfStopped } from "../interruption.ts";
+import { GROUPS, groupsOf } from "./bootstrap.ts";
 import { InceptionScore } from "./fidelity.ts";
 import { frechet } from "./frechet.ts";
+import { MomentsWithout } from "./jackknife.ts";
 import { type Features, type Gaussian, Moments } from "./moments.ts";
 import { type ImageProgram, imageProgram, inferImages, Rows } from "./batched.ts";
 import { inferCached } from "./cached_inference.ts";
@@ -30,6 +33,9 @@ export interface InceptionView {
   features?: Features;
   /** The Inception score. */
   score?: number;
+  /** Spatial features [n, 2023], and the score without each group of the n images: where intervals are computed. */
+  spatialFeatures?: Features;
+  scoreWithout?: { rows: number; scores: readonly number[] };
 }
 
 /** Bytes of the largest feature map of one image, [147,147,64]. */
@@ -50,10 +56,12 @@ export class InceptionFeatures {
     readonly kinds: readonly FeatureKind[],
     private readonly cache: CacheSpace<InceptionOutput> | undefined,
     readonly ingredients: NonNullable<PairScore["ingredients"]>,
+    private readonly groups: boolean,
   ) {}
 
   /**
    * @param options.batchSize upper limit; smaller if the device cannot bind that much
+   * @param options.groups for {@link extract}: whether it keeps what scores without groups are computed of (false)
    * @param options.floats for {@link extract} instead of {@link add}
    */
   static async open(
@@ -64,6 +72,7 @@ export class InceptionFeatures {
       input: InceptionInput;
       kinds: readonly FeatureKind[];
       floats?: boolean;
+      groups?: boolean;
       /** Keeps the features of inputs that a view makes [none]. */
       cache?: { features: FeatureCache | undefined; view: View };
     },
@@ -89,7 +98,7 @@ export class InceptionFeatures {
       input: `${bytesOf(size)}, Inception as ${options.input} does`,
     };
     opened.move();
-    return new InceptionFeatures(program, options.kinds, cache, ingredients);
+    return new InceptionFeatures(program, options.kinds, cache, ingredients, options.groups ?? false);
   }
 
   /** Features of all inputs. */
@@ -97,7 +106,7 @@ export class InceptionFeatures {
     source: IdentifiedInputs,
     onProgress: (done: number) => void = () => {},
   ): Promise<InceptionView> {
-    using stats = new FeatureStats(this.kinds);
+    using stats = new FeatureStats(this.kinds, this.groups ? source.length : undefined);
     for await (const { first, count, outputs } of inferCached(this.program, source, this.cache)) {
       await stats.add(outputs);
       onProgress(first + count);
@@ -120,23 +129,39 @@ export class FeatureStats implements Disposable {
   readonly #moments: Moments | undefined;
   readonly #spatial: Moments | undefined;
   readonly #rows: Rows | undefined;
+  readonly #spatialRows: Rows | undefined;
   readonly #score: InceptionScore | undefined;
-  #count = 0;
+  /** Number of rows. */
+  #count = { pooled: 0, spatial: 0 };
+  /** Kept, as rows are read once. */
+  #features: Pick<InceptionView, "features" | "spatialFeatures"> | undefined;
 
-  constructor(kinds: readonly FeatureKind[]) {
+  /** @param images their number, to keep what scores without groups are computed of: rows, 8 kB an image [none is kept] */
+  constructor(kinds: readonly FeatureKind[], private readonly images?: number) {
+    const groups = images !== undefined;
     if (kinds.includes("moments")) this.#moments = new Moments(INCEPTION_WIDTHS.pooled);
     if (kinds.includes("spatial")) this.#spatial = new Moments(INCEPTION_WIDTHS.spatial);
-    if (kinds.includes("features")) this.#rows = new Rows();
-    if (kinds.includes("score")) this.#score = new InceptionScore(INCEPTION_WIDTHS.logits);
+    if (kinds.includes("features") || groups && kinds.includes("moments")) this.#rows = new Rows();
+    if (groups && kinds.includes("spatial")) this.#spatialRows = new Rows();
+    if (!kinds.includes("score")) return;
+    this.#score = new InceptionScore(
+      INCEPTION_WIDTHS.logits,
+      undefined,
+      groups ? groupsOf(images) : undefined,
+    );
   }
 
   async add({ pooled, spatial, logits }: Partial<Record<InceptionOutput, Float32Array>>): Promise<void> {
     if (pooled) {
       await this.#moments?.add(pooled);
       this.#rows?.add(pooled);
-      this.#count += pooled.length / INCEPTION_WIDTHS.pooled;
+      this.#count.pooled += pooled.length / INCEPTION_WIDTHS.pooled;
     }
-    if (spatial) await this.#spatial?.add(spatial);
+    if (spatial) {
+      await this.#spatial?.add(spatial);
+      this.#spatialRows?.add(spatial);
+      this.#count.spatial += spatial.length / INCEPTION_WIDTHS.spatial;
+    }
     if (logits) this.#score?.add(logits);
   }
 
@@ -144,8 +169,17 @@ export class FeatureStats implements Disposable {
     return {
       ...this.#moments && { moments: await this.#moments.gaussian() },
       ...this.#spatial && { spatial: await this.#spatial.gaussian() },
-      ...this.#rows && { features: this.#rows.features(this.#count) },
+      ...this.#kept(),
       ...this.#score && { score: this.#score.score() },
+      ...this.#score && this.images !== undefined &&
+        { scoreWithout: { rows: this.images, scores: this.#score.without() } },
+    };
+  }
+
+  #kept(): Pick<InceptionView, "features" | "spatialFeatures"> {
+    return this.#features ??= {
+      ...this.#rows && { features: this.#rows.features(this.#count.pooled) },
+      ...this.#spatialRows && { spatialFeatures: this.#spatialRows.features(this.#count.spatial) },
     };
   }
 
@@ -159,15 +193,21 @@ export class FeatureStats implements Disposable {
 export class ReconstructionFrechet implements PairScore {
   readonly ingredients: NonNullable<PairScore["ingredients"]>;
   readonly #originals: FeatureStats;
-  readonly #reconstructions = new FeatureStats(["moments"]);
+  readonly #reconstructions: FeatureStats;
 
   /**
    * @param inception opened for moments; destroy() destroys it
+   * @param images their number, for {@link withoutGroups} [none]
    * @param first has the same originals
    */
-  constructor(readonly inception: InceptionFeatures, private readonly first?: ReconstructionFrechet) {
+  constructor(
+    readonly inception: InceptionFeatures,
+    private readonly images?: number,
+    private readonly first?: ReconstructionFrechet,
+  ) {
     this.ingredients = { space: "pooled", ...inception.ingredients };
-    this.#originals = first ? first.#originals : new FeatureStats(["moments"]);
+    this.#originals = first ? first.#originals : new FeatureStats(["moments"], images);
+    this.#reconstructions = new FeatureStats(["moments"], images);
   }
 
   async add(originals: Uint8Array, reconstructions: Uint8Array): Promise<void> {
@@ -180,8 +220,23 @@ export class ReconstructionFrechet implements PairScore {
     return a && b ? { rfid: await frechet(a, b) } : {};
   }
 
+  /** A group is left out of both sets: of pairs. */
+  async withoutGroups(onGroup: (done: number) => void): Promise<Record<string, number[]>> {
+    const { features: a } = await this.#originals.view(),
+      { features: b } = await this.#reconstructions.view();
+    if (!a || !b) return {};
+    const originals = await MomentsWithout.open(a), reconstructions = await MomentsWithout.open(b);
+    const rfid: number[] = [];
+    for (let g = 0; g < GROUPS; g++) {
+      throwIfStopped();
+      rfid.push(await frechet(await originals.group(g), await reconstructions.group(g)));
+      onGroup(g + 1);
+    }
+    return { rfid };
+  }
+
   again(): ReconstructionFrechet {
-    return new ReconstructionFrechet(this.inception, this.first ?? this);
+    return new ReconstructionFrechet(this.inception, this.images, this.first ?? this);
   }
 
   destroy(): void {

@@ -11,7 +11,7 @@ import type { FeatureKind, InceptionView } from "./inception.ts";
 import type { Probe } from "./linear_probe.ts";
 import type { Features } from "./moments.ts";
 import type { PairScore } from "./pairs.ts";
-import type { LatentSummary } from "./representation.ts";
+import type { LatentView } from "./representation.ts";
 
 /** What is scored. */
 export type Subject = "tokenizer" | "model" | "sets";
@@ -19,9 +19,19 @@ export type Subject = "tokenizer" | "model" | "sets";
 /** Values by their key in metrics.json. */
 export type Scores = Record<string, number>;
 
+/**
+ * How a figure gets its 95 % interval.
+ * - images: from images.csv, by a bootstrap of the images
+ * - groups: by --intervals, from the scores without each group of the images
+ * - hits: by --intervals, from the images that a classifier is right about, by a bootstrap of them
+ * - none: why it has none
+ */
+export type IntervalKind = "images" | "groups" | "hits" | { none: string };
+
 interface Entry {
   /** As in --metrics. */
   name: string;
+  interval: IntervalKind;
   of: readonly Subject[];
   /** The option that must name the weights of its network. */
   weights?: "inception" | "lpips";
@@ -53,6 +63,8 @@ export interface ReconstructionContext {
   inception(): Promise<Inception>;
   inceptionInput: InceptionInput;
   lpips(): Promise<Lpips>;
+  /** Whether a score keeps what it needs without groups of the images (false). */
+  groups?: boolean;
 }
 
 /** Computed from labelled features: the latents of a tokenizer, or an encoder's features of real images. */
@@ -62,7 +74,14 @@ export interface LabelMetric extends Entry {
   minPerClass?: number;
   /** What it is computed of instead of the features, as an ingredient. */
   input?: string;
-  compute(context: LabelContext): Scores | Promise<Scores>;
+  /** @returns which images are right, by the key of the accuracy */
+  compute(context: LabelContext): Record<string, Hits> | Promise<Record<string, Hits>>;
+}
+
+/** Which of the test images, or of the generated ones, a classifier is right about: 1, else 0. */
+export interface Hits {
+  of: "test" | "fake";
+  hits: Uint8Array;
 }
 
 export interface LabelContext {
@@ -81,7 +100,7 @@ export interface LatentMetric extends Entry {
   /** Whether it compares with the encoder that the tokenizer was made from. */
   original?: true;
   /** @param features of the same images by that encoder */
-  compute(latents: LatentSummary, features: () => Promise<Features>): Scores | Promise<Scores>;
+  compute(latents: LatentView, features: () => Promise<Features>): Scores | Promise<Scores>;
 }
 
 /** Computed from features of both sets. */
@@ -96,6 +115,8 @@ export type SetCompute = (real: InceptionView, fake: InceptionView, context: Set
 
 export interface SetContext {
   seed: number;
+  /** Order of the rows of the fake set, where a metric uses a random one [a function of the seed]. */
+  order?: ArrayLike<number>;
   progress: Log["progress"];
   /** Writes a picture of images of the fake set above others of the real one, by their numbers. */
   show(

@@ -116,7 +116,9 @@ export class PairedSets {
     const context = { ...this.options, n, size: width, height, batchSize };
     const few = this.selection.from("reconstructions").some(({ name }) => name === "rfid") && cautionOfFew(n);
     if (few) log.warn(few);
-    using scores = await OpenScores.open(this.selection.from("reconstructions"), context);
+    const metrics = this.selection.from("reconstructions"), { intervals } = this.options;
+    const groups = (intervals?.repeated(metrics, n).size ?? 0) > 0;
+    using scores = await OpenScores.open(metrics, { ...context, groups });
     const guarded = scores.first.map((score) => results.guarded(score));
     const progress = log.progress("pairs", n, "images");
     await results.add(async () => {
@@ -124,6 +126,7 @@ export class PairedSets {
         table.add(batch, values, (i) => this.real.images.name(i));
         progress.update(batch.first + batch.count);
       });
+      await intervals?.repeatPairs(guarded, n);
       await table.write(this.options.out, log);
       return { ...all, n };
     }).finally(() => progress.end());

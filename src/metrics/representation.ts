@@ -4,6 +4,8 @@
 import { UsageError } from "../errors.ts";
 import { ChannelStatistics } from "../formats/channel_statistics.ts";
 import { Rows } from "./batched.ts";
+import { GROUPS, groupsOf } from "./bootstrap.ts";
+import { rowsWithout, without } from "./jackknife.ts";
 import { type Features, Moments } from "./moments.ts";
 import { GramBlocks } from "./gram.ts";
 import { symmetricEigenvalues } from "./eigenvalues.ts";
@@ -12,16 +14,39 @@ import { breather } from "./linalg.ts";
 /** Maximum number of latent cells whose covariance is computed, of all images together. */
 const MAX_CELLS = 65_536;
 
+/** What metrics of latents are computed from. */
+export interface LatentView {
+  channels: ChannelStatistics;
+  /** The mean latent of each image. */
+  means(): Features;
+  /** {@link effectiveRank} of the cells. */
+  effectiveRank(): Promise<number>;
+}
+
 /** Accumulates latents [n, cells, channels]; of each image only the mean over its cells is kept. */
-export class LatentSummary {
+export class LatentSummary implements LatentView {
   readonly channels: ChannelStatistics;
   readonly #moments: Moments;
   readonly #means = new Rows();
   readonly #cells: number;
-  #images = 0;
+  /** The group of each image, and the moments of the cells of each group. */
+  readonly #groups: Uint8Array;
+  readonly #parts: Moments[];
+  /** Number of images so far. */
+  images = 0;
+  #features: Features | undefined;
 
-  /** @param images number of images that will be added; evenly spaced cells of each enter the covariance */
-  constructor(private readonly shape: { cells: number; channels: number }, images: number) {
+  /**
+   * @param images number of images that will be added; evenly spaced cells of each enter the covariance
+   * @param groups whether it keeps what {@link without} needs (false)
+   */
+  constructor(
+    private readonly shape: { cells: number; channels: number },
+    images: number,
+    groups = false,
+  ) {
+    this.#groups = groups ? groupsOf(images) : new Uint8Array();
+    this.#parts = Array.from({ length: groups ? GROUPS : 0 }, () => new Moments(shape.channels, 0));
     this.channels = new ChannelStatistics(shape.channels);
     this.#moments = new Moments(shape.channels, 0);
     this.#cells = Math.min(shape.cells, Math.max(1, Math.floor(MAX_CELLS / images)));
@@ -43,18 +68,37 @@ export class LatentSummary {
       }
     }
     await this.#moments.add(chosen);
+    const size = this.#cells * channels;
+    for (let i = 0; i < n; i++) {
+      const part = this.#parts[this.#groups[this.images + i] as number];
+      await part?.add(chosen.subarray(i * size, (i + 1) * size));
+    }
     this.#means.add(Float32Array.from(means));
-    this.#images += n;
+    this.images += n;
   }
 
-  /** The mean latent of each image; may be called once. */
   means(): Features {
-    return this.#means.features(this.#images);
+    return this.#features ??= this.#means.features(this.images);
   }
 
-  /** {@link effectiveRank} of the cells. */
   async effectiveRank(): Promise<number> {
     return await effectiveRank((await this.#moments.gaussian()).covariance, this.shape.channels);
+  }
+
+  /** The same without the images of a group, but for the statistics of the channels. */
+  without(group: number): LatentView {
+    const part = this.#parts[group] as Moments, all = this.#moments, { channels } = this.shape;
+    return {
+      channels: this.channels,
+      means: () => rowsWithout(this.means(), group),
+      effectiveRank: async () => {
+        const left = without(
+          { moments: await all.gaussian(), rows: all.rows },
+          { moments: await part.gaussian(), rows: part.rows },
+        );
+        return await effectiveRank(left.covariance, channels);
+      },
+    };
   }
 }
 

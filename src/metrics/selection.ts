@@ -283,6 +283,16 @@ export class Results {
           return {};
         }
       },
+      ...pair.withoutGroups && {
+        async withoutGroups(onGroup) {
+          try {
+            return failed ? {} : await pair.withoutGroups?.(onGroup) ?? {};
+          } catch (error) {
+            fail(error);
+            return {};
+          }
+        },
+      },
     };
   }
 

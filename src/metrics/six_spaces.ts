@@ -8,10 +8,11 @@ import type { Log } from "../run/log.ts";
 import { EncoderFeatures, type FormName, readsHead } from "./encoder_features.ts";
 import type { FeatureCache } from "./feature_cache.ts";
 import type { ImageSet } from "./image_set.ts";
+import type { Intervals } from "./intervals.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
 import { othersOfSix, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
-import type { SetContext, SixMetric } from "./metric.ts";
+import type { Scores, SetContext, SixMetric } from "./metric.ts";
 
 /** The view of Inception: ADM's crop, then as FD-loss resizes. */
 const INCEPTION_VIEW: View = {
@@ -19,6 +20,9 @@ const INCEPTION_VIEW: View = {
   crop: "adm",
   network: { kind: "stretched", side: INCEPTION_SIDE, sampling: SAMPLING.fdr6 },
 };
+
+/** The key of a metric's figure in a space. */
+const keyIn = (six: SixSpace, { key }: Pick<SixMetric, "key">) => `${key}_${six.key}`;
 
 /** The six networks, and what was computed of the real images. */
 export class SixSpaces {
@@ -64,10 +68,15 @@ export class SixSpaces {
     real: ImageSet,
     fake: ImageSet,
     context: SetContext,
-    options: { batchSize: number; features: boolean; keep: boolean },
+    options: {
+      batchSize: number;
+      features: boolean;
+      keep: boolean;
+      intervals?: Intervals | undefined;
+    },
     results: Results,
   ): Promise<void> {
-    const needed = metrics.some(({ fake }) => fake === "features");
+    const needed = metrics.some(({ fake }) => fake === "features"), { intervals } = options;
     const values = new Map(metrics.map((metric) => [metric, [] as number[]]));
     const networks = new Map<SixSpace, Identity>();
     for (const six of SIX_SPACES) networks.set(six, await this.network(six));
@@ -77,17 +86,23 @@ export class SixSpaces {
       await results.add(async () => {
         const a = await this.#view(six, real, { ...options, features: needed || options.features }),
           scores: Record<string, number> = {};
-        const b = await this.#view(six, fake, { ...options, features: needed, keep: false });
+        const groups = intervals !== undefined;
+        const b = await this.#view(six, fake, { ...options, features: needed, groups, keep: false });
         for (const metric of metrics) {
           const [value] = Object.values(await metric.compute(a, b, context)) as [number];
           values.get(metric)?.push(value);
-          scores[`${metric.key}_${six.key}`] = value;
+          scores[keyIn(six, metric)] = value;
         }
+        const reported = (all: Scores) =>
+          Object.fromEntries(Object.entries(all).map(([key, value]) => [keyIn(six, { key }), value]));
+        await intervals?.ofSets(metrics, a, b, { seed: context.seed, reported });
         return scores;
       }, () => ({ ...from, space: six.space, network: networks.get(six) as Identity }));
     }
-    for (const [{ name, mean }, all] of values) {
+    for (const [metric, all] of values) {
+      const { name, mean } = metric;
       if (all.length < SIX_SPACES.length) continue;
+      intervals?.combine(name, SIX_SPACES.map((six) => keyIn(six, metric)), mean);
       const fingerprint = fingerprintOf(...[...networks.values()].map(({ fingerprint }) => fingerprint));
       const own = { ...from, network: { name: "the six networks", fingerprint } } as const;
       await results.add(() => ({ [name]: mean(all) }), () => own);
@@ -101,18 +116,21 @@ export class SixSpaces {
 
   /**
    * Moments or features of a set in a space, stored or computed.
-   * @param features whether features are needed, and not moments only
+   * @param options.features whether features are needed, and not moments only
+   * @param options.groups whether features are kept if they can be computed
    */
   async #view(
     six: SixSpace,
     set: ImageSet,
-    options: { batchSize: number; features: boolean; keep: boolean },
+    options: { batchSize: number; features: boolean; groups?: boolean; keep: boolean },
   ): Promise<InceptionView> {
-    const { features, keep } = options, known = set.spaces?.[six.space] ?? {};
+    const { keep, groups = false } = options, known = set.spaces?.[six.space] ?? {};
+    const can = set.images && (six.space === "inception_fdr6" ? this.inception : this.encoders.has(six));
+    const features = options.features || groups && can !== undefined && can !== false;
     if (features ? known.features : known.moments ?? known.features) return known;
     const images = set.images as InputSource, kept = this.#views.get(images)?.get(six.space);
     if (kept && (!features || kept.features)) return kept;
-    const view = await this.#extract(six, set.name, images, options);
+    const view = { ...await this.#extract(six, set.name, images, { ...options, features }), ...known };
     if (keep) {
       const views = this.#views.get(images) ?? new Map();
       this.#views.set(images, views.set(six.space, view));

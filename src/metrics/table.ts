@@ -11,11 +11,13 @@ import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
 import { randomOrder } from "./gram.ts";
 import { InceptionFeatures, type InceptionView, ReconstructionFrechet } from "./inception.ts";
-import { accuracy, predict } from "./linear_probe.ts";
+import { nearest, predict } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
 import type {
   EncoderMetric,
+  Hits,
   InceptionMetric,
+  IntervalKind,
   Metric,
   ReconstructionContext,
   SetCompute,
@@ -29,9 +31,8 @@ import { closest, nearestTraining, shareOfCopies } from "./copies.ts";
 import { ImageMean } from "./pairs.ts";
 import { MS_SSIM_SIDE, mse, msSsim, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
 import { channelRanges, cknna, CKNNA_NEIGHBOURS } from "./representation.ts";
-import { neighbourAccuracy } from "./tokenizer.ts";
 
-const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions" } as const;
+const OF_PAIRS = { of: ["tokenizer", "sets"], from: "reconstructions", interval: "images" } as const;
 
 const pairsOf = (name: string, compare: ImageMean["compare"]) => ({
   ...OF_PAIRS,
@@ -48,9 +49,17 @@ const FEATURES: Kinds = { real: "features", fake: "features" };
 const REQUESTED: Kinds = { ...FEATURES, onRequest };
 const EXTRAPOLATED: Kinds = { real: "moments", fake: "features", onRequest };
 
+const GROUPED = { interval: "groups" } as const, HITS = { interval: "hits" } as const;
+
+/** Which rows a classifier is right about. */
+const right = (of: Hits["of"], predicted: ArrayLike<number>, labels: ArrayLike<number>): Hits => ({
+  of,
+  hits: Uint8Array.from(labels, (label, i) => predicted[i] === label ? 1 : 0),
+});
+
 /** @param minImages of both sets */
 const byInception = (name: string, kinds: Kinds, minImages: number, compute: SetCompute): InceptionMetric => {
-  const common = { of: ["model", "sets"], from: "inception", weights: "inception" } as const;
+  const common = { of: ["model", "sets"], from: "inception", weights: "inception", ...GROUPED } as const;
   return { ...common, name, ...kinds, minImages, compute };
 };
 
@@ -61,12 +70,12 @@ const byEncoder = (
   compute: SetCompute,
   more: Partial<Pick<EncoderMetric, "space" | "excludes" | "named">> = {},
 ): EncoderMetric => {
-  const common = { of: ["model", "sets"], from: "encoder", space: "patches" } as const;
+  const common = { of: ["model", "sets"], from: "encoder", space: "patches", ...GROUPED } as const;
   return { ...common, name, ...kinds, minImages, compute, ...more };
 };
 
 const bySix = (name: string, key: string, kinds: Kinds, compute: SetCompute, ratio: boolean): SixMetric => {
-  const common = { of: ["model", "sets"], from: "six", onRequest, minImages: 2 } as const;
+  const common = { of: ["model", "sets"], from: "six", onRequest, minImages: 2, ...GROUPED } as const;
   const part = (value: number, i: number) => ratio ? value / (SIX_SPACES[i] as SixSpace).valFd : value;
   const mean = (values: readonly number[]) => values.map(part).reduce((a, b) => a + b, 0) / values.length;
   return { ...common, name, key, ...kinds, compute, mean };
@@ -100,9 +109,9 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
     const value = mind(...rows(a, b), { seed, onProgress: shown.update }).finally(() => shown.end());
     return { [`mind${end}`]: await value };
   };
-  const infinity: SetCompute = async (a, { features }, { seed, progress }) => {
+  const infinity: SetCompute = async (a, { features }, { seed, order, progress }) => {
     const fake = features as Features, shown = progress("FD-infinity", INFINITY_POINTS, "distances");
-    const options = { order: randomOrder(fake, seed), onPoint: shown.update };
+    const options = { order: order ?? randomOrder(fake, seed), onPoint: shown.update };
     const value = frechetAtInfinity(await momentsOf(a), fake, options).finally(() => shown.end());
     return { [end ? `fd_infinity${end}` : "fid_infinity"]: await value };
   };
@@ -131,14 +140,17 @@ export const METRICS: readonly Metric[] = [
     weights: "inception",
     square: true,
     minImages: 2,
-    open: async ({ size, batchSize, inception, inceptionInput: input }) =>
+    ...GROUPED,
+    open: async ({ n, size, batchSize, inception, inceptionInput: input, groups }) =>
       new ReconstructionFrechet(
         await InceptionFeatures.open(await inception(), { size, batchSize, input, kinds: ["moments"] }),
+        groups ? n : undefined,
       ),
   },
   {
     name: "channels",
     of: ["tokenizer"],
+    interval: { none: "an extreme over the channels, which resampling of images misses" },
     from: "latents",
     compute: ({ channels }) => channelRanges(channels),
   },
@@ -146,6 +158,7 @@ export const METRICS: readonly Metric[] = [
     name: "effective-rank",
     of: ["tokenizer"],
     from: "latents",
+    ...GROUPED,
     minImages: 2,
     compute: async (latents) => ({ effective_rank: await latents.effectiveRank() }),
   },
@@ -153,6 +166,7 @@ export const METRICS: readonly Metric[] = [
     name: "cknna",
     of: ["tokenizer"],
     from: "latents",
+    ...GROUPED,
     original: true,
     minImages: CKNNA_NEIGHBOURS + 1,
     compute: async (latents, features) => ({ cknna: await cknna(latents.means(), await features()) }),
@@ -167,27 +181,33 @@ export const METRICS: readonly Metric[] = [
     name: "classes",
     of: ["model"],
     from: "labels",
+    ...HITS,
     compute: ({ probe, fake }) =>
-      fake ? { class_agreement: accuracy(predict(probe(), fake.features), fake.labels) } : {},
+      fake ? { class_agreement: right("fake", predict(probe(), fake.features), fake.labels) } : {},
   },
   {
     name: "probe",
     of: ["tokenizer", "model"],
     from: "labels",
     minPerClass: 2,
-    compute: ({ probe, test }) => ({ probe: accuracy(predict(probe(), test.features), test.labels) }),
+    ...HITS,
+    compute: ({ probe, test }) => ({ probe: right("test", predict(probe(), test.features), test.labels) }),
   },
   {
     name: "knn",
     of: ["tokenizer", "model"],
     from: "labels",
     minPerClass: 1,
-    compute: ({ train, test }) => ({ knn: neighbourAccuracy(train, test) }),
+    ...HITS,
+    compute: ({ train, test }) => ({
+      knn: right("test", nearest(train.features, train.labels, test.features), test.labels),
+    }),
   },
   {
     name: "classes",
     of: ["model"],
     from: "labels",
+    ...HITS,
     input: "the images, by the toy classifier that comes with tok",
     async compute({ fake, batchSize }) {
       if (fake?.side !== TOY_CLASSIFIER_SIZE) return {};
@@ -198,7 +218,7 @@ export const METRICS: readonly Metric[] = [
         n: fake.images.length,
       });
       const { features } = await collect(program, "y", fake.images).finally(() => program.destroy());
-      return { class_agreement_independent: accuracy(argmax(features), fake.labels) };
+      return { class_agreement_independent: right("fake", argmax(features), fake.labels) };
     },
   },
   byInception("fid", MOMENTS, 2, distance("fid")),
@@ -265,6 +285,14 @@ export function betterOf(key: string): "higher" | "lower" | undefined {
 export function isFigureOf(key: string, metric: string): boolean {
   const prefix = { channels: "latent-", classes: "class-agreement" }[metric], name = metricOf(key);
   return name === metric || prefix !== undefined && name.startsWith(prefix);
+}
+
+/** How a figure gets its interval; undefined for a figure of no metric. */
+export function intervalKindOf(key: string): IntervalKind | undefined {
+  return METRICS.find((metric) =>
+    isFigureOf(key, metric.name) ||
+    metric.from === "six" && SIX_SPACES.some((six) => key === `${metric.key}_${six.key}`)
+  )?.interval;
 }
 
 function argmax({ data, rows, columns }: Features): Int32Array {

@@ -250,6 +250,6 @@ export async function latentsOf(
 }
 
 /** Accuracy of the 5 nearest neighbours. */
-export function neighbourAccuracy(train: LabelledFeatures, test: LabelledFeatures): number {
+function neighbourAccuracy(train: LabelledFeatures, test: LabelledFeatures): number {
   return accuracy(nearest(train.features, train.labels, test.features), test.labels);
 }

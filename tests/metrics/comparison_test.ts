@@ -6,8 +6,8 @@ import { UsageError } from "../../src/errors.ts";
 import { makeFolder, readJson, writeJson } from "../../src/formats/files.ts";
 import { readImageScores } from "../../src/metrics/image_scores.ts";
 import type { Ingredients, SamplingIngredients } from "../../src/metrics/ingredients.ts";
-import { hasGroups, INTERVALS, type StoredIntervals } from "../../src/metrics/jackknife.ts";
-import { betterOf, isFigureOf, METRIC_NAMES } from "../../src/metrics/table.ts";
+import { INTERVALS, type StoredIntervals } from "../../src/metrics/intervals.ts";
+import { betterOf, intervalKindOf, isFigureOf, METRIC_NAMES } from "../../src/metrics/table.ts";
 import { normal } from "../../src/philox.ts";
 import { inFolder, run } from "../helpers/commands.ts";
 
@@ -51,10 +51,11 @@ interface Made {
 /** Content of intervals.json. */
 const intervalsOf = (fid: number, groups: number[]): StoredIntervals => ({
   method: "a test",
-  n: 40,
+  images: { fid: 40 },
   value: { fid },
   interval: { fid: [fid - 1, fid + 1] },
   without_group: { fid: groups },
+  right: [],
 });
 
 /** A folder as tok eval leaves it. */
@@ -171,8 +172,17 @@ Deno.test("what was not kept has no interval, and the option that keeps it is na
     said("fid: zero is inside the 95 % interval of the difference of b from a");
     said("no interval of fid of c: evaluate with --intervals");
     said("no interval of psnr of c: images.csv has no such scores of this evaluation");
-    const keys = ["fid", "kid_encoder", "coverage", "mind"], others = ["is", "sfid", "fid_infinity", "psnr"];
-    assertEquals([...keys, ...others].map(hasGroups), [...keys.map(() => true), ...others.map(() => false)]);
+    const keys = [
+      "fid",
+      "is",
+      "fd_infinity_encoder",
+      "rfid_sigma_0.4",
+      "fd_mae@224",
+      "psnr",
+      "class_agreement",
+    ];
+    assertEquals(keys.map(intervalKindOf), [...Array(5).fill("groups"), "images", "hits"]);
+    assertEquals(intervalKindOf("nfe"), undefined);
   });
 });
 
@@ -187,7 +197,13 @@ Deno.test("intervals of another evaluation are not shown, and a damaged file of 
     assert(lines.some((line) => line.includes("no interval of fid of b: evaluate with --intervals")));
     const { value: _, ...old } = stale;
     const short = { ...stale, without_group: { fid: groups.slice(1) } };
-    for (const damaged of [{}, [], null, old, short, { ...stale, without_group: { fid: 3 } }]) {
+    const right = [{ names: ["a", "b"], hits: { probe: [1] } }];
+    for (
+      const damaged of [{}, [], null, old, short, { ...stale, without_group: { fid: 3 } }, {
+        ...stale,
+        right,
+      }]
+    ) {
       writeJson(path, damaged);
       const error = await assertRejects(
         () => run("eval", "--compare", a, b),

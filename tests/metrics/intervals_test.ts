@@ -19,16 +19,9 @@ import { writeNpz } from "../../src/formats/npz.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
-import {
-  INTERVALS,
-  merged,
-  type StoredIntervals,
-  withoutGroups,
-  withoutIntervals,
-} from "../../src/metrics/jackknife.ts";
+import { INTERVALS, type StoredIntervals, withoutGroups } from "../../src/metrics/intervals.ts";
 import { type Features, type Gaussian, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
-import { METRICS } from "../../src/metrics/table.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
 import { normal } from "../../src/philox.ts";
 import { testDevice } from "../helpers/check.ts";
@@ -93,21 +86,22 @@ const parted = ({ data, rows, columns }: Features, keep: (row: number) => boolea
 };
 
 Deno.test("moments without a group are those of the other images", async () => {
-  const all = features(11, 47, 5, 3), groups = groupsOf(47);
+  const all = features(11, 47, 5, 3), groups = groupsOf(47), view = { features: all, spatialFeatures: all };
   const counts = Array.from({ length: GROUPS }, (_, g) => groups.filter((v) => v === g).length);
   assert(counts.every((count) => count === 4 || count === 5), `${counts}`);
   let group = 0;
-  for await (const { moments, features } of withoutGroups(all, ["moments", "features"])) {
+  for await (
+    const { moments, spatial, features } of withoutGroups(view, ["moments", "spatial", "features"])
+  ) {
     const others = parted(all, (row) => groups[row] !== group), expected = await gaussian(others);
     assertEquals(features, others);
     for (const key of ["mean", "covariance"] as const) {
       for (const [i, v] of moments![key].entries()) assertAlmostEquals(v, expected[key][i]!, 1e-12);
     }
+    assertEquals(spatial, moments);
     group++;
   }
   assertEquals(group, GROUPS);
-  const one = { moments: await gaussian(all), rows: 47 };
-  assertEquals(merged([one]), one.moments);
 });
 
 Deno.test("the jackknife interval of a Frechet distance holds its expectation in 95 % of the samples", async () => {
@@ -119,7 +113,7 @@ Deno.test("the jackknife interval of a Frechet distance holds its expectation in
   const found: [value: number, interval: Interval][] = [];
   for (let trial = 0; trial < trials; trial++) {
     const fake = features(100 + trial, 100, 3, 0.5), values: number[] = [];
-    for await (const { moments } of withoutGroups(fake, ["moments"])) {
+    for await (const { moments } of withoutGroups({ features: fake }, ["moments"])) {
       values.push(await frechet(reference, moments!));
     }
     const value = await frechet(reference, await gaussian(fake));
@@ -150,7 +144,7 @@ Deno.test("--intervals writes what the distances are without each group, and cha
     assertEquals(repeated.scores, plain.scores);
     assertEquals(exists(join(at("plain"), INTERVALS)), false);
     const stored = readJson(join(at("repeated"), INTERVALS)) as StoredIntervals;
-    assertEquals([stored.n, Object.keys(stored.without_group)], [25, ["fd_encoder"]]);
+    assertEquals([stored.images, Object.keys(stored.without_group)], [{ fd_encoder: 25 }, ["fd_encoder"]]);
     const reference = await gaussian(sets.real), groups = groupsOf(25);
     for (const [g, value] of stored.without_group.fd_encoder!.entries()) {
       const others = await gaussian(parted(sets.fake, (row) => groups[row] !== g));
@@ -165,29 +159,21 @@ Deno.test("--intervals writes what the distances are without each group, and cha
     const same = plain.scores.fd_encoder!;
     assertEquals([values, intervals], [[same, same], [null, stored.interval.fd_encoder]]);
     assertEquals(stored.value, { fd_encoder: same });
-    const other = await score("other", { metrics: ["fd-encoder", "fd-infinity-encoder"], intervals: true });
-    assert(other.lines.includes("no intervals of fd-infinity-encoder: --intervals does not compute them"));
-    assertEquals(
-      withoutIntervals(METRICS.filter((metric) => metric.from === "six" || metric.from === "inception")),
-      [
-        ...["sfid", "is", "fid-infinity", "fdr6", "mind6"],
-      ],
-    );
     // Another evaluation in the folder has no intervals.
     const again = await score("repeated");
     assertEquals([again.error, exists(join(at("repeated"), INTERVALS))], [undefined, false]);
     await featureFile(fake, features(2, 19, 96));
     const few = await score("few", { intervals: true });
-    assert(few.lines.includes("no intervals of fd-encoder: 19 images are fewer than 20"));
+    assert(few.lines.includes("no interval of fd-encoder: 19 images are fewer than 20"));
     await assertRejects(
       () => run("eval", "--compare", at("plain"), at("few")),
       UsageError,
       "the number of images is 25 in one and 19 in the other",
     );
     await assertRejects(
-      () => run("eval", "--tokenizer", "x", "--intervals"),
+      () => run("eval", "--tokenizer", "x", "--intervals", "--metrics", "psnr,channels"),
       UsageError,
-      "Cannot use --intervals: it is for distances between sets, and this scores a tokenizer",
+      "Cannot use --intervals: it is for figures that are no means over images, and none is selected",
     );
   });
 });
