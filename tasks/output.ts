@@ -32,14 +32,30 @@ export async function encodeShown(
   progress?.end();
 }
 
-/** Writes config.json of an evaluation in `out`: its options, and what its scores are made from. Removes intervals of an earlier one. */
+/** What is read of an evaluation, its figures first. Samples are not among it: they may be what is scored. */
+const READ = [
+  "metrics.json",
+  "report.html",
+  INTERVALS,
+  "images.csv",
+  "worst.png",
+  "nearest.png",
+  "samples.png",
+  "pca.png",
+];
+
+/**
+ * Writes config.json of an evaluation in `out`: its options, and what its scores are made from. The inputs are open and nothing is
+ * scored yet: what an earlier evaluation left is removed now, so that a failure half-way never leaves files of both.
+ */
 export const recordOfScores =
   (out: string, { num, imageSize, protocol, inceptionInput, metrics, latentNoise }: EvalConfig) =>
   (madeFrom: Provenance, others: Readonly<Record<string, unknown>> = {}): void => {
     const options = { num, imageSize, protocol, inceptionInput, metrics, latentNoise, ...others };
-    const intervals = join(out, INTERVALS);
-    if (exists(intervals)) Deno.removeSync(intervals);
-    writeJson(join(out, "config.json"), { command: "eval", ...options, made_from: madeFrom });
+    const config = join(out, "config.json"),
+      before = exists(config) ? READ.map((name) => join(out, name)) : [];
+    for (const path of before.filter(exists)) Deno.removeSync(path);
+    writeJson(config, { command: "eval", ...options, made_from: madeFrom });
   };
 
 /** Prints scores and writes them to metrics.json and a page in `out`; nothing if there are none. */

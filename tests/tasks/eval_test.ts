@@ -6,6 +6,7 @@ import { ShapeError, UsageError } from "../../src/errors.ts";
 import { writePng } from "../../src/image/image.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { obstacle as obstacleOf, type SetFacts } from "../../src/metrics/image_set.ts";
+import { Moments } from "../../src/metrics/moments.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
 import { METRICS } from "../../src/metrics/table.ts";
 import { saveTokenizer } from "../../src/zoo/runs.ts";
@@ -137,6 +138,39 @@ Deno.test("a score that fails late keeps the others, and is still an error", asy
   assertEquals(results.scores, { fid: 3, is: 2 });
   await assertRejects(async () => results.rethrow(), UsageError, "kernel distance");
   await assertRejects(() => results.add(() => Promise.reject(new Error("device lost"))), Error, "lost");
+});
+
+Deno.test("an evaluation in the folder of another one leaves none of its files, and a refused one leaves all", async () => {
+  await inFolder(async (root) => {
+    const at = (...path: string[]) => join(root, ...path), size = [16, 16] as const;
+    for (const name of ["a", "b"]) await writeImages(at(name), [size, size, size]);
+    for (const [name, rows] of [["real.npz", 24], ["fake.npz", 22]] as const) {
+      const data = Float32Array.from(units(name, rows * 96));
+      await writeNpz(at(name), [{ name: "features_patches", shape: [rows, 96], data }]);
+    }
+    const files = () => [...Deno.readDirSync(at("out"))].map(({ name }) => name).sort();
+    const score = (options: Record<string, unknown>) => evalScores({ out: at("out"), ...options });
+    const pairs = { real: at("a"), fake: at("b"), metrics: ["psnr"] };
+    const sets = { real: at("real.npz"), fake: at("fake.npz"), metrics: ["fd-encoder"] };
+    await Deno.mkdir(at("out"));
+    await Deno.writeTextFile(at("out", "pca.png"), "of the user"); // no evaluation's
+    assertEquals((await score(pairs)).error, undefined);
+    const own = ["config.json", "metrics.json", "report.html"], images = ["images.csv", "worst.png"];
+    assertEquals(files(), [...own, ...images, "pca.png"].toSorted());
+    assertStringIncludes((await score({ ...sets, fake: at("none.npz") })).error?.message ?? "", "none.npz");
+    assertEquals(files(), [...own, ...images, "pca.png"].toSorted());
+    assertEquals((await score({ ...sets, intervals: true })).error, undefined);
+    assertEquals(files(), [...own, "intervals.json"].toSorted());
+    // One that fails half-way has no figures of the one before.
+    const { gaussian } = Moments.prototype;
+    Moments.prototype.gaussian = () => Promise.reject(new UsageError("Cannot go on"));
+    try {
+      assertEquals((await score(sets)).error?.message, "Cannot go on");
+    } finally {
+      Moments.prototype.gaussian = gaussian;
+    }
+    assertEquals(files().filter((name) => name !== "report.html"), ["config.json"]);
+  });
 });
 
 Deno.test("scores that sets do not allow are excluded before any is computed", () => {
