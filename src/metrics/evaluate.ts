@@ -106,9 +106,12 @@ export class SetEvaluation implements Disposable {
     }
     const { featureCache: folder } = options,
       cache = folder === undefined ? folder : new FeatureCache(folder);
-    const six = selection.from("six").length ? new SixSpaces(encoders, inception, cache, log) : undefined;
+    const six = selection.from("six").length
+      ? new SixSpaces(encoders, inception, cache, log, [real.about, fake.about])
+      : undefined;
     const evaluation = new SetEvaluation(selection, options, inception, encoder, six, cache, log);
     for (const set of [real, fake]) await evaluation.#networks.refuseOthers(set);
+    evaluation.#networks.refuseDifferent(real, fake, (line) => log.line(line));
     return evaluation;
   }
 
@@ -325,7 +328,7 @@ export class SetEvaluation implements Disposable {
   ): Promise<void> {
     const reported = this.selection.reported.bind(this.selection), { seed } = this.options;
     await results.add(async () => {
-      await this.options.intervals?.ofSets(metrics, real, fake, { seed, reported });
+      await this.options.intervals?.repeatSets(metrics, real, fake, { seed, reported });
       return {};
     });
   }

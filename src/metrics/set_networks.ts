@@ -2,13 +2,14 @@
 // of the same.
 
 import { UsageError } from "../errors.ts";
-import { differences, type Provenance } from "../formats/provenance.ts";
+import { differences, type Identity, type Provenance } from "../formats/provenance.ts";
 import type { Inception } from "../models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import { readsHead } from "./encoder_features.ts";
 import type { SetOptions } from "./evaluation_options.ts";
 import type { SetFacts } from "./image_set.ts";
 import type { Selection } from "./selection.ts";
+import { recordedAs, SIX_SPACES } from "./six_networks.ts";
 import type { SixSpaces } from "./six_spaces.ts";
 
 export class SetNetworks {
@@ -59,5 +60,32 @@ export class SetNetworks {
       `Cannot compare with the features in "${name}": ${different.join(", ")}; use what they were computed ` +
         `with, or compute them again`,
     );
+  }
+  /**
+   * Compares what both sets say of the networks of FDr6, which need not be given where features are stored.
+   * @param say called with what cannot be compared
+   * @throws UsageError for features of different networks
+   */
+  refuseDifferent(real: SetFacts, fake: SetFacts, say: (line: string) => void): void {
+    if (this.selection.from("six").length === 0) return;
+    const networksOf = ({ about = {} }: SetFacts): Provenance =>
+      Object.fromEntries(
+        SIX_SPACES.map(recordedAs).flatMap((name) => name in about ? [[name, about[name] as Identity]] : []),
+      );
+    const [first] = differences(networksOf(real), networksOf(fake));
+    if (first !== undefined) {
+      throw new UsageError(
+        `Cannot compare "${real.name}" with "${fake.name}": they hold features of different networks, ${first}; ` +
+          `compute those of one again`,
+      );
+    }
+    for (const set of [real, fake]) {
+      const unknown = SIX_SPACES.filter((six) =>
+        set.spaces?.[six.space] && !(recordedAs(six) in (set.about ?? {}))
+      );
+      if (unknown.length === 0) continue;
+      const names = unknown.map(({ network }) => network).join(", ");
+      say(`note: "${set.name}" does not say of which weights its features are: ${names}`);
+    }
   }
 }

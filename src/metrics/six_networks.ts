@@ -82,6 +82,10 @@ export const SIX_SPACES: readonly SixSpace[] = [
   },
 ];
 
+/** The name of a space's network among the networks of an evaluation, which stored features name. */
+export const recordedAs = ({ space, network }: SixSpace): string =>
+  space === "inception_fdr6" ? "inception" : `${network} of FDr6`;
+
 export type SixEncoders = ReadonlyMap<SixSpace, EncoderSource<EncoderConfig>>;
 
 /** Which encoder is of which space. @throws UsageError for an encoder of none, and two of one */

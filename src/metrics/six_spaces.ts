@@ -11,7 +11,7 @@ import type { ImageSet } from "./image_set.ts";
 import type { Intervals } from "./intervals.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
-import { othersOfSix, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
+import { othersOfSix, recordedAs, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
 import type { Scores, SetContext, SixMetric } from "./metric.ts";
 
 /** The view of Inception: ADM's crop, then as FD-loss resizes. */
@@ -35,12 +35,14 @@ export class SixSpaces {
     private readonly inception: Inception | undefined,
     private readonly features: FeatureCache | undefined,
     private readonly log: Log,
+    /** What the stored features of each set were computed with [unknown]. */
+    private readonly stored: readonly (Provenance | undefined)[] = [],
   ) {}
 
   /** Networks by their names. */
   async networks(): Promise<Provenance> {
     const all: Record<string, Identity> = {};
-    for (const six of this.encoders.keys()) all[`${six.network} of FDr6`] = await this.network(six);
+    for (const six of this.encoders.keys()) all[recordedAs(six)] = await this.network(six);
     return all;
   }
 
@@ -53,7 +55,13 @@ export class SixSpaces {
 
   async #identity(six: SixSpace): Promise<Identity> {
     const encoder = this.encoders.get(six);
-    if (!encoder) return this.inception?.identity ?? { name: six.network, fingerprint: "" };
+    if (!encoder) {
+      const own = six.space === "inception_fdr6" ? this.inception?.identity : undefined;
+      const recorded = this.stored.map((about) => about?.[recordedAs(six)]).find((entry) =>
+        typeof entry === "object"
+      );
+      return own ?? recorded ?? { name: six.network, fingerprint: "" };
+    }
     const parts = [await encoder.fingerprint()];
     if (readsHead(six.space as FormName)) parts.push(await encoder.headFingerprint() ?? "");
     return { name: encoder.path, fingerprint: fingerprintOf(...parts) };
@@ -95,7 +103,7 @@ export class SixSpaces {
         }
         const reported = (all: Scores) =>
           Object.fromEntries(Object.entries(all).map(([key, value]) => [keyIn(six, { key }), value]));
-        await intervals?.ofSets(metrics, a, b, { seed: context.seed, reported });
+        await intervals?.repeatSets(metrics, a, b, { seed: context.seed, reported });
         return scores;
       }, () => ({ ...from, space: six.space, network: networks.get(six) as Identity }));
     }
@@ -125,8 +133,8 @@ export class SixSpaces {
     options: { batchSize: number; features: boolean; groups?: boolean; keep: boolean },
   ): Promise<InceptionView> {
     const { keep, groups = false } = options, known = set.spaces?.[six.space] ?? {};
-    const can = set.images && (six.space === "inception_fdr6" ? this.inception : this.encoders.has(six));
-    const features = options.features || groups && can !== undefined && can !== false;
+    const given = six.space === "inception_fdr6" ? this.inception !== undefined : this.encoders.has(six);
+    const features = options.features || groups && given && set.images !== undefined;
     if (features ? known.features : known.moments ?? known.features) return known;
     const images = set.images as InputSource, kept = this.#views.get(images)?.get(six.space);
     if (kept && (!features || kept.features)) return kept;

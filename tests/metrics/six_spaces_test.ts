@@ -4,6 +4,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { join } from "@std/path";
 import { inputOf } from "../../src/data/network_input.ts";
+import { writeFeatures } from "../../src/data/npz_features.ts";
 import { openNpzSet } from "../../src/data/npz_images.ts";
 import { UsageError } from "../../src/errors.ts";
 import { type NpzArray, writeNpz } from "../../src/formats/npz.ts";
@@ -19,7 +20,7 @@ import {
 import { frechet } from "../../src/metrics/frechet.ts";
 import { type Features, gaussian } from "../../src/metrics/moments.ts";
 import { Results } from "../../src/metrics/selection.ts";
-import { SIX_SPACES, type SixEncoders, sixEncoders } from "../../src/metrics/six_networks.ts";
+import { recordedAs, SIX_SPACES, type SixEncoders, sixEncoders } from "../../src/metrics/six_networks.ts";
 import { SixSpaces } from "../../src/metrics/six_spaces.ts";
 import { mind } from "../../src/metrics/sliced.ts";
 import type { SixMetric } from "../../src/metrics/metric.ts";
@@ -87,6 +88,42 @@ Deno.test("fdr6 of given features equals SciPy's to 1e-6, with each space's dist
       sum += value;
     }
     near(scores.mind6, sum / 6, "mind6");
+  });
+});
+
+Deno.test("stored features of different networks are not compared; those of unknown ones are named", async () => {
+  await inFolder(async (folder) => {
+    const file = async (set: "real" | "fake", name: string, networks?: Record<string, string>) => {
+      const path = join(folder, `${name}.npz`),
+        spaces = Object.fromEntries(
+          given(set).map(([space, features]) => [space, { features }]),
+        );
+      const about = networks && Object.fromEntries(
+        Object.entries(networks).map(([key, fingerprint]) => [key, { name: "weights", fingerprint }]),
+      );
+      await writeFeatures(path, { spaces, ...about && { about } });
+      return path;
+    };
+    const all = Object.fromEntries(SIX_SPACES.map((six, k) => [recordedAs(six), `0${k}`]));
+    const real = await file("real", "real", all), same = await file("fake", "same", all);
+    const other = await file("fake", "other", { ...all, "MAE-L/16 of FDr6": "ff" });
+    const unknown = await file("fake", "unknown", { inception: "00" });
+    const score = (fake: string) =>
+      evalScores({ real, fake, metrics: ["fdr6"], out: join(folder, fake.slice(-9)) });
+    const { error, scores, lines } = await score(same);
+    assertEquals([error, lines.filter((line) => line.includes("of which weights"))], [undefined, []]);
+    const ingredients = scores.ingredients as unknown as Record<string, { network: { fingerprint: string } }>;
+    for (const [k, { key }] of SIX_SPACES.entries()) {
+      assertEquals(ingredients[`fd_${key}`]!.network.fingerprint, `0${k}`);
+    }
+    assertEquals(
+      (await score(other)).error?.message,
+      `Cannot compare "${real}" with "${other}": they hold features of different networks, the MAE-L/16 of FDr6 was ` +
+        `"weights" (03) and is "weights" (ff); compute those of one again`,
+    );
+    const said = await score(unknown), rest = SIX_SPACES.slice(1).map(({ network }) => network).join(", ");
+    assertEquals(said.error, undefined);
+    assert(said.lines.includes(`note: "${unknown}" does not say of which weights its features are: ${rest}`));
   });
 });
 
