@@ -204,7 +204,7 @@ export function evalConditions(
           (c.metrics?.includes(name) ?? true)
         ),
       "it is for figures that are no means over images, and none is selected",
-      "leave it out: images.csv has what --compare needs",
+      "choose other --metrics",
     ]],
   };
 }

@@ -109,12 +109,12 @@ export async function evaluateTokenizer(
     if (!found) break;
     await results.add(async () => {
       const values = noisy(await allScores(guarded[k] as PairScore[]), noise);
-      await intervals?.repeatPairs(guarded[k] as PairScore[], n, (scores) => noisy(scores, noise));
       return noise ? values : { ...values, n };
     }, (key) => {
       const own = results.ofPairs(noise ? key.slice(0, key.lastIndexOf("_sigma_")) : key);
       return own && { ...own, ...noise && { latentNoise: noise.sigma } };
     });
+    await intervals?.repeatPairs(guarded[k] as PairScore[], n, (scores) => noisy(scores, noise));
   }
   scores[Symbol.dispose](); // before other networks are opened
   if (found) await table.write(options.out, log);

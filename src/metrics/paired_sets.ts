@@ -126,10 +126,10 @@ export class PairedSets {
         table.add(batch, values, (i) => this.real.images.name(i));
         progress.update(batch.first + batch.count);
       });
-      await intervals?.repeatPairs(guarded, n);
       await table.write(this.options.out, log);
       return { ...all, n };
     }).finally(() => progress.end());
+    await intervals?.repeatPairs(guarded, n);
     return table;
   }
 

@@ -90,22 +90,29 @@ export class SixSpaces {
     for (const six of SIX_SPACES) networks.set(six, await this.network(six));
     const others = othersOfSix(this.encoders).length > 0;
     const from = { from: "six", ...others ? { protocol: "tok" as const } : {} } as const;
+    const groups = intervals !== undefined;
     for (const six of SIX_SPACES) {
+      let views: readonly [InceptionView, InceptionView] | undefined;
       await results.add(async () => {
         const a = await this.#view(six, real, { ...options, features: needed || options.features }),
           scores: Record<string, number> = {};
-        const groups = intervals !== undefined;
         const b = await this.#view(six, fake, { ...options, features: needed, groups, keep: false });
         for (const metric of metrics) {
           const [value] = Object.values(await metric.compute(a, b, context)) as [number];
           values.get(metric)?.push(value);
           scores[keyIn(six, metric)] = value;
         }
-        const reported = (all: Scores) =>
-          Object.fromEntries(Object.entries(all).map(([key, value]) => [keyIn(six, { key }), value]));
-        await intervals?.repeatSets(metrics, a, b, { seed: context.seed, reported });
+        views = [a, b];
         return scores;
       }, () => ({ ...from, space: six.space, network: networks.get(six) as Identity }));
+      if (!intervals || !views) continue;
+      const [a, b] = views,
+        reported = (all: Scores) =>
+          Object.fromEntries(Object.entries(all).map(([key, value]) => [keyIn(six, { key }), value]));
+      await results.add(async () => {
+        await intervals.repeatSets(metrics, a, b, { seed: context.seed, reported });
+        return {};
+      });
     }
     for (const [metric, all] of values) {
       const { name, mean } = metric;

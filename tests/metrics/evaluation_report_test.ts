@@ -78,7 +78,10 @@ Deno.test("options of a part of which --metrics or --protocol selects nothing ar
       "Cannot use --steps: it is for the samples of a model, and this scores a tokenizer, not a diffusion model, of which " +
       "--metrics selects nothing; choose other --metrics, or leave --steps out",
     ],
-    [["--metrics", "psnr", "--intervals"], "Cannot use --intervals: it is for distances between sets"],
+    [
+      ["--metrics", "psnr", "--intervals"],
+      "Cannot use --intervals: it is for figures that are no means over images",
+    ],
     [["--metrics", "psnr", "--save-stats", "s.npz"], "Cannot use --save-stats: it is for the real images"],
     [["--metrics", "psnr", "--feature-cache", "c"], "Cannot use --feature-cache: it is for sets of images"],
     [
