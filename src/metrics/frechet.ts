@@ -47,7 +47,7 @@ export async function frechet(a: Gaussian, b: Gaussian): Promise<number> {
     await breathe();
   }
   const usu = new DotProducts(2 * R, N, R, R);
-  usu.panels.set(us.panels.subarray(0, R * N));
+  usu.panels.set(us.panels.subarray(0, us.at(R)));
   for (let k = 0; k < R; k++) setRow(usu, R + k, us.sums.subarray(k * N, (k + 1) * N));
   for (let k = R; k < 2 * R; k += STRIP) { // U S U^T
     usu.add([k, Math.min(2 * R, k + STRIP)], [0, R], { sumTop: R, lower: R, zeros: (_, j) => j });
