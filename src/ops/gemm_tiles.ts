@@ -52,6 +52,8 @@ export interface Machine {
   scalarLoads?: boolean;
   /** Multiply-adds over all runs from which a tile larger than 16x16 earns back its compilation [90e9]. */
   largeTilesFrom?: number;
+  /** The same of GEMMs without vec4 loads, in a tile larger than 4x4 [0]. */
+  largeScalarTilesFrom?: number;
   /** Bytes of workgroup memory. */
   storage: number;
   /** How often the program will run. */
@@ -86,12 +88,22 @@ export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device()
 
 /** The open device and the program that is being captured. @param fp16 kind of a GEMM whose operands are both fp16 */
 export function thisMachine(fp16?: GemmKind): Machine {
-  const { profile, simdWidth: threads, compiler: { scalarLoads, largeTilesFrom }, limits } = device();
+  const { profile, simdWidth: threads, compiler, limits } = device();
   const used = fp16 && profile === "gpu" ? matrices.get(device()) : undefined;
   const unit = used && fp16 && (used.always || isFasterByMatrices(fp16)) ? used.unit : undefined;
   const storage = limits.maxComputeWorkgroupStorageSize;
   const profileInUse = unit ? "matrix" : profile, { runs } = scope();
-  return { profile: profileInUse, unit, threads, scalarLoads, largeTilesFrom, storage, runs };
+  const { scalarLoads, largeTilesFrom, largeScalarTilesFrom } = compiler;
+  return {
+    profile: profileInUse,
+    unit,
+    threads,
+    scalarLoads,
+    largeTilesFrom,
+    largeScalarTilesFrom,
+    storage,
+    runs,
+  };
 }
 
 /** Throughput of a tile on a full adapter (in any one unit), and the number of workgroups that fill the adapter: a wave. */
@@ -204,10 +216,15 @@ export function tilesWithin({ profile, unit, storage }: Machine): readonly Tile[
   return TILES[profile].filter((tile) => bytes(tile) <= storage);
 }
 
-function candidates(machine: Machine, { M, N, vector, kxInner }: GemmShape): readonly Tile[] {
+/** Multiply-adds over all runs of the program. */
+const work = ({ M, N, K, count }: GemmShape, { runs }: Machine) => M * N * K * count * runs;
+
+function candidates(machine: Machine, shape: GemmShape): readonly Tile[] {
+  const { M, N, vector, kxInner } = shape;
   // Scalar loads dominate: larger tiles only waste more of them at the edges.
   if (machine.profile === "matrix" && !vector) return tilesWithin(machine).slice(0, 1);
   if (machine.profile !== "cpu") return tilesWithin(machine);
+  if (!vector && work(shape, machine) < (machine.largeScalarTilesFrom ?? 0)) return [[4, 4]];
   if (N <= 4) return [[16, 4]];
   if (M <= 4) return [[4, 16]];
   // Scalar loads dominate here, too. And with kxInner, a larger tile has no registers left to keep inputs in.
@@ -232,7 +249,7 @@ export function isUniformA(machine: Machine, { kind, N, vector }: GemmShape, [, 
 }
 
 function time(machine: Machine, shape: GemmShape, tile: Tile): number {
-  const { kind, M, N, K, count } = shape, { profile, runs, threads } = machine;
+  const { kind, M, N, count } = shape, { profile, threads } = machine;
   const perGroup = tilesPerGroup(machine), uniformA = isUniformA(machine, shape, tile);
   const [tilesM, tilesN] = [Math.ceil(M / tile[0]), Math.ceil(N / tile[1])];
   const groups = profile === "cpu"
@@ -241,7 +258,7 @@ function time(machine: Machine, shape: GemmShape, tile: Tile): number {
   const measured = table[tileKey(profile, kind, tile)];
   // A larger tile is 10 % faster, for large GEMMs 30 %, but compiles for 3 to 5 s, 16x16 for 1 to 2: a GEMM that is small or runs
   // seldom does not earn that back.
-  const small = M * N * K * count * runs < (machine.largeTilesFrom ?? LARGE);
+  const small = work(shape, machine) < (machine.largeTilesFrom ?? LARGE);
   if (profile === "cpu" && !measured && small && tile[0] * tile[1] > 256) return Infinity;
   const { rate, slots } = measured ?? builtIn(profile, kind, tile);
   const waves = Math.ceil(groups / slots);

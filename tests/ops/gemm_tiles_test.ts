@@ -125,17 +125,21 @@ Deno.test("where loads are scalar, A is uniform if B's tiles fill the workgroups
 });
 
 Deno.test("large tiles are chosen from the work that earns back their compilation", () => {
-  const at = (largeTilesFrom: number, runs: number) =>
-    chooseTile({ profile: "cpu", threads: 16, storage: 32768, runs, largeTilesFrom }, {
+  const at = (from: number, runs: number, vector = true) =>
+    chooseTile({
+      ...{ profile: "cpu", threads: 16, storage: 32768, runs },
+      ...vector ? { largeTilesFrom: from } : { largeScalarTilesFrom: from },
+    }, {
       kind: "nt",
       M: 480,
       N: 480,
       K: 480,
       count: 1,
-      vector: true,
+      vector,
     }).join("x");
   const runs = 500; // 55e9 multiply-adds
   assertEquals([at(40e9, runs), at(240e9, runs), at(240e9, 5 * runs)], ["32x20", "16x16", "32x20"]);
+  assertEquals([at(40e9, runs, false), at(240e9, runs, false)], ["16x16", "4x4"]);
 });
 
 Deno.test("split-K depends on the shape alone, and its parts fill the device", () => {

@@ -19,6 +19,8 @@ export interface CompilerTraits {
   readonly loopsStores: boolean;
   /** Multiply-adds of a GEMM over all runs from which a tile larger than 16x16 earns back the time of its compilation. */
   readonly largeTilesFrom: number;
+  /** The same of GEMMs that load single elements, in a tile larger than 4x4. */
+  readonly largeScalarTilesFrom: number;
 }
 
 /**
@@ -28,10 +30,28 @@ export interface CompilerTraits {
 export function compilerTraits(name: string): CompilerTraits {
   const llvm = Number(/llvmpipe \(LLVM (\d+)/.exec(name)?.[1] ?? 0);
   return llvm >= 22
-    ? { loadsFirst: true, scalarLoads: true, loopsStores: true, largeTilesFrom: 40e9 }
+    ? {
+      loadsFirst: true,
+      scalarLoads: true,
+      loopsStores: true,
+      largeTilesFrom: 40e9,
+      largeScalarTilesFrom: 0,
+    }
     : llvm > 15
-    ? { loadsFirst: true, scalarLoads: false, loopsStores: true, largeTilesFrom: 240e9 }
-    : { loadsFirst: false, scalarLoads: false, loopsStores: false, largeTilesFrom: 90e9 };
+    ? {
+      loadsFirst: true,
+      scalarLoads: false,
+      loopsStores: true,
+      largeTilesFrom: 240e9,
+      largeScalarTilesFrom: 50e9,
+    }
+    : {
+      loadsFirst: false,
+      scalarLoads: false,
+      loopsStores: false,
+      largeTilesFrom: 90e9,
+      largeScalarTilesFrom: 0,
+    };
 }
 
 /** Sets what Vulkan drivers read from the environment at their first use; what is set already stays. */

@@ -18,15 +18,16 @@ const allowed = (thread: number): string =>
 
 Deno.test("what is known of a compiler follows from the version of LLVM in llvmpipe's name", () => {
   const traits = {
-    "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false, false, 90e9],
-    "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false, true, 240e9],
-    "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true, true, 40e9],
-    "SwiftShader Device (LLVM 16.0.0)": [false, false, false, 90e9],
-    "NVIDIA H200": [false, false, false, 90e9],
+    "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false, false, 90e9, 0],
+    "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false, true, 240e9, 50e9],
+    "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true, true, 40e9, 0],
+    "SwiftShader Device (LLVM 16.0.0)": [false, false, false, 90e9, 0],
+    "NVIDIA H200": [false, false, false, 90e9, 0],
   };
-  for (const [name, [loadsFirst, scalarLoads, loopsStores, largeTilesFrom]] of Object.entries(traits)) {
-    const expected = { loadsFirst, scalarLoads, loopsStores, largeTilesFrom } as CompilerTraits;
-    assertEquals(compilerTraits(name), expected, name);
+  for (const [name, values] of Object.entries(traits)) {
+    const [loadsFirst, scalarLoads, loopsStores, largeTilesFrom, largeScalarTilesFrom] = values;
+    const expected = { loadsFirst, scalarLoads, loopsStores, largeTilesFrom, largeScalarTilesFrom };
+    assertEquals(compilerTraits(name), expected as CompilerTraits, name);
   }
 });
 
