@@ -102,7 +102,7 @@ async function training(
   const scores = images && new StageScores(folder, tokenizer, { size: c.imageSize, ...images }, {
     lpips,
     tokens: alignment.reference && ((x) => alignment.frozenFeatures(x)),
-  });
+  }, log.warn.bind(log));
   const save = async (folder: string) => {
     const { train } = images as NonNullable<typeof images>;
     const measured = { size: c.imageSize, batchSize: 32, images: Math.min(1000, train.length) };

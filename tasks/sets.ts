@@ -69,16 +69,17 @@ export async function tokenizerImages(
   if (path === undefined) {
     const shapes = generatedShapes(c.num, log), all = generatedInputs(workers, shapes, size);
     const train = generatedImages(workers, new Shapes(PROBE_IMAGES, SEEDS.probe));
-    return { all, train, folder: path, identity: shapes.identity() };
+    return { all, train, seed: SEEDS.probe, folder: path, identity: shapes.identity() };
   }
   const all = await imageFiles(path, c, workers, log, sizes);
   return { all, train: undefined, folder: path, identity: all.identity() };
 }
 
-/** Generated images for a probe, and their side. */
+/** Generated images for a probe, their side and their seed. */
 export const probeImages = (workers: Workers, side: number) => ({
   images: generatedInputs(workers, new Shapes(PROBE_IMAGES, SEEDS.probe), side),
   side,
+  seed: SEEDS.probe,
 });
 
 /** Held-out generated images. */

@@ -7,7 +7,7 @@ import { scaleOf, Shapes } from "../data/toy_shapes.ts";
 import { collect, type ImageProgram, imageProgram, inferImages } from "../metrics/batched.ts";
 import { frechet } from "../metrics/frechet.ts";
 import { Moments } from "../metrics/moments.ts";
-import { accuracy, predict, trainProbe } from "../metrics/linear_probe.ts";
+import { accuracy, cautionOfProbe, predict, trainProbe } from "../metrics/linear_probe.ts";
 import { imageMeans, type PairScore } from "../metrics/pairs.ts";
 import type { Scores } from "../metrics/metric.ts";
 import { latentFeatures, scoreReconstruction } from "../metrics/tokenizer.ts";
@@ -26,6 +26,8 @@ export interface ScoreOptions {
   /** Weights; 1 is unguided. */
   guidance: readonly number[];
   seed: number;
+  /** Says that the probe did not converge. */
+  warn?(text: string): void;
 }
 
 /**
@@ -36,7 +38,7 @@ export interface ScoreOptions {
 export async function scoreCell(
   tokenizerRun: string,
   modelRun: string,
-  { guidance, seed }: ScoreOptions,
+  { guidance, seed, warn }: ScoreOptions,
 ): Promise<Scores> {
   const classifier = await openToyClassifier();
   const program = await imageProgram("classifier", (x) => classifier.layers(x), {
@@ -54,6 +56,8 @@ export async function scoreCell(
   };
   const latents = await latentFeatures(tokenizer, fine(probe), fine(test), { size: SIZE, batchSize: BATCH });
   const { train } = latents, trained = trainProbe(train.features, train.labels, fine(probe).classes.length);
+  const caution = cautionOfProbe(trained);
+  if (caution) warn?.(caution);
   scores.probe = accuracy(predict(trained, latents.test.features), latents.test.labels);
 
   const real = new Moments(TOY_CLASSIFIER_WIDTH);

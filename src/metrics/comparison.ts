@@ -98,6 +98,14 @@ const COMMON: readonly [
   })],
   ["number of real images", "--real or --data", (i) => ({ value: i.real?.count, optional: true })],
   ["number of images", "--num", (i) => ({ value: i.fake?.count, optional: true })],
+  ["split", "--data", ({ split: s }) => ({
+    value: s && `${s.train} training and ${s.test ?? 0} test images, ${s.by}, seed ${s.seed ?? "none"}`,
+    optional: true,
+  })],
+  ["probe", "version of tok", ({ probe: p }) => ({
+    value: p && `${p.objective}, penalty ${p.penalty}, ${p.features}, ${p.optimizer}`,
+    optional: true,
+  })],
   ["noise on latents", "--latent-noise", (i) => ({ value: i.latentNoise })],
 ];
 

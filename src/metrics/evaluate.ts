@@ -27,7 +27,9 @@ import {
   accuraciesOf,
   type ComputedFeatures,
   kept,
-  labelContext,
+  type Learning,
+  learning,
+  type ProbeImages,
   type SetOptions,
 } from "./evaluation_options.ts";
 import { type FeatureKind, INCEPTION_OUTPUT, InceptionFeatures, type InceptionView } from "./inception.ts";
@@ -37,7 +39,7 @@ import { SixSpaces } from "./six_spaces.ts";
 import { SetNetworks } from "./set_networks.ts";
 import { cautionsOfProtocol } from "./protocols.ts";
 import type { Results, Selection } from "./selection.ts";
-import type { EncoderMetric, InceptionMetric, LabelContext, SetContext } from "./metric.ts";
+import type { EncoderMetric, InceptionMetric, SetContext } from "./metric.ts";
 
 /**
  * Two sets of images with the networks to compare them, opened before the images of a model are sampled. What is computed of
@@ -52,7 +54,7 @@ export class SetEvaluation implements Disposable {
   /** Of the real sets by space: the moments that a metric computes of them are kept there. */
   readonly #real = new Map<string, { set: ImageSet; view: InceptionView }>();
   readonly #networks: SetNetworks;
-  #learnt: { real: InputSource; train: InputSource; context: LabelContext } | undefined;
+  #learnt: { real: InputSource; train: InputSource; context: Learning } | undefined;
   /** Lines that were logged: each is said once. */
   readonly #said = new Set<string>();
 
@@ -120,16 +122,8 @@ export class SetEvaluation implements Disposable {
     return this.#networks.all();
   }
 
-  /**
-   * Computes the selected metrics.
-   * @param train generated images that probes learn from, and their side
-   */
-  async score(
-    real: ImageSet,
-    fake: ImageSet,
-    train: { images: InputSource; side: number },
-    results: Results,
-  ): Promise<void> {
+  /** Computes the selected metrics. */
+  async score(real: ImageSet, fake: ImageSet, train: ProbeImages, results: Results): Promise<void> {
     const { encoder, inception, selection } = this, { intervals } = this.options;
     this.#caution(real, fake);
     if (encoder) {
@@ -179,7 +173,7 @@ export class SetEvaluation implements Disposable {
     encoder: EncoderSource<EncoderConfig>,
     real: ImageSet,
     fake: ImageSet,
-    train: { images: InputSource; side: number },
+    train: ProbeImages,
     results: Results,
   ): Promise<void> {
     const { batchSize, imageSize: square, seed } = this.options, { log, selection } = this;
@@ -232,9 +226,9 @@ export class SetEvaluation implements Disposable {
     const report = this.#reporter(placeOf("patches"));
     const a = await extract("patches", report, "real"), b = await extract("patches", report, "fake");
     if (this.#learnt?.real !== real.images || this.#learnt.train !== train.images) {
-      const learnt = await (await open("patches")).extract(train.images),
-        classes = train.images.classes.length;
-      const context = labelContext({ train: learnt, test: a }, classes, batchSize);
+      const learnt = await (await open("patches")).extract(train.images), warn = this.#warn.bind(this);
+      const classes = train.images.classes.length, options = { classes, batchSize, split: train, warn };
+      const context = learning({ train: learnt, test: a }, options);
       this.#learnt = { real: real.images, train: train.images, context };
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };
@@ -242,9 +236,10 @@ export class SetEvaluation implements Disposable {
     const nameIn = (images: InputSource) => (i: number) => images.name(i);
     const nameOf = { test: nameIn(real.images), fake: nameIn(fake.images) };
     for (const metric of labels) {
-      const { input } = metric;
-      const own: OwnIngredients = input === undefined ? features : { from: "labels", input };
-      await results.add(() => accuraciesOf(metric, context, nameOf, this.options.intervals), () => own);
+      const { input } = metric,
+        own = (key: string): OwnIngredients =>
+          input === undefined ? { ...features, ...context.ingredients(key) } : { from: "labels", input };
+      await results.add(() => accuraciesOf(metric, context, nameOf, this.options.intervals), own);
     }
   }
 

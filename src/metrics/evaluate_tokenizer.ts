@@ -12,7 +12,7 @@ import { cautionOfFew } from "./cautions.ts";
 import { ChannelHistograms } from "./channel_histograms.ts";
 import { EncoderFeatures } from "./encoder_features.ts";
 import type { Findings } from "./evaluation_page.ts";
-import { accuraciesOf, type EvaluationOptions, labelContext } from "./evaluation_options.ts";
+import { accuraciesOf, type EvaluationOptions, learning } from "./evaluation_options.ts";
 import { rowsOf } from "./gram.ts";
 import { ImageScores } from "./image_scores.ts";
 import type { Features } from "./moments.ts";
@@ -26,6 +26,8 @@ import { type LatentNoise, latentsOf, tokenized } from "./tokenizer.ts";
 interface Images {
   /** Images that probes on latents learn from; undefined: those of even index of `all`, and the others test. */
   train: ImageSource | undefined;
+  /** Seed of `train`, generated images. */
+  seed?: number;
   /** Images that are reconstructed. */
   all: InputSource;
   /** Where they come from, for messages; undefined for generated images. */
@@ -143,11 +145,19 @@ export async function evaluateTokenizer(
       const latents = train
         ? { train: await latentsOf(tokenizer, train, { size, batchSize }), test: known }
         : halvesOf(known);
-      const context = labelContext(latents, all.classes.length, batchSize);
+      const context = learning(latents, {
+        ...{
+          classes: all.classes.length,
+          batchSize,
+          split: train ? { seed: images.seed } : "by index" as const,
+        },
+        warn: (text) => log.warn(text),
+      });
       const own = { from: "labels", space: "latents", input: bytesOf(size) } as const;
       const test = (i: number) => all.name(train ? i : 2 * i + 1);
       for (const metric of labels) {
-        await results.add(() => accuraciesOf(metric, context, { test, fake: test }, intervals), () => own);
+        const made = (key: string) => ({ ...own, ...context.ingredients(key) });
+        await results.add(() => accuraciesOf(metric, context, { test, fake: test }, intervals), made);
       }
       return {};
     });

@@ -8,7 +8,8 @@ import type { LabelledFeatures } from "./batched.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
 import type { Intervals } from "./intervals.ts";
 import type { Saves } from "./image_set.ts";
-import { trainProbe } from "./linear_probe.ts";
+import type { OwnIngredients } from "./ingredients.ts";
+import { cautionOfProbe, type Probe, probeIngredients, trainProbe } from "./linear_probe.ts";
 import type { ProtocolName } from "./protocols.ts";
 import type { Hits, LabelContext, LabelMetric, Scores } from "./metric.ts";
 
@@ -52,15 +53,55 @@ export interface EvaluationOptions {
   intervals?: Intervals | undefined;
 }
 
-/** Features and labels for the metrics, with a probe that is trained once. */
-export function labelContext(
+/** Generated images that probes learn from, their side and their seed. */
+export interface ProbeImages {
+  images: InputSource;
+  side: number;
+  seed?: number;
+}
+
+/** What label metrics are computed from, and what they record of it. */
+export interface Learning extends LabelContext {
+  /** Ingredients of a figure by its key, once it is computed. */
+  ingredients(key: string): Pick<OwnIngredients, "split" | "probe">;
+}
+
+/**
+ * Features and labels for the metrics, with a probe that is trained once.
+ * @param options.split images of even index train, or generated ones of a seed
+ * @param options.warn says that the probe did not converge
+ */
+export function learning(
   features: { train: LabelledFeatures; test: LabelledFeatures },
-  classes: number,
-  batchSize: number,
-): LabelContext {
-  let probe: ReturnType<typeof trainProbe> | undefined;
-  const { train } = features;
-  return { ...features, batchSize, probe: () => probe ??= trainProbe(train.features, train.labels, classes) };
+  { classes, batchSize, split, warn, maxIterations }: {
+    classes: number;
+    batchSize: number;
+    split: "by index" | { seed?: number | undefined };
+    warn(text: string): void;
+    maxIterations?: number;
+  },
+): Learning {
+  const { train, test } = features;
+  let probe: Probe | undefined;
+  const trained = () => {
+    const found = trainProbe(train.features, train.labels, classes, maxIterations),
+      caution = cautionOfProbe(found);
+    if (caution) warn(caution);
+    return found;
+  };
+  return {
+    ...{ ...features, batchSize, probe: () => probe ??= trained() },
+    ingredients: (key) => ({
+      split: {
+        train: train.labels.length,
+        ...key !== "class_agreement" && { test: test.labels.length },
+        ...split === "by index"
+          ? { by: "images of even index train, those of odd index test" }
+          : { by: "generated shapes train, other images test", seed: split.seed },
+      },
+      ...key !== "knn" && probe && { probe: probeIngredients(probe) },
+    }),
+  };
 }
 
 /** Accuracies by their key. @param nameOf names of the images that are classified */

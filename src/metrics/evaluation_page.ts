@@ -9,7 +9,7 @@ import { histogram, smallHistograms } from "../run/histogram.ts";
 import { number, uriOf, writeReport } from "../run/report.ts";
 import type { ChannelHistograms } from "./channel_histograms.ts";
 import type { ImageScores } from "./image_scores.ts";
-import type { Ingredients, SetIngredients } from "./ingredients.ts";
+import type { Ingredients, ProbeIngredients, SetIngredients, SplitIngredients } from "./ingredients.ts";
 import type { Scores } from "./metric.ts";
 import { betterOf } from "./table.ts";
 
@@ -94,8 +94,10 @@ function figures(
   if (own.length === 0) return "";
   const groups = Map.groupBy(
     own,
-    ([, { network, space, input }]) =>
-      [network && named(network), space, input].filter((text) => text !== undefined).join(" · "),
+    ([, { network, space, input, split, probe }]) =>
+      [network && named(network), space, input, split && splitText(split), probe && probeText(probe)].filter((
+        text,
+      ) => text !== undefined).join(" · "),
   );
   const row = ([key, { real, fake, protocol }]: readonly [string, Ingredients]) => {
     const better = betterOf(key), arrow = better === undefined ? "" : ARROWS[better];
@@ -118,6 +120,14 @@ function figures(
 }
 
 const named = ({ name, fingerprint }: Identity) => `${name} (${fingerprint})`;
+
+const splitText = ({ train, test, by, seed }: SplitIngredients) =>
+  `${train} images train${test === undefined ? "" : `, ${test} test`} (${by}${
+    seed === undefined ? "" : `; seed ${seed}`
+  })`;
+
+const probeText = ({ optimizer, penalty, iterations, converged }: ProbeIngredients) =>
+  `probe: ${optimizer}; L2 penalty ${penalty}; ${iterations} iterations${converged ? "" : ", not converged"}`;
 
 function setText({ name, fingerprint, count }: SetIngredients): string {
   return [name, fingerprint && `(${fingerprint})`, count !== undefined && `${count} images`].filter(Boolean)

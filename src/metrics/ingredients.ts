@@ -34,6 +34,26 @@ const samplingSchema = z.object({
   options: z.string(),
 });
 
+/** Labelled images that a classifier learns from, and those that test it. */
+const splitSchema = z.object({
+  train: z.int(),
+  /** Absent where it tests the generated images. */
+  test: z.int().optional(),
+  by: z.string(),
+  /** Of generated training images; a split by index has none. */
+  seed: z.int().optional(),
+});
+
+/** How a linear probe was trained (linear_probe.ts). */
+const probeSchema = z.object({
+  optimizer: z.string(),
+  objective: z.string(),
+  penalty: z.number(),
+  features: z.string(),
+  iterations: z.int(),
+  converged: z.boolean(),
+});
+
 export const ingredientsSchema = z.object({
   /** A value of --protocol, or "tok". */
   protocol: z.string(),
@@ -53,6 +73,9 @@ export const ingredientsSchema = z.object({
   sampling: samplingSchema.optional(),
   /** Standard deviation of the noise on latents, in units of theirs. */
   latentNoise: z.number().optional(),
+  /** Of a probe and of nearest neighbours. */
+  split: splitSchema.optional(),
+  probe: probeSchema.optional(),
   /** Of subsets and directions that a figure samples, and of noise. */
   seed: z.int(),
   /** Version of tok. */
@@ -64,13 +87,16 @@ export type Ingredients = z.infer<typeof ingredientsSchema>;
 export type SamplingIngredients = z.infer<typeof samplingSchema>;
 export type SetIngredients = z.infer<typeof setSchema>;
 
+export type SplitIngredients = z.infer<typeof splitSchema>;
+export type ProbeIngredients = z.infer<typeof probeSchema>;
+
 /** What all figures of an evaluation have in common. */
 export type CommonIngredients = Pick<Ingredients, "precision" | "seed" | "tok" | "adapter">;
 
 /** What a figure has of its own. */
 export type OwnIngredients =
   & Pick<Ingredients, "from">
-  & Partial<Pick<Ingredients, "space" | "network" | "input" | "latentNoise">>
+  & Partial<Pick<Ingredients, "space" | "network" | "input" | "latentNoise" | "split" | "probe">>
   /** "tok" where its networks are those of no protocol. */
   & { protocol?: "tok" };
 

@@ -20,55 +20,6 @@ export function breather(): Breather {
   };
 }
 
-/**
- * Adds the dot products of four rows of `a` and four of `b` to a square of `c`: c[i + p][j + q] += a[i + p] . b[j + q].
- * @param length of the rows of a and b
- * @param from first column that counts
- * @param ldc length of the rows of c
- */
-export function addDotProducts(
-  c: Float64Array,
-  ldc: number,
-  a: Float64Array,
-  i: number,
-  b: Float64Array,
-  j: number,
-  length: number,
-  from = 0,
-): void {
-  const a0 = i * length, a1 = a0 + length, a2 = a1 + length, a3 = a2 + length;
-  const b0 = j * length, b1 = b0 + length, b2 = b1 + length, b3 = b2 + length;
-  let c00 = 0, c01 = 0, c02 = 0, c03 = 0, c10 = 0, c11 = 0, c12 = 0, c13 = 0;
-  let c20 = 0, c21 = 0, c22 = 0, c23 = 0, c30 = 0, c31 = 0, c32 = 0, c33 = 0;
-  for (let k = from; k < length; k++) {
-    const x0 = a[a0 + k] as number, x1 = a[a1 + k] as number;
-    const x2 = a[a2 + k] as number, x3 = a[a3 + k] as number;
-    const y0 = b[b0 + k] as number, y1 = b[b1 + k] as number;
-    const y2 = b[b2 + k] as number, y3 = b[b3 + k] as number;
-    c00 += x0 * y0;
-    c01 += x0 * y1;
-    c02 += x0 * y2;
-    c03 += x0 * y3;
-    c10 += x1 * y0;
-    c11 += x1 * y1;
-    c12 += x1 * y2;
-    c13 += x1 * y3;
-    c20 += x2 * y0;
-    c21 += x2 * y1;
-    c22 += x2 * y2;
-    c23 += x2 * y3;
-    c30 += x3 * y0;
-    c31 += x3 * y1;
-    c32 += x3 * y2;
-    c33 += x3 * y3;
-  }
-  const sums = [c00, c01, c02, c03, c10, c11, c12, c13, c20, c21, c22, c23, c30, c31, c32, c33];
-  for (let p = 0; p < 4; p++) {
-    const at = (i + p) * ldc + j;
-    for (let q = 0; q < 4; q++) c[at + q] = (c[at + q] as number) + (sums[4 * p + q] as number);
-  }
-}
-
 /** P A P^T = U^T U up to rounding, with the rows and columns of A in the order of P. */
 export interface Factor {
   rank: number;

@@ -1,30 +1,72 @@
 // Class information in features: linear probe and k nearest neighbours. The probe is multinomial logistic regression on
-// standardised features with a small L2 penalty, trained full-batch from zero by Nesterov's accelerated gradient with a step
-// derived from the features: deterministic, without a seed or a learning rate.
+// standardised features with a small L2 penalty, trained on all rows at once from zero by L-BFGS: its objective has one minimum,
+// so that no seed and no learning rate decides what it predicts.
 
 import { UsageError } from "../errors.ts";
+import { DotProducts, padded, setRow } from "./dot_products.ts";
+import { minimise, type Minimum, type Objective } from "./lbfgs.ts";
+import type { ProbeIngredients } from "./ingredients.ts";
 import type { Features } from "./moments.ts";
-import { padded } from "./dot_products.ts";
-import { addDotProducts } from "./linalg.ts";
 
 /** A trained linear classifier. */
 export interface Probe {
   classes: number;
+  /** Of the columns of the training rows; 1e-6 is added to each standard deviation. */
   mean: Float64Array;
   std: Float64Array;
-  /** [classes, columns + 1], the bias last. */
+  /** [classes, columns + 1] of standardised rows, the bias last. */
   weight: Float64Array;
+  /** How the training ended; `value` is the objective. */
+  fit: Omit<Minimum, "x">;
 }
 
-const ROUNDS = 300;
+/** The objective is the mean cross-entropy + PENALTY / 2 |weight|^2, with the bias among the weights. */
 const PENALTY = 1e-4;
+/** Training ends where the gradient's norm is this share of that at zero: the objective is then minimal to about 1e-8. */
+const TOLERANCE = 1e-6;
+const MAX_ITERATIONS = 1000;
 
-/** Trains a probe. @throws UsageError for fewer than two images per class */
-export function trainProbe(features: Features, labels: ArrayLike<number>, classes: number): Probe {
-  const { data, rows, columns } = features;
+/**
+ * Trains a probe.
+ * @param maxIterations of L-BFGS
+ * @throws UsageError for fewer than two images per class
+ */
+export function trainProbe(
+  features: Features,
+  labels: ArrayLike<number>,
+  classes: number,
+  maxIterations = MAX_ITERATIONS,
+): Probe {
+  const { rows, columns } = features;
   if (rows < 2 * classes || labels.length !== rows) {
     throw new UsageError(`Cannot train a probe: ${rows} images for ${classes} classes are too few`);
   }
+  const scale = scaleOf(features), start = new Float64Array(classes * (columns + 1));
+  const options = { tolerance: TOLERANCE, maxIterations };
+  const { x: weight, ...fit } = minimise(objective(features, scale, labels, classes), start, options);
+  return { classes, ...scale, weight, fit };
+}
+
+/** What to say of a probe whose training did not converge; undefined if it did. */
+export function cautionOfProbe({ fit }: Probe): string | undefined {
+  if (fit.converged) return undefined;
+  return `the linear probe did not converge: after ${fit.iterations} iterations of L-BFGS the gradient is ` +
+    `${fit.gradient.toExponential(1)} of that at zero, not ${TOLERANCE}; its accuracy may still change`;
+}
+
+/** How a probe was trained, for metrics.json. */
+export function probeIngredients({ fit: { iterations, converged } }: Probe): ProbeIngredients {
+  return {
+    optimizer: `L-BFGS from zero, history 10, until the gradient is ${TOLERANCE} of that at zero`,
+    objective: "mean cross-entropy + penalty / 2 * squared norm of the weights, with bias",
+    penalty: PENALTY,
+    features: "standardized by mean and standard deviation of the training images",
+    ...{ iterations, converged },
+  };
+}
+
+/** Mean and standard deviation of each column. */
+function scaleOf({ data, rows, columns }: Features): Pick<Probe, "mean" | "std"> {
   const mean = new Float64Array(columns), std = new Float64Array(columns);
   for (let r = 0; r < rows; r++) {
     for (let c = 0; c < columns; c++) {
@@ -37,55 +79,51 @@ export function trainProbe(features: Features, labels: ArrayLike<number>, classe
     }
   }
   std.forEach((v, c) => std[c] = Math.sqrt(v) + 1e-6);
-  // Rows of x, columns and classes are zero-padded to multiples of four, as addDotProducts needs.
+  return { mean, std };
+}
+
+/** The objective as a function of the weights [classes, columns + 1]. */
+function objective(
+  { data, rows, columns }: Features,
+  { mean, std }: Pick<Probe, "mean" | "std">,
+  labels: ArrayLike<number>,
+  classes: number,
+): Objective {
+  // Sizes are zero-padded to multiples of four, as DotProducts needs.
   const D = columns + 1, N = padded(D), R = padded(rows), K = padded(classes);
-  const x = new Float64Array(R * N), across = new Float64Array(N * R); // [R,N] and its transpose
-  let largest = 0;
+  const forward = new DotProducts(R + K, N, R, K); // standardised rows, then weights; sums: logits
+  const backward = new DotProducts(N + K, R, K, N); // columns of these rows, then errors; sums: gradient
+  const row = new Float64Array(D).fill(1);
   for (let r = 0; r < rows; r++) {
-    let norm = 1;
     for (let c = 0; c < columns; c++) {
-      const v = ((data[r * columns + c] as number) - (mean[c] as number)) / (std[c] as number);
-      x[r * N + c] = v;
-      norm += v * v;
+      row[c] = ((data[r * columns + c] as number) - (mean[c] as number)) / (std[c] as number);
     }
-    x[r * N + columns] = 1;
-    largest += norm / rows;
+    setRow(forward, r, row);
+    for (let c = 0; c < D; c++) backward.panels[backward.at(c) + 4 * r] = row[c] as number;
   }
-  for (let r = 0; r < rows; r++) for (let c = 0; c < D; c++) across[c * R + r] = x[r * N + c] as number;
-  // The curvature is at most half the mean squared length; correlated features reach a fraction of it.
-  const rate = 2 / largest * 4;
-  let weight = new Float64Array(K * N);
-  const ahead = weight.slice();
-  const logits = new Float64Array(R * K), errors = new Float64Array(K * R);
-  const gradient = new Float64Array(K * N);
-  for (let round = 0; round < ROUNDS; round++) {
-    logits.fill(0);
-    for (let r = 0; r < R; r += 4) {
-      for (let k = 0; k < K; k += 4) addDotProducts(logits, K, x, r, ahead, k, N);
-    }
+  return (weight, gradient) => {
+    for (let k = 0; k < classes; k++) setRow(forward, R + k, weight.subarray(k * D, (k + 1) * D));
+    forward.sums.fill(0);
+    forward.add([0, R], [R, R + K]);
+    let loss = 0;
     for (let r = 0; r < rows; r++) {
-      const row = logits.subarray(r * K, r * K + classes);
-      softmax(row);
+      const label = labels[r] as number, logits = forward.sums.subarray(r * K, r * K + classes);
+      loss += softmax(logits, label) / rows;
       for (let k = 0; k < classes; k++) {
-        const g = ((row[k] as number) - (labels[r] === k ? 1 : 0)) / rows;
-        errors[k * R + r] = Math.abs(g) < 1e-12 ? 0 : g;
+        backward.panels[backward.at(N + k) + 4 * r] = ((logits[k] as number) - (label === k ? 1 : 0)) / rows;
       }
     }
-    gradient.fill(0);
-    for (let k = 0; k < K; k += 4) {
-      for (let c = 0; c < N; c += 4) addDotProducts(gradient, N, errors, k, across, c, R);
+    backward.sums.fill(0);
+    backward.add([N, N + K], [0, N]);
+    for (let k = 0; k < classes; k++) {
+      for (let c = 0; c < D; c++) {
+        const w = weight[k * D + c] as number;
+        gradient[k * D + c] = (backward.sums[k * N + c] as number) + PENALTY * w;
+        loss += PENALTY / 2 * w * w;
+      }
     }
-    const momentum = round / (round + 3), next = new Float64Array(K * N);
-    for (let i = 0; i < next.length; i++) {
-      const w = ahead[i] as number;
-      next[i] = w - rate * ((gradient[i] as number) + PENALTY * w);
-      ahead[i] = (next[i] as number) + momentum * ((next[i] as number) - (weight[i] as number));
-    }
-    weight = next;
-  }
-  const plain = new Float64Array(classes * D);
-  for (let k = 0; k < classes; k++) plain.set(weight.subarray(k * N, k * N + D), k * D);
-  return { classes, mean, std, weight: plain };
+    return loss;
+  };
 }
 
 /** The most likely class of each row. */
@@ -150,9 +188,12 @@ function score(weight: Float64Array, row: Float64Array, out: Float64Array): void
   }
 }
 
-function softmax(x: Float64Array): void {
-  const top = Math.max(...x);
-  let sum = 0;
+/** Replaces logits by probabilities. @returns the cross-entropy with a label */
+function softmax(x: Float64Array, label: number): number {
+  let top = -Infinity, sum = 0;
+  for (let i = 0; i < x.length; i++) top = Math.max(top, x[i] as number);
+  const logit = (x[label] as number) - top;
   for (let i = 0; i < x.length; i++) sum += x[i] = Math.exp((x[i] as number) - top);
   for (let i = 0; i < x.length; i++) x[i] = (x[i] as number) / sum;
+  return Math.log(sum) - logit;
 }

@@ -18,7 +18,7 @@ import {
   type Inferred,
   type LabelledFeatures,
 } from "./batched.ts";
-import { accuracy, nearest, predict, trainProbe } from "./linear_probe.ts";
+import { accuracy, cautionOfProbe, nearest, predict, trainProbe } from "./linear_probe.ts";
 import type { ImageScores } from "./image_scores.ts";
 import { imageMeans, type PairBatch, type PairScore, scorePairs } from "./pairs.ts";
 
@@ -200,20 +200,25 @@ export async function scoreReconstruction(
   return { ...all, n };
 }
 
-/** Maximum of rows x columns x classes of a linear probe: about a minute. */
+/** Maximum of rows x columns x classes of a linear probe: each of its hundred or so iterations takes up to 0.2 s. */
 const MAX_PROBE = 1e8;
 
-/** Accuracy of a linear probe (where it is not too large to train) and of nearest neighbours on latents. */
+/**
+ * Accuracy of a linear probe (where it is not too large to train) and of nearest neighbours on latents.
+ * @param options.warn says that the probe did not converge
+ */
 export async function scoreLatents(
   tokenizer: ImageTokenizer,
   train: ImageSource,
   test: ImageSource,
-  options: { size: number; batchSize: number },
+  options: { size: number; batchSize: number; warn?(text: string): void },
 ): Promise<{ probe?: number; knn: number }> {
   const latents = await latentFeatures(tokenizer, train, test, options);
   const knn = neighbourAccuracy(latents.train, latents.test);
   if (!canProbe(tokenizer, train, options.size)) return { knn };
   const probe = trainProbe(latents.train.features, latents.train.labels, train.classes.length);
+  const caution = cautionOfProbe(probe);
+  if (caution) options.warn?.(caution);
   return { probe: accuracy(predict(probe, latents.test.features), latents.test.labels), knn };
 }
 

@@ -45,13 +45,23 @@ export class StageScores {
   /**
    * @param networks.lpips scores LPIPS, if given
    * @param networks.tokens of an encoder that does not change, for the Frechet distance of its features
+   * @param warn says that a linear probe did not converge
    */
   constructor(
     private readonly out: string,
     private readonly tokenizer: ImageTokenizer,
     private readonly images: ScoredImages,
     private readonly networks: { lpips?: Lpips | undefined; tokens?: ((x: Tensor) => Tensor) | undefined },
+    private readonly warn: (text: string) => void,
   ) {}
+
+  #warned = false;
+
+  /** Says once that a probe did not converge. */
+  readonly #warnOnce = (text: string) => {
+    if (!this.#warned) this.warn(text);
+    this.#warned = true;
+  };
 
   /** The metrics that are computed. */
   get metrics(): string[] {
@@ -145,7 +155,7 @@ export class StageScores {
       const moved = stage.train.includes("encoder") || stage.train.includes("adapter");
       if (moved) this.#latentScores = undefined;
       this.#latentScores ??= {
-        ...await scoreLatents(this.tokenizer, probe, heldOut, { size, batchSize: 32 }),
+        ...await scoreLatents(this.tokenizer, probe, heldOut, { size, batchSize: 32, warn: this.#warnOnce }),
       };
       Object.assign(scores, this.#latentScores);
     }

@@ -9,7 +9,7 @@ import { closeDevice, openDevice } from "../../src/gpu/device.ts";
 const [folder = ".", seed = "0"] = Deno.args;
 await openDevice();
 try {
-  const options = { guidance: GUIDANCE, seed: Number(seed) };
+  const options = { guidance: GUIDANCE, seed: Number(seed), warn: console.error };
   writeJson(
     join(folder, "scores.json"),
     await scoreCell(join(folder, "align"), join(folder, "dit"), options),

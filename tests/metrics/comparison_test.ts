@@ -249,6 +249,24 @@ Deno.test("figures that differ in what they were computed from are refused in on
       assertStringIncludes(error.message, `Cannot compare "fid" of "a" and "b${k}": `);
       assert(!error.message.includes("\n"));
     }
+    const split = { train: 100, test: 100, by: "index" },
+      probe = {
+        ...{ optimizer: "L-BFGS", objective: "cross-entropy", penalty: 1e-4, features: "standardized" },
+        ...{ iterations: 60, converged: true },
+      };
+    const trained = evaluation(at("trained"), { fid: 3, ingredients: { split, probe } });
+    for (
+      const [name, other, message] of [
+        ["split", { split: { ...split, train: 50 } }, "the split is"],
+        ["seed", { split: { ...split, seed: 5 } }, "the split is"],
+        ["penalty", { probe: { ...probe, penalty: 1e-3 } }, "the probe is"],
+        ["iterations", { split, probe: { ...probe, iterations: 70 } }, undefined],
+      ] as const
+    ) {
+      const b = evaluation(at(name), { fid: 4, ingredients: other });
+      if (message) await assertRejects(() => run("eval", "--compare", trained, b), UsageError, message);
+      else await run("eval", "--compare", trained, b);
+    }
     // What may differ, and what is unknown.
     const sampled = evaluation(at("sampled"), {
       fid: 4,

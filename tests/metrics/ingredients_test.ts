@@ -78,3 +78,23 @@ Deno.test("each figure of a tokenizer names it, its images and the noise on its 
     assert(!ingredientsSchema.safeParse({ protocol: "tok" }).success);
   });
 });
+
+Deno.test("a probe on latents records its training and the split; even images train, odd ones test", async () => {
+  await inFolder(async (folder) => {
+    const out = join(folder, "out"), data = join(folder, "data");
+    for (const name of ["a", "b"]) await writeImages(join(data, name), 5);
+    const options = ["--metrics", "probe,knn", "--image-size", "32", "--workers", "0", "--out", out];
+    await run("eval", "--tokenizer", TOKENIZER, "--data", data, ...options);
+    const { ingredients: { probe, knn } = {} } = await read(out);
+    const split = { train: 5, test: 5, by: "images of even index train, those of odd index test" };
+    assertEquals([probe?.split, knn?.split, knn?.probe], [split, split, undefined]);
+    const { optimizer, iterations, ...trained } = probe!.probe!;
+    assert(optimizer.startsWith("L-BFGS") && iterations > 0);
+    assertEquals(trained, {
+      ...{ objective: "mean cross-entropy + penalty / 2 * squared norm of the weights, with bias" },
+      ...{ features: "standardized by mean and standard deviation of the training images" },
+      ...{ penalty: 1e-4, converged: true },
+    });
+    assert((await Deno.readTextFile(join(out, "report.html"))).includes("5 images train, 5 test"));
+  });
+});
