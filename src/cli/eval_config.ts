@@ -9,7 +9,7 @@ import type { Subject } from "../metrics/metric.ts";
 import { METRIC_NAMES, METRICS, REQUESTED_NAMES } from "../metrics/table.ts";
 import { INCEPTION_INPUTS } from "../models/inception.ts";
 import { GROUPS } from "./about.ts";
-import type { Conditions } from "./conditions.ts";
+import type { Condition, Conditions } from "./conditions.ts";
 import { encoder, flag, general, lpips, reading, sampling, text } from "./options.ts";
 import { generator } from "./sample_config.ts";
 
@@ -150,13 +150,30 @@ function protocolConditions(
       `--protocol ${protocol} has no figure in the space of one encoder`,
       other,
     ]],
-    lpips: [[() => names.has("lpips"), `--protocol ${protocol} has no LPIPS`, "leave --protocol out"]],
     imageSize: [[
       () => parts.includes("tokenizer"),
       `--protocol ${protocol} fixes how images are resized`,
       "leave --protocol out",
     ]],
   };
+}
+
+/** LPIPS compares pairs: it is selected by name, and of a tokenizer without --metrics too. */
+function lpipsConditions(
+  { protocol, metrics }: Pick<EvalConfig, "protocol" | "metrics">,
+  parts: readonly Subject[],
+  scored: string,
+): readonly Condition<EvalConfig>[] {
+  const names = metrics ?? (protocol && PROTOCOLS[protocol].metrics), remedy = "add lpips to --metrics";
+  return [
+    [
+      () => protocol === undefined || PROTOCOLS[protocol].metrics.includes("lpips"),
+      `--protocol ${protocol} has no LPIPS`,
+      "leave --protocol out",
+    ],
+    [() => parts.some((part) => part !== "model"), `it is for pairs of images, and this scores ${scored}`],
+    [() => names?.includes("lpips") ?? parts.includes("tokenizer"), "no LPIPS is selected", remedy],
+  ];
 }
 
 /**
@@ -197,6 +214,7 @@ export function evalConditions(
       "add --metrics fdr6",
     ]],
     ...{ latentNoise: only("latents", "tokenizer"), saveStats: saved, saveFeatures: saved },
+    lpips: lpipsConditions(c, parts, scored),
     intervals: [[
       () =>
         METRICS.some(({ name, of, interval }) =>

@@ -96,6 +96,10 @@ Deno.test("options of a part of which --metrics or --protocol selects nothing ar
       ["--protocol", "adm", "--inception", "none", "--lpips", "none"],
       "Cannot use --lpips: --protocol adm has no LPIPS; leave --protocol out, or leave --lpips out",
     ],
+    [
+      ["--metrics", "psnr", "--lpips", "none"],
+      "Cannot use --lpips: no LPIPS is selected; add lpips to --metrics, or leave --lpips out",
+    ],
     // Without --metrics, a report has fdr6, as its missing figures say.
     [["--encoders", "none"], 'Cannot use "none": it does not hold a diffusion model'],
     [["--encoders", "none", "--metrics", "fid"], "Cannot use --encoders: it is for fdr6 and mind6"],
@@ -111,6 +115,33 @@ Deno.test("options of a part of which --metrics or --protocol selects nothing ar
       assert(!error.message.includes("\n"));
     }
   });
+});
+
+Deno.test("--lpips is refused where no LPIPS is computed, and read where it is", async () => {
+  const sets = ["--real", "none", "--fake", "none"], tokenizer = ["--tokenizer", "none", "--data", "none"];
+  const none = "Cannot use --lpips: no LPIPS is selected; add lpips to --metrics, or leave --lpips out";
+  for (
+    const [args, message] of [
+      [
+        ["--model", "none"],
+        "it is for pairs of images, and this scores a diffusion model; leave --lpips out",
+      ],
+      [
+        ["--model", "none", "--metrics", "fid"],
+        "it is for pairs of images, and this scores a diffusion model",
+      ],
+      [sets, none],
+      [[...sets, "--metrics", "psnr,ssim"], none],
+      [[...tokenizer, "--metrics", "rfid"], none],
+      [[...tokenizer, "--protocol", "adm"], "Cannot use --lpips: --protocol adm has no LPIPS"],
+      [tokenizer, 'Cannot use "none"'],
+      [[...tokenizer, "--metrics", "lpips"], 'Cannot use "none"'],
+    ] as const
+  ) {
+    const out = ["--out", "none/out", "--workers", "0"];
+    const error = await assertRejects(() => run("eval", ...args, "--lpips", "none", ...out), UsageError);
+    assertStringIncludes(error.message, message);
+  }
 });
 
 Deno.test("one command scores a tokenizer and a model's samples on the same images, and writes a page of it", async () => {
