@@ -27,9 +27,15 @@ export interface Protocol {
   statistics?: true;
   /** Neighbours of precision and recall. */
   neighbours?: number;
+  /** Why a metric that the evaluator reports is not among them. */
+  undefined?: Readonly<Record<string, string>>;
   /** What differs from the evaluator. */
   differs?: string;
 }
+
+const DGM_PRECISION =
+  "dgm-eval's has k = 5 and 10,000 random images of each set, tok's has k = 3 and all images";
+const DGM_DENSITY = "dgm-eval's is of 10,000 random images of each set, tok's of all images";
 
 /** One row each. */
 export const PROTOCOLS: Readonly<Record<ProtocolName, Protocol>> = {
@@ -66,7 +72,12 @@ export const PROTOCOLS: Readonly<Record<ProtocolName, Protocol>> = {
   },
   dgm: {
     source: "layer6ai-labs/dgm-eval",
-    metrics: ["fd-dinov2"],
+    metrics: ["fd-dinov2", "fd-infinity-encoder", "kid-encoder"],
+    spaces: { patches: "dinov2" },
+    undefined: {
+      ...Object.fromEntries(["precision-encoder", "recall-encoder"].map((name) => [name, DGM_PRECISION])),
+      ...Object.fromEntries(["density-encoder", "coverage-encoder"].map((name) => [name, DGM_DENSITY])),
+    },
     images: { exactly: 50_000 },
     reference: "50,000 training images",
   },
@@ -151,9 +162,13 @@ export function underProtocol<
   const { metrics, input } = PROTOCOLS[c.protocol];
   const other = c.metrics?.find((name) => !metrics.includes(name));
   if (other !== undefined) {
+    const reason = PROTOCOLS[c.protocol].undefined?.[other];
     const defines = PROTOCOL_NAMES.filter((name) => PROTOCOLS[name].metrics.includes(other));
     throw new UsageError(
-      `Cannot use --protocol ${c.protocol} with --metrics ${other}: it defines ${metrics.join(", ")}; ` +
+      `Cannot use --protocol ${c.protocol} with --metrics ${other}: ${
+        reason ? `${reason}, and ` : ""
+      }it defines ` +
+        `${metrics.join(", ")}; ` +
         `${defines.length ? `choose --protocol ${defines.join(" or ")}` : "leave --protocol out"}, or ` +
         `leave ${other} out`,
     );

@@ -6,9 +6,10 @@ import { ShapeError, UsageError } from "../errors.ts";
 import { INCEPTION_FILE } from "../models/inception.ts";
 import { LPIPS_FILES } from "../models/lpips.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
+import { notDinov2L } from "./encoder_spaces.ts";
 import type { CommonIngredients, Ingredients, OwnIngredients, PartIngredients } from "./ingredients.ts";
 import { type ProtocolName, protocolOf, type ProtocolOptions, PROTOCOLS } from "./protocols.ts";
-import type { Metric, Scores, Subject } from "./metric.ts";
+import type { EncoderMetric, Metric, Scores, Subject } from "./metric.ts";
 import { METRICS } from "./table.ts";
 import type { PairScore } from "./pairs.ts";
 
@@ -119,6 +120,13 @@ export function missingFigures(
   return missing;
 }
 
+/** The metric in another space, which not all encoders have. */
+const inSpace = (metric: EncoderMetric, space: EncoderSpace): EncoderMetric => ({
+  ...metric,
+  space,
+  ...space === "dinov2" && { excludes: notDinov2L },
+});
+
 export class Selection {
   #metrics: readonly Metric[] = METRICS;
   readonly #requested: boolean;
@@ -150,7 +158,7 @@ export class Selection {
     );
     const { spaces = {} } = options.protocol ? PROTOCOLS[options.protocol] : {};
     this.#metrics = this.#metrics.map((metric) =>
-      metric.from === "encoder" ? { ...metric, space: spaces[metric.space] ?? metric.space } : metric
+      metric.from === "encoder" ? inSpace(metric, spaces[metric.space] ?? metric.space) : metric
     );
     this.exclude(({ weights }) => weights && options[weights] === undefined && FILES[weights]);
   }

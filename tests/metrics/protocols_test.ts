@@ -1,7 +1,7 @@
 // Protocols: the input of each network equals what its evaluator makes of an image (fixtures/make_protocols.py), what a protocol
 // fixes, refuses and warns of, and the protocol of a figure without --protocol.
 
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { evalConfig } from "../../src/cli/config.ts";
 import { evalConditions } from "../../src/cli/eval_config.ts";
@@ -11,9 +11,17 @@ import { UsageError } from "../../src/errors.ts";
 import type { Image } from "../../src/image/rows.ts";
 import { rowsOf } from "../../src/image/rows.ts";
 import { FORMS, inputOfCmmd, preprocessorOfForm } from "../../src/metrics/encoder_features.ts";
-import { cautionsOfProtocol, PROTOCOL_NAMES, protocolOf, PROTOCOLS } from "../../src/metrics/protocols.ts";
+import {
+  cautionsOfProtocol,
+  PROTOCOL_NAMES,
+  protocolOf,
+  PROTOCOLS,
+  underProtocol,
+} from "../../src/metrics/protocols.ts";
+import { Selection } from "../../src/metrics/selection.ts";
 import { METRIC_NAMES } from "../../src/metrics/table.ts";
 import { INCEPTION_SIDE, SAMPLING } from "../../src/models/inception.ts";
+import type { EncoderConfig, EncoderSource } from "../../src/zoo/encoders.ts";
 import { run } from "../helpers/commands.ts";
 import { inFolder } from "../helpers/encoder_files.ts";
 import { units } from "../helpers/formula.ts";
@@ -166,4 +174,40 @@ Deno.test("--protocol refuses a metric that it does not define and names the pro
       "leave --protocol out, or leave psnr out",
     );
   });
+});
+
+Deno.test("dgm has FD, FD-infinity and KD of DINOv2-L's CLS token, and says why it has no others", () => {
+  const selection = new Selection("sets", { protocol: "dgm", standard: PROTOCOLS.dgm.metrics });
+  const selected = selection.from("encoder");
+  assertEquals(selected.map(({ name, space }) => [name, space]), [
+    ["fd-dinov2", "dinov2"],
+    ["kid-encoder", "dinov2"],
+    ["fd-infinity-encoder", "dinov2"],
+  ]);
+  const encoder = (hidden: number) => ({
+    path: "x",
+    config: { model_type: "dinov2", hidden_size: hidden, num_hidden_layers: 24, patch_size: 14 },
+  } as EncoderSource<EncoderConfig>);
+  for (const { excludes } of selected) {
+    assertEquals(excludes?.(encoder(1024)), undefined);
+    assertStringIncludes(excludes?.(encoder(768)) ?? "", "DINOv2-L/14");
+  }
+  const plain = new Selection("sets", { metrics: ["kid-encoder"] }).from("encoder");
+  assertEquals(plain.map(({ space, excludes }) => [space, excludes]), [["patches", undefined]]);
+  const of = (name: string, space: "patches" | "dinov2", protocol?: "dgm") =>
+    protocolOf({ name, from: "encoder", space }, { protocol, inceptionInput: "adm" }, 50_000);
+  assertEquals(of("kid-encoder", "dinov2", "dgm"), "dgm");
+  assertEquals(of("kid-encoder", "patches"), "tok", "the mean of the patch tokens is another space");
+  const c = { protocol: "dgm", inceptionInput: "pytorch-fid" } as const;
+  for (
+    const [metric, reason] of [
+      ["precision-encoder", "dgm-eval's has k = 5 and 10,000 random images"],
+      ["coverage-encoder", "dgm-eval's is of 10,000 random images"],
+      ["fid", "it defines fd-dinov2, fd-infinity-encoder, kid-encoder; choose --protocol adm or"],
+    ] as const
+  ) {
+    const error = assertThrows(() => underProtocol({ ...c, metrics: [metric] }, "sets"), UsageError);
+    assertStringIncludes(error.message, `Cannot use --protocol dgm with --metrics ${metric}: `);
+    assertStringIncludes(error.message, reason);
+  }
 });
