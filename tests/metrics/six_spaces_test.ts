@@ -108,8 +108,7 @@ Deno.test("stored features of different networks are not compared; those of unkn
     const real = await file("real", "real", all), same = await file("fake", "same", all);
     const other = await file("fake", "other", { ...all, "MAE-L/16 of FDr6": "ff" });
     const unknown = await file("fake", "unknown", { inception: "00" });
-    const score = (fake: string) =>
-      evalScores({ real, fake, metrics: ["fdr6"], out: join(folder, fake.slice(-9)) });
+    const score = (fake: string) => evalScores({ real, fake, metrics: ["fdr6"], out: `${fake}.out` });
     const { error, scores, lines } = await score(same);
     assertEquals([error, lines.filter((line) => line.includes("of which weights"))], [undefined, []]);
     const ingredients = scores.ingredients as unknown as Record<string, { network: { fingerprint: string } }>;
