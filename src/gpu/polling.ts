@@ -7,7 +7,7 @@ import { setImmediate } from "node:timers";
 
 /** Milliseconds of a wait in which each iteration polls: reads of finished work take less. */
 const EAGER = 2;
-/** The time between polls is this share of the wait so far, at most so many milliseconds. */
+/** The time between polls: this share of the wait so far, and its maximum in milliseconds. */
 const SHARE = 1 / 16, MAX_DELAY = 10;
 
 /** Methods that wait for the device; the binding polls while one of them is pending. */
