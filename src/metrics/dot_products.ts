@@ -56,7 +56,7 @@ export class DotProducts {
     this.#columns = Math.ceil(length / UNROLLED) * UNROLLED;
     const sizes = [rows * this.#columns, sumRows * sumColumns, 2 * sumColumns] as const;
     const bytes = sizes.reduce((a, b) => a + b) * BYTES;
-    const memory = new WebAssembly.Memory({ initial: Math.ceil(bytes / PAGE) });
+    const memory = new WebAssembly.Memory({ initial: Math.max(1, Math.ceil(bytes / PAGE)) });
     this.panels = new Float64Array(memory.buffer, 0, sizes[0]);
     this.sums = new Float64Array(memory.buffer, sizes[0] * BYTES, sizes[1]);
     this.#vectors = new Float64Array(memory.buffer, (sizes[0] + sizes[1]) * BYTES, sizes[2]);

@@ -58,6 +58,13 @@ for (
   });
 }
 
+Deno.test("equal images have a covariance of rank zero: the distance is that of the means and the other trace", async () => {
+  const set = (data: number[]) => gaussian({ data: Float32Array.from(data), rows: 2, columns: 2 });
+  const constant = await set([1, 2, 1, 2]), other = await set([0, 2, 2, 2]);
+  assertEquals(await frechet(constant, constant), 0);
+  assertEquals(await frechet(constant, other), 2);
+});
+
 /** n orthonormal rows, by Gram and Schmidt from random ones. */
 function orthonormal(n: number): Float64Array {
   const rows = Float64Array.from(normal(1, 1, n * n));
