@@ -32,7 +32,7 @@ export async function encodeShown(
   progress?.end();
 }
 
-/** What is read of an evaluation, its figures first. Samples are not among it: they may be what is scored. */
+/** What is read of an evaluation, its figures first. samples.npz is not among it: it may be what is scored. */
 const READ = [
   "metrics.json",
   "report.html",

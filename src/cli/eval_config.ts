@@ -26,7 +26,7 @@ export const evalConfig = z.strictObject({
   }),
   tokenizer: input(
     text(),
-    "Score a tokenizer: reconstruction, and probes that train on images of even index and test on the others; with --model: the decoder of its latents, both scored if there is --data",
+    "Score a tokenizer: reconstruction, and probes, tested on images that they were not trained on; with --model: the decoder of its latents, both scored if there is --data",
     { value: "RUN" },
   ),
   data: input(

@@ -47,7 +47,7 @@ export class InceptionScore {
   /** @param groups the group of each image, for {@link without} [none] */
   constructor(readonly classes: number, readonly split = SPLIT, private readonly groups?: Uint8Array) {
     this.#sums = new SplitSums(classes);
-    const count = groups ? Math.max(...groups) + 1 : 0;
+    const count = groups ? groups.reduce((a, b) => Math.max(a, b), 0) + 1 : 0;
     this.#groups = Array.from({ length: count }, () => ({ sums: new SplitSums(classes), scores: [] }));
   }
 

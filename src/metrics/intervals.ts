@@ -76,7 +76,7 @@ export function readIntervals(
 
 /** The random stream of the resamples of images: a function of their names, not of their order. */
 export const streamOf = (names: readonly string[]): number =>
-  parseInt(fingerprintOf(...names.toSorted()).slice(0, 8), 16);
+  parseInt(fingerprintOf(names.toSorted().join("\n")).slice(0, 8), 16);
 
 /** What is kept of a set for scores without groups, where they need a kind of features. */
 export function keptFor(view: InceptionView, kind: FeatureKind): { rows: number } | undefined {
@@ -218,7 +218,7 @@ export class Intervals {
 
   /** Adds which images a classifier is right about. @param key of its accuracy */
   addHits(key: string, names: readonly string[], hits: ArrayLike<number>): void {
-    const id = fingerprintOf(...names), table = this.#right.get(id) ?? { names, hits: new Map() };
+    const id = fingerprintOf(names.join("\n")), table = this.#right.get(id) ?? { names, hits: new Map() };
     this.#right.set(id, table);
     table.hits.set(key, hits);
   }

@@ -28,7 +28,7 @@ export interface CompilerTraits {
  * 25.0 (LLVM 19) and 26.2 (LLVM 22).
  */
 export function compilerTraits(name: string): CompilerTraits {
-  const llvm = Number(/llvmpipe \(LLVM (\d+)/.exec(name)?.[1] ?? 0);
+  const llvm = Number(/llvmpipe.*\(LLVM (\d+)/.exec(name)?.[1] ?? 0);
   return llvm >= 22
     ? {
       loadsFirst: true,

@@ -21,6 +21,7 @@ Deno.test("what is known of a compiler follows from the version of LLVM in llvmp
     "llvmpipe (LLVM 15.0.6, 512 bits)": [false, false, false, 90e9, 0],
     "llvmpipe (LLVM 19.1.7, 256 bits)": [true, false, true, 240e9, 50e9],
     "llvmpipe (LLVM 22.1.8, 512 bits)": [true, true, true, 40e9, 0],
+    "llvmpipe: Mesa 26.2.6-1 (LLVM 22.1.8) through Dawn": [true, true, true, 40e9, 0],
     "SwiftShader Device (LLVM 16.0.0)": [false, false, false, 90e9, 0],
     "NVIDIA H200": [false, false, false, 90e9, 0],
   };
