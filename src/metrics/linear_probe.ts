@@ -25,6 +25,8 @@ const PENALTY = 1e-4;
 /** Training ends where the gradient's norm is this share of that at zero: the objective is then minimal to about 1e-8. */
 const TOLERANCE = 1e-6;
 const MAX_ITERATIONS = 1000;
+/** Features, f64, that fit into the 4 GiB of a WebAssembly memory with weights and gradients. */
+const MAX_NUMBERS = 4e8;
 
 /**
  * Trains a probe.
@@ -40,6 +42,12 @@ export function trainProbe(
   const { rows, columns } = features;
   if (rows < 2 * classes || labels.length !== rows) {
     throw new UsageError(`Cannot train a probe: ${rows} images for ${classes} classes are too few`);
+  }
+  if (rows * columns > MAX_NUMBERS) {
+    throw new UsageError(
+      `Cannot train a probe: ${rows} images of ${columns} features are more than ${MAX_NUMBERS} numbers; ` +
+        `use fewer images`,
+    );
   }
   const scale = scaleOf(features), start = new Float64Array(classes * (columns + 1));
   const options = { tolerance: TOLERANCE, maxIterations };

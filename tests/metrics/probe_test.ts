@@ -1,7 +1,8 @@
 // L-BFGS against known minima; the linear probe against other solvers, and what is recorded of it.
 
-import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import fixture from "../fixtures/probe.json" with { type: "json" };
+import { UsageError } from "../../src/errors.ts";
 import { learning } from "../../src/metrics/evaluation_options.ts";
 import { minimise, type Objective } from "../../src/metrics/lbfgs.ts";
 import { cautionOfProbe, predict, trainProbe } from "../../src/metrics/linear_probe.ts";
@@ -114,4 +115,10 @@ Deno.test("the ingredients of a probe are its training, the numbers of images, a
   assertEquals(generated.ingredients("knn").probe, undefined);
   const halves = learning({ train, test }, { ...options, split: "by index" }).ingredients("knn").split;
   assertEquals(halves, { train: 60, test: 30, by: "images of even index train, those of odd index test" });
+});
+
+Deno.test("a probe on more features than its memory holds is refused before anything is allocated", () => {
+  const features = { data: new Float32Array(0), rows: 50_000, columns: 32_768 };
+  const error = assertThrows(() => trainProbe(features, { length: 50_000 }, 10), UsageError);
+  assert(/50000 images of 32768 features are more than 400000000 numbers; use fewer/.test(error.message));
 });
