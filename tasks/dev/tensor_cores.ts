@@ -165,10 +165,11 @@ async function measureTorch(signal: AbortSignal): Promise<void> {
 async function tune(signal: AbortSignal): Promise<void> {
   const main = fromFileUrl(import.meta.resolve("../../main.ts"));
   const command = ["run", "-A", main, "doctor", "--gpu", "dawn", "--tune"];
-  const { stdout } = await new Deno.Command(Deno.execPath(), { args: command, signal, stderr: "inherit" })
-    .output();
-  for (const line of new TextDecoder().decode(stdout).split("\n")) {
-    if (!/^(tiles +measured|fp16) /.test(line)) continue;
+  const { stderr } = await new Deno.Command(Deno.execPath(), { args: command, signal }).output(); // facts are log lines
+  const log = new TextDecoder().decode(stderr);
+  console.error(log);
+  for (const line of log.split("\n")) {
+    if (!/^(tiles +measured|fp16 {2,})/.test(line)) continue;
     notes.push(line.replace(/ +/g, " "));
     tuned = true;
   }

@@ -1,6 +1,6 @@
 // A run that is killed resumes to the same bits: alignment on tar shards across its stages, and diffusion training in fp16.
 
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
 import { inFolder, run, SOFTWARE } from "../helpers/commands.ts";
@@ -19,9 +19,9 @@ async function killAt(step: number, out: string, name: string, ...args: string[]
     stderr: "null",
   }).spawn();
   const log = join(out, "log.jsonl");
+  let last = 0;
   for (let waited = 0; waited < 120_000; waited += 20) {
     await new Promise((r) => setTimeout(r, 20));
-    let last = 0;
     try {
       for (const [, n] of Deno.readTextFileSync(log).matchAll(/"step":(\d+)/g)) {
         last = Math.max(last, Number(n));
@@ -34,6 +34,7 @@ async function killAt(step: number, out: string, name: string, ...args: string[]
   child.kill("SIGKILL");
   const { signal } = await child.status;
   assertEquals(signal, "SIGKILL", `${name} ended before step ${step}`);
+  assert(last >= step, `${name} was at step ${last} after two minutes, not ${step}`);
 }
 
 /** Nine images in two shards. */
