@@ -62,12 +62,14 @@ export async function scoreParts(
       : await prepareTokenizer(shared, selection, tokenizer as OpenTokenizer, images as TokenizerImages);
     prepared.push(open.use(part));
   }
-  job.record(
-    Object.assign({}, ...prepared.map(({ sources }) => sources)),
-    Object.assign({}, ...prepared.map(({ options }) => options)),
-  );
+  job.results.beforeFirst = () =>
+    job.record(
+      Object.assign({}, ...prepared.map(({ sources }) => sources)),
+      Object.assign({}, ...prepared.map(({ options }) => options)),
+    );
   const findings: Findings = {};
   for (const part of prepared) Object.assign(findings, await part.score());
+  job.results.begin();
   if (sizes.differ(size)) log.line(`"${c.data}": ${sizes}; each has ${described({ square: size })}`);
   return findings;
 }

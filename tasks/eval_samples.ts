@@ -91,6 +91,7 @@ export async function prepareModel(
     sources: { ...madeFrom, "real set": real.identity, ...await evaluation.networks() },
     options: deciding,
     async score() {
+      results.begin(); // samples.png is written before the first score
       const progress = log.progress(`sampling (${guidanceText(c)})`, c.num, "images");
       const evaluations = new Evaluations(), shown: Uint8Array[] = [];
       async function* samples() {

@@ -45,8 +45,8 @@ const READ = [
 ];
 
 /**
- * Writes config.json of an evaluation in `out`: its options, and what its scores are made from. The inputs are open and nothing is
- * scored yet: what an earlier evaluation left is removed now, so that a failure half-way never leaves files of both.
+ * Writes config.json of an evaluation in `out`: its options, and what its scores are made from. All that can be refused has been
+ * checked, nothing is scored yet: what an earlier evaluation left is removed now, so that a failure half-way never leaves files of both.
  */
 export const recordOfScores =
   (out: string, { num, imageSize, protocol, inceptionInput, metrics, latentNoise }: EvalConfig) =>

@@ -213,6 +213,8 @@ export class Results {
   #options: ProtocolOptions | undefined;
   readonly #own = new Map<string, OwnIngredients>();
   #failure: Error | undefined;
+  /** Runs once, before the first score is computed: nothing is refused any more. */
+  beforeFirst: (() => void) | undefined;
 
   /** The protocol of each figure. */
   get protocols(): Record<string, string> {
@@ -240,6 +242,7 @@ export class Results {
     compute: () => Promise<Scores> | Scores,
     own: (key: string) => OwnIngredients | undefined = this.ofPairs,
   ): Promise<void> => {
+    this.begin();
     try {
       const scores = await compute();
       Object.assign(this.scores, scores);
@@ -255,6 +258,13 @@ export class Results {
       this.fail(error);
     }
   };
+
+  /** Says that scores are computed from now on. */
+  begin(): void {
+    const run = this.beforeFirst;
+    this.beforeFirst = undefined;
+    run?.();
+  }
 
   fail(error: unknown): void {
     if (!(error instanceof UsageError || error instanceof ShapeError)) throw error;

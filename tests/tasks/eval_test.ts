@@ -159,6 +159,12 @@ Deno.test("an evaluation in the folder of another one leaves none of its files, 
     assertEquals(files(), [...own, ...images, "pca.png"].toSorted());
     assertStringIncludes((await score({ ...sets, fake: at("none.npz") })).error?.message ?? "", "none.npz");
     assertEquals(files(), [...own, ...images, "pca.png"].toSorted());
+    const latents = { tokenizer: fixturePath("vavae_tiny.pt"), data: at("a"), metrics: ["rfid"] };
+    assertStringIncludes(
+      (await score({ ...latents, imageSize: 16, inception: at("none.pth") })).error?.message ?? "",
+      "Cannot",
+    );
+    assertEquals(files(), [...own, ...images, "pca.png"].toSorted());
     assertEquals((await score({ ...sets, intervals: true })).error, undefined);
     assertEquals(files(), [...own, "intervals.json"].toSorted());
     // One that fails half-way has no figures of the one before.
