@@ -50,10 +50,12 @@ export function tilesFile(...system: Parameters<typeof cacheFolder>): string {
 
 /** What rates belong to: the adapter, the kernels, and the version of tok that has them. */
 export function adapterKey(
-  { vendor, description }: Pick<AdapterFacts, "vendor" | "description">,
+  { vendor, description, device = "" }: Pick<AdapterFacts, "vendor" | "description" | "device">,
   profile: Profile,
 ): string {
-  return [vendor, description, profile, `tok ${metadata.version}`].join(" | ");
+  // Dawn describes an adapter by its driver, which cards share.
+  const adapter = description.includes(device) ? description : `${description} ${device}`;
+  return [vendor, adapter, profile, `tok ${metadata.version}`].join(" | ");
 }
 
 /** The rates remembered for `key`. A damaged file counts as none, and `warn` is told. */

@@ -70,7 +70,7 @@ export const general = {
   ),
   kernels: common(
     z.enum(["auto", "cpu", "gpu", "matrix"]).default("auto"),
-    "Kernel variants; auto chooses by the adapter; matrix: gpu, with subgroup matrices required for fp16",
+    "Kernel variants; auto chooses by the adapter; gpu: without subgroup matrices; matrix: gpu, with them required for fp16",
     { advanced: true, free: true },
   ),
   debug: common(flag(), "Print stack traces", { advanced: true, free: true }),

@@ -24,6 +24,8 @@ export interface AdapterFacts {
   vendor: string;
   architecture: string;
   description: string;
+  /** The adapter by its vendor's number or name; the description may tell the driver only. */
+  device?: string;
   software: boolean;
   /** Smallest subgroup size; on a software adapter, the SIMD width of the processor. 0 if unknown. */
   simdWidth: number;
@@ -265,6 +267,7 @@ export function adapterFacts(adapter: GPUAdapter, { suffix }: Provider): Adapter
     vendor,
     architecture,
     description: (description || id) + suffix,
+    device: id,
     software: isSoftware(`${description} ${id} ${vendor}`),
     simdWidth: subgroupMinSize ?? 0,
     subgroupMaxSize: subgroupMaxSize ?? 0,

@@ -59,7 +59,7 @@ const oneLine = (text: string) =>
   text.split("\n").map((line) => line.trim()).filter(Boolean).slice(0, 2).join(" ");
 
 /**
- * Uses subgroup matrices where fp16 is trained in on a GPU that has them, or where `kernels` demands them.
+ * Uses subgroup matrices where fp16 is trained in on a GPU that has them and `kernels` leaves the choice, or demands them.
  * @throws UsageError where matrices are demanded that cannot be used
  */
 export async function chooseMatrices(
@@ -74,7 +74,9 @@ export async function chooseMatrices(
     );
   }
   // On software adapters they exist for tests: the kernels of profile cpu are faster.
-  if (precision !== "f16" || profile !== "gpu" || (software && !demanded)) return undefined;
+  if (precision !== "f16" || profile !== "gpu" || kernels === "gpu" || (software && !demanded)) {
+    return undefined;
+  }
   const { unit, failure } = await prepareMatrices(findMatrices(), { always: demanded });
   if (demanded && !unit) {
     const why = failure ??

@@ -177,8 +177,8 @@ export const ordinaryRate = (measured: TileTable, kind: GemmKind): number | unde
   measured[fp16Key(kind)]?.rate ?? fastestTiles(measured, "gpu", kind)[0]?.rate;
 
 /**
- * Whether GEMMs of fp16 operands are faster by subgroup matrices; so they are unless both ways were measured. The kind decides
- * and not the shape: the two may differ by rounding, and results must not depend on the size of a batch.
+ * Whether GEMMs of fp16 operands use subgroup matrices: unless these and the ordinary kernels were measured ({@link ordinaryRate})
+ * and the ordinary ones were faster. The kind decides and not the shape: the two may differ by rounding, and results must not depend on the size of a batch.
  */
 export function isFasterByMatrices(kind: GemmKind, measured: TileTable = table): boolean {
   const [fastest] = fastestTiles(measured, "matrix", kind);

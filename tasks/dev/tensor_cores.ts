@@ -134,6 +134,7 @@ async function measureVariant(name: string, v: Variant, signal: AbortSignal): Pr
   const options = ["--precision", v.precision, "--profile", v.profile, "--gpu", v.gpu, "--json"];
   if (v.gpu === "dawn" && tuned) options.push("--tuned");
   const own = cases.filter((text) => v.precision === "f32" || !text.startsWith("sampling")); // that is always fp32
+  if (!own.length) return void notes.push(`${name}: no case is in fp16`);
   const command = ["run", "-A", script, ...options, ...own.flatMap((text) => ["--only", text])];
   const env = v.toggles === undefined ? {} : { TOK_DAWN_TOGGLES: v.toggles };
   let count = 0;

@@ -40,6 +40,15 @@ async function inFolder(fn: (file: string) => Promise<void> | void): Promise<voi
   }
 }
 
+Deno.test("cards of one driver have rates of their own, and a name that tells the card stays the key", () => {
+  const dawn = (device: string) =>
+    adapterKey({ vendor: "nvidia", description: "NVIDIA: 550.54 through Dawn", device }, "gpu");
+  assert(dawn("0x2330").includes("NVIDIA: 550.54 through Dawn 0x2330 | gpu"));
+  assert(dawn("0x2330") !== dawn("0x26b5"));
+  const named = { vendor: "nvidia", description: "NVIDIA H200" };
+  assertEquals(adapterKey({ ...named, device: "" }, "gpu"), adapterKey(named, "gpu"));
+});
+
 Deno.test("measured tiles are stored per adapter in the system's cache folder", async () => {
   assertEquals(tilesFile({ HOME: "/h" }, "linux"), "/h/.cache/tok/tiles.json");
   assertEquals(tilesFile({ HOME: "/h", XDG_CACHE_HOME: "/c" }, "linux"), "/c/tok/tiles.json");

@@ -268,6 +268,18 @@ Deno.test("an f32 buffer cannot be bound to an array of f16", async () => {
 
 await testDevice();
 if (findMatrices()) {
+  Deno.test("a GPU uses matrices for fp16 by default, and not with --kernels gpu", async () => {
+    await testDevice("gpu");
+    const { facts } = device(), { software } = facts;
+    facts.software = false;
+    try {
+      const choose = (kernels: string) => chooseMatrices({ kernels, precision: "f16" }, () => {});
+      assertEquals([await choose("gpu"), await choose("auto")], [undefined, findMatrices()]);
+    } finally {
+      facts.software = software;
+    }
+  });
+
   Deno.test("the self-test passes", async () => {
     await testDevice("gpu");
     const { unit, failure } = await prepareMatrices();
