@@ -24,7 +24,7 @@ closeDevice();
 /** stdout and stderr of the script. */
 async function run(level: string): Promise<{ out: string; err: string }> {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-check", "-A", "--ext", "ts", "-"],
+    args: ["run", "--quiet", "--no-check", "-A", "--ext", "ts", "-"],
     env: { TOK_DEBUG: level },
     stdin: "piped",
     stdout: "piped",

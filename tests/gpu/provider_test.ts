@@ -14,9 +14,10 @@ import { variable } from "../../src/tensor/tensor.ts";
 import { testDevice } from "../helpers/check.ts";
 
 const selected = Deno.env.get("TOK_GPU") ?? "deno", script = new URL("provider_process.ts", import.meta.url);
+// --quiet: the error stream is tok's alone, without Deno's lines about what it downloads.
 const tok = async (args: string[], env: Record<string, string> = {}) => {
   const { code, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", "--no-lock", ...args],
+    args: ["run", "--quiet", "-A", "--no-check", "--no-lock", ...args],
     env,
   }).output();
   return { code, text: new TextDecoder().decode(stderr).replace(/^Warning: max.*\n/gm, "") };

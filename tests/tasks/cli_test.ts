@@ -23,7 +23,7 @@ const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
 
 async function tok(args: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args],
+    args: ["run", "--quiet", "--no-check", "-A", "--config", CONFIG, MAIN, ...args],
     stdout: "piped",
     stderr: "piped",
     ...options,
@@ -353,7 +353,7 @@ Deno.test("a dry run that does not fit prints its table first and ends with 2; t
 Deno.test("a full stdout gives one line on stderr and exit 1, a closed one gives no message", async () => {
   if (Deno.build.os !== "linux") return; // only there is /dev/full
   const shell = async (line: string) => {
-    const words = [Deno.execPath(), "run", "--no-check", "-A", "--config", CONFIG, MAIN];
+    const words = [Deno.execPath(), "run", "--quiet", "--no-check", "-A", "--config", CONFIG, MAIN];
     const command = `"${words.join('" "')}" ${line}`;
     const { code, stderr } = await new Deno.Command("sh", { args: ["-c", command], stderr: "piped" })
       .output();
