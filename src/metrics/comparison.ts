@@ -78,11 +78,14 @@ export function openRuns(paths: readonly string[]): EvaluatedRun[] {
   return paths.map((path, i) => ({ ...openRun(path), name: unique ? short[i] as string : path }));
 }
 
-/** What figures must have in common: how it is called, its value, and what to do. */
+/**
+ * What figures must have in common: how it is called, its value, and what to do. Only what statistics and stored features cannot
+ * say is optional: a figure without a split or a probe is one of a version of tok that trained another probe.
+ */
 const COMMON: readonly [
   name: string,
   remedy: string,
-  of: (i: Ingredients) => { value: unknown; shown?: string | undefined; optional?: true },
+  of: (i: Ingredients) => { value: unknown; shown?: string | undefined; missing?: string; optional?: true },
 ][] = [
   ["protocol", "--protocol", (i) => ({ value: i.protocol })],
   ["space", "--metrics", (i) => ({ value: i.space })],
@@ -98,37 +101,41 @@ const COMMON: readonly [
   })],
   ["number of real images", "--real or --data", (i) => ({ value: i.real?.count, optional: true })],
   ["number of images", "--num", (i) => ({ value: i.fake?.count, optional: true })],
-  ["split", "--data", ({ split: s }) => ({
-    value: s && `${s.train} training and ${s.test ?? 0} test images, ${s.by}, seed ${s.seed ?? "none"}`,
-    optional: true,
+  ["split", "--data and version of tok", ({ split: s }) => ({
+    value: s && `${s.train} training${s.test === undefined ? "" : ` and ${s.test} test`} images, ${s.by}` +
+        (s.seed === undefined ? "" : `, seed ${s.seed}`),
+    missing: "not recorded",
   })],
   ["probe", "version of tok", ({ probe: p }) => ({
     value: p && `${p.objective}, penalty ${p.penalty}, ${p.features}, ${p.optimizer}`,
-    optional: true,
+    missing: "not recorded",
   })],
   ["noise on latents", "--latent-noise", (i) => ({ value: i.latentNoise })],
 ];
 
 /** @throws UsageError if two runs have a figure that does not compare */
 function refuseIncomparable(key: string, runs: readonly EvaluatedRun[]): void {
-  const [first, ...others] = runs.filter(({ figures }) => figures.has(key));
-  const a = first?.ingredients[key];
-  for (const run of others) {
-    const b = run.ingredients[key];
-    if (!first || !a || !b) continue;
-    for (const [name, remedy, of] of COMMON) {
-      const x = of(a), y = of(b), unknown = x.value === undefined || y.value === undefined;
-      if (x.value === y.value || x.optional && unknown) continue;
-      const text = ({ value, shown }: typeof x) =>
-        shown ?? (typeof value === "string" ? `"${value}"` : value ?? "none");
-      throw new UsageError(
-        `Cannot compare "${key}" of "${first.name}" and "${run.name}": the ${name} is ${
-          text(x)
-        } in one and ` +
-          `${
-            text(y)
-          } in the other; evaluate both with the same ${remedy}, or leave "${key}" out by --metrics`,
-      );
+  const having = runs.flatMap((run) => {
+    const own = run.figures.has(key) ? run.ingredients[key] : undefined;
+    return own ? [{ run, own }] : [];
+  });
+  // All pairs: what one run does not say may differ between two others.
+  for (const [i, a] of having.entries()) {
+    for (const b of having.slice(i + 1)) {
+      for (const [name, remedy, of] of COMMON) {
+        const x = of(a.own), y = of(b.own), unknown = x.value === undefined || y.value === undefined;
+        if (x.value === y.value || x.optional && unknown) continue;
+        const text = ({ value, shown, missing = "none" }: typeof x) =>
+          shown ?? (typeof value === "string" ? `"${value}"` : value ?? missing);
+        throw new UsageError(
+          `Cannot compare "${key}" of "${a.run.name}" and "${b.run.name}": the ${name} is ${
+            text(x)
+          } in one and ` +
+            `${
+              text(y)
+            } in the other; evaluate both with the same ${remedy}, or leave "${key}" out by --metrics`,
+        );
+      }
     }
   }
 }

@@ -40,8 +40,16 @@ const scoresOf = (stream: number, offset: number) =>
 
 const mean = (values: readonly number[]) => values.reduce((sum, v) => sum + v, 0) / values.length;
 
+const split = { train: 100, test: 100, by: "index" };
+const probe = {
+  ...{ optimizer: "L-BFGS", objective: "cross-entropy", penalty: 1e-4, features: "standardized" },
+  ...{ iterations: 60, converged: true },
+};
+
 interface Made {
   psnr?: number[];
+  /** Accuracy of a linear probe. */
+  probe?: number;
   fid?: number;
   groups?: number[];
   ingredients?: Partial<Ingredients>;
@@ -61,10 +69,14 @@ const intervalsOf = (fid: number, groups: number[]): StoredIntervals => ({
 /** A folder as tok eval leaves it. */
 function evaluation(
   folder: string,
-  { psnr, fid, groups, ingredients, name = (i) => `${i}.png` }: Made,
+  { psnr, probe: accuracy, fid, groups, ingredients, name = (i) => `${i}.png` }: Made,
 ): string {
   makeFolder(folder);
-  const figures = { ...psnr && { psnr: mean(psnr) }, ...fid !== undefined && { fid } };
+  const figures = {
+    ...psnr && { psnr: mean(psnr) },
+    ...fid !== undefined && { fid },
+    ...accuracy !== undefined && { probe: accuracy },
+  };
   const pairs = {
     from: "reconstructions",
     space: undefined,
@@ -76,6 +88,7 @@ function evaluation(
     ingredients: {
       ...psnr && { psnr: made({ ...pairs, ...ingredients }) },
       ...fid !== undefined && { fid: made(ingredients) },
+      ...accuracy !== undefined && { probe: made(ingredients) },
     },
   });
   if (psnr) {
@@ -249,24 +262,51 @@ Deno.test("figures that differ in what they were computed from are refused in on
       assertStringIncludes(error.message, `Cannot compare "fid" of "a" and "b${k}": `);
       assert(!error.message.includes("\n"));
     }
-    const split = { train: 100, test: 100, by: "index" },
-      probe = {
-        ...{ optimizer: "L-BFGS", objective: "cross-entropy", penalty: 1e-4, features: "standardized" },
-        ...{ iterations: 60, converged: true },
-      };
-    const trained = evaluation(at("trained"), { fid: 3, ingredients: { split, probe } });
+    const labels = { from: "labels", space: "latents", network: undefined } as const;
+    const of = (name: string, ingredients: Partial<Ingredients>) =>
+      evaluation(at(name), { probe: 0.5, ingredients: { ...labels, ...ingredients } });
+    const trained = of("trained", { split, probe });
     for (
       const [name, other, message] of [
-        ["split", { split: { ...split, train: 50 } }, "the split is"],
-        ["seed", { split: { ...split, seed: 5 } }, "the split is"],
-        ["penalty", { probe: { ...probe, penalty: 1e-3 } }, "the probe is"],
+        [
+          "split",
+          { split: { ...split, train: 50 }, probe },
+          'the split is "100 training and 100 test images, index"',
+        ],
+        [
+          "seed",
+          { split: { ...split, seed: 5 }, probe },
+          "in the other; evaluate both with the same --data and",
+        ],
+        ["penalty", { split, probe: { ...probe, penalty: 1e-3 } }, "the probe is"],
+        ["optimizer", { split, probe: { ...probe, optimizer: "Nesterov" } }, "the probe is"],
         ["iterations", { split, probe: { ...probe, iterations: 70 } }, undefined],
+        // Versions before 0.3.0 recorded neither, and trained by another method.
+        ["old", {}, "the split is"],
+        [
+          "no-probe",
+          { split },
+          'L-BFGS" in one and not recorded in the other; evaluate both with the same version',
+        ],
       ] as const
     ) {
-      const b = evaluation(at(name), { fid: 4, ingredients: other });
-      if (message) await assertRejects(() => run("eval", "--compare", trained, b), UsageError, message);
-      else await run("eval", "--compare", trained, b);
+      const b = of(name, other);
+      for (const runs of [[trained, b], [b, trained]]) {
+        if (!message) await run("eval", "--compare", ...runs);
+        else if (runs[0] === trained) {
+          await assertRejects(() => run("eval", "--compare", ...runs), UsageError, message);
+        } else await assertRejects(() => run("eval", "--compare", ...runs), UsageError);
+      }
     }
+    // Each pair is compared: the first run does not say what its input is.
+    const [x, y, z] = [undefined, "one", "another"].map((input) =>
+      evaluation(at(`input ${input}`), { fid: 3, ingredients: { input } })
+    );
+    await assertRejects(
+      () => run("eval", "--compare", x!, y!, z!),
+      UsageError,
+      'Cannot compare "fid" of "input one" and "input another": the input is "one" in one and "another"',
+    );
     // What may differ, and what is unknown.
     const sampled = evaluation(at("sampled"), {
       fid: 4,
