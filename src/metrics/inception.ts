@@ -222,9 +222,11 @@ export class ReconstructionFrechet implements PairScore {
 
   /** A group is left out of both sets: of pairs. */
   async withoutGroups(onGroup: (done: number) => void): Promise<Record<string, number[]>> {
+    if (this.images === undefined) return {};
     const { features: a } = await this.#originals.view(),
       { features: b } = await this.#reconstructions.view();
     if (!a || !b) return {};
+    onGroup(0);
     const originals = await MomentsWithout.open(a), reconstructions = await MomentsWithout.open(b);
     const rfid: number[] = [];
     for (let g = 0; g < GROUPS; g++) {

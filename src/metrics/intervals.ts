@@ -179,8 +179,11 @@ export class Intervals {
   ): Promise<void> {
     for (const score of scores) {
       if (!score.withoutGroups) continue;
-      const progress = this.log.progress("intervals (rfid)", GROUPS, "groups");
-      const found = await score.withoutGroups(progress.update).finally(() => progress.end());
+      let progress: ReturnType<Log["progress"]> | undefined; // of a score that keeps nothing there is none
+      const found = await score.withoutGroups((done) => {
+        progress ??= this.log.progress("intervals (rfid)", GROUPS, "groups");
+        progress.update(done);
+      }).finally(() => progress?.end());
       this.addGroups(rename(found), n);
     }
   }

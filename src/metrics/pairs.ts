@@ -15,7 +15,10 @@ export interface PairScore {
   /** Adds a batch: RGB bytes [n,S,S,3] of both. @returns the score of each image, if it has a name */
   add(originals: Uint8Array, reconstructions: Uint8Array): Promise<ImageValues> | ImageValues;
   scores(): Promise<Record<string, number>> | Record<string, number>;
-  /** After scores(), by their key: the scores without each group of images; absent: none are kept. */
+  /**
+   * After scores(), by their key: the scores without each group of images; absent or empty: none are kept.
+   * @param onGroup called only where they are computed, first with 0
+   */
   withoutGroups?(onGroup: (done: number) => void): Promise<Record<string, number[]>>;
   /** The same score of other reconstructions of the same originals, which shares what is computed of these; this one is first. */
   again?(): PairScore;

@@ -128,7 +128,7 @@ Deno.test("Inception's features keep rows and scores without groups only where t
       add: (images: Uint8Array, stats: FeatureStats) =>
         stats.add({ pooled: features(images[0]!, 25, 6).data }),
     } as unknown as InceptionFeatures;
-    const first = new ReconstructionFrechet(inception, 25), again = first.again();
+    const first = new ReconstructionFrechet(inception, 25), again = first.again(), shown: string[] = [];
     for (const [rfid, seed] of [[first, 8], [again, 9]] as const) {
       await rfid.add(Uint8Array.of(7), Uint8Array.of(seed));
       await rfid.scores();
@@ -138,6 +138,13 @@ Deno.test("Inception's features keep rows and scores without groups only where t
         near(found![g], await frechet(await a!, await b!), `rfid ${g}`);
       }
     }
+    // Progress is shown only of what is computed: of too few images nothing is kept.
+    const progress = (label: string) => (shown.push(label), { update: () => {}, end: () => {} });
+    const intervals = new Intervals({ line: () => {}, progress });
+    await intervals.repeatPairs([new ReconstructionFrechet(inception)], 5);
+    assertEquals(shown, []);
+    await intervals.repeatPairs([first], 25);
+    assertEquals(shown, ["intervals (rfid)"]);
   } finally {
     Object.assign(widths, before);
   }
