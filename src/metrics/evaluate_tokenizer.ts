@@ -144,7 +144,7 @@ export async function evaluateTokenizer(
       const known = { features: rows.features(n), labels: classes };
       const latents = train
         ? { train: await latentsOf(tokenizer, train, { size, batchSize }), test: known }
-        : halvesOf(known);
+        : splitByIndex(known);
       const context = learning(latents, {
         ...{
           classes: all.classes.length,
@@ -221,17 +221,17 @@ async function noisesOf(
 }
 
 /** Rows of even index to learn from and the others to test on. */
-function halvesOf(
+function splitByIndex(
   { features, labels }: LabelledFeatures,
 ): { train: LabelledFeatures; test: LabelledFeatures } {
-  const half = (odd: 0 | 1) => {
+  const part = (odd: 0 | 1) => {
     const chosen = Uint32Array.from(
       { length: Math.floor((features.rows + 1 - odd) / 2) },
       (_, i) => 2 * i + odd,
     );
     return { features: rowsOf(features, chosen), labels: chosen.map((i) => labels[i] as number) };
   };
-  return { train: half(0), test: half(1) };
+  return { train: part(0), test: part(1) };
 }
 
 const NO_ORIGINAL = "it needs --encoder, the encoder that the tokenizer was made from: no run records it";

@@ -113,8 +113,8 @@ Deno.test("the ingredients of a probe are its training, the numbers of images, a
   assertStringIncludes(probe?.optimizer ?? "", "L-BFGS");
   assertEquals(generated.ingredients("class_agreement").split?.test, undefined);
   assertEquals(generated.ingredients("knn").probe, undefined);
-  const halves = learning({ train, test }, { ...options, split: "by index" }).ingredients("knn").split;
-  assertEquals(halves, { train: 60, test: 30, by: "images of even index train, those of odd index test" });
+  const byIndex = learning({ train, test }, { ...options, split: "by index" }).ingredients("knn").split;
+  assertEquals(byIndex, { train: 60, test: 30, by: "images of even index train, those of odd index test" });
 });
 
 Deno.test("a probe on more features than its memory holds is refused before anything is allocated", () => {
