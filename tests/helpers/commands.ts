@@ -1,7 +1,7 @@
 // Runs commands inside the test process: seconds faster than starting tok, and errors arrive as thrown.
 
-import { assertEquals } from "@std/assert";
-import { join } from "@std/path";
+import { assert, assertEquals } from "@std/assert";
+import { fromFileUrl, join } from "@std/path";
 import { requestAdapter } from "../../src/gpu/device.ts";
 import { makeFolder } from "../../src/formats/files.ts";
 import { writePng } from "../../src/image/image.ts";
@@ -56,6 +56,38 @@ export async function run(
     sharing = false;
     log.close();
   }
+}
+
+const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
+const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
+
+/**
+ * Starts a command in a process and kills it with SIGKILL as soon as the log of its run in `out` has a row of step `step` or
+ * later. @throws with the command's error stream, where it ends by itself or is not there in two minutes
+ */
+export async function killAt(step: number, out: string, name: string, ...args: string[]): Promise<void> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "--quiet", "--no-check", "-A", "--config", CONFIG, MAIN, name, ...args, ...SOFTWARE],
+    stdout: "null",
+    stderr: "piped",
+  }).spawn();
+  const stderr = new Response(child.stderr).text(), log = join(out, "log.jsonl");
+  let last = 0, ended = false;
+  child.status.then(() => ended = true);
+  for (let waited = 0; waited < 120_000 && last < step && !ended; waited += 20) {
+    await new Promise((r) => setTimeout(r, 20));
+    try {
+      for (const [, n] of Deno.readTextFileSync(log).matchAll(/"step":(\d+)/g)) {
+        last = Math.max(last, Number(n));
+      }
+    } catch {
+      continue; // the run has not made its log yet
+    }
+  }
+  if (!ended) child.kill("SIGKILL");
+  const { signal } = await child.status;
+  assertEquals(signal, "SIGKILL", `${name} ended before step ${step}:\n${await stderr}`);
+  assert(last >= step, `${name} was at step ${last} after two minutes, not ${step}:\n${await stderr}`);
 }
 
 /** A log that keeps its lines to itself. */

@@ -1,7 +1,7 @@
 // tok align --recipe: which options a baseline has, what its runs leave, and that every command opens it.
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { fromFileUrl, join } from "@std/path";
+import { join } from "@std/path";
 import { type AlignConfig, alignConfig } from "../../src/cli/config.ts";
 import { resolveConfig } from "../../src/cli/flags.ts";
 import { UsageError } from "../../src/errors.ts";
@@ -14,7 +14,7 @@ import { saveState } from "../../src/nn/layers.ts";
 import { ALIGN_PRESETS } from "../../src/cli/presets.ts";
 import { testDevice } from "../helpers/check.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
-import { inFolder, run, SOFTWARE, writeImages } from "../helpers/commands.ts";
+import { inFolder, killAt, run, writeImages } from "../helpers/commands.ts";
 
 const parsed = (...args: string[]) =>
   resolveConfig(alignConfig, args, {
@@ -202,9 +202,6 @@ Deno.test("rae keeps the encoder's weights but for the final norm, and va-vae-vi
   });
 });
 
-const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
-const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
-
 Deno.test("a run of va-vae that is killed resumes to the bits of the run that was never killed", async () => {
   await inFolder(async (folder) => {
     await writeImages(join(folder, "images"), 6);
@@ -213,20 +210,7 @@ Deno.test("a run of va-vae that is killed resumes to the bits of the run that wa
       ...["--recipe", "va-vae", "--steps", "5", "--save-every", "2", "--accumulate", "2"],
       ...["--out", join(folder, out), ...SMALL(folder)],
     ];
-    const child = new Deno.Command(Deno.execPath(), {
-      args: ["run", "--no-check", "-A", "--config", CONFIG, MAIN, ...args("killed"), ...SOFTWARE],
-      stdout: "null",
-      stderr: "null",
-    }).spawn();
-    const log = join(folder, "killed/log.jsonl");
-    for (let waited = 0; waited < 120_000; waited += 20) {
-      await new Promise((r) => setTimeout(r, 20));
-      try {
-        if (/"step":3/.test(Deno.readTextFileSync(log))) break;
-      } catch { /* not begun */ }
-    }
-    child.kill("SIGKILL");
-    await child.status;
+    await killAt(3, join(folder, "killed"), ...args("killed"));
     await run(...args("whole"));
     await run(...args("killed"), "--resume");
     const [whole, killed] = ["whole", "killed"].map((out) =>

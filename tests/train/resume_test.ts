@@ -1,41 +1,9 @@
 // A run that is killed resumes to the same bits: alignment on tar shards across its stages, and diffusion training in fp16.
 
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import { fromFileUrl, join } from "@std/path";
 import { UsageError } from "../../src/errors.ts";
-import { inFolder, run, SOFTWARE } from "../helpers/commands.ts";
-
-const MAIN = fromFileUrl(new URL("../../main.ts", import.meta.url));
-const CONFIG = fromFileUrl(new URL("../../deno.json", import.meta.url));
-
-/** Starts a command and kills it with SIGKILL as soon as its log has a row of step `step` or later. */
-async function killAt(step: number, out: string, name: string, ...args: string[]): Promise<void> {
-  const child = new Deno.Command(Deno.execPath(), {
-    args: [
-      ...["run", "--no-check", "-A", "--config", CONFIG, MAIN],
-      ...[name, "--out", out, ...args, ...SOFTWARE],
-    ],
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
-  const log = join(out, "log.jsonl");
-  let last = 0;
-  for (let waited = 0; waited < 120_000; waited += 20) {
-    await new Promise((r) => setTimeout(r, 20));
-    try {
-      for (const [, n] of Deno.readTextFileSync(log).matchAll(/"step":(\d+)/g)) {
-        last = Math.max(last, Number(n));
-      }
-    } catch {
-      continue; // the run has not made its log yet
-    }
-    if (last >= step) break;
-  }
-  child.kill("SIGKILL");
-  const { signal } = await child.status;
-  assertEquals(signal, "SIGKILL", `${name} ended before step ${step}`);
-  assert(last >= step, `${name} was at step ${last} after two minutes, not ${step}`);
-}
+import { inFolder, killAt, run } from "../helpers/commands.ts";
 
 /** Nine images in two shards. */
 const SHARDS = fromFileUrl(new URL("../fixtures/data/", import.meta.url)) + "shard-{000..001}.tar";
@@ -69,7 +37,7 @@ Deno.test("a run killed in any stage, or in fp16, resumes to the bits of the run
       // Where images are made, what is recomputed, and what is validated changes nothing.
       const more = ["--val-every", "4", "--tensorboard"];
       if (step > 3) more.push("--resume", "--workers", "0", "--recompute");
-      await killAt(step, killed, "align", ...SMALL, ...more);
+      await killAt(step, killed, "align", "--out", killed, ...SMALL, ...more);
     }
     await run("align", "--out", killed, ...SMALL, "--resume");
     assertEquals(bytes("killed", "tokenizer"), bytes("whole", "tokenizer"));
@@ -84,7 +52,7 @@ Deno.test("a run killed in any stage, or in fp16, resumes to the bits of the run
       ...["--save-every", "4", "--precision", "f16"],
     ];
     await run("train-dit", "--out", at("dit"), ...dit);
-    await killAt(7, at("dit2"), "train-dit", ...dit);
+    await killAt(7, at("dit2"), "train-dit", "--out", at("dit2"), ...dit);
     await run("train-dit", "--out", at("dit2"), ...dit, "--resume");
     assertEquals(bytes("dit2", "model"), bytes("dit", "model"));
   });
