@@ -1,6 +1,7 @@
 // 95 % intervals of scores, and of differences between runs. A mean over images: percentile bootstrap over images (Efron 1979).
-// A distance between sets: delete-a-group jackknife (Shao and Wu 1989; Kott 2001). A bootstrap would resample images twice and
-// raise a Frechet distance by its bias again, and needs a thousand distances of 2,048 features; the jackknife needs ten.
+// A distance between sets: delete-a-group jackknife (Shao and Wu 1989; Kott 2001), of groups of unequal sizes that of Busing et al.
+// (1999). A bootstrap would resample images twice and raise a Frechet distance by its bias again, and needs a thousand distances
+// of 2,048 features; the jackknife needs ten.
 
 import { permutation, philox } from "../philox.ts";
 
@@ -22,6 +23,8 @@ const STREAM = 0x6a61;
 export interface Replicates {
   of: "resamples" | "groups";
   values: ArrayLike<number>;
+  /** Number of the images that the groups are of [a multiple of GROUPS]. */
+  images?: number | undefined;
 }
 
 /**
@@ -58,13 +61,29 @@ export function groupsOf(n: number): Uint8Array {
   return groups;
 }
 
+/** The number of images of each of these groups. */
+export const groupSizes = (n: number): number[] =>
+  Array.from({ length: GROUPS }, (_, g) => Math.floor((n - g + GROUPS - 1) / GROUPS));
+
+/**
+ * Standard error of a score by the jackknife (Busing et al. 1999, delete-m_j): groups of n / h_j images give the pseudo-values
+ * h_j score - (h_j - 1) replicate, free of a bias in 1 / n. Without it the larger groups would differ by the bias of fewer images.
+ */
+function jackknifeError(score: number, { values, images = GROUPS }: Replicates): number {
+  const h = groupSizes(images).map((size) => images / size);
+  const pseudo = h.map((h, g) => h * score - (h - 1) * (values[g] as number));
+  const mean = pseudo.reduce((sum, v, g) => sum + v / (h[g] as number), 0);
+  return Math.sqrt(pseudo.reduce((sum, v, g) => sum + (v - mean) ** 2 / ((h[g] as number) - 1), 0) / GROUPS);
+}
+
 /** The 95 % interval of a score; undefined where a replicate is not finite. */
-export function intervalOf(value: number, { of, values }: Replicates): Interval | undefined {
+export function intervalOf(value: number, replicates: Replicates): Interval | undefined {
+  const { of, values } = replicates;
   const sorted = Float64Array.from(values).sort(), n = sorted.length;
   if (![value, ...sorted].every(Number.isFinite)) return undefined;
   if (of === "groups") {
-    const mean = sorted.reduce((sum, v) => sum + v, 0) / n;
-    const half = T * Math.sqrt((n - 1) / n * sorted.reduce((sum, v) => sum + (v - mean) ** 2, 0));
+    const half = T * jackknifeError(value, replicates);
+    if (!Number.isFinite(half)) return undefined; // a group without an image
     return { low: value - half, high: value + half };
   }
   const quantile = (q: number) => {
@@ -74,8 +93,9 @@ export function intervalOf(value: number, { of, values }: Replicates): Interval 
   return { low: quantile(0.025), high: quantile(0.975) };
 }
 
-/** The replicates of a difference of two scores; undefined where they are of different kinds. */
+/** The replicates of a difference of two scores; undefined where they are of different kinds or of other groups. */
 export function difference(a: Replicates, b: Replicates): Replicates | undefined {
-  if (a.of !== b.of || a.values.length !== b.values.length) return undefined;
-  return { of: a.of, values: Float64Array.from(a.values, (v, i) => v - (b.values[i] as number)) };
+  const { of, images } = a;
+  if (of !== b.of || images !== b.images || a.values.length !== b.values.length) return undefined;
+  return { of, images, values: Float64Array.from(a.values, (v, i) => v - (b.values[i] as number)) };
 }

@@ -21,7 +21,7 @@ export interface EvaluatedRun {
   /** Scores of each image by their key: of images.csv, and of intervals.json. */
   tables: readonly ImageTable[];
   /** Scores without each group of the images. */
-  groups: Readonly<Record<string, number[]>>;
+  groups: Readonly<Record<string, Replicates>>;
 }
 
 /** A row: a figure of each run. */
@@ -142,11 +142,7 @@ function refuseIncomparable(key: string, runs: readonly EvaluatedRun[]): void {
 
 /** The replicates of each figure of each run. Runs on the same images share their resamples. */
 function replicatesOf(runs: readonly EvaluatedRun[], seed: number): Map<string, Replicates>[] {
-  const found = runs.map(({ groups }) =>
-    new Map(
-      Object.entries(groups).map(([key, values]): [string, Replicates] => [key, { of: "groups", values }]),
-    )
-  );
+  const found = runs.map(({ groups }) => new Map(Object.entries(groups)));
   // The resamples follow from the names of the images, whatever other runs there are.
   const tables = runs.flatMap(({ tables, figures }, r) =>
     tables.map((table) => ({ ...table, figures, r, stream: streamOf(table.names) }))

@@ -57,7 +57,7 @@ export interface ImageTable {
 export function readIntervals(
   folder: string,
   figures: ReadonlyMap<string, number>,
-): { groups: Record<string, number[]>; tables: ImageTable[] } {
+): { groups: Record<string, Replicates>; tables: ImageTable[] } {
   const path = join(folder, INTERVALS);
   if (!exists(path)) return { groups: {}, tables: [] };
   const parsed = storedSchema.safeParse(readJson(path));
@@ -67,9 +67,12 @@ export function readIntervals(
         `or remove the file`,
     );
   }
-  const { value, without_group: groups, right } = parsed.data;
+  const { value, images, without_group: groups, right } = parsed.data;
   return {
-    groups: Object.fromEntries(Object.entries(groups).filter(([key]) => value[key] === figures.get(key))),
+    groups: Object.fromEntries(
+      Object.entries(groups).filter(([key]) => value[key] === figures.get(key))
+        .map(([key, values]) => [key, { of: "groups", values, images: images[key] }]),
+    ),
     tables: right.map(({ names, hits }) => ({ names, columns: new Map(Object.entries(hits)) })),
   };
 }
@@ -239,7 +242,9 @@ export class Intervals {
       return true;
     };
     for (const [key, { n, values }] of this.#groups) {
-      if (values.length === GROUPS && add(key, n, { of: "groups", values })) withoutGroup[key] = [...values];
+      if (values.length === GROUPS && add(key, n, { of: "groups", values, images: n })) {
+        withoutGroup[key] = [...values];
+      }
     }
     const right = [...this.#right.values()].map(({ names, hits }) => {
       const order = orderOf(names), all = [...hits];

@@ -5,6 +5,7 @@ import { join } from "@std/path";
 import {
   difference,
   GROUPS,
+  groupSizes,
   groupsOf,
   type Interval,
   intervalOf,
@@ -125,6 +126,27 @@ Deno.test("the jackknife interval of a Frechet distance holds its expectation in
   // The interval is no wider than it must be: four standard deviations of the distances, up to the t quantile and noise.
   const std = Math.sqrt(mean(found.map(([value]) => (value - expectation) ** 2)));
   assertAlmostEquals(mean(found.map(([, interval]) => width(interval))) / (2 * 2.262 * std), 1, 0.15);
+});
+
+Deno.test("groups of unequal sizes: no bias widens an interval, and that of a mean is its standard error", () => {
+  for (const n of [40, 43, 47, 5003]) {
+    const groups = groupsOf(n), sizes = groupSizes(n);
+    assertEquals(sizes, Array.from({ length: GROUPS }, (_, g) => groups.filter((v) => v === g).length));
+    const at = (values: number[], value: number) =>
+      width(intervalOf(value, { of: "groups", values, images: n }) as Interval) / (2 * 2.262157);
+    // A score that is nothing but its bias, 7 / n, does not vary.
+    assertAlmostEquals(at(sizes.map((size) => 7 / (n - size)), 7 / n), 0, 1e-12);
+    // The mean of numbers of which those of a group are equal: the weighted squares of their differences from it.
+    const inGroup = Array.from(normal(4, n, GROUPS)),
+      sum = mean(inGroup.map((v, g) => v * sizes[g]!)) * GROUPS;
+    const without = inGroup.map((v, g) => (sum - v * sizes[g]!) / (n - sizes[g]!)), value = sum / n;
+    const squares = inGroup.map((v, g) => (v - value) ** 2 / (n / sizes[g]! - 1));
+    assertAlmostEquals(at(without, value) / Math.sqrt(mean(squares)), 1, 1e-9);
+  }
+  const values = [...Array(GROUPS).keys()], plain: Replicates = { of: "groups", values };
+  assertEquals(intervalOf(4.5, plain), intervalOf(4.5, { ...plain, images: 40 }));
+  assertEquals(difference({ ...plain, images: 40 }, { ...plain, images: 41 }), undefined);
+  assertEquals(intervalOf(4.5, { ...plain, images: 9 }), undefined);
 });
 
 /** A file of features in the space of the embedded encoder. */
