@@ -10,7 +10,7 @@ import { type Device, openDevice } from "../src/gpu/device.ts";
 import { diagnose, noAdapter } from "../src/gpu/diagnose.ts";
 import { openProvider, type ProviderName } from "../src/gpu/provider.ts";
 import { chooseMatrices } from "../src/ops/gemm_matrices.ts";
-import { type GemmBackend, kindsWithoutMatrices } from "../src/ops/gemm_tiles.ts";
+import { type GemmBackend, kindsByMatrices } from "../src/ops/gemm_tiles.ts";
 import { prepareSubgroups } from "../src/ops/subgroups.ts";
 import type { Log } from "../src/run/log.ts";
 import { Output } from "../src/run/output.ts";
@@ -105,7 +105,7 @@ export async function openAdapter(
     },
     warn: (text) => log.warn(text),
   });
-  const ordinary = kindsWithoutMatrices();
+  const { ordinary = [] } = kindsByMatrices() ?? {};
   if (ordinary.length) {
     log.line(`fp16 GEMMs by ordinary kernels, measured to be faster: ${ordinary.join(", ")}`);
   }

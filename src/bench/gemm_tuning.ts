@@ -1,6 +1,7 @@
 // Measures which GEMM tiles are fast on this adapter, once; the rates are remembered in the user's cache folder and replace the
 // built-in ones (ops/gemm_tiles.ts). A tile changes no bit. Under fp16 on a device with subgroup matrices the rates also choose
-// between them and the ordinary kernels, which round differently: there a lost or new file may change bits.
+// between them and the ordinary kernels, which round differently: another file may change the bits of a new run, not of a resumed
+// one.
 
 import { dirname, join } from "@std/path";
 import { z } from "zod";

@@ -9,7 +9,7 @@ import { capture } from "../gpu/program.ts";
 import { within } from "../gpu/scope.ts";
 import { input, type Shape, sizeOf, type Tensor } from "../tensor/tensor.ts";
 import { conv2d } from "./conv.ts";
-import { useMatrices } from "./gemm_tiles.ts";
+import { GEMM_KINDS, useMatrices } from "./gemm_tiles.ts";
 import { matmul } from "./matmul.ts";
 
 /** The features that the kernels enable. */
@@ -46,11 +46,11 @@ export async function prepareMatrices(
   { always = false } = {},
 ): Promise<MatrixSetup> {
   if (!unit) return {};
-  useMatrices(unit, { always: true }); // whatever was measured
+  useMatrices(unit, GEMM_KINDS); // whatever was measured
   const failure = await selfTest().catch((error) =>
     oneLine(error instanceof Error ? error.message : String(error))
   );
-  useMatrices(failure === undefined ? unit : undefined, { always });
+  useMatrices(failure === undefined ? unit : undefined, always ? GEMM_KINDS : undefined);
   return failure === undefined ? { unit } : { failure };
 }
 

@@ -1,9 +1,10 @@
-// The tile of a GEMM and its split-K. Every tile sums over K in the same order, so the tile changes speed and
-// never a bit; split-K does change bits, and depends on the shape alone (in batch-invariant programs not on the number of
-// images; see nominalImages).
+// How a GEMM runs: by subgroup matrices or the ordinary kernels, in which tile, and its split-K; and the throughputs that decide.
+// Every tile of a backend sums over K in the same order, so the tile changes speed and never a bit. Split-K does change bits, and
+// depends on the shape alone (in batch-invariant programs not on the number of images; see nominalImages). So do matrices: a kind
+// of GEMM uses them or not whatever the shape, and a resumed run as it did before (run.ts of src/train records the kinds).
 //
 // Cost model: workgroups run in waves; a wave takes tile area / throughput, padding included (257 rows are 272 in tiles of
-// 16, 264 of 24, 288 of 32). The throughputs below were measured; bench/gemm_tuning.ts measures an adapter's own.
+// 16, 264 of 24, 288 of 32). The built-in throughputs are below; bench/gemm_tuning.ts measures an adapter's own.
 
 import {
   cpuGroups,
@@ -60,15 +61,15 @@ export interface Machine {
   runs: number;
 }
 
-/** The subgroup matrices that each device may use. */
-const matrices = new WeakMap<Device, { unit: MatrixUnit; always: boolean }>();
+/** The subgroup matrices that each device may use, and the kinds of GEMMs that do, where these are fixed. */
+const matrices = new WeakMap<Device, { unit: MatrixUnit; kinds: readonly GemmKind[] | undefined }>();
 
 /**
  * Runs GEMMs of fp16 operands by subgroup matrices on the open device, in profile gpu; undefined: no longer.
- * @param always even where the ordinary kernels were measured to be faster
+ * @param kinds those that use them [those that {@link isFasterByMatrices} chooses]
  */
-export function useMatrices(unit: MatrixUnit | undefined, { always = false } = {}): void {
-  if (unit) matrices.set(device(), { unit, always });
+export function useMatrices(unit: MatrixUnit | undefined, kinds?: readonly GemmKind[]): void {
+  if (unit) matrices.set(device(), { unit, kinds });
   else matrices.delete(device());
 }
 
@@ -90,7 +91,9 @@ export const matricesInUse = (): MatrixUnit | undefined => matrices.get(device()
 export function thisMachine(fp16?: GemmKind): Machine {
   const { profile, simdWidth: threads, compiler, limits } = device();
   const used = fp16 && profile === "gpu" ? matrices.get(device()) : undefined;
-  const unit = used && fp16 && (used.always || isFasterByMatrices(fp16)) ? used.unit : undefined;
+  const unit = used && fp16 && (used.kinds?.includes(fp16) ?? isFasterByMatrices(fp16))
+    ? used.unit
+    : undefined;
   const storage = limits.maxComputeWorkgroupStorageSize;
   const profileInUse = unit ? "matrix" : profile, { runs } = scope();
   const { scalarLoads, largeTilesFrom, largeScalarTilesFrom } = compiler;
@@ -185,9 +188,26 @@ export function isFasterByMatrices(kind: GemmKind, measured: TileTable = table):
   return !fastest || fastest.rate > (ordinaryRate(measured, kind) ?? 0);
 }
 
-/** The kinds of fp16 GEMMs that use the ordinary kernels on the open device although it has matrices in use. */
-export const kindsWithoutMatrices = (): GemmKind[] =>
-  matricesInUse() ? GEMM_KINDS.filter((kind) => !thisMachine(kind).unit) : [];
+/** The kinds of fp16 GEMMs that use subgroup matrices on the open device, and those that do not; undefined without matrices. */
+export function kindsByMatrices(): { matrix: GemmKind[]; ordinary: GemmKind[] } | undefined {
+  if (!matricesInUse()) return undefined;
+  const [matrix, ordinary] = [true, false].map((used) =>
+    GEMM_KINDS.filter((kind) => (thisMachine(kind).unit !== undefined) === used)
+  ) as [GemmKind[], GemmKind[]];
+  return { matrix, ordinary };
+}
+
+/**
+ * Lets the kinds of GEMMs that used matrices in the run that is resumed use them again, whatever was measured since.
+ * @param saved its kinds: `matrix` of {@link kindsByMatrices}
+ * @returns what is different nevertheless, in words
+ */
+export function resumeKinds(saved: readonly GemmKind[] | undefined): string | undefined {
+  const unit = matricesInUse();
+  if (unit && saved) useMatrices(unit, saved);
+  if ((unit === undefined) === (saved === undefined)) return undefined;
+  return `fp16 GEMMs by ${unit ? "subgroup matrices" : "the ordinary kernels"}, which round differently`;
+}
 
 /** A table by which every GEMM gets `tile`, one of TILES: to measure or compare it. */
 export function onlyTile(profile: GemmBackend, tile: Tile): TileTable {

@@ -5,6 +5,7 @@ import { join } from "@std/path";
 import { exists, writeJson } from "../formats/files.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { restore, snapshot } from "../nn/layers.ts";
+import { type GemmKind, kindsByMatrices, resumeKinds } from "../ops/gemm_tiles.ts";
 import type { Image } from "../image/rows.ts";
 import { checkpointPath, openRun, type RunKind, saveCheckpoint, textOfBest } from "../run/checkpoint.ts";
 import type { Log } from "../run/log.ts";
@@ -120,7 +121,12 @@ export async function run(
     true,
   );
   const resumed = await openResumed(config.resume, { out, command, log });
-  if (resumed) checkResumedOptions(resumed, options, options.schedule, log); // before anything is written
+  if (resumed) {
+    checkResumedOptions(resumed, options, options.schedule, log); // before anything is written
+    const { matrix_gemms } = resumed.config as { matrix_gemms?: GemmKind[] };
+    const change = resumed.elsewhere ? undefined : resumeKinds(matrix_gemms);
+    if (change !== undefined) log.warn(`from step ${resumed.step} on: ${change}`);
+  }
   const training = await make(out, resumed);
   try {
     if (training.validation) metricOf(training.validation);
@@ -190,7 +196,12 @@ async function train(
     progress.begin(recipe.name);
     await recipe.prepare(from, progress.compile);
     const save = async (n: number) => {
-      const record = { ...recordOf(options, training), ...training.checkpoint, validated: validator?.latest };
+      const record = {
+        ...recordOf(options, training),
+        ...training.checkpoint,
+        validated: validator?.latest,
+        matrix_gemms: kindsByMatrices()?.matrix,
+      };
       await saveCheckpoint(out, offset + n, await snapshot(recipe.state()), record, config);
     };
     const validate = async (n: number) => {

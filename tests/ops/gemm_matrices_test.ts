@@ -11,9 +11,11 @@ import { chooseMatrices, findMatrices } from "../../src/ops/gemm_matrices.ts";
 import {
   chooseTile,
   fp16Key,
+  GEMM_KINDS,
   type GemmKind,
-  kindsWithoutMatrices,
+  kindsByMatrices,
   matricesInUse,
+  resumeKinds,
   thisMachine,
   type Tile,
   tileKey,
@@ -32,11 +34,11 @@ const NVIDIA: MatrixUnit = { M: 16, N: 16, K: 16, subgroup: [32, 32] };
 async function withRates(
   rates: TileTable,
   fn: () => void,
-  options: { always?: boolean } = {},
+  kinds?: readonly GemmKind[],
 ): Promise<void> {
   await testDevice("gpu");
   try {
-    useMatrices(NVIDIA, options);
+    useMatrices(NVIDIA, kinds);
     useTiles(rates);
     fn();
   } finally {
@@ -78,21 +80,39 @@ const measured = (
     ]),
   );
 
+/** The kinds of OPS that use matrices. */
+const used = () => OPS.filter(([, shapes, fn]) => usesMatrices(fn, shapes)).map(([kind]) => kind);
+
 Deno.test("each kind of fp16 GEMM uses what was measured to be faster, and matrices where that was not measured", async () => {
-  const used = () => OPS.filter(([, shapes, fn]) => usesMatrices(fn, shapes)).map(([kind]) => kind);
-  await withRates({}, () => assertEquals([used(), kindsWithoutMatrices()], [["nn", "nt", "tn", "conv"], []]));
+  const ordinary = () => kindsByMatrices()?.ordinary;
+  await withRates({}, () => assertEquals([used(), ordinary()], [["nn", "nt", "tn", "conv"], []]));
   const rates = measured({ nn: [300, 40], nt: [39, 40], tn: [20], conv: [30, 40], conv_dx: [50, 40] });
   await withRates(rates, () => {
-    assertEquals([used(), kindsWithoutMatrices()], [["nn", "tn"], ["nt", "conv"]]);
+    assertEquals([used(), ordinary()], [["nn", "tn"], ["nt", "conv"]]);
     for (const [, shapes, fn] of OPS.slice(0, 3)) assert(!usesMatrices(fn, shapes, "f32"));
   });
   await withRates(
     rates,
-    () => assertEquals([used(), kindsWithoutMatrices()], [["nn", "nt", "tn", "conv"], []]),
-    {
-      always: true, // --kernels matrix
-    },
+    () => assertEquals([used(), ordinary()], [["nn", "nt", "tn", "conv"], []]),
+    GEMM_KINDS, // --kernels matrix
   );
+});
+
+Deno.test("a resumed run uses matrices for the kinds that it did before, whatever was measured since", async () => {
+  const before = measured({ nn: [300, 40], nt: [39, 40] }), after = measured({ nn: [39, 40], nt: [300, 40] });
+  let saved: GemmKind[] | undefined;
+  await withRates(before, () => saved = kindsByMatrices()?.matrix);
+  await withRates(after, () => {
+    assertEquals(used(), ["nt", "tn", "conv"]);
+    assertEquals(resumeKinds(saved), undefined);
+    assertEquals(used(), ["nn", "tn", "conv"]);
+    assertEquals(kindsByMatrices()?.matrix, saved);
+    // A run that had no matrices, as one through Deno's own WebGPU.
+    assertMatch(resumeKinds(undefined) ?? "", /^fp16 GEMMs by subgroup matrices/);
+  });
+  assertEquals(kindsByMatrices(), undefined);
+  assertEquals(resumeKinds(undefined), undefined);
+  assertMatch(resumeKinds(saved) ?? "", /^fp16 GEMMs by the ordinary kernels/);
 });
 
 Deno.test("the backend of a GEMM does not depend on its size, and its tile on the measured rates of that backend", async () => {

@@ -2,16 +2,20 @@
 // decoder, discriminator), and two of train-dit.
 
 import { assert, assertEquals } from "@std/assert";
+import { join } from "@std/path";
 import { Dit, ditConfig } from "../../src/models/dit.ts";
 import { Initializer } from "../../src/nn/init.ts";
 import { findMatrices } from "../../src/ops/gemm_matrices.ts";
+import { GEMM_KINDS, kindsByMatrices } from "../../src/ops/gemm_tiles.ts";
 import { normal } from "../../src/philox.ts";
 import { type Precision, readTensor } from "../../src/tensor/tensor.ts";
 import { Diffusion, DIFFUSION_METRICS } from "../../src/train/diffusion.ts";
 import { RUNNING_METRICS, StageRun } from "../../src/train/stage_run.ts";
 import type { Plan } from "../../src/gpu/plan.ts";
+import { checkpointPath, openCheckpoint, saveCheckpoint } from "../../src/run/checkpoint.ts";
 import { alignment, HYPER, STAGES, TINY_OPTIONS } from "../helpers/alignment.ts";
 import { randomArray, testDevice } from "../helpers/check.ts";
+import { inFolder, run, writeImages } from "../helpers/commands.ts";
 
 /** Sums of the metrics over the steps, and how many of the program's GEMMs use matrices. */
 interface Result {
@@ -86,4 +90,48 @@ if (findMatrices()) {
       }
     });
   }
+
+  Deno.test("a checkpoint has the kinds of GEMMs by matrices, and a resumed run uses these alone", async () => {
+    await inFolder(async (folder) => {
+      await writeImages(join(folder, "images"), 4);
+      const out = join(folder, "vae");
+      const align = (...more: string[]) =>
+        run(
+          "align",
+          ...[
+            "--recipe",
+            "vae",
+            "--image-size",
+            "16",
+            "--batch-size",
+            "2",
+            "--held-out",
+            "2",
+            "--gan-start",
+            "9",
+          ],
+          ...[
+            "--latent-channels",
+            "4",
+            "--decoder-channels",
+            "8",
+            "--precision",
+            "f16",
+            "--kernels",
+            "matrix",
+          ],
+          ...["--data", join(folder, "images"), "--out", out, ...more],
+        );
+      await align("--steps", "1");
+      const { file, config, step } = await openCheckpoint(checkpointPath(out, 1));
+      assertEquals((config as { matrix_gemms: unknown }).matrix_gemms, GEMM_KINDS);
+      const tensors = await Promise.all(
+        [...file.tensors].map(async ([name, { shape }]) => ({ name, shape, data: await file.read(name) })),
+      );
+      file.close();
+      await saveCheckpoint(out, step, tensors, { ...config as object, matrix_gemms: ["conv_dx"] });
+      await align("--steps", "2", "--resume");
+      assertEquals(kindsByMatrices()?.matrix, ["conv_dx"]);
+    });
+  });
 }
