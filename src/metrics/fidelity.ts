@@ -4,7 +4,15 @@
 
 import { UsageError } from "../errors.ts";
 import type { Features } from "./moments.ts";
-import { GramBlocks, type Measured, orderByContent, PairDistances, randomRows } from "./gram.ts";
+import {
+  GramBlocks,
+  type Measured,
+  orderByContent,
+  PairDistances,
+  randomOrder,
+  randomRows,
+  rowsOf,
+} from "./gram.ts";
 
 /** Images per split. */
 const SPLIT = 5000;
@@ -104,6 +112,8 @@ export interface KidOptions {
   /** Images per subset (1000), at most those of the smaller set. */
   size?: number;
   seed?: number;
+  /** Which rows of the second set remain in its subsets, without a change of these otherwise [all]. */
+  keeps?: (row: number) => boolean;
 }
 
 /**
@@ -114,16 +124,21 @@ export async function kernelDistance(a: Features, b: Features, options: KidOptio
   const size = Math.min(options.size ?? 1000, a.rows, b.rows);
   if (size < 2) throw new UsageError(`Cannot compute the kernel distance: ${size} images are too few`);
   const subsets = size === a.rows && size === b.rows ? 1 : options.subsets ?? 100;
-  const program = await GramBlocks.open(size, a.columns), within = size * (size - 1);
-  const orderA = orderByContent(a), orderB = orderByContent(b), { seed = 0 } = options;
+  const program = await GramBlocks.open(size, a.columns);
+  const orderA = orderByContent(a), orderB = orderByContent(b), { seed = 0, keeps = () => true } = options;
   try {
-    let sum = 0;
+    let sum = 0, count = 0;
     for (let s = 0; s < subsets; s++) {
-      const x = randomRows(a, size, seed, 2 * s, orderA), y = randomRows(b, size, seed, 2 * s + 1, orderB);
-      sum += await kernels(program, x, x, true) / within + await kernels(program, y, y, true) / within -
-        2 * await kernels(program, x, y, false) / size ** 2;
+      const x = randomRows(a, size, seed, 2 * s, orderA);
+      const y = rowsOf(b, randomOrder(b, seed, 2 * s + 1, orderB).subarray(0, size).filter(keeps));
+      if (y.rows < 2) continue;
+      const [n, m] = [x.rows, y.rows];
+      sum += await kernels(program, x, x, true) / (n * (n - 1)) +
+        await kernels(program, y, y, true) / (m * (m - 1)) -
+        2 * await kernels(program, x, y, false) / (n * m);
+      count++;
     }
-    return sum / subsets;
+    return sum / count;
   } finally {
     program.destroy();
   }

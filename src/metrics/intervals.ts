@@ -12,8 +12,7 @@ import type { Log } from "../run/log.ts";
 import { GROUPS, intervalOf, type Replicates, resampledMeans } from "./bootstrap.ts";
 import { INFINITY_POINTS } from "./frechet.ts";
 import type { FeatureKind, InceptionView } from "./inception.ts";
-import { randomOrder } from "./gram.ts";
-import { MomentsWithout, orderWithout, rowsWithout } from "./jackknife.ts";
+import { MomentsWithout, rowsWithout } from "./jackknife.ts";
 import type { LatentMetric, Metric, Scores, SetContext, SetMetric } from "./metric.ts";
 import type { PairScore } from "./pairs.ts";
 import type { LatentSummary } from "./representation.ts";
@@ -123,15 +122,27 @@ export class Intervals {
     return new Set(metrics.filter((metric) => metric.interval === "groups" && this.#allows(metric, n)));
   }
 
-  /** Computes the metrics of one space without each group of `fake`. */
+  /** Computes the metrics of one space without each group of `fake`, or of the images that a metric selects of it. */
   async repeatSets(
     metrics: readonly SetMetric[],
     real: InceptionView,
     fake: InceptionView,
+    options: { seed: number; reported(scores: Scores): Scores },
+  ): Promise<void> {
+    const able = metrics.filter((metric) => this.#allows(metric, keptFor(fake, metric.fake)?.rows));
+    for (const [subset, own] of Map.groupBy(able, ({ subset }) => subset)) {
+      const view = subset ? { features: subset(real, fake, options.seed) } : fake;
+      const repeated = own.filter((metric) => this.#allows(metric, keptFor(view, metric.fake)?.rows));
+      if (repeated.length > 0) await this.#repeatSet(repeated, real, view, options);
+    }
+  }
+
+  async #repeatSet(
+    repeated: readonly SetMetric[],
+    real: InceptionView,
+    fake: InceptionView,
     { seed, reported }: { seed: number; reported(scores: Scores): Scores },
   ): Promise<void> {
-    const repeated = metrics.filter((metric) => this.#allows(metric, keptFor(fake, metric.fake)?.rows));
-    if (repeated.length === 0) return;
     const names = repeated.map(({ name }) => name);
     const long = names.filter((name) => name.includes("infinity")), { features } = fake;
     if (long.length > 0 && features) {
@@ -142,27 +153,28 @@ export class Intervals {
       );
     }
     const progress = this.log.progress(`intervals (${names.join(", ")})`, GROUPS, "groups");
-    const order = long.length > 0 && features ? randomOrder(features, seed) : undefined;
     const context: SetContext = {
       seed,
       progress: () => ({ update: () => {}, end: () => {} }),
       show: () => Promise.resolve(),
     };
-    const computes = new Set(repeated.map(({ compute }) => compute)), found: Record<string, number[]> = {};
+    const computes = new Map(repeated.map(({ compute, fake }) => [compute, fake]));
+    const found = new Map<FeatureKind, Record<string, number[]>>();
     let done = 0;
     for await (const view of withoutGroups(fake, repeated.map(({ fake }) => fake))) {
       throwIfStopped();
-      const own = { ...context, ...order && { order: orderWithout(order, done) } };
-      for (const compute of computes) {
+      const own = { ...context, ...features && { less: { features, group: done } } };
+      for (const [compute, kind] of computes) {
+        const scores = found.get(kind) ?? {};
+        found.set(kind, scores);
         for (const [key, value] of Object.entries(reported(await compute(real, view, own)))) {
-          (found[key] ??= []).push(value);
+          (scores[key] ??= []).push(value);
         }
       }
       progress.update(++done);
     }
     progress.end();
-    const [first] = repeated as [SetMetric];
-    this.addGroups(found, keptFor(fake, first.fake)?.rows ?? 0);
+    for (const [kind, scores] of found) this.addGroups(scores, keptFor(fake, kind)?.rows ?? 0);
   }
 
   /** Whether a metric can be computed without groups of this number of images; says why not. @param n undefined: no features are kept */

@@ -25,6 +25,24 @@ export function orderWithout(order: ArrayLike<number>, group: number): Uint32Arr
   return Uint32Array.from(Array.from(order).filter((row) => groups[row] !== group), (row) => place[row] ?? 0);
 }
 
+/**
+ * A subset of `n` images in an order in which most of them have the group that they have among all: the groups are of equal sizes,
+ * and pair with those of another subset, as of another space.
+ */
+export function groupedSubset(chosen: Uint32Array, n: number): Uint32Array {
+  const own = groupsOf(chosen.length), all = groupsOf(n), ordered = new Uint32Array(chosen.length);
+  const by = (groups: Uint8Array) => (i: number, j: number) => (groups[i] as number) - (groups[j] as number);
+  const places = Uint32Array.from(own.keys()).sort(by(own)), rows = chosen.toSorted(by(all));
+  places.forEach((place, k) => ordered[place] = rows[k] as number);
+  return ordered;
+}
+
+/** Whether a row of `n` is in another group. */
+export function isOutside(n: number, group: number): (row: number) => boolean {
+  const groups = groupsOf(n);
+  return (row) => groups[row] !== group;
+}
+
 interface Part {
   moments: Gaussian;
   rows: number;

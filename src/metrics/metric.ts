@@ -108,6 +108,8 @@ export interface SetMetric extends Entry {
   /** What it needs of each set. */
   real?: FeatureKind;
   fake: FeatureKind;
+  /** Features of the images of the fake set that it is computed from, where these are not all: groups of an interval are of them. */
+  subset?(real: InceptionView, fake: InceptionView, seed: number): Features;
   compute: SetCompute;
 }
 
@@ -115,8 +117,8 @@ export type SetCompute = (real: InceptionView, fake: InceptionView, context: Set
 
 export interface SetContext {
   seed: number;
-  /** Order of the rows of the fake set, where a metric uses a random one [a function of the seed]. */
-  order?: ArrayLike<number>;
+  /** The fake set is this one without a group of its images: random subsets are those of all images, less the group. */
+  less?: { features: Features; group: number };
   progress: Log["progress"];
   /** Writes a picture of images of the fake set above others of the real one, by their numbers. */
   show(

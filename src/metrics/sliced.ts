@@ -5,7 +5,7 @@
 import { UsageError } from "../errors.ts";
 import { normal } from "../philox.ts";
 import type { Features } from "./moments.ts";
-import { GramBlocks, meanOf, randomRows } from "./gram.ts";
+import { GramBlocks, meanOf, randomOrder, rowsOf } from "./gram.ts";
 
 /** Number of directions. */
 const DIRECTIONS = 1000;
@@ -28,7 +28,9 @@ export async function mind(a: Features, b: Features, options: MindOptions = {}):
   const { seed = 0, onProgress } = options, d = a.columns, rows = Math.min(a.rows, b.rows);
   if (b.columns !== d) throw new UsageError(`Cannot compare features: ${d} against ${b.columns} of them`);
   const { data, rows: M } = options.directions ?? unitVectors(DIRECTIONS, d, seed);
-  const [x, y] = [a, b].map((set, s) => set.rows === rows ? set : randomRows(set, rows, seed, s));
+  const [x, y] = [a, b].map((set, s) =>
+    set.rows === rows ? set : rowsOf(set, comparedRows(set, rows, seed, s))
+  );
   const centre = meanOf(a); // cancels, but improves rounding
   const program = await GramBlocks.open(Math.max(rows, Math.min(CHUNK, M)), d), origin = new Float32Array(d);
   try {
@@ -56,6 +58,10 @@ export async function mind(a: Features, b: Features, options: MindOptions = {}):
     program.destroy();
   }
 }
+
+/** The indices of the rows of the larger set that are compared. @param set 0 for the first set, 1 for the second */
+export const comparedRows = (x: Features, rows: number, seed: number, set: number): Uint32Array =>
+  randomOrder(x, seed, set).subarray(0, rows);
 
 function squaredDifference(a: Float32Array, b: Float32Array): number {
   let sum = 0;

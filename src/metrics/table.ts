@@ -9,7 +9,8 @@ import { notDinov2L, withoutCls, withoutHead } from "./encoder_spaces.ts";
 import { cmmd, kernelDistance } from "./fidelity.ts";
 import { frechet, frechetAtInfinity, INFINITY_POINTS } from "./frechet.ts";
 import { type Features, type Gaussian, gaussian } from "./moments.ts";
-import { randomOrder } from "./gram.ts";
+import { randomOrder, rowsOf } from "./gram.ts";
+import { groupedSubset, isOutside, orderWithout } from "./jackknife.ts";
 import { InceptionFeatures, type InceptionView, ReconstructionFrechet } from "./inception.ts";
 import { nearest, predict } from "./linear_probe.ts";
 import { LpipsScore } from "./lpips_score.ts";
@@ -26,7 +27,7 @@ import type {
 } from "./metric.ts";
 import { DENSITY_NEIGHBOURS, densityCoverage, NEIGHBOURS, precisionRecall } from "./precision_recall.ts";
 import { SIX_SPACES, type SixSpace } from "./six_networks.ts";
-import { mind } from "./sliced.ts";
+import { comparedRows, mind } from "./sliced.ts";
 import { closest, nearestTraining, shareOfCopies } from "./copies.ts";
 import { ImageMean } from "./pairs.ts";
 import { MS_SSIM_SIDE, mse, msSsim, psnr, ssim, SSIM_SIDE } from "./psnr_ssim.ts";
@@ -41,7 +42,15 @@ const pairsOf = (name: string, compare: ImageMean["compare"]) => ({
     new ImageMean(name.replace("-", "_"), n, size, compare, height),
 });
 
-type Kinds = Pick<SetMetric, "real" | "fake" | "onRequest">;
+type Kinds = Pick<SetMetric, "real" | "fake" | "onRequest" | "subset">;
+
+/** The images of the fake set that MIND compares. */
+const compared: SetMetric["subset"] = ({ features: a }, { features: b }, seed) => {
+  const [real, fake] = [a, b] as [Features, Features];
+  if (fake.rows <= real.rows) return fake;
+  return rowsOf(fake, groupedSubset(comparedRows(fake, real.rows, seed, 1), fake.rows));
+};
+const SUBSET = { subset: compared };
 
 const onRequest = true;
 const MOMENTS: Kinds = { real: "moments", fake: "moments" };
@@ -101,17 +110,19 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
         .finally(() => shown.end());
       return Object.fromEntries(Object.entries(scores).map(([key, value]) => [key + end, value]));
     };
-  const kid: SetCompute = async (a, b, { seed }) => ({
-    [`kid${end}`]: await kernelDistance(...rows(a, b), { seed }),
-  });
+  const kid: SetCompute = async (a, b, { seed, less }) => {
+    const [x, y] = rows(a, less ?? b), keeps = less && isOutside(y.rows, less.group);
+    return { [`kid${end}`]: await kernelDistance(x, y, { seed, ...keeps && { keeps } }) };
+  };
   const sliced: SetCompute = async (a, b, { seed, progress }) => {
     const shown = progress("MIND", 1, "of all directions");
     const value = mind(...rows(a, b), { seed, onProgress: shown.update }).finally(() => shown.end());
     return { [`mind${end}`]: await value };
   };
-  const infinity: SetCompute = async (a, { features }, { seed, order, progress }) => {
+  const infinity: SetCompute = async (a, { features }, { seed, less, progress }) => {
     const fake = features as Features, shown = progress("FD-infinity", INFINITY_POINTS, "distances");
-    const options = { order: order ?? randomOrder(fake, seed), onPoint: shown.update };
+    const order = less ? orderWithout(randomOrder(less.features, seed), less.group) : randomOrder(fake, seed);
+    const options = { order, onPoint: shown.update };
     const value = frechetAtInfinity(await momentsOf(a), fake, options).finally(() => shown.end());
     return { [end ? `fd_infinity${end}` : "fid_infinity"]: await value };
   };
@@ -231,7 +242,7 @@ export const METRICS: readonly Metric[] = [
   byInception("recall", FEATURES, NEIGHBOURS + 1, ofInception.precision),
   byInception("density", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
   byInception("coverage", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
-  byInception("mind", REQUESTED, 2, ofInception.sliced),
+  byInception("mind", { ...REQUESTED, ...SUBSET }, 2, ofInception.sliced),
   byInception("fid-infinity", EXTRAPOLATED, INFINITY_POINTS + 1, ofInception.infinity),
   byEncoder("fd-cls", { ...MOMENTS, onRequest }, 2, distance("fd_cls"), {
     space: "cls",
@@ -255,10 +266,10 @@ export const METRICS: readonly Metric[] = [
   byEncoder("recall-encoder", REQUESTED, NEIGHBOURS + 1, ofEncoder.precision),
   byEncoder("density-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
   byEncoder("coverage-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
-  byEncoder("mind-encoder", REQUESTED, 2, ofEncoder.sliced),
+  byEncoder("mind-encoder", { ...REQUESTED, ...SUBSET }, 2, ofEncoder.sliced),
   byEncoder("fd-infinity-encoder", EXTRAPOLATED, INFINITY_POINTS + 1, ofEncoder.infinity),
   bySix("fdr6", "fd", MOMENTS, distance("fd"), true),
-  bySix("mind6", "mind", FEATURES, ofInception.sliced, false),
+  bySix("mind6", "mind", { ...FEATURES, ...SUBSET }, ofInception.sliced, false),
 ];
 
 /** The values of --metrics. */

@@ -19,12 +19,17 @@ import { exists, readJson } from "../../src/formats/files.ts";
 import { writeNpz } from "../../src/formats/npz.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
+import { kernelDistance } from "../../src/metrics/fidelity.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
-import { INTERVALS, type StoredIntervals, withoutGroups } from "../../src/metrics/intervals.ts";
+import { orderByContent, randomOrder, randomRows, rowsOf } from "../../src/metrics/gram.ts";
+import { INTERVALS, Intervals, type StoredIntervals, withoutGroups } from "../../src/metrics/intervals.ts";
+import { groupedSubset, isOutside } from "../../src/metrics/jackknife.ts";
+import type { InceptionMetric, Scores } from "../../src/metrics/metric.ts";
 import { type Features, type Gaussian, gaussian, Moments } from "../../src/metrics/moments.ts";
 import { Results, Selection } from "../../src/metrics/selection.ts";
+import { METRICS } from "../../src/metrics/table.ts";
 import { openEncoder } from "../../src/zoo/encoders.ts";
-import { normal } from "../../src/philox.ts";
+import { normal, permutation } from "../../src/philox.ts";
 import { testDevice } from "../helpers/check.ts";
 import { inFolder, quietLog, run } from "../helpers/commands.ts";
 import { evalScores } from "../helpers/eval.ts";
@@ -127,6 +132,88 @@ Deno.test("the jackknife interval of a Frechet distance holds its expectation in
   const std = Math.sqrt(mean(found.map(([value]) => (value - expectation) ** 2)));
   assertAlmostEquals(mean(found.map(([, interval]) => width(interval))) / (2 * 2.262 * std), 1, 0.15);
 });
+
+const deviation = (values: readonly number[]) =>
+  Math.sqrt(mean(values.map((v) => (v - mean(values)) ** 2)) * values.length / (values.length - 1));
+
+Deno.test("the interval of MIND of more images than the reference has is that of its subset", async () => {
+  await testDevice();
+  const metric = METRICS.find(({ name }) => name === "mind") as InceptionMetric;
+  const real = { features: features(1, 40, 6) },
+    n = 120,
+    context = { seed: 0, reported: (all: Scores) => all };
+  const shown = { progress: () => ({ update: () => {}, end: () => {} }), show: () => Promise.resolve() };
+  const values: number[] = [], errors: number[] = [];
+  await inFolder(async (folder) => {
+    for (let trial = 0; trial < 30; trial++) {
+      const fake = { features: features(100 + trial, n, 6, 0.5) }, intervals = new Intervals(quietLog().log);
+      const { mind } = await metric.compute(real, fake, { seed: 0, ...shown }) as { mind: number };
+      await intervals.repeatSets([metric], real, fake, context);
+      intervals.write(folder, { mind });
+      const stored = readJson(join(folder, INTERVALS)) as StoredIntervals,
+        [low, high] = stored.interval.mind!;
+      assertEquals(stored.images.mind, 40); // those that are compared
+      values.push(mind);
+      errors.push((high - low) / (2 * 2.262));
+    }
+  });
+  // Other random subsets in place of each group make it twice as wide.
+  assertAlmostEquals(mean(errors) / deviation(values), 1.1, 0.35);
+  // The images of the subset keep their groups: those of other spaces, which are of other images, pair.
+  const chosen = permutation(1, 1, 1203).subarray(0, 500), subset = groupedSubset(chosen, 1203);
+  assertEquals(subset.toSorted(), chosen.toSorted());
+  const own = groupsOf(500), all = groupsOf(1203);
+  assert(subset.filter((image, row) => own[row] === all[image]).length > 400);
+});
+
+Deno.test("the subsets of KID without a group are those of all images less the group", async () => {
+  await testDevice();
+  const n = 60, real = features(1, n, 4), settings = { subsets: 3, size: 16 }, order = orderByContent(real);
+  const values: number[] = [], errors: number[] = [];
+  for (let trial = 0; trial < 30; trial++) {
+    const fake = features(100 + trial, n, 4, 0.7), without: number[] = [];
+    for (let g = 0; g < GROUPS; g++) {
+      without.push(await kernelDistance(real, fake, { ...settings, keeps: isOutside(n, g) }));
+    }
+    const value = await kernelDistance(real, fake, settings);
+    values.push(value);
+    errors.push(
+      width(intervalOf(value, { of: "groups", values: without, images: n }) as Interval) / (2 * 2.262),
+    );
+    if (trial > 0) continue;
+    let sum = 0; // of complete sets, which are their only subset
+    for (let s = 0; s < settings.subsets; s++) {
+      const x = randomRows(real, 16, 0, 2 * s, order), keeps = isOutside(n, 4);
+      const chosen = randomOrder(fake, 0, 2 * s + 1).subarray(0, 16).filter(keeps);
+      sum += unbiasedMmd(x, rowsOf(fake, chosen)) / settings.subsets;
+    }
+    assertAlmostEquals(without[4]! / sum, 1, 1e-5);
+  }
+  // New subsets in place of each group make it 1.8 times as wide.
+  assertAlmostEquals(mean(errors) / deviation(values), 1, 0.3);
+  const few = features(2, 20, 4), fake = features(3, n, 4), found: Record<string, readonly number[]> = {};
+  const kid = METRICS.find(({ name }) => name === "kid") as InceptionMetric;
+  const intervals = new Intervals(quietLog().log), options = { seed: 0, reported: (all: Scores) => all };
+  intervals.addGroups = (scores) => Object.assign(found, scores);
+  await intervals.repeatSets([kid], { features: few }, { features: fake }, options);
+  assertEquals(found.kid![3], await kernelDistance(few, fake, { keeps: isOutside(n, 3) }));
+});
+
+/** MMD^2 with KID's kernel, unbiased for sets of different sizes. */
+function unbiasedMmd(a: Features, b: Features): number {
+  const d = a.columns, row = ({ data }: Features, i: number) => data.subarray(i * d, (i + 1) * d);
+  const average = (x: Features, y: Features) => {
+    let sum = 0;
+    for (let i = 0; i < x.rows; i++) {
+      for (let j = 0; j < y.rows; j++) {
+        const dot = row(x, i).reduce((all, v, c) => all + v * row(y, j)[c]!, 0);
+        if (x !== y || i !== j) sum += (dot / d + 1) ** 3;
+      }
+    }
+    return sum / x.rows / (x === y ? y.rows - 1 : y.rows);
+  };
+  return average(a, a) + average(b, b) - 2 * average(a, b);
+}
 
 Deno.test("groups of unequal sizes: no bias widens an interval, and that of a mean is its standard error", () => {
   for (const n of [40, 43, 47, 5003]) {
