@@ -133,15 +133,15 @@ export async function prepareTiles(
 }
 
 /**
- * Sizes to measure at: enough tiles of every size to fill the adapter, no padding, some milliseconds.
- * @param matrices by subgroup matrices
+ * Sizes to measure at: enough tiles of every size to fill the adapter, no padding, some milliseconds. In fp16 they are those of
+ * subgroup matrices, for the ordinary kernels too: the two are compared.
  */
-export function tuningSizes(matrices = false): { S: number; map: Shape; channels: number; few: number } {
+export function tuningSizes(precision: Precision): { S: number; map: Shape; channels: number; few: number } {
   const { profile, facts } = device();
   if (profile === "cpu") return { S: 480, map: [1, 24, 24], channels: 480, few: 96 };
   return facts.software
     ? { S: 256, map: [1, 16, 16], channels: 64, few: 64 }
-    : { S: matrices ? 4096 : 2048, map: [16, 64, 64], channels: 128, few: 128 };
+    : { S: precision === "f16" ? 4096 : 2048, map: [16, 64, 64], channels: 128, few: 128 };
 }
 
 type Operation = (a: Tensor, b: Tensor, dy: Tensor) => Tensor;
@@ -149,8 +149,8 @@ type Operation = (a: Tensor, b: Tensor, dy: Tensor) => Tensor;
 type Case = readonly [GemmKind, readonly Shape[], Operation];
 
 /** Every kind of GEMM, those of most training steps first. K of the convolutions is 9 times the few channels. */
-function tuningCases(matrices: boolean, only: GemmKind | undefined): Case[] {
-  const { S, map, channels, few } = tuningSizes(matrices);
+function tuningCases(precision: Precision, only: GemmKind | undefined): Case[] {
+  const { S, map, channels, few } = tuningSizes(precision);
   const square: Shape = [S, S], many: Shape = [...map, channels], fewer: Shape = [...map, few];
   const convolve = (a: Tensor, b: Tensor) => conv2d(a, b, undefined, { padding: 1 });
   const gradient = (wrt: 0 | 1) => (a: Tensor, b: Tensor, dy: Tensor) => {
@@ -200,7 +200,7 @@ export async function measureTiles(
       ...await measureBackend("f16", clock(2 / 3), only),
     };
     useTiles(table);
-    const rates = await ratesUntil(clock(1), tuningCases(false, only), "f16", withoutMatrices);
+    const rates = await ratesUntil(clock(1), "f16", only, withoutMatrices);
     for (const [kind, rate] of Object.entries(withTt(rates, only))) {
       table[fp16Key(kind as GemmKind)] = { rate, slots: 1 };
     }
@@ -218,14 +218,13 @@ async function measureBackend(
 ): Promise<Record<string, { rate: number; slots: number }>> {
   const { facts: { software } } = device();
   const machine = thisMachine(precision === "f16" ? "nn" : undefined), { profile } = machine;
-  const cases = tuningCases(profile === "matrix", only);
   // The smallest tile compiles in a third of the time of the largest, which follows because the built-in rates prefer it.
   const [smallest, ...others] = tilesWithin(machine);
   const tiles = [smallest as Tile, ...software ? others.reverse() : others];
   const table: Record<string, { rate: number; slots: number }> = {};
   for (const tile of tiles) {
     useTiles(onlyTile(profile, tile));
-    const rates = await ratesUntil(clock, cases, precision, (fn) => fn(), tile[0] * tile[1]), { nn } = rates;
+    const rates = await ratesUntil(clock, precision, only, (fn) => fn(), tile[0] * tile[1]), { nn } = rates;
     if (nn === undefined) break;
     // A software adapter runs one workgroup per processor.
     const slots = software
@@ -249,12 +248,12 @@ const withTt = (rates: Rates, only: GemmKind | undefined): Rates => {
 /** GFLOP/s by kind, of as many cases as fit into the time that is left. @param outputs of a kernel's tile */
 async function ratesUntil(
   clock: Clock,
-  cases: readonly Case[],
   precision: Precision,
+  only: GemmKind | undefined,
   around: Around,
   outputs = 1,
 ): Promise<Rates> {
-  const rates: Rates = {}, { facts: { software } } = device();
+  const rates: Rates = {}, { facts: { software } } = device(), cases = tuningCases(precision, only);
   for (let at = 0, fit; at < cases.length; at += fit) {
     const from = performance.now(), left = clock.until - from, { cost } = clock;
     fit = !software ? cases.length : cost === undefined ? 1 : Math.floor(left / (cost * outputs));

@@ -123,7 +123,7 @@ Deno.test("tuning measures every tile once, stores the result, and selects the t
 
 Deno.test("the sizes that tune software adapters fill every tile", async () => {
   await testDevice("cpu");
-  const { S, map: [, H = 0, W = 0], channels, few } = tuningSizes();
+  const { S, map: [, H = 0, W = 0], channels, few } = tuningSizes("f32");
   for (const [m, n] of TILES.cpu) {
     for (const rows of [S, H * W, few]) assertEquals(rows % m, 0, `${rows} rows in tiles of ${m}`);
     for (const columns of [S, channels, 9 * channels]) {
