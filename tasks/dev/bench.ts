@@ -29,7 +29,9 @@ Usage: deno task bench [options]
   --precision f32|f16  storage of activations [f32, plus some cases in f16]
   --profile cpu|gpu|matrix  kernel backend; matrix: gpu with subgroup matrices [chosen by the adapter]
   --gpu deno|dawn      WebGPU implementation [TOK_GPU, else deno]
-  --tuned              GEMM tiles that "tok doctor --tune" measured [built-in cost model]
+  --tuned              use the GEMM rates that "tok doctor --tune" measured on this adapter, from tiles.json in
+                       tok's cache folder: they choose tiles and, in fp16, the kinds of GEMMs that use subgroup
+                       matrices [built-in rates]
   --all                include cases that fill a GPU (seconds to minutes on a CPU)
   --peers              TensorFlow.js, jax-js and onnxruntime-web on the same adapter
   --torch              PyTorch on the same machine: python3, or what TORCH_PYTHON names
