@@ -33,7 +33,6 @@ import {
   type SetOptions,
 } from "./evaluation_options.ts";
 import { type FeatureKind, INCEPTION_OUTPUT, InceptionFeatures, type InceptionView } from "./inception.ts";
-import { keptFor } from "./intervals.ts";
 import { cautionOfSix, missingOfSix, sixEncoders } from "./six_networks.ts";
 import { SixSpaces } from "./six_spaces.ts";
 import { SetNetworks } from "./set_networks.ts";
@@ -207,9 +206,8 @@ export class SetEvaluation implements Disposable {
       const inSpace = metrics.filter((metric) => metric.space === space),
         report = this.#reporter(placeOf(space));
       const view = async (side: "real" | "fake"): Promise<InceptionView> => {
-        const known = stored(sets[side], inSpace[0] as EncoderMetric), { intervals } = this.options;
-        const repeated = intervals && side === "fake" && sets[side].images && !known.features;
-        if (!repeated && inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
+        const known = stored(sets[side], inSpace[0] as EncoderMetric);
+        if (inSpace.every((metric) => serves(known, metric[side]))) return { ...known };
         return { ...known, features: (await extract(space, report, side)).features };
       };
       const before = this.#real.get(space), known = before?.set === real ? before.view : undefined;
@@ -272,9 +270,7 @@ export class SetEvaluation implements Disposable {
       const needed = metrics.map((metric) => set === fake ? metric.fake : metric.real);
       if (set === real && this.options.saveFeatures !== undefined) needed.push("features");
       const groups = set === fake && this.options.intervals !== undefined;
-      const kinds = [...new Set(needed)].filter((kind) =>
-        kind !== undefined && (!serves(known, kind) || groups && !keptFor(known, kind))
-      );
+      const kinds = [...new Set(needed)].filter((kind) => kind !== undefined && !serves(known, kind));
       if (kinds.length === 0 || !set.images) return known;
       const n = set.images.length, batchSize = Math.min(this.options.batchSize, n);
       const extractor = await InceptionFeatures.open(inception, {

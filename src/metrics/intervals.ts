@@ -86,14 +86,20 @@ export function keptFor(view: InceptionView, kind: FeatureKind): { rows: number 
   return kind === "score" ? view.scoreWithout : view.features;
 }
 
-/** A set without each group of its images. @param kinds what is needed of it, and kept ({@link keptFor}) */
+/**
+ * A set without each group of its images.
+ * @param kinds what is needed of it, and kept ({@link keptFor})
+ * @param opened its pooled features, where they are open
+ */
 export async function* withoutGroups(
   view: InceptionView,
   kinds: readonly FeatureKind[],
+  opened?: MomentsWithout,
 ): AsyncGenerator<InceptionView> {
   const open = (kind: FeatureKind, features: Features | undefined) =>
     kinds.includes(kind) && features ? MomentsWithout.open(features) : undefined;
-  const pooled = await open("moments", view.features), spatial = await open("spatial", view.spatialFeatures);
+  const pooled = opened ?? await open("moments", view.features);
+  const spatial = await open("spatial", view.spatialFeatures);
   const features = kinds.includes("features") ? view.features : undefined;
   for (let g = 0; g < GROUPS; g++) {
     const score = view.scoreWithout?.scores[g];
@@ -138,11 +144,13 @@ export class Intervals {
   }
 
   async #repeatSet(
-    repeated: readonly SetMetric[],
+    metrics: readonly SetMetric[],
     real: InceptionView,
     fake: InceptionView,
     { seed, reported }: { seed: number; reported(scores: Scores): Scores },
   ): Promise<void> {
+    const { pooled, repeated } = await this.#ofFeatures(metrics, fake);
+    if (repeated.length === 0) return;
     const names = repeated.map(({ name }) => name);
     const long = names.filter((name) => name.includes("infinity")), { features } = fake;
     if (long.length > 0 && features) {
@@ -161,7 +169,7 @@ export class Intervals {
     const computes = new Map(repeated.map(({ compute, fake }) => [compute, fake]));
     const found = new Map<FeatureKind, Record<string, number[]>>();
     let done = 0;
-    for await (const view of withoutGroups(fake, repeated.map(({ fake }) => fake))) {
+    for await (const view of withoutGroups(fake, repeated.map(({ fake }) => fake), pooled)) {
       throwIfStopped();
       const own = { ...context, ...features && { less: { features, group: done } } };
       for (const [compute, kind] of computes) {
@@ -177,11 +185,27 @@ export class Intervals {
     for (const [kind, scores] of found) this.addGroups(scores, keptFor(fake, kind)?.rows ?? 0);
   }
 
+  /** The metrics without those of stored moments that are not of the features: no replicate would be of their images. */
+  async #ofFeatures(
+    metrics: readonly SetMetric[],
+    { moments, features }: InceptionView,
+  ): Promise<{ repeated: readonly SetMetric[]; pooled?: MomentsWithout }> {
+    const ofMoments = metrics.filter(({ fake }) => fake === "moments");
+    if (ofMoments.length === 0 || !features) return { repeated: metrics };
+    const pooled = await MomentsWithout.open(features);
+    if (!moments || pooled.areOf(moments)) return { repeated: metrics, pooled };
+    const names = ofMoments.map(({ name }) => name).join(", ");
+    this.#say(`no interval of ${names}: it is of stored statistics, and the features are of other images`);
+    return { repeated: metrics.filter(({ fake }) => fake !== "moments") };
+  }
+
   /** Whether a metric can be computed without groups of this number of images; says why not. @param n undefined: no features are kept */
   #allows({ name, minImages = 1 }: Pick<Metric, "name" | "minImages">, n: number | undefined): boolean {
     const least = Math.max(2 * GROUPS, 2 * minImages);
     if (n !== undefined && n >= least) return true;
-    const why = n === undefined ? "the file holds no features" : `${n} images are fewer than ${least}`;
+    const why = n === undefined
+      ? "it is of stored statistics, without features of their images"
+      : `${n} images are fewer than ${least}`;
     this.#say(`no interval of ${name}: ${why}`);
     return false;
   }

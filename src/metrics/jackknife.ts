@@ -78,6 +78,16 @@ export class MomentsWithout {
     return new MomentsWithout(features, groupsOf(features.rows), await gaussian(features));
   }
 
+  /** Whether moments are those of the features: within 0.1 %, as covariances over N and N - 1 of 1,000 images. */
+  areOf({ mean, covariance }: Gaussian): boolean {
+    const { all } = this,
+      top = (values: Float64Array) => values.reduce((max, v) => Math.max(max, Math.abs(v)), 0);
+    const apart = (a: Float64Array, b: Float64Array) => top(a.map((v, i) => v - (b[i] as number)));
+    const variance = top(all.covariance);
+    return mean.length === all.mean.length && apart(covariance, all.covariance) <= 1e-3 * variance &&
+      apart(mean, all.mean) <= 1e-3 * Math.max(top(all.mean), Math.sqrt(variance));
+  }
+
   async group(group: number): Promise<Gaussian> {
     const { all, features, groups } = this;
     const part = rowsOf(features, insideOf(groups, group));

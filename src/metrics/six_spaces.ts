@@ -141,7 +141,7 @@ export class SixSpaces {
   ): Promise<InceptionView> {
     const { keep, groups = false } = options, known = set.spaces?.[six.space] ?? {};
     const given = six.space === "inception_fdr6" ? this.inception !== undefined : this.encoders.has(six);
-    const features = options.features || groups && given && set.images !== undefined;
+    const features = options.features || groups && given && set.images !== undefined && !known.moments;
     if (features ? known.features : known.moments ?? known.features) return known;
     const images = set.images as InputSource, kept = this.#views.get(images)?.get(six.space);
     if (kept && (!features || kept.features)) return kept;

@@ -16,7 +16,7 @@ import { generatedInputs, Workers } from "../../src/data/decode_pool.ts";
 import { Shapes } from "../../src/data/toy_shapes.ts";
 import { UsageError } from "../../src/errors.ts";
 import { exists, readJson } from "../../src/formats/files.ts";
-import { writeNpz } from "../../src/formats/npz.ts";
+import { type NpzArray, writeNpz } from "../../src/formats/npz.ts";
 import { EncoderFeatures } from "../../src/metrics/encoder_features.ts";
 import { SetEvaluation } from "../../src/metrics/evaluate.ts";
 import { kernelDistance } from "../../src/metrics/fidelity.ts";
@@ -284,6 +284,47 @@ Deno.test("--intervals writes what the distances are without each group, and cha
       UsageError,
       "Cannot use --intervals: it is for figures that are no means over images, and none is selected",
     );
+  });
+});
+
+Deno.test("a distance of stored statistics has an interval only from features that have these statistics", async () => {
+  await inFolder(async (root) => {
+    const at = (name: string) => join(root, name), rows = features(2, 24, 96, 0.1);
+    await featureFile(at("real.npz"), features(1, 30, 96));
+    const images = Uint8Array.from(normal(3, 1, 24 * 192), (v) => 128 + 40 * v);
+    const arrays = {
+      images: { name: "arr_0", shape: [24, 8, 8, 3], data: images },
+      features: { name: "features_patches", shape: [24, 96], data: rows.data },
+    };
+    const score = async (name: string, of: Features, more: NpzArray[], metrics: string[]) => {
+      const { mean, covariance } = await gaussian(of), fake = at(`${name}.npz`), out = at(name);
+      await writeNpz(fake, [
+        ...more,
+        { name: "mu_patches", shape: [96], data: mean },
+        { name: "sigma_patches", shape: [96, 96], data: covariance },
+      ]);
+      const done = await evalScores({ real: at("real.npz"), fake, metrics, intervals: true, out });
+      assertEquals(done.error, undefined);
+      const { interval } = exists(join(out, INTERVALS))
+        ? readJson(join(out, INTERVALS)) as StoredIntervals
+        : {};
+      const reasons = done.lines.filter((line) => line.startsWith("no interval of "));
+      return { keys: Object.keys(interval ?? {}), reasons };
+    };
+    const other = features(9, 40, 96), none = "no interval of fd-encoder: it is of stored statistics";
+    // The images' own features serve MIND, and are not those of the statistics.
+    assertEquals(await score("both", other, [arrays.images], ["fd-encoder", "mind-encoder"]), {
+      ...{ keys: ["mind_encoder"], reasons: [`${none}, and the features are of other images`] },
+    });
+    assertEquals(await score("statistics", other, [arrays.images], ["fd-encoder"]), {
+      ...{ keys: [], reasons: [`${none}, without features of their images`] },
+    });
+    assertEquals(await score("other", other, [arrays.features], ["fd-encoder"]), {
+      ...{ keys: [], reasons: [`${none}, and the features are of other images`] },
+    });
+    assertEquals(await score("same", rows, [arrays.features], ["fd-encoder"]), {
+      ...{ keys: ["fd_encoder"], reasons: [] },
+    });
   });
 });
 

@@ -98,8 +98,8 @@ Deno.test("sFID, IS and FID-infinity have intervals of the scores without each g
   await new Intervals(log).repeatSets(metrics, reference, { spatialFeatures: few }, options);
   assertEquals(lines, [
     "no interval of sfid: 19 images are fewer than 20",
-    "no interval of is: the file holds no features",
-    "no interval of fid-infinity: the file holds no features",
+    "no interval of is: it is of stored statistics, without features of their images",
+    "no interval of fid-infinity: it is of stored statistics, without features of their images",
   ]);
 });
 
