@@ -55,10 +55,11 @@ export async function scoreCell(
     }),
   };
   const latents = await latentFeatures(tokenizer, fine(probe), fine(test), { size: SIZE, batchSize: BATCH });
-  const { train } = latents, trained = trainProbe(train.features, train.labels, fine(probe).classes.length);
+  const { train } = latents, classes = fine(probe).classes.length;
+  const trained = await trainProbe(train.features, train.labels, classes);
   const caution = cautionOfProbe(trained);
   if (caution) warn?.(caution);
-  scores.probe = accuracy(predict(trained, latents.test.features), latents.test.labels);
+  scores.probe = accuracy(await predict(trained, latents.test.features), latents.test.labels);
 
   const real = new Moments(TOY_CLASSIFIER_WIDTH);
   const { features } = await collect(program, "pooled", new Shapes(IMAGES.real, SEEDS.test));

@@ -226,7 +226,7 @@ export class SetEvaluation implements Disposable {
     if (this.#learnt?.real !== real.images || this.#learnt.train !== train.images) {
       const learnt = await (await open("patches")).extract(train.images), warn = this.#warn.bind(this);
       const classes = train.images.classes.length, options = { classes, batchSize, split: train, warn };
-      const context = learning({ train: learnt, test: a }, options);
+      const context = learning({ train: learnt, test: a }, { ...options, progress: log.progress.bind(log) });
       this.#learnt = { real: real.images, train: train.images, context };
     }
     const context = { ...this.#learnt.context, fake: { ...b, images: fake.images, side: train.side } };

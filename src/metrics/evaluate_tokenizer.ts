@@ -152,6 +152,7 @@ export async function evaluateTokenizer(
           split: train ? { seed: images.seed } : "by index" as const,
         },
         warn: (text) => log.warn(text),
+        progress: log.progress.bind(log),
       });
       const own = { from: "labels", space: "latents", input: bytesOf(size) } as const;
       const test = (i: number) => all.name(train ? i : 2 * i + 1);

@@ -3,6 +3,7 @@
 import type { InputSource } from "../data/network_input.ts";
 import type { Inception, InceptionInput } from "../models/inception.ts";
 import type { Lpips } from "../models/lpips.ts";
+import type { Log } from "../run/log.ts";
 import type { EncoderConfig, EncoderSource } from "../zoo/encoders.ts";
 import type { LabelledFeatures } from "./batched.ts";
 import type { EncoderSpace } from "./encoder_features.ts";
@@ -70,27 +71,29 @@ export interface Learning extends LabelContext {
  * Features and labels for the metrics, with a probe that is trained once.
  * @param options.split images of even index train, or generated ones of a seed
  * @param options.warn says that the probe did not converge
+ * @param options.progress shows its training [nothing does]
  */
 export function learning(
   features: { train: LabelledFeatures; test: LabelledFeatures },
-  { classes, batchSize, split, warn, maxIterations }: {
+  { classes, batchSize, split, warn, progress, maxIterations }: {
     classes: number;
     batchSize: number;
     split: "by index" | { seed?: number | undefined };
     warn(text: string): void;
+    progress?: Log["progress"];
     maxIterations?: number;
   },
 ): Learning {
   const { train, test } = features;
-  let probe: Probe | undefined;
-  const trained = () => {
-    const found = trainProbe(train.features, train.labels, classes, maxIterations),
-      caution = cautionOfProbe(found);
+  let training: Promise<Probe> | undefined, probe: Probe | undefined;
+  const trained = async () => {
+    probe = await trainProbe(train.features, train.labels, classes, { maxIterations, progress });
+    const caution = cautionOfProbe(probe);
     if (caution) warn(caution);
-    return found;
+    return probe;
   };
   return {
-    ...{ ...features, batchSize, probe: () => probe ??= trained() },
+    ...{ ...features, batchSize, probe: () => training ??= trained() },
     ingredients: (key) => ({
       split: {
         train: train.labels.length,

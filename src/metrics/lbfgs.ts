@@ -1,8 +1,10 @@
 // L-BFGS (Liu and Nocedal 1989) in f64: the two-loop recursion over the latest steps and a line search for the strong Wolfe
 // conditions (Nocedal and Wright 2006, algorithms 3.5 and 3.6). Deterministic.
 
+import { NotFiniteError } from "../errors.ts";
+
 /** A smooth function of x: returns its value and writes its gradient. */
-export type Objective = (x: Float64Array, gradient: Float64Array) => number;
+export type Objective = (x: Float64Array, gradient: Float64Array) => number | Promise<number>;
 
 export interface MinimiseOptions {
   /** Converged once the gradient's norm is at most this share of that at the start. */
@@ -10,6 +12,8 @@ export interface MinimiseOptions {
   maxIterations: number;
   /** Number of steps that approximate the Hessian [10]. */
   history?: number;
+  /** Called after each iteration, with the gradient's norm as a share of that at the start. */
+  onIteration?(iterations: number, gradient: number): void;
 }
 
 export interface Minimum {
@@ -34,27 +38,39 @@ interface Point {
   slope: number;
 }
 
-/** Minimises a function from `start`, which is not changed. */
-export function minimise(objective: Objective, start: Float64Array, options: MinimiseOptions): Minimum {
+/**
+ * Minimises a function from `start`, which is not changed. Points where it is not finite are never accepted.
+ * @throws NotFiniteError if its value or its gradient is not finite at the start
+ */
+export async function minimise(
+  objective: Objective,
+  start: Float64Array,
+  options: MinimiseOptions,
+): Promise<Minimum> {
   const { tolerance, maxIterations, history = 10 } = options, n = start.length;
   let evaluations = 0, iterations = 0;
-  const evaluate = (x: Float64Array): Omit<Point, "step" | "slope"> => {
+  const evaluate = async (x: Float64Array): Promise<Omit<Point, "step" | "slope">> => {
     evaluations++;
     const gradient = new Float64Array(n);
-    return { x, gradient, value: objective(x, gradient) };
+    return { x, gradient, value: await objective(x, gradient) };
   };
-  let at = evaluate(start.slice());
+  let at = await evaluate(start.slice());
   const first = norm(at.gradient), latest: Update[] = [];
+  if (!Number.isFinite(at.value) || !Number.isFinite(first)) {
+    throw new NotFiniteError(
+      `Cannot minimise: at the start the value is ${at.value} and the norm of the gradient ${first}`,
+    );
+  }
   const small = () => norm(at.gradient) <= tolerance * first;
   let converged = small();
   for (; !converged && iterations < maxIterations; iterations++) {
     const from = at, direction = descent(from.gradient, latest);
-    const along = (step: number): Point => {
-      const next = evaluate(from.x.map((v, i) => v + step * (direction[i] as number)));
+    const along = async (step: number): Promise<Point> => {
+      const next = await evaluate(from.x.map((v, i) => v + step * (direction[i] as number)));
       return { ...next, step, slope: dot(next.gradient, direction) };
     };
     const initial = { ...from, step: 0, slope: dot(from.gradient, direction) };
-    const next = wolfePoint(initial, along, latest.length ? 1 : 1 / first);
+    const next = await wolfePoint(initial, along, latest.length ? 1 : 1 / first);
     if (!next) break;
     const s = next.x.map((v, i) => v - (from.x[i] as number));
     const y = next.gradient.map((v, i) => v - (from.gradient[i] as number)), curvature = dot(s, y);
@@ -64,6 +80,7 @@ export function minimise(objective: Objective, start: Float64Array, options: Min
     }
     at = next;
     converged = small();
+    options.onIteration?.(iterations + 1, norm(at.gradient) / first);
   }
   const { x, value, gradient } = at;
   return { x, value, gradient: first > 0 ? norm(gradient) / first : 0, iterations, evaluations, converged };
@@ -101,7 +118,11 @@ const DECREASE = 1e-4, CURVATURE = 0.9;
 const MAX_POINTS = 30;
 
 /** A point that fulfils the strong Wolfe conditions; undefined if rounding hides the decrease. @param step that is tried first */
-function wolfePoint(start: Point, along: (step: number) => Point, step: number): Point | undefined {
+async function wolfePoint(
+  start: Point,
+  along: (step: number) => Promise<Point>,
+  step: number,
+): Promise<Point | undefined> {
   if (!(start.slope < 0)) return undefined;
   const slack = 4 * Number.EPSILON * Math.abs(start.value); // values differ by rounding near the minimum
   const decreases = (p: Point) => p.value <= start.value + DECREASE * p.step * start.slope + slack;
@@ -109,8 +130,8 @@ function wolfePoint(start: Point, along: (step: number) => Point, step: number):
   /** The ends of an interval that holds such a point: `low` has the smaller value and its slope points to `high`. */
   let low = start, high: Point | undefined;
   for (let points = 0; points < MAX_POINTS; points++) {
-    const p = along(step);
-    if (!decreases(p) || p.value > low.value + slack) high = p;
+    const p = await along(step), finite = Number.isFinite(p.value) && Number.isFinite(p.slope);
+    if (!finite || !decreases(p) || p.value > low.value + slack) high = p;
     else if (flat(p)) return p;
     else {
       if (p.slope * ((high?.step ?? Infinity) - low.step) >= 0) high = low;
@@ -128,7 +149,7 @@ function between(a: Point, b: Point): number {
   const root = Math.sqrt(d1 * d1 - a.slope * b.slope), d2 = Math.sign(width) * root;
   const step = b.step - width * (b.slope + d2 - d1) / (b.slope - a.slope + 2 * d2);
   const share = (step - a.step) / width;
-  return share > 0.1 && share < 0.9 ? step : middle; // also where the value or the root is not a number
+  return share > 0.1 && share < 0.9 ? step : middle; // also where a value, a slope or the root is not finite
 }
 
 export function dot(a: Float64Array, b: Float64Array): number {

@@ -2,21 +2,22 @@
 // Blocks of columns are applied to the remaining matrix by one product, as LAPACK's dpstrf does. Long computations yield to the
 // event loop.
 
+import { throwIfStopped } from "../interruption.ts";
 import { DotProducts, padded } from "./dot_products.ts";
 
-/** Yields to the event loop at most every 100 ms, for output and signals. */
+/** Yields to the event loop at most every 100 ms, for output and signals. Its promise rejects with Interrupted after a signal. */
 export type Breather = () => Promise<void> | undefined;
 
 export function breather(): Breather {
   let last = performance.now();
   return () => {
     if (performance.now() - last < 100) return undefined;
-    return new Promise((resolve) =>
+    return new Promise<void>((resolve) =>
       setTimeout(() => {
         last = performance.now();
         resolve();
       })
-    );
+    ).then(throwIfStopped);
   };
 }
 

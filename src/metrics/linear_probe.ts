@@ -1,11 +1,14 @@
 // Class information in features: linear probe and k nearest neighbours. The probe is multinomial logistic regression on
 // standardised features with a small L2 penalty, trained on all rows at once from zero by L-BFGS: its objective has one minimum,
-// so that no seed and no learning rate decides what it predicts.
+// so that no seed and no learning rate decides what it predicts. Long computations yield to the event loop, as in linalg.ts.
 
-import { UsageError } from "../errors.ts";
+import { NotFiniteError, UsageError } from "../errors.ts";
+import { notFinite } from "../formats/finite.ts";
+import type { Log } from "../run/log.ts";
 import { DotProducts, padded, setRow } from "./dot_products.ts";
 import { minimise, type Minimum, type Objective } from "./lbfgs.ts";
 import type { ProbeIngredients } from "./ingredients.ts";
+import { breather } from "./linalg.ts";
 import type { Features } from "./moments.ts";
 
 /** A trained linear classifier. */
@@ -27,18 +30,26 @@ const TOLERANCE = 1e-6;
 const MAX_ITERATIONS = 1000;
 /** Features, f64, that fit into the 4 GiB of a WebAssembly memory with weights and gradients. */
 const MAX_NUMBERS = 4e8;
+/** Multiplications between which the event loop may have its turn: some 10 ms. Of at least 64 rows, which share loads. */
+const MULTIPLICATIONS = 1e7;
 
 /**
  * Trains a probe.
- * @param maxIterations of L-BFGS
+ * @param options.maxIterations of L-BFGS
+ * @param options.of what the features are of, for messages ["training images"]
  * @throws UsageError for fewer than two images per class
+ * @throws NotFiniteError for features that are not finite
  */
-export function trainProbe(
+export async function trainProbe(
   features: Features,
   labels: ArrayLike<number>,
   classes: number,
-  maxIterations = MAX_ITERATIONS,
-): Probe {
+  { maxIterations = MAX_ITERATIONS, of = "training images", progress }: {
+    maxIterations?: number | undefined;
+    of?: string;
+    progress?: Log["progress"] | undefined;
+  } = {},
+): Promise<Probe> {
   const { rows, columns } = features;
   if (rows < 2 * classes || labels.length !== rows) {
     throw new UsageError(`Cannot train a probe: ${rows} images for ${classes} classes are too few`);
@@ -49,10 +60,33 @@ export function trainProbe(
         `use fewer images`,
     );
   }
-  const scale = scaleOf(features), start = new Float64Array(classes * (columns + 1));
-  const options = { tolerance: TOLERANCE, maxIterations };
-  const { x: weight, ...fit } = minimise(objective(features, scale, labels, classes), start, options);
-  return { classes, ...scale, weight, fit };
+  refuseNotFinite(features, of);
+  const scale = await scaleOf(features), start = new Float64Array(classes * (columns + 1));
+  const bar = progress?.("linear probe", 100, "% converged");
+  let least = 1; // the gradient falls about exponentially, with rises
+  const onIteration = (done: number, gradient: number) => {
+    least = Math.min(least, gradient);
+    const share = Math.max(done / maxIterations, Math.log(least) / Math.log(TOLERANCE));
+    bar?.update(Math.floor(99 * Math.min(1, share)), `iteration ${done}`);
+  };
+  const options = { tolerance: TOLERANCE, maxIterations, onIteration };
+  try {
+    const all = await objective(features, scale, labels, classes);
+    const { x: weight, ...fit } = await minimise(all, start, options);
+    return { classes, ...scale, weight, fit };
+  } finally {
+    bar?.end();
+  }
+}
+
+/** @throws NotFiniteError for features that are not finite */
+function refuseNotFinite({ data, columns }: Features, of: string): void {
+  const fault = notFinite(data);
+  if (fault === undefined) return;
+  const row = Math.floor(data.findIndex((v) => v - v !== 0) / columns);
+  throw new NotFiniteError(
+    `Cannot use the features of the ${of}: those of image ${row} hold ${fault}; use other weights, or remove the image`,
+  );
 }
 
 /** What to say of a probe whose training did not converge; undefined if it did. */
@@ -74,14 +108,16 @@ export function probeIngredients({ fit: { iterations, converged } }: Probe): Pro
 }
 
 /** Mean and standard deviation of each column. */
-function scaleOf({ data, rows, columns }: Features): Pick<Probe, "mean" | "std"> {
-  const mean = new Float64Array(columns), std = new Float64Array(columns);
+async function scaleOf({ data, rows, columns }: Features): Promise<Pick<Probe, "mean" | "std">> {
+  const breathe = breather(), mean = new Float64Array(columns), std = new Float64Array(columns);
   for (let r = 0; r < rows; r++) {
+    await breathe();
     for (let c = 0; c < columns; c++) {
       mean[c] = (mean[c] as number) + (data[r * columns + c] as number) / rows;
     }
   }
   for (let r = 0; r < rows; r++) {
+    await breathe();
     for (let c = 0; c < columns; c++) {
       std[c] = (std[c] as number) + ((data[r * columns + c] as number) - (mean[c] as number)) ** 2 / rows;
     }
@@ -91,28 +127,35 @@ function scaleOf({ data, rows, columns }: Features): Pick<Probe, "mean" | "std">
 }
 
 /** The objective as a function of the weights [classes, columns + 1]. */
-function objective(
+async function objective(
   { data, rows, columns }: Features,
   { mean, std }: Pick<Probe, "mean" | "std">,
   labels: ArrayLike<number>,
   classes: number,
-): Objective {
+): Promise<Objective> {
   // Sizes are zero-padded to multiples of four, as DotProducts needs.
   const D = columns + 1, N = padded(D), R = padded(rows), K = padded(classes);
   const forward = new DotProducts(R + K, N, R, K); // standardised rows, then weights; sums: logits
   const backward = new DotProducts(N + K, R, K, N); // columns of these rows, then errors; sums: gradient
-  const row = new Float64Array(D).fill(1);
+  const row = new Float64Array(D).fill(1), breathe = breather();
   for (let r = 0; r < rows; r++) {
+    await breathe();
     for (let c = 0; c < columns; c++) {
       row[c] = ((data[r * columns + c] as number) - (mean[c] as number)) / (std[c] as number);
     }
     setRow(forward, r, row);
     for (let c = 0; c < D; c++) backward.panels[backward.at(c) + 4 * r] = row[c] as number;
   }
-  return (weight, gradient) => {
+  /** Rows, or columns, of a GEMM at a time: each sum has the same order of additions, whatever their number. */
+  const atATime = (each: number) => padded(Math.max(64, Math.ceil(MULTIPLICATIONS / each)));
+  const rowsAtATime = atATime(N * K), columnsAtATime = atATime(R * K);
+  return async (weight, gradient) => {
     for (let k = 0; k < classes; k++) setRow(forward, R + k, weight.subarray(k * D, (k + 1) * D));
     forward.sums.fill(0);
-    forward.add([0, R], [R, R + K]);
+    for (let r = 0; r < R; r += rowsAtATime) {
+      await breathe();
+      forward.add([r, Math.min(R, r + rowsAtATime)], [R, R + K], { sumTop: 0 });
+    }
     let loss = 0;
     for (let r = 0; r < rows; r++) {
       const label = labels[r] as number, logits = forward.sums.subarray(r * K, r * K + classes);
@@ -122,7 +165,10 @@ function objective(
       }
     }
     backward.sums.fill(0);
-    backward.add([N, N + K], [0, N]);
+    for (let c = 0; c < N; c += columnsAtATime) {
+      await breathe();
+      backward.add([N, N + K], [c, Math.min(N, c + columnsAtATime)], { sumLeft: 0 });
+    }
     for (let k = 0; k < classes; k++) {
       for (let c = 0; c < D; c++) {
         const w = weight[k * D + c] as number;
@@ -134,19 +180,28 @@ function objective(
   };
 }
 
-/** The most likely class of each row. */
-export function predict(
+/**
+ * The most likely class of each row.
+ * @param of what the features are of, for messages
+ * @throws NotFiniteError for features that are not finite
+ */
+export async function predict(
   { classes, mean, std, weight }: Probe,
-  { data, rows, columns }: Features,
-): Int32Array {
+  features: Features,
+  of = "test images",
+): Promise<Int32Array> {
+  const { data, rows, columns } = features, breathe = breather(), predicted = new Int32Array(rows);
   const D = columns + 1, row = new Float64Array(D).fill(1), logits = new Float64Array(classes);
-  return Int32Array.from({ length: rows }, (_, r) => {
+  refuseNotFinite(features, of);
+  for (let r = 0; r < rows; r++) {
+    await breathe();
     for (let c = 0; c < columns; c++) {
       row[c] = ((data[r * columns + c] as number) - (mean[c] as number)) / (std[c] as number);
     }
     score(weight, row, logits);
-    return logits.indexOf(Math.max(...logits));
-  });
+    predicted[r] = logits.indexOf(Math.max(...logits));
+  }
+  return predicted;
 }
 
 /** Share of rows whose prediction is their label. */
@@ -156,9 +211,19 @@ export function accuracy(predicted: ArrayLike<number>, labels: ArrayLike<number>
   return hits / labels.length;
 }
 
-/** Labels by the vote of the k nearest training rows by cosine; ties go to the nearer. */
-export function nearest(train: Features, labels: ArrayLike<number>, test: Features, k = 5): Int32Array {
-  const n = train.columns;
+/**
+ * Labels by the vote of the k nearest training rows by cosine; ties go to the nearer.
+ * @throws NotFiniteError for features that are not finite
+ */
+export async function nearest(
+  train: Features,
+  labels: ArrayLike<number>,
+  test: Features,
+  k = 5,
+): Promise<Int32Array> {
+  const n = train.columns, breathe = breather(), found = new Int32Array(test.rows);
+  refuseNotFinite(train, "training images");
+  refuseNotFinite(test, "test images");
   const unit = ({ data, rows }: Features) => {
     const out = new Float64Array(rows * n);
     for (let r = 0; r < rows; r++) {
@@ -169,7 +234,7 @@ export function nearest(train: Features, labels: ArrayLike<number>, test: Featur
     return out;
   };
   const a = unit(train), b = unit(test);
-  return Int32Array.from({ length: test.rows }, (_, t) => {
+  const vote = (t: number): number => {
     const best: [number, number][] = [];
     for (let r = 0; r < train.rows; r++) {
       let dot = 0;
@@ -184,7 +249,12 @@ export function nearest(train: Features, labels: ArrayLike<number>, test: Featur
     for (const [, label] of best) votes.set(label, (votes.get(label) ?? 0) + 1);
     const most = Math.max(...votes.values());
     return best.find(([, label]) => votes.get(label) === most)?.[1] ?? 0;
-  });
+  };
+  for (let t = 0; t < test.rows; t++) {
+    await breathe();
+    found[t] = vote(t);
+  }
+  return found;
 }
 
 function score(weight: Float64Array, row: Float64Array, out: Float64Array): void {

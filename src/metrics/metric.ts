@@ -88,7 +88,7 @@ export interface LabelContext {
   train: LabelledFeatures;
   test: LabelledFeatures;
   /** A linear probe on `train`, trained once. */
-  probe(): Probe;
+  probe(): Promise<Probe>;
   /** The generated images, their features and their side. */
   fake?: LabelledFeatures & { images: InputSource; side: number };
   batchSize: number;

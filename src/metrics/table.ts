@@ -193,8 +193,11 @@ export const METRICS: readonly Metric[] = [
     of: ["model"],
     from: "labels",
     ...HITS,
-    compute: ({ probe, fake }) =>
-      fake ? { class_agreement: right("fake", predict(probe(), fake.features), fake.labels) } : {},
+    compute: async ({ probe, fake }) => {
+      if (!fake) return {};
+      const predicted = await predict(await probe(), fake.features, "generated images");
+      return { class_agreement: right("fake", predicted, fake.labels) };
+    },
   },
   {
     name: "probe",
@@ -202,7 +205,9 @@ export const METRICS: readonly Metric[] = [
     from: "labels",
     minPerClass: 2,
     ...HITS,
-    compute: ({ probe, test }) => ({ probe: right("test", predict(probe(), test.features), test.labels) }),
+    compute: async ({ probe, test }) => ({
+      probe: right("test", await predict(await probe(), test.features), test.labels),
+    }),
   },
   {
     name: "knn",
@@ -210,8 +215,8 @@ export const METRICS: readonly Metric[] = [
     from: "labels",
     minPerClass: 1,
     ...HITS,
-    compute: ({ train, test }) => ({
-      knn: right("test", nearest(train.features, train.labels, test.features), test.labels),
+    compute: async ({ train, test }) => ({
+      knn: right("test", await nearest(train.features, train.labels, test.features), test.labels),
     }),
   },
   {

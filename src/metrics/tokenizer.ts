@@ -214,12 +214,12 @@ export async function scoreLatents(
   options: { size: number; batchSize: number; warn?(text: string): void },
 ): Promise<{ probe?: number; knn: number }> {
   const latents = await latentFeatures(tokenizer, train, test, options);
-  const knn = neighbourAccuracy(latents.train, latents.test);
+  const knn = await neighbourAccuracy(latents.train, latents.test);
   if (!canProbe(tokenizer, train, options.size)) return { knn };
-  const probe = trainProbe(latents.train.features, latents.train.labels, train.classes.length);
+  const probe = await trainProbe(latents.train.features, latents.train.labels, train.classes.length);
   const caution = cautionOfProbe(probe);
   if (caution) options.warn?.(caution);
-  return { probe: accuracy(predict(probe, latents.test.features), latents.test.labels), knn };
+  return { probe: accuracy(await predict(probe, latents.test.features), latents.test.labels), knn };
 }
 
 /** Whether {@link scoreLatents} trains a linear probe. */
@@ -255,6 +255,6 @@ export async function latentsOf(
 }
 
 /** Accuracy of the 5 nearest neighbours. */
-function neighbourAccuracy(train: LabelledFeatures, test: LabelledFeatures): number {
-  return accuracy(nearest(train.features, train.labels, test.features), test.labels);
+async function neighbourAccuracy(train: LabelledFeatures, test: LabelledFeatures): Promise<number> {
+  return accuracy(await nearest(train.features, train.labels, test.features), test.labels);
 }

@@ -188,7 +188,7 @@ Deno.test("ssim() of two flat images is the luminance term alone", () => {
   );
 });
 
-Deno.test("a probe separates linearly separable classes, nearest neighbours go by the angle, both deterministically", () => {
+Deno.test("a probe separates linearly separable classes, nearest neighbours go by the angle, both deterministically", async () => {
   const rows = 300, columns = 6, classes = 3, noise = normal(3, 1, rows * columns);
   const labels = Uint32Array.from({ length: rows }, (_, r) => r % classes);
   const data = noise.map((v, i) =>
@@ -196,13 +196,13 @@ Deno.test("a probe separates linearly separable classes, nearest neighbours go b
   );
   const half = (from: number) =>
     features(data.subarray(from * columns, (from + 150) * columns), 150, columns);
-  const probe = trainProbe(half(0), labels.subarray(0, 150), classes);
-  assertEquals(accuracy(predict(probe, half(150)), labels.subarray(150)), 1);
-  assertEquals(trainProbe(half(0), labels.subarray(0, 150), classes).weight, probe.weight);
-  assert(accuracy(nearest(half(0), labels.subarray(0, 150), half(150)), labels.subarray(150)) > 0.98);
+  const probe = await trainProbe(half(0), labels.subarray(0, 150), classes);
+  assertEquals(accuracy(await predict(probe, half(150)), labels.subarray(150)), 1);
+  assertEquals((await trainProbe(half(0), labels.subarray(0, 150), classes)).weight, probe.weight);
+  assert(accuracy(await nearest(half(0), labels.subarray(0, 150), half(150)), labels.subarray(150)) > 0.98);
   const shuffled = Uint32Array.from({ length: 150 }, (_, i) => (i * 7919 + (i >> 2)) % 3);
   assert(
-    accuracy(predict(trainProbe(half(0), shuffled, 3), half(150)), labels.subarray(150)) < 0.7,
+    accuracy(await predict(await trainProbe(half(0), shuffled, 3), half(150)), labels.subarray(150)) < 0.7,
     "a probe cannot learn noise",
   );
 });
