@@ -1,6 +1,6 @@
-// One table of what each WebGPU implementation and precision reaches on this adapter, in ten minutes: bench.ts in a process for
-// each variant, then PyTorch where python3 has it. The table is written after every case, so that whoever ends the script early
-// keeps what was measured. Run on a GPU: deno run -A tasks/dev/tensor_cores.ts
+// One table of what each WebGPU implementation and precision reaches on this adapter, in ten minutes: the GEMM rates of each
+// implementation, bench.ts in a process for each variant, then PyTorch where python3 has it. Either all variants use measured
+// rates or none does. The table is written after every case, so that whoever ends the script early keeps what was measured. Run on a GPU: deno run -A tasks/dev/tensor_cores.ts
 
 import { parseArgs } from "@std/cli/parse-args";
 import { dirname, fromFileUrl } from "@std/path";
@@ -19,7 +19,7 @@ Usage: deno run -A tasks/dev/tensor_cores.ts [options]
   --parts TEXT      parts whose name contains TEXT; repeat for more [all]
   --minutes N       time for all parts [10]
   --out FILE        Markdown table, written anew after every case [runs/tensor_cores.md]
-  --tiny            small cases and no tuning, for a software adapter
+  --tiny            small cases, for a software adapter
   --help            this text
 `;
 
@@ -46,11 +46,11 @@ const VARIANTS: Readonly<Record<string, Variant>> = {
     toggles: "disable_robustness",
   },
 };
-/** Measures the GEMM tiles that the variants of Dawn use. */
-const TUNING = "Dawn tiles";
+/** Parts that measure the GEMM rates of an implementation, by name. */
+const TUNING: Readonly<Record<string, Variant["gpu"]>> = { "Dawn tuning": "dawn", "wgpu tuning": "deno" };
 const PYTORCH = "PyTorch";
-/** The share of a part in the time: tuning compiles 60 kernels, PyTorch has four variants. */
-const weight = (part: string) => part === TUNING || part === PYTORCH ? 2 : 1;
+/** The share of a part in the time: tuning matrices compiles 60 kernels, PyTorch has four variants. */
+const weight = (part: string) => TUNING[part] === "dawn" || part === PYTORCH ? 2 : 1;
 
 /** The cases, which bench.ts runs in an order of its own: kernels, then steps. */
 const CASES = [
@@ -97,7 +97,7 @@ if (args.help) {
 const minutes = Number(args.minutes), out = String(args.out);
 if (!(minutes > 0)) fail(`Cannot use --minutes "${args.minutes}": give a number above 0`);
 const chosen = args.parts as string[], only = args.only as string[];
-const all = [...args.tiny ? [] : [TUNING], ...Object.keys(VARIANTS), PYTORCH];
+const all = [...Object.keys(TUNING), ...Object.keys(VARIANTS), PYTORCH];
 const parts = all.filter((name) => !chosen.length || chosen.some((text) => name.includes(text)));
 if (!parts.length) fail(`Cannot measure: no part has "${chosen.join('" or "')}" in its name`);
 const cases = only.length ? only : args.tiny ? TINY : CASES;
@@ -105,7 +105,12 @@ const cases = only.length ? only : args.tiny ? TINY : CASES;
 /** Milliseconds and GFLOP/s by case, then by variant. */
 const table = new Map<string, Map<string, { ms: number; gflops?: number | undefined }>>();
 const notes: string[] = [], began = performance.now();
-let heading = "", tuned = false;
+/** The implementations whose GEMM rates were measured. */
+const tuned = new Set<Variant["gpu"]>();
+const compared = new Set(parts.flatMap((name) => VARIANTS[name]?.gpu ?? []));
+/** Whether the variants use measured rates: all of them, or none. */
+const isTuned = () => compared.size > 0 && [...compared].every((gpu) => tuned.has(gpu));
+let heading = "";
 
 for (const [i, name] of parts.entries()) {
   // What earlier parts left over is divided among the rest.
@@ -113,11 +118,11 @@ for (const [i, name] of parts.entries()) {
   const share = left * weight(name) / parts.slice(i).reduce((sum, part) => sum + weight(part), 0);
   const signal = AbortSignal.timeout(Math.max(1, share)), from = performance.now();
   console.error(`${name}: at most ${(share / 1000).toFixed(0)} s`);
-  const variant = VARIANTS[name];
+  const variant = VARIANTS[name], tuning = TUNING[name];
   try {
     if (variant) await measureVariant(name, variant, signal);
-    else if (name === PYTORCH) await measureTorch(signal);
-    else await tune(signal);
+    else if (tuning) await tune(name, tuning, signal);
+    else await measureTorch(signal);
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;
     notes.push(`${name}: ${error.message}`);
@@ -132,7 +137,7 @@ Deno.exit(0); // timers of parts that ended early would keep the process
 async function measureVariant(name: string, v: Variant, signal: AbortSignal): Promise<void> {
   const script = fromFileUrl(import.meta.resolve("./bench.ts"));
   const options = ["--precision", v.precision, "--profile", v.profile, "--gpu", v.gpu, "--json"];
-  if (v.gpu === "dawn" && tuned) options.push("--tuned");
+  if (isTuned()) options.push("--tuned");
   const own = cases.filter((text) => v.precision === "f32" || !text.startsWith("sampling")); // that is always fp32
   if (!own.length) return void notes.push(`${name}: no case is in fp16`);
   const command = ["run", "-A", script, ...options, ...own.flatMap((text) => ["--only", text])];
@@ -162,17 +167,20 @@ async function measureTorch(signal: AbortSignal): Promise<void> {
   }
 }
 
-/** `tok doctor --tune`: the variants of Dawn use the tiles that it measures. */
-async function tune(signal: AbortSignal): Promise<void> {
+/** `tok doctor --tune`. A software adapter, which has kernels of its own, measures those of GPUs when they are asked for. */
+async function tune(name: string, gpu: Variant["gpu"], signal: AbortSignal): Promise<void> {
   const main = fromFileUrl(import.meta.resolve("../../main.ts"));
-  const command = ["run", "-A", main, "doctor", "--gpu", "dawn", "--tune"];
-  const { stderr } = await new Deno.Command(Deno.execPath(), { args: command, signal }).output(); // facts are log lines
+  const kernels = gpu === "deno" ? "gpu" : args.tiny ? "matrix" : "auto";
+  const command = ["run", "-A", main, "doctor", "--gpu", gpu, "--kernels", kernels, "--tune"];
+  const { success, stderr } = await new Deno.Command(Deno.execPath(), { args: command, signal }).output(); // facts are log lines
   const log = new TextDecoder().decode(stderr);
   console.error(log);
+  if (!success && !signal.aborted) notes.push(`${name}: tok doctor failed: ${log.trim().split("\n").at(-1)}`);
   for (const line of log.split("\n")) {
-    if (!/^(tiles +measured|fp16 {2,})/.test(line)) continue;
-    notes.push(line.replace(/ +/g, " "));
-    tuned = true;
+    const [, rates] = /^(?:tiles +measured on this adapter: |fp16 +)(.*)/.exec(line) ?? [];
+    if (rates === undefined) continue;
+    notes.push(`${name}: ${rates}`);
+    tuned.add(gpu);
   }
 }
 
@@ -210,6 +218,7 @@ function report(): string {
     ...rows.length
       ? [`| case | ${names.join(" | ")} |\n|${" --- |".repeat(names.length + 1)}`, ...rows, ""]
       : [],
+    `- GEMM rates that choose tiles, of all variants: ${isTuned() ? "measured" : "the built-in ones"}`,
     ...notes.map((note) => `- ${note}`),
     `- GEMM 4096 by matrices, target 100 TFLOP/s: ${verdict(gemm, 100)}`,
     `- DiT-B/1 step by matrices, target 2.2 times as fast as Dawn f32: ${verdict(ratio, 2.2)}`,
