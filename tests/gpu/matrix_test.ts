@@ -22,6 +22,7 @@ import {
   matricesInUse,
   onlyTile,
   splitLength,
+  thisMachine,
   type Tile,
   TILES,
   tilesWithin,
@@ -195,17 +196,19 @@ function texts(types: readonly [DType, DType], fn: (a: Tensor, b: Tensor) => Ten
   return plan.launches.filter((l) => l.kernel.entry === "gemm").map((l) => l.kernel.wgsl);
 }
 
-Deno.test("GEMMs use matrices where both operands are fp16, in profile gpu, on a device that may use them", async () => {
+Deno.test("GEMMs use matrices where both operands are fp16, on a device that may use them; others use the kernels of profile gpu", async () => {
   const by = (types: readonly [DType, DType]) =>
     texts(types, matmul).map((text) => /subgroupMatrix/.test(text));
+  const others = [["f32", "f32"], ["f16", "f32"], ["f32", "f16"]] as const;
   await testDevice("gpu");
   assertEquals(by(["f16", "f16"]), [false], "the device may not");
+  const ordinary = others.map((types) => texts(types, matmul));
   try {
     useMatrices(UNITS[1]);
     assertEquals(by(["f16", "f16"]), [true]);
-    assertEquals(by(["f32", "f32"]), [false]);
-    assertEquals(by(["f16", "f32"]), [false]);
-    assertEquals(by(["f32", "f16"]), [false]);
+    assertEquals(others.map(by), others.map(() => [false]));
+    assertEquals(others.map((types) => texts(types, matmul)), ordinary);
+    assertEquals(thisMachine().profile, "gpu");
     (await testDevice("gpu")).profile = "cpu";
     useMatrices(UNITS[1]);
     assertEquals(by(["f16", "f16"]), [false], "software adapters are faster without");
