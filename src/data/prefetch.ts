@@ -1,6 +1,6 @@
 // Prefetching: several values are computed while the caller uses the latest one.
 
-/** Bytes of prefetched values. */
+/** Bytes of prefetched values, apart from the one that the caller uses; at least one value. */
 const READY_BYTES = 128 * 1024 * 1024;
 const MAX_AHEAD = 16;
 

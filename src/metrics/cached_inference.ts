@@ -9,7 +9,7 @@ import type { Size } from "../image/resize.ts";
 import { type Extracted, type ImageProgram, infer, type Loaded, runBatches } from "./batched.ts";
 import type { CacheSpace } from "./feature_cache.ts";
 
-/** Bytes of features that wait for a missing image. */
+/** Bytes of features that wait for a missing image, with those that its batch will have and those behind it. */
 const MAX_WAITING_BYTES = 128 * 1024 * 1024;
 /** Lookups for a batch, in batches, after which the images that are complete are yielded; and their least number. */
 const LOOKUP_BATCHES = 16, MIN_LOOKUPS = 256;
@@ -77,7 +77,10 @@ class CachedImages<K extends string> {
     private readonly options: { batchSize: number; size: number; maxWaiting: number },
   ) {}
 
-  /** The next missing images, none if enough were looked up without filling a batch; undefined after the last image. */
+  /**
+   * The next missing images, none if enough were looked up without filling a batch or no more features may wait; undefined after the
+   * last image.
+   */
   async load(): Promise<MissingBatch | undefined> {
     const lookup = this.#latest.then(() => this.#lookUp());
     this.#latest = lookup.catch(() => {});
@@ -108,14 +111,15 @@ class CachedImages<K extends string> {
       for (
         let row = this.#rows.get(first);
         row && rows.length < MAX_YIELDED;
-        row = this.#rows.get(this.#first)
+        row = this.#rows.get(first + rows.length)
       ) {
+        this.#rows.delete(first + rows.length);
         rows.push(row);
-        this.#rows.delete(this.#first++);
       }
       if (rows.length === 0) return;
       const labels = Uint32Array.from(rows, (_, k) => this.source.label(first + k));
       yield { first, count: rows.length, labels, outputs: stacked(rows) };
+      this.#first += rows.length; // the caller is done with them
     }
   }
 
@@ -128,7 +132,7 @@ class CachedImages<K extends string> {
   async #lookUp(): Promise<Missing[] | undefined> {
     const { source, options: { batchSize } } = this;
     const to = Math.min(source.length, this.#next + Math.max(MIN_LOOKUPS, LOOKUP_BATCHES * batchSize));
-    while (this.#next < to && !this.#due() && !this.#ended) {
+    while (this.#next < to && !this.#full() && !this.#due() && !this.#ended) {
       const i = this.#next, digest = await source.digest(i);
       const row = digest === undefined ? undefined : await this.cache.read(digest);
       if (row) {
@@ -141,12 +145,15 @@ class CachedImages<K extends string> {
     return this.#next < source.length ? [] : undefined;
   }
 
+  /** Whether images that are looked up and not yielded have all features that may wait, batches under way included. */
+  #full(): boolean {
+    return this.#next - this.#first >= this.options.maxWaiting;
+  }
+
   /** Whether the missing images run now. */
   #due(): boolean {
-    const { source, options: { batchSize, maxWaiting } } = this, [oldest] = this.#missing;
-    return oldest !== undefined &&
-      (this.#missing.length >= batchSize || this.#next - oldest.i >= maxWaiting ||
-        this.#next === source.length);
+    const { source, options: { batchSize } } = this, { length } = this.#missing;
+    return length > 0 && (length >= batchSize || this.#full() || this.#next === source.length);
   }
 
   async #loaded(missing: Missing[]): Promise<MissingBatch> {

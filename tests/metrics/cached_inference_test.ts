@@ -11,15 +11,18 @@ import { inferCached } from "../../src/metrics/cached_inference.ts";
 import { CacheSpace, FeatureCache } from "../../src/metrics/feature_cache.ts";
 import { inFolder } from "../helpers/encoder_files.ts";
 
-/** A program over batches of `B` inputs [1,1,3]: y of an image is 10 times its first number. */
-function fakeProgram(B: number, events: string[] = []) {
+/**
+ * A program over batches of `B` inputs [1,1,3]: y of an image is 10 times its first number.
+ * @param size numbers that a batch pretends to have
+ */
+function fakeProgram(B: number, events: string[] = [], size = 3 * B) {
   let uploaded = new Float32Array(3 * B), ran = uploaded;
   const runs: number[][] = [];
   const program = {
     label: "fake",
     inputs: {
       x: {
-        ...{ size: 3 * B, shape: [B, 1, 1, 3], dim: () => B },
+        ...{ size, shape: [B, 1, 1, 3], dim: () => B },
         storage: { write: (data: Float32Array<ArrayBuffer>) => void (uploaded = data.slice()) },
       },
     },
@@ -147,6 +150,52 @@ Deno.test("features that wait for a missing image take bounded memory, and known
       for await (const _ of inferCached(program, source(n), cache));
       assertEquals(runs, [[0, n - 1, n - 1, n - 1]]);
     });
+  });
+});
+
+Deno.test("no more features wait than the bound, batches that are loaded ahead included; nor more images than prefetching holds", async () => {
+  await inFolder(async (folder) => {
+    const n = 4000,
+      B = 4,
+      most = 300,
+      patterns: Record<string, (i: number) => boolean> = {
+        "one missing at the start": (i) => i === 0,
+        "one of 100 missing": (i) => i % 100 === 0,
+        "most missing": (i) => i % 5 > 0,
+        "all missing": () => true,
+        "none missing": () => false,
+      };
+    const MiB = 2 ** 20, batchBytes = [1, 64, 300, 20, 128].map((n) => n * MiB), batches = [18, 4, 3, 8, 3];
+    for (const [k, [name, isMissing]] of Object.entries(patterns).entries()) {
+      const { program, runs } = fakeProgram(B, [], batchBytes[k]! / 4), y: number[] = [];
+      const cache = await spaceWith(join(folder, name), range(n).filter((i) => !isMissing(i)));
+      let lookups = 0, waiting = 0, images = 0, loaded = 0;
+      const looked = new Set<number>(), asked = new Set<number>();
+      const digest = (i: number) => {
+        if (!looked.has(i)) waiting = Math.max(waiting, ++lookups - y.length);
+        looked.add(i);
+        return Promise.resolve(digestOf(i));
+      };
+      const input = (i: number) => {
+        asked.add(i);
+        images = Math.max(images, asked.size - B * Math.max(0, runs.length - 1)); // all but the last one are finished
+        return Promise.resolve(pixelOf(i)).finally(() => loaded++);
+      };
+      const images3 = source(n, { digest, input, parallel: 3 });
+      for await (const { first, outputs } of inferCached(program, images3, cache, 4 * most)) {
+        assertEquals(first, y.length);
+        y.push(...outputs.y);
+      }
+      assertEquals(y, range(n).map((i) => isMissing(i) ? 10 * i : -i), name);
+      assert(waiting <= most, `${name}: ${waiting} images are looked up and not yielded`);
+      assert(images <= batches[k]! * B, `${name}: ${images} images are in memory`);
+      if (name === "all missing") assert(images > 2 * B, "prefetching works");
+      const full = Math.ceil(loaded / B);
+      assert(
+        runs.length <= (name === "one of 100 missing" ? loaded : full + 1),
+        `${name}: ${runs.length} runs`,
+      );
+    }
   });
 });
 
