@@ -87,7 +87,9 @@ export class SetEvaluation implements Disposable {
     const encoders = sixEncoders(given?.encoders ?? []);
     selection.exclude((m) => m.from === "six" && missingOfSix(needed, encoders, given?.inception ?? false));
     selection.settle((line) => log.line(line));
-    if (selection.from("six").length) cautionOfSix(encoders, options.protocol, log);
+    if (selection.from("six").length) {
+      cautionOfSix(encoders, needed, [real, fake], options.protocol, log);
+    }
     const byInception = selection.from("inception").length > 0 ||
       selection.from("six").length > 0 && needed.some(({ space }) => space === "inception_fdr6");
     const inception = byInception ? await options.inception() : undefined;

@@ -7,11 +7,19 @@ import { fingerprintOf, type Identity, type Provenance } from "../formats/proven
 import type { Log } from "../run/log.ts";
 import { EncoderFeatures, type FormName, readsHead } from "./encoder_features.ts";
 import type { FeatureCache } from "./feature_cache.ts";
-import type { ImageSet } from "./image_set.ts";
+import { type ImageSet, sixNeeded } from "./image_set.ts";
 import type { Intervals } from "./intervals.ts";
 import { InceptionFeatures, type InceptionView } from "./inception.ts";
 import type { Results } from "./selection.ts";
-import { othersOfSix, recordedAs, SIX_SPACES, type SixEncoders, type SixSpace } from "./six_networks.ts";
+import {
+  othersOfSix,
+  recordedAs,
+  recordOther,
+  SIX_SPACES,
+  type SixEncoders,
+  type SixSpace,
+  unknownOfSix,
+} from "./six_networks.ts";
 import type { Scores, SetContext, SixMetric } from "./metric.ts";
 
 /** The view of Inception: ADM's crop, then as FD-loss resizes. */
@@ -43,7 +51,7 @@ export class SixSpaces {
   async networks(): Promise<Provenance> {
     const all: Record<string, Identity> = {};
     for (const six of this.encoders.keys()) all[recordedAs(six)] = await this.network(six);
-    return all;
+    return Object.assign(all, ...[...this.encoders].map(([six, encoder]) => recordOther(six, encoder)));
   }
 
   /** The network of a space. */
@@ -60,7 +68,7 @@ export class SixSpaces {
       const recorded = this.stored.map((about) => about?.[recordedAs(six)]).find((entry) =>
         typeof entry === "object"
       );
-      return own ?? recorded ?? { name: six.network, fingerprint: "" };
+      return own ?? recorded ?? { name: `unknown, for ${six.network}`, fingerprint: "" };
     }
     const parts = [await encoder.fingerprint()];
     if (readsHead(six.space as FormName)) parts.push(await encoder.headFingerprint() ?? "");
@@ -88,7 +96,8 @@ export class SixSpaces {
     const values = new Map(metrics.map((metric) => [metric, [] as number[]]));
     const networks = new Map<SixSpace, Identity>();
     for (const six of SIX_SPACES) networks.set(six, await this.network(six));
-    const others = othersOfSix(this.encoders).length > 0;
+    const sets = [real, fake], unknown = unknownOfSix(sixNeeded(metrics, ...sets), sets);
+    const others = othersOfSix(this.encoders, sets).length + unknown.length > 0;
     const from = { from: "six", ...others ? { protocol: "tok" as const } : {} } as const;
     const groups = intervals !== undefined;
     for (const six of SIX_SPACES) {

@@ -19,8 +19,15 @@ import {
 } from "../../src/metrics/encoder_features.ts";
 import { frechet } from "../../src/metrics/frechet.ts";
 import { type Features, gaussian } from "../../src/metrics/moments.ts";
+import type { ImageSet } from "../../src/metrics/image_set.ts";
 import { Results } from "../../src/metrics/selection.ts";
-import { recordedAs, SIX_SPACES, type SixEncoders, sixEncoders } from "../../src/metrics/six_networks.ts";
+import {
+  cautionOfSix,
+  recordedAs,
+  SIX_SPACES,
+  type SixEncoders,
+  sixEncoders,
+} from "../../src/metrics/six_networks.ts";
 import { SixSpaces } from "../../src/metrics/six_spaces.ts";
 import { mind } from "../../src/metrics/sliced.ts";
 import type { SixMetric } from "../../src/metrics/metric.ts";
@@ -71,13 +78,12 @@ Deno.test("fdr6 of given features equals SciPy's to 1e-6, with each space's dist
       real,
       fake,
       metrics: ["fdr6", "mind6"],
-      protocol: "fdr6",
       out: join(folder, "out"),
     });
     assertEquals(error, undefined);
     for (const key of ["fdr6", "fd_mae@224", "mind6"]) {
-      assert(lines.some((line) => line.startsWith(`${key} `) && line.endsWith(" fdr6")), key);
-      assertEquals((result.protocols as Record<string, string>)[key], "fdr6");
+      assert(lines.some((line) => line.startsWith(`${key} `) && line.endsWith(" tok")), key);
+      assertEquals((result.protocols as Record<string, string>)[key], "tok");
     }
     near(scores.fdr6, fixture.fdr6, "fdr6");
     let sum = 0;
@@ -126,27 +132,94 @@ Deno.test("stored features of different networks are not compared; those of unkn
   });
 });
 
-Deno.test("50,000 images have the protocol fdr6 by the published networks only", async () => {
-  const set = (name: "real" | "fake") => ({
-    name,
-    spaces: Object.fromEntries(given(name).map(([space, features]) => [space, { features }])),
-  });
+/** A set of the fixture with as many features as the published networks have, which are 0 where the fixture has none. */
+const published = (
+  name: "real" | "fake",
+  about?: Record<string, { name: string; fingerprint: string } | boolean>,
+) => ({
+  name,
+  ...about && { about },
+  spaces: Object.fromEntries(
+    given(name).map(([space, { data, rows, columns }]) => {
+      const { width } = SIX_SPACES.find((six) => six.space === space)!, wide = new Float32Array(rows * width);
+      for (let r = 0; r < rows; r++) wide.set(data.subarray(r * columns, (r + 1) * columns), r * width);
+      return [space, { features: { data: wide, rows, columns: width } as Features }];
+    }),
+  ),
+});
+const recorded = Object.fromEntries(
+  SIX_SPACES.map((six) => [recordedAs(six), { name: "w", fingerprint: "01" }]),
+);
+
+Deno.test("50,000 images have the protocol fdr6 by the published networks only, given or recorded", async () => {
   const { log } = quietLog(), common = { precision: "f32", seed: 0, tok: "1", adapter: "a test" } as const;
   const metrics = METRICS.filter((metric): metric is SixMetric => metric.name === "fdr6");
   const context = { seed: 0, progress: log.progress.bind(log), show: () => Promise.resolve() };
-  const options = { batchSize: 4, features: false, keep: false };
-  for (const published of [true, false]) {
-    const six = SIX_SPACES.find(({ space }) => space === "mae_224")!;
-    const config = published ? six.sizes : { ...six.sizes, hidden_size: 768 };
+  const options = { batchSize: 4, features: false, keep: false }, six = SIX_SPACES[3]!;
+  // The distance is not what is tested: of 1,024 features it takes seconds.
+  const quick = metrics.map((metric) => ({ ...metric, compute: () => Promise.resolve({ fd: 1 }) }));
+  const real = published("real", recorded),
+    fake = published("fake", recorded),
+    narrow = published("fake", recorded);
+  narrow.spaces.mae_224 = { features: features("six.fake.mae_224", 15, 8, 1, 0) };
+  const cases: [string, boolean | undefined, ImageSet, ImageSet, string][] = [
+    ["recorded", undefined, real, fake, "fdr6"],
+    ["given", true, real, fake, "fdr6"],
+    ["another given", false, real, fake, "tok"],
+    ["of another width", undefined, real, narrow, "tok"],
+    ["of one set", undefined, published("real"), fake, "fdr6"],
+    ["of no set", undefined, published("real"), published("fake"), "tok"],
+    ["another recorded", undefined, real, {
+      ...fake,
+      about: { ...recorded, "MAE-L/16 of FDr6 is the published one": false },
+    }, "tok"],
+  ];
+  for (const [what, given, real, fake, expected] of cases) {
+    const config = given ? six.sizes : { ...six.sizes, hidden_size: 768 };
     const encoder = { path: "mae", config, fingerprint: () => Promise.resolve("01") };
-    const encoders = new Map([[six, encoder]]) as unknown as SixEncoders, results = new Results(common);
+    const encoders = new Map(given === undefined ? [] : [[six, encoder]]) as unknown as SixEncoders;
+    const results = new Results(common), spaces = new SixSpaces(encoders, undefined, undefined, log);
     results.describe({ fake: { name: "samples", count: 50_000 } }, { inceptionInput: "pytorch-fid" });
-    const spaces = new SixSpaces(encoders, undefined, undefined, log);
-    await spaces.score(metrics, set("real"), set("fake"), context, options, results);
+    await spaces.score(quick, real, fake, context, options, results);
     results.rethrow();
     const protocols = new Set(Object.values(results.protocols));
-    assertEquals([Object.keys(results.protocols).length, ...protocols], [7, published ? "fdr6" : "tok"]);
+    assertEquals([Object.keys(results.protocols).length, ...protocols], [7, expected], what);
   }
+});
+
+Deno.test("what is no published network is warned of, and refused under --protocol fdr6", async () => {
+  await inFolder(async (folder) => {
+    const write = async (path: string, { spaces, about }: ReturnType<typeof published>) => {
+      await writeFeatures(join(folder, path), { spaces, ...about && { about } });
+      return join(folder, path);
+    };
+    const tiny = (set: "real" | "fake") => ({
+      name: set,
+      spaces: Object.fromEntries(given(set).map(([space, features]) => [space, { features }])),
+    });
+    const real = await write("real.npz", tiny("real")), fake = await write("fake.npz", tiny("fake"));
+    const said = await evalScores({ real, fake, metrics: ["fdr6"], out: join(folder, "out") });
+    const columns = fixture.spaces.mae_224.columns;
+    const why = `"${real}" is not of the published networks: `,
+      mae = `${columns} features for MAE-L/16, which has 1024`;
+    assert(said.lines.some((line) => line.startsWith(why) && line.includes(mae)), said.lines.join("\n"));
+    const { error } = await evalScores({ real, fake, protocol: "fdr6" });
+    assert(
+      error instanceof UsageError && error.message.startsWith(`Cannot use --protocol fdr6: ${why}`),
+      `${error}`,
+    );
+    const lines: string[] = [], log = { line: () => {}, warn: (text: string) => void lines.push(text) };
+    cautionOfSix(new Map(), [], [published("real"), published("fake")], "fdr6", log);
+    assertEquals(lines, [
+      "nothing says of which weights the stored features for " +
+      `${
+        SIX_SPACES.map(({ network }) => network).join(", ")
+      } are: fdr6 and mind6 are means over the features as ` +
+      'given, and "protocol" is "tok"',
+    ]);
+    cautionOfSix(new Map(), [], [published("real"), published("fake", recorded)], "fdr6", log);
+    assertEquals(lines.length, 1);
+  });
 });
 
 Deno.test("the input of FDr6's encoders is ADM's crop and torch's bicubic resize, padded to complete patches", async () => {
@@ -279,7 +352,7 @@ Deno.test("six networks give FDr6 of their features, in any order of --encoders;
     assertEquals(Object.keys(scores), [...keys, "fdr6", "n", "ingredients"]);
     const { spaces, about } = await openNpzSet(saveFeatures), fake = await openNpzSet(at("fake.npz"));
     assertEquals(Object.keys(spaces ?? {}).length, 5);
-    assertEquals(Object.keys(about ?? {}).length, 7); // five networks, the image size, JPEG files or not
+    assertEquals(Object.keys(about ?? {}).length, 12); // five networks, all others than published, the image size, JPEG files or not
     for (const { key, space } of [SIX_SPACES[2]!, SIX_SPACES[4]!]) {
       const path = encoders.find((path) =>
         key.startsWith(path.split("/").at(-1)!.replace("siglip", "siglip2"))
