@@ -118,14 +118,14 @@ export async function prepareTiles(
   if (tune === "again" || (tune === "once" && !isKnown)) {
     const began = performance.now();
     table = await measure();
-    line(
-      `tuned GEMM tiles for this adapter in ${((performance.now() - began) / 1000).toFixed(1)} s ("${path}")`,
-    );
+    const took = `${((performance.now() - began) / 1000).toFixed(1)} s`;
     try {
       rememberTiles(path, key, table);
+      line(`tuned GEMM tiles for this adapter in ${took} ("${path}")`);
     } catch (error) {
       if (!(error instanceof UsageError)) throw error;
-      warn(error.message);
+      line(`tuned GEMM tiles for this adapter in ${took}`);
+      warn(`${error.message}; the measured rates are used now and not remembered`);
     }
   }
   useTiles(table ?? {});

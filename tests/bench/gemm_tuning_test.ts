@@ -194,6 +194,24 @@ Deno.test("tiles of matrices are measured once, too, where matrices came into us
   });
 });
 
+Deno.test("where the rates cannot be remembered, they are used now, and one warning says so", async () => {
+  await testDevice("cpu");
+  await inFolder(async (file) => {
+    const parent = join(file, "../.."), said: string[] = [], table = onlyTile("cpu", [24, 24]);
+    Deno.mkdirSync(join(parent, ".."), { recursive: true });
+    Deno.writeTextFileSync(parent, "a file in place of the folder");
+    const say = { line: (text: string) => said.push(text), warn: (text: string) => said.push(text) };
+    assertEquals(await prepareTiles("again", say, file, () => Promise.resolve(table)), table);
+    assertEquals(chooseTile(thisMachine(), shape), [24, 24]);
+    assertEquals(said.length, 2);
+    assertMatch(said[0] as string, /^tuned GEMM tiles for this adapter in \d+\.\d s$/);
+    assertMatch(
+      said[1] as string,
+      /^Cannot make the folder ".+; the measured rates are used now and not remembered$/,
+    );
+  });
+});
+
 Deno.test("a table in words: the fastest tile of each kind, and matrices against ordinary kernels", () => {
   const slots = 2;
   const ordinary = {
