@@ -79,13 +79,13 @@ export async function openAdapter(
   log: Log,
   { tune = false }: { tune?: boolean } = {},
 ): Promise<Device> {
-  const { name } = await openProvider(config.gpu), { kernels } = config;
+  const requested = await openProvider(config.gpu), { kernels } = config;
   const opened = await openDevice({
     cpu: config.cpu,
-    gpu: name,
+    gpu: requested.name,
     ...(kernels === "auto" ? {} : { profile: kernels === "matrix" ? "gpu" : kernels }),
   }).catch((error) => {
-    throw error instanceof UsageError && !config.cpu && name === "deno" ? noAdapter() : error;
+    throw error instanceof UsageError && !config.cpu ? noAdapter(requested) : error;
   });
   const { facts: { description, software }, provider, profile } = opened;
   const failure = profile === "gpu" ? await prepareSubgroups() : undefined;

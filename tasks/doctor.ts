@@ -56,7 +56,7 @@ export const doctor = command({
       log.line(`${log.bold("problem")}   ${problem}\n  fix:      ${remedy}`);
     }
     log.event("doctor", { adapter: best, driver, software, findings, gpu: provider.name, other });
-    if (!best) throw noAdapter();
+    if (!best) throw noAdapter(provider);
     if (!findings.length) log.line("nothing is missing");
     const facts = c.cpu && software ? software : best;
     const profile = c.kernels === "matrix"

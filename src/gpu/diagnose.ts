@@ -94,11 +94,19 @@ export const matricesOf = ({ matrices }: AdapterFacts): string =>
     `${componentType} to ${resultComponentType} ${M}x${N}x${K}`
   ).join(", ") || "none";
 
-/** The error for a machine without an adapter: the first thing that is missing, and the command that fixes it. */
-export function noAdapter(): UsageError {
-  const [first] = diagnose(undefined);
-  const { problem, remedy } = first ?? { problem: "no driver answers", remedy: "install a Vulkan driver" };
-  return new UsageError(`Cannot find any WebGPU adapter: ${problem}; ${remedy}`);
+/**
+ * The error where an implementation of WebGPU finds no adapter: the first thing that is missing, and the command that fixes it.
+ * @param findings of {@link diagnose}
+ */
+export function noAdapter(
+  { name, suffix }: Pick<Provider, "name" | "suffix">,
+  findings: readonly Finding[] = diagnose(undefined),
+): UsageError {
+  const { problem, remedy } = findings[0] ??
+    (name === "dawn"
+      ? { problem: "it refuses old drivers", remedy: "do without --gpu dawn, or update the driver" }
+      : { problem: "no driver answers", remedy: "install a Vulkan driver" });
+  return new UsageError(`Cannot find any WebGPU adapter${suffix}: ${problem}; ${remedy}`);
 }
 
 /** Folders in which the Vulkan loader looks for manifests. */

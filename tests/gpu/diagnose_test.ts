@@ -2,7 +2,7 @@
 
 import { assertEquals, assertMatch } from "@std/assert";
 import type { AdapterFacts } from "../../src/gpu/device.ts";
-import { diagnose } from "../../src/gpu/diagnose.ts";
+import { diagnose, noAdapter } from "../../src/gpu/diagnose.ts";
 
 const LLVMPIPE: AdapterFacts = {
   vendor: "",
@@ -143,3 +143,24 @@ if (onLinux) {
     });
   });
 }
+
+Deno.test("where no adapter answers, the error names what is missing, else what to do about the implementation", () => {
+  const deno = { name: "deno", suffix: "" } as const,
+    dawn = { name: "dawn", suffix: " through Dawn" } as const;
+  const missing = [{ problem: "there is no Vulkan loader", remedy: "apt-get install -y libvulkan1" }];
+  for (
+    const [provider, findings, expected] of [
+      [
+        deno,
+        missing,
+        "Cannot find any WebGPU adapter: there is no Vulkan loader; apt-get install -y libvulkan1",
+      ],
+      [deno, [], "Cannot find any WebGPU adapter: no driver answers; install a Vulkan driver"],
+      [
+        dawn,
+        [],
+        "Cannot find any WebGPU adapter through Dawn: it refuses old drivers; do without --gpu dawn, or update the driver",
+      ],
+    ] as const
+  ) assertEquals(noAdapter(provider, findings).message, expected);
+});
