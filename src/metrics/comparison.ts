@@ -285,7 +285,9 @@ function notesOf(figures: readonly Figure[], runs: readonly EvaluatedRun[]): str
   });
   return [
     ...inside,
-    ...repeated ? [`no interval of ${repeated}: evaluate with --intervals, which keeps what it needs`] : [],
+    ...repeated
+      ? [`no interval of ${repeated}: evaluate with --intervals, whose log says where there can be none`]
+      : [],
     ...byImage ? [`no interval of ${byImage}: images.csv has no such scores of this evaluation`] : [],
     ...[...Map.groupBy(none, ({ why }) => why)].map(([why, all]) =>
       `no interval of ${all.map(({ text }) => text).join(", ")}: ${why}`

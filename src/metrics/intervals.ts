@@ -253,7 +253,12 @@ export class Intervals {
   /** Adds the mean of figures without each group, where all of them are there. */
   combine(key: string, keys: readonly string[], mean: (values: readonly number[]) => number): void {
     const all = keys.map((part) => this.#groups.get(part)), [first] = all;
-    if (!first || all.some((part) => part?.n !== first.n)) return;
+    if (!first || all.some((part) => part?.n !== first.n)) {
+      if (all.some((part) => part)) {
+        this.#say(`no interval of ${key}: its parts have none, or are of other images`);
+      }
+      return;
+    }
     const values = first.values.map((_, g) => mean(all.map((part) => part?.values[g] as number)));
     this.#groups.set(key, { n: first.n, values });
   }
@@ -271,6 +276,7 @@ export class Intervals {
     const interval: StoredIntervals["interval"] = {}, withoutGroup: Record<string, number[]> = {};
     const add = (key: string, n: number, replicates: Replicates): boolean => {
       const own = scores[key], found = own === undefined ? undefined : intervalOf(own, replicates);
+      if (own !== undefined && !found) this.#say(`no interval of ${key}: one of its scores is not finite`);
       if (own === undefined || !found) return false;
       images[key] = n;
       value[key] = own;

@@ -150,6 +150,23 @@ Deno.test("Inception's features keep rows and scores without groups only where t
   }
 });
 
+Deno.test("a score that is not finite without a group, and a mean of parts of other images, are said to have no interval", async () => {
+  const { log, lines } = quietLog(), intervals = new Intervals(log), values = [...Array(GROUPS).keys()];
+  intervals.addGroups({ kid: [NaN, ...values.slice(1)], a: values, c: values }, 30);
+  intervals.addGroups({ b: values }, 31);
+  intervals.combine("mean", ["a", "b"], ([first]) => first!);
+  intervals.combine("same", ["a", "c"], ([first]) => first!);
+  await inFolder((folder) => {
+    intervals.write(folder, { kid: 1, mean: 1, same: 1 });
+    assertEquals(Object.keys(stored(folder).interval), ["same"]);
+    return Promise.resolve();
+  });
+  assertEquals(lines.slice(0, 2), [
+    "no interval of mean: its parts have none, or are of other images",
+    "no interval of kid: one of its scores is not finite",
+  ]);
+});
+
 Deno.test("effective rank and CKNNA without a group are those of the other images", async () => {
   await testDevice();
   const n = 26,
