@@ -1,5 +1,6 @@
 // What a figure was computed from. metrics.json holds it under "ingredients", by the key of the figure; figures of different
-// runs compare only where `protocol`, `space`, `network`, `input`, `real` and the count of `fake` are the same.
+// runs compare only where `protocol`, `space`, `network`, `input`, `real`, the count of `fake`, `split`, `probe` and the noise on
+// latents are the same.
 
 import { z } from "zod";
 import { described, type View } from "../data/network_input.ts";
