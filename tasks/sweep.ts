@@ -2,7 +2,8 @@
 // computes the cells that are missing.
 
 import { join } from "@std/path";
-import { sweepConfig, SWEPT } from "../src/cli/sweep_config.ts";
+import { refuseWithoutEffect } from "../src/cli/conditions.ts";
+import { sweepConditions, sweepConfig, SWEPT } from "../src/cli/sweep_config.ts";
 import {
   bestOf,
   type CellResult,
@@ -11,10 +12,12 @@ import {
   optionsOf,
   runCells,
   sampleCommand,
+  scoresOf,
   variedIn,
 } from "../src/experiment/sweep.ts";
-import { describe, metricsOf, tableLines, writeSweep } from "../src/experiment/sweep_report.ts";
+import { describe, metricsOf, protocolText, tableLines, writeSweep } from "../src/experiment/sweep_report.ts";
 import { SetEvaluation } from "../src/metrics/evaluate.ts";
+import { underProtocol } from "../src/metrics/protocols.ts";
 import { Selection } from "../src/metrics/selection.ts";
 import { beginPictures, refuseOthers } from "../src/run/existing_output.ts";
 import { resumeCommandOf } from "../src/run/resume.ts";
@@ -35,10 +38,14 @@ export const sweep = command({
     "tok sweep --cfg 1,1.5,2,4 --steps 10,20,50",
     "tok sweep --sampler euler,heun --steps 5,10,20 --cfg 2 --interval 0-1,0.1-1 --num 1000 --out sweep",
   ],
-  async run(c, context) {
-    const { log } = context,
-      standard = ["fd-encoder", "classes", ...c.inception === undefined ? [] : ["fid"]];
-    const selection = new Selection("model", { ...c, standard }), run = inputRun(c.model, "model", log);
+  async run(given, context) {
+    const { log } = context;
+    refuseWithoutEffect(given, sweepConditions(given), context.origins);
+    const c = {
+      standard: ["fd-encoder", "classes", ...given.inception === undefined ? [] : ["fid"]],
+      ...underProtocol(given, "model"),
+    };
+    const selection = new Selection("model", c), run = inputRun(c.model, "model", log);
     using output = openOutput(c.out, "sweep");
     const out = output.folder;
     refuseOthers(out, "sweep");
@@ -59,7 +66,7 @@ export const sweep = command({
     for (const cell of cells) planOf(model.config.dit, optionsOf(cell, { config: c, guides }));
     const real = await openSet(c.real, side, { c, workers, log });
     const labels = labelsOf({ count: c.num, classes: classesOf(["all"], classes) });
-    const { seed, num, metrics, inception, inceptionInput, encoder } = c;
+    const { seed, num, metrics, protocol, inception, inceptionInput, encoder } = c;
     const networks = {
       ...c,
       inception: () => openInception(inception ?? ""),
@@ -69,7 +76,7 @@ export const sweep = command({
     const fakeFacts = { name: "samples", images: labels };
     using evaluation = await SetEvaluation.open(selection, networks, real, fakeFacts, log);
     beginPictures(out, "sweep", {
-      options: { seed, num, metrics, inceptionInput },
+      options: { seed, num, metrics, protocol, inceptionInput },
       madeFrom: {
         ...madeFrom,
         "real set": real.identity,
@@ -103,12 +110,16 @@ export const sweep = command({
       log,
     };
     const results = await runCells(cells, shared, describe(varied)), best = bestOf(results) as CellResult;
-    const given = { model: run, tokenizer: c.tokenizer, latents: c.latents, num, seed };
-    const line = sampleCommand(best, given);
-    await writeSweep(out, all, results, { folder, line: context.commandLine, command: line });
+    const shown = { model: run, tokenizer: c.tokenizer, latents: c.latents, num, seed };
+    const line = sampleCommand(best, shown);
+    const protocols = Object.fromEntries(
+      scoresOf(results).map((key) => [key, selection.protocolOf(key, c, num)]),
+    );
+    await writeSweep(out, all, results, { folder, line: context.commandLine, command: line, protocols });
     tableLines(results).forEach((row) => log.line(row));
+    log.line(`protocols: ${protocolText(protocols)}`);
     log.line(`best: ${line}`);
     log.line(`page: ${join(out, "report.html")}`);
-    return { out, cells: results.length, best: metricsOf(best), command: line };
+    return { out, cells: results.length, best: metricsOf(best), command: line, protocols };
   },
 });

@@ -124,11 +124,14 @@ export const evalConfig = z.strictObject({
 });
 export type EvalConfig = z.infer<typeof evalConfig>;
 
+/** The options of {@link protocolConditions}. */
+type UnderProtocol = Pick<EvalConfig, "protocol" | "inceptionInput" | "inception" | "encoder" | "imageSize">;
+
 /** Options that a protocol fixes or does not read. */
-function protocolConditions(
+export function protocolConditions(
   { protocol, inceptionInput }: Pick<EvalConfig, "protocol" | "inceptionInput">,
   parts: readonly Subject[],
-): Conditions<EvalConfig> {
+): Conditions<UnderProtocol> {
   if (protocol === undefined) return {};
   const { input, metrics } = PROTOCOLS[protocol], other = "choose another --protocol";
   const fixes = input === undefined ? "has no figure of Inception" : `fixes ${input}`;

@@ -2,9 +2,11 @@
 
 import { z } from "zod";
 import { count } from "../bounds.ts";
+import { PROTOCOLS } from "../metrics/protocols.ts";
 import { METRIC_NAMES, METRICS } from "../metrics/table.ts";
 import { type About, aboutOption, GROUPS } from "./about.ts";
-import { evalConfig } from "./eval_config.ts";
+import type { Conditions } from "./conditions.ts";
+import { evalConfig, protocolConditions } from "./eval_config.ts";
 import { inner, placeholder, show } from "./flags.ts";
 import { encoder, general, reading, sampling } from "./options.ts";
 import { generator } from "./sample_config.ts";
@@ -93,7 +95,7 @@ const LISTS = Object.fromEntries(
 /** The names of the swept options, in the order of help. */
 export const SWEPT = Object.keys(LISTS) as (keyof Swept)[];
 
-const { inception, inceptionInput, real } = evalConfig.shape;
+const { inception, inceptionInput, protocol, real } = evalConfig.shape;
 const SCORES = METRIC_NAMES.filter((name) =>
   METRICS.some((metric) => metric.name === name && metric.of.includes("model") && metric.from !== "six")
 );
@@ -110,9 +112,10 @@ export const sweepConfig = z.strictObject({
     },
   ),
   metrics: metrics(z.array(z.enum(SCORES)).min(1).optional(), `Any of ${SCORES.join(", ")}`, {
-    otherwise: "fd-encoder and classes, with --inception fid",
+    otherwise: "those of --protocol, else fd-encoder and classes, with --inception fid",
   }),
   inception,
+  protocol,
   inceptionInput,
   ...encoder,
   num: data(count("images").default(200), "Images per combination of options, classes in turn"),
@@ -122,3 +125,17 @@ export const sweepConfig = z.strictObject({
   ...general,
 });
 export type SweepConfig = z.infer<typeof sweepConfig>;
+
+/** Options that the protocol fixes or does not read, and protocols of which a sweep has no metric. */
+export function sweepConditions(c: SweepConfig): Conditions<SweepConfig> {
+  const metrics: readonly string[] = c.protocol === undefined ? SCORES : PROTOCOLS[c.protocol].metrics;
+  const { imageSize: _, ...conditions } = protocolConditions(c, ["model"]);
+  return {
+    ...conditions,
+    protocol: [[
+      () => SCORES.some((name) => metrics.includes(name)),
+      `${c.protocol} is of six spaces, and a sweep scores in that of Inception and of one encoder`,
+      "choose another --protocol",
+    ]],
+  };
+}

@@ -85,6 +85,10 @@ export function chartsOf(cells: readonly Cell[], results: readonly CellResult[])
   ].filter((row) => row.length > 0);
 }
 
+/** The protocols of scores, for people: "fid: adm; fd_encoder: tok". */
+export const protocolText = (protocols: Readonly<Record<string, string>>): string =>
+  Object.entries(protocols).map(([name, protocol]) => `${name}: ${protocol}`).join("; ");
+
 /** A cell with its scores, in metrics.json. */
 export const metricsOf = ({ options, nfe, scores: { n: _, ...scores } }: CellResult) => ({
   options,
@@ -92,23 +96,32 @@ export const metricsOf = ({ options, nfe, scores: { n: _, ...scores } }: CellRes
   ...scores,
 });
 
+interface About {
+  folder: string;
+  line: string;
+  command: string;
+  protocols: Readonly<Record<string, string>>;
+}
+
 /**
  * Writes metrics.json, charts.svg and report.html.
  * @param about.folder of the pictures of the cells
  * @param about.line the command line of the sweep
  * @param about.command samples with the options of the best cell
+ * @param about.protocols of the scores by their keys
  */
 export async function writeSweep(
   out: string,
   cells: readonly Cell[],
   results: readonly CellResult[],
-  about: { folder: string; line: string; command: string },
+  about: About,
 ): Promise<void> {
   const best = bestOf(results);
   writeJson(join(out, "metrics.json"), {
     n: results[0]?.scores.n,
     cells: results.map(metricsOf),
     ...best && { best: metricsOf(best) },
+    protocols: about.protocols,
   });
   writeAtomic(join(out, "charts.svg"), chartFile(chartsOf(cells, results)));
   await writeReport(out, { title: "Sweep", line: about.line, sections: sectionsOf(cells, results, about) });
@@ -118,7 +131,7 @@ export async function writeSweep(
 function sectionsOf(
   cells: readonly Cell[],
   results: readonly CellResult[],
-  { folder, command }: { folder: string; command: string },
+  { folder, command, protocols }: About,
 ): string[] {
   const [head = [], ...rows] = tableOf(results), best = bestOf(results);
   const line = (tag: string, row: readonly string[]) =>
@@ -137,7 +150,7 @@ function sectionsOf(
     `<h2>Best cell</h2><p><code>${escape(command)}</code></p>`,
     `<h2>Cells</h2><div class="card"><table>${line("th", head)}${
       rows.map((row) => line("td", row)).join("")
-    }</table></div>`,
+    }</table></div><p>Protocols: ${escape(protocolText(protocols))}</p>`,
     charts.some(Boolean) ? `<h2>Charts</h2><div class="cards">${charts.join("")}</div>` : "",
     `<h2>Samples</h2><p>The same noise and classes in every cell.</p><div class="cards">${
       pictures.join("")

@@ -174,6 +174,12 @@ export class Selection {
     );
   }
 
+  /** The protocol of a figure of samples by its key, as {@link Results} records it. @param images number of samples */
+  protocolOf(key: string, options: ProtocolOptions, images: number): ProtocolName | "tok" {
+    const name = key.replaceAll("_", "-"), metric = this.#metrics.find((metric) => metric.name === name);
+    return metric ? protocolOf(metric, options, images) : "tok";
+  }
+
   /** Leaves out the metrics for which there is a reason. @throws UsageError if they were requested */
   exclude(reasonOf: (metric: Metric) => string | false | undefined): void {
     const reasons = new Map<string, Set<string>>();

@@ -27,6 +27,7 @@ import { expectedEvaluations } from "../../src/sampling/plan.ts";
 import { roundedNfe } from "../../src/sampling/sampler_options.ts";
 import { parseCommandLine } from "../../tasks/run.ts";
 import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { inceptionShapes, writeFormula } from "../helpers/formula.ts";
 import { fixturePath } from "../helpers/published.ts";
 
 const config = (...args: string[]) => resolveConfig(sweepConfig, args, { command: "sweep" });
@@ -259,6 +260,62 @@ Deno.test("a cell scores as tok eval does; a sweep goes on where it stopped, and
     await refused("the real set was", "--real", join(folder, "other.npz"));
     Deno.copyFileSync(join(real, "0.png"), join(real, "more.png"));
     await refused("the real set was", "--real", real);
+  }));
+
+Deno.test("--protocol of a sweep computes and records what tok eval does under it, and refuses the same", () =>
+  inFolder(async (folder) => {
+    const real = join(folder, "real"), weights = join(folder, "inception.safetensors");
+    await writeImages(real, 4);
+    await writeFormula(weights, inceptionShapes());
+    const common = [...MODEL, "--real", real, "--num", "4", "--workers", "0", "--cfg", "1", "--steps", "1"];
+    const as = (name: string) => ["--protocol", name, "--inception", weights];
+    const json = (...path: string[]) => JSON.parse(Deno.readTextFileSync(join(folder, ...path)));
+    const score = (command: "sweep" | "eval", out: string, ...args: string[]) =>
+      run(command, ...common, "--out", join(folder, out), ...args);
+    const { result, lines } = await score("sweep", "sweep", ...as("clean"));
+    const evaluated = await score("eval", "eval", ...as("clean"));
+    const protocols = { fid: "clean", kid: "clean" }, metrics = json("sweep", "metrics.json");
+    assertEquals([result.protocols, metrics.protocols], [protocols, protocols]);
+    const { nfe: _, n: __, ...own } = json("eval", "metrics.json");
+    for (const name of ["fid", "kid"] as const) {
+      assertEquals(metrics.cells[0][name], own[name]);
+      assertEquals(own.ingredients[name].protocol, "clean");
+    }
+    const { protocol, inceptionInput } = json("sweep", "config.json");
+    assertEquals([protocol, inceptionInput], ["clean", "clean"]);
+    assert(lines.includes("protocols: fid: clean; kid: clean"), `${lines}`);
+    assertStringIncludes(Deno.readTextFileSync(join(folder, "sweep/report.html")), "fid: clean; kid: clean");
+    const warned = (all: readonly string[]) => all.filter((line) => /do not compare/.test(line));
+    assertEquals(warned(lines), warned(evaluated.lines));
+    const refused = async (message: string, ...args: string[]) => {
+      for (const command of ["sweep", "eval"] as const) {
+        if (command === "eval" && args.includes("fdr6")) continue;
+        const error = await assertRejects(() => score(command, `${command}-refused`, ...args), UsageError);
+        assertStringIncludes(error.message, message);
+      }
+    };
+    await refused(
+      "it is pytorch-fid, and --protocol adm fixes adm",
+      ...as("adm"),
+      "--inception-input",
+      "pytorch-fid",
+    );
+    await refused("--protocol dgm has no figure of Inception; choose another --protocol", ...as("dgm"));
+    await refused(
+      "--protocol clean has no figure in the space of one encoder",
+      ...as("clean"),
+      "--encoder",
+      "x",
+    );
+    await refused("Cannot use --protocol adm with --metrics kid", ...as("adm"), "--metrics", "kid");
+    await refused("Cannot use --protocol: fdr6 is of six spaces, and a sweep", ...as("fdr6").slice(0, 2));
+    await assertRejects(
+      () => score("sweep", "sweep", ...as("pytorch-fid")),
+      UsageError,
+      '--protocol was "clean" and is "pytorch-fid"',
+    );
+    const none = await score("sweep", "none", "--metrics", "fid,fd-encoder", "--inception", weights);
+    assertEquals(none.result.protocols, { fid: "tok", fd_encoder: "tok" }); // four images
   }));
 
 Deno.test("a sweep over averages and reused blocks of a run that predicts data has the weights, NFE, time and distance of each", () =>
