@@ -26,7 +26,7 @@ export type GemmSpec = CpuSpec | GpuSpec | MatrixSpec;
 
 /** The WGSL text; entry point `gemm`; buffers a, b, c and, where asked for, bias and row_sums. */
 export function gemmWgsl(spec: GemmSpec): string {
-  const space = spec.backend === "cpu" && spec.textures ? "texture" : "storage";
+  const space = (name: "a" | "b") => spec.backend === "cpu" && spec.textures[name] ? "texture" : "storage";
   const type = spec.backend === "matrix" ? "f16" : "f32";
   const operand = spec.vector ? `vec4<${type}>` : type;
   return `struct Params {
@@ -39,8 +39,8 @@ export function gemmWgsl(spec: GemmSpec): string {
   alpha: f32,
   H: u32, W: u32, C: u32, Ho: u32, Wo: u32, Co: u32, KH: u32, KW: u32, stride: u32, top: u32, left: u32,
 }
-var<${space}> a: array<${operand}>;
-var<${space}> b: array<${operand}>;
+var<${space("a")}> a: array<${operand}>;
+var<${space("b")}> b: array<${operand}>;
 var<storage> bias: array<f32>;
 var<storage> c: array<${spec.vectorStore ? "vec4<f32>" : "f32"}>;
 var<storage> row_sums: array<vec4<f32>>; // of op(A) over K: [batch, splits, M]

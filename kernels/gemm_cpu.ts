@@ -21,8 +21,8 @@ const STORED_ROWS = 2;
 
 /** What a spec needs of the device and of the operands. */
 export interface CpuMachine extends CpuGrid {
-  /** Whether the operands are read from textures. */
-  readonly textures: boolean;
+  /** Operands that are read from textures; where A is uniform, it is not. */
+  readonly textures: Readonly<Record<"a" | "b", boolean>>;
   /** Whether an iteration loads all operands before it computes (gpu/software/README.md). */
   readonly loadsFirst: boolean;
   /** Whether a loop stores the tile, STORED_ROWS rows an iteration (gpu/software/README.md). */
@@ -66,7 +66,7 @@ export function cpuSpec(problem: GemmProblem, machine: CpuMachine, rowSums: bool
   // Rows of A transposed are loaded k by k: a longer step would save no loads.
   const transposedA = source.kind === "conv_dweight" || (source.kind === "plain" && source.transposeA);
   // From textures, a longer step saves no time where all loads come first, and doubles the time of compilation.
-  const wide = machine.uniformA || (machine.textures && !machine.loadsFirst);
+  const wide = machine.uniformA || (machine.textures.a && !machine.loadsFirst);
   const width = source.kind === "conv" ? conv?.Wo : conv?.W;
   return {
     backend: "cpu",

@@ -138,7 +138,8 @@ function launchGemm(
     bias: bias !== undefined && splits === 1,
   };
   const uniformA = isUniformA(machine, gemmShape, tile);
-  const textures = vector && !uniformA && stageable(a.storage) && stageable(b.storage);
+  const textured = vector && stageable(b.storage) && (uniformA || stageable(a.storage));
+  const textures = { a: textured && !uniformA, b: textured };
   const { threads } = machine, { loadsFirst, loopsStores } = device().compiler;
   const spec = cpu
     ? cpuSpec(problem, { threads, textures, loadsFirst, loopsStores, uniformA }, wantsRowSums)

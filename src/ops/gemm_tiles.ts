@@ -138,6 +138,8 @@ const CPU_RATES: Readonly<Record<GemmKind, readonly number[]>> = {
 };
 /** How much faster a GEMM with uniform A is, on llvmpipe of Mesa 26.2. */
 const UNIFORM_GAIN = 1.2;
+/** The kinds in which a row of tiles may read A at the same addresses; the others gather A at each thread's pixels. */
+const UNIFORM_KINDS: readonly GemmKind[] = ["nn", "nt", "tn", "tt", "conv_dweight"];
 const GPU_RATES = [31, 39, 39, 45];
 // matrix: guesses. No GPU with subgroup matrices has been measured: the ratios are those of bytes staged per multiply-add.
 const MATRIX_RATES = [60, 120, 150, 150, 180];
@@ -260,11 +262,11 @@ export function chooseTile(machine: Machine, shape: GemmShape): Tile {
 
 /**
  * Whether all threads of a workgroup read A at the same addresses: where such loads are scalar, and a row of tiles leaves at most
- * an eighth of the threads idle. A^T, B^T and convolutions gained nothing.
+ * an eighth of the threads idle.
  */
 export function isUniformA(machine: Machine, { kind, N, vector }: GemmShape, [, TN]: Tile): boolean {
   const { profile, scalarLoads, threads } = machine, tiles = Math.ceil(N / TN);
-  return profile === "cpu" && scalarLoads === true && vector && kind === "nn" &&
+  return profile === "cpu" && scalarLoads === true && vector && UNIFORM_KINDS.includes(kind) &&
     tiles >= 7 / 8 * Math.ceil(tiles / threads) * threads;
 }
 

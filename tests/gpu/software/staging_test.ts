@@ -10,7 +10,7 @@ import { stagingBytes } from "../../../src/gpu/software/staging.ts";
 import { conv2d } from "../../../src/ops/conv.ts";
 import { add } from "../../../src/ops/math.ts";
 import { linear, matmul } from "../../../src/ops/matmul.ts";
-import { input, type Tensor, variable } from "../../../src/tensor/tensor.ts";
+import { input, type Shape, type Tensor, variable } from "../../../src/tensor/tensor.ts";
 import { evaluate, randomArray, testDevice } from "../../helpers/check.ts";
 
 /**
@@ -91,29 +91,24 @@ Deno.test("GEMMs of single elements have the same bits in tiles of 16x16 and of 
   assertNotEquals(large, small, "the tiles differ");
 });
 
-Deno.test("GEMMs with uniform A have the same bits, in batches of partial tiles and in splits of K", async () => {
-  await testDevice("cpu");
-  const { compiler } = device(), all: Record<string, Float32Array>[] = [];
-  const shapes = { a: [2, 3, 20, 12], b: [2, 3, 12, 252], c: [17, 516], d: [516, 252] };
-  const inputs = Object.fromEntries(
-    Object.entries(shapes).map(([name, shape], i) => {
-      return [name, { shape, data: randomArray(shape.reduce((a, b) => a * b, 1), i) }];
-    }),
-  );
-  for (const scalarLoads of [false, true]) {
-    device().compiler = { ...compiler, scalarLoads };
-    all.push(
-      await evaluate(
-        inputs,
-        (x) => ({
-          batch: matmul(x.a as Tensor, x.b as Tensor),
-          splits: matmul(x.c as Tensor, x.d as Tensor),
-        }),
-      ).finally(() => device().compiler = compiler),
-    );
-  }
-  assertEquals(all[0], all[1]);
-});
+/** Ops with GEMMs of 16 columns of tiles, which a workgroup shares, and the number of these, gradients included. */
+const UNIFORM: readonly [string, number, readonly Shape[], (...x: Tensor[]) => Tensor][] = [
+  ["nn and tn, a batch", 2, [[2, 3, 20, 12], [2, 3, 12, 252]], (a, b) => matmul(a, b)],
+  ["nn and tn, splits of K", 2, [[20, 516], [516, 252]], (a, b) => matmul(a, b)],
+  ["nt", 1, [[20, 516], [252, 516]], (a, b) => matmul(a, b, { transposeB: true })],
+  ["tt", 1, [[516, 20], [252, 516]], (a, b) => matmul(a, b, { transposeA: true, transposeB: true })],
+  ["sums of A's rows", 2, [[516, 252], [20, 252], [20]], (x, w, b) => linear(x, w, b)],
+  ["conv_dweight", 1, [[2, 9, 7, 28], [20, 3, 3, 28]], (x, w) => conv2d(x, w, undefined, { padding: 1 })],
+];
+
+for (const [name, count, shapes, fn] of UNIFORM) {
+  Deno.test(`GEMMs with uniform A have the same bits: ${name}`, async () => {
+    const { compiler } = await testDevice("cpu");
+    const forms = [false, true].map((scalarLoads) => ({ compiler: { ...compiler, scalarLoads } }));
+    const texts = await sameBits(shapes, fn, forms);
+    assertEquals(texts.map((text) => text.split("let groups_n").length - 1), [0, count]);
+  });
+}
 
 for (const [C, stride] of [[8, 1], [12, 2]] as const) {
   Deno.test(`convolutions of ${C} channels, stride ${stride}, have the same bits from textures and from buffers, for all compilers`, async () => {
