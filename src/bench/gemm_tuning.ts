@@ -54,7 +54,7 @@ export function adapterKey(
   { vendor, description, device = "" }: Pick<AdapterFacts, "vendor" | "description" | "device">,
   profile: Profile,
 ): string {
-  // Dawn describes an adapter by its driver, which cards share.
+  // Cards share a driver.
   const adapter = description.includes(device) ? description : `${description} ${device}`;
   return [vendor, adapter, profile, `tok ${metadata.version}`].join(" | ");
 }

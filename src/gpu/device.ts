@@ -24,7 +24,7 @@ export interface AdapterFacts {
   vendor: string;
   architecture: string;
   description: string;
-  /** The adapter by its vendor's number or name; the description may tell the driver only. */
+  /** The card by name or number, through Dawn, whose description tells the driver only. */
   device?: string;
   software: boolean;
   /** Smallest subgroup size; on a software adapter, the SIMD width of the processor. 0 if unknown. */
@@ -261,13 +261,16 @@ export function closeDevice(): void {
 }
 
 /** Facts about an adapter, for `doctor` and for the choice of profile. */
-export function adapterFacts(adapter: GPUAdapter, { suffix }: Provider): AdapterFacts {
+export function adapterFacts(
+  adapter: GPUAdapter,
+  { name, suffix }: Pick<Provider, "name" | "suffix">,
+): AdapterFacts {
   const { vendor, architecture, description, device: id, subgroupMinSize, subgroupMaxSize } = adapter.info;
   return {
     vendor,
     architecture,
     description: (description || id) + suffix,
-    device: id,
+    ...(name === "dawn" ? { device: id } : {}),
     software: isSoftware(`${description} ${id} ${vendor}`),
     simdWidth: subgroupMinSize ?? 0,
     subgroupMaxSize: subgroupMaxSize ?? 0,

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { join } from "@std/path";
-import { device } from "../../src/gpu/device.ts";
+import { adapterFacts, device } from "../../src/gpu/device.ts";
 import { findMatrices } from "../../src/ops/gemm_matrices.ts";
 import {
   chooseTile,
@@ -40,13 +40,19 @@ async function inFolder(fn: (file: string) => Promise<void> | void): Promise<voi
   }
 }
 
-Deno.test("cards of one driver have rates of their own, and a name that tells the card stays the key", () => {
-  const dawn = (device: string) =>
-    adapterKey({ vendor: "nvidia", description: "NVIDIA: 550.54 through Dawn", device }, "gpu");
-  assert(dawn("0x2330").includes("NVIDIA: 550.54 through Dawn 0x2330 | gpu"));
-  assert(dawn("0x2330") !== dawn("0x26b5"));
-  const named = { vendor: "nvidia", description: "NVIDIA H200" };
-  assertEquals(adapterKey({ ...named, device: "" }, "gpu"), adapterKey(named, "gpu"));
+Deno.test("through Dawn, cards of one driver have rates of their own; a description that tells the card is the key", () => {
+  const key = (name: "deno" | "dawn", description: string, device: string) => {
+    const adapter = { info: { vendor: "v", architecture: "", description, device }, features: [] };
+    const provider = { name, suffix: name === "dawn" ? " through Dawn" : "" };
+    return adapterKey(adapterFacts(adapter as unknown as GPUAdapter, provider), "gpu").replace(
+      / \| tok .*/,
+      "",
+    );
+  };
+  assertEquals(key("dawn", "NVIDIA: 550.54", "H200"), "v | NVIDIA: 550.54 through Dawn H200 | gpu");
+  assertEquals(key("dawn", "NVIDIA: 550.54", "L40"), "v | NVIDIA: 550.54 through Dawn L40 | gpu");
+  assertEquals(key("dawn", "", "H200"), "v | H200 through Dawn | gpu");
+  assertEquals(key("deno", "NVIDIA H200", "9013"), "v | NVIDIA H200 | gpu");
 });
 
 Deno.test("measured tiles are stored per adapter in the system's cache folder", async () => {
