@@ -183,7 +183,8 @@ export const ordinaryRate = (measured: TileTable, kind: GemmKind): number | unde
 
 /**
  * Whether GEMMs of fp16 operands use subgroup matrices: unless these and the ordinary kernels were measured ({@link ordinaryRate})
- * and the ordinary ones were faster. The kind decides and not the shape: the two may differ by rounding, and results must not depend on the size of a batch.
+ * and the ordinary ones were faster. The kind decides and not the shape: the two may differ by rounding, and results must not
+ * depend on the size of a batch.
  */
 export function isFasterByMatrices(kind: GemmKind, measured: TileTable = table): boolean {
   const [fastest] = fastestTiles(measured, "matrix", kind);
@@ -206,9 +207,11 @@ export function kindsByMatrices(): { matrix: GemmKind[]; ordinary: GemmKind[] } 
  */
 export function resumeKinds(saved: readonly GemmKind[] | undefined): string | undefined {
   const unit = matricesInUse();
-  if (unit && saved) useMatrices(unit, saved);
-  if ((unit === undefined) === (saved === undefined)) return undefined;
-  return `fp16 GEMMs by ${unit ? "subgroup matrices" : "the ordinary kernels"}, which round differently`;
+  if (unit && saved) return void useMatrices(unit, saved);
+  const changed = saved ?? kindsByMatrices()?.matrix ?? [];
+  if (!changed.length) return undefined;
+  const by = unit ? "subgroup matrices, which the checkpoint does not record" : "the ordinary kernels";
+  return `fp16 GEMMs (${changed.join(", ")}) by ${by}: their sums may round differently`;
 }
 
 /** A table by which every GEMM gets `tile`, one of TILES: to measure or compare it. */

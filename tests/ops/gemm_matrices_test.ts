@@ -107,12 +107,24 @@ Deno.test("a resumed run uses matrices for the kinds that it did before, whateve
     assertEquals(resumeKinds(saved), undefined);
     assertEquals(used(), ["nn", "tn", "conv"]);
     assertEquals(kindsByMatrices()?.matrix, saved);
-    // A run that had no matrices, as one through Deno's own WebGPU.
-    assertMatch(resumeKinds(undefined) ?? "", /^fp16 GEMMs by subgroup matrices/);
+  });
+  // A run that had no matrices, as one through Deno's own WebGPU, or whose checkpoints do not record them.
+  await withRates(after, () => {
+    assertMatch(resumeKinds(undefined) ?? "", /^fp16 GEMMs \(nt, tn, .*\) by subgroup matrices, which/);
+    assertEquals(used(), ["nt", "tn", "conv"]);
   });
   assertEquals(kindsByMatrices(), undefined);
   assertEquals(resumeKinds(undefined), undefined);
-  assertMatch(resumeKinds(saved) ?? "", /^fp16 GEMMs by the ordinary kernels/);
+  assertMatch(resumeKinds(saved) ?? "", /^fp16 GEMMs \(nn, tn, .*\) by the ordinary kernels: /);
+});
+
+Deno.test("a resumed run warns of no change where all kinds of GEMMs use the ordinary kernels, before and now", async () => {
+  const ordinary = measured(Object.fromEntries(GEMM_KINDS.map((kind) => [kind, [39, 40]])));
+  await withRates(ordinary, () => {
+    assertEquals(kindsByMatrices()?.matrix, []);
+    assertEquals(resumeKinds(undefined), undefined); // --kernels gpu before
+  });
+  assertEquals(resumeKinds([]), undefined); // --kernels gpu now
 });
 
 Deno.test("the backend of a GEMM does not depend on its size, and its tile on the measured rates of that backend", async () => {
