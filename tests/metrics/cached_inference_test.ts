@@ -4,7 +4,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { join } from "@std/path";
 import { inputs, type InputSource, Sizes } from "../../src/data/network_input.ts";
 import type { Pixels } from "../../src/data/preprocess.ts";
-import { Interrupted, UsageError } from "../../src/errors.ts";
+import { Interrupted, NotFiniteError, UsageError } from "../../src/errors.ts";
 import { endIf } from "../../src/interruption.ts";
 import type { ImageProgram } from "../../src/metrics/batched.ts";
 import { inferCached } from "../../src/metrics/cached_inference.ts";
@@ -219,6 +219,39 @@ Deno.test("an image that cannot be loaded ends inference after the features befo
     assertEquals((await after.read(digestOf(2)))?.outputs.y, Float32Array.of(20));
     assertEquals(await after.read(digestOf(4)), undefined);
     await after.close();
+  });
+});
+
+Deno.test("a damaged row is computed again, alone, and the next time it is there; the output of a network is named by its file", async () => {
+  await inFolder(async (folder) => {
+    const n = 20,
+      shard = async () => {
+        const [{ name }] = await Array.fromAsync(Deno.readDir(join(folder, "a"))) as [Deno.DirEntry];
+        return join(folder, "a", name);
+      };
+    await (await spaceWith(folder, range(n))).close();
+    const path = await shard(), bytes = await Deno.readFile(path);
+    const row = new Uint8Array(Float32Array.of(-7).buffer), at = bytes.toHex().indexOf(row.toHex()) / 2;
+    assert(Number.isInteger(at));
+    bytes[at]! ^= 1;
+    await Deno.writeFile(path, bytes);
+    for (const runsAgain of [[[7, 7, 7, 7]], []]) {
+      const { program, runs } = fakeProgram(4), y: number[] = [];
+      for await (const { outputs } of inferCached(program, source(n), await spaceWith(folder))) {
+        y.push(...outputs.y);
+      }
+      assertEquals(runs, runsAgain);
+      assertEquals(y, range(n).map((i) => i === 7 ? 70 : -i));
+    }
+    const { program } = fakeProgram(4), input = (i: number) => Promise.resolve(pixelOf(i === 13 ? NaN : i));
+    const known = await spaceWith(join(folder, "b"), range(n).filter((i) => i % 3 > 0 && i !== 13));
+    await assertRejects(
+      async () => {
+        for await (const _ of inferCached(program, source(n, { input }), known));
+      },
+      NotFiniteError,
+      'for image 13 ("13.png"): it holds NaN',
+    );
   });
 });
 

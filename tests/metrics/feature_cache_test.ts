@@ -73,6 +73,57 @@ Deno.test("--feature-cache gives the same bits and runs no network for images th
   });
 });
 
+Deno.test("all files of an evaluation are the same bytes with the cache as without, when files are renamed or have equal content, too", async () => {
+  await inFolder(async (root) => {
+    const at = (name: string) => join(root, name), contents = ["1", "2", "3", "4", "1", "5"];
+    const write = async (folder: string, names: readonly string[], images: readonly string[]) => {
+      await Deno.mkdir(at(folder));
+      for (const [k, name] of names.entries()) {
+        const image = { width: 32, height: 32, data: pixels(images[k]!) };
+        await writePng(join(at(folder), `${name}.png`), image);
+      }
+    };
+    const score = async (suffix: string, featureCache?: string) => {
+      const out = at("out"); // the page names it
+      const metrics = ["psnr", "mse", "fd-encoder", "copies"];
+      const sets = { real: at(`real${suffix}`), fake: at(`fake${suffix}`), metrics };
+      const { lines, error } = await evalScores({ ...sets, out, featureCache });
+      assertEquals(error, undefined);
+      const files = [...Deno.readDirSync(out)].map(({ name }) => name).sort();
+      const bytes = await Promise.all(files.map(async (name) => {
+        const text = (await Deno.readFile(join(out, name))).toBase64();
+        return [name, text] as const;
+      }));
+      await Deno.remove(out, { recursive: true });
+      return {
+        files: Object.fromEntries(bytes),
+        known: lines.find((line) => line.startsWith("feature cache")),
+      };
+    };
+    const names = ["a", "b", "c", "d", "e", "f"], others = ["q", "p", "o", "n", "m", "l"]; // the order is reversed
+    const fakes = contents.map((name, i) => i === 2 ? name : `fake ${name}`); // a copy
+    for (const [suffix, own] of [["", names], [" renamed", others]] as const) {
+      await write(`real${suffix}`, own, contents);
+      await write(`fake${suffix}`, own, fakes);
+      const plain = await score(suffix), listed = Object.keys(plain.files);
+      for (const name of ["images.csv", "metrics.json", "nearest.png", "report.html", "worst.png"]) {
+        assert(listed.includes(name), `${listed}`);
+      }
+      const csv = new TextDecoder().decode(Uint8Array.fromBase64(plain.files["images.csv"]!));
+      assertEquals(
+        csv.trim().split("\n").slice(1).map((row) => row.split(",")[0]),
+        own.toSorted().map((n) => `${n}.png`),
+      );
+      for (const [k, found] of ["1 of 12", "12 of 12"].entries()) {
+        const { files, known } = await score(suffix, at("cache"));
+        assertStringIncludes(known ?? "", suffix ? "12 of 12 lookups" : `${found} lookups`);
+        assertEquals(Object.keys(files), listed);
+        for (const name of listed) assert(files[name] === plain.files[name], `${name} ${k}${suffix}`);
+      }
+    }
+  });
+});
+
 Deno.test("two writers may add the same images; a full cache removes what was used least recently", async () => {
   await testDevice();
   await inFolder(async (folder) => {

@@ -1,6 +1,7 @@
 // L-BFGS against known minima; the linear probe against other solvers, and what is recorded of it.
 
 import { assert, assertAlmostEquals, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { join } from "@std/path";
 import fixture from "../fixtures/probe.json" with { type: "json" };
 import { Interrupted, NotFiniteError, UsageError } from "../../src/errors.ts";
 import { endIf } from "../../src/interruption.ts";
@@ -12,6 +13,8 @@ import type { Features } from "../../src/metrics/moments.ts";
 import { Results } from "../../src/metrics/selection.ts";
 import { METRICS } from "../../src/metrics/table.ts";
 import { normal } from "../../src/philox.ts";
+import { inFolder, run, writeImages } from "../helpers/commands.ts";
+import { fixturePath } from "../helpers/published.ts";
 
 Deno.test("minimise() finds the minimum of Rosenbrock's function from the usual start", async () => {
   const rosenbrock: Objective = (x, g) => {
@@ -239,3 +242,35 @@ Deno.test("a probe of several parts is the minimum of the objective; other work 
     await assertRejects(work, Interrupted);
   }
 });
+
+Deno.test("the split of a probe goes by the names of the files, whatever their order on disk and the batches", () =>
+  inFolder(async (folder) => {
+    const at = (name: string) => join(folder, name), n = 12;
+    await writeImages(at("images"), n);
+    const paths = Array.from(
+      { length: n },
+      (_, i) => `${"ab"[i >> 1 & 1]}/${String(i).padStart(2, "0")}.png`,
+    );
+    for (const [copy, order] of [["forward", paths], ["reversed", paths.toReversed()]] as const) {
+      for (const path of order) {
+        await Deno.mkdir(join(at(copy), path[0]!), { recursive: true });
+        await Deno.copyFile(at(`images/${paths.indexOf(path)}.png`), join(at(copy), path));
+      }
+    }
+    const score = async (data: string, batch: number) => {
+      const out = at(`${data}-${batch}`),
+        options = ["--batch-size", `${batch}`, "--workers", "0", "--image-size", "8", "--intervals"];
+      const tokenizer = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--data", at(data)];
+      await run("eval", ...tokenizer, ...options, "--metrics", "probe,knn", "--out", out);
+      const json = (name: string) => JSON.parse(Deno.readTextFileSync(join(out, name)));
+      const { probe, knn, ingredients: { probe: { split, probe: training } } } = json("metrics.json");
+      return { probe, knn, split, training, right: json("intervals.json").right };
+    };
+    const first = await score("forward", 1), [{ names }] = first.right;
+    const tested = paths.toSorted().filter((_, i) => i % 2 === 1);
+    assertEquals(names.toSorted(), tested.toSorted());
+    assertEquals([first.split.train, first.split.test], [6, 6]);
+    for (const [data, batch] of [["forward", 5], ["reversed", 1], ["reversed", 12]] as const) {
+      assertEquals(await score(data, batch), first, `${data} ${batch}`);
+    }
+  }));
