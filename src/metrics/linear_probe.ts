@@ -28,7 +28,7 @@ const PENALTY = 1e-4;
 /** Training ends where the gradient's norm is this share of that at zero: the objective is then minimal to about 1e-8. */
 const TOLERANCE = 1e-6;
 const MAX_ITERATIONS = 1000;
-/** Features, f64, that fit into the 4 GiB of a WebAssembly memory with weights and gradients. */
+/** Features, logits and weights, f64, that fit into the 4 GiB of a WebAssembly memory with padding. */
 const MAX_NUMBERS = 4e8;
 /** Multiplications between which the event loop may have its turn: some 10 ms. Of at least 64 rows, which share loads. */
 const MULTIPLICATIONS = 1e7;
@@ -54,10 +54,10 @@ export async function trainProbe(
   if (rows < 2 * classes || labels.length !== rows) {
     throw new UsageError(`Cannot train a probe: ${rows} images for ${classes} classes are too few`);
   }
-  if (rows * columns > MAX_NUMBERS) {
+  if (rows * columns + rows * classes + classes * columns > MAX_NUMBERS) {
     throw new UsageError(
-      `Cannot train a probe: ${rows} images of ${columns} features are more than ${MAX_NUMBERS} numbers; ` +
-        `use fewer images`,
+      `Cannot train a probe: ${rows} images of ${columns} features and ${classes} classes are more than ` +
+        `${MAX_NUMBERS} numbers; use fewer images`,
     );
   }
   refuseNotFinite(features, of);

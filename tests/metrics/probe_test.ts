@@ -154,10 +154,14 @@ Deno.test("the ingredients of a probe are its training, the numbers of images, a
   assertEquals(byIndex, { train: 60, test: 30, by: "images of even index train, those of odd index test" });
 });
 
-Deno.test("a probe on more features than its memory holds is refused before anything is allocated", async () => {
-  const features = { data: new Float32Array(0), rows: 50_000, columns: 32_768 };
-  const error = await assertRejects(() => trainProbe(features, { length: 50_000 }, 10), UsageError);
-  assert(/50000 images of 32768 features are more than 400000000 numbers; use fewer/.test(error.message));
+Deno.test("a probe on more features or logits than its memory holds is refused before anything is allocated", async () => {
+  for (const [rows, columns, classes] of [[50_000, 32_768, 10], [350_000, 1000, 1000]] as const) {
+    const features = { data: new Float32Array(0), rows, columns };
+    const error = await assertRejects(() => trainProbe(features, { length: rows }, classes), UsageError);
+    const what =
+      `${rows} images of ${columns} features and ${classes} classes are more than 400000000 numbers`;
+    assertStringIncludes(error.message, `${what}; use fewer images`);
+  }
 });
 
 Deno.test("a probe, its predictions and nearest neighbours refuse features that are not finite, by their set", async () => {
