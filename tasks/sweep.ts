@@ -113,7 +113,7 @@ export const sweep = command({
     const shown = { model: run, tokenizer: c.tokenizer, latents: c.latents, num, seed };
     const line = sampleCommand(best, shown);
     const protocols = Object.fromEntries(
-      scoresOf(results).map((key) => [key, selection.protocolOf(key, c, num)]),
+      scoresOf(results).map((key) => [key, selection.protocolOf(key, c, num, real.pooled !== undefined)]),
     );
     await writeSweep(out, all, results, { folder, line: context.commandLine, command: line, protocols });
     tableLines(results).forEach((row) => log.line(row));

@@ -13,6 +13,8 @@ const setSchema = z.object({
   fingerprint: z.string().optional(),
   /** Number of images; absent for statistics, which do not say. */
   count: z.int().nonnegative().optional(),
+  /** It holds stored statistics of Inception's features. */
+  statistics: z.literal(true).optional(),
 });
 
 /** How samples were made. */
@@ -108,9 +110,10 @@ export type PartIngredients = Partial<
 
 /** A set as an ingredient. */
 export function setIngredients(
-  { name, images, identity, features, spaces = {} }: {
+  { name, images, identity, pooled, features, spaces = {} }: {
     name: string;
     images?: { length: number };
+    pooled?: unknown;
     features?: { rows: number };
     spaces?: Readonly<Record<string, { features?: { rows: number } } | undefined>>;
     identity?: { fingerprint: string };
@@ -122,6 +125,7 @@ export function setIngredients(
     name,
     ...identity && { fingerprint: identity.fingerprint },
     ...count !== undefined && { count },
+    ...pooled !== undefined && { statistics: true },
   };
 }
 

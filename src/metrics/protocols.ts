@@ -100,25 +100,29 @@ export interface ProtocolOptions {
 }
 
 /**
- * The protocol of a metric: that of --protocol, else the one whose input, space and number of images are exactly these, else "tok".
+ * The protocol of a metric: that of --protocol, else the one whose input, space, number of images and
+ * form of reference are exactly these, else "tok".
  * @param metric its name, and the space of an encoder's metric
  * @param images number of generated images [unknown]
+ * @param statistics whether the reference holds stored statistics
  */
 export function protocolOf(
   metric: { name: string; from: string; space?: EncoderSpace },
   { protocol, inceptionInput, imageSize }: ProtocolOptions,
   images: number | undefined,
+  statistics = false,
 ): ProtocolName | "tok" {
   const name = metric.from !== "six" ? metric.name : metric.name.startsWith("mind") ? "mind6" : "fdr6"; // of a space
   const defined = (p: Protocol) => p.metrics.includes(name);
   if (protocol !== undefined) return defined(PROTOCOLS[protocol]) ? protocol : "tok";
   if (imageSize !== undefined && metric.from !== "reconstructions" || images === undefined) return "tok";
-  return PROTOCOL_NAMES.find((name) => {
-    const p = PROTOCOLS[name];
+  return PROTOCOL_NAMES.find((candidate) => {
+    const p = PROTOCOLS[candidate];
     const space = metric.space === undefined || !p.spaces ||
       !(metric.space in p.spaces); // another space takes its place
     const input = metric.from === "encoder" || metric.from === "six" || p.input === inceptionInput;
-    return defined(p) && input && space && counted(p, images);
+    const reference = !p.statistics || statistics || metric.from === "reconstructions" || name === "is";
+    return defined(p) && input && space && reference && counted(p, images);
   }) ?? "tok";
 }
 

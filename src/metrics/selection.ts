@@ -174,10 +174,19 @@ export class Selection {
     );
   }
 
-  /** The protocol of a figure of samples by its key, as {@link Results} records it. @param images number of samples */
-  protocolOf(key: string, options: ProtocolOptions, images: number): ProtocolName | "tok" {
+  /**
+   * The protocol of a figure of samples by its key, as {@link Results} records it.
+   * @param images number of samples
+   * @param statistics whether the reference holds stored statistics
+   */
+  protocolOf(
+    key: string,
+    options: ProtocolOptions,
+    images: number,
+    statistics: boolean,
+  ): ProtocolName | "tok" {
     const name = key.replaceAll("_", "-"), metric = this.#metrics.find((metric) => metric.name === name);
-    return metric ? protocolOf(metric, options, images) : "tok";
+    return metric ? protocolOf(metric, options, images, statistics) : "tok";
   }
 
   /** Leaves out the metrics for which there is a reason. @throws UsageError if they were requested */
@@ -257,7 +266,8 @@ export class Results {
         if (!this.common || !this.#options || !ingredients) continue;
         const { from, space } = ingredients, name = key.replaceAll("_", "-");
         const metric = { name, from, ...from === "encoder" && { space: space as EncoderSpace } };
-        const protocol = protocolOf(metric, this.#options, this.#part.fake?.count);
+        const { real, fake } = this.#part;
+        const protocol = protocolOf(metric, this.#options, fake?.count, real?.statistics);
         this.ingredients[key] = { protocol, ...this.common, ...this.#part, ...ingredients };
       }
     } catch (error) {

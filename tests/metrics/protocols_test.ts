@@ -90,7 +90,8 @@ Deno.test("a figure without --protocol has the name of the protocol that it equa
     inceptionInput: "adm" | "clean" | "pytorch-fid",
     images?: number,
     more = {},
-  ) => protocolOf(metric, { inceptionInput, ...more }, images);
+    statistics = true,
+  ) => protocolOf(metric, { inceptionInput, ...more }, images, statistics);
   assertEquals(of(fid, "adm", 50_000), "adm");
   assertEquals(of(fid, "adm", 49_999), "tok");
   assertEquals(of(fid, "adm"), "tok");
@@ -100,6 +101,10 @@ Deno.test("a figure without --protocol has the name of the protocol that it equa
   assertEquals(of({ ...fid, name: "kid" }, "clean", 10), "clean");
   assertEquals(of(fid, "clean", 10, { imageSize: 64 }), "tok");
   assertEquals(of({ ...fd, space: "dinov2" }, "pytorch-fid", 50_000), "dgm");
+  const ofImages = ["fid", "sfid", "precision", "is"].map((name) =>
+    of({ ...fid, name }, "adm", 50_000, {}, false)
+  );
+  assertEquals(ofImages, ["edm2", "tok", "tok", "adm"], "of a reference of images, not of statistics");
   assertEquals(of(fid, "adm", 10, { protocol: "edm2" }), "edm2");
   const six = { name: "mind-clip@256", from: "six" };
   assertEquals([of(six, "adm", 50_000), of(six, "adm", 10)], ["fdr6", "tok"]);
