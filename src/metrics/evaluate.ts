@@ -95,6 +95,7 @@ export class SetEvaluation implements Disposable {
     const inception = byInception ? await options.inception() : undefined;
     const encoder = selection.from("encoder", "labels").length ? await options.encoder() : undefined;
     selection.exclude((metric) => metric.from === "encoder" && encoder && metric.excludes?.(encoder));
+    selection.settle((line) => log.line(line)); // again: the encoder was not known before
     const save = options.saveStats ?? options.saveFeatures;
     if (save !== undefined && !real.images) {
       throw new UsageError(`Cannot write "${save}": "${real.name}" holds no images to compute features of`);

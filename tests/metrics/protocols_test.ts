@@ -1,7 +1,7 @@
 // Protocols: the input of each network equals what its evaluator makes of an image (fixtures/make_protocols.py), what a protocol
 // fixes, refuses and warns of, and the protocol of a figure without --protocol.
 
-import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
 import { join } from "@std/path";
 import { evalConfig } from "../../src/cli/config.ts";
 import { evalConditions } from "../../src/cli/eval_config.ts";
@@ -22,7 +22,7 @@ import { Selection } from "../../src/metrics/selection.ts";
 import { METRIC_NAMES } from "../../src/metrics/table.ts";
 import { INCEPTION_SIDE, SAMPLING } from "../../src/models/inception.ts";
 import type { EncoderConfig, EncoderSource } from "../../src/zoo/encoders.ts";
-import { run } from "../helpers/commands.ts";
+import { run, writeImages } from "../helpers/commands.ts";
 import { inFolder } from "../helpers/encoder_files.ts";
 import { units } from "../helpers/formula.ts";
 import fixture from "../fixtures/protocols.json" with { type: "json" };
@@ -178,6 +178,16 @@ Deno.test("--protocol refuses a metric that it does not define and names the pro
       await refused("--protocol", "adm", "--metrics", "psnr"),
       "leave --protocol out, or leave psnr out",
     );
+  });
+});
+
+Deno.test("a protocol all of whose metrics are of another encoder is refused, not an evaluation without figures", async () => {
+  await inFolder(async (folder) => {
+    const images = join(folder, "images");
+    await writeImages(images, 16);
+    const sets = ["--real", images, "--fake", images, "--out", join(folder, "out")] as const;
+    const why = "no metric applies: fd-dinov2, kid-encoder, fd-infinity-encoder (it";
+    await assertRejects(() => run("eval", ...sets, "--protocol", "dgm"), UsageError, why);
   });
 });
 
