@@ -21,7 +21,7 @@ const STORED_ROWS = 2;
 
 /** What a spec needs of the device and of the operands. */
 export interface CpuMachine extends CpuGrid {
-  /** Operands that are read from textures; where A is uniform, it is not. */
+  /** Which operands are read from textures: never a uniform A. */
   readonly textures: Readonly<Record<"a" | "b", boolean>>;
   /** Whether an iteration loads all operands before it computes (gpu/software/README.md). */
   readonly loadsFirst: boolean;

@@ -1,6 +1,7 @@
 // One table of what each WebGPU implementation and precision reaches on this adapter, in ten minutes: the GEMM rates of each
 // implementation, bench.ts in a process for each variant, then PyTorch where python3 has it. Either all variants use measured
-// rates or none does. The table is written after every case, so that whoever ends the script early keeps what was measured. Run on a GPU: deno run -A tasks/dev/tensor_cores.ts
+// rates or none does. The table is written after every case, so that whoever ends the script early keeps what was measured. Run on
+// a GPU: deno run -A tasks/dev/tensor_cores.ts
 
 import { parseArgs } from "@std/cli/parse-args";
 import { dirname, fromFileUrl } from "@std/path";

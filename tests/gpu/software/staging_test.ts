@@ -104,9 +104,16 @@ const UNIFORM: readonly [string, number, readonly Shape[], (...x: Tensor[]) => T
 for (const [name, count, shapes, fn] of UNIFORM) {
   Deno.test(`GEMMs with uniform A have the same bits: ${name}`, async () => {
     const { compiler } = await testDevice("cpu");
-    const forms = [false, true].map((scalarLoads) => ({ compiler: { ...compiler, scalarLoads } }));
-    const texts = await sameBits(shapes, fn, forms);
-    assertEquals(texts.map((text) => text.split("let groups_n").length - 1), [0, count]);
+    const [other, uniform] = [false, true].map((scalarLoads) => ({ compiler: { ...compiler, scalarLoads } }));
+    const texts = await sameBits(shapes, fn, [other as Form, uniform as Form, {
+      ...uniform,
+      staging: false,
+    }]);
+    const counts = (part: string) => texts.map((text) => text.split(part).length - 1);
+    assertEquals(counts("let groups_n"), [0, count, count]);
+    const [all = 0] = counts("var b_data: texture");
+    assertEquals(counts("var b_data: texture"), [all, all, 0]);
+    assertEquals(counts("var a_data: texture"), [all, all - count, 0]);
   });
 }
 
