@@ -46,8 +46,7 @@ export async function evaluateTokenizer(
 ): Promise<Findings> {
   const { all, folder, train } = images, n = all.length, batchSize = Math.min(options.batchSize, n);
   selection.exclude((m) =>
-    m.from === "labels" && folder !== undefined &&
-    noClasses(m.minPerClass, all, train?.length ?? Math.ceil(n / 2), folder)
+    m.from === "labels" && folder !== undefined && noClasses(m.minPerClass, all, folder)
   );
   selection.exclude((m) =>
     m.from === "reconstructions" && m.minSide !== undefined && size < m.minSide &&
@@ -262,19 +261,15 @@ async function featuresOf(
 }
 
 /** Why these images give no labels to learn; undefined if they do. @param minPerClass training images of a class */
-function noClasses(
-  minPerClass: number | undefined,
-  all: ImageSource,
-  train: number,
-  folder: string,
-): string | undefined {
-  const { classes } = all;
+function noClasses(minPerClass: number | undefined, all: ImageSource, folder: string): string | undefined {
+  const { classes } = all, train = Math.ceil(all.length / 2);
   if (classes.length < 2) return `the images in "${folder}" have no classes`;
-  const counts = new Uint32Array(classes.length);
-  for (let i = 0; i < all.length; i++) counts[all.label(i)]!++;
-  const few = classes.filter((_, k) => (counts[k] as number) < 2);
+  // In the order of a tar's members all images of a class may have even or odd indices, where classes alternate.
+  const parts = [0, 1].map(() => new Set<number>());
+  for (let i = 0; i < all.length; i++) parts[i % 2]!.add(all.label(i));
+  const few = classes.filter((_, k) => parts.some((part) => !part.has(k)));
   if (few.length > 0) {
-    return `classes with fewer than two images, one to learn from and one to test on: ${
+    return `classes without an image of even index, to learn from, or of odd index, to test on: ${
       few.slice(0, 3).map((name) => `"${name}"`).join(", ")
     }${few.length > 3 ? ` and ${few.length - 3} more` : ""}`;
   }

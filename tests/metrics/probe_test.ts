@@ -278,3 +278,17 @@ Deno.test("the split of a probe goes by the names of the files, whatever their o
       assertEquals(await score(data, batch), first, `${data} ${batch}`);
     }
   }));
+
+Deno.test("classes that alternate in a tar have no accuracy: one would train and the other test", () =>
+  inFolder(async (folder) => {
+    const at = (name: string) => join(folder, name), n = 12;
+    for (const name of ["a", "b"]) await writeImages(at(name), n);
+    const score = async (labelOf: (i: number) => number) => {
+      const members = Array.from({ length: n }, (_, i) => `${"ab"[labelOf(i)]}/${i}.png`);
+      await new Deno.Command("tar", { args: ["-cf", at("data.tar"), "-C", folder, ...members] }).output();
+      const tokenizer = ["--tokenizer", fixturePath("vavae_tiny.pt"), "--data", at("data.tar")];
+      return run("eval", ...tokenizer, "--image-size", "8", "--metrics", "knn", "--out", at("out"));
+    };
+    await assertRejects(() => score((i) => i % 2), UsageError, 'to test on: "a", "b"');
+    assertEquals(typeof (await score((i) => i >> 1 & 1)).result.knn, "number");
+  }));

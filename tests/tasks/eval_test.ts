@@ -73,7 +73,8 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   );
   const said = (word: string) => lines.filter((line) => line.includes(word));
   assertEquals(said("probe"), [
-    'left out: probe, knn (classes with fewer than two images, one to learn from and one to test on: "a", "b", "c")',
+    "left out: probe, knn (classes without an image of even index, to learn from, or of odd index, to test on: " +
+    '"a", "b", "c")',
   ]);
   assertEquals(said("--inception").length, 1);
   assertEquals(said("40 x 32"), [
@@ -82,7 +83,10 @@ Deno.test("default scores omit what the images do not allow; requested by name, 
   for (const metric of ["probe", "knn"]) {
     const refused = await evalScores({ tokenizer, data, metrics: ["psnr", metric], out: join(root, metric) });
     assert(refused.error instanceof UsageError, `${refused.error}`);
-    assertStringIncludes(refused.error.message, `Cannot score "${metric}": classes with fewer than two`);
+    assertStringIncludes(
+      refused.error.message,
+      `Cannot score "${metric}": classes without an image of even index`,
+    );
     await assertRejects(() => readScores(join(root, metric)), Deno.errors.NotFound);
   }
   // With two images a class, nearest neighbours have one to learn from; the probe wants two.
