@@ -22,7 +22,7 @@ import {
   stored,
   writePairs,
 } from "./image_set.ts";
-import { encoderIngredients, type OwnIngredients } from "./ingredients.ts";
+import { encoderIngredients, type OwnIngredients, setIngredients } from "./ingredients.ts";
 import {
   accuraciesOf,
   type ComputedFeatures,
@@ -157,7 +157,7 @@ export class SetEvaluation implements Disposable {
       });
     }
     if (this.cache) this.log.line(`${this.cache}`);
-    const { scores } = results, n = fake.images?.length ?? fake.features?.rows;
+    const { scores } = results, n = setIngredients(fake).count;
     if (n !== undefined && Object.keys(scores).length > 0) scores[this.options.countKey ?? "n"] = n;
     const { images } = real;
     if (images && (this.options.saveStats ?? this.options.saveFeatures) !== undefined) {
