@@ -47,7 +47,7 @@ export interface Division {
   kernelMs: number;
   /** Share of `kernelMs` in GEMMs, including those of convolution and attention. */
   gemmShare: number;
-  /** GFLOP/s of these GEMMs, and its ratio to the baseline GEMM measured in turn with the step. */
+  /** GFLOP/s of these GEMMs, and its ratio to the baseline GEMM measured alternately with the step. */
   gemmGflops: number;
   ofBaseline: number;
 }
@@ -111,7 +111,7 @@ function copyRate({ copies }: Peaks, bytes: number): number {
 const ROUNDS = 5;
 
 /**
- * Measures the share of GEMMs in a prepared step, in turn with the baseline GEMM because the machine's speed drifts.
+ * Measures the share of GEMMs in a prepared step, alternating with the baseline GEMM because the machine's speed drifts.
  * Undefined if the adapter has no timestamps.
  * @param baseline prepared and large enough to reach the adapter's best rate; see cases.ts
  */
