@@ -1,7 +1,7 @@
 // How a GEMM runs: by subgroup matrices or the ordinary kernels, in which tile, and its split-K; and the throughputs that decide.
 // Every tile of a backend sums over K in the same order, so the tile changes speed and never a bit. Split-K does change bits, and
-// depends on the shape alone (in batch-invariant programs not on the number of images; see nominalImages). So do matrices: a kind
-// of GEMM uses them or not whatever the shape, and a resumed run as it did before (run.ts of src/train records the kinds).
+// depends on the shape alone (in batch-invariant programs not on the number of images; see nominalImages). Matrices change bits too:
+// the kind of a GEMM decides whether it uses them, never its shape, and a resumed run keeps its kinds (train/run.ts).
 //
 // Cost model: workgroups run in waves; a wave takes tile area / throughput, padding included (257 rows are 272 in tiles of
 // 16, 264 of 24, 288 of 32). The built-in throughputs are below; bench/gemm_tuning.ts measures an adapter's own.
