@@ -11,6 +11,8 @@ import { units } from "../helpers/formula.ts";
 
 const fixture = (name: string) => fromFileUrl(new URL(`../fixtures/statistics/${name}.npz`, import.meta.url));
 const numbers = (n: number) => Array.from({ length: n }, (_, i) => i / 8);
+const covariance = (n: number) =>
+  numbers(n * n).map((v, i, all) => v + (all[i % n * n + Math.floor(i / n)] as number));
 
 Deno.test("files of ADM, pytorch-fid and clean-fid are read with all that they hold", async () => {
   const files: Record<
@@ -32,7 +34,7 @@ Deno.test("files of ADM, pytorch-fid and clean-fid are read with all that they h
       assertEquals(new Uint8Array(await set.images.bytes(1, 4)), expected, name);
     }
     for (const [got, n] of [[set.pooled, pooled], [set.spatial, spatial]] as const) {
-      assertEquals(got && [[...got.mean], [...got.covariance]], n && [numbers(n), numbers(n * n)], name);
+      assertEquals(got && [[...got.mean], [...got.covariance]], n && [numbers(n), covariance(n)], name);
     }
     assertEquals(
       set.features && [set.features.rows, [...set.features.data]],
@@ -88,7 +90,23 @@ Deno.test("scores against --save-features and --save-stats equal those against t
     shape: [2, 2],
     data: Float32Array.of(1, 2, NaN, 4),
   }]);
+  for (const [name, sigma] of [["negative", [2, 0, 0, -1]], ["triangular", [2, 1, 0, 2]]] as const) {
+    await writeNpz(at(`${name}.npz`), [
+      { name: "mu_patches", shape: [2], data: new Float64Array(2) },
+      { name: "sigma_patches", shape: [2, 2], data: Float64Array.from(sigma) },
+    ]);
+  }
   const refused: [string, Record<string, unknown>, string][] = [
+    [
+      at("negative.npz"),
+      {},
+      '"sigma_patches" is no covariance: it is -1 at [1, 1]; compute the statistics again',
+    ],
+    [
+      at("triangular.npz"),
+      {},
+      '"sigma_patches" is no covariance: it is 0 at [1, 0] and 1 at [0, 1]; compute the',
+    ],
     [
       stats,
       { metrics: ["kid-encoder"] },
