@@ -332,7 +332,7 @@ export class SetEvaluation implements Disposable {
     const metrics: { name: string }[] = this.selection.from("inception", "encoder", "six");
     if (metrics.length === 0) return;
     if (metrics.some(({ name }) => /^s?fid$|^fdr6$|^fd-(?!infinity)/.test(name))) {
-      const counts = [real, fake].flatMap(({ images, pooled }) => images && !pooled ? [images.length] : []);
+      const counts = [real, fake].flatMap((set) => set.pooled ? [] : setIngredients(set).count ?? []);
       const few = counts.length > 0 && cautionOfFew(...counts);
       if (few) this.#warn(few);
     }

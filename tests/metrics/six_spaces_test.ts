@@ -87,6 +87,7 @@ Deno.test("fdr6 of given features equals SciPy's to 1e-6, with each space's dist
     }
     near(scores.fdr6, fixture.fdr6, "fdr6");
     assertEquals(scores.n, 15); // images of the fake set
+    assert(lines.some((line) => line.startsWith("12 images are few")), lines.join("\n"));
     let sum = 0;
     for (const [i, { key, space }] of SIX_SPACES.entries()) {
       near(scores[`fd_${key}`], (fixture.spaces as Record<string, { fd: number }>)[space]!.fd, key);
