@@ -1,8 +1,7 @@
 // Batched inference: runs a captured program over any number of images in batches of fixed size; the last batch is padded and
 // its outputs are cut. The next batch is loaded and uploaded while one runs, and runs while the caller uses the outputs of the
 // last one: the device waits only for loading or a caller that take longer than a batch. Ctrl-C is checked between batches.
-// Images in memory: the batch that runs, the next one, and those that are prefetched (128 MiB, at least one batch), whose images are
-// there a second time until their batch is complete.
+// Images in memory: the running batch, the next one, and prefetched ones (128 MiB, at least one batch), held twice until batched.
 
 import { NotFiniteError } from "../errors.ts";
 import { capture, type Program } from "../gpu/program.ts";

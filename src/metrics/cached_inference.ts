@@ -13,8 +13,8 @@ import type { CacheSpace } from "./feature_cache.ts";
 const MAX_WAITING_BYTES = 128 * 1024 * 1024;
 /** Lookups for a batch, in batches, after which the images that are complete are yielded; and their least number. */
 const LOOKUP_BATCHES = 16, MIN_LOOKUPS = 256;
-/** Lookups between which other work of the thread has its turn: reading files and the cache does not wait for anything. */
-const LOOKUPS_A_TURN = 32;
+/** Lookups between two yields to the event loop: reading files and the cache is synchronous. */
+const LOOKUPS_PER_YIELD = 32;
 /** Images that are yielded at a time. */
 const MAX_YIELDED = 256;
 
@@ -139,7 +139,7 @@ class CachedImages<K extends string> {
         this.#rows.set(i, row.outputs);
         source.count(i, row.size);
       } else this.#missing.push({ i, digest });
-      if (++this.#next % LOOKUPS_A_TURN === 0) await new Promise((resolve) => setTimeout(resolve));
+      if (++this.#next % LOOKUPS_PER_YIELD === 0) await new Promise((resolve) => setTimeout(resolve));
     }
     if (this.#due()) return this.#missing.splice(0, batchSize);
     return this.#next < source.length ? [] : undefined;

@@ -25,10 +25,7 @@ export function orderWithout(order: ArrayLike<number>, group: number): Uint32Arr
   return Uint32Array.from(Array.from(order).filter((row) => groups[row] !== group), (row) => place[row] ?? 0);
 }
 
-/**
- * A subset of `n` images in an order in which most of them have the group that they have among all: the groups are of equal sizes,
- * and pair with those of another subset, as of another space.
- */
+/** Orders a subset of `n` images for groups of equal sizes: most keep the group that they have among all, so that subsets pair. */
 export function groupedSubset(chosen: Uint32Array, n: number): Uint32Array {
   const own = groupsOf(chosen.length), all = groupsOf(n), ordered = new Uint32Array(chosen.length);
   const by = (groups: Uint8Array) => (i: number, j: number) => (groups[i] as number) - (groups[j] as number);
@@ -78,14 +75,14 @@ export class MomentsWithout {
     return new MomentsWithout(features, groupsOf(features.rows), await gaussian(features));
   }
 
-  /** Whether moments are those of the features: within 0.1 %, as covariances over N and N - 1 of 1,000 images. */
+  /** Whether moments are those of the features: within 0.1 %, the ratio of covariances over N and N - 1 at N = 1,000. */
   areOf({ mean, covariance }: Gaussian): boolean {
     const { all } = this,
-      top = (values: Float64Array) => values.reduce((max, v) => Math.max(max, Math.abs(v)), 0);
-    const apart = (a: Float64Array, b: Float64Array) => top(a.map((v, i) => v - (b[i] as number)));
-    const variance = top(all.covariance);
-    return mean.length === all.mean.length && apart(covariance, all.covariance) <= 1e-3 * variance &&
-      apart(mean, all.mean) <= 1e-3 * Math.max(top(all.mean), Math.sqrt(variance));
+      largest = (values: Float64Array) => values.reduce((max, v) => Math.max(max, Math.abs(v)), 0);
+    const difference = (a: Float64Array, b: Float64Array) => largest(a.map((v, i) => v - (b[i] as number)));
+    const variance = largest(all.covariance);
+    return mean.length === all.mean.length && difference(covariance, all.covariance) <= 1e-3 * variance &&
+      difference(mean, all.mean) <= 1e-3 * Math.max(largest(all.mean), Math.sqrt(variance));
   }
 
   async group(group: number): Promise<Gaussian> {

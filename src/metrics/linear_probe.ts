@@ -30,7 +30,7 @@ const TOLERANCE = 1e-6;
 const MAX_ITERATIONS = 1000;
 /** Features, logits and weights, f64, that fit into the 4 GiB of a WebAssembly memory with padding. */
 const MAX_NUMBERS = 4e8;
-/** Multiplications between which the event loop may have its turn: some 10 ms. Of at least 64 rows, which share loads. */
+/** Multiplications of a GEMM between two yields to the event loop, about 10 ms; at least 64 rows, which share loads. */
 const MULTIPLICATIONS = 1e7;
 
 /**

@@ -50,7 +50,6 @@ const compared: SetMetric["subset"] = ({ features: a }, { features: b }, seed) =
   if (fake.rows <= real.rows) return fake;
   return rowsOf(fake, groupedSubset(comparedRows(fake, real.rows, seed, 1), fake.rows));
 };
-const SUBSET = { subset: compared };
 
 const onRequest = true;
 const MOMENTS: Kinds = { real: "moments", fake: "moments" };
@@ -247,7 +246,7 @@ export const METRICS: readonly Metric[] = [
   byInception("recall", FEATURES, NEIGHBOURS + 1, ofInception.precision),
   byInception("density", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
   byInception("coverage", REQUESTED, DENSITY_NEIGHBOURS + 1, ofInception.density),
-  byInception("mind", { ...REQUESTED, ...SUBSET }, 2, ofInception.sliced),
+  byInception("mind", { ...REQUESTED, subset: compared }, 2, ofInception.sliced),
   byInception("fid-infinity", EXTRAPOLATED, INFINITY_POINTS + 1, ofInception.infinity),
   byEncoder("fd-cls", { ...MOMENTS, onRequest }, 2, distance("fd_cls"), {
     space: "cls",
@@ -271,10 +270,10 @@ export const METRICS: readonly Metric[] = [
   byEncoder("recall-encoder", REQUESTED, NEIGHBOURS + 1, ofEncoder.precision),
   byEncoder("density-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
   byEncoder("coverage-encoder", REQUESTED, DENSITY_NEIGHBOURS + 1, ofEncoder.density),
-  byEncoder("mind-encoder", { ...REQUESTED, ...SUBSET }, 2, ofEncoder.sliced),
+  byEncoder("mind-encoder", { ...REQUESTED, subset: compared }, 2, ofEncoder.sliced),
   byEncoder("fd-infinity-encoder", EXTRAPOLATED, INFINITY_POINTS + 1, ofEncoder.infinity),
   bySix("fdr6", "fd", MOMENTS, distance("fd"), true),
-  bySix("mind6", "mind", { ...FEATURES, ...SUBSET }, ofInception.sliced, false),
+  bySix("mind6", "mind", { ...FEATURES, subset: compared }, ofInception.sliced, false),
 ];
 
 /** The values of --metrics. */
