@@ -92,11 +92,15 @@ export const encoder = {
 
 /** Options of everything that reads images. */
 export const reading = {
-  badImage: data(z.enum(["skip", "error"]).optional(), "What to do with a broken image", {
-    otherwise: "error below 1,000 images, else skip",
-    advanced: true,
-    free: true,
-  }),
+  badImage: data(
+    z.enum(["skip", "error"]).optional(),
+    "A broken image: stop, or use another one of its class",
+    {
+      otherwise: "error below 1,000 images, else skip",
+      advanced: true,
+      free: true,
+    },
+  ),
   imageColumn: data(text(), "Column of the images in Parquet files", {
     value: "NAME",
     otherwise: "the one of structs with bytes",

@@ -129,7 +129,7 @@ export class Images implements InputSource {
         if (badImage === "error" || !(error instanceof UsageError)) throw error;
         if (this.bad.has(name)) continue; // found damaged meanwhile
         this.bad.add(name);
-        onBad?.(error.message);
+        onBad?.(`${error.message}; another image of its class stands in for it`);
       }
     }
     throw new UsageError(

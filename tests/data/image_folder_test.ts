@@ -6,6 +6,7 @@ import {
   assertEquals,
   assertNotEquals,
   assertRejects,
+  assertStringIncludes,
   assertThrows,
 } from "@std/assert";
 import { ShapeError, UsageError } from "../../src/errors.ts";
@@ -199,6 +200,7 @@ Deno.test("a damaged image is an error in a small set, else replaced by another 
   const { pixel, told, bad } = await load("skip");
   assertEquals(pixel, 1); // a/1.png, not the next in the list
   assertEquals([told.length, bad], [1, ["a/2.png"]]);
+  assertStringIncludes(told[0] ?? "", "the file is empty; another image of its class stands in for it");
   Deno.writeTextFileSync(`${root}/a/1.png`, "no image");
   await assertRejects(() => load("skip"), UsageError, 'no image of the class "a" can be decoded');
 });
