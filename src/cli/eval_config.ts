@@ -202,8 +202,16 @@ export function evalConditions(
   ) => [name, only("samples", "model")]);
   const reason = `it is for the real images that others are compared with, and this scores ${scored}`;
   const saved = [[() => parts.some((part) => part !== "tokenizer"), reason] as const];
+  const ofInception = METRICS.filter(({ from, weights }) => from === "six" || weights === "inception");
+  const needsInception = [[
+    () => c.metrics === undefined || ofInception.some(({ name }) => c.metrics?.includes(name)),
+    "it is for figures of Inception, and --metrics selects none",
+    "choose other --metrics",
+  ]] as const;
   return {
-    ...protocolConditions(c, parts),
+    ...c.protocol === undefined
+      ? { inception: needsInception, inceptionInput: needsInception }
+      : protocolConditions(c, parts),
     ...Object.fromEntries(sampled),
     featureCache: [[
       () => parts.some((part) => part !== "tokenizer"),

@@ -102,6 +102,14 @@ Deno.test("options of a part of which --metrics or --protocol selects nothing ar
     ],
     // Without --metrics, a report has fdr6, as its missing figures say.
     [["--encoders", "none"], 'Cannot use "none": it does not hold a diffusion model'],
+    [
+      ["--inception", "none", "--metrics", "kid-encoder"],
+      "Cannot use --inception: it is for figures of Inception",
+    ],
+    [
+      ["--inception-input", "adm", "--metrics", "kid-encoder"],
+      "and --metrics selects none; choose other --metrics",
+    ],
     [["--encoders", "none", "--metrics", "fid"], "Cannot use --encoders: it is for fdr6 and mind6"],
     [["--encoders", "none", "--protocol", "dgm"], "Cannot use --encoders: it is for fdr6 and mind6"],
   ];
