@@ -219,6 +219,9 @@ export class Selection {
   }
 }
 
+const OVERFLOW =
+  "features or statistics overflow; use other weights, or look at the numbers in the given file";
+
 /** Scores as they are computed. The first failure is kept for the end. */
 export class Results {
   readonly scores: Scores = {};
@@ -249,7 +252,7 @@ export class Results {
   readonly ofPairs = (key: string): OwnIngredients | undefined => this.#own.get(key);
 
   /**
-   * Adds the scores that `compute` returns.
+   * Adds the scores that `compute` returns; one that is not a number is a failure.
    * @param own ingredients of these figures; undefined: those of {@link guarded} scores, and none of others
    * @throws errors other than UsageError and ShapeError, such as a lost device
    */
@@ -260,9 +263,12 @@ export class Results {
     this.begin();
     try {
       const scores = await compute();
-      Object.assign(this.scores, scores);
+      for (const [key, value] of Object.entries(scores)) {
+        if (!Number.isNaN(value)) this.scores[key] = value;
+        else this.fail(new UsageError(`Cannot compute "${key}": it is not a number, because ${OVERFLOW}`));
+      }
       for (const key of Object.keys(scores)) {
-        const ingredients = own(key);
+        const ingredients = key in this.scores ? own(key) : undefined;
         if (!this.common || !this.#options || !ingredients) continue;
         const { from, space } = ingredients, name = key.replaceAll("_", "-");
         const metric = { name, from, ...from === "encoder" && { space: space as EncoderSpace } };

@@ -144,6 +144,13 @@ Deno.test("a score that fails late keeps the others, and is still an error", asy
   await assertRejects(() => results.add(() => Promise.reject(new Error("device lost"))), Error, "lost");
 });
 
+Deno.test("a score that is not a number is an error, and not among the others", async () => {
+  const results = new Results();
+  await results.add(() => ({ fid: 3, kid: NaN, psnr: Infinity }));
+  assertEquals(results.scores, { fid: 3, psnr: Infinity });
+  await assertRejects(async () => results.rethrow(), UsageError, 'Cannot compute "kid": it is not a number');
+});
+
 Deno.test("an evaluation in the folder of another one leaves none of its files, and a refused one leaves all", async () => {
   await inFolder(async (root) => {
     const at = (...path: string[]) => join(root, ...path), size = [16, 16] as const;
