@@ -144,9 +144,9 @@ export async function runCells(
   const known = cells.length - missing.length;
   if (known > 0) log.line(`${known} of ${cells.length} cells are there already`);
   log.line(
-    `${missing.length} cells of ${n} images: ${missing.length * n} images, ${
-      Math.round(passes * n)
-    } network evaluations`,
+    `${missing.length} ${missing.length === 1 ? "cell" : "cells"} of ${n} images: ${
+      missing.length * n
+    } images, ${Math.round(passes * n)} network evaluations`,
   );
   const results: CellResult[] = [];
   // Seconds of sampling and of scoring a cell; the first cell is scored together with the reference.

@@ -171,7 +171,7 @@ export class Intervals {
     let done = 0;
     for await (const view of withoutGroups(fake, repeated.map(({ fake }) => fake), pooled)) {
       throwIfStopped();
-      const own = { ...context, ...features && { less: { features, group: done } } };
+      const own = { ...context, ...features && { replicate: { of: features, without: done } } };
       for (const [compute, kind] of computes) {
         const scores = found.get(kind) ?? {};
         found.set(kind, scores);

@@ -117,8 +117,8 @@ export type SetCompute = (real: InceptionView, fake: InceptionView, context: Set
 
 export interface SetContext {
   seed: number;
-  /** The fake set is this one without a group of its images: random subsets are those of all images, less the group. */
-  less?: { features: Features; group: number };
+  /** The fake set is all images without a group: random subsets are those of all, without the group's images. */
+  replicate?: { of: Features; without: number };
   progress: Log["progress"];
   /** Writes a picture of images of the fake set above others of the real one, by their numbers. */
   show(

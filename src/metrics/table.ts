@@ -109,8 +109,9 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
         .finally(() => shown.end());
       return Object.fromEntries(Object.entries(scores).map(([key, value]) => [key + end, value]));
     };
-  const kid: SetCompute = async (a, b, { seed, less }) => {
-    const [x, y] = rows(a, less ?? b), keeps = less && isOutside(y.rows, less.group);
+  const kid: SetCompute = async (a, b, { seed, replicate }) => {
+    const [x, y] = rows(a, replicate ? { features: replicate.of } : b);
+    const keeps = replicate && isOutside(y.rows, replicate.without);
     return { [`kid${end}`]: await kernelDistance(x, y, { seed, ...keeps && { keeps } }) };
   };
   const sliced: SetCompute = async (a, b, { seed, progress }) => {
@@ -118,9 +119,11 @@ const scoresOfFeatures = (end: "" | "_encoder") => {
     const value = mind(...rows(a, b), { seed, onProgress: shown.update }).finally(() => shown.end());
     return { [`mind${end}`]: await value };
   };
-  const infinity: SetCompute = async (a, { features }, { seed, less, progress }) => {
+  const infinity: SetCompute = async (a, { features }, { seed, replicate, progress }) => {
     const fake = features as Features, shown = progress("FD-infinity", INFINITY_POINTS, "distances");
-    const order = less ? orderWithout(randomOrder(less.features, seed), less.group) : randomOrder(fake, seed);
+    const order = replicate
+      ? orderWithout(randomOrder(replicate.of, seed), replicate.without)
+      : randomOrder(fake, seed);
     const options = { order, onPoint: shown.update };
     const value = frechetAtInfinity(await momentsOf(a), fake, options).finally(() => shown.end());
     return { [end ? `fd_infinity${end}` : "fid_infinity"]: await value };
