@@ -127,12 +127,23 @@ export type EvalConfig = z.infer<typeof evalConfig>;
 /** The options of {@link protocolConditions}. */
 type UnderProtocol = Pick<EvalConfig, "protocol" | "inceptionInput" | "inception" | "encoder" | "imageSize">;
 
-/** Options that a protocol fixes or does not read. */
+/** Options that a protocol, or without one --metrics, fixes or does not read. */
 export function protocolConditions(
-  { protocol, inceptionInput }: Pick<EvalConfig, "protocol" | "inceptionInput">,
+  { protocol, inceptionInput, metrics: requested }: Pick<
+    EvalConfig,
+    "protocol" | "inceptionInput" | "metrics"
+  >,
   parts: readonly Subject[],
 ): Conditions<UnderProtocol> {
-  if (protocol === undefined) return {};
+  if (protocol === undefined) {
+    const ofInception = METRICS.filter(({ from, weights }) => from === "six" || weights === "inception");
+    const needed = [[
+      () => requested === undefined || ofInception.some(({ name }) => requested.includes(name)),
+      "it is for figures of Inception, and --metrics selects none",
+      "choose other --metrics",
+    ]] as const;
+    return { inception: needed, inceptionInput: needed };
+  }
   const { input, metrics } = PROTOCOLS[protocol], other = "choose another --protocol";
   const fixes = input === undefined ? "has no figure of Inception" : `fixes ${input}`;
   const names = new Set(metrics);
@@ -202,16 +213,8 @@ export function evalConditions(
   ) => [name, only("samples", "model")]);
   const reason = `it is for the real images that others are compared with, and this scores ${scored}`;
   const saved = [[() => parts.some((part) => part !== "tokenizer"), reason] as const];
-  const ofInception = METRICS.filter(({ from, weights }) => from === "six" || weights === "inception");
-  const needsInception = [[
-    () => c.metrics === undefined || ofInception.some(({ name }) => c.metrics?.includes(name)),
-    "it is for figures of Inception, and --metrics selects none",
-    "choose other --metrics",
-  ]] as const;
   return {
-    ...c.protocol === undefined
-      ? { inception: needsInception, inceptionInput: needsInception }
-      : protocolConditions(c, parts),
+    ...protocolConditions(c, parts),
     ...Object.fromEntries(sampled),
     featureCache: [[
       () => parts.some((part) => part !== "tokenizer"),

@@ -126,12 +126,17 @@ export const sweepConfig = z.strictObject({
 });
 export type SweepConfig = z.infer<typeof sweepConfig>;
 
-/** Options that the protocol fixes or does not read, and protocols of which a sweep has no metric. */
+/** Options that the protocol or --metrics fixes or does not read, and protocols of which a sweep has no metric. */
 export function sweepConditions(c: SweepConfig): Conditions<SweepConfig> {
   const metrics: readonly string[] = c.protocol === undefined ? SCORES : PROTOCOLS[c.protocol].metrics;
-  const { imageSize: _, ...conditions } = protocolConditions(c, ["model"]);
+  const { imageSize: _, inceptionInput = [], ...conditions } = protocolConditions(c, ["model"]);
   return {
     ...conditions,
+    inceptionInput: [...inceptionInput, [
+      () => c.inception !== undefined,
+      "it is for figures of Inception, and there is no --inception",
+      "add --inception FILE",
+    ]],
     protocol: [[
       () => SCORES.some((name) => metrics.includes(name)),
       `${c.protocol} is of six spaces, and a sweep scores in that of Inception and of one encoder`,

@@ -307,6 +307,9 @@ Deno.test("--protocol of a sweep computes and records what tok eval does under i
       "--encoder",
       "x",
     );
+    for (const option of [["--inception", "none"], ["--inception-input", "adm"]]) {
+      await refused("and --metrics selects none", "--metrics", "fd-encoder", ...option);
+    }
     await refused("Cannot use --protocol adm with --metrics kid", ...as("adm"), "--metrics", "kid");
     await refused("Cannot use --protocol: fdr6 is of six spaces, and a sweep", ...as("fdr6").slice(0, 2));
     await assertRejects(
