@@ -94,7 +94,7 @@ export const encoder = {
 export const reading = {
   badImage: data(
     z.enum(["skip", "error"]).optional(),
-    "A broken image: stop, or use another one of its class",
+    "A broken image: skip uses another one of its class, error stops",
     {
       otherwise: "error below 1,000 images, else skip",
       advanced: true,

@@ -100,15 +100,18 @@ async function statisticsOf(npz: NpzFile, mu: string, sigma: string): Promise<St
   return statistics;
 }
 
-/** Refuses a negative variance, and asymmetry beyond rounding: the Frechet distance would be a number without a meaning. */
+/**
+ * Refuses a negative variance, and asymmetry, beyond 0.1 % of the largest variance, more than the rounding of fp16: a Frechet distance
+ * would be a number without a meaning.
+ */
 function refuseNoCovariance(npz: NpzFile, key: string, values: ArrayLike<number>, n: number): void {
   const at = (i: number, j: number) => values[i * n + j] as number;
-  let top = 0;
-  for (let i = 0; i < n; i++) top = Math.max(top, at(i, i));
+  let largest = 0;
+  for (let i = 0; i < n; i++) largest = Math.max(largest, at(i, i));
   for (let i = 0; i < n; i++) {
     for (let j = 0; j <= i; j++) {
       const [a, b] = [at(i, j), at(j, i)];
-      if ((i === j ? -a : Math.abs(a - b)) <= 1e-3 * top) continue;
+      if ((i === j ? -a : Math.abs(a - b)) <= 1e-3 * largest) continue;
       const why = i === j ? `${a} at [${i}, ${i}]` : `${a} at [${i}, ${j}] and ${b} at [${j}, ${i}]`;
       throw refusal(npz, `"${key}" is no covariance: it is ${why}; compute the statistics again`);
     }
